@@ -1,0 +1,1 @@
+"""Hydra sweepers: Hydra takes plugins from the package ``hydra_plugins`` alone."""

@@ -1,0 +1,1 @@
+"""How Jacobians and Gramians of task losses are computed; knows nothing of weightings."""

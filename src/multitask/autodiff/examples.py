@@ -1,0 +1,98 @@
+"""Which positions belong to which example, and the rows of a weight example by example."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multitask.autodiff.blocks import Block
+from multitask.autodiff.operands import Operand
+
+# Numbers that a block of intermediate results may hold.
+_CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How positions are numbered.
+
+    Args:
+        examples: The number of examples.
+        first: Whether the positions of one example follow each other; else each position's examples do.
+    """
+
+    examples: int
+    first: bool
+
+    def by_example(self, positions: Tensor, dim: int) -> Tensor:
+        """Split dimension ``dim``, of all positions, into examples and the positions of one."""
+        each = positions.shape[dim] // self.examples
+        if self.first:
+            return positions.unflatten(dim, (self.examples, each))
+        return positions.unflatten(dim, (each, self.examples)).transpose(dim, dim + 1)
+
+    def flat(self, values: Tensor) -> Tensor:
+        """Undo :meth:`by_example` for the first two dimensions."""
+        return (values if self.first else values.transpose(0, 1)).flatten(0, 1)
+
+
+class ExampleBlock(Block):
+    """Rows ``D_btᵀ A_b`` of one weight: example b, task t; ordered example by example.
+
+    Args:
+        operand: ``A``.
+        gradients: All ``D_t``, shape ``[m, positions, q]``.
+        layout: Which positions belong to which example.
+    """
+
+    def __init__(self, operand: Operand, gradients: Tensor, layout: Layout) -> None:
+        self._operand = operand
+        self._layout = layout
+        # [example, task, position, q]
+        self._gradients = layout.by_example(gradients, 1).transpose(0, 1)
+
+    def gramian(self) -> Tensor:
+        """Return the products of all rows, by whichever way takes fewer operations."""
+        b, m, t, q = self._gradients.shape
+        p = self._operand.p
+        formed = b * m * t * p * q + (b * m) ** 2 * p * q
+        paired = (b * t) ** 2 * (m * m * (q + 2) + p)
+        return self._formed() if self._operand.dense and formed < paired else self._paired()
+
+    def _paired(self) -> Tensor:
+        """``Σ_ss' ⟨D_bts, D_ct's'⟩ ⟨A_bs, A_cs'⟩`` over the positions s of b and s' of c."""
+        b, m, t, q = self._gradients.shape
+        dtype = self._gradients.dtype
+        order = self._layout.by_example(torch.arange(b * t, device=self._gradients.device), 0).flatten()
+        kernel = self._operand.kernel(dtype)[order][:, order].view(b, 1, t, b, 1, t)
+        D = self._gradients.reshape(b * m * t, q)
+        parts = []
+        size = max(1, _CHUNK // max(1, b * (m * t) ** 2))
+        for some, near in zip(self._gradients.split(size), kernel.split(size), strict=True):
+            products = (some.reshape(-1, q) @ D.T).view(len(some), m, t, b, m, t)
+            parts.append((products * near).sum((2, 5)))
+        return torch.cat(parts).reshape(b * m, b * m)
+
+    def _formed(self) -> Tensor:
+        """Form the rows, some columns at a time."""
+        b, m = self._gradients.shape[:2]
+        A = self._inputs()
+        total = self._gradients.new_zeros(b * m, b * m)
+        for D in self._gradients.split(max(1, _CHUNK // (b * m * self._operand.p)), 3):
+            rows = torch.einsum("bmsq,bsp->bmqp", D, A).reshape(b * m, -1)
+            total += rows @ rows.T
+        return total
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """Return ``(Σ_t w_bt D_bt)ᵀ A`` over all positions."""
+        b, m = self._gradients.shape[:2]
+        D = torch.einsum("bm,bmsq->bsq", weights.view(b, m), self._gradients)
+        return self._operand.product(self._layout.flat(D))
+
+    def rows(self) -> Tensor:
+        """Return all ``D_btᵀ A_b``: here they are formed."""
+        rows = torch.einsum("bmsq,bsp->bmqp", self._gradients, self._inputs())
+        return self._operand.as_weights(rows).reshape(len(rows) * rows.shape[1], -1)
+
+    def _inputs(self) -> Tensor:
+        return self._layout.by_example(self._operand.inputs(self._gradients.dtype), 0)

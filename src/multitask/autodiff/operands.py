@@ -1,0 +1,173 @@
+"""Operations whose weight gradient is a product ``Dᵀ A`` of their output gradients and inputs.
+
+One row a *position*: an example, a token, a pixel. ``A`` has p columns, what one position reads, ``D`` has q,
+what it writes, so that the weight is ``[q, p]``.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from multitask.autodiff.uses import Node, Use
+
+
+class Operand(ABC):
+    """The inputs ``A``, ``[positions, p]``, of an operation, stored in whichever way is small.
+
+    Args:
+        shape: The shape of the operation's weight.
+        positions: The rows of ``A``.
+        q: The columns of ``D``.
+        p: The columns of ``A``.
+    """
+
+    dense = True
+    """Whether making ``A`` and multiplying by it costs p operations a position."""
+
+    def __init__(self, shape: torch.Size, positions: int, q: int, p: int) -> None:
+        self.shape = shape
+        self.positions = positions
+        self.q = q
+        self.p = p
+
+    def matrix(self, gradient: Tensor) -> Tensor:
+        """Return output gradients, ``[k, *output]``, as ``D``, ``[k, positions, q]``."""
+        return gradient.reshape(len(gradient), self.positions, self.q)
+
+    @abstractmethod
+    def inputs(self, dtype: torch.dtype) -> Tensor:
+        """Return ``A``, shape ``[positions, p]``."""
+
+    def kernel(self, dtype: torch.dtype) -> Tensor:
+        """Return ``A Aᵀ``, shape ``[positions, positions]``."""
+        inputs = self.inputs(dtype)
+        return inputs @ inputs.T
+
+    def product(self, D: Tensor) -> Tensor:
+        """Return ``Dᵀ A`` in the shape of the weight; ``D`` is ``[positions, q]``."""
+        return self.as_weights(D.T @ self.inputs(D.dtype))
+
+    def as_weights(self, products: Tensor) -> Tensor:
+        """Return products ``[…, q, p]`` in the shape of the weight, ``[…, *shape]``."""
+        return products.reshape(*products.shape[:-2], *self.shape)
+
+
+class LinearOperand(Operand):
+    """Inputs of ``x Wᵀ``: they are ``A``."""
+
+    def __init__(self, shape: torch.Size, inputs: Tensor) -> None:
+        super().__init__(shape, len(inputs), shape[0], shape[1])
+        self._inputs = inputs
+
+    def inputs(self, dtype: torch.dtype) -> Tensor:
+        """Return the inputs, shape ``[positions, p]``."""
+        return self._inputs.to(dtype)
+
+
+class ConvolutionOperand(Operand):
+    """Inputs of a two-dimensional convolution: ``A`` has one patch a row."""
+
+    def __init__(self, shape: torch.Size, images: Tensor, geometry: dict[str, tuple[int, ...]]) -> None:
+        self._images = images
+        self._geometry = geometry
+        size = [
+            (n + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for n, kernel, pad, dilation, stride in zip(
+                images.shape[2:],
+                shape[2:],
+                geometry["padding"],
+                geometry["dilation"],
+                geometry["stride"],
+                strict=True,
+            )
+        ]
+        super().__init__(shape, len(images) * size[0] * size[1], shape[0], shape[1:].numel())
+
+    def matrix(self, gradient: Tensor) -> Tensor:
+        """Return gradients of images, ``[k, batch, q, height, width]``, pixel by pixel."""
+        return gradient.movedim(2, -1).reshape(len(gradient), self.positions, self.q)
+
+    def inputs(self, dtype: torch.dtype) -> Tensor:
+        """Return the patches, shape ``[batch · height · width, p]``."""
+        kernel = tuple(self.shape[2:])
+        patches = torch.nn.functional.unfold(self._images.to(dtype), kernel, **self._geometry)
+        return patches.transpose(1, 2).reshape(self.positions, self.p)
+
+
+class EmbeddingOperand(Operand):
+    """Indices of an embedding: ``A`` has a one at the row that was looked up, nothing at the padding."""
+
+    dense = False
+
+    def __init__(self, shape: torch.Size, indices: Tensor, padding: int) -> None:
+        super().__init__(shape, indices.numel(), shape[1], shape[0])
+        self._indices = indices.reshape(-1)
+        self._padding = padding if padding < shape[0] else -1  # the graph saves «none» as a huge number
+
+    def inputs(self, dtype: torch.dtype) -> Tensor:
+        """Return the looked up rows as ones among zeros, shape ``[positions, p]``."""
+        ones = torch.nn.functional.one_hot(self._indices, self.p).to(dtype)
+        if self._padding >= 0:
+            ones[:, self._padding] = 0.0
+        return ones
+
+    def kernel(self, dtype: torch.dtype) -> Tensor:
+        """Return where two positions looked up the same row, shape ``[positions, positions]``."""
+        same = self._indices[:, None] == self._indices
+        return (same & (self._indices != self._padding)).to(dtype)
+
+    def product(self, D: Tensor) -> Tensor:
+        """Add each position's gradient to the row that it looked up."""
+        total = D.new_zeros(self.shape).index_add_(0, self._indices, D)
+        if self._padding >= 0:
+            total[self._padding] = 0.0
+        return total
+
+    def as_weights(self, products: Tensor) -> Tensor:
+        """Return products ``[…, width, rows]`` as embeddings are stored, row by row."""
+        return products.mT
+
+
+def operand_of(use: Use, shape: torch.Size) -> Operand | None:
+    """Return the inputs that go with a weight of this shape, ``None`` where its gradient is no such product.
+
+    They are what the graph saved for the backward pass. What a checkpoint would have to compute again is
+    left alone.
+    """
+    node = use.node
+    match use.operation, use.place, use.transposed:
+        case "AddmmBackward0", 2, True if node._saved_alpha == 1:
+            inputs = saved(node, "mat1")
+            return None if inputs is None else LinearOperand(shape, inputs)
+        case "MmBackward0", 1, True:
+            inputs = saved(node, "self")
+            return None if inputs is None else LinearOperand(shape, inputs)
+        case "ConvolutionBackward0", 1, False if _is_plain(node):
+            images = saved(node, "input")
+            names = ("padding", "dilation", "stride")
+            geometry = {name: tuple(getattr(node, f"_saved_{name}")) for name in names}
+            return None if images is None else ConvolutionOperand(shape, images, geometry)
+        case "EmbeddingBackward0", 0, False if not (node._saved_scale_grad_by_freq or node._saved_sparse):
+            indices = saved(node, "indices")
+            return None if indices is None else EmbeddingOperand(shape, indices, node._saved_padding_idx)
+    return None
+
+
+def _is_plain(node: Node) -> bool:
+    """Return whether a convolution is two-dimensional, ungrouped, and padded by numbers."""
+    padding = node._saved_padding
+    two = not isinstance(padding, str) and len(padding) == 2
+    return two and node._saved_groups == 1 and not node._saved_transposed
+
+
+def saved(node: Node, name: str) -> Tensor | None:
+    """Return what the graph saved, ``None`` where it is changed, packed away or to be computed again."""
+    if getattr(getattr(node, f"_raw_saved_{name}"), "unpack_hook", None) is not None:
+        return None
+    try:
+        first, second = (getattr(node, f"_saved_{name}") for _ in range(2))
+    except RuntimeError:  # changed in place since: the backward pass of the row says so
+        return None
+    # Without hooks both are one; older versions of torch do not show their hooks.
+    return first.detach() if first.data_ptr() == second.data_ptr() else None

@@ -1,0 +1,136 @@
+"""Jacobian rows in one buffer: one vector-Jacobian product a row, no second backward pass."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from multitask.autodiff.gradients import Cotangents, Engine, TaskGradients
+
+
+class RowGradients(TaskGradients):
+    """A Jacobian stored as a matrix.
+
+    Args:
+        jacobian: Shape ``[k, n]``.
+        parameters: The shared parameters, n numbers in all.
+    """
+
+    def __init__(self, jacobian: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+        self._jacobian = jacobian
+        self._parameters = parameters
+
+    def gramian(self) -> Tensor:
+        """Return ``J Jᵀ``, shape ``[k, k]``."""
+        return self._jacobian @ self._jacobian.T
+
+    def combine(self, weights: Tensor) -> None:
+        """Add ``weightsᵀ J`` to the gradients of the shared parameters."""
+        self.assign(weights.to(self._jacobian.dtype) @ self._jacobian)
+
+    def jacobian(self) -> Tensor:
+        """Return ``J``, shape ``[k, n]``."""
+        return self._jacobian
+
+    def assign(self, vector: Tensor) -> None:
+        """Add ``vector``, shape ``[n]``, to the gradients of the shared parameters."""
+        add_to_gradients(self._parameters, split_like(vector, self._parameters))
+
+
+def split_like(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Return views of ``vector``, shape ``[n]``, in the shapes of the parameters."""
+    parts = vector.split([p.numel() for p in parameters])
+    return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+
+
+def add_to_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+    """Add to ``.grad`` as ``backward`` does: set where there is none, accumulate elsewhere."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if parameter.grad is None:
+            parameter.grad = gradient.to(parameter.dtype)
+        else:
+            parameter.grad += gradient.to(parameter.dtype)
+
+
+class Rows(Engine):
+    """Exact for any trunk: one backward pass a row, written into a buffer kept between steps."""
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def differentiate(
+        self,
+        outputs: Sequence[Tensor],
+        cotangents: Cotangents,
+        parameters: Sequence[nn.Parameter],
+        direct: Sequence[Tensor | None] = (),
+    ) -> RowGradients:
+        """Pull the cotangents back through the trunk; see :class:`Engine`."""
+        jacobian = self._allocate(len(cotangents), parameters)
+        last = len(cotangents) - 1
+        for i, (row, gradients) in enumerate(zip(jacobian, cotangents.rows(), strict=True)):
+            roots = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
+            if i < len(direct) and (penalty := direct[i]) is not None:
+                roots.append((penalty, torch.ones_like(penalty)))
+            write_row(split_like(row, parameters), roots, parameters, retain_graph=i < last)
+        return RowGradients(jacobian, parameters)
+
+    def _allocate(self, k: int, parameters: Sequence[nn.Parameter]) -> Tensor:
+        n = sum(p.numel() for p in parameters)
+        like = parameters[0]
+        old = self._buffer
+        if old is None or old.shape != (k, n) or old.dtype != like.dtype or old.device != like.device:
+            self._buffer = torch.empty(k, n, dtype=like.dtype, device=like.device)
+        assert self._buffer is not None
+        return self._buffer
+
+
+class AccumulatedRows(Engine):
+    """Rows added up over micro-batches: the Jacobian of the sum of their losses."""
+
+    accumulates = True
+
+    def __init__(self) -> None:
+        self._rows = Rows()
+        self._sum: Tensor | None = None
+
+    def clear(self) -> None:
+        """Begin a new sum."""
+        self._sum = None
+
+    def differentiate(
+        self,
+        outputs: Sequence[Tensor],
+        cotangents: Cotangents,
+        parameters: Sequence[nn.Parameter],
+        direct: Sequence[Tensor | None] = (),
+    ) -> RowGradients:
+        """Add this micro-batch's rows and return the sum; see :class:`Engine`."""
+        rows = self._rows.differentiate(outputs, cotangents, parameters, direct).jacobian()
+        self._sum = rows.clone() if self._sum is None else self._sum.add_(rows)
+        return RowGradients(self._sum, parameters)
+
+
+def write_row(
+    row: Sequence[Tensor],
+    roots: Sequence[tuple[Tensor, Tensor]],
+    parameters: Sequence[nn.Parameter],
+    retain_graph: bool,
+) -> None:
+    """Write one vector-Jacobian product into the views ``row``; parameters not reached get zeros."""
+    roots = [(output, gradient) for output, gradient in roots if output.requires_grad]
+    if not roots:
+        torch._foreach_zero_(list(row))
+        return
+    found = torch.autograd.grad(
+        [output for output, _ in roots],
+        list(parameters),
+        [gradient for _, gradient in roots],
+        retain_graph=retain_graph,
+        allow_unused=True,
+    )
+    for view, gradient in zip(row, found, strict=True):
+        if gradient is None:
+            view.zero_()
+        else:
+            view.copy_(gradient)

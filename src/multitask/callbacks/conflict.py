@@ -1,0 +1,126 @@
+"""How the tasks' gradients stand to one another, from the Gramian that is there anyway."""
+
+from itertools import combinations
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.module import MultiTaskModule
+from multitask.ownership import gradients_of
+from multitask.task import Batch
+
+_TINY = 1e-30
+
+
+class Conflict(Callback):
+    """Logs ``conflict/…``: means over the logging interval, kept on the device until then.
+
+    - ``cosine/<a>__<b>``: cosine between two tasks' gradients;
+    - ``negative_share``: share of the pairs whose cosine is negative;
+    - ``magnitude_similarity``: 2‖a‖‖b‖ / (‖a‖² + ‖b‖²), mean over pairs (Gradient Surgery for
+      Multi-Task Learning, 2020);
+    - ``condition``: condition number of the Gramian, of the interval's last step;
+    - ``norm_ratio``: norm of the combined gradient over that of the mean gradient;
+    - ``weight_entropy``: entropy of the weights' shares, in units of that of equal weights;
+    - ``solver_seconds`` and ``solver_failures``, a step.
+
+    Args:
+        most_pairs: Up to how many pairs of tasks their cosines are logged one by one.
+        probe_every: For scalarizations, which have no Gramian: every how many steps to compute one, at
+            a backward pass a task; ``None`` for never.
+    """
+
+    def __init__(self, most_pairs: int = 28, probe_every: int | None = None) -> None:
+        self.most_pairs = most_pairs
+        self.probe_every = probe_every
+        self._solver = (0.0, 0)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to watch."""
+        assert isinstance(pl_module, MultiTaskModule)
+        module = pl_module
+        self._solver = (module.weighting.solver_seconds, module.weighting.failures)
+
+        def observe(gradients: TaskGradients, weights: Tensor | None, present: list[int]) -> None:
+            self._observe(module, gradients.gramian(), weights, present)
+
+        module.observers.append(observe)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Probe a scalarization when asked to."""
+        assert isinstance(pl_module, MultiTaskModule)
+        if self.probe_every and trainer.global_step % self.probe_every == 0:
+            gramian = probe(pl_module, batch)
+            self._observe(pl_module, gramian, None, list(range(len(pl_module.names))))
+
+    @torch.no_grad()
+    def _observe(
+        self, module: MultiTaskModule, gramian: Tensor, weights: Tensor | None, present: list[int]
+    ) -> None:
+        k = len(present)
+        add = module.telemetry.add
+        # Rows of parts of the batch: those of the mean gradient of each task.
+        parts = len(gramian) // k
+        gramian = gramian.detach().view(parts, k, parts, k).mean((0, 2))
+        if k > 1:
+            self._geometry(module, gramian, present)
+        if weights is not None:
+            shares = weights.detach().view(parts, k).sum(0)
+            mean = torch.full_like(shares, 1.0 / k)
+            ratio = (shares @ gramian @ shares).clamp(min=0).sqrt() / (mean @ gramian @ mean).clamp(
+                min=_TINY
+            ).sqrt()
+            p = shares.abs() / shares.abs().sum().clamp(min=_TINY)
+            entropy = -(p * p.clamp(min=_TINY).log()).sum() / torch.tensor(float(max(k, 2))).log().to(p)
+            add("conflict/weights", torch.stack([ratio, entropy]), ["norm_ratio", "entropy"])
+        solver = (module.weighting.solver_seconds, module.weighting.failures)
+        spent = [now - before for now, before in zip(solver, self._solver, strict=True)]
+        self._solver = solver
+        add("conflict/solver", torch.tensor(spent, dtype=torch.float64), ["seconds", "failures"])
+
+    def _geometry(self, module: MultiTaskModule, gramian: Tensor, present: list[int]) -> None:
+        k = len(present)
+        add = module.telemetry.add
+        squares = gramian.diagonal().clamp(min=0)
+        norms = squares.sqrt()
+        first, second = torch.triu_indices(k, k, 1, device=gramian.device)
+        cosines = gramian[first, second] / (norms[first] * norms[second]).clamp(min=_TINY)
+        similar = (
+            2 * norms[first] * norms[second] / (squares[first] + squares[second]).clamp(min=_TINY)
+        ).mean()
+        negative = (cosines < 0).to(cosines.dtype).mean()
+        add("conflict", torch.stack([negative, similar]), ["negative_share", "magnitude_similarity"])
+        m = len(module.names)
+        pairs = list(combinations(range(m), 2))
+        if len(pairs) <= self.most_pairs:
+            names = [f"{module.names[a]}__{module.names[b]}" for a, b in pairs]
+            place = {pair: i for i, pair in enumerate(pairs)}
+            among = [place[pair] for pair in combinations(present, 2)]
+            add("conflict/cosine", cosines, names, among)
+        every: int = module.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (module.trainer.global_step + 1) % every == 0:
+            values = torch.linalg.eigvalsh(gramian.double())
+            condition = values[-1] / values[0].clamp(min=_TINY)
+            add("conflict/gramian", condition.view(1), ["condition"])
+
+
+def probe(module: MultiTaskModule, batch: Batch) -> Tensor:
+    """Return the Gramian of the tasks' gradients at a batch, shape ``[m, m]``, and leave no trace.
+
+    Args:
+        module: The module, whose buffers (running statistics) are put back.
+        batch: The batch.
+    """
+    kept = {name: buffer.clone() for name, buffer in module.trunk.named_buffers()}
+    devices = [module.device] if module.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        rows = gradients_of(module, batch)
+    with torch.no_grad():
+        for name, buffer in module.trunk.named_buffers():
+            buffer.copy_(kept[name])
+    return rows @ rows.T

@@ -1,0 +1,138 @@
+"""CelebA: forty attributes of a face."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multitask.data.base import DataModule, Split
+from multitask.data.loading import Arrays
+
+# Where each part lies in the original tree and in torchvision's flat one.
+_ATTRIBUTES = ("Anno/list_attr_celeba.txt", "list_attr_celeba.txt")
+_PARTITION = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
+_IMAGES = ("Img/img_align_celeba", "img_align_celeba")
+_SPLITS = ("train", "val", "test")
+
+
+class Faces(Dataset[Arrays]):
+    """Pictures read and made smaller when asked for, with some attributes.
+
+    Args:
+        files: The pictures.
+        attributes: By name, 0 or 1 each, ``[n]``.
+        size: Height and width in pixels.
+    """
+
+    def __init__(self, files: Sequence[Path], attributes: Arrays, size: tuple[int, int]) -> None:
+        self.files = files
+        self.attributes = attributes
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Arrays:
+        picture = read_image(self.files[index], self.size)
+        return {"inputs": picture} | {name: values[index] for name, values in self.attributes.items()}
+
+
+def read_image(file: Path, size: tuple[int, int]) -> Tensor:
+    """Colours ``[3, height, width]`` in [0, 1] of a picture, resized with smoothing to ``(height, width)``.
+
+    Raises ``FileNotFoundError`` if there is no such file.
+    """
+    from PIL import Image
+
+    with Image.open(file) as image:
+        small = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255.0)
+
+
+class CelebA(DataModule):
+    """Faces with up to forty attributes, 162,770 / 19,867 / 19,962 (Deep Learning Face Attributes in the
+    Wild, 2015).
+
+    ``inputs`` ``[3, h, w]`` in [0, 1]; each attribute ``[]``, 0.0 or 1.0.
+
+    Args:
+        path: The folder of the data set: the original tree (``Anno``, ``Eval``, ``Img``) or a flat one.
+        targets: The attributes to read, as the tasks name them; ``null`` reads all.
+        height: Height of the pictures in pixels.
+        width: Width of the pictures in pixels.
+        batch_size: See :class:`~multitask.data.base.DataModule`.
+        eval_batch_size: See there.
+        seed: See there.
+        num_workers: See there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        targets: Sequence[str] | None = None,
+        height: int = 64,
+        width: int = 64,
+        batch_size: int | None = 256,
+        eval_batch_size: int = 256,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        self.path = Path(path)
+        self.targets = None if targets is None else [name for name in targets if name != "inputs"]
+        self.size = height, width
+
+    def load(self) -> dict[str, Split]:
+        """Read the lists; pictures are read when they are needed.
+
+        Raises:
+            FileNotFoundError: If a list or the folder of pictures is not there.
+            ValueError: If the lists do not fit each other, or a target is no attribute.
+        """
+        names, files, values = self._attributes()
+        folder = self._find(_IMAGES)
+        partition = dict(line.split() for line in self._find(_PARTITION).read_text().splitlines() if line)
+        lost = next((file for file in files if file not in partition), None)
+        if lost is not None:
+            raise ValueError(
+                f"data.path={self.path}: {lost} is in the list of attributes and not in that of splits."
+            )
+        wanted = names if self.targets is None else self.targets
+        unknown = [name for name in wanted if name not in names]
+        if unknown:
+            raise ValueError(
+                f"tasks.*.target={unknown[0]} is no attribute of CelebA; it has {', '.join(names)}."
+            )
+        of_file = np.array([int(partition[file]) for file in files])
+        splits: dict[str, Split] = {}
+        for number, split in enumerate(_SPLITS):
+            chosen = np.flatnonzero(of_file == number)
+            if len(chosen):
+                columns = {name: values[chosen, names.index(name)] for name in wanted}
+                splits[split] = Faces([folder / files[i] for i in chosen], columns, self.size)
+        return splits
+
+    def _attributes(self) -> tuple[list[str], list[str], Tensor]:
+        """Names of the attributes, file names, and values ``[n, attributes]``."""
+        path = self._find(_ATTRIBUTES)
+        count, header, *lines = path.read_text().splitlines()
+        names, rows = header.split(), [line.split() for line in lines if line]
+        if len(rows) != int(count) or any(len(row) != len(names) + 1 for row in rows):
+            raise ValueError(
+                f"data.path={self.path}: {path} must have {count.strip()} lines, each of a file name and "
+                f"{len(names)} numbers."
+            )
+        values = np.array([row[1:] for row in rows], dtype=np.int8)
+        return names, [row[0] for row in rows], torch.from_numpy((values > 0).astype(np.float32))
+
+    def _find(self, candidates: Sequence[str]) -> Path:
+        for candidate in candidates:
+            if (self.path / candidate).exists():
+                return self.path / candidate
+        raise FileNotFoundError(
+            f"data.path={self.path} has neither {' nor '.join(candidates)}; it must hold CelebA's attribute "
+            "list, its list of splits and the folder img_align_celeba."
+        )

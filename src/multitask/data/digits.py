@@ -1,0 +1,76 @@
+"""Reading of digits and their like: ``.npz`` files, and the idx files in which MNIST comes."""
+
+import gzip
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# The idx format's code of unsigned bytes; MNIST and its successors have no other.
+_UNSIGNED_BYTE = 8
+_IDX_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+def read_npz(path: Path, key: str) -> tuple[Tensor, Tensor]:
+    """Images ``[n, 28, 28]`` and labels ``[n]``, uint8, of an ``.npz`` with these names.
+
+    ``key``: the config key that ``path`` comes from, for the message. Raises ``FileNotFoundError`` if there
+    is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{key}={path} is not there; it must be an .npz with 'images' (uint8 [n, 28, 28]) and "
+            "'labels' ([n])."
+        )
+    with np.load(path, allow_pickle=False) as file:
+        return torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
+
+
+def read_idx_folder(folder: Path, key: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Images and labels of ``train`` and ``test``, from the four idx files as MNIST names them, or these
+    gzipped.
+
+    ``key``: the config key that ``folder`` comes from, for the message. The files may also lie in
+    ``MNIST/raw`` or ``raw`` under the folder. Raises ``FileNotFoundError`` if one is missing,
+    ``ValueError`` if one is damaged or labels and images differ in number.
+    """
+    digits = {}
+    for split, names in _IDX_FILES.items():
+        images, labels = (read_idx(_find(folder, name, key)) for name in names)
+        if len(images) != len(labels):
+            raise ValueError(
+                f"{key}={folder} has {len(images)} {split} images and {len(labels)} labels of them."
+            )
+        digits[split] = images, labels
+    return digits
+
+
+def _find(folder: Path, name: str, key: str) -> Path:
+    for place in (folder, folder / "raw", folder / "MNIST" / "raw"):
+        for candidate in (place / name, place / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
+    wanted = ", ".join(name for names in _IDX_FILES.values() for name in names)
+    raise FileNotFoundError(
+        f"{key}={folder} has no {name}; put there the four idx files {wanted}, gzipped or not."
+    )
+
+
+def read_idx(path: Path) -> Tensor:
+    """Unsigned bytes of one idx file, in the shape that its header gives. Raises ``ValueError`` if it is
+    damaged."""
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if len(data) < 4 or data[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
+        raise ValueError(f"{path} is no idx file of unsigned bytes.")
+    start = 4 + 4 * data[3]
+    shape = np.frombuffer(data[4:start], dtype=">u4").tolist()
+    if len(data) - start != math.prod(shape):
+        raise ValueError(
+            f"{path} should hold {math.prod(shape)} values after its header and holds {len(data) - start}."
+        )
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy())

@@ -1,0 +1,143 @@
+"""Batches in an order that depends on seed and epoch alone, so that a run can stop anywhere and go on."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+Arrays = dict[str, Tensor]
+
+
+def derived_seed(*parts: object) -> int:
+    """Return a seed that depends on all the parts, the same on every machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+class Loader:
+    """Batches of a data set, deterministic by seed and epoch, sharded by rank, resumable in mid-epoch.
+
+    Tensors in memory are indexed by whole batches; other data sets go through torch's DataLoader.
+    On several processes each batch of the whole is cut into one slice a rank, so that w processes
+    with batches of b see what one process with batches of w·b sees.
+
+    Args:
+        data: Tensors by name with the same first dimension, or a map-style data set whose items
+            are tensors by name.
+        batch_size: Examples a rank and batch; ``None`` for the whole of the data.
+        shuffle: Whether to draw a new order each epoch.
+        seed: Seed of the order.
+        num_workers: Worker processes, for data sets that are not in memory.
+        rank: This process's number.
+        world_size: How many processes share the data.
+    """
+
+    def __init__(
+        self,
+        data: Arrays | Dataset[Any],
+        batch_size: int | None,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.data = data
+        self.examples = len(next(iter(data.values()))) if isinstance(data, Mapping) else len(data)  # type: ignore[arg-type]
+        self.batch_size = batch_size or max(1, -(-self.examples // world_size))
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_workers = num_workers
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self._position = 0
+        self._resume_at = 0
+
+    @property
+    def sampler(self) -> "Loader":
+        """The object whose ``set_epoch`` the Trainer calls at the start of each epoch."""
+        return self
+
+    batch_sampler = None  # the Trainer looks for one beside the sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass, and tell data that changes from epoch to epoch."""
+        self.epoch = epoch
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-self.examples // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Arrays]:
+        start, self._resume_at = self._resume_at, 0
+        self._position = start
+        for batch in self._fetch(self._batches()[start:]):
+            # Counted before the batch is handed out: a checkpoint made while it is used is past it.
+            self._position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches of the current epoch have been handed out."""
+        return {"position": self._position % max(1, len(self))}
+
+    def give_back(self, count: int) -> None:
+        """Count ``count`` batches as not handed out, for a state from before they were used."""
+        self._position -= count
+
+    def end_pass(self) -> None:
+        """Count the pass as over, however many of its batches were used."""
+        self._position = 0
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next pass after the batches that were handed out before."""
+        self._resume_at = state["position"]
+
+    def _batches(self) -> list[Tensor]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derived_seed("order", self.seed, self.epoch))
+            order = torch.randperm(self.examples, generator=generator)
+        else:
+            order = torch.arange(self.examples)
+        whole = order.split(self.batch_size * self.world_size)
+        return [batch.tensor_split(self.world_size)[self.rank] for batch in whole]
+
+    def _fetch(self, batches: list[Tensor]) -> Iterator[Arrays]:
+        if isinstance(self.data, Mapping):
+            for indices in batches:
+                yield {name: values[indices] for name, values in self.data.items()}
+        else:
+            yield from DataLoader(
+                self.data,
+                batch_sampler=[indices.tolist() for indices in batches],
+                num_workers=self.num_workers,
+                generator=torch.Generator().manual_seed(derived_seed("workers", self.seed, self.epoch)),
+            )
+
+
+def split_indices(
+    count: int, fractions: tuple[float, float, float], seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut ``range(count)``, shuffled by seed, into train, validation and test.
+
+    Args:
+        count: How many examples there are.
+        fractions: Shares of train, validation and test; they sum to one.
+        seed: Seed of the shuffle.
+
+    Raises:
+        ValueError: If the fractions are negative or do not sum to one.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1.0) > 1e-6:
+        raise ValueError(
+            f"data.split={list(fractions)} must be three shares for train, validation and test that sum to 1."
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed("split", seed)))
+    first = round(fractions[0] * count)
+    second = count if fractions[2] == 0 else first + round(fractions[1] * count)
+    return order[:first], order[first:second], order[second:]

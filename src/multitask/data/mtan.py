@@ -1,0 +1,108 @@
+"""NYUv2 and Cityscapes as "End-to-End Multi-Task Learning with Attention" (MTAN, 2019) prepared them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from torch.utils.data import Dataset, Subset
+
+from multitask.data.augmentation import Augmented, DenseAugmentation
+from multitask.data.base import DataModule, Split
+from multitask.data.loading import Arrays, split_indices
+from multitask.data.npy_folder import NpyFolder
+
+
+class _Mtan(DataModule):
+    """Folders ``train`` and ``val``, the latter being what the papers test on.
+
+    Args:
+        path: The folder that holds ``train`` and ``val``. validation: Share of ``train`` to choose weights
+        by; with 0 there is no validation split, as in the papers. split_seed: Seed of that choice.
+        augmentation: What to do to training examples; ``None`` for nothing. batch_size: See
+        :class:`~multitask.data.base.DataModule`. eval_batch_size: See there. seed: See there. num_workers:
+        See there.
+    """
+
+    kinds: ClassVar[dict[str, Sequence[str]]]
+
+    def __init__(
+        self,
+        path: str,
+        validation: float = 0.1,
+        split_seed: int = 0,
+        augmentation: DenseAugmentation | None = None,
+        batch_size: int | None = 8,
+        eval_batch_size: int = 8,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        self.path = Path(path)
+        self.validation = validation
+        self.split_seed = split_seed
+        self.augmentation = augmentation
+
+    def load(self) -> dict[str, Split]:
+        """Find the files; pictures are read when they are needed.
+
+        Raises:
+            FileNotFoundError: If the folders or files are not there, naming what is expected.
+        """
+        train, test = self._folder("train"), self._folder("val")
+        splits: dict[str, Split] = {"test": test}
+        chosen: Dataset[Arrays] = train
+        if self.validation:
+            shares = (1 - self.validation, self.validation, 0.0)
+            first, second, _ = (part.tolist() for part in split_indices(len(train), shares, self.split_seed))
+            splits["val"] = Subset(train, second)
+            chosen = Subset(train, first)
+        splits["train"] = (
+            chosen if self.augmentation is None else Augmented(chosen, self.augmentation, self.seed)
+        )
+        return splits
+
+    def _folder(self, split: str) -> NpyFolder:
+        folder = self.path / split
+        if not folder.is_dir():
+            layout = ",".join("|".join(names) for names in self.kinds.values())
+            raise FileNotFoundError(
+                f"data.path={self.path} has no folder {split}; it must hold "
+                f"{{train,val}}/{{{layout}}}/{{0,1,…}}.npy as MTAN prepared them."
+            )
+        # Trees differ in the name of a folder: the first one there is counts.
+        kinds = {
+            key: next((name for name in names if (folder / name).is_dir()), names[0])
+            for key, names in self.kinds.items()
+        }
+        return NpyFolder(folder, kinds)
+
+
+class NYUv2(_Mtan):
+    """NYUv2, 795 / 654 indoor pictures of 288×384.
+
+    ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 13 classes, −1 unlabelled; ``depth``
+    ``[1, h, w]`` in metres, 0 invalid; ``normals`` ``[3, h, w]``: unit vectors, zero invalid. (Indoor
+    Segmentation and Support Inference from RGBD Images, 2012.) For the arguments see the base class.
+    """
+
+    kinds: ClassVar[dict[str, Sequence[str]]] = {
+        "inputs": ["image"],
+        "segmentation": ["label"],
+        "depth": ["depth"],
+        "normals": ["normal"],
+    }
+
+
+class Cityscapes(_Mtan):
+    """Cityscapes, 2975 / 500 street pictures of 128×256.
+
+    ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 7 classes, −1 unlabelled; ``depth``
+    ``[1, h, w]``: inverse depth from 0 to about 0.49, 0 invalid. (The Cityscapes Dataset, 2016.) For the
+    arguments see the base class.
+    """
+
+    kinds: ClassVar[dict[str, Sequence[str]]] = {
+        "inputs": ["image"],
+        "segmentation": ["label_7", "label"],
+        "depth": ["depth"],
+    }

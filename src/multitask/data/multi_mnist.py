@@ -1,0 +1,122 @@
+"""MultiMNIST: two overlapping digits an image, composed as in Sener & Koltun (2018)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from multitask.data.base import DataModule, Split
+from multitask.data.loading import derived_seed, split_indices
+
+_CANVAS = 36
+_DIGIT = 28
+_OFFSET = 6
+_MEAN, _STD = 0.1307, 0.3081
+
+
+def compose(left: Tensor, right: Tensor) -> Tensor:
+    """Lay two digits over each other (Multi-Task Learning as Multi-Objective Optimization, 2018).
+
+    The left digit lies at the upper left corner of a 36×36 canvas, the right one six pixels lower
+    and to the right; where they overlap the brighter pixel stays. The canvas is then sampled down
+    by nearest neighbour.
+
+    Args:
+        left: Digits, uint8, shape ``[n, 28, 28]``.
+        right: Digits, uint8, shape ``[n, 28, 28]``.
+
+    Returns:
+        Normalized images, float32, shape ``[n, 1, 28, 28]``.
+    """
+    canvas = torch.zeros(len(left), 1, _CANVAS, _CANVAS, dtype=torch.uint8)
+    canvas[:, 0, :_DIGIT, :_DIGIT] = left
+    lower = canvas[:, 0, _OFFSET : _OFFSET + _DIGIT, _OFFSET : _OFFSET + _DIGIT]
+    torch.maximum(lower, right, out=lower)
+    small = interpolate(canvas.float() / 255.0, size=(_DIGIT, _DIGIT), mode="nearest")
+    return (small - _MEAN) / _STD
+
+
+def pairs(images: Tensor, labels: Tensor, count: int, seed: int) -> dict[str, Tensor]:
+    """Draw ``count`` pairs of digits and compose them.
+
+    Every digit is the left one equally often (up to one), and so is the right one.
+
+    Args:
+        images: Digits, uint8, shape ``[n, 28, 28]``.
+        labels: Their classes, shape ``[n]``.
+        count: How many pairs to draw.
+        seed: Seed of the draw.
+
+    Returns:
+        ``inputs`` ``[count, 1, 28, 28]``, ``left`` and ``right`` ``[count]`` (int64).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rounds = -(-count // len(images))
+    left, right = (
+        torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])[:count]
+        for _ in range(2)
+    )
+    return {
+        "inputs": compose(images[left], images[right]),
+        "left": labels[left].long(),
+        "right": labels[right].long(),
+    }
+
+
+class MultiMNIST(DataModule):
+    """Pairs composed from the digits of an ``.npz`` with ``images`` and ``labels``.
+
+    The source digits are split before they are composed, so that no digit stands in two splits.
+
+    Args:
+        path: The ``.npz`` of source digits; ``images`` uint8 ``[n, 28, 28]``, ``labels`` ``[n]``.
+        split: Shares of the source digits for train, validation and test.
+        pairs_per_digit: How many images to compose for each source digit of a split.
+        split_seed: Seed of split and composition: fixed, so that runs of all seeds share one test set.
+        batch_size: See :class:`~multitask.data.base.DataModule`.
+        eval_batch_size: See there.
+        seed: See there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: tuple[float, float, float] = (0.7, 0.1, 0.2),
+        pairs_per_digit: int = 1,
+        split_seed: int = 0,
+        batch_size: int | None = 128,
+        eval_batch_size: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        self.path = Path(path)
+        self.split = split
+        self.pairs_per_digit = pairs_per_digit
+        self.split_seed = split_seed
+
+    def load(self) -> dict[str, Split]:
+        """Read the digits, split them, and compose pairs within each split.
+
+        Raises:
+            FileNotFoundError: If the file is not there.
+        """
+        if not self.path.is_file():
+            raise FileNotFoundError(
+                f"data.path={self.path} is not there; it must be an .npz with 'images' (uint8 [n, 28, 28]) "
+                "and 'labels' ([n])."
+            )
+        with np.load(self.path, allow_pickle=False) as file:
+            images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
+        parts = split_indices(len(images), self.split, self.split_seed)
+        return {
+            name: pairs(
+                images[part],
+                labels[part],
+                self.pairs_per_digit * len(part),
+                derived_seed("pairs", name, self.split_seed),
+            )
+            for name, part in zip(("train", "val", "test"), parts, strict=True)
+            if len(part)
+        }

@@ -1,0 +1,69 @@
+"""Dense data sets in the layout that MTAN gave them: one ``.npy`` a picture and kind."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multitask.data.loading import Arrays
+
+
+class NpyFolder(Dataset[Arrays]):
+    """Pictures with their targets, read when asked for.
+
+    ``folder`` holds one folder a kind, each with ``0.npy``, ``1.npy`` and so on. Files are mapped to
+    memory, so that only what is used is read, and never unpickled. Gives ``inputs`` ``[3, h, w]``, classes
+    ``[h, w]`` int64, depth ``[1, h, w]`` and normals ``[3, h, w]``, float32 whatever the files' width.
+
+    Args:
+        folder: The folder of one split.
+        kinds: Which folder to read for each key of the examples.
+        key: The config key that the folder comes from, for messages.
+
+    Raises:
+        FileNotFoundError: If a folder or a file is missing, naming what is expected.
+    """
+
+    def __init__(self, folder: Path, kinds: Mapping[str, str], key: str = "data.path") -> None:
+        self.folder = folder
+        self.kinds = dict(kinds)
+        self.key = key
+        images = folder / self.kinds["inputs"]
+        self.count = len(list(images.glob("*.npy"))) if images.is_dir() else 0
+        layout = f"{{{','.join(self.kinds.values())}}}/{{0,1,…}}.npy"
+        if not self.count:
+            raise FileNotFoundError(f"{key}: {folder} has no pictures; it must hold {layout}.")
+        for kind in self.kinds.values():
+            missing = next((i for i in range(self.count) if not self._file(kind, i).is_file()), None)
+            if missing is not None:
+                raise FileNotFoundError(
+                    f"{key}: {self._file(kind, missing)} is missing; {folder} must hold {layout}, the same "
+                    "numbers in each."
+                )
+
+    def _file(self, kind: str, index: int) -> Path:
+        return self.folder / kind / f"{index}.npy"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Arrays:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return {name: self._read(name, self._file(kind, index)) for name, kind in self.kinds.items()}
+
+    def _read(self, name: str, file: Path) -> Tensor:
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{self.key}: {file} cannot be read: {error}.") from error
+        if name == "segmentation":
+            return torch.from_numpy(np.array(array, dtype=np.int64))
+        if array.dtype.kind != "f":
+            raise ValueError(f"{self.key}: {file} is of type {array.dtype} and must hold floats.")
+        values = torch.from_numpy(np.array(array, dtype=np.float32))
+        # Colours and normals stand last; depth comes with or without such a dimension.
+        return values.unsqueeze(0) if values.ndim == 2 else values.movedim(-1, 0).contiguous()

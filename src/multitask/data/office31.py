@@ -1,0 +1,129 @@
+"""Office-31: one task a domain, each with pictures of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from multitask.data.base import DataModule, Split
+from multitask.data.celeba import read_image
+from multitask.data.loading import Arrays, derived_seed, split_indices
+
+DOMAINS = ("amazon", "dslr", "webcam")
+MISSING = -100
+_ENDINGS = {".jpg", ".jpeg", ".png"}
+
+
+class LabelledImages(Dataset[Arrays]):
+    """Pictures of several domains, each labelled for the task of its domain and for no other.
+
+    Args:
+        files: The pictures, with domain and class of each.
+        domains: The domains; each becomes a key, −100 where the picture is of another.
+        size: Height and width in pixels.
+    """
+
+    def __init__(
+        self, files: Sequence[tuple[Path, str, int]], domains: Sequence[str], size: tuple[int, int]
+    ) -> None:
+        self.files = files
+        self.domains = domains
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Arrays:
+        file, domain, label = self.files[index]
+        targets = {name: torch.tensor(label if name == domain else MISSING) for name in self.domains}
+        return {"inputs": read_image(file, self.size)} | targets
+
+
+class Office31(DataModule):
+    """4110 pictures of 31 kinds of office things in three domains (Adapting Visual Category Models, 2010).
+
+    ``inputs`` ``[3, h, w]`` in [0, 1]; each domain ``[]``: the class, or −100 in a picture of another
+    domain. So a batch holds the domains in proportion to their size, and each task learns from its own
+    pictures.
+
+    Args:
+        path: The folder that holds ``<domain>/images/<class>/*.jpg``, or ``<domain>/<class>/*.jpg``.
+        domains: The domains to read, each the target of a task.
+        split: Shares of each domain for train, validation and test.
+        split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
+        height: Height of the pictures in pixels.
+        width: Width of the pictures in pixels.
+        batch_size: See :class:`~multitask.data.base.DataModule`.
+        eval_batch_size: See there.
+        seed: See there.
+        num_workers: See there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        domains: Sequence[str] = DOMAINS,
+        split: Sequence[float] = (0.6, 0.2, 0.2),
+        split_seed: int = 0,
+        height: int = 224,
+        width: int = 224,
+        batch_size: int | None = 64,
+        eval_batch_size: int = 64,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        self.path = Path(path)
+        self.domains = list(domains)
+        self.split = split
+        self.split_seed = split_seed
+        self.size = height, width
+
+    def load(self) -> dict[str, Split]:
+        """List the pictures; they are read when they are needed.
+
+        Raises:
+            FileNotFoundError: If a domain is not there or has no pictures.
+            ValueError: If the domains have not the same classes.
+        """
+        first, second, third = self.split
+        parts: dict[str, list[tuple[Path, str, int]]] = {"train": [], "val": [], "test": []}
+        expected: list[str] | None = None
+        for domain in self.domains:
+            classes, files = self._domain(domain)
+            expected = expected or classes
+            if classes != expected:
+                odd = sorted(set(classes) ^ set(expected))
+                raise ValueError(
+                    f"data.path={self.path}: {domain} and {self.domains[0]} differ in {', '.join(odd)}."
+                )
+            seed = derived_seed(domain, self.split_seed)
+            for part, chosen in zip(
+                parts.values(), split_indices(len(files), (first, second, third), seed), strict=True
+            ):
+                part += [files[i] for i in chosen.tolist()]
+        return {
+            name: LabelledImages(files, self.domains, self.size) for name, files in parts.items() if files
+        }
+
+    def _domain(self, domain: str) -> tuple[list[str], list[tuple[Path, str, int]]]:
+        """Class names, and every picture with domain and class, in an order that depends on the names
+        alone."""
+        folder = self.path / domain
+        folder = folder / "images" if (folder / "images").is_dir() else folder
+        classes = (
+            sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+        )
+        files = [
+            (file, domain, label)
+            for label, name in enumerate(classes)
+            for file in sorted((folder / name).iterdir())
+            if file.suffix.lower() in _ENDINGS
+        ]
+        if not files:
+            raise FileNotFoundError(
+                f"data.path={self.path} has no pictures of {domain}; it must hold "
+                f"{domain}/images/<class>/*.jpg."
+            )
+        return classes, files

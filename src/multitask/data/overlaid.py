@@ -1,0 +1,151 @@
+"""Overlaid pairs from two sources: Fashion-MNIST under MNIST, and the full-size data sets from idx files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from multitask.data.base import DataModule, Split
+from multitask.data.digits import read_idx_folder, read_npz
+from multitask.data.loading import Arrays, derived_seed, split_indices
+from multitask.data.multi_mnist import compose
+
+Source = tuple[Tensor, Tensor]
+
+
+def overlay(left: Source, right: Source, count: int, seed: int) -> Arrays:
+    """Draw ``count`` pairs, the left image from one source and the right one from another, and compose them.
+
+    A source is images ``[n, 28, 28]`` and labels ``[n]``; each image is used equally often, up to one.
+    Returns ``inputs`` ``[count, 1, 28, 28]``, ``left`` and ``right`` ``[count]``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(source: Source) -> Source:
+        size = len(source[0])
+        rounds = -(-count // size)
+        chosen = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])[:count]
+        return source[0][chosen], source[1][chosen].long()
+
+    (left_images, left_labels), (right_images, right_labels) = draw(left), draw(right)
+    return {"inputs": compose(left_images, right_images), "left": left_labels, "right": right_labels}
+
+
+class FashionMNISTPairs(DataModule):
+    """A garment at the upper left under a digit at the lower right: two tasks in stronger conflict than two
+    digits.
+
+    Args:
+        left_path: ``.npz`` of the left images: ``images`` uint8 ``[n, 28, 28]``, ``labels`` ``[n]``.
+        right_path: The same for the right images.
+        split: Shares of each source for train, validation and test; no image stands in two splits.
+        pairs_per_image: How many pairs to compose for each left image of a split.
+        split_seed: Seed of split and composition: fixed, so that runs of all seeds share one test set.
+        batch_size: See :class:`~multitask.data.base.DataModule`.
+        eval_batch_size: See there.
+        seed: See there.
+    """
+
+    def __init__(
+        self,
+        left_path: str,
+        right_path: str,
+        split: Sequence[float] = (0.7, 0.1, 0.2),
+        pairs_per_image: int = 1,
+        split_seed: int = 0,
+        batch_size: int | None = 128,
+        eval_batch_size: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        self.left_path = Path(left_path)
+        self.right_path = Path(right_path)
+        self.split = split
+        self.pairs_per_image = pairs_per_image
+        self.split_seed = split_seed
+
+    def load(self) -> dict[str, Split]:
+        """Read both sources, split each, and compose pairs within each split.
+
+        Raises:
+            FileNotFoundError: If a file is not there.
+        """
+        sources = read_npz(self.left_path, "data.left_path"), read_npz(self.right_path, "data.right_path")
+        first, second, third = self.split
+        parts = [split_indices(len(source[0]), (first, second, third), self.split_seed) for source in sources]
+        splits: dict[str, Split] = {}
+        for number, name in enumerate(("train", "val", "test")):
+            left, right = (
+                (source[0][part[number]], source[1][part[number]])
+                for source, part in zip(sources, parts, strict=True)
+            )
+            if len(left[0]) and len(right[0]):
+                count = self.pairs_per_image * len(left[0])
+                splits[name] = overlay(left, right, count, derived_seed("pairs", name, self.split_seed))
+        return splits
+
+
+class FullSizePairs(DataModule):
+    """MultiMNIST, or any two of its like, of full size from the idx files in which they are distributed.
+
+    The test pairs are composed of the sources' own test images, validation pairs of a part of their training
+    images that no training pair is made of. With one source, a pair is two different draws of it.
+
+    Args:
+        path: Folder of the left images' idx files: ``train-images-idx3-ubyte`` and so on, gzipped or not.
+        right_path: Folder of the right images'; ``None`` for the same.
+        validation: Share of the training images to validate on.
+        pairs_per_image: How many pairs to compose for each left image of a split.
+        split_seed: Seed of split and composition: fixed, so that runs of all seeds share one test set.
+        batch_size: See :class:`~multitask.data.base.DataModule`.
+        eval_batch_size: See there.
+        seed: See there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        right_path: str | None = None,
+        validation: float = 1 / 12,
+        pairs_per_image: int = 1,
+        split_seed: int = 0,
+        batch_size: int | None = 256,
+        eval_batch_size: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        self.path = Path(path)
+        self.right_path = None if right_path is None else Path(right_path)
+        self.validation = validation
+        self.pairs_per_image = pairs_per_image
+        self.split_seed = split_seed
+
+    def load(self) -> dict[str, Split]:
+        """Read the sources and compose pairs within each split.
+
+        Raises:
+            FileNotFoundError: If a file is not there.
+            ValueError: If a file is damaged.
+        """
+        left = self._parts(read_idx_folder(self.path, "data.path"))
+        right = left
+        if self.right_path is not None:
+            right = self._parts(read_idx_folder(self.right_path, "data.right_path"))
+        splits: dict[str, Split] = {}
+        for name in left:
+            count = self.pairs_per_image * len(left[name][0])
+            if count:
+                seed = derived_seed("pairs", name, self.split_seed)
+                splits[name] = overlay(left[name], right[name], count, seed)
+        return splits
+
+    def _parts(self, digits: dict[str, Source]) -> dict[str, Source]:
+        images, labels = digits["train"]
+        shares = (1 - self.validation, self.validation, 0.0)
+        train, val, _ = split_indices(len(images), shares, self.split_seed)
+        return {
+            "train": (images[train], labels[train]),
+            "val": (images[val], labels[val]),
+            "test": digits["test"],
+        }

@@ -1,0 +1,120 @@
+"""QM9: properties of small molecules from where their atoms are."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from multitask.data.base import DataModule, Split
+from multitask.data.loading import split_indices
+from multitask.data.sdf import read_molecules
+
+LARGEST = 29
+_HARTREE = 27.211386245988  # eV
+_KCAL_MOL = 0.043364106370  # eV
+# Column of gdb9.sdf.csv and what turns it into the unit that the papers use, by name of the target. The
+# energies are those of atomization, as in the papers.
+PROPERTIES = {
+    "mu": ("mu", 1.0),  # D
+    "alpha": ("alpha", 1.0),  # a0³
+    "homo": ("homo", _HARTREE),  # eV
+    "lumo": ("lumo", _HARTREE),  # eV
+    "r2": ("r2", 1.0),  # a0²
+    "zpve": ("zpve", _HARTREE),  # eV
+    "u0": ("u0_atom", _KCAL_MOL),  # eV
+    "u": ("u298_atom", _KCAL_MOL),  # eV
+    "h": ("h298_atom", _KCAL_MOL),  # eV
+    "g": ("g298_atom", _KCAL_MOL),  # eV
+    "cv": ("cv", 1.0),  # cal/(mol K)
+}
+_FILES = ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
+_HEADER_LINES = 9  # of uncharacterized.txt
+
+
+class QM9(DataModule):
+    """130,831 molecules of up to 29 atoms (Quantum Chemistry Structures and Properties of 134 Kilo
+    Molecules, 2014).
+
+    ``inputs`` ``[29, 4]``: atomic number (0 where there is no atom) and position in ångström; each property
+    ``[]`` in the units of "Neural Message Passing for Quantum Chemistry" (2017).
+
+    Args:
+        path: The folder with ``gdb9.sdf``, ``gdb9.sdf.csv`` and ``uncharacterized.txt``, or with these in
+        ``raw``. targets: The properties to read, as the tasks name them; ``null`` reads all. split: Shares
+        of train, validation and test. split_seed: Seed of the split: fixed, so that runs of all seeds share
+        one test set. batch_size: See :class:`~multitask.data.base.DataModule`. eval_batch_size: See there.
+        seed: See there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        targets: Sequence[str] | None = None,
+        split: Sequence[float] = (0.84, 0.08, 0.08),
+        split_seed: int = 0,
+        batch_size: int | None = 120,
+        eval_batch_size: int = 240,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        self.path = Path(path)
+        self.targets = list(PROPERTIES) if targets is None else list(targets)
+        self.split = split
+        self.split_seed = split_seed
+
+    def load(self) -> dict[str, Split]:
+        """Read and split the molecules, without those whose geometry is in doubt.
+
+        Raises:
+            FileNotFoundError: If a file is not there.
+            ValueError: If the files do not fit each other, or a target is no property.
+        """
+        unknown = [name for name in self.targets if name not in PROPERTIES]
+        if unknown:
+            raise ValueError(
+                f"tasks.*.target={unknown[0]} is no property of QM9; known are {', '.join(PROPERTIES)}."
+            )
+        molecules, table, doubtful = (self._find(name) for name in _FILES)
+        atoms = read_molecules(molecules, LARGEST)
+        properties = self._properties(table)
+        if any(len(values) != len(atoms) for values in properties.values()):
+            raise ValueError(
+                f"data.path={self.path}: {molecules} has {len(atoms)} molecules and {table} another number."
+            )
+        kept = torch.ones(len(atoms), dtype=torch.bool)
+        kept[_numbers(doubtful)] = False
+        data = {name: values[kept] for name, values in ({"inputs": atoms} | properties).items()}
+        first, second, third = self.split
+        parts = split_indices(len(data["inputs"]), (first, second, third), self.split_seed)
+        return {
+            name: {key: values[part] for key, values in data.items()}
+            for name, part in zip(("train", "val", "test"), parts, strict=True)
+            if len(part)
+        }
+
+    def _properties(self, path: Path) -> dict[str, Tensor]:
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        # In double precision up to the unit, since the raw energies are large.
+        return {
+            name: torch.tensor([float(row[column]) for row in rows], dtype=torch.float64).mul(unit).float()
+            for name, (column, unit) in PROPERTIES.items()
+            if name in self.targets
+        }
+
+    def _find(self, name: str) -> Path:
+        for candidate in (self.path / name, self.path / "raw" / name):
+            if candidate.is_file():
+                return candidate
+        raise FileNotFoundError(f"data.path={self.path} has no {name}; put there {', '.join(_FILES)} of QM9.")
+
+
+def _numbers(path: Path) -> list[int]:
+    """Positions of the molecules that the file names; it counts from one, after a header, and ends with a
+    sum."""
+    words = [line.split() for line in path.read_text().splitlines()[_HEADER_LINES:]]
+    return [
+        int(line[0]) - 1 for line in words if len(line) > 1 and line[0].isdigit() and line[1] != "compounds"
+    ]

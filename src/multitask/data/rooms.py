@@ -1,0 +1,109 @@
+"""Rooms: generated images with exact classes, depth and normals."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from multitask.data.augmentation import Augmented, DenseAugmentation
+from multitask.data.base import DataModule, Split
+from multitask.data.loading import Arrays
+from multitask.data.scenes import render, sample
+
+_SPLITS = ("train", "val", "test")
+
+
+class RoomImages(Dataset[Arrays]):
+    """Images of random rooms, rendered when asked for, each the same whenever and in whatever order.
+
+    ``stream`` separates the rooms of one split from another's; the rest is as in :class:`Rooms`.
+    """
+
+    def __init__(
+        self, count: int, height: int, width: int, seed: int, stream: int, max_depth: float, dropout: float
+    ) -> None:
+        self.count = count
+        self.size = height, width
+        self.seed = seed
+        self.stream = stream
+        self.max_depth = max_depth
+        self.dropout = dropout
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Arrays:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        rng = np.random.default_rng([self.seed, self.stream, index])
+        scene, camera = sample(rng, *self.size)
+        seen = render(scene, camera, rng, self.max_depth, self.dropout)
+        return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in seen.items()}
+
+
+class Rooms(DataModule):
+    """Furnished rooms as a colour-and-depth camera sees them, ray-cast, so that every target is exact.
+
+    ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 8 classes, −1 unlabelled (clutter);
+    ``depth`` ``[1, h, w]`` in metres along the camera's axis, 0 invalid; ``normals`` ``[3, h, w]``: unit
+    vectors in camera axes (x right, y down, z forward), zero vector invalid.
+
+    Args:
+        examples: How many rooms for train, validation and test.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        max_depth: Metres beyond which the depth camera sees nothing.
+        dropout: Share of the pixels at which it fails.
+        scene_seed: Seed of the rooms: fixed, so that runs of all seeds share one test set.
+        in_memory: Render all before the training; otherwise each image whenever it is needed.
+        augmentation: What to do to training examples; ``None`` for nothing.
+        batch_size: See :class:`~multitask.data.base.DataModule`.
+        eval_batch_size: See there.
+        seed: See there.
+        num_workers: See there.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[int] = (192, 32, 32),
+        height: int = 48,
+        width: int = 64,
+        max_depth: float = 6.0,
+        dropout: float = 0.02,
+        scene_seed: int = 0,
+        in_memory: bool = True,
+        augmentation: DenseAugmentation | None = None,
+        batch_size: int | None = 16,
+        eval_batch_size: int = 32,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        if len(examples) != 3 or min(examples) < 0 or examples[0] == 0:
+            raise ValueError(
+                f"data.examples={list(examples)} must be three counts for train, validation and test, "
+                "the first above 0."
+            )
+        self.examples = examples
+        self.height = height
+        self.width = width
+        self.max_depth = max_depth
+        self.dropout = dropout
+        self.scene_seed = scene_seed
+        self.in_memory = in_memory
+        self.augmentation = augmentation
+
+    def load(self) -> dict[str, Split]:
+        """Set the rooms up, and render them where they are to be kept."""
+        splits: dict[str, Split] = {}
+        for stream, (name, count) in enumerate(zip(_SPLITS, self.examples, strict=True)):
+            if not count:
+                continue
+            images = RoomImages(
+                count, self.height, self.width, self.scene_seed, stream, self.max_depth, self.dropout
+            )
+            splits[name] = default_collate([images[i] for i in range(count)]) if self.in_memory else images
+        if self.augmentation is not None:
+            splits["train"] = Augmented(splits["train"], self.augmentation, self.seed)
+        return splits

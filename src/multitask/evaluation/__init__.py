@@ -1,0 +1,1 @@
+"""Comparison of runs: reads records from files, never imports training code."""

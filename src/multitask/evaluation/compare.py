@@ -1,0 +1,65 @@
+"""From sources to tables, pictures and the page."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from multitask.evaluation import page, tables, terminal
+from multitask.evaluation.comparison import Comparison, Settings, compare_records
+from multitask.evaluation.curves import read_curves
+from multitask.evaluation.errors import ComparisonError
+from multitask.evaluation.plots.all import Picture, pictures
+from multitask.evaluation.records import Records, read
+from multitask.evaluation.sources import Sources, find
+
+
+def load(source: str | Iterable[str], baselines: str | None = None) -> Records:
+    """Read the sources, and `<baselines>/<experiment>.csv` for every experiment in them that has one.
+
+    Raises:
+        ComparisonError: a source cannot be found or read.
+    """
+    sources = find(source)
+    records = read(sources)
+    if baselines is None:
+        return records
+    names = sorted(set(records.runs["experiment"]))
+    files = [Path(baselines) / f"{name}.csv" for name in names]
+    already = {path.resolve() for path in sources.record_files}
+    added = [path for path in files if path.is_file() and path.resolve() not in already]
+    return read(Sources(sources.run_folders, (*sources.record_files, *added))) if added else records
+
+
+def compare(
+    source: str | Iterable[str],
+    output: str | Path,
+    settings: Settings | None = None,
+    baselines: str | None = None,
+    console: Console | None = None,
+) -> list[Comparison]:
+    """Compare, print, and write summary.csv, figures.csv, pairs.csv, …, figures/*.png and index.html.
+
+    Raises:
+        ComparisonError: the sources hold nothing that can be compared, or a setting names what they lack.
+    """
+    comparisons = compare_records(load(source, baselines), settings or Settings())
+    if not any(comparison.rows or len(comparison.quoted) for comparison in comparisons):
+        reasons = {row.reason for comparison in comparisons for row in comparison.set_aside.itertuples()}
+        why = f" ({'; '.join(sorted(reasons))})" if reasons else ""
+        raise ComparisonError(
+            f"source={source} holds no method's figures to compare{why}; give finished runs."
+        )
+    folder = Path(output)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    drawn: list[list[Picture]] = []
+    for comparison in comparisons:
+        drawn.append(pictures(comparison, read_curves(comparison.counted_runs)))
+        for picture in drawn[-1]:
+            (folder / "figures" / f"{page.slug(comparison)}_{picture.name}.png").write_bytes(picture.png)
+    tables.write(comparisons, folder)
+    (folder / "index.html").write_text(page.render(comparisons, drawn), encoding="utf-8", newline="\n")
+    if console is not None:
+        terminal.show(comparisons, console)
+        console.print(f"\nTables, pictures and the page index.html are in {folder}.", highlight=False)
+    return comparisons

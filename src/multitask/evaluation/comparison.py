@@ -1,0 +1,266 @@
+"""The comparison of one experiment, from its records to everything that is shown."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from multitask.evaluation import protocol
+from multitask.evaluation.cost import Cost, costs
+from multitask.evaluation.deltas import DELTA_M, DELTA_P, Baseline, find_baseline, wide
+from multitask.evaluation.entries import Entry, add_deltas, macro_table, make_entry
+from multitask.evaluation.errors import ComparisonError
+from multitask.evaluation.ranks import mean_ranks
+from multitask.evaluation.records import BASELINE, Records
+from multitask.evaluation.statistics import Interval, mean_intervals, pairs, seeds_needed
+
+FRONT_SIZE = 3  # so many settings of one method are a front, not rivals
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of compare.yaml that decide what is compared; see there."""
+
+    split: str = "test"
+    metrics: Sequence[str] | None = None
+    selection: str | None = None
+    recipe: str = protocol.SHARED
+    reference: str = "weighted_sum"
+    accept_other_baseline: bool = False
+    difference: float = 1.0
+    pareto: Sequence[str] | None = None
+
+
+@dataclass
+class Comparison:
+    """One experiment compared.
+
+    `metrics`: index task/metric, columns task, metric, higher. `entries`: rows that are ranked and tested,
+    best first; `fronts`: method → its settings. `pairs`: one row a pair and figure, `headline` the figure to
+    look at first. `quoted`: Δ published by others.
+    """
+
+    experiment: str
+    published: bool
+    settings: Settings
+    metrics: pd.DataFrame
+    entries: list[Entry]
+    fronts: dict[str, list[Entry]]
+    baseline: Baseline | None
+    baseline_means: dict[str, Interval]
+    refusal: str
+    headline: str
+    pairs: pd.DataFrame
+    quoted: pd.DataFrame
+    set_aside: pd.DataFrame
+    counted_runs: pd.DataFrame
+    all_labels: list[str]
+    cautions: list[str]
+
+    @property
+    def rows(self) -> list[Entry]:
+        """Entries and the settings of all fronts."""
+        return self.entries + [entry for settings in self.fronts.values() for entry in settings]
+
+
+def compare_records(records: Records, settings: Settings) -> list[Comparison]:
+    """Compare every experiment by itself; what was published stays apart from what was measured."""
+    runs = records.runs.assign(published=records.runs["source"] != "")
+    measured = set(runs[~runs["published"]]["experiment"])
+    comparisons: list[Comparison] = []
+    for (experiment, published), group in runs.groupby(["experiment", "published"]):
+        figures = records.figures[records.figures["run"].isin(group.index)]
+        part = compare_experiment(Records(figures, group), settings, str(experiment), bool(published))
+        if published and experiment in measured:
+            comparisons[-1].quoted = part.quoted
+            if not part.rows:
+                continue
+            part.quoted = part.quoted.iloc[:0]
+        comparisons.append(part)
+    return sorted(comparisons, key=lambda each: not each.rows)  # what has only published Δ comes last
+
+
+def compare_experiment(records: Records, settings: Settings, experiment: str, published: bool) -> Comparison:
+    """Compare the methods of one experiment."""
+    rules = protocol.apply(
+        records, split=settings.split, recipe=settings.recipe, selection=settings.selection
+    )
+    figures, single = _with_keys(rules.figures), _with_keys(rules.baseline)
+    metrics = _metrics(pd.concat([figures, single]), settings)
+    only_loss = sorted(set(figures["task"]) - set(metrics["task"]))
+    figures, single = (table[table["key"].isin(metrics.index)] for table in (figures, single))
+    labelled = records.runs.assign(label=protocol.labels(records.runs))
+    counted = labelled[labelled.index.isin(set(figures["run"]) | set(single["run"]))]
+
+    cost = costs(counted[counted["method"] != BASELINE], settings.reference)
+    attempted = labelled["label"].value_counts()
+    trials = labelled.groupby("method").apply(lambda rows: len(rows[["variant", "recipe"]].drop_duplicates()))
+    entries = [
+        make_entry(
+            rows,
+            metrics,
+            cost=cost.get(str(label), Cost()),
+            attempted=int(attempted[label]),
+            trials=int(trials[rows["method"].iloc[0]]),
+        )
+        for label, rows in figures.groupby("label")
+    ]
+    directed = metrics[metrics["higher"].notna()]
+    baseline, refusal = find_baseline(
+        single, directed, [entry.task_recipes for entry in entries], {entry.selection for entry in entries}
+    )
+    for entry in entries:
+        add_deltas(entry, baseline, refusal, directed, settings.accept_other_baseline)
+
+    fronts = _fronts(entries)
+    in_front = {entry.label for front in fronts.values() for entry in front}
+    rivals = [entry for entry in entries if entry.label not in in_front]
+    cautions = rules.cautions + _rank(rivals, directed)
+    if only_loss and settings.metrics is None:
+        cautions.append(
+            f"No part in any number, for want of a metric other than the loss: {', '.join(only_loss)}."
+        )
+    rivals = sorted(rivals, key=_best_first)
+    comparison = Comparison(
+        experiment=experiment,
+        published=published,
+        settings=settings,
+        metrics=metrics,
+        entries=rivals,
+        fronts={method: sorted(front, key=_best_first) for method, front in fronts.items()},
+        baseline=baseline,
+        baseline_means=_means(wide(single)) if len(single) else {},
+        refusal=refusal,
+        headline="",
+        pairs=pd.DataFrame(),
+        quoted=rules.quoted,
+        set_aside=rules.set_aside,
+        counted_runs=counted,
+        all_labels=sorted(set(labelled["label"]) - set(rules.quoted["label"])),
+        cautions=cautions,
+    )
+    comparison.pairs, comparison.headline = _pairs(comparison, directed)
+    comparison.cautions += _cautions(comparison)
+    return comparison
+
+
+def _with_keys(figures: pd.DataFrame) -> pd.DataFrame:
+    return figures.assign(key=figures["task"] + "/" + figures["metric"])
+
+
+def _metrics(figures: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The metrics that count: those asked for; or all but the losses, or the losses if there is nothing else."""
+    found = figures.drop_duplicates(["key", "higher"])[["key", "task", "metric", "higher"]]
+    twice = found[found["key"].duplicated()]["key"]
+    if len(twice):
+        raise ComparisonError(
+            f"source: higher_is_better of {twice.iloc[0]} differs between records; put the wrong one right."
+        )
+    found = found.set_index("key").sort_values(["task", "metric"])
+    if settings.metrics is None:
+        better = found[found["metric"] != "loss"]
+        return better if len(better) else found
+    unknown = [name for name in settings.metrics if name not in set(found.index) | set(found["metric"])]
+    if unknown and len(found):
+        raise ComparisonError(
+            f"metrics={unknown[0]}: no record has it on the split {settings.split}; "
+            f"there is: {', '.join(found.index)}."
+        )
+    return found[found.index.isin(settings.metrics) | found["metric"].isin(settings.metrics)]
+
+
+def _fronts(entries: list[Entry]) -> dict[str, list[Entry]]:
+    settings: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.label != entry.method:
+            settings.setdefault(entry.method, []).append(entry)
+    return {method: front for method, front in settings.items() if len(front) >= FRONT_SIZE}
+
+
+def _rank(entries: list[Entry], directed: pd.DataFrame) -> list[str]:
+    means = pd.DataFrame(
+        {entry.label: {key: entry.means[key].mean for key in directed.index} for entry in entries}
+    ).T.reindex(columns=directed.index)
+    ranked = means.dropna()
+    if len(ranked) < 2 or directed.empty:
+        return []
+    ranks = mean_ranks(ranked.astype(float), directed["higher"])
+    for entry in entries:
+        if entry.label in ranks.index:
+            rank, low, high = ranks.loc[entry.label]
+            entry.rank = (float(rank), float(low), float(high))
+    unranked = sorted(set(means.index) - set(ranked.index))
+    return [f"Not ranked, for want of a metric that others have: {', '.join(unranked)}."] if unranked else []
+
+
+def _best_first(entry: Entry) -> tuple[float, float, str]:
+    delta = entry.delta_m.mean if entry.delta_m else math.inf
+    return delta, entry.rank[0] if entry.rank else math.inf, entry.label
+
+
+def _means(values: pd.DataFrame) -> dict[str, Interval]:
+    return dict(zip(values.columns, mean_intervals(values), strict=True))
+
+
+def _pairs(comparison: Comparison, directed: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Tests of every pair on Δm, Δp, macro means and every metric, and the figure to show first."""
+    entries = [entry for entry in comparison.entries if not entry.source or entry.seeds > 1]
+    sought = comparison.settings.difference
+    tables = []
+    if sum(entry.deltas is not None for entry in entries) > 1:
+        for figure in (DELTA_M, DELTA_P):
+            delta = {entry.label: entry.deltas.per_seed[figure] for entry in entries if entry.deltas}
+            noise = {entry.label: entry.deltas.noise[figure] for entry in entries if entry.deltas}
+            tables.append(pairs(pd.DataFrame(delta), figure=figure, sought=sought, noise=pd.DataFrame(noise)))
+    macro = {entry.label: macro_table(entry.values, comparison.metrics) for entry in entries}
+    shared = [
+        name for name in dict.fromkeys(directed["metric"]) if any(name in table for table in macro.values())
+    ]
+    figures = {f"mean/{name}": {label: table[name] for label, table in macro.items()} for name in shared}
+    figures |= {
+        key: {entry.label: entry.values[key] for entry in entries} for key in comparison.metrics.index
+    }
+    for figure, columns in figures.items() if len(entries) > 1 else ():
+        table = pd.DataFrame(columns)
+        share = abs(float(table.mean().mean())) * sought / 100
+        tables.append(pairs(table, figure=figure, sought=share))
+    if not tables:
+        return pd.DataFrame(columns=["figure", "a", "b"]), ""
+    table = pd.concat(tables, ignore_index=True)
+    deviation, difference, level = (
+        table[name].to_numpy(dtype=float) for name in ("deviation", "sought", "level")
+    )
+    table["needed"] = seeds_needed(deviation, difference, level)
+    return table, str(tables[0]["figure"].iloc[0])
+
+
+def _cautions(comparison: Comparison) -> list[str]:
+    cautions = [caution for entry in comparison.rows for caution in entry.cautions]
+    if comparison.baseline is not None:
+        cautions += comparison.baseline.cautions
+    rules = {entry.selection or "not stated" for entry in comparison.rows}
+    if len(rules) > 1:
+        cautions.append(f"The methods' figures were selected by different rules: {', '.join(sorted(rules))}.")
+    recipes = {entry.recipe for entry in comparison.rows}
+    if len(recipes) > 1:
+        cautions.append(
+            "The methods have different recipes; a difference between them may come from the recipe."
+        )
+    absent = sorted(set(comparison.all_labels) - {entry.label for entry in comparison.rows} - {BASELINE})
+    if absent:
+        cautions.append(f"Not compared, since no run of it counts: {', '.join(absent)}.")
+    lost = [f"{entry.label} {entry.seeds} of {entry.attempted}" for entry in comparison.entries
+            if entry.seeds < entry.attempted and not entry.source]  # fmt: skip
+    if lost:
+        cautions.append(f"Not every run of a method is averaged: {', '.join(lost)}.")
+    undirected = comparison.metrics[comparison.metrics["higher"].isna()].index
+    if len(undirected):
+        cautions.append(
+            f"No direction is recorded for {', '.join(undirected)}: neither ranked nor part of Δm."
+        )
+    reference = comparison.settings.reference
+    timed = [entry for entry in comparison.rows if not math.isnan(entry.cost.step_seconds)]
+    if timed and not any(entry.method == reference for entry in timed):
+        cautions.append(f"No run of {reference} is among the sources, so no cost is relative to it.")
+    return list(dict.fromkeys(cautions))

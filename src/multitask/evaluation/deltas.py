@@ -1,0 +1,141 @@
+"""Change against the single-task baseline: Δm over metrics, Δp over tasks, and the gain on every metric.
+
+With s = +1 for a metric where higher is better and −1 otherwise, M the method's and B the baseline's mean:
+
+    Δm = −100/K · Σ over the K metrics of s (M − B)/B                 lower is better
+    Δp =  100/T · Σ over the T tasks of the mean of s (M − B)/B       higher is better
+
+Δm: Maninis et al., Attentive Single-Tasking of Multiple Tasks (2019), in the form of Liu et al.,
+Conflict-Averse Gradient Descent (2021), and Navon et al., Multi-Task Learning as a Bargaining Game (2022).
+Δp: Vandenhende et al., Multi-Task Learning for Dense Prediction Tasks: A Survey (2021), and Lin and Zhang,
+LibMTL (2023).
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from multitask.evaluation.protocol import on_test
+from multitask.evaluation.records import BASELINE
+from multitask.evaluation.statistics import Interval, shifted_intervals
+
+DELTA_M, DELTA_P = "delta_m", "delta_p"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Single-task figures `[seeds, metrics]`, every seed complete; `recipes`: task → digest of its recipe."""
+
+    values: pd.DataFrame
+    recipes: dict[str, str]
+    cautions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Deltas:
+    """The changes of one method; `per_seed` and `noise` hold the columns delta_m and delta_p.
+
+    `per_seed` [seeds, 2] takes the baseline's mean as given; `noise` [baseline seeds, 2] is the first-order
+    effect of the baseline's own variance. `gains`: percent over the baseline by metric, positive is better.
+    """
+
+    delta_m: Interval
+    delta_p: Interval
+    gains: dict[str, Interval]
+    per_seed: pd.DataFrame
+    noise: pd.DataFrame
+
+
+def wide(figures: pd.DataFrame) -> pd.DataFrame:
+    """Figures as `[seeds, metrics]`; rows without a seed stand for themselves."""
+    seed = figures["seed"].where(figures["seed"] != "", "run " + figures["run"].astype(str))
+    return figures.assign(seed=seed).pivot_table(index="seed", columns="key", values="value", aggfunc="mean")
+
+
+def task_recipes(figures: pd.DataFrame) -> dict[str, str]:
+    """Task → digest of its recipe, from rows that share one recipe."""
+    return dict(zip(figures["task"], figures["digest"], strict=True))
+
+
+def find_baseline(
+    figures: pd.DataFrame,
+    metrics: pd.DataFrame,
+    recipes: list[dict[str, str]],
+    selections: set[str],
+) -> tuple[Baseline | None, str]:
+    """The baseline of the recipe that most methods have, task by task, or None and the reason.
+
+    `figures`: rows of the single-task runs; `metrics`: index task/metric; `recipes`: each method's, by task.
+    Where no run of a task has a recipe of the methods, the one with most seeds is taken, to be named as such.
+    """
+    if metrics.empty:
+        return None, "no metric has a recorded direction"
+    figures = figures[figures["key"].isin(metrics.index)]
+    if figures.empty:
+        return None, f"no run of the method {BASELINE} is among the sources"
+    missing = sorted(set(metrics.index) - set(figures["key"]))
+    if missing:
+        return None, f"the single-task baseline is incomplete: it lacks {', '.join(missing)}"
+    chosen = {task: _usual_recipe(str(task), rows, recipes) for task, rows in figures.groupby("task")}
+    figures = figures[figures["digest"] == figures["task"].map(chosen)]
+    values = wide(figures).reindex(columns=metrics.index).dropna()
+    if values.empty:
+        return None, "the single-task baseline is incomplete: no seed of it has every task"
+    poor = values.mean()[values.mean() <= 0]
+    if len(poor):
+        why = f"the baseline of {poor.index[0]} is {poor.iloc[0]:.4g}"
+        return None, f"{why}; a relative change needs a positive one"
+    cautions = _cautions(figures, values, selections)
+    return Baseline(values, {str(task): digest for task, digest in chosen.items()}, tuple(cautions)), ""
+
+
+def _usual_recipe(task: str, rows: pd.DataFrame, recipes: list[dict[str, str]]) -> str:
+    wanted = Counter(recipe[task] for recipe in recipes if task in recipe)
+    seeds = rows.groupby("digest")["seed"].nunique()
+    return str(min(seeds.index, key=lambda digest: (-wanted[digest], -seeds[digest], digest)))
+
+
+def _cautions(rows: pd.DataFrame, values: pd.DataFrame, selections: set[str]) -> list[str]:
+    cautions = []
+    incomplete = sorted(set(rows["seed"]) - set(values.index) - {""})
+    if incomplete:
+        cautions.append(
+            f"The baseline lacks a task for seed {', '.join(incomplete)}; these seeds are left out of it."
+        )
+    if len(values) == 1:
+        cautions.append(
+            "The single-task baseline has one seed: its variance is unknown, so Δm and Δp get no interval, "
+            "and the tests of pairs take it as exact."
+        )
+    rules = set(rows["selection"])
+    if rules != selections:
+        stated = ", ".join(sorted(rule or "not stated" for rule in rules))
+        cautions.append(f"The baseline's figures were selected by another rule than the methods': {stated}.")
+    if any(on_test(rule) for rule in rules):
+        cautions.append("The baseline's figures were selected on the test split.")
+    return cautions
+
+
+def deltas(values: pd.DataFrame, baseline: Baseline, metrics: pd.DataFrame) -> Deltas:
+    """All changes of one method from its complete figures `[seeds, metrics]`."""
+    sign = np.where(metrics["higher"].astype(bool), 1.0, -1.0)
+    in_task = metrics.groupby("task")["task"].transform("size").to_numpy()
+    coefficients = np.column_stack(
+        [-100 / len(metrics) * sign, 100 / metrics["task"].nunique() / in_task * sign, np.diag(100 * sign)]
+    )
+    x, b = values[metrics.index].to_numpy(), baseline.values[metrics.index].to_numpy()
+    mean = b.mean(axis=0)
+    changes = (x - mean) / mean @ coefficients
+    # d/dB of (M − B)/B is −M/B²; the sign does not matter to the variance.
+    noise = (b - mean) * x.mean(axis=0) / mean**2 @ coefficients
+    intervals = shifted_intervals(changes, noise)
+    columns = [DELTA_M, DELTA_P]
+    return Deltas(
+        delta_m=intervals[0],
+        delta_p=intervals[1],
+        gains=dict(zip(metrics.index, intervals[2:], strict=True)),
+        per_seed=pd.DataFrame(changes[:, :2], index=values.index, columns=columns),
+        noise=pd.DataFrame(noise[:, :2], index=baseline.values.index, columns=columns),
+    )

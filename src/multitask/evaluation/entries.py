@@ -1,0 +1,127 @@
+"""One row of the comparison: a method (or one setting of it) and everything known about it."""
+
+import math
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from multitask.evaluation.cost import Cost
+from multitask.evaluation.deltas import Baseline, Deltas, deltas, task_recipes, wide
+from multitask.evaluation.protocol import on_test
+from multitask.evaluation.statistics import Interval, mean_intervals
+
+
+@dataclass
+class Entry:
+    """A row: `values` [seeds, metrics] and what was made of it.
+
+    `seeds` of `attempted` runs count; `trials` is the number of settings tried for the method; `refusal` says
+    why there is no Δ; `rank` is mean rank, least and greatest with one other method left out.
+    """
+
+    label: str
+    method: str
+    variant: str
+    selection: str
+    recipe: str
+    task_recipes: dict[str, str]
+    source: str
+    values: pd.DataFrame
+    attempted: int
+    trials: int
+    means: dict[str, Interval]
+    macro: dict[str, Interval]
+    cost: Cost
+    deltas: Deltas | None = None
+    refusal: str = ""
+    rank: tuple[float, float, float] | None = None
+    cautions: list[str] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds that are averaged."""
+        return len(self.values)
+
+    @property
+    def on_test(self) -> bool:
+        """Whether the test split had a part in choosing these figures."""
+        return on_test(self.selection)
+
+    @property
+    def delta_m(self) -> Interval | None:
+        """Δm, if there is a baseline for it."""
+        return self.deltas.delta_m if self.deltas else None
+
+    @property
+    def delta_p(self) -> Interval | None:
+        """Δp, if there is a baseline for it."""
+        return self.deltas.delta_p if self.deltas else None
+
+
+def macro_table(values: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Mean over tasks, seed by seed, of every metric that two tasks or more have: `[seeds, metric names]`."""
+    counts = metrics.groupby("metric")["task"].nunique()
+    columns = {}
+    for name in [each for each in metrics["metric"].unique() if counts[each] > 1]:
+        keys = metrics.index[metrics["metric"] == name]
+        columns[name] = values.reindex(columns=keys).mean(axis=1, skipna=False)
+    return pd.DataFrame(columns, index=values.index)
+
+
+def make_entry(
+    figures: pd.DataFrame, metrics: pd.DataFrame, *, cost: Cost, attempted: int, trials: int
+) -> Entry:
+    """Make the row of one label from its counted figures."""
+    first = figures.iloc[0]
+    values = wide(figures).reindex(columns=metrics.index)
+    macro = macro_table(values, metrics)
+    entry = Entry(
+        label=first["label"],
+        method=first["method"],
+        variant=first["variant"],
+        selection=first["selection"],
+        recipe=first["recipe"],
+        task_recipes=task_recipes(figures),
+        source=first["source"],
+        values=values,
+        attempted=attempted,
+        trials=trials,
+        means=dict(zip(values.columns, mean_intervals(values), strict=True)),
+        macro=dict(zip(macro.columns, mean_intervals(macro), strict=True)),
+        cost=cost,
+    )
+    constant = values.std() == 0
+    if len(values) > 1 and constant.all():
+        entry.cautions.append(f"Every seed of {entry.label} has the same figures: is the seed in use?")
+    return entry
+
+
+def add_deltas(
+    entry: Entry, baseline: Baseline | None, refusal: str, directed: pd.DataFrame, accept_other: bool
+) -> None:
+    """Fill in Δm and Δp, or the reason why there is none."""
+    if baseline is None:
+        entry.refusal = refusal
+        return
+    missing = [key for key in directed.index if math.isnan(entry.means[key].mean)]
+    complete = entry.values[directed.index].dropna()
+    if missing or complete.empty:
+        lacks = f"it lacks {', '.join(missing)}" if missing else "none of its seeds has every metric"
+        entry.refusal = f"{entry.label} cannot be compared with the baseline: {lacks}"
+        return
+    other = [task for task, digest in baseline.recipes.items() if entry.task_recipes[task] != digest]
+    if other:
+        ours, theirs = entry.task_recipes[other[0]], baseline.recipes[other[0]]
+        named = f"{entry.label} trained {other[0]} with {_digest(ours)}, the baseline with {_digest(theirs)}"
+        if not accept_other:
+            entry.refusal = f"the only single-task baseline is of another recipe: {named}"
+            return
+        entry.cautions.append(f"Δm and Δp are against a baseline of another recipe: {named}.")
+    if len(complete) < len(entry.values):
+        lost = ", ".join(sorted(set(entry.values.index) - set(complete.index)))
+        entry.cautions.append(f"Δm and Δp of {entry.label} leave out seeds without every metric: {lost}.")
+    entry.deltas = deltas(complete, baseline, directed)
+
+
+def _digest(recipe: str) -> str:
+    return recipe[:12] if recipe else "(no digest)"

@@ -1,0 +1,160 @@
+"""One self-contained HTML page: tables, pictures and style all inside, no script, no network."""
+
+import base64
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from multitask.evaluation import wording
+from multitask.evaluation.comparison import Comparison
+from multitask.evaluation.plots.all import Picture
+from multitask.evaluation.plots.pareto import ALL, plane
+from multitask.evaluation.wording import NOTHING, amount, arrow, number
+
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the matrix of pairs; `tone` is better, worse, same (not separable) or none."""
+
+    text: str
+    tone: str
+    title: str
+
+
+def slug(comparison: Comparison) -> str:
+    """The comparison's name in file names and links."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", comparison.experiment).strip("-") or "experiment"
+    return name + ("-published" if comparison.published else "")
+
+
+def render(comparisons: list[Comparison], drawn: list[list[Picture]]) -> str:
+    """The page; `drawn` holds the pictures of each comparison."""
+    sections = [_section(each, pictures) for each, pictures in zip(comparisons, drawn, strict=True)]
+    return _template().render(sections=sections)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("multitask.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": wording.percent,
+        "figure": wording.figure,
+        "ratio": wording.ratio,
+        "arrow": arrow,
+        "number": number,
+    }
+    return environment.get_template("page.html.jinja")
+
+
+def _section(comparison: Comparison, pictures: list[Picture]) -> Row:
+    return {
+        "slug": slug(comparison),
+        "comparison": comparison,
+        "digits": wording.column_digits(comparison),
+        "findings": wording.findings(comparison),
+        "macro": list(dict.fromkeys(name for entry in comparison.rows for name in entry.macro)),
+        "pictures": {picture.name: _inline(picture) for picture in pictures},
+        "matrix": _matrix(comparison),
+        "matrix_of": wording.figure_name(comparison.headline),
+        "pairs": _pairs(comparison),
+        "plane": _plane(comparison),
+        "protocol": _protocol(comparison),
+    }
+
+
+def _inline(picture: Picture) -> Row:
+    data = base64.b64encode(picture.png).decode("ascii")
+    return {"src": f"data:image/png;base64,{data}", "caption": picture.caption}
+
+
+def _headline_pairs(comparison: Comparison) -> pd.DataFrame:
+    return comparison.pairs[comparison.pairs["figure"] == comparison.headline]
+
+
+def _pairs(comparison: Comparison) -> list[Row]:
+    return [
+        {
+            "names": f"{row['a']} − {row['b']}",
+            "difference": wording.difference(row),
+            "interval": wording.bounds(row),
+            "p": number(row["p_holm"], 3),
+            "verdict": wording.verdict(row),
+            "separable": bool(row["separable"]),
+        }
+        for _, row in _headline_pairs(comparison).iterrows()
+    ]
+
+
+def _matrix(comparison: Comparison) -> list[tuple[str, list[Cell]]]:
+    """Row minus column for every pair, in the order of merit; empty where there is but one pair."""
+    table = _headline_pairs(comparison)
+    names = [entry.label for entry in comparison.entries if entry.label in set(table["a"]) | set(table["b"])]
+    if len(names) < 3:
+        return []
+    higher_is_better = _higher(comparison)
+    cells: dict[tuple[str, str], Cell] = {}
+    for _, row in table.iterrows():
+        for a, b, sign in ((row["a"], row["b"], 1), (row["b"], row["a"], -1)):
+            difference = sign * row["difference"]
+            tone = "same"
+            if row["separable"]:
+                tone = "better" if (difference > 0) == higher_is_better else "worse"
+            text = amount(row["figure"], difference).removesuffix(" points")
+            cells[a, b] = Cell(text, tone, f"{a} − {b}: {wording.verdict(row)}")
+    none = Cell("", "none", "")
+    return [(a, [cells.get((a, b), none) for b in names]) for a in names]
+
+
+def _higher(comparison: Comparison) -> bool:
+    headline = comparison.headline
+    if headline in ("delta_m", "delta_p"):
+        return headline == "delta_p"
+    metrics = comparison.metrics
+    name = headline.removeprefix("mean/")
+    of = metrics[metrics["metric"] == name] if headline.startswith("mean/") else metrics.loc[[headline]]
+    return bool(of["higher"].iloc[0])
+
+
+def _plane(comparison: Comparison) -> Row | None:
+    drawn = plane(comparison)
+    if drawn is None:
+        return None
+    reference = ", ".join(
+        f"{key} {value:.4g}" for key, value in zip(drawn.keys, drawn.reference, strict=True)
+    )
+    volumes = [(name, f"{volume:.4g}") for name, volume in drawn.volumes.items() if name != ALL]
+    return {"reference": reference, "volumes": [*volumes, (ALL, f"{drawn.volumes[ALL]:.4g}")]}
+
+
+def _protocol(comparison: Comparison) -> list[tuple[str, str]]:
+    settings = comparison.settings
+    recipes = sorted({entry.recipe[:12] or "not recorded" for entry in comparison.rows})
+    baseline = comparison.baseline
+    facts = [("Split", settings.split), ("Recipe", ", ".join(recipes) or NOTHING)]
+    if baseline is not None:
+        facts.append(
+            ("Single-task baseline", f"{len(baseline.values)} seeds, {_baseline_recipe(comparison)}")
+        )
+    else:
+        facts.append(("Single-task baseline", f"none: {comparison.refusal}"))
+    facts.append(("Runs averaged", str(len(comparison.counted_runs))))
+    facts.append(("Runs not averaged", str(len(comparison.set_aside))))
+    return facts
+
+
+def _baseline_recipe(comparison: Comparison) -> str:
+    compared = [entry for entry in comparison.rows if entry.deltas]
+    if any("another recipe" in caution for entry in compared for caution in entry.cautions):
+        return "of another recipe"
+    return "of the same recipe, task by task" if compared else "of another recipe, not used"

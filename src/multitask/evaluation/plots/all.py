@@ -1,0 +1,59 @@
+"""All pictures of a comparison, with the words that stand under them."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from multitask.evaluation.comparison import Comparison
+from multitask.evaluation.plots import curves as over_time
+from multitask.evaluation.plots.delta import delta_m, delta_m_cost, tasks
+from multitask.evaluation.plots.pareto import pareto
+from multitask.evaluation.plots.style import Look, looks, png, styled
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with its caption; the caption is also the text for who cannot see it."""
+
+    name: str
+    caption: str
+    png: bytes
+
+
+CAPTIONS = {
+    "delta_m": "Δm by method, best on top; bars are 95 % intervals with the baseline's variance in them. "
+    "Hollow diamonds are published figures.",
+    "delta_m_cost": "Δm against the time of a training step. Down and to the left is better.",
+    "tasks": "Every metric of every task, with 95 % intervals over seeds.",
+    "pareto": "Two tasks against each other: means over seeds with 95 % intervals; steps are the front of a "
+    "weight sweep, dashed lines the single-task baseline.",
+    "train_loss": "Training loss of every task: mean over seeds and 95 % band.",
+    "val_loss": "Validation loss of every task: mean over seeds and 95 % band.",
+    "weights": "Share of the weights that each task gets: mean over seeds and 95 % band.",
+    "conflict": "Cosine between the gradients of two tasks over training: mean over seeds and 95 % band.",
+}
+
+
+def pictures(comparison: Comparison, curves: pd.DataFrame) -> list[Picture]:
+    """Draw what the data allow, in the order of the page."""
+    labels = [entry.label for entry in comparison.entries]
+    look = looks([*labels, *comparison.fronts])
+    with styled():
+        drawn = _draw(comparison, curves, look)
+        return [
+            Picture(name, CAPTIONS[name], png(figure)) for name, figure in drawn.items() if figure is not None
+        ]
+
+
+def _draw(comparison: Comparison, curves: pd.DataFrame, look: dict[str, Look]) -> dict[str, Figure | None]:
+    return {
+        "delta_m": delta_m(comparison, look),
+        "delta_m_cost": delta_m_cost(comparison, look),
+        "tasks": tasks(comparison, look),
+        "pareto": pareto(comparison, look),
+        "train_loss": over_time.losses(curves, "train_loss", look),
+        "val_loss": over_time.losses(curves, "val_loss", look),
+        "weights": over_time.weights(curves, look),
+        "conflict": over_time.conflict(curves, look),
+    }

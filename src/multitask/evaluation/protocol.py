@@ -1,0 +1,200 @@
+"""Which figures may be averaged, and what is said of those that may not."""
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from multitask.evaluation.errors import ComparisonError
+from multitask.evaluation.records import BASELINE, FINISHED, NOT_A_TASK, QUOTED, Records
+
+SHARED = "shared"
+PER_METHOD = "per_method"
+SET_ASIDE_COLUMNS = ["method", "seed", "run", "reason"]
+
+
+@dataclass
+class Protocol:
+    """The figures that count, those of the baseline, and everything that was set aside.
+
+    `figures`, `baseline`: the columns of both tables of `Records`, and `label` for method and variant.
+    `recipes`: label → digest of the recipe of its figures. `set_aside`: one row a run, with the reason.
+    """
+
+    figures: pd.DataFrame
+    baseline: pd.DataFrame
+    quoted: pd.DataFrame
+    recipes: dict[str, str]
+    set_aside: pd.DataFrame
+    cautions: list[str] = field(default_factory=list)
+
+
+def on_test(selection: str) -> bool:
+    """Whether a selection rule looks at the test split."""
+    return re.search(r"(?<![a-z])test(?![a-z])", selection.lower()) is not None
+
+
+def labels(runs: pd.DataFrame) -> pd.Series:
+    """Name of every run's method; the variant is part of it where the method has several."""
+    # A run that failed early may not know its variant, and must not rename the others.
+    variants = runs[runs["status"].isin(FINISHED)].groupby("method")["variant"].nunique()
+    several = (runs["method"].map(variants).fillna(0) > 1) & (runs["method"] != BASELINE)
+    with_variant = runs["method"] + " (" + runs["variant"] + ")"
+    return with_variant.where(several & (runs["variant"] != ""), runs["method"])
+
+
+def apply(records: Records, *, split: str, recipe: str = SHARED, selection: str | None = None) -> Protocol:
+    """Choose the figures of one experiment that are comparable.
+
+    Set aside, in this order: runs that did not complete, figures selected by another rule than the method's
+    most frequent one (or than `selection`), recipes other than the one most methods share (`recipe` may name
+    a digest, or be `per_method`), all but the last of several runs of the same thing, and runs with a figure
+    that is not finite.
+
+    Raises:
+        ComparisonError: `recipe` or `selection` names something that no run has.
+    """
+    runs = records.runs.assign(label=labels(records.runs))
+    table = records.figures.drop(columns="selection").join(runs.drop(columns="selection"), on="run")
+    table["selection"] = records.figures["selection"]
+    quoted = table[table["metric"].isin(QUOTED)]
+    table = table[~table["metric"].isin(QUOTED) & ~table["task"].isin(NOT_A_TASK)]
+    sieve = _Sieve(runs, table[table["split"] == split])
+
+    finished = runs["status"].isin(FINISHED)
+    sieve.drop_runs(~finished, _status_reason)
+    empty = finished & ~runs.index.isin(sieve.table["run"]) & ~runs.index.isin(quoted["run"])
+    splits = table.groupby("run")["split"].agg(lambda names: ", ".join(sorted(set(names))))
+    sieve.drop_runs(
+        empty,
+        lambda run: f"no figure of split={split}; there is: {splits.get(run.Index, 'none of any split')}",
+    )
+    _keep_one_selection(sieve, selection)
+    recipes = _keep_one_recipe(sieve, recipe)
+    _keep_last_repeat(sieve)
+    broken = sieve.table[~np.isfinite(sieve.table["value"])].drop_duplicates("run").set_index("run")
+    sieve.drop_runs(
+        runs.index.isin(broken.index),
+        lambda run: f"{broken.task[run.Index]}/{broken.metric[run.Index]} is not a finite number",
+    )
+
+    counted = sieve.table.sort_values(["label", "seed", "task", "metric", "run"], kind="stable")
+    is_baseline = counted["method"] == BASELINE
+    set_aside = pd.DataFrame(sieve.set_aside, columns=SET_ASIDE_COLUMNS)
+    return Protocol(
+        figures=counted[~is_baseline],
+        baseline=counted[is_baseline],
+        quoted=quoted.sort_values(["metric", "value", "label"], kind="stable"),
+        recipes=recipes,
+        set_aside=set_aside.sort_values(SET_ASIDE_COLUMNS, kind="stable", ignore_index=True),
+        cautions=_environment_cautions(runs[runs.index.isin(counted["run"])]),
+    )
+
+
+class _Sieve:
+    """The figures still counted, and the list of runs that fell through."""
+
+    def __init__(self, runs: pd.DataFrame, table: pd.DataFrame) -> None:
+        self.runs = runs
+        self.table = table
+        self.set_aside: list[tuple[str, str, str, str]] = []
+
+    def drop_runs(self, chosen, reason) -> None:  # type: ignore[no-untyped-def]
+        """Set the chosen runs aside; `reason` makes a sentence of a run."""
+        dropped = self.runs[chosen]
+        for run in dropped.itertuples():
+            self.set_aside.append((run.label, run.seed, run.name, reason(run)))
+        self.table = self.table[~self.table["run"].isin(dropped.index)]
+
+
+def _status_reason(run) -> str:  # type: ignore[no-untyped-def]
+    words = {"failed": "failed", "interrupted": "cut short", "running": "still running, or killed"}
+    reason = words.get(run.status, f"status {run.status}")
+    return f"{reason}: {run.error.splitlines()[0]}" if run.error.strip() else reason
+
+
+def _keep_one_selection(sieve: _Sieve, wanted: str | None) -> None:
+    table = sieve.table
+    if wanted is not None:
+        if len(table) and wanted not in set(table["selection"]):
+            known = ", ".join(sorted(set(table["selection"]) - {""})) or "none is recorded"
+            raise ComparisonError(f"selection={wanted}: no figure was selected so; there is: {known}.")
+        keep = table["selection"] == wanted
+    else:
+        rules = table.groupby("label")["selection"].agg(_usual_selection)
+        keep = table["selection"] == table["label"].map(rules)
+    sieve.table = table[keep]
+    lost = table[~keep & ~table["run"].isin(sieve.table["run"])].drop_duplicates("run")
+    rule = lost.set_index("run")["selection"]
+    sieve.drop_runs(
+        sieve.runs.index.isin(lost["run"]),
+        lambda run: f"selected by another rule: {rule[run.Index] or 'not stated'}",
+    )
+
+
+def _usual_selection(rules: pd.Series) -> str:
+    counts = rules.value_counts()
+    return min(counts.index, key=lambda rule: (-counts[rule], on_test(rule), rule))
+
+
+def _keep_one_recipe(sieve: _Sieve, wanted: str) -> dict[str, str]:
+    """Keep one recipe an experiment (or a method); the baseline keeps all, it is matched when it is used."""
+    methods = sieve.table[sieve.table["method"] != BASELINE]
+    runs = methods.drop_duplicates("run")
+    if wanted == PER_METHOD:
+        recipes = runs.groupby("label")["recipe"].agg(lambda digests: _most_frequent(digests.value_counts()))
+    elif wanted == SHARED:
+        by_recipe = runs.groupby("recipe").agg(labels=("label", "nunique"), runs=("run", "nunique"))
+        shared = (
+            min(by_recipe.itertuples(), key=lambda r: (-r.labels, -r.runs, r.Index)).Index
+            if len(runs)
+            else ""
+        )
+        recipes = pd.Series(shared, index=sorted(set(runs["label"])))
+    else:
+        known = sorted(set(runs["recipe"]) - {""})
+        full = [digest for digest in known if digest.startswith(wanted)]
+        if len(full) != 1:
+            raise ComparisonError(
+                f"recipe={wanted} names {'no' if not full else 'more than one'} recipe of the runs; "
+                f"there is: {', '.join(known) or 'none is recorded'}; or say {SHARED} or {PER_METHOD}."
+            )
+        recipes = pd.Series(full[0], index=sorted(set(runs["label"])))
+    other = methods["recipe"] != methods["label"].map(recipes)
+    lost = methods[other]["run"].unique()
+    sieve.drop_runs(
+        sieve.runs.index.isin(lost), lambda run: f"another recipe: {run.recipe or 'no digest is recorded'}"
+    )
+    kept = set(methods["label"]) & set(sieve.table["label"])
+    return {label: recipes[label] for label in sorted(kept)}
+
+
+def _most_frequent(counts: pd.Series) -> str:
+    return min(counts.index, key=lambda value: (-counts[value], value))
+
+
+def _keep_last_repeat(sieve: _Sieve) -> None:
+    """Two runs of one method, seed, recipe and set of tasks would count a seed twice: the last one stays."""
+    tasks = sieve.table.groupby("run")["task"].agg(lambda names: "\n".join(sorted(set(names))))
+    same = sieve.runs.loc[tasks.index].assign(tasks=tasks).sort_values("name", kind="stable")
+    # Rows without a seed are averages that somebody else made, or single runs: each is its own.
+    same = same[same["seed"] != ""]
+    repeated = same.duplicated(["label", "variant", "seed", "recipe", "tasks"], keep="last")
+    sieve.drop_runs(
+        sieve.runs.index.isin(same[repeated].index),
+        lambda run: "repeated: a later run has the same seed and recipe",
+    )
+
+
+def _environment_cautions(runs: pd.DataFrame) -> list[str]:
+    known = runs[runs["versions"] != "{}"]
+    cautions = []
+    if known["versions"].nunique() > 1:
+        cautions.append(
+            "The runs were made with different package versions (see versions in their run.json)."
+        )
+    if runs[runs["commit"] != ""]["commit"].nunique() > 1:
+        commits = ", ".join(sorted(commit[:10] for commit in set(runs["commit"]) - {""}))
+        cautions.append(f"The runs were made at different commits: {commits}.")
+    return cautions

@@ -1,0 +1,226 @@
+"""The two tables that everything else is made of: one row a figure, one row a run."""
+
+import csv
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from multitask.evaluation.errors import ComparisonError
+from multitask.evaluation.sources import RUN_RECORD, RUN_STATUS, Sources
+
+COLUMNS = ("method", "seed", "task", "metric", "split", "value", "higher_is_better")
+OPTIONAL = ("experiment", "sweep", "run", "epoch", "selection", "config_digest", "variant", "source")
+BASELINE = "single_task"
+NOT_A_TASK = ("", "combined")  # figures of a whole run, for example the weighted sum of its losses
+QUOTED = ("delta_m", "delta_p")  # figures that others derived: shown, never averaged or tested
+RECORDED = "recorded"  # the status of rows from a table, which has no run folder
+FINISHED = ("completed", RECORDED)
+
+FIGURE_COLUMNS = ["run", "task", "metric", "split", "value", "higher", "selection", "digest"]
+RUN_COLUMNS = [
+    "experiment", "method", "variant", "seed", "recipe", "selection", "status", "error", "name", "sweep",
+    "source", "step_seconds", "peak_memory_mib", "parameters", "versions", "commit", "metrics_file",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the sources say.
+
+    `figures`: one row a figure, with `run` pointing into `runs`, `higher` True, False or None, and `digest` of
+    the recipe of its task alone, which a joint run and its single-task baseline share. `runs`: one row a run,
+    indexed by `run`, with the digest of the whole `recipe`; text columns hold "" and numbers NaN where nothing
+    is known.
+    """
+
+    figures: pd.DataFrame
+    runs: pd.DataFrame
+
+
+def read(sources: Sources) -> Records:
+    """Read every run folder and record file.
+
+    Raises:
+        ComparisonError: a record lacks one of the seven columns or holds a value that is no number.
+    """
+    reader = _Reader()
+    for folder in sources.run_folders:
+        reader.add_run_folder(folder)
+    for file in sources.record_files:
+        reader.add_table(file)
+    return reader.records()
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.figures: list[tuple[Any, ...]] = []
+        self.runs: list[dict[str, Any]] = []
+
+    def records(self) -> Records:
+        figures = pd.DataFrame(self.figures, columns=FIGURE_COLUMNS).astype({"run": int, "value": float})
+        runs = pd.DataFrame(self.runs, columns=RUN_COLUMNS)
+        runs.index.name = "run"
+        for column in ("step_seconds", "peak_memory_mib", "parameters"):
+            runs[column] = pd.to_numeric(runs[column])
+        runs["recipe"] = _recipes(figures, runs)
+        return Records(figures, runs)
+
+    def add_run_folder(self, folder: Path) -> None:
+        status = _status(folder / RUN_STATUS)
+        rows = _rows(folder / RUN_RECORD) if (folder / RUN_RECORD).exists() else []
+        first = rows[0] if rows else {}
+
+        def known(column: str, key: str | None = None) -> str:
+            return first.get(column) or _text(status.get(key or column))
+
+        run = {
+            "experiment": known("experiment") or "unnamed",
+            "method": known("method") or "unknown",
+            "variant": known("variant"),
+            "seed": known("seed").removesuffix(".0"),
+            "recipe": _text(status.get("config_digest")),
+            "selection": known("selection"),
+            "status": _text(status.get("status")) or RECORDED,
+            "error": _text(status.get("error")),
+            "name": str(folder),
+            "sweep": known("sweep"),
+            "source": first.get("source", ""),
+            "step_seconds": _number(status.get("step_seconds")),
+            "peak_memory_mib": _number(status.get("peak_memory_mib")),
+            "parameters": _number(status.get("parameters")),
+            "versions": json.dumps(status.get("versions", {}), sort_keys=True),
+            "commit": _text(status.get("git_commit")),
+            "metrics_file": str(folder / "metrics.csv") if (folder / "metrics.csv").exists() else "",
+        }
+        self._add(run, rows, folder / RUN_RECORD)
+
+    def add_table(self, file: Path) -> None:
+        """Add a table of any origin.
+
+        The rows of one method, variant, seed and name are one run; where a figure comes again, another begins.
+        """
+        groups: dict[tuple[Any, ...], list[dict[str, str]]] = {}
+        times: dict[tuple[Any, ...], int] = {}
+        for row in _rows(file):
+            key = tuple(
+                row.get(name, "") for name in ("experiment", "method", "variant", "seed", "run", "source")
+            )
+            what = (*key, row["task"], row["metric"], row["split"], row.get("selection", ""))
+            times[what] = times.get(what, 0) + 1
+            groups.setdefault((*key, times[what]), []).append(row)
+        for (experiment, method, variant, seed, name, source, _), rows in groups.items():
+            run = dict.fromkeys(RUN_COLUMNS, "") | {
+                "experiment": experiment or file.stem,
+                "method": method,
+                "variant": variant,
+                "seed": seed.removesuffix(".0"),
+                "selection": rows[0].get("selection", ""),
+                "status": RECORDED,
+                "name": name or f"{file} ({method}{', seed ' + seed if seed else ''})",
+                "source": source,
+                "step_seconds": math.nan,
+                "peak_memory_mib": math.nan,
+                "parameters": math.nan,
+                "versions": "{}",
+            }
+            self._add(run, rows, file)
+
+    def _add(self, run: dict[str, Any], rows: list[dict[str, str]], file: Path) -> None:
+        number = len(self.runs)
+        self.runs.append(run)
+        for row in rows:
+            self.figures.append(
+                (
+                    number,
+                    row["task"],
+                    row["metric"],
+                    row["split"],
+                    _value(row["value"], file),
+                    _direction(row["higher_is_better"], file),
+                    row.get("selection") or run["selection"],
+                    row.get("config_digest") or run["recipe"],
+                )
+            )
+
+
+def _recipes(figures: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
+    """The digest of every run's recipe: that of run.json, or one made of the digests of its tasks.
+
+    Runs whose tasks have the same digests have the same recipe, and the same name for it.
+    """
+    figures = figures[~figures["task"].isin(NOT_A_TASK)]
+    pairs = figures["task"] + "=" + figures["digest"]
+    by_tasks = pairs.groupby(figures["run"]).agg(lambda names: "\n".join(sorted(set(names))))
+    named = runs["recipe"][runs["recipe"] != ""]
+    names = {tasks: named[run] for run, tasks in by_tasks.items() if run in named.index}
+    digests = figures.groupby("run")["digest"].agg(lambda each: sorted(set(each)))
+    recipes = runs["recipe"].copy()
+    for run, tasks in by_tasks.items():
+        one = digests[run][0] if len(digests[run]) == 1 else hashlib.sha256(tasks.encode()).hexdigest()[:12]
+        recipes[run] = names.get(tasks, one)
+    return recipes
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise ComparisonError(
+                f"source: {file} is no results record, it lacks the column {', '.join(missing)}; "
+                f"a record has {','.join(COLUMNS)}."
+            )
+        wanted = (*COLUMNS, *OPTIONAL)
+        return [{key: (row[key] or "").strip() for key in wanted if key in row} for row in reader]
+
+
+def _status(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        status = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        return {"status": "unreadable", "error": f"run.json is no JSON: {error}"}
+    if not isinstance(status, dict):
+        return {"status": "unreadable", "error": "run.json holds no object"}
+    return status
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _value(text: str, file: Path) -> float:
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        raise ComparisonError(
+            f"source: {file} has the value {text!r}, which is no number; put it right."
+        ) from None
+
+
+def _direction(text: str, file: Path) -> bool | None:
+    known = {
+        "true": True,
+        "1": True,
+        "1.0": True,
+        "false": False,
+        "0": False,
+        "0.0": False,
+        "": None,
+        "none": None,
+    }
+    if text.lower() not in known:
+        raise ComparisonError(
+            f"source: {file} has higher_is_better={text!r}; write True, False, or leave it empty if none is."
+        )
+    return known[text.lower()]

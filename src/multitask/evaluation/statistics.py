@@ -1,0 +1,179 @@
+"""Intervals, paired tests and sample sizes, all from scipy and statsmodels."""
+
+import gc
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import ttest_power
+
+CONFIDENCE = 0.95
+POWER = 0.8
+MOST_SEEDS = 1_000_000
+
+Array = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A mean over `n` seeds with its 95 % confidence interval; NaN bounds where there is none."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def half(self) -> float:
+        """Half the width of the interval; NaN where there is none."""
+        return (self.high - self.low) / 2
+
+
+def mean_intervals(table: pd.DataFrame) -> list[Interval]:
+    """Mean and t interval of every column of a [seeds, k] table, over the seeds that have a value."""
+    n, mean = table.count(), table.mean()
+    half = table.sem() * stats.t.ppf((1 + CONFIDENCE) / 2, (n - 1).clip(lower=1))
+    return [
+        Interval(float(m), float(m - h), float(m + h), int(k)) for m, h, k in zip(mean, half, n, strict=True)
+    ]  # sem is NaN with one seed, so the bounds are too
+
+
+def shifted_intervals(values: Array, noise: Array) -> list[Interval]:
+    """Mean of the columns of `values` [n, k], with the variance of the columns of `noise` [b, k] added.
+
+    `noise` is what an independently measured constant, here the baseline, contributes seed by seed; it has
+    mean zero. The interval is Welch's. There is none if either has fewer than two seeds.
+    """
+    n = len(values)
+    means = values.mean(axis=0)
+    low, high = np.full_like(means, math.nan), np.full_like(means, math.nan)
+    if n > 1 and len(noise) > 1:
+        low, high, _ = _welch(values, noise)
+    return [Interval(float(m), float(a), float(b), n) for m, a, b in zip(means, low, high, strict=True)]
+
+
+def paired_tests(differences: Array, noise: Array | None = None) -> tuple[Array, Array, Array]:
+    """Low, high and two-sided p of the mean of every column of paired differences [n, k].
+
+    With `noise` [b, k] (see `shifted_intervals`) the test is Welch's, otherwise the paired t test.
+    NaN with fewer than two pairs.
+    """
+    k = differences.shape[1]
+    if len(differences) < 2:
+        return np.full(k, math.nan), np.full(k, math.nan), np.full(k, math.nan)
+    if noise is not None and len(noise) > 1:
+        return _welch(differences, noise)
+    return _welch(differences, None)
+
+
+def _welch(values: Array, noise: Array | None) -> tuple[Array, Array, Array]:
+    spread = values.std(axis=0) if noise is None else values.std(axis=0) + noise.std(axis=0)
+    with warnings.catch_warnings():
+        # scipy warns of columns without spread, which are put right below.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        if noise is None:
+            result = stats.ttest_1samp(values, 0.0)
+        else:
+            result = stats.ttest_ind(values, noise, equal_var=False)
+        interval = result.confidence_interval(CONFIDENCE)
+    means = values.mean(axis=0)
+    still = spread <= 1e-14 * np.abs(means)  # the interval is then a point, and p is 0 or 1
+    low, high = np.where(still, means, interval.low), np.where(still, means, interval.high)
+    return low, high, np.where(still, np.where(means == 0, 1.0, 0.0), result.pvalue)
+
+
+def holm(p: Array) -> Array:
+    """Holm's adjusted p values over the entries that are not NaN.
+
+    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979).
+    """
+    adjusted = np.full_like(p, math.nan)
+    tested = ~np.isnan(p)
+    if tested.any():
+        gc.freeze()  # statsmodels collects garbage in every call, 0.2 s over all objects of the process
+        try:
+            adjusted[tested] = multipletests(p[tested], method="holm")[1]
+        finally:
+            gc.unfreeze()
+    return adjusted
+
+
+def seeds_needed(deviation: Array, difference: Array, alpha: Array) -> Array:
+    """Fewest pairs with which a paired t test at level `alpha` finds `difference` with 80 % power, all `[k]`.
+
+    `deviation` is the standard deviation of the paired differences. NaN where it is NaN, and infinite where a
+    million pairs would not do.
+    """
+    result = np.full(len(deviation), math.nan)
+    known = np.isfinite(deviation) & (difference > 0)
+    difference, alpha = difference[known], alpha[known]
+    effect = difference / np.maximum(deviation[known], difference / 50)  # above, the t distribution overflows
+
+    def enough(n: NDArray[np.int_]) -> NDArray[np.bool_]:
+        # The two-sided test's other tail is nothing at this power, but it is NaN in floating point.
+        return np.asarray(ttest_power(effect, n, alpha / 2, alternative="larger") >= POWER)
+
+    low, high = np.full(len(effect), 1), np.full(len(effect), 2)
+    while (short := ~enough(high) & (high < MOST_SEEDS)).any():
+        low, high = np.where(short, high, low), np.where(short, high * 2, high)
+    while (high - low > 1).any():
+        middle = np.maximum((low + high) // 2, 2)
+        reached = enough(middle)
+        high, low = np.where(reached, middle, high), np.where(reached, low, middle)
+    result[known] = np.where(high < MOST_SEEDS, high, math.inf)
+    return result
+
+
+def pairs(
+    table: pd.DataFrame,
+    *,
+    figure: str,
+    sought: float,
+    noise: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Test the difference of every two columns of a [seeds, labels] table, paired by seed, Holm-corrected.
+
+    `sought` is the difference for which the needed number of seeds is asked, in units of the table. `noise`
+    [baseline seeds, labels] is each label's share of the baseline's variance; only its difference counts.
+    Of two labels without two seeds in common, only the difference of the common seeds is given.
+    """
+    names = list(table.columns)
+    first, second = np.triu_indices(len(names), k=1)
+    values = table.to_numpy(dtype=float)
+    differences = values[:, first] - values[:, second]
+    shared = (
+        None
+        if noise is None
+        else noise.to_numpy(dtype=float)[:, first] - noise.to_numpy(dtype=float)[:, second]
+    )
+    result = pd.DataFrame(
+        {
+            "figure": figure,
+            "a": [names[i] for i in first],
+            "b": [names[j] for j in second],
+            "n": np.isfinite(differences).sum(axis=0),
+        }
+    )
+    columns = ["difference", "low", "high", "deviation", "p"]
+    result[columns] = math.nan
+    # Pairs with the same seeds in common are tested in one call.
+    patterns: dict[bytes, list[int]] = {}
+    for k in range(differences.shape[1]):
+        patterns.setdefault(np.isfinite(differences[:, k]).tobytes(), []).append(k)
+    for members in patterns.values():
+        block = differences[np.ix_(np.isfinite(differences[:, members[0]]), members)]
+        if len(block) == 0:
+            continue
+        low, high, p = paired_tests(block, None if shared is None else shared[:, members])
+        deviation = block.std(axis=0, ddof=1) if len(block) > 1 else np.full(len(members), math.nan)
+        result.loc[members, columns] = np.stack([block.mean(axis=0), low, high, deviation, p], axis=1)
+    result["p_holm"] = holm(result["p"].to_numpy())
+    result["separable"] = result["p_holm"] < 1 - CONFIDENCE
+    tested = int(result["p"].notna().sum())
+    # Holm compares the smallest p with alpha / tested: at this level the number is enough at any place.
+    result["level"], result["sought"] = (1 - CONFIDENCE) / max(tested, 1), sought
+    return result

@@ -1,0 +1,128 @@
+"""The comparison as tables: one row a method, a figure, a pair, a run. Plain numbers, no rounding."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from multitask.evaluation.comparison import Comparison
+from multitask.evaluation.entries import Entry
+from multitask.evaluation.records import BASELINE
+from multitask.evaluation.statistics import Interval
+
+MISSING = Interval(math.nan, math.nan, math.nan, 0)
+
+
+def summary(comparisons: list[Comparison]) -> pd.DataFrame:
+    """One row a method: Δm, Δp, mean rank, macro means, cost, protocol."""
+    return pd.DataFrame(
+        [_summary(comparison, entry) for comparison in comparisons for entry in comparison.rows]
+    )
+
+
+def _summary(comparison: Comparison, entry: Entry) -> dict[str, object]:
+    delta_m, delta_p = entry.delta_m or MISSING, entry.delta_p or MISSING
+    rank, rank_low, rank_high = entry.rank or (math.nan, math.nan, math.nan)
+    row: dict[str, object] = {
+        "experiment": comparison.experiment,
+        "method": entry.method,
+        "variant": entry.variant,
+        "seeds": entry.seeds,
+        "runs": entry.attempted,
+        "trials": entry.trials,
+        "delta_m": delta_m.mean,
+        "delta_m_low": delta_m.low,
+        "delta_m_high": delta_m.high,
+        "delta_p": delta_p.mean,
+        "delta_p_low": delta_p.low,
+        "delta_p_high": delta_p.high,
+        "mean_rank": rank,
+        "mean_rank_low": rank_low,
+        "mean_rank_high": rank_high,
+    }
+    for name, interval in entry.macro.items():
+        row |= {
+            f"mean/{name}": interval.mean,
+            f"mean/{name}_low": interval.low,
+            f"mean/{name}_high": interval.high,
+        }
+    cost = entry.cost
+    return row | {
+        "step_seconds": cost.step_seconds,
+        "step_ratio": cost.step_ratio,
+        "peak_memory_mib": cost.peak_memory_mib,
+        "memory_ratio": cost.memory_ratio,
+        "parameters": cost.parameters,
+        "selection": entry.selection,
+        "selected_on_test": entry.on_test,
+        "config_digest": entry.recipe,
+        "no_delta_because": entry.refusal,
+        "source": entry.source,
+    }
+
+
+def figures(comparisons: list[Comparison]) -> pd.DataFrame:
+    """One row a method and metric, the single-task baseline among them: mean and interval over seeds."""
+    rows = []
+    for comparison in comparisons:
+        of_methods = [(entry.method, entry.variant, entry.means) for entry in comparison.rows]
+        for method, variant, means in [*of_methods, (BASELINE, "", comparison.baseline_means)]:
+            for key, interval in means.items():
+                metric = comparison.metrics.loc[key]
+                rows.append(
+                    {
+                        "experiment": comparison.experiment,
+                        "method": method,
+                        "variant": variant,
+                        "task": metric["task"],
+                        "metric": metric["metric"],
+                        "split": comparison.settings.split,
+                        "mean": interval.mean,
+                        "low": interval.low,
+                        "high": interval.high,
+                        "seeds": interval.n,
+                        "higher_is_better": metric["higher"],
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def pairs(comparisons: list[Comparison]) -> pd.DataFrame:
+    """One row a pair of methods and figure."""
+    return _stacked([(each.experiment, each.pairs) for each in comparisons])
+
+
+def set_aside(comparisons: list[Comparison]) -> pd.DataFrame:
+    """One row a run that is not averaged, with the reason."""
+    return _stacked([(each.experiment, each.set_aside) for each in comparisons])
+
+
+def quoted(comparisons: list[Comparison]) -> pd.DataFrame:
+    """One row a published figure, with its source."""
+    columns = ["label", "metric", "value", "selection", "source"]
+    return _stacked([(each.experiment, each.quoted[columns]) for each in comparisons])
+
+
+def _stacked(parts: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+    tables = [table.assign(experiment=experiment) for experiment, table in parts if len(table)]
+    if not tables:
+        return pd.DataFrame()
+    result = pd.concat(tables, ignore_index=True)
+    return result[["experiment", *[column for column in result.columns if column != "experiment"]]]
+
+
+def write(comparisons: list[Comparison], folder: Path) -> list[Path]:
+    """Write every table that has rows as CSV; returns the files."""
+    tables = {
+        "summary.csv": summary(comparisons),
+        "figures.csv": figures(comparisons),
+        "pairs.csv": pairs(comparisons),
+        "set_aside.csv": set_aside(comparisons),
+        "published.csv": quoted(comparisons),
+    }
+    written = []
+    for name, table in tables.items():
+        if len(table):
+            table.to_csv(folder / name, index=False, lineterminator="\n")
+            written.append(folder / name)
+    return written

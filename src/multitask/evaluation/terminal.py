@@ -1,0 +1,162 @@
+"""The comparison as tables on the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from multitask.evaluation.comparison import Comparison
+from multitask.evaluation.entries import Entry
+from multitask.evaluation.wording import (
+    NOTHING,
+    arrow,
+    bounds,
+    column_digits,
+    difference,
+    figure,
+    figure_name,
+    findings,
+    number,
+    percent,
+    ratio,
+    verdict,
+)
+
+MOST_METRICS = 8
+MOST_PAIRS = 20
+
+
+def show(comparisons: list[Comparison], console: Console) -> None:
+    """Print everything that fits a screen; the rest is in the CSV files and on the page."""
+    for comparison in comparisons:
+        title = comparison.experiment + (" (published by others)" if comparison.published else "")
+        console.rule(Text(title, style="bold"), align="left")
+        for sentence in findings(comparison):
+            console.print(Text(sentence))
+        if comparison.rows:
+            if comparison.entries:
+                console.print(_results(comparison, "Methods", comparison.entries))
+            for method, front in comparison.fronts.items():
+                console.print(
+                    _results(
+                        comparison,
+                        f"Settings of {method}, a front: neither ranked nor tested",
+                        front,
+                        "setting",
+                    )
+                )
+            if comparison.entries:
+                console.print(_metrics(comparison))
+            console.print(_protocol(comparison))
+        _show_pairs(comparison, console)
+        if len(comparison.quoted):
+            console.print(_quoted(comparison))
+        for caution in comparison.cautions:
+            console.print(Text(f"! {caution}", style="yellow"))
+        if len(comparison.set_aside):
+            console.print(_set_aside(comparison))
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _results(comparison: Comparison, title: str, entries: list[Entry], first: str = "method") -> Table:
+    macro = list(dict.fromkeys(name for entry in entries for name in entry.macro))
+    decimals = column_digits(comparison)
+    title += f"; split {comparison.settings.split}, mean ± 95 % interval over seeds"
+    table = _table(title, first, "Δm % ↓", "Δp % ↑", "mean rank ↓", *(f"mean {name}" for name in macro))
+    for entry in entries:
+        table.add_row(
+            Text(entry.label if first == "method" else entry.variant),
+            percent(entry.delta_m),
+            percent(entry.delta_p),
+            _rank(entry),
+            *(figure(entry.macro.get(name), decimals[f"mean/{name}"]) for name in macro),
+        )
+    return table
+
+
+def _protocol(comparison: Comparison) -> Table:
+    title = f"Cost, relative to {comparison.settings.reference}, and protocol"
+    table = _table(title, "method", "step", "memory", "seeds", "trials")
+    table.add_column("selected by")
+    for entry in comparison.rows:
+        table.add_row(
+            Text(entry.label),
+            ratio(entry.cost.step_ratio),
+            ratio(entry.cost.memory_ratio),
+            str(entry.seeds) if entry.seeds == entry.attempted else f"{entry.seeds} of {entry.attempted}",
+            str(entry.trials),
+            Text(entry.selection or "not stated", style="bold red" if entry.on_test else ""),
+        )
+    return table
+
+
+def _rank(entry: Entry) -> str:
+    if entry.rank is None:
+        return NOTHING
+    rank, low, high = (number(value) for value in entry.rank)
+    return f"{rank} [{low}–{high}]"
+
+
+def _metrics(comparison: Comparison) -> Table:
+    keys = list(comparison.metrics.index[:MOST_METRICS])
+    more = len(comparison.metrics) - len(keys)
+    decimals = column_digits(comparison)
+    heads = [f"{key} {arrow(comparison.metrics.loc[key, 'higher'])}".strip() for key in keys]
+    table = _table(f"Metrics{f' ({more} more in figures.csv)' if more else ''}", "method", *heads)
+    if comparison.baseline_means:
+        table.add_row(
+            "single_task",
+            *(figure(comparison.baseline_means.get(key), decimals[key]) for key in keys),
+            style="dim",
+        )
+    for entry in comparison.entries:
+        table.add_row(Text(entry.label), *(figure(entry.means[key], decimals[key]) for key in keys))
+    return table
+
+
+def _show_pairs(comparison: Comparison, console: Console) -> None:
+    rows = comparison.pairs[comparison.pairs["figure"] == comparison.headline]
+    if rows.empty:
+        return
+    best = comparison.entries[0].label
+    title = f"Pairs on {figure_name(comparison.headline)}, by seed, Holm-corrected"
+    if len(rows) > MOST_PAIRS:
+        rows = rows[(rows["a"] == best) | (rows["b"] == best)]
+        title += f"; those of {best}, the rest is in pairs.csv"
+    table = _table(title, "pair", "difference", "95 % interval", "p (Holm)")
+    table.add_column("verdict")
+    for _, row in rows.iterrows():
+        table.add_row(
+            Text(f"{row['a']} − {row['b']}"),
+            difference(row),
+            bounds(row),
+            number(row["p_holm"], 3),
+            Text(verdict(row), style="" if row["separable"] else "dim"),
+        )
+    console.print(table)
+
+
+def _quoted(comparison: Comparison) -> Table:
+    table = _table("Published by others, not measured here and in no statistic above", "method", "Δ %")
+    table.add_column("figure")
+    table.add_column("source")
+    for row in comparison.quoted.itertuples():
+        table.add_row(Text(row.label), number(row.value), figure_name(row.metric), Text(row.source))
+    return table
+
+
+def _set_aside(comparison: Comparison) -> Table:
+    table = _table(f"Not averaged: {len(comparison.set_aside)} runs", "method", "seed")
+    table.add_column("reason")
+    table.add_column("run", overflow="fold")
+    for row in comparison.set_aside.itertuples():
+        table.add_row(Text(row.method), row.seed, Text(row.reason), Text(row.run))
+    return table

@@ -1,0 +1,158 @@
+"""Numbers and sentences, the same on the terminal and on the page."""
+
+import math
+import statistics
+from collections.abc import Iterable
+
+import pandas as pd
+
+from multitask.evaluation.comparison import Comparison
+from multitask.evaluation.deltas import DELTA_M, DELTA_P
+from multitask.evaluation.statistics import Interval
+
+NOTHING = "–"
+
+
+def number(value: float, decimals: int = 2) -> str:
+    """Fixed decimals with a real minus sign; a dash where there is no number."""
+    if math.isnan(value):
+        return NOTHING
+    text = f"{value:.{decimals}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def percent(interval: Interval | None) -> str:
+    """A change in percent with two decimals, and the half width of its interval."""
+    if interval is None:
+        return NOTHING
+    return _with_half(interval, 2)
+
+
+def digits(intervals: Iterable[Interval]) -> int:
+    """Decimals of a column of figures: two digits of the usual half width, else four of the mean."""
+    known = [interval for interval in intervals if not math.isnan(interval.mean)]
+    halves = [interval.half for interval in known if interval.half > 0]
+    scales = [half / 10 for half in halves] or [
+        abs(interval.mean) / 1000 for interval in known if interval.mean
+    ]
+    if not scales:
+        return 2
+    return min(max(-math.floor(math.log10(statistics.median(scales))), 0), 8)
+
+
+def figure(interval: Interval | None, decimals: int) -> str:
+    """A metric and the half width of its interval."""
+    if interval is None or math.isnan(interval.mean):
+        return NOTHING
+    return _with_half(interval, decimals)
+
+
+def column_digits(comparison: Comparison) -> dict[str, int]:
+    """Decimals of every metric's column, and of every macro mean's as mean/<metric>."""
+    columns: dict[str, list[Interval]] = {}
+    for means in [*(entry.means for entry in comparison.rows), comparison.baseline_means]:
+        for key, interval in means.items():
+            columns.setdefault(key, []).append(interval)
+    for entry in comparison.rows:
+        for name, interval in entry.macro.items():
+            columns.setdefault(f"mean/{name}", []).append(interval)
+    return {name: digits(intervals) for name, intervals in columns.items()}
+
+
+def _with_half(interval: Interval, decimals: int) -> str:
+    mean = number(interval.mean, decimals)
+    return mean if math.isnan(interval.half) else f"{mean} ± {number(interval.half, decimals)}"
+
+
+def ratio(value: float) -> str:
+    """A cost relative to the reference."""
+    return NOTHING if math.isnan(value) else f"{value:.2f}×"
+
+
+def arrow(higher: bool | None) -> str:
+    """Which way is better."""
+    return "" if higher is None else "↑" if higher else "↓"
+
+
+def figure_name(name: str) -> str:
+    """What a figure of the table of pairs is called."""
+    if name in (DELTA_M, DELTA_P):
+        return {DELTA_M: "Δm", DELTA_P: "Δp"}[name]
+    return f"mean {name.removeprefix('mean/')} over tasks" if name.startswith("mean/") else name
+
+
+def amount(name: str, value: float) -> str:
+    """A difference of a figure, with its unit."""
+    if math.isnan(value):
+        return NOTHING
+    unit = " points" if name in (DELTA_M, DELTA_P) else ""
+    return (number(value) if unit else f"{value:.3g}".replace("-", "−")) + unit
+
+
+def difference(pair: pd.Series) -> str:
+    """The difference of a row of the table of pairs, without its unit."""
+    return amount(pair["figure"], pair["difference"]).removesuffix(" points")
+
+
+def bounds(pair: pd.Series) -> str:
+    """Its interval, without its unit."""
+    low, high = (amount(pair["figure"], pair[bound]).removesuffix(" points") for bound in ("low", "high"))
+    return NOTHING if low == NOTHING else f"{low} … {high}"
+
+
+def verdict(pair: pd.Series) -> str:
+    """What a row of the table of pairs says."""
+    if pair["n"] == 0:
+        return "no seed in common: not tested"
+    if math.isnan(pair["p"]):
+        return "one seed: not tested"
+    if pair["separable"]:
+        return f"separable with {pair['n']} seeds"
+    if math.isnan(pair["needed"]):
+        return f"not separable with {pair['n']} seeds"
+    if math.isinf(pair["needed"]):
+        more = "no number of seeds in reach would do"
+    else:
+        more = f"about {int(pair['needed'])} would be needed"
+    sought = amount(pair["figure"], pair["sought"])
+    return f"not separable with {pair['n']} seeds; {more} for a difference of {sought}"
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """The two or three sentences that a reader should take away."""
+    sentences = []
+    entries = comparison.entries
+    if entries and entries[0].delta_m:
+        best = entries[0]
+        sentences.append(f"{best.label} has the lowest Δm: {percent(best.delta_m)} %.")
+    elif comparison.refusal and comparison.rows:
+        sentences.append(f"There is no Δm: {comparison.refusal}.")
+    elif entries and all(entry.refusal for entry in entries):
+        sentences.append(f"There is no Δm: {entries[0].refusal}.")
+    table = comparison.pairs[comparison.pairs["figure"] == comparison.headline]
+    tested = table[table["p"].notna()] if len(table) else table
+    name = figure_name(comparison.headline)
+    if len(tested):
+        apart = int(tested["separable"].sum())
+        sentences.append(
+            f"{_share(apart, len(tested))} can be told apart on {name}, by seed and after Holm’s correction."
+        )
+        first = entries[0].label
+        same = tested[((tested["a"] == first) | (tested["b"] == first)) & ~tested["separable"].astype(bool)]
+        others = [row.b if row.a == first else row.a for row in same.itertuples()]
+        if others and apart:
+            sentences.append(f"Not separable from {first}: {', '.join(others)}.")
+    elif len(entries) > 1:
+        sentences.append(
+            "With one seed a method there is neither an interval nor a test: no ranking is supported."
+        )
+    stamped = [entry.label for entry in comparison.rows if entry.on_test]
+    if stamped:
+        sentences.append(f"Selected on the test split, and so too good: {', '.join(stamped)}.")
+    return sentences
+
+
+def _share(some: int, of: int) -> str:
+    if of == 1:
+        return "The one pair of methods" if some else "No pair of the two methods"
+    return f"All {of} pairs" if some == of else f"{some} of {of} pairs" if some else f"None of the {of} pairs"

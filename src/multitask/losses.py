@@ -1,0 +1,158 @@
+"""Losses that torch lacks: dense regression over the pixels that have a target."""
+
+from abc import abstractmethod
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ValidPixels(nn.Module):
+    """Mean of an error over the valid pixels.
+
+    ``reduction="mean"``: a scalar, the mean over all valid pixels of the batch. ``reduction="none"``:
+    ``[batch]``, the mean over each example's own valid pixels. Without a valid pixel the loss is 0 and so
+    is its gradient. Raises ``ValueError`` for another reduction and for predictions that have not the
+    targets' shape.
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"tasks.*.loss.reduction is mean or none, not {reduction!r}.")
+        self.reduction = reduction
+
+    @abstractmethod
+    def valid(self, target: Tensor) -> Tensor:
+        """Where the target can be trusted, ``[batch, height, width]``."""
+
+    @abstractmethod
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Error of each pixel, ``[batch, height, width]``; finite also where the target is not valid."""
+
+    def mass(self, target: Tensor) -> Tensor:
+        """How many pixels the mean is over."""
+        return self.valid(target).sum()
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Loss of predictions ``[batch, channels, height, width]``."""
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"{type(self).__name__} got predictions of shape {list(prediction.shape)} for targets of "
+                f"shape {list(target.shape)}; make tasks.*.head give the shape of the target."
+            )
+        valid = self.valid(target)
+        # The invalid targets may be NaN, whose product with a mask is NaN again: take them out first.
+        target = target.masked_fill(~valid.unsqueeze(1), 0)
+        error = self.error(prediction, target) * valid
+        if self.reduction == "mean":
+            return error.sum() / valid.sum().clamp(min=1)
+        return error.flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
+
+
+class DepthL1(ValidPixels):
+    """|prediction − target| over the pixels whose depth is neither 0 nor NaN.
+
+    ``prediction`` and ``target``: ``[batch, 1, height, width]``, in the unit of the target. (End-to-End
+    Multi-Task Learning with Attention, 2019.)
+    """
+
+    def valid(self, target: Tensor) -> Tensor:
+        """Where a depth was measured."""
+        return (target > 0).squeeze(1)
+
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """|prediction − target|."""
+        return (prediction - target).abs().squeeze(1)
+
+
+class NormalCosine(ValidPixels):
+    """1 − cosine of the angle, over the pixels whose normal is neither zero nor NaN.
+
+    ``prediction``: ``[batch, 3, height, width]`` of any length; ``target``: unit vectors of the same shape.
+    In [0, 2], and with the gradient of MTAN's −⟨u, v⟩ (End-to-End Multi-Task Learning with Attention,
+    2019), but 0 where the prediction is right, so that ratios of losses make sense.
+    """
+
+    def valid(self, target: Tensor) -> Tensor:
+        """Where a normal is known."""
+        return target.isfinite().all(dim=1) & (target != 0).any(dim=1)
+
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """1 − cosine."""
+        return 1 - nn.functional.cosine_similarity(prediction, target, dim=1, eps=1e-6)
+
+
+class PixelCrossEntropy(nn.Module):
+    """Cross-entropy over the labelled pixels, defined also where none is labelled.
+
+    As ``torch.nn.CrossEntropyLoss(ignore_index=…)``, whose mean is NaN on a batch without a labelled pixel
+    and whose ``none`` gives pixels instead of examples. ``prediction``: logits ``[batch, classes, height,
+    width]``; ``target``: ``[batch, height, width]``; ``weight``: one number a class, the mean is weighted
+    then as torch's.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self, ignore_index: int = -1, weight: list[float] | None = None, reduction: str = "mean"
+    ) -> None:
+        super().__init__()
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"tasks.*.loss.reduction is mean or none, not {reduction!r}.")
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.register_buffer("weight", None if weight is None else torch.tensor(weight), persistent=False)
+
+    def mass(self, target: Tensor) -> Tensor:
+        """How many pixels the mean is over, or the sum of their classes' weights."""
+        return self._masses(target).sum()
+
+    def _masses(self, target: Tensor) -> Tensor:
+        valid = target != self.ignore_index
+        return valid.float() if self.weight is None else self.weight[target.where(valid, 0)] * valid
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Loss: a scalar, or ``[batch]`` with ``reduction="none"``."""
+        error = nn.functional.cross_entropy(
+            prediction, target, weight=self.weight, ignore_index=self.ignore_index, reduction="none"
+        )
+        masses = self._masses(target).to(error)
+        least = torch.finfo(error.dtype).tiny
+        if self.reduction == "mean":
+            return error.sum() / masses.sum().clamp(min=least)
+        totals = masses.reshape(len(masses), -1).sum(1).clamp(min=least)
+        return error.reshape(len(error), -1).sum(1) / totals
+
+
+class Scaled(nn.Module):
+    """A loss of prediction / std and target / std, so that targets of any unit weigh alike.
+
+    ``loss``: ``loss(prediction, target)``, of differences; ``std``: standard deviation of the training
+    targets. Raises ``ValueError`` unless ``std`` is above 0.
+    """
+
+    loss: Any
+
+    def __init__(self, loss: nn.Module, std: float) -> None:
+        super().__init__()
+        if std <= 0:
+            raise ValueError(f"tasks.*.loss.std={std} must be above 0.")
+        self.loss = loss
+        self.std = std
+        self.reduction = getattr(loss, "reduction", None)
+
+    def mass(self, target: Tensor) -> Tensor | float:
+        """What the inner loss's mean is over."""
+        inner = getattr(self.loss, "mass", None)
+        return float(target.numel()) if inner is None else inner(target)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The inner loss in standard units."""
+        loss = self.loss
+        if getattr(loss, "reduction", None) != self.reduction:
+            loss = copy(loss)
+            loss.reduction = self.reduction
+        value: Tensor = loss(prediction / self.std, target / self.std)
+        return value

@@ -1,0 +1,384 @@
+"""The LightningModule: a shared trunk, one head a task, and a combiner of their losses."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.data.loading import Loader, derived_seed
+from multitask.distributed import mean_over_processes
+from multitask.measurement import Figures, Measurement, logged
+from multitask.optimization import ManualOptimization, step_plateau_schedulers
+from multitask.ownership import Ownership
+from multitask.penalty import Penalty
+from multitask.shares import losses_of
+from multitask.task import Batch, Outcome, Task, split_features
+from multitask.telemetry import Telemetry, finite_or_raise
+from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
+
+Observer = Callable[[TaskGradients, Tensor | None, list[int]], None]
+
+_SCHEDULER_OPTIONS = {"interval": "epoch", "frequency": 1}
+
+
+class MultiTaskModule(LightningModule):
+    """Shared trunk + per-task heads, trained by any combiner.
+
+    A scalarization trains by Lightning's automatic optimization, a Jacobian method by manual
+    optimization that means the same by the Trainer's keys.
+
+    Args:
+        trunk: Inputs → features: one tensor for all tasks, or a mapping with one a task.
+        tasks: The tasks by name, in the order of the losses.
+        weighting: The combiner.
+        optimizer: Parameter groups → optimizer.
+        scheduler: Optimizer → scheduler, or ``None``.
+        scheduler_options: ``interval``, ``frequency`` and ``monitor`` as Lightning names them.
+        manual: Manual optimization; ``None`` for Lightning's automatic one, which only a
+            scalarization can use.
+        weighting_learning_rate: Learning rate of the combiner's own parameters, ``None`` for the
+            optimizer's.
+        seed: Seed of the combiner's random numbers.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        tasks: Mapping[str, Task | Penalty],
+        weighting: Combiner,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        scheduler_options: Mapping[str, Any] | None = None,
+        manual: ManualOptimization | None = None,
+        weighting_learning_rate: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.tasks = nn.ModuleDict(tasks)
+        self.weighting = weighting
+        self.automatic_optimization = manual is None
+        self.telemetry = Telemetry()
+        self.ownership = Ownership()
+        self.observers: list[Observer] = []
+        self.clock: Callable[[str], AbstractContextManager[None]] = lambda section: nullcontext()
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self.scheduler_options = dict(scheduler_options or {})
+        if manual is not None:
+            self._manual = manual
+        self._seed = seed
+        self._weighting_learning_rate = weighting_learning_rate
+        self.config: Mapping[str, Any] = {}
+        self.figures: dict[tuple[str, str], float] = {}
+        self.validated: dict[str, float] = {}
+        self._split = "test"
+        self._batch: Batch | None = None
+        self._measurement = Measurement(self.by_name)
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks' names, in the order of the losses."""
+        return list(self.tasks)
+
+    @property
+    def by_name(self) -> dict[str, Task]:
+        """The tasks that have a head, by name."""
+        return {name: task for name, task in self.tasks.items() if isinstance(task, Task)}
+
+    def penalty(self, name: str) -> Tensor:
+        """Return the loss of a task that is a penalty, a scalar."""
+        task = self.tasks[name]
+        assert isinstance(task, Penalty)
+        with _naming(name):
+            return task(self.named_parameters())
+
+    def penalties_on(self, parameter: nn.Parameter) -> list[str]:
+        """Return the penalties that a parameter is part of."""
+        penalties = ((name, task) for name, task in self.tasks.items() if isinstance(task, Penalty))
+        return [
+            name
+            for name, task in penalties
+            if any(parameter is p for p in task.chosen(self.named_parameters()).values())
+        ]
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.trainer.world_size if self._trainer else 1
+
+    @property
+    def loss_scale(self) -> Tensor | float:
+        """The factor that guards half-precision gradients against underflow; 1 elsewhere."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device))
+
+    def features(self, inputs: Tensor) -> list[Tensor]:
+        """Return the features of each task that has a head."""
+        return split_features(self.trunk(inputs), list(self.by_name))
+
+    def outcomes(
+        self, features: list[Tensor], batch: Batch, groups: Tensor | None = None, count: int = 1
+    ) -> list[list[Outcome]]:
+        """Return what each task makes of its features: one list of tasks a group of examples."""
+        by_task = []
+        for (name, task), of_task in zip(self.by_name.items(), features, strict=True):
+            with _naming(name):
+                by_task.append(
+                    [task(of_task, batch)] if groups is None else task.by_group(of_task, batch, groups, count)
+                )
+        return [list(of_group) for of_group in zip(*by_task, strict=True)]
+
+    def each(self, features: list[Tensor], batch: Batch) -> Tensor:
+        """Return the loss of each example and task, shape ``[batch, m]``."""
+        columns = []
+        for (name, task), of_task in zip(self.by_name.items(), features, strict=True):
+            with _naming(name):
+                columns.append(task.each(of_task, batch))
+        return torch.stack(columns, dim=1)
+
+    def forward(self, batch: Batch) -> list[Outcome]:
+        """Return loss, prediction and target of each task that has a head."""
+        return self.outcomes(self.features(batch["inputs"]), batch)[0]
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Return the mean losses ``[m]`` of a batch, over all processes, penalties among them."""
+        outcomes = dict(zip(self.by_name, self(batch), strict=True))
+        losses = torch.stack(
+            [outcomes[name].loss if name in outcomes else self.penalty(name) for name in self.names]
+        )
+        if self.processes > 1:
+            masses = [float(outcomes[name].mass) if name in outcomes else 1.0 for name in self.names]
+            losses = mean_over_processes(losses, torch.tensor(masses, device=self.device))
+        return losses
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Return the scalar to minimize, or take a step by hand."""
+        self._batch = batch
+        if self.automatic_optimization:
+            return self._scalarized(batch)
+        self._manual.step(self, batch, batch_idx)
+        return None
+
+    def _scalarized(self, batch: Batch) -> Tensor:
+        assert isinstance(self.weighting, Scalarization)
+        with self.clock("forward"):
+            losses = self.losses(batch)
+            finite_or_raise(losses, self.names, self.trainer.global_step)
+            every = list(range(len(losses)))
+            with self.as_present(every):
+                total = self.weighting(losses)
+                (weights,) = torch.autograd.grad(total, losses, retain_graph=True)
+                self.weighting.observe(losses.detach())
+        self.record(losses, weights, every)
+        return total
+
+    def combine(
+        self, losses: Tensor, gradients: TaskGradients, present: list[int]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Let the combiner write the shared parameters' gradient.
+
+        Args:
+            losses: Detached losses of the rows, shape ``[k]``.
+            gradients: The rows' gradients.
+            present: The tasks that have rows.
+
+        Returns:
+            The weights of the rows, and factors of the heads' own gradients, where there are any.
+        """
+        factors = None
+        with self.clock("solver"), self.as_present(present):
+            if isinstance(self.weighting, JacobianMethod):
+                factors = self.weighting.head_weights(losses)
+                weights = self.weighting.combine(losses, gradients)
+                own = self.weighting.own_loss(losses)
+                if own is not None:
+                    (own * self.loss_scale).backward()
+            else:
+                assert isinstance(self.weighting, Scalarization)
+                leaf = losses.detach().clone().requires_grad_()
+                (self.weighting(leaf) * self.loss_scale).backward()
+                assert leaf.grad is not None
+                weights = leaf.grad / self.loss_scale
+                gradients.combine(weights)
+                self.weighting.observe(losses)
+        self.record(losses, weights, present)
+        return weights, factors
+
+    def observe(self, gradients: TaskGradients, weights: Tensor | None, present: list[int]) -> None:
+        """Show a step's gradients and weights to who watches, before the optimizer's step."""
+        for observer in self.observers:
+            observer(gradients, weights, present)
+
+    def record(self, losses: Tensor, weights: Tensor | None, present: list[int]) -> None:
+        """Keep a step's losses and weights for the loggers; rows of one task are averaged and summed."""
+        k = len(present)
+        self.telemetry.add("train/loss", losses.detach().view(-1, k).mean(0), self.names, present)
+        if weights is not None:
+            self.telemetry.add("weight", weights.detach().view(-1, k).sum(0), self.names, present)
+
+    @contextmanager
+    def as_present(self, present: list[int]) -> Iterator[None]:
+        """See the combiner as that of the present tasks; its random numbers depend on seed and step alone.
+
+        They are then the same on every process, and after a resume.
+        """
+        mask = torch.zeros(len(self.names), dtype=torch.bool)
+        mask[present] = True
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), self.weighting.restricted_to(mask):
+            torch.manual_seed(derived_seed("combiner", self._seed, self.trainer.global_step))
+            yield
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return the trunk's trainable parameters that enter the Jacobian."""
+        return self.ownership.shared(self)
+
+    def layout(self) -> list[tuple[str, int]]:
+        """Return name and size of each shared parameter, in the order of the Jacobian's columns."""
+        names = {id(p): name for name, p in self.trunk.named_parameters()}
+        return [(names[id(p)], p.numel()) for p in self.shared_parameters()]
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Hand the losses to the loggers, every so many steps."""
+        steps = self.trainer.global_step
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if steps % every == 0 or self.trainer.is_last_batch:
+            self.telemetry.flush(self)
+
+    def on_train_epoch_end(self) -> None:
+        """Close the combiner's epoch and step schedulers that watch a metric, unless it was cut short."""
+        if not self.trainer.is_last_batch:
+            return
+        self.weighting.on_epoch_end()
+        step_plateau_schedulers(self)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the combined, unscaled gradient."""
+        if not self.automatic_optimization:
+            self._manual.clip(self, optimizer)
+
+    def on_validation_start(self) -> None:
+        """Measure by the first process's running statistics: those that a checkpoint holds."""
+        if self.processes > 1:
+            for buffer in self.buffers():
+                dist.broadcast(buffer, 0)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update losses and metrics of the validation split."""
+        self._measurement.update(self.by_name, self(batch))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update losses and metrics of the split that :meth:`measure` measures."""
+        self._measurement.update(self.by_name, self(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log losses and metrics of the validation split, and keep them for schedulers that watch one."""
+        found = logged(self._measured(), "val")
+        self.validated = {"epoch": self.current_epoch} | {key: float(value) for key, value in found.items()}
+        self.log_dict(found, sync_dist=self.processes > 1)
+
+    def on_test_epoch_end(self) -> None:
+        """Log and keep losses and metrics of the split that :meth:`measure` measures."""
+        figures = self._measured()
+        self.figures = {key: float(value) for key, value in figures.items()}
+        # Curves of a split stay apart from the figures of the chosen weights.
+        prefix = self._split if self._split == "test" else f"final/{self._split}"
+        self.log_dict(logged(figures, prefix), sync_dist=self.processes > 1)
+
+    @torch.no_grad()
+    def validation_keys(self, batch: Batch) -> list[str]:
+        """Return the keys that validation logs, found by measuring a few examples of ``batch``."""
+        self.eval()
+        few = {name: values[:8] for name, values in batch.items()}
+        self._measurement.update(self.by_name, self(few))
+        keys = list(logged(self._measured(), "val"))
+        self.train()
+        return keys
+
+    def measure(self, trainer: Trainer, loader: Loader, split: str) -> dict[tuple[str, str], float]:
+        """Return the figures of the present weights on a split, by task and metric (``loss`` among them)."""
+        self._split = split
+        trainer.test(self, dataloaders=loader, verbose=False)
+        return self.figures
+
+    def higher_is_better(self, task: str, metric: str) -> bool | None:
+        """Return whether more of a metric is better; ``None`` where the metric does not say."""
+        return False if metric == "loss" else self.by_name[task].metrics[metric].higher_is_better
+
+    def _measured(self) -> Figures:
+        figures = self._measurement.finish(self.by_name)
+        penalties = [name for name in self.names if name not in self.by_name]
+        return figures | {(name, "loss"): self.penalty(name).detach() for name in penalties}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the resolved config with the weights, so that a checkpoint is enough to evaluate."""
+        checkpoint["config"] = self.config
+        checkpoint["telemetry"] = self.telemetry.state_dict()
+        checkpoint["validated"] = self.validated
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the losses that no logger has got yet, and with the last validation."""
+        if "telemetry" in checkpoint:
+            self.telemetry.load_state_dict(checkpoint["telemetry"])
+            self.validated = checkpoint["validated"]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a scheduler; those that watch a metric are stepped before the checkpoint instead."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the combiner see the losses after the step (automatic optimization)."""
+        super().optimizer_step(*args, **kwargs)
+        if self.automatic_optimization:
+            assert self._batch is not None
+            self.after_step([self._batch], list(range(len(self.names))))
+
+    def after_step(self, window: Sequence[Batch], present: list[int]) -> None:
+        """Let the combiner see the losses of the same examples after the step."""
+        with torch.no_grad(), self.as_present(present):
+            self.weighting.after_step(lambda: losses_of(self, window, present))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Put trunk, heads and the combiner's own parameters into one optimizer."""
+        own = list(self.weighting.parameters())
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if not _among(p, own)]}]
+        if own:
+            rate = self._weighting_learning_rate
+            groups.append({"params": own, "weight_decay": 0.0} | ({} if rate is None else {"lr": rate}))
+        optimizer = self._optimizer(groups)
+        if self._scheduler is None:
+            return optimizer
+        options = {
+            key: self.scheduler_options.get(key, default) for key, default in _SCHEDULER_OPTIONS.items()
+        }
+        if self.automatic_optimization:
+            options["reduce_on_plateau"] = (
+                False  # step_plateau_schedulers steps them, in time for the checkpoint
+            )
+        return {  # type: ignore[return-value]
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._scheduler(optimizer), **options},
+        }
+
+
+@contextmanager
+def _naming(task: str) -> Iterator[None]:
+    """Name the task in what goes wrong inside."""
+    try:
+        yield
+    except (KeyError, ValueError, RuntimeError, IndexError) as error:
+        raise ValueError(f"tasks.{task}: {error}") from error
+
+
+def _among(parameter: nn.Parameter, others: list[nn.Parameter]) -> bool:
+    return any(parameter is other for other in others)

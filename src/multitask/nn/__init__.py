@@ -1,0 +1,1 @@
+"""Trunks and heads that no library gives."""

@@ -1,0 +1,27 @@
+"""Hard sharing with a branch a task."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from multitask.nn.copies import Make, one_a_task
+
+
+class Branches(nn.Module):
+    """A shared network, then a network of its own for each task (Multitask Learning, 1997).
+
+    Args:
+        tasks: The tasks' names.
+        shared: Inputs → shared features.
+        branch: Makes one task's network: shared features → that task's features.
+    """
+
+    def __init__(self, tasks: Sequence[str], shared: nn.Module, branch: Make) -> None:
+        super().__init__()
+        self.shared = shared
+        self.branches = one_a_task(branch, tasks, "trunk.branch")
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return each task's features."""
+        features = self.shared(inputs)
+        return {task: branch(features) for task, branch in self.branches.items()}

@@ -1,0 +1,124 @@
+"""Mixtures of experts: MMoE, CGC and PLE."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from multitask.nn.copies import Make, several
+
+
+class Gate(nn.Module):
+    """Weights of the experts from one linear layer and a softmax: ``[batch, …]`` → ``[batch, experts]``.
+
+    Args:
+        experts: How many experts it chooses among.
+    """
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.linear = nn.LazyLinear(experts, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return weights that sum to one for each example."""
+        return self.linear(inputs.flatten(1)).softmax(dim=1)
+
+
+def mix(weights: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    """Return the experts' outputs ``[batch, …]``, weighed by ``[batch, experts]``."""
+    return torch.einsum("be,eb...->b...", weights, torch.stack(list(outputs)))
+
+
+class MMoE(nn.Module):
+    """Shared experts, mixed for each task by a gate of its own.
+
+    (Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts, 2018.)
+
+    Args:
+        tasks: The tasks' names.
+        expert: Makes one expert: inputs → features.
+        experts: How many there are.
+    """
+
+    def __init__(self, tasks: Sequence[str], expert: Make, experts: int = 4) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(several(expert, experts, "trunk.expert"))
+        self.gates = nn.ModuleDict({task: Gate(experts) for task in tasks})
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return each task's mixture of the experts' features."""
+        outputs = [expert(inputs) for expert in self.experts]
+        return {task: mix(gate(inputs), outputs) for task, gate in self.gates.items()}
+
+
+class Extraction(nn.Module):
+    """One layer of customized gate control: experts of each task beside shared ones.
+
+    A task's gate chooses among its own experts and the shared ones; the gate of the shared path
+    chooses among all.
+
+    Args:
+        tasks: The tasks' names.
+        expert: Makes one expert.
+        own: Experts of each task.
+        shared: Experts shared by all.
+        hand_on: Whether the shared path goes on to a further layer.
+        key: The config key of the expert, to name in an error.
+    """
+
+    def __init__(
+        self, tasks: Sequence[str], expert: Make, own: int, shared: int, hand_on: bool, key: str
+    ) -> None:
+        super().__init__()
+        experts = several(expert, own * len(tasks) + shared, key)
+        self.own = nn.ModuleDict(
+            {task: nn.ModuleList(experts[i * own : (i + 1) * own]) for i, task in enumerate(tasks)}
+        )
+        self.shared = nn.ModuleList(experts[own * len(tasks) :])
+        self.gates = nn.ModuleDict({task: Gate(own + shared) for task in tasks})
+        self.shared_gate = Gate(len(experts)) if hand_on else None
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], shared: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return each task's features and, where there is a further layer, the shared ones."""
+        common = [expert(shared) for expert in self.shared]
+        own = {
+            task: [expert(inputs[task]) for expert in experts.children()]
+            for task, experts in self.own.items()
+        }
+        mixed = {task: mix(self.gates[task](inputs[task]), own[task] + common) for task in own}
+        if self.shared_gate is None:
+            return mixed, None
+        everything = [*chain.from_iterable(own.values()), *common]
+        return mixed, mix(self.shared_gate(shared), everything)
+
+
+class PLE(nn.Module):
+    """Layers of task-specific and shared experts; with one layer this is CGC.
+
+    (Progressive Layered Extraction: A Novel Multi-Task Learning Model for Personalized
+    Recommendations, 2020.)
+
+    Args:
+        tasks: The tasks' names.
+        layers: Makes one expert of each layer: inputs → features, features → features, ….
+        own: Experts of each task in a layer.
+        shared: Shared experts in a layer.
+    """
+
+    def __init__(self, tasks: Sequence[str], layers: Sequence[Make], own: int = 2, shared: int = 2) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            Extraction(tasks, expert, own, shared, i < len(layers) - 1, f"trunk.layers.{i}")
+            for i, expert in enumerate(layers)
+        )
+        self._tasks = list(tasks)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return each task's features."""
+        features, shared = dict.fromkeys(self._tasks, inputs), inputs
+        for layer in self.layers:
+            features, shared = layer(features, shared)
+        return features

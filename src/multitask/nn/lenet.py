@@ -1,0 +1,26 @@
+"""The LeNet trunk of the MultiMNIST experiments."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def lenet(width: int = 50, channels: Sequence[int] = (10, 20)) -> nn.Sequential:
+    """Two convolutions and one shared layer (Multi-Task Learning as Multi-Objective Optimization, 2018).
+
+    Args:
+        width: Width of the shared layer: images ``[batch, 1, 28, 28]`` → features ``[batch, width]``.
+        channels: Channels of the two convolutions.
+    """
+    first, second = channels
+    return nn.Sequential(
+        nn.LazyConv2d(first, kernel_size=5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(first, second, kernel_size=5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(width),
+        nn.ReLU(),
+    )

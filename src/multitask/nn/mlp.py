@@ -1,0 +1,25 @@
+"""A trunk of linear layers."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class _Flat(nn.Sequential):
+    """A sequence whose inputs are flattened first, without a layer that would shift the others' numbers."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.flatten(1))
+
+
+def mlp(widths: Sequence[int] = (512, 512)) -> nn.Sequential:
+    """Return linear layers, each followed by a ReLU; the first takes the width of its input.
+
+    Args:
+        widths: Widths of the layers: inputs ``[batch, …]``, flattened where they have more
+            dimensions, → features ``[batch, widths[-1]]``.
+    """
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.LazyLinear(width), nn.ReLU()]
+    return _Flat(*layers)

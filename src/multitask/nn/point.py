@@ -1,0 +1,22 @@
+"""The trunk of a toy problem: the point itself."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Point(nn.Module):
+    """One point, the only parameter: displacements ``[batch, d]`` → the point displaced ``[batch, d]``.
+
+    Args:
+        start: Where the point starts, d numbers.
+    """
+
+    def __init__(self, start: Sequence[float]) -> None:
+        super().__init__()
+        self.point = nn.Parameter(torch.tensor([float(x) for x in start]))
+
+    def forward(self, displacements: Tensor) -> Tensor:
+        """Where the point is, once an example."""
+        return self.point + displacements

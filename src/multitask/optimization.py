@@ -1,0 +1,96 @@
+"""Manual optimization that means by the Trainer's keys what automatic optimization means."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from multitask.task import Batch
+
+if TYPE_CHECKING:
+    from multitask.module import MultiTaskModule
+
+
+class ManualOptimization:
+    """Accumulation, clipping and scheduler stepping for gradients that are written by hand.
+
+    Micro-batches are kept until their window is full, so that what each loss is a mean over is
+    known before the first backward pass.
+
+    Args:
+        fill: Fills the gradients from a window of micro-batches; returns the tasks that are labelled in it.
+        gradient_clip_val: As the Trainer's key of the same name.
+        gradient_clip_algorithm: As the Trainer's key of the same name.
+        accumulate_grad_batches: As the Trainer's key of the same name.
+    """
+
+    def __init__(
+        self,
+        fill: Callable[["MultiTaskModule", Sequence[Batch]], list[int]],
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
+        accumulate_grad_batches: int = 1,
+    ) -> None:
+        self._fill = fill
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self._window: list[Batch] = []
+
+    def step(self, module: "MultiTaskModule", batch: Batch, batch_idx: int) -> None:
+        """Keep the micro-batch; at the end of its window fill the gradients and step."""
+        self._window.append(batch)
+        trainer = module.trainer
+        if (batch_idx + 1) % self.accumulate_grad_batches and not trainer.is_last_batch:
+            return
+        optimizer = module.optimizers()
+        assert not isinstance(optimizer, list)
+        present = self._fill(module, self._window)
+        if present:
+            with module.clock("optimizer"):
+                optimizer.step()
+            module.after_step(self._window, present)
+        optimizer.zero_grad()
+        self._window = []
+        for config in trainer.lr_scheduler_configs:
+            if config.interval == "step":
+                count = batch_idx + 1
+            elif trainer.is_last_batch:
+                count = trainer.current_epoch + 1
+            else:
+                continue
+            if count % config.frequency == 0 and not isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step()
+
+    def clip(self, module: "MultiTaskModule", optimizer: Optimizer) -> None:
+        """Clip the gradients: called when they are unscaled, right before the step."""
+        if self.gradient_clip_val:
+            module.clip_gradients(
+                optimizer,
+                gradient_clip_val=self.gradient_clip_val,
+                gradient_clip_algorithm=self.gradient_clip_algorithm,
+            )
+
+
+def step_plateau_schedulers(module: "MultiTaskModule") -> None:
+    """Step the schedulers that watch a metric, in epochs with a validation, before the epoch's checkpoint.
+
+    Lightning steps them after it, so that a resumed run would miss a step; see
+    ``MultiTaskModule.lr_scheduler_step``, which leaves them to this function.
+
+    Raises:
+        KeyError: If the metric that ``scheduler.monitor`` names was not logged.
+    """
+    epoch, known = module.current_epoch, module.validated
+    # Not the config's: Lightning forgets it under manual optimization.
+    monitor = module.scheduler_options.get("monitor", "")
+    for config in module.trainer.lr_scheduler_configs:
+        if not isinstance(config.scheduler, ReduceLROnPlateau) or known.get("epoch") != epoch:
+            continue
+        if monitor not in known:
+            raise KeyError(
+                f"scheduler.monitor={monitor} was not logged; choose one of {', '.join(sorted(known))}."
+            )
+        if config.interval == "epoch" and (epoch + 1) % config.frequency == 0:
+            config.scheduler.step(known[monitor])

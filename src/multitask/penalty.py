@@ -1,0 +1,73 @@
+"""A penalty on named parameters, a task of its own: no head, no target."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+
+class SumOfSquares(nn.Module):
+    """Σ θ² over all parameters (L2)."""
+
+    def forward(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum, a scalar."""
+        return torch.stack([p.square().sum() for p in parameters.values()]).sum()
+
+
+class SumOfAbsolutes(nn.Module):
+    """Σ |θ| over all parameters (L1)."""
+
+    def forward(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum, a scalar."""
+        return torch.stack([p.abs().sum() for p in parameters.values()]).sum()
+
+
+class Penalty(nn.Module):
+    """A loss of named parameters, combined by any weighting; its gradient reaches the trunk directly.
+
+    Args:
+        parameters: Patterns of names, ``*`` for anything: ``trunk.*``, ``trunk.*.weight``,
+            ``tasks.left.head.*``.
+        loss: The parameters by name → a scalar; by default the sum of squares.
+        weight: A constant factor of the loss, whatever the combiner does with it afterwards.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[str] = ("trunk.*",),
+        loss: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.patterns = [parameters] if isinstance(parameters, str) else list(parameters)
+        self.loss = SumOfSquares() if loss is None else loss
+        self.weight = weight
+
+    def forward(self, named: Iterable[tuple[str, nn.Parameter]]) -> Tensor:
+        """Return the penalty, a scalar.
+
+        Args:
+            named: All parameters of the model, as ``named_parameters()`` gives them.
+
+        Raises:
+            ValueError: See :meth:`chosen`.
+        """
+        return self.weight * self.loss(self.chosen(named))
+
+    def chosen(self, named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
+        """Return the parameters that the patterns name.
+
+        Raises:
+            ValueError: If a pattern names none.
+        """
+        known = dict(named)
+        for pattern in self.patterns:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                some = ", ".join(list(known)[:6]) + (", …" if len(known) > 6 else "")
+                raise ValueError(f"parameters: no name matches '{pattern}'; there are {some}")
+        return {
+            name: parameter
+            for name, parameter in known.items()
+            if any(fnmatchcase(name, pattern) for pattern in self.patterns)
+        }

@@ -1,0 +1,78 @@
+"""Checkpoints as files that stand alone: weights, the config that made them, and nothing to execute."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from multitask.run.errors import ConfigError
+
+# Where the training machine kept things; `configs/paths` says where this one does.
+_OF_THE_RUN = ("paths", "run_folder", "ckpt_path", "init_from", "callbacks", "logger")
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Return a checkpoint's content, weights only: nothing in the file is executed.
+
+    Raises:
+        ConfigError: If the file is not there, is no checkpoint, or holds no config.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"ckpt_path={path} is not there; give a file such as …/checkpoints/best.ckpt.")
+    import torch  # here, so that a mistyped path is answered at once
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch's reader runs through whatever bytes there are: any error can come out of a wrong file.
+        # Its own advice, to read the file with pickle after all, is not passed on.
+        raise ConfigError(
+            f"ckpt_path={path} cannot be read: it is no checkpoint, or holds more than weights."
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content or not content.get("config"):
+        raise ConfigError(
+            f"ckpt_path={path} holds no config, so it cannot be measured by itself; "
+            "train.py writes checkpoints with one, and init_from=… starts a training from bare weights."
+        )
+    return content
+
+
+def offer_config() -> None:
+    """Make the config inside the checkpoint on the command line known to Hydra as ``checkpoint``.
+
+    Raises:
+        ConfigError: If the command line names no checkpoint, or :func:`read_checkpoint` refuses it.
+    """
+    config = read_checkpoint(_named(sys.argv[1:]))["config"]
+    own = {key: value for key, value in config.items() if key not in _OF_THE_RUN}
+    own["data"] = _moved(
+        config["data"], {config["paths"][key]: f"${{paths.{key}}}" for key in ("data", "root")}
+    )
+    ConfigStore.instance().store(
+        name="checkpoint", node={**own, "trained": {"run_folder": config["run_folder"]}}
+    )
+
+
+def _named(arguments: list[str]) -> str:
+    given = [argument for argument in arguments if argument.startswith("ckpt_path=")]
+    if not given:
+        raise ConfigError("ckpt_path is missing; give a file: python scripts/eval.py ckpt_path=<file>.")
+    if any(argument in ("-m", "--multirun") for argument in arguments):
+        raise ConfigError("ckpt_path names one checkpoint; call eval.py once for each, without -m.")
+    return str(OverridesParser.create().parse_override(given[-1]).value())
+
+
+def _moved(value: Any, homes: dict[str, str]) -> Any:
+    """Return a config in which paths under the training machine's homes are under this machine's."""
+    if isinstance(value, dict):
+        return {key: _moved(item, homes) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, homes) for item in value]
+    if isinstance(value, str):
+        for home, here in homes.items():
+            if value == home or value.startswith(f"{home}/"):
+                return here + value[len(home) :]
+    return value

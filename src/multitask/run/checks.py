@@ -1,0 +1,125 @@
+"""What can be said of a config before anything heavy is imported."""
+
+import errno
+import keyword
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from multitask.run.errors import ConfigError, check_names, choices, one_sentence
+from multitask.run.values import check_values
+
+# The method's name in the record of a run that trains one task alone, to compare others with.
+SINGLE_TASK = "single_task"
+
+
+def check(config: DictConfig) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        ConfigError: With a sentence that names the key.
+    """
+    keep_only(config)
+    for key in _missing(_plain(config)):
+        raise ConfigError(f"{key} has no value; set {key}=…")
+    check_values(config)
+    scheduler = config.get("scheduler") or {}
+    if str(scheduler.get("_target_")).endswith("ReduceLROnPlateau"):
+        if not scheduler.get("monitor"):
+            raise ConfigError("scheduler.monitor is not set; name a logged metric, for example val/loss.")
+        if scheduler.get("interval") == "step":
+            raise ConfigError(
+                "scheduler.interval=step does not go with a scheduler that watches a metric; "
+                "take scheduler.interval=epoch."
+            )
+    stopping = (config.get("callbacks") or {}).get("early_stopping")
+    if stopping and _plain(config)["selection"]["metric"] is None:
+        raise ConfigError(
+            "callbacks=early_stopping watches selection.metric, which is null; name a logged metric, or take "
+            "callbacks=default."
+        )
+    tasks = list(config.get("tasks") or {})
+    if OmegaConf.select(config, "hydra.runtime.choices.baseline") == SINGLE_TASK and len(tasks) > 1:
+        raise ConfigError(
+            f"baseline={SINGLE_TASK} trains one task a run, and there are {', '.join(tasks)}; add -m to train each "
+            "of them alone, or choose one with only=<task>."
+        )
+    if not tasks:
+        raise ConfigError("task=[] leaves no task; choose at least one, for example task=[multi_mnist/left].")
+    for name in tasks:
+        if not str(name).isidentifier() or keyword.iskeyword(name) or hasattr(dict, str(name)):
+            raise ConfigError(
+                f"tasks.{name}: a task's name must be a Python identifier that no dict method has."
+            )
+    for key, value in _plain(config.weighting).items():
+        if isinstance(value, Mapping) and "_target_" not in value:
+            check_names(f"weighting.{key}", value, tasks)
+    if "_target_" not in config.weighting:
+        raise ConfigError("weighting names no _target_; choose a weighting, for example weighting=upgrad.")
+
+
+def keep_only(config: DictConfig) -> None:
+    """Leave the one task that ``only`` names, if it names one; what weights tasks by name is then void.
+
+    Raises:
+        ConfigError: If there is no such task.
+    """
+    name = config.get("only")
+    if name is None:
+        return
+    if name not in config.tasks:
+        raise ConfigError(f"only={name}: there is no such task; {choices(str(name), map(str, config.tasks))}")
+    with open_dict(config):
+        config.tasks = {name: config.tasks[name]}
+        for key, value in config.weighting.items():
+            if isinstance(value, DictConfig) and "_target_" not in value:
+                config.weighting[key] = {}
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    return dict(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+
+
+def _missing(node: Any, key: str = "") -> Iterator[str]:
+    """Yield the keys that have no value; what is Hydra's own fills itself."""
+    if isinstance(node, Mapping):
+        for name, inner in node.items():
+            if key or name != "hydra":
+                yield from _missing(inner, f"{key}.{name}" if key else str(name))
+    elif node == "???":
+        yield key
+
+
+class CheckConfig(Callback):
+    """Hydra callback: checks a run's config before its folder is made."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Stop here if the config cannot work: Hydra would turn an exception into a warning."""
+        HydraConfig.instance().set_config(config)  # Hydra does so later; keys that refer to it are read here
+        try:
+            check(config)
+            make_folder(config.hydra.run.dir)
+        except Exception as error:
+            raise SystemExit(f"error: {one_sentence(error) or error}") from None
+
+
+def make_folder(path: str) -> None:
+    """Make a run's folder.
+
+    Raises:
+        ConfigError: If it cannot be made or written to.
+    """
+    try:
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(
+            f"hydra.run.dir={path} cannot be written: {error.strerror}; choose another folder, or paths.logs=…"
+        ) from error

@@ -1,0 +1,75 @@
+"""What a run says: a summary of the model, progress, the table, the folder; and no noise of the libraries."""
+
+import logging
+import warnings
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from multitask.module import MultiTaskModule
+from multitask.run.sharing import compare, parts_of, told, unobtrusive
+from multitask.task import Batch
+
+# Nothing that a user of this template could act on.
+_NOISE = (
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*smaller than the logging interval.*",
+    r".*does not have many workers.*",
+    r".*You requested to overfit but enabled .* dataloader shuffling.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
+)
+
+
+def quiet() -> None:
+    """Leave warnings that say something, and drop the libraries' small talk."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers.clear()  # Hydra's root handler prints what is left
+    for pattern in _NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+def summarize(module: MultiTaskModule, batch: Batch) -> None:
+    """Print what is trained, part by part, and which tasks use it: found from the graph of a forward pass.
+
+    Args:
+        module: The module.
+        batch: A batch on the module's device.
+    """
+    table = Table(title="model", title_justify="left")
+    table.add_column("part")
+    table.add_column("type")
+    table.add_column("used by")
+    table.add_column("parameters", justify="right")
+    table.add_column("trained", justify="right")
+    with unobtrusive(module):
+        _, losses = compare(module, batch)
+        parts = parts_of(module, losses)
+    for part in parts:
+        inside = _find(module, part.name)
+        table.add_row(part.name, _type(inside), told(part, len(losses)), *_counts(inside))
+    table.add_row("weighting", _type(module.weighting), "", *_counts(module.weighting))
+    table.add_section()
+    table.add_row("total", "", "", *_counts(module))
+    Console().print(table)
+
+
+def _find(module: nn.Module, name: str) -> nn.Module | nn.Parameter:
+    """Return the submodule or parameter of a dotted name."""
+    found: Any = module
+    for step in name.split("."):
+        found = getattr(found, step)
+    return found
+
+
+def _type(part: nn.Module | nn.Parameter) -> str:
+    return type(getattr(part, "method", part)).__name__
+
+
+def _counts(part: nn.Module | nn.Parameter) -> tuple[str, str]:
+    every = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+    trained = sum(p.numel() for p in every if p.requires_grad)
+    return f"{sum(p.numel() for p in every):,}", f"{trained:,}"

@@ -1,0 +1,148 @@
+"""Errors as one sentence that names the key and says what to change."""
+
+import difflib
+import errno
+import re
+import signal
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+# What the operating system says of a folder that is full, read-only, not ours, or no folder.
+_UNWRITABLE = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
+    if hasattr(errno, name)
+}
+
+
+class ConfigError(Exception):
+    """A config that cannot work; the message is one sentence for the user."""
+
+
+class RunFailed(Exception):
+    """A run that ended without its results; the reason is in its ``run.json`` too."""
+
+
+class RunInterrupted(BaseException):
+    """A run that was asked to stop, and saved where it was.
+
+    No ``Exception``, as ``KeyboardInterrupt`` is none: it can come from a signal in the middle of any
+    library, and a library that catches its own errors must not catch this.
+
+    Args:
+        number: The signal.
+        checkpoint: Where the run can go on, ``None`` where nothing was saved yet.
+    """
+
+    def __init__(self, number: int, checkpoint: str | None) -> None:
+        self.number = number
+        more = f"go on with ckpt_path={checkpoint}" if checkpoint else "nothing was saved yet"
+        super().__init__(f"stopped by {signal.Signals(number).name}; {more}")
+
+
+def choices(wrong: str, known: Iterable[str]) -> str:
+    """Return ``did you mean …? Choices: …`` for a name that is not known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(wrong, names, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Choices: {', '.join(names)}."
+
+
+def one_sentence(error: BaseException) -> str | None:
+    """Return the sentence for an error that the user's config caused, ``None`` for any other error."""
+    match error:
+        case ConfigError() | RunFailed() | RunInterrupted() | FloatingPointError():
+            return str(error)
+        case OverrideParseException():
+            return _unparsable(error)
+        case MissingConfigException():
+            return _missing_group(error)
+        case InstantiationException():
+            return _instantiation(error)
+        case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
+            return _unknown_key(error.__cause__) or _flat(f"{error} {error.__cause__}")
+        case OmegaConfBaseException():
+            return _unknown_key(error) or _flat(str(error))
+        case HydraException():
+            return _flat(str(error))
+        case Exception() if type(error).__name__ == "MisconfigurationException":
+            return _flat(str(error))  # Lightning's; by its name, since importing it takes seconds
+        case OSError() if error.errno in _UNWRITABLE:
+            return (
+                f"cannot write {error.filename or 'a file'}: {error.strerror}; choose another folder with "
+                "hydra.run.dir=… or paths.logs=…"
+            )
+    return None
+
+
+def _instantiation(error: InstantiationException) -> str:
+    cause = _root_cause(error)
+    if isinstance(cause, ConfigError):
+        return str(cause)
+    _, marked, key = str(error).partition("full_key: ")
+    return f"{key.strip()}: {_flat(str(cause))}" if marked else _flat(str(cause))
+
+
+def _missing_group(error: MissingConfigException) -> str:
+    name = error.missing_cfg_file or ""
+    if error.options is not None:
+        group, _, choice = name.rpartition("/")
+        return f"{group}={choice} is not there; {choices(choice, error.options)}"
+    group, _, choice = name.partition("/")
+    # Hydra does not list the choices of a group that takes several, but says where it looked.
+    folders = [Path(root) / group for root in re.findall(r"path=file://([^\n]+)", str(error))]
+    known = {
+        str(file.relative_to(folder).with_suffix("")) for folder in folders for file in folder.rglob("*.yaml")
+    }
+    if not choice or not known:
+        return _flat(str(error).partition("Config search path")[0])
+    beside = {file for file in known if file.rpartition("/")[0] == choice.rpartition("/")[0]}
+    return f"{group}=[{choice}] is not there; {choices(choice, beside or known)}"
+
+
+def _unparsable(error: OverrideParseException) -> str:
+    what = _flat(error.message).partition(" See https")[0]
+    return f"the override {error.override} cannot be read ({what}); write key=value, and quote what has signs in it."
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str | None:
+    parent: Any = error.parent_node
+    if error.key is None or not isinstance(parent, DictConfig):
+        return None
+    full_key = error.full_key or str(error.key)
+    where = full_key.rpartition(".")[0]
+    if str(error.key) in parent:
+        return None
+    keys = [str(k) for k in parent if str(k) != "hydra"]
+    return (
+        f"{full_key} is not a key of {where or 'the config'}; {choices(str(error.key), keys)} "
+        f"Write +{full_key}=… to add it."
+    )
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def check_names(key: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` for the first name that is not known."""
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{key}.{name}: there is no task '{name}'; {choices(name, known)}")

@@ -1,0 +1,113 @@
+"""The figures of a checkpoint, from the file alone."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from lightning import seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from multitask.module import MultiTaskModule
+from multitask.run.build import build_data, build_module, build_trainer
+from multitask.run.checkpoint import read_checkpoint
+from multitask.run.console import quiet
+from multitask.run.errors import ConfigError, one_sentence
+from multitask.run.evaluate import Row, evaluate, show
+from multitask.run.record import save_config, write_results
+from multitask.run.resolvers import plain
+
+_ERRORS = (
+    ConfigError,
+    HydraException,
+    OmegaConfBaseException,
+    MisconfigurationException,
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    KeyError,
+)
+
+
+def evaluate_checkpoint(config: DictConfig) -> list[Row]:
+    """Measure a checkpoint's weights on the splits, print the table and write ``results.csv``.
+
+    Args:
+        config: The checkpoint's own config, with what the command line changed in it.
+
+    Raises:
+        ConfigError: If config, data and weights do not fit each other.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    content = read_checkpoint(config.ckpt_path)
+    quiet()
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    seed_everything(config.seed, workers=True, verbose=False)
+    with open_dict(config):
+        config.callbacks = config.logger = None
+        config.trainer.enable_progress_bar = config.trainer.enable_model_summary = False
+    try:
+        data = build_data(config)
+        _check_splits(config, list(data.splits))
+        module = build_module(config, data)
+        load(module, content["state_dict"])
+        trainer, _ = build_trainer(config, folder, module.automatic_optimization)
+        epoch = int(content["epoch"]) + 1
+        rows = evaluate(module, trainer, data, list(config.evaluation.splits), config, epoch)
+    except _ERRORS as error:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing was written yet
+        if isinstance(error, ConfigError):
+            raise
+        sentence = one_sentence(error) or " ".join(str(error).split())
+        raise ConfigError(f"ckpt_path={config.ckpt_path} cannot be measured: {sentence}") from error
+    rule = _selection(content, config)
+    for row in rows:
+        row |= {"run": Path(config.trained.run_folder).name, "selection": rule}
+    save_config(folder, plain(config), list(HydraConfig.get().overrides.task))
+    write_results(folder / "results.csv", rows)
+    show(rows)
+    print(folder)
+    return rows
+
+
+def load(module: MultiTaskModule, weights: dict[str, torch.Tensor]) -> None:
+    """Load the weights, strict about names and shapes.
+
+    Raises:
+        ConfigError: If the module that the config describes is not the one that was saved.
+    """
+    own = {
+        name: value for name, value in module.state_dict().items() if name.startswith(("trunk.", "tasks."))
+    }
+    given = {name: value for name, value in weights.items() if name.startswith(("trunk.", "tasks."))}
+    advice = "leave trunk and tasks as the checkpoint has them"
+    for name in sorted(own.keys() ^ given.keys()):
+        where = "the checkpoint" if name in given else "the config's model"
+        raise ConfigError(f"{name} is in {where} alone; {advice}.")
+    for name, value in own.items():
+        if given[name].shape != value.shape:
+            raise ConfigError(
+                f"{name} is {list(given[name].shape)} in the checkpoint and {list(value.shape)} by the "
+                f"config; {advice}, and give data of the same shape."
+            )
+    module.load_state_dict(weights)
+
+
+def _check_splits(config: DictConfig, known: list[str]) -> None:
+    for split in config.evaluation.splits:
+        if split not in known:
+            raise ConfigError(f"evaluation.splits names {split}, and the data has {', '.join(known)}.")
+
+
+def _selection(content: dict[str, Any], config: DictConfig) -> str:
+    """Return how these weights were chosen: by the run's rule if they were its best when they were saved."""
+    if config.selection.metric is None:
+        return "last"
+    best = content.get("callbacks", {}).get("Checkpoints", {}).get("step")
+    return f"{config.selection.mode} {config.selection.metric}" if best == content["global_step"] else "last"

@@ -1,0 +1,83 @@
+"""Losses and metrics of chosen weights, as rows of the results record and as a table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning import Trainer
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from multitask.data.base import DataModule
+from multitask.module import MultiTaskModule
+from multitask.run.record import recipe_digest
+from multitask.run.resolvers import plain
+from multitask.weighting.base import Scalarization
+
+Row = dict[str, Any]
+
+
+def evaluate(
+    module: MultiTaskModule,
+    trainer: Trainer,
+    data: DataModule,
+    splits: Sequence[str],
+    config: DictConfig,
+    epoch: int,
+) -> list[Row]:
+    """Measure the module on the splits and return one row a figure."""
+    rows: list[Row] = []
+    resolved = plain(config)  # once: it takes long
+    known = {
+        "method": config.method,
+        "seed": config.seed,
+        "experiment": config.experiment_name,
+        "variant": config.variant,
+        "sweep": config.sweep,
+        "run": HydraConfig.get().runtime.output_dir.rstrip("/").rpartition("/")[2],
+        "epoch": epoch,
+        "selection": f"{config.selection.mode} {config.selection.metric}"
+        if config.selection.metric
+        else "last",
+    }
+
+    def row(split: str, task: str, metric: str, value: float) -> Row:
+        return known | {
+            "task": task,
+            "metric": metric,
+            "split": split,
+            "value": repr(value),
+            "higher_is_better": module.higher_is_better(task, metric),
+            "config_digest": recipe_digest(resolved, None if task == "combined" else task),
+        }
+
+    for split in splits:
+        figures = module.measure(trainer, data.loader(split), split)
+        rows += [row(split, task, metric, value) for (task, metric), value in figures.items()]
+        if isinstance(module.weighting, Scalarization) and module.weighting.fixed:
+            rows.append(row(split, "combined", "loss", _combined(module, figures)))
+    return rows
+
+
+def _combined(module: MultiTaskModule, figures: dict[tuple[str, str], float]) -> float:
+    """Return the scalarization of the mean losses."""
+    losses = torch.tensor([figures[name, "loss"] for name in module.names], device=module.device)
+    with torch.no_grad():
+        return float(module.weighting(losses))
+
+
+def show(rows: Sequence[Row], split: str = "test") -> None:
+    """Print the table task × metric of the test split, or of the last split there is."""
+    shown = split if any(row["split"] == split for row in rows) else (rows[-1]["split"] if rows else split)
+    chosen = [row for row in rows if row["split"] == shown]
+    metrics = list(dict.fromkeys(row["metric"] for row in chosen))
+    table = Table(title=f"{shown} set", title_justify="left")
+    table.add_column("task")
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    values = {(row["task"], row["metric"]): float(row["value"]) for row in chosen}
+    for task in dict.fromkeys(row["task"] for row in chosen):
+        table.add_row(task, *(f"{values[task, m]:.4f}" if (task, m) in values else "" for m in metrics))
+    Console().print(table)

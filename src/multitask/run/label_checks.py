@@ -1,0 +1,163 @@
+"""Refuses labels and metrics that cannot be meant, before any step."""
+
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from multitask.data.base import Split
+from multitask.run.errors import ConfigError
+from multitask.task import Batch, Outcome, Task
+
+
+def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str, Split]) -> None:
+    """Check all of one task's targets in the splits that lie in memory.
+
+    Args:
+        name: The task's name.
+        task: The task.
+        prediction: What its head gives for some batch, for its shape.
+        splits: The data's splits.
+
+    Raises:
+        ConfigError: See :func:`check_labels`; or if a task has no label in the whole training split.
+    """
+    for split, arrays in splits.items():
+        if not isinstance(arrays, Mapping):
+            continue
+        batch = dict(arrays)
+        check_labels(name, task, prediction, batch, split)
+        if split == "train" and not task.mass(batch):
+            raise ConfigError(
+                f"tasks.{name}: nothing of the target '{task.target}' is labelled in the train split; "
+                f"ignore_index={task.ignore_index} and NaN mark what is missing."
+            )
+
+
+def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split: str) -> None:
+    """Check one task's targets.
+
+    Args:
+        name: The task's name.
+        task: The task.
+        prediction: What its head gives for some batch, for its shape.
+        batch: The targets to check.
+        split: Their split's name.
+
+    Raises:
+        ConfigError: If a class is none of those that the head gives a score, a target of a binary loss is
+            not in [0, 1], a value is infinite, or NaN where nothing can be missing; or if integers meet a
+            head that gives no score a class.
+    """
+    target = task.transform(batch[task.target])
+    where = f"tasks.{name}: the target '{task.target}'"
+    known = task.labelled(batch[task.target], batch) if task.missing else None
+    if target.is_floating_point():
+        _check_numbers(where, task, target, known, split)
+        return
+    given = list(prediction.shape)
+    if len(given) < 2 or given[2:] != list(target.shape[1:]) or given[1] == 1:
+        raise ConfigError(
+            f"{where} holds integers {['batch', *target.shape[1:]]} and the head gives {['batch', *given[1:]]}; "
+            "classes want one score each, 0 and 1 want transform._target_=multitask.targets.Binary, and "
+            "numbers to regress want floats."
+        )
+    outside = (target < 0) | (target >= given[1])
+    own = getattr(task.loss, "ignore_index", -100)
+    if own != -100:  # torch's default: nobody chose it
+        outside &= target != own
+    if known is not None:
+        outside &= known
+    if outside.any():
+        wrong = int(target[outside][0])
+        raise ConfigError(
+            f"{where} has the class {wrong} in the {split} split and the head gives scores for 0 to {given[1] - 1}; "
+            f"widen tasks.{name}.head, or set missing=true and ignore_index={wrong} if it marks what has no label."
+        )
+
+
+def _check_numbers(where: str, task: Task, target: Tensor, known: Tensor | None, split: str) -> None:
+    missing = target.isnan() if known is None else target.isnan() & known
+    if missing.any() and not hasattr(task.loss, "mass"):
+        raise ConfigError(
+            f"{where} is NaN at {int(missing.sum())} of {target.numel()} places of the {split} split; "
+            "set missing=true to leave them out."
+        )
+    values = target if known is None else target[known]
+    if values.isinf().any():
+        raise ConfigError(
+            f"{where} is infinite somewhere in the {split} split; mend the data, or make it NaN."
+        )
+    if isinstance(task.loss, nn.BCEWithLogitsLoss | nn.BCELoss):
+        outside = values[(values < 0) | (values > 1)]
+        if outside.numel():
+            raise ConfigError(
+                f"{where} has {outside[0].item():g} in the {split} split and {type(task.loss).__name__} wants 0 and 1; "
+                "recode it, or set missing=true and ignore_index if it marks what has no label."
+            )
+
+
+def check_metrics(name: str, task: Task, outcome: Outcome) -> None:
+    """Compute every metric of a task once, on a copy.
+
+    Args:
+        name: The task's name.
+        task: The task.
+        outcome: What it makes of some batch.
+
+    Raises:
+        ConfigError: See :func:`metric_values`.
+    """
+    prediction, target = task.shown(outcome)
+    if len(target) > 1:  # correlations and the like want two
+        metric_values(name, task, prediction, target)
+
+
+def metric_values(name: str, task: Task, prediction: Tensor, target: Tensor) -> dict[str, float]:
+    """Return what a task's metrics say of a prediction, both as metrics see them, leaving their state untouched.
+
+    Raises:
+        ConfigError: If a metric fails, or is not one number.
+    """
+    return {
+        key: _value(f"tasks.{name}.metrics.{key}", deepcopy(metric), prediction, target)
+        for key, metric in task.metrics.items(keep_base=True, copy_state=False)
+    }
+
+
+def _value(key: str, metric: Metric, prediction: Tensor, target: Tensor) -> float:
+    try:
+        with warnings.catch_warnings():
+            # Of so few examples; what matters is warned of in validation.
+            warnings.simplefilter("ignore")
+            metric.update(prediction, target)
+            value = metric.compute()
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ConfigError(
+            f"{key} cannot take predictions {list(prediction.shape)} ({_kind(prediction)}) with targets "
+            f"{list(target.shape)} ({_kind(target)}): {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ConfigError(f"{key} gives {shape} and must give one number; choose an average.")
+    return float(value)
+
+
+def _kind(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")
+
+
+def labelled_share(task: Task, batch: Batch) -> float | None:
+    """Return which share of a target is labelled; ``None`` where the loss counts otherwise than by values."""
+    target = batch[task.target]
+    if task.missing:
+        return float(task.labelled(target, batch).float().mean())
+    if not hasattr(task.loss, "mass"):
+        return 1.0
+    if getattr(task.loss, "weight", None) is not None:
+        return None
+    places = target[:, :1] if target.is_floating_point() and target.ndim > 2 else target
+    return float(torch.as_tensor(task.mass(batch))) / places.numel()

@@ -1,0 +1,145 @@
+"""What a run leaves behind: ``config.yaml``, ``overrides.yaml``, ``run.json`` and ``results.csv``."""
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+COLUMNS = (
+    "method",
+    "seed",
+    "task",
+    "metric",
+    "split",
+    "value",
+    "higher_is_better",
+    "experiment",
+    "variant",
+    "sweep",
+    "run",
+    "epoch",
+    "selection",
+    "config_digest",
+)
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "torchjd", "torchmetrics", "wandb", "numpy")
+
+# What of the Trainer's keys does not change what is learned.
+_COSMETIC = {
+    "accelerator",
+    "barebones",
+    "benchmark",
+    "detect_anomaly",
+    "devices",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "num_nodes",
+    "num_sanity_val_steps",
+    "profiler",
+    "strategy",
+    "sync_batchnorm",
+}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file at once, so that no reader and no crash sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_results(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the long-form record, one row a figure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+class RunRecord:
+    """``run.json``: what is known of a run, kept up to date while it goes.
+
+    Args:
+        folder: The run's folder.
+        facts: What is known at the start.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        self.path = folder / "run.json"
+        self.facts = dict(facts)
+
+    def update(self, **facts: Any) -> None:
+        """Add facts and write the file."""
+        self.facts |= facts
+        write_atomically(self.path, json.dumps(self.facts, indent=2, default=str) + "\n")
+
+
+def save_config(folder: Path, config: Mapping[str, Any], overrides: list[str]) -> None:
+    """Write the resolved config and the overrides that led to it."""
+    write_atomically(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides))
+
+
+def digest(value: Any) -> str:
+    """Return the first 12 hexadecimal digits of a value's digest."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
+    """Return the digest of all that makes a figure comparable, the weighting and the seed left out.
+
+    With a task, its definition is part of the recipe and the other tasks are not: the figure of a
+    task in a joint run and in its single-task baseline then carry the same digest.
+
+    Args:
+        config: The resolved config.
+        task: The figure's task.
+    """
+    root = str(config["paths"]["root"])
+    data = {k: v for k, v in config["data"].items() if k not in ("seed", "num_workers", "targets")}
+    trainer = {k: v for k, v in config["trainer"].items() if k not in _COSMETIC}
+    parts = {key: config.get(key) for key in ("optimizer", "scheduler", "selection", "init_from")}
+    # A trunk that is told the tasks is the same trunk with other tasks.
+    parts["trunk"] = {k: v for k, v in config["trunk"].items() if k != "tasks"}
+    tasks = config["tasks"] if task is None else config["tasks"].get(task)
+    recipe = json.dumps(
+        {**parts, "data": data, "trainer": trainer, "task": tasks}, sort_keys=True, default=str
+    )
+    return digest(recipe.replace(root, "."))
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide the figures."""
+    from importlib.metadata import PackageNotFoundError, version  # here, for a quick start
+
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_commit(root: Path) -> str | None:
+    """Return the commit of the source, with ``+`` where files were changed since; ``None`` outside git."""
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,154 @@
+"""What can be said of a config once torch is there, before the first training step."""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from multitask.data.base import DataModule
+from multitask.module import MultiTaskModule
+from multitask.run.errors import ConfigError, choices
+
+
+def check_hardware(config: DictConfig) -> None:
+    """Refuse a GPU that is not there.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    accelerator, devices = config.trainer.get("accelerator", "auto"), config.trainer.get("devices", 1)
+    if accelerator not in ("gpu", "cuda"):
+        return
+    count = torch.cuda.device_count()
+    if count == 0 and not (accelerator == "gpu" and torch.backends.mps.is_available()):
+        raise ConfigError(
+            f"trainer.accelerator={accelerator} needs a GPU and torch finds none here; choose trainer=cpu."
+        )
+    if count and isinstance(devices, int) and devices > count:
+        raise ConfigError(
+            f"trainer.devices={devices} are more than the {count} GPUs here; choose at most {count}."
+        )
+
+
+def check_targets(config: Mapping[str, Any]) -> None:
+    """Refuse a ``_target_`` that cannot be imported.
+
+    Raises:
+        ConfigError: Naming the key, the part that is not there and what is near it.
+    """
+    for key, target in _targets("", config):
+        _check_target(key, target)
+
+
+def _targets(key: str, node: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        for name, inner in node.items():
+            if name == "_target_" and isinstance(inner, str):
+                yield f"{key}._target_", inner
+            else:
+                yield from _targets(f"{key}.{name}" if key else str(name), inner)
+    elif isinstance(node, list):
+        for i, inner in enumerate(node):
+            yield from _targets(f"{key}.{i}", inner)
+
+
+def _check_target(key: str, target: str) -> None:
+    parts = target.split(".")
+    found: Any = None
+    for i, part in enumerate(parts):
+        name = ".".join(parts[: i + 1])
+        if found is not None and hasattr(found, part):
+            found = getattr(found, part)
+            continue
+        try:
+            found = import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and not name.startswith(error.name):
+                raise ConfigError(
+                    f"{key}={target} needs the package {error.name}, which is not installed."
+                ) from error
+            if i == 0:
+                raise ConfigError(f"{key}={target}: there is no package '{part}'.") from error
+            near = [n for n in dir(found) if not n.startswith("_")]
+            parent = ".".join(parts[:i])
+            raise ConfigError(f"{key}={target}: {parent} has no '{part}'; {_near(part, near)}") from error
+
+
+def _near(wrong: str, names: list[str]) -> str:
+    hint = choices(wrong, names)
+    return (
+        hint
+        if len(names) <= 20
+        else hint.partition(" Choices:")[0].partition("Choices:")[0] or "mind the spelling."
+    )
+
+
+def check_against_data(config: DictConfig, data: DataModule, module: MultiTaskModule) -> None:
+    """Refuse splits that the data has not and figures that validation does not log.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    for split in config.evaluation.splits:
+        if split not in data.splits:
+            raise ConfigError(
+                f"evaluation.splits names {split}, and the data has {', '.join(data.splits)}; name those you have."
+            )
+    wanted = {
+        "selection.metric": config.selection.metric,
+        "scheduler.monitor": (config.scheduler or {}).get("monitor"),
+    }
+    wanted |= {
+        f"callbacks.{name}.monitor": callback.get("monitor")
+        for name, callback in (config.callbacks or {}).items()
+        if callback and name != "checkpoint"
+    }
+    wanted = {key: metric for key, metric in wanted.items() if metric is not None}
+    if not wanted:
+        return
+    if "val" not in data.splits:
+        key, metric = next(iter(wanted.items()))
+        raise ConfigError(
+            f"{key}={metric} needs a validation split and the data has none; give data.split a share for it, or set "
+            f"{key}=null to keep the last weights."
+        )
+    known = module.validation_keys(next(iter(data.loader("val"))))
+    for key, metric in wanted.items():
+        if metric not in known:
+            raise ConfigError(f"{key}={metric} is not logged; {choices(metric, known)}")
+
+
+def check_optimizer(module: MultiTaskModule) -> None:
+    """Refuse arguments that optimizer or scheduler do not take, by making both once.
+
+    Raises:
+        ConfigError: With what the class says of them.
+    """
+    try:
+        module.configure_optimizers()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"optimizer and scheduler cannot be made: {' '.join(str(error).split())}; mind their keys."
+        ) from error
+
+
+def check_intervals(config: DictConfig, data: DataModule) -> None:
+    """Refuse a validation interval that is longer than an epoch.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    interval, limit = config.trainer.val_check_interval, config.trainer.limit_train_batches
+    batches = len(data.loader("train", training=True))
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if (
+        isinstance(interval, int)
+        and interval > batches
+        and config.trainer.check_val_every_n_epoch is not None
+    ):
+        raise ConfigError(
+            f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch; make it at most "
+            "that, or set trainer.check_val_every_n_epoch=null to count batches over epochs."
+        )

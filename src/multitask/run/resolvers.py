@@ -1,0 +1,101 @@
+"""What the YAML files can compute: ``${num_tasks:}``, ``${task_names:}``, ``${sweep_id:}`` and their kin."""
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Container, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from multitask.sweep.devices import gpus_of_job, parallel_jobs
+
+
+def register() -> None:
+    """Make the resolvers known to OmegaConf; calling it again changes nothing."""
+    new = OmegaConf.register_new_resolver
+    new("project_root", lambda: str(Path(__file__).parents[3]), replace=True)
+    new("num_tasks", lambda *, _root_: len(_root_.tasks), replace=True)
+    new("task_names", _task_names, replace=True)
+    new("targets", _targets, replace=True)
+    new("complement", lambda share: 1.0 - share, replace=True)
+    # Cached, so that one process, and the jobs it starts, agree on it.
+    new("run_id", _run_id, use_cache=True, replace=True)
+    new("sweep_name", _sweep_name, replace=True)
+    new("sweep_id", _sweep_id, replace=True)
+    new("experiment_name", _experiment_name, replace=True)
+    new("job_name", _job_name, replace=True)
+    new("parallel_jobs", lambda *, _root_: parallel_jobs(_root_.trainer.accelerator), replace=True)
+    new("gpus_of_job", lambda *, _root_: gpus_of_job(**_root_.trainer), replace=True)
+    new("threads", lambda: max(1, len(os.sched_getaffinity(0))), replace=True)
+
+
+def _run_id() -> str:
+    """Return a name that sorts by time and that no other process started in the same second has."""
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
+
+
+def _sweep_name() -> str | None:
+    """Return the name of the sweep that this job belongs to, ``None`` outside a sweep."""
+    hydra = HydraConfig.get()
+    return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
+
+
+def _sweep_id(new: str, *, _root_: DictConfig) -> str:
+    """Return the sweep that ``sweep=<id>`` names, or the new name."""
+    return new if OmegaConf.is_interpolation(_root_, "sweep") else str(_root_.sweep)
+
+
+def _experiment_name(*, _root_: DictConfig) -> str:
+    """Return the experiment's name, or the data set's where no experiment was chosen."""
+    choices = (
+        _root_ if "hydra" in _root_ else OmegaConf.create({"hydra": HydraConfig.get()})
+    ).hydra.runtime.choices
+    return str(choices.experiment or choices.data).replace("/", "-")
+
+
+def _task_names(*, _root_: DictConfig) -> list[str]:
+    """Return the tasks that have a head, and so need features of the trunk."""
+    return [str(name) for name, node in _root_.tasks.items() if "head" in node]
+
+
+def _targets(*, _root_: DictConfig) -> list[str]:
+    return sorted({_root_.tasks[name].target for name in _root_.tasks if "target" in _root_.tasks[name]})
+
+
+def _job_name(*, _root_: DictConfig) -> str:
+    job = _root_.hydra.job.config.override_dirname
+    return slug([str(override) for override in _root_.hydra.overrides.task], set(job.exclude_keys))
+
+
+def slug(overrides: Sequence[str], exclude: Container[str] = ()) -> str:
+    """Return a job's folder: its overrides to be read by people, and a digest of them to tell jobs apart.
+
+    It depends on the overrides alone, so that a job has the same folder whenever its sweep runs; and
+    it needs no quotes on a command line.
+
+    Args:
+        overrides: The job's.
+        exclude: Keys that do not make it another job.
+    """
+    own = [override for override in overrides if override.partition("=")[0] not in exclude]
+    # The weighting and the seed first: the rest may be cut.
+    own.sort(key=lambda o: (not o.startswith("weighting="), not o.startswith("seed="), o))
+    digest = hashlib.sha256("\n".join(own).encode()).hexdigest()[:8]
+    readable = "-".join(map(_short, own))[:80].strip("-_.")
+    return f"{readable}-{digest}" if readable else digest
+
+
+def _short(override: str) -> str:
+    key, _, value = override.partition("=")
+    return re.sub(r"[^\w.+-]+", "_", f"{key.rpartition('.')[2]}_{value}")
+
+
+def plain(config: Any) -> Any:
+    """Return a config as plain resolved containers."""
+    return OmegaConf.to_container(config, resolve=True)

@@ -1,0 +1,104 @@
+"""Going on with a run that was stopped: what has to be the same, and what comes along."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multitask.callbacks.checkpoints import bring, find_best
+from multitask.run.curves import carry_over
+from multitask.run.errors import ConfigError
+
+# A checkpoint's optimizer, scheduler and combiner go on as they were: here another value in the
+# config would be ignored in silence, or break the promise that a resumed run ends where the whole
+# run ends.
+_SAME = ("seed", "trunk", "tasks", "weighting", "optimizer", "scheduler", "data", "trainer")
+_FREE = {
+    "data": {"path", "root", "eval_batch_size", "num_workers", "targets"},
+    "trainer": {
+        "accelerator",
+        "detect_anomaly",
+        "deterministic",
+        "devices",
+        "enable_model_summary",
+        "enable_progress_bar",
+        "gradient_clip_algorithm",
+        "gradient_clip_val",
+        "limit_test_batches",
+        "log_every_n_steps",
+        "max_epochs",
+        "max_steps",
+        "num_sanity_val_steps",
+        "profiler",
+        "strategy",
+    },
+}
+
+
+@dataclass
+class Resumption:
+    """A checkpoint that a run can go on from."""
+
+    path: Path
+    rows: int
+    """How many rows of metrics.csv had been written when it was saved."""
+    best: Path | None
+    """The best weights of its run so far."""
+
+    def begin(self, folder: Path) -> None:
+        """Begin a run's folder with the curves and checkpoints of the run that was stopped."""
+        carry_over(self.path.resolve().parents[1] / "metrics.csv", folder / "metrics.csv", self.rows)
+        bring(self.path, folder / "checkpoints" / "last.ckpt")
+        if self.best is not None:
+            bring(self.best, folder / "checkpoints" / "best.ckpt")
+
+
+def check(path: str, config: Mapping[str, Any]) -> Resumption:
+    """Return what there is to go on from.
+
+    Args:
+        path: ``ckpt_path``.
+        config: The resolved config.
+
+    Raises:
+        ConfigError: If there is no such checkpoint, it cannot be read, or its run was another one.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"ckpt_path={path} is not there; give the checkpoints/last.ckpt of a run.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise ConfigError(f"ckpt_path={path} cannot be read as a checkpoint: {_first_line(error)}") from error
+    if not isinstance(content, dict) or not {"loops", "config", "callbacks", "rows"} <= content.keys():
+        raise ConfigError(
+            f"ckpt_path={path} is no checkpoint of a run; to start from a state dict, give it as init_from."
+        )
+    for key, there, here in differences(content["config"], config):
+        raise ConfigError(
+            f"ckpt_path={path} goes on with a run that had {key}={there}, and this one has {key}={here}; set it as it "
+            "was, or start a new run from its weights with init_from."
+        )
+    return Resumption(Path(path), int(content["rows"]), find_best(Path(path), content["callbacks"]))
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each key that has to be the same and is not, with its two values."""
+    for section in _SAME:
+        old, new = _flat(section, there.get(section)), _flat(section, here.get(section))
+        free = {f"{section}.{key}" for key in _FREE.get(section, ())}
+        for key in sorted(old.keys() | new.keys()):
+            if key not in free and old.get(key) != new.get(key):
+                yield key, old.get(key), new.get(key)
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    """Return the leaves by dotted key."""
+    if not isinstance(value, Mapping):
+        return {key: value}
+    return {k: v for name, inner in value.items() for k, v in _flat(f"{key}.{name}", inner).items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."

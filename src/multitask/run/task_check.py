@@ -1,0 +1,174 @@
+"""What the tasks are and where they start, before training: ``python scripts/train.py task_check=true``."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from multitask.data.base import DataModule
+from multitask.module import MultiTaskModule
+from multitask.run.errors import ConfigError
+from multitask.run.label_checks import check_labels, labelled_share, metric_values
+from multitask.run.sharing import compare, parts_of, told, unobtrusive
+from multitask.targets import Binary
+from multitask.task import Batch, Outcome, Task
+
+
+def check_tasks(module: MultiTaskModule, data: DataModule) -> None:
+    """Print the tasks at initialization, and refuse labels and metrics that cannot be meant.
+
+    Raises:
+        ConfigError: See :func:`multitask.run.label_checks.check_labels`; or if a metric is the same for
+            right and wrong predictions.
+    """
+    split = "train" if "train" in data.splits else next(iter(data.splits))
+    batch = next(iter(data.loader(split, training=split == "train")))
+    with unobtrusive(module):
+        outcomes, losses = compare(module, batch)
+        _check_whole_splits(module, data, outcomes)
+        for name, outcome in outcomes.items():
+            check_that_metrics_move(name, module.by_name[name], outcome)
+        Console().print(_table(module, data, batch, outcomes, losses))
+
+
+def _check_whole_splits(module: MultiTaskModule, data: DataModule, outcomes: Mapping[str, Outcome]) -> None:
+    """Go through the splits that do not lie in memory; the others were checked at the start."""
+    for split, content in data.splits.items():
+        if not isinstance(content, Mapping):
+            for batch in data.loader(split):
+                for name, task in module.by_name.items():
+                    check_labels(name, task, outcomes[name].prediction, batch, split)
+
+
+def check_that_metrics_move(name: str, task: Task, outcome: Outcome) -> None:
+    """Show a task's metrics the best prediction there is, and a wrong one.
+
+    Raises:
+        ConfigError: If a metric says the same of both.
+    """
+    pair = extremes(task, outcome)
+    if pair is None:
+        return
+    right, wrong = (
+        metric_values(name, task, *task.shown(outcome._replace(prediction=prediction))) for prediction in pair
+    )
+    for metric, value in right.items():
+        if value == wrong[metric] or (math.isnan(value) and math.isnan(wrong[metric])):
+            raise ConfigError(
+                f"tasks.{name}.metrics.{metric} is {value:g} whether the predictions are right or wrong: it cannot "
+                f"tell predictions {list(outcome.prediction.shape)} of targets {list(outcome.target.shape)} apart; "
+                "choose another, or other arguments."
+            )
+
+
+def extremes(task: Task, outcome: Outcome) -> tuple[Tensor, Tensor] | None:
+    """Return a right and a wrong prediction in the shape of the head's.
+
+    ``None`` where the targets do not say what is right: they are all the same, or have another shape.
+    """
+    target, prediction = outcome.target, outcome.prediction.detach()
+    known = target if outcome.known is None else target[outcome.known]
+    if known.unique().numel() < 2:
+        return None
+    if not target.is_floating_point():
+        classes = prediction.shape[1]
+        labels = target.where((target >= 0) & (target < classes), 0)
+        scores = [nn.functional.one_hot(t % classes, classes).movedim(-1, 1) for t in (labels, labels + 1)]
+        return 20.0 * scores[0] - 10.0, 20.0 * scores[1] - 10.0
+    if target.shape != prediction.shape:
+        return None
+    filled = target.nan_to_num()
+    if isinstance(task.transform, Binary) or isinstance(task.loss, nn.BCEWithLogitsLoss):
+        return 20.0 * filled - 10.0, 10.0 - 20.0 * filled
+    noise = torch.randn(filled.shape, generator=torch.Generator().manual_seed(0)).to(filled)
+    return filled, filled + (1.0 + noise) * known.std()
+
+
+def constant_loss(task: Task, outcome: Outcome) -> float:
+    """Return the loss of the best prediction that does not look at the input: one number a column or class."""
+    shape = outcome.prediction.shape
+    start = torch.zeros(shape[1:2] if len(shape) > 2 else shape[1:], dtype=outcome.prediction.dtype)
+    candidates = [start]
+    if outcome.target.shape == shape:
+        known = torch.ones_like(outcome.target, dtype=torch.bool) if outcome.known is None else outcome.known
+        values = outcome.target.masked_fill(~known, torch.nan)
+        columns = values.movedim(1, -1).flatten(0, -2) if len(shape) > 1 else values
+        candidates += [columns.nanmean(0).cpu(), columns.nanmedian(0).values.cpu()]
+    candidates = [c.nan_to_num().to(outcome.prediction.device) for c in candidates]
+
+    def loss(constant: Tensor) -> Tensor:
+        spread = constant.view(-1, *[1] * (len(shape) - 2)) if len(shape) > 2 else constant
+        return task.compare(spread.expand(shape), outcome.target, outcome.known).loss
+
+    best = min(candidates, key=lambda c: float(loss(c)))
+    lowest = float(loss(best))
+    found = best.clone().requires_grad_()
+    search = torch.optim.LBFGS([found], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        value = loss(found)
+        if value.requires_grad:
+            value.backward()
+        return value
+
+    search.step(closure)
+    reached = float(loss(found.detach()))
+    return min(lowest, reached) if math.isfinite(reached) else lowest
+
+
+def _table(
+    module: MultiTaskModule,
+    data: DataModule,
+    batch: Batch,
+    outcomes: Mapping[str, Outcome],
+    losses: Mapping[str, Tensor],
+) -> Table:
+    examples = len(batch["inputs"])
+    table = Table(
+        title="tasks at initialization",
+        title_justify="left",
+        caption=f"Losses and gradients of {examples} training examples.",
+        caption_justify="left",
+    )
+    for column in ("task", "target", "shape", "type"):
+        table.add_column(column)
+    for column in ("labelled", "loss", "constant predictor", "gradient norm", "own parameters"):
+        table.add_column(column, justify="right")
+    shared = module.shared_parameters()
+    own = _own(module, losses)
+    whole = data.splits.get("train")
+    for name, loss in losses.items():
+        found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in found if g is not None))
+        if name in outcomes:
+            task, target = module.by_name[name], batch[module.by_name[name].target]
+            share = labelled_share(task, dict(whole) if isinstance(whole, Mapping) else batch)
+            cells = [
+                task.target,
+                " × ".join(["n", *map(str, target.shape[1:])]),
+                str(target.dtype).removeprefix("torch."),
+                "" if share is None else f"{100 * share:.1f} %",
+                f"{loss.item():.4g}",
+                f"{constant_loss(task, outcomes[name]):.4g}",
+            ]
+        else:
+            cells = ["parameters", "", "", "", f"{loss.item():.4g}", ""]
+        table.add_row(name, *cells, f"{norm:.4g}", f"{own[name]:,}")
+    table.add_section()
+    for part in parts_of(module, dict(losses)):
+        if len(part.users) != 1:
+            table.add_row(part.name, told(part, len(losses)), *[""] * 6, f"{part.parameters:,}")
+    return table
+
+
+def _own(module: MultiTaskModule, losses: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return how many parameters serve each task alone."""
+    counts = dict.fromkeys(losses, 0)
+    for part in parts_of(module, dict(losses)):
+        if len(part.users) == 1:
+            counts[part.users[0]] += part.parameters
+    return counts

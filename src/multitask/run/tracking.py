@@ -1,0 +1,65 @@
+"""W&B, offline unless the config says otherwise: no login, no prompt, no network, no chatter."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+from multitask.run.errors import ConfigError, choices
+
+MODES = ("offline", "online", "disabled")
+
+# Before wandb is imported: it reads them then. Without the second, even an offline run calls home.
+os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+
+def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:
+    """Make Lightning's W&B logger.
+
+    ``mode`` is handed to this run alone: neither the environment nor another job of the same process
+    has a say in it.
+
+    Args:
+        mode: ``offline``, ``online`` or ``disabled``.
+        arguments: As of ``lightning.pytorch.loggers.WandbLogger``, and of ``wandb.init``.
+
+    Raises:
+        ConfigError: If there is no such mode.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"logger.wandb.mode={mode} is not there; {choices(mode, MODES)}")
+    # A run that an earlier job of this process left open would be continued.
+    finish(1)
+    made = WandbLogger(mode=mode, **arguments)
+    # Lightning still hands this on; W&B warns of it.
+    made._wandb_init.pop("anonymous", None)
+    return made
+
+
+def start(loggers: list[Any], facts: Mapping[str, Any]) -> None:
+    """Open the run and give it its config: the resolved config, overrides, commit and versions.
+
+    Raises:
+        ConfigError: If online mode cannot reach or enter W&B.
+    """
+    import wandb
+
+    for each in loggers:
+        if isinstance(each, WandbLogger):
+            try:
+                each.experiment.config.update(dict(facts), allow_val_change=True)
+            except wandb.errors.Error as error:
+                raise ConfigError(
+                    f"logger.wandb.mode: W&B did not open the run ({' '.join(str(error).split())}); run `wandb login`, "
+                    "or leave it offline."
+                ) from error
+
+
+def finish(exit_code: int) -> None:
+    """End this process's W&B run, if there is one."""
+    import wandb
+
+    if wandb.run is not None:
+        wandb.finish(exit_code=exit_code)

@@ -1,0 +1,219 @@
+"""One training run: build, fit, evaluate, record."""
+
+import shutil
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning import Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from multitask.callbacks.cost import Cost
+from multitask.callbacks.interruption import Interruption
+from multitask.data.base import DataModule
+from multitask.module import MultiTaskModule
+from multitask.run import resume, tracking
+from multitask.run.build import build_data, build_module, build_trainer, load_initial
+from multitask.run.checks import keep_only
+from multitask.run.console import quiet, summarize
+from multitask.run.curves import carry_over
+from multitask.run.errors import ConfigError, RunFailed, RunInterrupted, one_sentence
+from multitask.run.evaluate import evaluate, show
+from multitask.run.record import (
+    RunRecord,
+    git_commit,
+    package_versions,
+    recipe_digest,
+    save_config,
+    write_results,
+)
+from multitask.run.refusals import (
+    check_against_data,
+    check_hardware,
+    check_intervals,
+    check_optimizer,
+    check_targets,
+)
+from multitask.run.resolvers import plain
+from multitask.run.task_check import check_tasks
+
+# What libraries raise at values that they cannot use.
+_BY_CONFIG = (OSError, ValueError, TypeError, MisconfigurationException)
+
+
+def train(config: DictConfig) -> float | None:
+    """Train, choose the weights, measure them, and leave everything in the run's folder.
+
+    Returns:
+        The value that chose the weights, or ``None`` where nothing chose.
+
+    Raises:
+        ConfigError: If the config cannot work; no folder is left then.
+        RunFailed: If the run ended early.
+        RunInterrupted: If a signal stopped it.
+    """
+    keep_only(config)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    run = _build(config, folder)
+    interruption, trainer, module = run.interruption, run.trainer, run.module
+    resolved, overrides = plain(config), list(HydraConfig.get().overrides.task)
+    record = RunRecord(folder, _facts(resolved, overrides, module))
+    status: dict[str, Any] = {"status": "failed"}
+    start = time.monotonic()
+    interruption.listen()
+    try:
+        if trainer.is_global_zero:
+            _begin(resolved, folder, record, run)
+            if config.trainer.enable_model_summary:
+                summarize(module, next(iter(run.data.loader(next(iter(run.data.splits))))))
+        trainer.fit(module, datamodule=run.data, ckpt_path=config.ckpt_path, weights_only=True)
+        if trainer.is_global_zero and (profile := trainer.profiler.summary()):  # type: ignore[attr-defined]
+            print(profile)
+        epoch = select(module, trainer, config)
+        figures = evaluate(module, trainer, run.data, list(config.evaluation.splits), config, epoch)
+        status = {"status": "completed", "epoch": epoch}
+        if trainer.is_global_zero:
+            write_results(folder / "results.csv", figures)
+            show(figures)
+        return _selected_value(trainer)
+    except RunInterrupted as error:
+        status = {"status": "interrupted", "error": str(error)}
+        raise
+    except BaseException as error:
+        sentence = one_sentence(error)
+        if isinstance(error, FloatingPointError) and interruption.checkpoint is not None:
+            sentence = f"{sentence} The last state before it is {interruption.checkpoint}."
+        status["error"] = sentence or f"{type(error).__name__}: {error}"
+        if not isinstance(error, Exception):
+            status["status"] = "interrupted"
+            raise
+        if sentence is None:
+            traceback.print_exc()
+        raise RunFailed(status["error"]) from error
+    finally:
+        interruption.close()
+        _end(run, record, status, folder, time.monotonic() - start)
+        interruption.stop_listening()
+
+
+@dataclass
+class _Run:
+    """The objects of a run."""
+
+    data: DataModule
+    module: MultiTaskModule
+    trainer: Trainer
+    interruption: Interruption
+    resumption: resume.Resumption | None
+
+
+def _build(config: DictConfig, folder: Path) -> _Run:
+    """Make the objects; whatever the config gets wrong is said in one sentence, and no folder is left."""
+    before = set(folder.iterdir()) if folder.is_dir() else set()
+    quiet()
+    try:
+        torch.set_float32_matmul_precision(config.matmul_precision)
+        check_hardware(config)
+        check_targets(plain(config))
+        seed_everything(config.seed, workers=True, verbose=False)
+        data = build_data(config)
+        module = build_module(config, data)
+        check_against_data(config, data, module)
+        check_intervals(config, data)
+        check_optimizer(module)
+        if config.task_check:
+            check_tasks(module, data)
+        if config.init_from:
+            load_initial(module, config.init_from)
+        resumption = resume.check(config.ckpt_path, plain(config)) if config.ckpt_path else None
+        trainer, interruption = build_trainer(config, folder, module.automatic_optimization)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "check"):
+                callback.check(module)
+    except Exception as error:
+        _remove_if_empty(folder, before)
+        sentence = one_sentence(error)
+        if sentence is None and isinstance(error, _BY_CONFIG):
+            sentence = " ".join(str(error).split())
+        if sentence is None:
+            raise
+        raise ConfigError(sentence) from error
+    return _Run(data, module, trainer, interruption, resumption)
+
+
+def _begin(config: Mapping[str, Any], folder: Path, record: RunRecord, run: _Run) -> None:
+    """Write what is known at the start, and open the W&B run with it."""
+    save_config(folder, config, record.facts["overrides"])
+    if run.resumption is not None:
+        run.resumption.begin(folder)
+        record.update(resumed_from=str(run.resumption.path))
+    else:
+        carry_over(folder / "metrics.csv", folder / "metrics.csv", count=0)
+    record.update(status="running")
+    known = {key: record.facts[key] for key in ("overrides", "git_commit", "versions")}
+    tracking.start(run.trainer.loggers, {**config, **known})
+
+
+def _end(run: _Run, record: RunRecord, status: Mapping[str, Any], folder: Path, seconds: float) -> None:
+    """Close the loggers and the record; the folder is the last line that is printed."""
+    completed = status["status"] == "completed"
+    trainer = run.trainer
+    try:
+        run.module.telemetry.flush(run.module)
+        for logger in trainer.loggers:
+            logger.finalize("success" if completed else "failed")
+    finally:
+        tracking.finish(0 if completed else 1)
+        if trainer.is_global_zero:
+            record.update(**status, seconds=round(seconds, 2), steps=trainer.global_step, **_cost(trainer))
+            print(folder)
+
+
+def select(module: MultiTaskModule, trainer: Trainer, config: DictConfig) -> int:
+    """Load the weights that validation chose, and return their epoch; the last ones where nothing chose."""
+    checkpoint = trainer.checkpoint_callback
+    path = getattr(checkpoint, "best_model_path", "")
+    if config.selection.metric is None or not path:
+        return trainer.current_epoch
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(content["state_dict"])
+    return int(content["epoch"]) + 1
+
+
+def _selected_value(trainer: Trainer) -> float | None:
+    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    return None if score is None else float(score)
+
+
+def _facts(config: Mapping[str, Any], overrides: list[str], module: MultiTaskModule) -> dict[str, Any]:
+    selection = config["selection"]
+    return {
+        "method": config["method"],
+        "experiment": config["experiment_name"],
+        "seed": config["seed"],
+        "sweep": config["sweep"],
+        "selection": f"{selection['mode']} {selection['metric']}" if selection["metric"] else "last",
+        "config_digest": recipe_digest(config),
+        "overrides": overrides,
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "git_commit": git_commit(Path(config["paths"]["root"])),
+        "versions": package_versions(),
+    }
+
+
+def _remove_if_empty(folder: Path, before: set[Path]) -> None:
+    """Remove a folder in which this run wrote nothing but an empty log."""
+    if folder.is_dir() and not before and all(p.is_file() and not p.stat().st_size for p in folder.iterdir()):
+        shutil.rmtree(folder)
+
+
+def _cost(trainer: Trainer) -> dict[str, float]:
+    """Return the median step and the peak memory, where the callback that measures them is on."""
+    measured = [callback for callback in trainer.callbacks if isinstance(callback, Cost)]  # type: ignore[attr-defined]
+    return measured[0].facts() if measured else {}

@@ -1,0 +1,127 @@
+"""Each task's share, in a micro-batch, of its mean loss over a whole step."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from multitask.task import Batch, Outcome
+from multitask.telemetry import finite_or_raise
+from multitask.weighting.base import Rows
+
+if TYPE_CHECKING:
+    from multitask.module import MultiTaskModule
+
+
+def features_of(module: "MultiTaskModule", batch: Batch) -> list[Tensor]:
+    """Return the features of each task that has a head."""
+    return module.features(batch["inputs"])
+
+
+def groups_of(rows: Rows, batch: Batch) -> tuple[Tensor | None, int]:
+    """Return each example's group and their number; the halves alternate, so that batches join evenly."""
+    examples = torch.arange(len(batch["inputs"]), device=batch["inputs"].device)
+    match rows:
+        case "half":
+            return examples % 2, 2
+        case "example":
+            return examples, len(examples)
+    return None, 1
+
+
+def masses_of(module: "MultiTaskModule", window: Sequence[Batch], rows: Rows) -> Tensor | None:
+    """Return what each row's mean is over in the whole window, ``[1 or 2, m]``.
+
+    ``None`` where a row's mean loss in the batch is its mean loss in the window.
+    """
+    whole = len(window) == 1 and module.processes == 1
+    if rows == "example" or (
+        whole and rows == "task" and not any(t.missing for t in module.by_name.values())
+    ):
+        return None
+    count = 2 if rows == "half" else 1
+    totals = torch.zeros(count, len(module.names), dtype=torch.float64)
+    for batch in window:
+        group, _ = groups_of(rows, batch)
+        for g in range(count):
+            chosen = None if group is None else group == g
+            # A penalty is the same in every part, and its mean is over the parts.
+            masses = [
+                float(module.by_name[name].mass(batch, chosen)) if name in module.by_name else 1.0
+                for name in module.names
+            ]
+            totals[g] += torch.tensor(masses, dtype=torch.float64)
+    totals = totals.to(module.device)
+    if module.processes > 1:
+        dist.all_reduce(totals)
+    return totals
+
+
+def present_tasks(masses: Tensor | None, m: int) -> list[int]:
+    """Return the tasks that have a labelled example in every group of rows."""
+    if masses is None:
+        return list(range(m))
+    return (masses > 0).all(0).nonzero().flatten().tolist()
+
+
+def shares_of(
+    module: "MultiTaskModule",
+    features: list[Tensor],
+    batch: Batch,
+    rows: Rows,
+    masses: Tensor | None,
+    present: Sequence[int],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return each present row's share, in the order of the rows, and the penalties apart.
+
+    Returns:
+        Shares of shape ``[k]``, zeros for penalties; and for each row its penalty or ``None``.
+
+    Raises:
+        FloatingPointError: If a share is not finite, naming task and step.
+    """
+    names = [module.names[i] for i in present]
+    step = module.trainer.global_step
+    if rows == "example":
+        shares = module.each(features, batch).flatten()
+        finite_or_raise(shares, names * (len(shares) // len(names)), step)
+        return shares, [None] * len(shares)
+    outcomes = module.outcomes(features, batch, *groups_of(rows, batch))
+    found: list[Tensor] = []
+    penalties: list[Tensor | None] = []
+    for g, of_group in enumerate(outcomes):
+        by_name = dict(zip(module.by_name, of_group, strict=True))
+        for i, name in zip(present, names, strict=True):
+            if name in by_name:
+                found.append(_share(by_name[name], masses, g, i))
+                penalties.append(None)
+            else:
+                loss = module.penalty(name)
+                penalties.append(loss if masses is None else loss / masses[g, i].to(loss.dtype))
+                found.append(torch.zeros_like(loss))
+    shares = torch.stack(found)
+    checked = [s if p is None else p.detach() for s, p in zip(shares.detach(), penalties, strict=True)]
+    finite_or_raise(torch.stack(checked), names * len(outcomes), step)
+    return shares, penalties
+
+
+def losses_of(module: "MultiTaskModule", window: Sequence[Batch], present: Sequence[int]) -> Tensor:
+    """Return the present tasks' mean losses over a window and all processes, shape ``[k]``."""
+    masses = masses_of(module, window, "task")
+    total: Tensor | None = None
+    for batch in window:
+        shares, penalties = shares_of(module, features_of(module, batch), batch, "task", masses, present)
+        whole = torch.stack([s if p is None else p for s, p in zip(shares, penalties, strict=True)])
+        total = whole if total is None else total + whole
+    assert total is not None
+    if module.processes > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def _share(outcome: Outcome, masses: Tensor | None, group: int, task: int) -> Tensor:
+    if masses is None or outcome.mass == 0:
+        return outcome.loss
+    return outcome.loss * (outcome.mass / masses[group, task]).to(outcome.loss.dtype)

@@ -1,0 +1,81 @@
+"""The figures of tasks trained alone, kept by experiment: what other methods are compared with."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from multitask.run.checks import SINGLE_TASK
+from multitask.run.errors import ConfigError
+from multitask.run.record import COLUMNS, write_results
+from multitask.sweep.state import COMPLETED, read_record
+
+Row = Mapping[str, str]
+# What makes a figure the same figure, measured again.
+_SAME = ("task", "metric", "split", "seed", "selection", "variant", "config_digest")
+
+
+def record(sources: Iterable[Path], output: Path) -> dict[Path, int]:
+    """Add the figures of single-task runs to ``<experiment>.csv``; measured again, they take the place of old ones.
+
+    Rows of other recipes stay: each has the digest of its own.
+
+    Args:
+        sources: Folders of sweeps or runs.
+        output: Where the files lie.
+
+    Returns:
+        How many rows of these runs each file now has.
+
+    Raises:
+        ConfigError: If there are no single-task runs, or one of them has not completed.
+    """
+    by_experiment: dict[str, list[Row]] = {}
+    for row in _rows(sources):
+        by_experiment.setdefault(row["experiment"], []).append(row)
+    if not by_experiment:
+        raise ConfigError(
+            "source has no run of a task alone; make some with "
+            "python scripts/train.py -m experiment=<name> baseline=single_task seed=0,1,2."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for experiment, rows in sorted(by_experiment.items()):
+        path = output / f"{experiment}.csv"
+        write_results(path, _merged(_read(path) if path.is_file() else [], rows))
+        written[path] = len(rows)
+    return written
+
+
+def _rows(sources: Iterable[Path]) -> list[Row]:
+    rows: list[Row] = []
+    for source in sources:
+        folders = sorted(path.parent for path in source.glob("**/run.json"))
+        if not folders:
+            raise ConfigError(f"source={source} holds no run; give the folder of a sweep.")
+        for folder in folders:
+            known = read_record(folder)
+            if known.get("method") != SINGLE_TASK:
+                continue
+            if known.get("status") != COMPLETED:
+                raise ConfigError(
+                    f"source={source}: {folder.name} has the status {known.get('status')}; finish the sweep first with "
+                    f"sweep={folder.parent.name}."
+                )
+            # The combined loss is no task's.
+            rows += [row for row in _read(folder / "results.csv") if row["task"] != "combined"]
+    return rows
+
+
+def _read(path: Path) -> list[Row]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Return all rows in an order of their own, so that a file in git changes only where figures do."""
+    known = {_identity(row): row for row in (*old, *new)}
+    return [{key: row.get(key, "") for key in COLUMNS} for _, row in sorted(known.items())]
+
+
+def _identity(row: Row) -> tuple[str | int, ...]:
+    return tuple(int(row[key]) if key == "seed" else row.get(key, "") for key in _SAME)

@@ -1,0 +1,147 @@
+"""A run's folder belongs to one process at a time, on this machine and on others that share the disk."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+NAME = ".claim"
+# How often the holder says that it lives, and after how long a silence it does not, in seconds.
+BEAT = 10.0
+SILENCE = 60.0
+# What a file system without locks answers.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a folder.
+
+    Args:
+        host: The machine, ``?`` where it is just being written.
+        pid: The process there, 0 where it is just being written.
+    """
+
+    host: str
+    pid: int
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a process of this machine."""
+        return self.host == socket.gethostname()
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Hold a folder while the block runs; the block learns whether it does.
+
+    The operating system's lock decides, which ends with the process however it ends. Where locks do
+    not reach another machine, the time of its holder's last beat decides.
+
+    Args:
+        folder: The folder; it is made if it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+    with path.open("a+") as file:
+        if _holder(path, file, _lock(file, patience=0.5)) is not None:
+            yield False
+            return
+        file.truncate(0)
+        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+        file.flush()
+        over = threading.Event()
+        beat = threading.Thread(target=_beat, args=(path, over), daemon=True)
+        beat.start()
+        try:
+            yield True
+        finally:
+            over.set()
+            beat.join()
+            # The file stays: if it were removed, two processes could lock two files of one name.
+            file.truncate(0)
+
+
+def holder(folder: Path) -> Holder | None:
+    """Return who holds a folder, ``None`` where nobody does."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    with path.open("r+") as file:
+        return _holder(path, file, _lock(file))
+
+
+def _holder(path: Path, file: TextIO, locked: bool | None) -> Holder | None:
+    """Return who holds the folder, given whether this process could lock the file."""
+    file.seek(0)
+    try:
+        content = json.loads(file.read() or "null")
+    except ValueError:
+        content = {}  # read while it was being written
+    if locked is False:
+        return Holder(**(content or {"host": "?", "pid": 0}))
+    if not content:
+        return None
+    found = Holder(**content)
+    if found.local:
+        # A lock that could be had has no holder: the process has died.
+        return found if locked is None and _lives(found.pid) else None
+    return found if _now(path.parent) - path.stat().st_mtime < SILENCE else None
+
+
+def _lock(file: TextIO, patience: float = 0.0) -> bool | None:
+    """Return whether the lock could be had, ``None`` where the file system has no locks.
+
+    Args:
+        file: The open file; closing it gives the lock back.
+        patience: How long to try, in seconds: who only looks has the lock for a moment.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return None
+            raise
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _now(folder: Path) -> float:
+    """Return the disk's time, on which the machines that share it agree."""
+    probe = folder / f"{NAME}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _beat(path: Path, over: threading.Event) -> None:
+    while not over.wait(BEAT):
+        path.touch()

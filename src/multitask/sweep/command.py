@@ -1,0 +1,117 @@
+"""The command line of a sweep's job, and of a sweep that is taken up again."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict, read_write
+
+from multitask.run.arguments import quoted
+from multitask.run.errors import ConfigError, choices
+from multitask.sweep.rank import is_first
+
+RECORD = "sweep.json"
+# What of Hydra's own keys says how a sweep runs, and not what a job is.
+_OF_SWEEP = re.compile(r"hydra[./](mode|sweep|run|launcher|sweeper)\b")
+
+_SET_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+def recall() -> None:
+    """Put what started a sweep before what is on the command line, where that says ``sweep=<id>`` of one.
+
+    Raises:
+        ConfigError: If there is no such sweep and the command starts none.
+    """
+    given = sys.argv[1:]
+    names = [a.partition("=")[2] for a in given if re.match(r"\+{0,2}sweep=", a)]
+    if not names or not is_first():
+        return
+    name = names[-1].strip("'\"")
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise ConfigError(
+            f"sweep={name} is no name for a folder; take letters, digits, '-', '_', '+' and '.'."
+        )
+    logs = _logs([a for a in given if a.startswith("paths.")])
+    found = sorted(logs.glob(f"*/sweeps/{name}/{RECORD}"))
+    if not found:
+        if not {"-m", "--multirun"} & set(given):
+            known = {path.parent.name for path in logs.glob(f"*/sweeps/*/{RECORD}")}
+            raise ConfigError(f"sweep={name}: there is no such sweep in {logs}; {choices(name, known)}")
+        return
+    if len(found) > 1:
+        raise ConfigError(f"sweep={name} is in {' and '.join(str(p.parent) for p in found)}; rename one.")
+    sys.argv[1:] = merged(json.loads(found[0].read_text())["arguments"], given)
+
+
+def merged(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """Return the arguments of two command lines; where both give a key, the later value."""
+    keys = {_key(argument) for argument in now if "=" in argument}
+    kept = [a for a in before if a not in ("-m", "--multirun") and not ("=" in a and _key(a) in keys)]
+    return ["-m", *kept, *(a for a in now if a not in ("-m", "--multirun") and a not in kept)]
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+")
+
+
+def _logs(paths: Sequence[str]) -> Path:
+    root = Path(__file__).parents[3]
+    with initialize_config_dir(str(root / "configs"), version_base="1.3"):
+        return Path(compose("train", overrides=list(paths)).paths.logs).absolute()
+
+
+@contextmanager
+def as_single_run(config: DictConfig, folder: Path) -> Iterator[None]:
+    """Make the command line that of one job, and leave no trace of its other processes.
+
+    Lightning starts these with the command line, and keeps their connection and what it set in the
+    environment for as long as this process lives: the next job would talk to the last one's.
+
+    Args:
+        config: The job's config.
+        folder: The job's folder.
+    """
+    hydra = HydraConfig.get()
+    arguments, directory = sys.argv[1:], hydra.run.dir
+    flags = get_args_parser().parse_known_args(arguments)[0]
+    own = [
+        f"--{name.replace('_', '-')}={value}"
+        for name in ("config_path", "config_name", "config_dir")
+        if (value := getattr(flags, name))
+    ]
+    own += [o for o in (*hydra.overrides.hydra, *hydra.overrides.task) if not _OF_SWEEP.match(o)]
+    own = [o for o in own if _key(o) not in ("sweep", "ckpt_path")] + [f"sweep={quoted(config.sweep)}"]
+    if config.ckpt_path:
+        own.append(f"ckpt_path={quoted(config.ckpt_path)}")
+    sys.argv[1:] = own
+    _set_run_dir(str(folder))
+    environment = {name: os.environ.get(name) for name in _SET_BY_LIGHTNING}
+    try:
+        yield
+    finally:
+        sys.argv[1:] = arguments
+        _set_run_dir(directory)
+        _disconnect()
+        for name, value in environment.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _disconnect() -> None:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _set_run_dir(directory: str) -> None:
+    hydra: Any = HydraConfig.get()
+    with read_write(hydra), open_dict(hydra):
+        hydra.run.dir = directory

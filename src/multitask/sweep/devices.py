@@ -1,0 +1,76 @@
+"""One GPU a job where there are several: jobs side by side must not all take the first."""
+
+import fcntl
+import itertools
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, TextIO
+
+from omegaconf import DictConfig
+
+_GPU = ("gpu", "cuda", "auto")
+# The lock of this process's GPU: kept until the process ends, since CUDA keeps its GPU as long.
+_held: TextIO | None = None
+
+
+def gpus() -> list[str]:
+    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them, torch not needed."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+
+
+def parallel_jobs(accelerator: str) -> int:
+    """Return how many jobs this machine runs side by side: one a GPU, or one a core without.
+
+    Args:
+        accelerator: ``trainer.accelerator``.
+    """
+    found = len(gpus()) if accelerator in _GPU else 0
+    return found or len(os.sched_getaffinity(0))
+
+
+def gpus_of_job(accelerator: str, devices: int | str = 1, **others: Any) -> int | None:
+    """Return how many GPUs a scheduler has to give to a job, ``None`` for a job without.
+
+    Args:
+        accelerator: ``trainer.accelerator``.
+        devices: ``trainer.devices``.
+        others: The trainer's other keys.
+    """
+    if accelerator not in ("gpu", "cuda"):
+        return None
+    return devices if isinstance(devices, int) and devices > 0 else 1
+
+
+def take_gpu(config: DictConfig) -> None:
+    """Take a GPU that no other job of this machine has, where there are several and the run wants one.
+
+    Where there are more jobs than GPUs, they are shared evenly.
+    """
+    global _held
+    wanted: Any = config.trainer.get("devices", 1)
+    if _held is not None or config.trainer.get("accelerator") not in _GPU or wanted != 1:
+        return
+    names = gpus()
+    if len(names) < 2:
+        return
+    folder = Path(tempfile.gettempdir()) / f"multitask-gpus-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    for share, name in ((share, name) for share in itertools.count() for name in names):
+        file = (folder / f"{name.replace('/', '_')}.{share}").open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            continue
+        os.environ["CUDA_VISIBLE_DEVICES"] = name
+        _held = file
+        return

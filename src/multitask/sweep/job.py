@@ -1,0 +1,86 @@
+"""What surrounds one run: in a sweep it is done once, goes on where it stopped, and fails alone."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict, read_write
+
+from multitask.run.cli import speaking
+from multitask.run.errors import RunFailed, RunInterrupted, one_sentence
+from multitask.run.record import RunRecord
+from multitask.sweep.claim import claimed, holder
+from multitask.sweep.command import as_single_run
+from multitask.sweep.devices import take_gpu
+from multitask.sweep.rank import is_first
+from multitask.sweep.state import COMPLETED, FAILED, read_record
+
+
+def run(config: DictConfig) -> float | None:
+    """Train by a config.
+
+    A job of a sweep is left alone where it has completed or is running elsewhere, and goes on from
+    its last checkpoint where it was stopped.
+
+    Returns:
+        The value that chose the weights, or ``None`` where nothing chose or nothing was to be done.
+
+    Raises:
+        RunFailed: If a job of a sweep failed; ``run.json`` has the reason.
+        SystemExit: If a job of a sweep was asked to stop: the sweep stops with it. Outside a sweep, for
+            every error that one sentence explains.
+    """
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN or not is_first():
+        with speaking():
+            from multitask.run.train import train
+
+            return train(config)
+    folder = Path(hydra.runtime.output_dir)
+    with claimed(folder) as held:
+        if not held:
+            print(f"left alone: {folder.name} is run by {holder(folder)}")
+            return None
+        if read_record(folder).get("status") == COMPLETED:
+            print(f"left alone: {folder.name} has completed")
+            return None
+        return _run(config, folder)
+
+
+def _run(config: DictConfig, folder: Path) -> float | None:
+    _go_on(config, folder)
+    take_gpu(config)
+    try:
+        from multitask.run.train import train
+
+        with as_single_run(config, folder):
+            return train(config)
+    except RunInterrupted as error:
+        # Hydra takes any exception for a failed job and would go on with the next one.
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(128 + error.number) from error
+    except Exception as error:
+        sentence = one_sentence(error) or f"{type(error).__name__}: {error}"
+        print(f"error: {folder.name}: {sentence}", file=sys.stderr)
+        facts = {key: config[key] for key in ("method", "seed", "sweep")}
+        facts |= {"experiment": config.experiment_name, "overrides": list(HydraConfig.get().overrides.task)}
+        record_failure(folder, facts, sentence)
+        # Not the error itself: it has to travel between processes, and many cannot.
+        raise RunFailed(sentence) from error
+
+
+def _go_on(config: DictConfig, folder: Path) -> None:
+    """Let the run go on from the checkpoint that an earlier attempt left."""
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if checkpoint.is_file():
+        print(f"goes on: {folder.name} from {checkpoint}")
+        with read_write(config), open_dict(config):
+            config.ckpt_path = str(checkpoint)
+
+
+def record_failure(folder: Path, facts: Mapping[str, Any], sentence: str) -> None:
+    """Write ``run.json`` with the status ``failed``, and these facts beside those that it has."""
+    RunRecord(folder, {**facts, **read_record(folder)}).update(status=FAILED, error=sentence)

@@ -1,0 +1,11 @@
+"""Which of a run's processes this is."""
+
+import os
+
+# Set by torchrun, by Slurm and by Lightning for the processes that it starts.
+_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+
+
+def is_first() -> bool:
+    """Return whether this process is a run's first or only one."""
+    return not any(int(os.environ.get(name, 0)) for name in _RANKS)

@@ -1,0 +1,66 @@
+"""A sweep that is asked to stop hands that on to its jobs' processes, which save where they are."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from multitask.sweep.claim import holder
+from multitask.sweep.plan import Job
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Whether the sweep was asked to stop.
+
+    Args:
+        jobs: The sweep's jobs.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        self._number: int | None = None
+
+    def check(self) -> None:
+        """Stop here if a signal came and the jobs have stopped.
+
+        Raises:
+            SystemExit: With 128 and the signal's number.
+        """
+        if self._number is not None:
+            raise SystemExit(128 + self._number)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal: the first waits for the jobs of other processes, the second does not."""
+        again, self._number = self._number is not None, number
+        if again or not self._hand_on(number):
+            self.check()
+
+    def _hand_on(self, number: int) -> bool:
+        """Send SIGTERM to the jobs' processes on this machine, and return whether there are any."""
+        found = {holder(job.folder) for job in self._jobs}
+        others = {h.pid for h in found if h is not None and h.local and h.pid not in (0, os.getpid())}
+        for pid in others:
+            # Ctrl-C reaches the whole process group by itself, and twice would mean: at once.
+            if number == signal.SIGTERM or os.getpgid(pid) != os.getpgid(0):
+                os.kill(pid, signal.SIGTERM)
+        return bool(others)
+
+
+@contextmanager
+def handed_on(jobs: Sequence[Job]) -> Iterator[Stop]:
+    """Listen while the block runs.
+
+    Args:
+        jobs: The sweep's jobs; more can be added to the list.
+    """
+    stop = Stop(jobs)
+    before: dict[int, Any] = {number: signal.signal(number, stop.note) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,32 @@
+"""Where each job of a sweep stands, from its folder alone: it can be asked from any process at any time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from multitask.sweep.claim import NAME as CLAIM
+from multitask.sweep.claim import holder
+
+COMPLETED = "completed"
+FAILED = "failed"
+INTERRUPTED = "interrupted"
+RUNNING = "running"
+WAITING = "not started"
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what a run's ``run.json`` says, nothing where there is none."""
+    path = folder / "run.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def status_of(folder: Path) -> str:
+    """Return a run's status; a run whose process has died without a word is interrupted."""
+    status = str(read_record(folder).get("status", WAITING))
+    if status == COMPLETED:
+        return status
+    if holder(folder) is not None:
+        return RUNNING
+    if status == RUNNING or (status == WAITING and (folder / CLAIM).is_file()):
+        return INTERRUPTED
+    return status

@@ -1,0 +1,169 @@
+"""Between the data's target, what the loss compares, and what the metrics see."""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """What looks at the training targets before the first step; a transform or a loss can be it."""
+
+    def observe(self, targets: Tensor) -> None:
+        """Take a batch of training targets: floats ``[batch, …]``, NaN where missing; labelled classes ``[k]``."""
+
+    def finish(self) -> None:
+        """Settle on what was seen and forget the rest."""
+
+
+class Transform(nn.Module):
+    """Leaves targets and predictions as they are; the base of those that do not."""
+
+    def forward(self, target: Tensor) -> Tensor:
+        """Return what the loss compares with the prediction, in the shape of the target."""
+        return target
+
+    def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return prediction and target as the metrics see them.
+
+        Args:
+            prediction: The head's output for a batch.
+            target: What the loss compares it with; any number where it is missing.
+        """
+        return prediction, target
+
+
+class Standardized(Transform):
+    """Regression of the target less its mean, in units of its deviation; metrics keep the target's units.
+
+    Mean and deviation are those of the labelled part of the training split, one pair for each column of
+    ``[batch, columns]`` or channel of ``[batch, channels, …]``, and travel with the checkpoint.
+
+    Args:
+        center: Whether to take the mean away, or only to divide by the deviation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, center: bool = True) -> None:
+        super().__init__()
+        self.center = center
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("std", torch.ones(1))
+        self._moments = _Moments()
+
+    def observe(self, targets: Tensor) -> None:
+        """Take a batch of training targets."""
+        self._moments.add(_columns(targets))
+
+    def finish(self) -> None:
+        """Set mean and deviation.
+
+        Raises:
+            ValueError: If there is no labelled value, or a column is constant.
+        """
+        mean, std = self._moments.result()
+        self._moments = _Moments()
+        self.mean = mean.float().to(self.mean.device) if self.center else torch.zeros_like(mean).float()
+        self.std = std.float().to(self.std.device)
+
+    def forward(self, target: Tensor) -> Tensor:
+        """Return the target in standard units."""
+        return (target - self._like(self.mean, target)) / self._like(self.std, target)
+
+    def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both in the target's own units."""
+        return self._back(prediction), self._back(target)
+
+    def _back(self, values: Tensor) -> Tensor:
+        return values * self._like(self.std, values) + self._like(self.mean, values)
+
+    @staticmethod
+    def _like(statistic: Tensor, values: Tensor) -> Tensor:
+        """Return one number a column in a shape that spreads over ``[batch, columns, …]``."""
+        statistic = statistic.to(values.dtype)
+        return statistic if statistic.numel() == 1 else statistic.view(-1, *[1] * (values.ndim - 2))
+
+
+class Binary(Transform):
+    """Classes 0 and 1, one or several an example, as the floats that ``BCEWithLogitsLoss`` wants.
+
+    Metrics see probabilities and integers: torchmetrics takes a batch whose logits all lie in [0, 1] for
+    probabilities.
+    """
+
+    def forward(self, target: Tensor) -> Tensor:
+        """Return 0.0 and 1.0."""
+        return target if target.is_floating_point() else target.float()
+
+    def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities and integer classes."""
+        return prediction.sigmoid(), target.nan_to_num().long()
+
+
+class Classes(Transform):
+    """One of several classes; metrics that need them see probabilities over dimension 1."""
+
+    def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities and classes."""
+        return prediction.softmax(dim=1), target
+
+
+class Shown(Transform):
+    """Metrics see the prediction through a function, the loss does not.
+
+    Args:
+        function: Prediction → what the metrics see.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the prediction through the function."""
+        return self.function(prediction), target
+
+
+class _Moments:
+    """Counts, means and squared deviations of columns, merged batch by batch.
+
+    (Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979.)
+    """
+
+    def __init__(self) -> None:
+        self._count: Tensor | float = 0.0
+        self._mean: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        """Add values ``[n, columns]``, NaN where missing."""
+        known = ~rows.isnan()
+        count = known.sum(0).double()
+        rows = rows.double().nan_to_num()
+        mean = rows.sum(0) / count.clamp(min=1)
+        squares = ((rows - mean).square() * known).sum(0)
+        total = self._count + count
+        apart = (mean - self._mean) * (count > 0)
+        self._squares = self._squares + squares + apart.square() * self._count * count / total.clamp(min=1)
+        self._mean = self._mean + apart * count / total.clamp(min=1)
+        self._count = total
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of each column."""
+        if not isinstance(self._mean, Tensor) or not (torch.as_tensor(self._count) > 0).all():
+            raise ValueError("the training split has no labelled value to find mean and deviation from")
+        std = (torch.as_tensor(self._squares) / self._count).sqrt()
+        if not (std > 0).all():
+            raise ValueError(
+                "the training targets are constant, and cannot be standardized; leave transform out"
+            )
+        return self._mean, std
+
+
+def _columns(targets: Tensor) -> Tensor:
+    """Return ``[n, columns]`` of ``[batch]``, ``[batch, columns]`` or ``[batch, channels, …]``."""
+    return targets[:, None] if targets.ndim == 1 else targets.movedim(1, -1).flatten(0, -2)

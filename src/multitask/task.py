@@ -1,0 +1,235 @@
+"""One task: its head, its loss, its metrics and where its target lies in the batch."""
+
+from collections.abc import Callable, Mapping
+from copy import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from multitask.targets import Fitted, Transform
+
+Batch = dict[str, Tensor]
+
+
+class Outcome(NamedTuple):
+    """What a task makes of one batch."""
+
+    loss: Tensor
+    """Weighted mean loss over what is labelled, a scalar; zero where nothing is."""
+    mass: Tensor | float
+    """What the mean is over: the number of labelled values, or the sum of their class weights."""
+    prediction: Tensor
+    """The head's output."""
+    target: Tensor
+    """What the loss compares it with."""
+    known: Tensor | None
+    """Which target values are labelled, in the target's shape; ``None`` where all are."""
+
+
+class Task(nn.Module):
+    """A head on the trunk's features, with a loss and metrics.
+
+    Args:
+        head: Features → prediction. Lazy modules find the trunk's output width by themselves.
+        loss: ``loss(prediction, target)`` → mean over the batch, a scalar.
+        metrics: torchmetrics objects by name.
+        target: Key of the target in the batch; ``inputs`` makes it a reconstruction.
+        weight: A constant factor of the loss, whatever the combiner does with it afterwards.
+        missing: Whether targets can be missing: NaN in a float target, ``ignore_index`` in an
+            integer one, ``False`` in ``mask/<target>`` where the batch has it. What is missing
+            enters neither loss nor metrics.
+        ignore_index: The integer that marks a missing class.
+        transform: What the loss compares in place of the target, and what the metrics see in place of
+            the prediction; by default both as they are.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        metrics: Mapping[str, Metric] | None = None,
+        target: str = "target",
+        weight: float = 1.0,
+        missing: bool = False,
+        ignore_index: int = -100,
+        transform: Transform | None = None,
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.loss = loss
+        self.metrics = MetricCollection(dict(metrics or {}))
+        self.target = target
+        self.weight = weight
+        self.missing = missing
+        self.ignore_index = ignore_index
+        self.transform = Transform() if transform is None else transform
+
+    def forward(self, features: Tensor, batch: Batch) -> Outcome:
+        """Predict and compare with the batch's target.
+
+        Raises:
+            ValueError: If prediction and target cannot be compared, where a loss might broadcast
+                them in silence.
+        """
+        return self.compare(*self._predict(features, batch))
+
+    def mass(self, batch: Batch, chosen: Tensor | None = None) -> Tensor | float:
+        """Return what this task's mean loss over a batch is over, before any forward pass.
+
+        Args:
+            batch: The batch.
+            chosen: Which examples to count, shape ``[batch]``; all by default.
+        """
+        target, known = self._compared(batch)
+        if known is not None:
+            return self._mass(target[known if chosen is None else known & _over_examples(chosen, known)])
+        return self._mass(target if chosen is None else target[chosen])
+
+    @property
+    def fitted(self) -> list[Fitted]:
+        """What of this task looks at the training targets before the first step."""
+        parts: list[object] = [self.transform, self.loss]
+        return [part for part in parts if isinstance(part, Fitted)]
+
+    def observe(self, batch: Batch) -> None:
+        """Show a batch of training targets to what is fitted to them."""
+        target, known = self._compared(batch)
+        if isinstance(self.transform, Fitted):
+            self.transform.observe(_only(batch[self.target].float(), known))
+        if isinstance(self.loss, Fitted):
+            self.loss.observe(_only(target, known))
+
+    def measure(self, outcome: Outcome) -> None:
+        """Show what is labelled of an outcome to the metrics."""
+        self.metrics.update(*self.shown(outcome))
+
+    def shown(self, outcome: Outcome) -> tuple[Tensor, Tensor]:
+        """Return prediction and target of what is labelled, as the metrics see them."""
+        prediction, target = self.transform.shown(outcome.prediction.detach(), outcome.target)
+        return (prediction, target) if outcome.known is None else _select(prediction, target, outcome.known)
+
+    def by_group(self, features: Tensor, batch: Batch, groups: Tensor, count: int) -> list[Outcome]:
+        """Return one outcome for each group of examples.
+
+        Args:
+            features: This task's features.
+            batch: The batch.
+            groups: The group of each example, shape ``[batch]``.
+            count: How many groups there are.
+        """
+        prediction, target, known = self._predict(features, batch)
+        outcomes = []
+        for group in range(count):
+            chosen = groups == group
+            outcomes.append(
+                self.compare(prediction[chosen], target[chosen], None if known is None else known[chosen])
+            )
+        return outcomes
+
+    def each(self, features: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of each example, shape ``[batch]``."""
+        prediction, target, _ = self._predict(features, batch)
+        if getattr(self.loss, "reduction", None) == "mean" and getattr(self.loss, "weight", None) is None:
+            unreduced = copy(self.loss)
+            unreduced.reduction = "none"  # type: ignore[attr-defined]
+            values = unreduced(prediction, target)
+            return self.weight * (values.flatten(1).mean(1) if values.ndim > 1 else values)
+        singles = zip(prediction.split(1), target.split(1), strict=True)
+        return self.weight * torch.stack([self.loss(one, its) for one, its in singles])
+
+    def _predict(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return prediction, target, and which target values are labelled (``None``: all)."""
+        target, known = self._compared(batch)
+        prediction = self.head(features)
+        if target.is_floating_point():
+            target = _aligned(target, prediction, self.target)
+        return prediction, target, None if known is None else known.view_as(target)
+
+    def _compared(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return what the loss compares, and which of its values are labelled (``None``: all)."""
+        target = batch[self.target]
+        return self.transform(target), self.labelled(target, batch) if self.missing else None
+
+    def labelled(self, target: Tensor, batch: Batch) -> Tensor:
+        """Return which values of a target are labelled, in its shape."""
+        known = ~target.isnan() if target.is_floating_point() else target != self.ignore_index
+        mask = batch.get(f"mask/{self.target}")
+        if mask is not None:
+            known = known & _over_examples(mask, known)
+        return known
+
+    def compare(self, prediction: Tensor, target: Tensor, known: Tensor | None) -> Outcome:
+        """Return the loss of a prediction.
+
+        Args:
+            prediction: As the head gives it.
+            target: What the loss compares it with.
+            known: Which target values are labelled; ``None`` where all are.
+        """
+        if known is not None and known.all():
+            known = None
+        of_known = (prediction, target) if known is None else _select(prediction, target, known)
+        if of_known[1].numel() == 0:
+            return Outcome(of_known[0].sum() * 0.0, 0.0, prediction, target, known)
+        return Outcome(self.weight * self.loss(*of_known), self._mass(of_known[1]), prediction, target, known)
+
+    def _mass(self, target: Tensor) -> Tensor | float:
+        """Return what the loss's mean is over: its own count, or class weights where it has them."""
+        # A loss that leaves values out by itself says how many it keeps.
+        if (count := getattr(self.loss, "mass", None)) is not None:
+            return count(target)
+        if target.is_floating_point():
+            return float(target.numel())
+        classes = getattr(self.loss, "weight", None)
+        counted = target != getattr(self.loss, "ignore_index", self.ignore_index)
+        return counted.sum() if classes is None else (classes[target.where(counted, 0)] * counted).sum()
+
+
+def _over_examples(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.view(mask.shape + (1,) * (like.ndim - mask.ndim))
+
+
+def _only(target: Tensor, known: Tensor | None) -> Tensor:
+    """Return the target with NaN in place of missing floats, or the labelled classes alone."""
+    if known is None:
+        return target.flatten() if not target.is_floating_point() else target
+    return target.where(known, torch.nan) if target.is_floating_point() else target[known]
+
+
+def _select(prediction: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    whole = known.flatten(1).all(1) if known.ndim > 1 else known
+    if torch.equal(_over_examples(whole, known).expand_as(known), known):
+        return prediction[whole], target[whole]
+    if prediction.shape == target.shape:
+        return prediction[known], target[known]
+    # Dense classes [batch, …] against scores [batch, classes, …].
+    return prediction.movedim(1, -1)[known], target[known]
+
+
+def _aligned(target: Tensor, prediction: Tensor, key: str) -> Tensor:
+    if target.shape == prediction.shape:
+        return target
+    if target.shape == prediction.shape[:-1] and prediction.shape[-1] == 1:
+        return target.unsqueeze(-1)
+    raise ValueError(
+        f"the head gives {list(prediction.shape)} and the target '{key}' is {list(target.shape)}; "
+        "make the head's output as wide as the target"
+    )
+
+
+def split_features(features: object, tasks: list[str]) -> list[Tensor]:
+    """Return each task's features: the trunk gives one tensor for all, or a mapping with one a task.
+
+    Raises:
+        ValueError: If it gives anything else.
+    """
+    if isinstance(features, Tensor):
+        return [features] * len(tasks)
+    if isinstance(features, Mapping) and set(tasks) <= set(features):
+        return [features[name] for name in tasks]
+    raise ValueError(
+        f"trunk gives a {type(features).__name__}; a trunk gives one tensor, or a mapping with one for each "
+        f"of the tasks {', '.join(tasks)}."
+    )

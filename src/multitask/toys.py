@@ -1,0 +1,123 @@
+"""Objectives of two variables, as losses: small enough to see where a weighting goes."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# Under the logarithm of the objectives of CAGrad's toy.
+_LEAST = 5e-6
+
+
+class Objective(nn.Module):
+    """A function of a point, used as the loss of a task whose prediction is the point.
+
+    ``reduction``: ``mean`` over the points of a batch, or ``none`` for one value a point.
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"tasks.*.loss.reduction is mean or none, not {reduction!r}.")
+        self.reduction = reduction
+
+    @abstractmethod
+    def values(self, points: Tensor) -> Tensor:
+        """Value at each point: ``[n, d]`` → ``[n]``."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Value at the prediction as seen from the target (the origin)."""
+        values = self.values(prediction - target)
+        return values.mean() if self.reduction == "mean" else values
+
+
+class Quadratic(Objective):
+    """scale · ½ Σ curvature · (x − centre)².
+
+    Of two with the same curvatures the Pareto set is the straight line between their centres.
+
+    Args:
+        centre: Where it is least.
+        curvature: Second derivative along each axis; all above 0.
+        scale: Factor of the whole.
+        reduction: See :class:`Objective`.
+    """
+
+    centre: Tensor
+    curvature: Tensor
+
+    def __init__(
+        self,
+        centre: Sequence[float],
+        curvature: Sequence[float] = (1.0, 1.0),
+        scale: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        if len(centre) != len(curvature) or min(curvature) <= 0:
+            raise ValueError(
+                f"tasks.*.loss.curvature={list(curvature)} must be {len(centre)} numbers above 0, one for "
+                "each of tasks.*.loss.centre."
+            )
+        self.scale = scale
+        self.register_buffer("centre", torch.tensor([float(x) for x in centre]), persistent=False)
+        self.register_buffer("curvature", torch.tensor([float(x) for x in curvature]), persistent=False)
+
+    def values(self, points: Tensor) -> Tensor:
+        """Value at each point."""
+        return self.scale * 0.5 * (self.curvature * (points - self.centre) ** 2).sum(-1)
+
+
+class Valleys(Objective):
+    """One of the two objectives of the toy in "Conflict-Averse Gradient Descent" (2021), its appendix.
+
+    Above the line x₂ = 0 lies a steep curved valley, below it a wide bowl; conflicting and very unequal
+    gradients at the valleys stop the mean of the losses from some starts. The Pareto set is close to x₁
+    from −7 to 7 at x₂ = −8.36. With ``scale=0.1`` for the first it is the toy of "Multi-Task Learning as a
+    Bargaining Game" (2022).
+
+    Args:
+        number: 1 or 2.
+        scale: Factor of the whole.
+        reduction: See :class:`Objective`.
+    """
+
+    def __init__(self, number: int, scale: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        if number not in (1, 2):
+            raise ValueError(f"tasks.*.loss.number={number} is 1 or 2.")
+        self.number = number
+        self.scale = scale
+
+    def values(self, points: Tensor) -> Tensor:
+        """Value at each point ``[n, 2]``."""
+        x, y = points.unbind(-1)
+        if self.number == 1:
+            valley, middle = 0.5 * (-x - 7) - torch.tanh(-y), 7.0
+        else:
+            valley, middle = 0.5 * (-x + 3) + torch.tanh(-y) + 2, -7.0
+        upper = valley.abs().clamp(min=_LEAST).log() + 6
+        lower = ((middle - x) ** 2 + 0.1 * (y + 8) ** 2) / 10 - 20
+        return self.scale * (
+            torch.tanh(0.5 * y).clamp(min=0) * upper + torch.tanh(-0.5 * y).clamp(min=0) * lower
+        )
+
+
+def non_dominated(values: Tensor) -> Tensor:
+    """Which of some points no other one beats in both objectives: ``[n, 2]`` → ``[n]`` booleans.
+
+    Of equal points all stay.
+    """
+    order = torch.argsort(values[:, 1], stable=True)
+    order = order[torch.argsort(values[order, 0], stable=True)]
+    first, second = values[order].T.contiguous()
+    # Beaten by a point that is strictly better in the first objective and not worse in the second ...
+    best_before = torch.cat([second.new_full((1,), torch.inf), second.cummin(0).values[:-1]])
+    starts = torch.searchsorted(first, first)
+    beaten = best_before[starts] <= second
+    # ... or by one that is as good in the first and strictly better in the second.
+    beaten |= second > second[starts]
+    kept = torch.empty_like(beaten)
+    kept[order] = ~beaten
+    return kept

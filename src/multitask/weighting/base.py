@@ -1,0 +1,160 @@
+"""What every combiner is: a rule from the losses of all tasks to one update."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.weighting.present import Kind, only
+from multitask.weighting.state import materialize_buffers
+
+Rows = Literal["task", "half", "example"]
+
+
+class Combiner(nn.Module, ABC):
+    """Turns the losses of all tasks into one update of the shared parameters.
+
+    The hooks are the whole life of a combiner; each does nothing unless a method needs it. What a
+    combiner remembers lies in buffers, and ``per_task`` says how each is laid out over the tasks.
+
+    One optimizer step calls, with only the present tasks' entries and inside ``restricted_to``:
+    ``forward`` of a scalarization, as often as needed and without effect on what it remembers, then
+    ``observe`` once; or ``head_weights``, ``combine`` and ``own_loss`` of a Jacobian method, once each.
+    After the optimizer's step it calls ``after_step``, and after an epoch's last step ``on_epoch_end``.
+    """
+
+    per_task: ClassVar[Mapping[str, Kind]] = {}
+    """The buffers and plain tensors with entries a task."""
+
+    @contextmanager
+    def restricted_to(self, present: Tensor) -> Iterator[None]:
+        """Be the combiner of the present tasks alone; what is kept for the others rests untouched.
+
+        Args:
+            present: Which tasks take part, boolean, shape ``[m]``.
+
+        Raises:
+            ValueError: If a part of the combiner has a memory whose layout over tasks is not known.
+        """
+        with only(self, present):
+            yield
+
+    def reset(self) -> None:
+        """Forget everything learned or remembered, as before the first step."""
+
+    def after_step(self, recompute: Callable[[], Tensor]) -> None:
+        """Run after an optimizer step; ``recompute()`` gives the losses of the same batch anew."""
+
+    def on_epoch_end(self) -> None:
+        """Run after the last step of each training epoch."""
+
+    def parameters_of(self, task: int) -> list[nn.Parameter]:
+        """Return the combiner's own parameters that belong to one task.
+
+        The optimizer must not move them (``.grad`` is None) in a step from which the task is absent.
+        """
+        return []
+
+    def figures(self) -> dict[str, Tensor]:
+        """Return numbers worth a curve beside the weights, by name, each of shape ``[m]``."""
+        return {}
+
+    @property
+    def failures(self) -> int:
+        """How many programs a solver of this combiner could not solve to its tolerance so far."""
+        return sum(int(getattr(part, "failures", 0)) for part in self._solvers())
+
+    @property
+    def solver_seconds(self) -> float:
+        """How long the solvers of this combiner have run so far, in seconds."""
+        return sum(float(getattr(part, "seconds", 0.0)) for part in self._solvers())
+
+    def _solvers(self) -> Iterator[object]:
+        for module in self.modules():
+            for value in vars(module).values():
+                if hasattr(value, "failures") and not isinstance(value, nn.Module):
+                    yield value
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        materialize_buffers(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Scalarization(Combiner):
+    """Losses → one scalar, whose gradient trains everything."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether the weights ``∂scalar/∂losses`` are the same whatever the losses are."""
+        return False
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the scalar is the same function of the losses throughout, and so worth reporting."""
+        return False
+
+    @abstractmethod
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the scalar to minimize.
+
+        Args:
+            losses: Mean loss of each present task, shape ``[k]``.
+        """
+
+    def observe(self, losses: Tensor) -> None:
+        """See, before the optimizer's step, the detached losses of the whole step, shape ``[k]``."""
+
+
+class JacobianMethod(Combiner):
+    """Task gradients → one gradient for the shared parameters."""
+
+    rows: Rows = "task"
+    """What has a row: each task; each task on each of two halves of the batch (``[2m]``, the first
+    half's tasks first); or each task on each example (``[batch · m]``, example by example). A row is
+    the gradient of the mean loss over what it is of."""
+
+    of_parameters: bool = False
+    """Whether the gradients must be those of the parameters, since it tells them apart or remembers them."""
+
+    @abstractmethod
+    def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
+        """Add the combined gradient to the shared parameters.
+
+        Args:
+            losses: Detached mean loss of each row, shape ``[k]``.
+            gradients: The rows' gradients.
+
+        Returns:
+            The weight of each row, shape ``[k]``, or ``None`` where the method has no weights.
+        """
+
+    def head_weights(self, losses: Tensor) -> Tensor | None:
+        """Return the factor of each head's own gradient, shape ``[k]``; ``None`` stands for ones.
+
+        Called right before :meth:`combine` with the same losses.
+        """
+        return None
+
+    def own_loss(self, losses: Tensor) -> Tensor | None:
+        """Return the scalar whose gradient trains the combiner's own parameters; ``None`` where it has none.
+
+        Called once before the optimizer's step, with the detached losses of the whole step, shape ``[k]``.
+        """
+        return None
+
+
+class WeightedMethod(JacobianMethod):
+    """A Jacobian method whose combined gradient is a weighted sum of the rows."""
+
+    def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+        """Add the weighted sum of the rows, and return the weights."""
+        weights = self.weigh(losses, gradients)
+        gradients.combine(weights)
+        return weights
+
+    @abstractmethod
+    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+        """Return the weight of each row, shape ``[k]``; arguments as for :meth:`combine`."""

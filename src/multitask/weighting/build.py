@@ -1,0 +1,150 @@
+"""From a weighting's YAML to a combiner: numbers by task name become vectors in task order."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from hydra.utils import get_object, instantiate
+from torch import Tensor
+from torchjd.aggregation import Aggregator, Weighting
+from torchjd.scalarization import Scalarizer
+
+from multitask.weighting.adapter import adapt
+from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
+from multitask.weighting.differentiated import Differentiated
+from multitask.weighting.every import Every
+from multitask.weighting.grouped import Grouped
+from multitask.weighting.instance_wise import InstanceWise
+from multitask.weighting.rescaled import Rescaled
+
+WRAPPER_KEYS = ("rows", "every", "groups", "rescale")
+"""Keys of the weighting group that put something around the combiner."""
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def build_weighting(config: Mapping[str, Any], tasks: Sequence[str]) -> Combiner:
+    """Make the combiner that a YAML describes.
+
+    ``_target_`` names the class or function, the rest are its arguments. An argument that is a
+    mapping gives one number a task by the task's name, ``null`` for one that cannot be left out is an
+    empty mapping, and a list where the constructor wants a
+    tensor gives them in task order: both become a tensor of shape ``[m]``, unnamed tasks with a one,
+    or a zero in ``reference`` and ``min_losses``. Null for a tensor that has to be given names none of the
+    tasks: all ones. A constructor with an argument ``tasks`` is given
+    their names. Arguments with a ``_target_`` are made first, in the same way.
+
+    Args:
+        config: The weighting's keys, resolved, with those in ``WRAPPER_KEYS`` or without.
+        tasks: The names of the tasks in the order of the losses.
+
+    Raises:
+        ValueError: If a mapping names a task that is not there, the combiner refuses its arguments, or
+            its solver is not installed.
+        TypeError: If the target is no combiner, or does not take the arguments.
+    """
+    arguments = {key: value for key, value in config.items() if key not in WRAPPER_KEYS}
+    combiner = adapt(_make(arguments, tasks, "weighting"))
+    return wrap(combiner, tasks, **{key: config[key] for key in WRAPPER_KEYS if config.get(key) is not None})
+
+
+def wrap(
+    combiner: Combiner,
+    tasks: Sequence[str],
+    rows: str = "task",
+    every: int = 1,
+    groups: str = "trunk",
+    rescale: bool = False,
+) -> Combiner:
+    """Put around a combiner what the config asks for.
+
+    Args:
+        combiner: Any combiner; a scalarization becomes a Jacobian method where anything is asked for.
+        tasks: The names of the tasks.
+        rows: ``example`` weighs the losses of all examples against one another, ``task`` as the method does.
+        every: For how many steps weights are kept.
+        groups: ``layer`` or ``tensor`` aggregates each on its own, ``trunk`` all parameters together.
+        rescale: Whether the combined gradient is made as long as the mean gradient.
+
+    Raises:
+        ValueError: If the combiner cannot have that around it.
+    """
+    if rows not in ("task", "example"):
+        raise ValueError(f"weighting.rows={rows} is not there; choose task or example.")
+    if (rows, every, groups, rescale) == ("task", 1, "trunk", False):
+        return combiner
+    method = Differentiated(combiner) if isinstance(combiner, Scalarization) else combiner
+    assert isinstance(method, JacobianMethod)
+    if rows == "example":
+        method = InstanceWise(method)  # type: ignore[arg-type]
+    if every != 1:
+        method = Every(tasks, method, every)  # type: ignore[arg-type]
+    if groups != "trunk":
+        method = Grouped(method, groups)  # type: ignore[arg-type]
+    return Rescaled(method) if rescale else method
+
+
+def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
+    target = get_object(config["_target_"])
+    parameters = inspect.signature(target).parameters
+    vectors = {name for name, parameter in parameters.items() if "Tensor" in str(parameter.annotation)}
+    made: dict[str, Any] = {"tasks": list(tasks)} if "tasks" in parameters else {}
+    for name, value in config.items():
+        if name == "_target_":
+            continue
+        if value is None and _is_needed(parameters.get(name)):
+            value = {}
+        if isinstance(value, Mapping) and "_target_" in value:
+            value = _part(value, tasks, f"{key}.{name}", target, name)
+        elif isinstance(value, Mapping) and not _wants_mapping(parameters.get(name)):
+            value = _by_name(
+                f"{key}.{name}", value, tasks, 0.0 if name in ("reference", "min_losses") else 1.0
+            )
+        elif isinstance(value, list | tuple) and name in vectors:
+            value = _in_order(f"{key}.{name}", value, tasks)
+        elif value is None and name in vectors and parameters[name].default is inspect.Parameter.empty:
+            value = torch.ones(len(tasks))
+        made[name] = value
+    try:
+        return target(**made)
+    except ImportError as error:
+        raise ValueError(
+            f"{key}._target_={config['_target_']} needs a solver that is not installed; run "
+            'pip install -c constraints.txt -e ".[solvers]", or choose a weighting of this repository: none needs it.'
+        ) from error
+
+
+def _is_needed(parameter: inspect.Parameter | None) -> bool:
+    """Return whether ``null`` has to mean that no task is named: Hydra lets no key be added to ``{}``."""
+    return parameter is not None and parameter.default is parameter.empty and parameter.kind in _NAMED
+
+
+def _part(value: Mapping[str, Any], tasks: Sequence[str], key: str, target: Any, name: str) -> Any:
+    """Make a nested object: a weighting as the constructor around it wants it, anything else as Hydra does."""
+    inner = get_object(value["_target_"])
+    of_torchjd = isinstance(inner, type) and issubclass(inner, Weighting | Aggregator | Scalarizer)
+    if not of_torchjd and not (isinstance(inner, type) and issubclass(inner, Combiner)):
+        return instantiate(value, _convert_="all")
+    made = _make(value, tasks, key)
+    wanted = str(inspect.signature(target).parameters[name].annotation)
+    return adapt(made) if WeightedMethod.__name__ in wanted or JacobianMethod.__name__ in wanted else made
+
+
+def _wants_mapping(parameter: inspect.Parameter | None) -> bool:
+    return parameter is not None and (
+        "Mapping" in str(parameter.annotation) or "dict" in str(parameter.annotation)
+    )
+
+
+def _by_name(key: str, values: Mapping[str, float], tasks: Sequence[str], default: float) -> Tensor:
+    unknown = [name for name in values if name not in tasks]
+    if unknown:
+        raise ValueError(f"{key} names {', '.join(unknown)}, but the tasks are {', '.join(tasks)}.")
+    return torch.tensor([float(values.get(name, default)) for name in tasks])
+
+
+def _in_order(key: str, values: Sequence[float], tasks: Sequence[str]) -> Tensor:
+    if len(values) != len(tasks):
+        raise ValueError(f"{key} has {len(values)} numbers for {len(tasks)} tasks ({', '.join(tasks)}).")
+    return torch.tensor([float(v) for v in values])

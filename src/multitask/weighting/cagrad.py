@@ -1,0 +1,105 @@
+"""CAGrad: the best worst case near the mean gradient."""
+
+import numpy as np
+from scipy.optimize import brentq
+from torch import Tensor
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.weighting.base import WeightedMethod
+from multitask.weighting.gramian import Array, checked, cosines, like, rounding
+from multitask.weighting.min_norm import least
+from multitask.weighting.tally import Tally
+
+
+class CAGrad(WeightedMethod):
+    """The direction within c ‖g₀‖ of the mean gradient g₀ along which the worst task gains most.
+
+    It is g₀ + c ‖g₀‖ g_w / ‖g_w‖, with g_w the convex combination that has the least
+    g_wᵀ g₀ + c ‖g₀‖ ‖g_w‖. Where that is no combination but zero, the parameters are taken for Pareto
+    stationary, and the direction is zero.
+
+    "Conflict-Averse Gradient Descent for Multi-task Learning" (Liu et al., 2021), Algorithm 1.
+
+    Args:
+        c: Radius of the ball around the mean gradient, in units of its norm.
+        norm_eps: The ‖g_w‖ under which it counts as zero, where the shortest gradient has norm one.
+    """
+
+    def __init__(self, c: float = 0.4, norm_eps: float = 1e-4) -> None:
+        super().__init__()
+        if c < 0:
+            raise ValueError(f"weighting.c={c} must not be negative.")
+        if norm_eps <= 0:
+            raise ValueError(f"weighting.norm_eps={norm_eps} must be positive.")
+        self.c = c
+        self.norm_eps = norm_eps
+        self.solver = Tally("cagrad")
+
+    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+        """Return 1/k + c ‖g₀‖ w / ‖g_w‖."""
+        gramian = checked(gradients)
+        C, norms = cosines(gramian)
+        with self.solver.timed():
+            weights = self._solve(C, norms, rounding(gramian))
+        return like(gramian, weights)
+
+    def _solve(self, C: Array, norms: Array, ridge: float) -> Array:
+        k = len(C)
+        mean = np.full(k, 1 / k)
+        moving = norms > 0
+        if self.c == 0 or not moving.any():
+            return mean if self.c == 0 else np.zeros(k)
+        unit = norms / norms.max()
+        length = np.sqrt(max(float(unit @ C @ unit), 0.0)) / k
+        found = self._direction(
+            C[np.ix_(moving, moving)], norms[moving], (C @ unit)[moving] / k, length, ridge
+        )
+        if found is None:
+            return np.zeros(k)
+        beta, value = found
+        if not moving.all() and value >= 0:
+            # The combination of zero norm is the task that has no gradient.
+            return np.zeros(k)
+        weights = mean
+        # g_w / ‖g_w‖ = Σ β u / ‖Σ β u‖, for unit gradients u = g / ‖g‖.
+        weights[moving] += self.c * length * norms.max() * beta / norms[moving]
+        return weights
+
+    def _direction(
+        self, C: Array, norms: Array, slope: Array, length: float, ridge: float
+    ) -> tuple[Array, float] | None:
+        """Return the β with ‖Σ β u‖ = 1 of the direction, and what it costs; ``None`` where g_w is zero.
+
+        For fixed η, to find the least g_wᵀg₀ + c‖g₀‖ (‖g_w‖²/η + η)/2 is a quadratic program; what it finds
+        is convex in η and least at η = ‖g_w‖, here in units of the shortest gradient's norm.
+        """
+        radius = self.c * length
+        shares = norms.min() / norms
+        if radius <= ridge:
+            return None
+        C = C + ridge * np.eye(len(C))
+
+        def at(log_eta: float) -> tuple[Array, float]:
+            # In units of η, so that the program's numbers stay near one.
+            gamma = least(C, shares * np.exp(log_eta), slope / radius, 0.0)
+            return gamma, 0.5 * np.log(float(gamma @ C @ gamma))
+
+        low = np.log(self.norm_eps)
+        high = 0.0
+        try:
+            if at(low)[1] <= 0:
+                return None
+            while at(high)[1] > 0:
+                low, high = high, high + 2.0
+            gamma, _ = at(brentq(lambda x: at(x)[1], low, high, xtol=1e-12, rtol=1e-12))
+        except ValueError as error:
+            self.solver.failed(f"no solution ({error}); the trunk is left as it is in this step")
+            return None
+        size = float(np.sqrt(gamma @ C @ gamma))
+        cost = slope + radius * (C @ gamma) / size
+        value = float(gamma @ cost) / size
+        # At the optimum no share has a lower cost than the one that is paid.
+        paid = value * size * shares / float(shares @ gamma)
+        if (cost - paid).min() < -1e-6 * (np.abs(slope).max() + radius):
+            self.solver.failed("the optimality conditions hold only to a tolerance worse than 1e-6")
+        return gamma / size, value

@@ -1,0 +1,55 @@
+"""CR-MOGM: weights smoothed over steps."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.weighting.base import WeightedMethod
+from multitask.weighting.present import Kind
+from multitask.weighting.wrapper import Wrapper
+
+
+class CRMOGM(Wrapper, WeightedMethod):
+    """λ ← α λ + (1 − α) λ̂, with λ̂ the weights of another method; λ starts as its first weights.
+
+    "On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond" (Zhou et al., 2022).
+
+    Args:
+        tasks: The tasks' names.
+        method: The other method.
+        alpha: How much of the weights before stays.
+
+    Raises:
+        ValueError: If the method gives no weights.
+    """
+
+    per_task: ClassVar[dict[str, Kind]] = {"smoothed": "vector"}
+    method: WeightedMethod
+    smoothed: Tensor
+
+    def __init__(self, tasks: Sequence[str], method: WeightedMethod, alpha: float = 0.9) -> None:
+        if not isinstance(method, WeightedMethod) or method.rows == "example":
+            raise ValueError("weighting.method must be a weighting that gives one weight a task.")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"weighting.alpha={alpha} must lie between 0 and 1.")
+        super().__init__(method)
+        self.alpha = alpha
+        self.register_buffer(
+            "smoothed", torch.full((len(tasks), 2 if method.rows == "half" else 1), torch.nan)
+        )
+
+    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+        """Return the smoothed weights."""
+        new = self.method.weigh(losses, gradients)
+        by_task = new.view(-1, len(self.smoothed)).T.to(self.smoothed)
+        old = torch.where(self.smoothed.isnan(), by_task, self.smoothed)
+        self.smoothed = self.alpha * old + (1 - self.alpha) * by_task
+        return self.smoothed.T.flatten().to(new)
+
+    def reset(self) -> None:
+        """Forget the weights, and what the method remembers."""
+        super().reset()
+        self.smoothed.fill_(torch.nan)

@@ -1,0 +1,73 @@
+"""Dynamic weight average."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from multitask.weighting.base import Scalarization
+from multitask.weighting.present import Kind
+
+
+class DWA(Scalarization):
+    """Σ w L with w = k softmax(r / temperature), r the ratio of a task's mean losses in the last two epochs.
+
+    Until a task has two epochs behind it, its ratio is one.
+
+    "End-to-End Multi-Task Learning with Attention" (Liu, Johns & Davison, 2019).
+
+    Args:
+        tasks: The tasks' names.
+        temperature: The larger, the more equal the weights.
+    """
+
+    per_task: ClassVar[dict[str, Kind]] = {
+        "sums": "vector",
+        "counts": "vector",
+        "older": "vector",
+        "newer": "vector",
+    }
+    sums: Tensor
+    counts: Tensor
+    older: Tensor
+    newer: Tensor
+
+    def __init__(self, tasks: Sequence[str], temperature: float = 2.0) -> None:
+        if temperature <= 0:
+            raise ValueError(f"weighting.temperature={temperature} must be positive.")
+        super().__init__()
+        self.temperature = temperature
+        for name in self.per_task:
+            self.register_buffer(name, torch.zeros(len(tasks)))
+        self.reset()
+
+    @property
+    def linear(self) -> bool:
+        """The weights come from earlier epochs."""
+        return True
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the scalar to minimize; ``losses`` is ``[k]``."""
+        ratios = torch.nan_to_num(self.newer / self.older, nan=1.0)
+        return len(losses) * (torch.softmax(ratios / self.temperature, 0) * losses).sum()
+
+    def observe(self, losses: Tensor) -> None:
+        """Add a step's losses to the epoch's."""
+        self.sums = self.sums + losses.detach().to(self.sums)
+        self.counts = self.counts + 1
+
+    def on_epoch_end(self) -> None:
+        """Close the epoch for every task that had a loss in it."""
+        seen = self.counts > 0
+        self.older = torch.where(seen, self.newer, self.older)
+        self.newer = torch.where(seen, self.sums / self.counts, self.newer)
+        self.sums = torch.zeros_like(self.sums)
+        self.counts = torch.zeros_like(self.counts)
+
+    def reset(self) -> None:
+        """Forget all epochs."""
+        self.sums.zero_()
+        self.counts.zero_()
+        self.older.fill_(torch.nan)
+        self.newer.fill_(torch.nan)

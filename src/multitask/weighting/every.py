@@ -1,0 +1,60 @@
+"""Weights that are computed anew only every so many steps."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.weighting.base import WeightedMethod
+from multitask.weighting.present import Kind
+from multitask.weighting.wrapper import Wrapper
+
+
+class Every(Wrapper, WeightedMethod):
+    """Another method's weights, kept for ``steps`` optimizer steps.
+
+    A task that has no weight yet, since it was absent when they were computed, has all computed anew.
+
+    Args:
+        tasks: The tasks' names.
+        method: The other method.
+        steps: How long weights are kept.
+
+    Raises:
+        ValueError: If the method gives no weights, or none a task.
+    """
+
+    per_task: ClassVar[dict[str, Kind]] = {"kept": "vector"}
+    method: WeightedMethod
+    kept: Tensor
+    age: Tensor
+
+    def __init__(self, tasks: Sequence[str], method: WeightedMethod, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"weighting.every={steps} must be at least 1.")
+        if not isinstance(method, WeightedMethod) or method.rows == "example":
+            raise ValueError(
+                f"weighting.every={steps} needs a weighting that gives one weight a task; leave "
+                "weighting.every=1."
+            )
+        super().__init__(method)
+        self.steps = steps
+        self.register_buffer("kept", torch.full((len(tasks), 2 if method.rows == "half" else 1), torch.nan))
+        self.register_buffer("age", torch.zeros((), dtype=torch.long))
+
+    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+        """Return the kept weights, computed anew when they are old."""
+        if int(self.age) % self.steps == 0 or bool(self.kept.isnan().any()):
+            self.age = torch.zeros_like(self.age)
+            weights = self.method.weigh(losses, gradients)
+            self.kept = weights.view(-1, len(self.kept)).T.to(self.kept)
+        self.age = self.age + 1
+        return self.kept.T.flatten().to(losses)
+
+    def reset(self) -> None:
+        """Forget the weights, and what the method remembers."""
+        super().reset()
+        self.kept.fill_(torch.nan)
+        self.age.zero_()

@@ -1,0 +1,86 @@
+"""ExcessMTL: weights that follow how far each task is from its optimum."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.weighting.base import WeightedMethod
+from multitask.weighting.present import Kind
+from multitask.weighting.tracked import fitting
+
+
+class ExcessMTL(WeightedMethod):
+    """Shares multiplied by exp(η E / E₀), with E = gᵀ H⁻¹ g a task's excess risk and E₀ its first.
+
+    H is the root of the sum of all squared gradients, as in AdaGrad. In the first epochs the shares
+    stay equal, and E₀ is their mean excess risk. The squares take the room of m copies of the trunk.
+
+    "Robust Multi-Task Learning with Excess Risks" (He et al., 2024), Algorithm 1.
+
+    Args:
+        tasks: The tasks' names.
+        robust_step_size: η.
+        warmup_epochs: In how many epochs E₀ is measured; with none it is the first step's.
+    """
+
+    of_parameters = True
+    per_task: ClassVar[dict[str, Kind]] = {
+        "squares": "vector",
+        "shares": "share",
+        "first": "vector",
+        "counts": "vector",
+    }
+    squares: Tensor | None
+    shares: Tensor
+    first: Tensor
+    counts: Tensor
+    epochs: Tensor
+
+    def __init__(self, tasks: Sequence[str], robust_step_size: float = 0.01, warmup_epochs: int = 3) -> None:
+        super().__init__()
+        if robust_step_size <= 0:
+            raise ValueError(f"weighting.robust_step_size={robust_step_size} must be positive.")
+        if warmup_epochs < 0:
+            raise ValueError(f"weighting.warmup_epochs={warmup_epochs} must not be negative.")
+        self.robust_step_size = robust_step_size
+        self.warmup_epochs = warmup_epochs
+        self.register_buffer("squares", None)
+        self.register_buffer("shares", torch.full((len(tasks),), 1 / len(tasks)))
+        # Sum of the excess risks that make up E₀, and their number.
+        self.register_buffer("first", torch.zeros(len(tasks)))
+        self.register_buffer("counts", torch.zeros(len(tasks)))
+        self.register_buffer("epochs", torch.zeros((), dtype=torch.long))
+
+    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+        """Return the shares, moved after the first epochs."""
+        jacobian = gradients.jacobian()
+        squares = fitting(self.squares, jacobian, "excess_mtl") + jacobian**2
+        self.squares = squares
+        excess = (jacobian**2 / (squares + 1e-7).sqrt()).sum(1)
+        if not torch.isfinite(excess).all():
+            raise FloatingPointError(
+                "weighting=excess_mtl met a gradient that is not finite; lower optimizer.lr."
+            )
+        warm = int(self.epochs) < self.warmup_epochs
+        begins = torch.ones_like(self.counts) if warm else (self.counts == 0).to(self.counts)
+        self.first = self.first + begins * excess.to(self.first)
+        self.counts = self.counts + begins
+        if not warm:
+            ratio = excess.to(self.first) / (self.first / self.counts + 1e-7)
+            self.shares = torch.softmax(torch.log(self.shares) + self.robust_step_size * ratio, 0)
+        return self.shares.to(jacobian)
+
+    def on_epoch_end(self) -> None:
+        """Count an epoch."""
+        self.epochs += 1
+
+    def reset(self) -> None:
+        """Forget all gradients and start again from equal shares."""
+        self.squares = None
+        self.shares.fill_(1 / len(self.shares))
+        self.first.zero_()
+        self.counts.zero_()
+        self.epochs.zero_()

@@ -1,0 +1,89 @@
+"""FAMO: equal rates of improvement at the cost of one more forward pass."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from multitask.weighting.base import Scalarization
+from multitask.weighting.present import Kind
+from multitask.weighting.task_adam import TaskAdam
+
+_EPSILON = 1e-8
+
+
+class FAMO(Scalarization):
+    """c Σ z log(L − b), with z = softmax(logits) and c such that the weights of the gradients sum to one.
+
+    After each optimizer step the losses are computed again, and Adam moves the logits so that tasks
+    whose log-loss fell less weigh more.
+
+    "FAMO: Fast Adaptive Multitask Optimization" (Liu et al., 2023), Algorithm 1.
+
+    Args:
+        tasks: The tasks' names.
+        min_losses: Lower bound b of each loss, zero by default.
+        lr: Learning rate of the logits.
+        weight_decay: Weight decay of the logits.
+    """
+
+    per_task: ClassVar[dict[str, Kind]] = {"logits": "vector", "before": "vector", "min_losses": "vector"}
+    logits: Tensor
+    before: Tensor
+    min_losses: Tensor
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        min_losses: Tensor | None = None,
+        lr: float = 0.025,
+        weight_decay: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        bounds = torch.zeros(len(tasks)) if min_losses is None else min_losses
+        self.register_buffer("min_losses", bounds, persistent=False)
+        self.register_buffer("logits", torch.zeros(len(tasks)))
+        self.register_buffer("before", torch.full((len(tasks),), torch.nan))
+        self.adam = TaskAdam(len(tasks), lr, weight_decay)
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the scalar to minimize; ``losses`` is ``[k]``.
+
+        Raises:
+            ValueError: If a loss is below its bound.
+        """
+        above = self._above(losses)
+        z = torch.softmax(self.logits, 0)
+        scale = 1 / (z / above.detach()).sum()
+        return scale * (z * torch.log(above)).sum()
+
+    def observe(self, losses: Tensor) -> None:
+        """Keep the losses before the step."""
+        self.before = losses.detach().to(self.before)
+
+    def after_step(self, recompute: Callable[[], Tensor]) -> None:
+        """Move the logits by what the step did to the losses."""
+        delta = torch.log(self._above(self.before)) - torch.log(self._above(recompute().detach()))
+        z = torch.softmax(self.logits, 0)
+        self.logits = self.adam.step(self.logits, z * (delta - (z * delta).sum()))
+
+    def reset(self) -> None:
+        """Start again from equal logits."""
+        self.logits.zero_()
+        self.before.fill_(torch.nan)
+        self.adam.reset()
+
+    def figures(self) -> dict[str, Tensor]:
+        """Return the logits."""
+        return {"logits": self.logits}
+
+    def _above(self, losses: Tensor) -> Tensor:
+        above = losses - self.min_losses + _EPSILON
+        if (above <= 0).any():
+            raise ValueError(
+                "weighting=famo needs losses above weighting.min_losses, and one is "
+                f"{float((losses - self.min_losses).detach().min()):.3g} above it; lower the bound, or choose another "
+                "weighting."
+            )
+        return above

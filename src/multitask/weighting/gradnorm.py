@@ -1,0 +1,70 @@
+"""GradNorm: weights learned so that tasks train at equal rates."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.weighting.base import WeightedMethod
+from multitask.weighting.gramian import checked
+from multitask.weighting.layers import last_layer
+from multitask.weighting.present import Kind
+from multitask.weighting.task_adam import TaskAdam
+
+
+class GradNorm(WeightedMethod):
+    """Weights of mean one, moved so that each weighted gradient norm nears the mean norm times r^α.
+
+    r is a task's loss over its first loss, in units of the tasks' mean of that: tasks that are behind
+    get larger gradients. The norms are those at the trunk's last layer. Each step uses the weights as
+    they are, for the heads too, and then moves them by Adam against Σ |w ‖g‖ − target|.
+
+    "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks" (Chen et
+    al., 2018), Algorithm 1.
+
+    Args:
+        tasks: The tasks' names.
+        alpha: Strength of the pull to equal rates.
+        lr: Learning rate of the weights.
+    """
+
+    of_parameters = True
+    per_task: ClassVar[dict[str, Kind]] = {"factors": "factor", "first": "vector"}
+    factors: Tensor
+    first: Tensor
+
+    def __init__(self, tasks: Sequence[str], alpha: float = 1.5, lr: float = 0.025) -> None:
+        super().__init__()
+        if lr < 0:
+            raise ValueError(f"weighting.lr={lr} must not be negative.")
+        self.alpha = alpha
+        self.register_buffer("factors", torch.ones(len(tasks)))
+        self.register_buffer("first", torch.full((len(tasks),), torch.nan))
+        self.adam = TaskAdam(len(tasks), lr)
+
+    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+        """Return the present weights, and move them."""
+        checked(gradients)
+        norms = last_layer(gradients).gramian().diagonal().clamp(min=0).sqrt()
+        used = self.factors
+        self.first = torch.where(self.first.isnan(), losses.to(self.first), self.first)
+        rates = losses / self.first.to(losses).clamp(min=torch.finfo(losses.dtype).tiny)
+        rates = rates / rates.mean().clamp(min=torch.finfo(losses.dtype).tiny)
+        weighted = used.to(norms) * norms
+        target = weighted.mean() * rates.to(norms) ** self.alpha
+        moved = self.adam.step(used, torch.sign(weighted - target) * norms).clamp(min=0)
+        total = moved.sum()
+        self.factors = moved * (len(moved) / total) if float(total) > 0 else torch.ones_like(moved)
+        return used.to(norms)
+
+    def head_weights(self, losses: Tensor) -> Tensor:
+        """Return the present weights."""
+        return self.factors
+
+    def reset(self) -> None:
+        """Start again from equal weights."""
+        self.factors.fill_(1.0)
+        self.first.fill_(torch.nan)
+        self.adam.reset()

@@ -1,0 +1,76 @@
+"""Gradient vaccine."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.weighting.base import WeightedMethod
+from multitask.weighting.gramian import checked, cosines, like
+from multitask.weighting.present import Kind
+
+
+class GradVac(WeightedMethod):
+    """Each gradient is turned towards each other until their cosine reaches that pair's moving average.
+
+    The others come in random order; the result is the sum of the turned gradients.
+
+    "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual
+    Models" (Wang et al., 2021), Algorithm 1.
+
+    Args:
+        tasks: The tasks' names.
+        beta: How fast the averages follow.
+    """
+
+    per_task: ClassVar[dict[str, Kind]] = {"targets": "matrix"}
+    targets: Tensor
+
+    def __init__(self, tasks: Sequence[str], beta: float = 0.01) -> None:
+        super().__init__()
+        if not 0 <= beta <= 1:
+            raise ValueError(f"weighting.beta={beta} must lie between 0 and 1.")
+        self.beta = beta
+        self.register_buffer("targets", torch.zeros(len(tasks), len(tasks)))
+
+    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+        """Return the weights of the sum of the turned gradients."""
+        gramian = checked(gradients)
+        C, norms = cosines(gramian)
+        targets = self.targets.double().cpu().numpy()
+        total = np.zeros(len(C))
+        for i in range(len(C)):
+            others = [j for j in range(len(C)) if j != i]
+            order = [others[j] for j in torch.randperm(len(others)).tolist()]
+            total += norms[i] * _turned(C, i, order, targets[i], self.beta)
+        self.targets = torch.as_tensor(targets).to(self.targets)
+        return like(gramian, np.divide(total, norms, out=np.zeros_like(total), where=norms > 0))
+
+    def reset(self) -> None:
+        """Set every average to zero."""
+        self.targets.zero_()
+
+
+def _turned(C: np.ndarray, i: int, order: list[int], targets: np.ndarray, beta: float) -> np.ndarray:
+    """Return the turned unit gradient i as weights of all unit gradients; ``targets`` move along."""
+    weights = np.zeros(len(C))
+    weights[i] = 1.0
+    products = C[i].copy()
+    length = float(C[i, i])
+    for j in order:
+        # Its norm times one is the norm times that of unit gradient j, or nothing if that is zero.
+        cosine = products[j] / length if length > 0 else 0.0
+        cosine = min(1.0, max(-1.0, cosine))
+        wanted = targets[j]
+        if C[j, j] > 0 and length > 0 and cosine < wanted < 1:
+            sine = np.sqrt(1 - cosine**2)
+            wanted_sine = np.sqrt(1 - wanted**2)
+            push = length * (wanted * sine - cosine * wanted_sine) / wanted_sine
+            weights[j] += push
+            length = float(np.sqrt(max(length**2 + 2 * push * products[j] + push**2, 0.0)))
+            products = products + push * C[j]
+        targets[j] = (1 - beta) * wanted + beta * cosine
+    return weights

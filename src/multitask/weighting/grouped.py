@@ -1,0 +1,122 @@
+"""One aggregation for each group of shared parameters."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.weighting.base import JacobianMethod
+from multitask.weighting.layers import By, Part, groups
+from multitask.weighting.wrapper import Wrapper
+
+
+class Grouped(Wrapper):
+    """Another method applied to each layer's or tensor's part of the gradients on its own.
+
+    Each group has a copy of the method with a memory of its own. The weights that it returns are the
+    groups' means, by their numbers of parameters.
+
+    Args:
+        method: The other method.
+        by: What is a group: the parameters of a layer, or each tensor.
+
+    Raises:
+        ValueError: If the method has parameters of its own, which no group can own.
+    """
+
+    def __init__(self, method: JacobianMethod, by: By) -> None:
+        if by not in ("layer", "tensor"):
+            raise ValueError(f"weighting.groups={by} is not there; choose trunk, layer or tensor.")
+        if any(True for _ in method.parameters()):
+            raise ValueError(
+                f"weighting.groups={by} cannot share out the trained parameters of {type(method).__name__}; "
+                "take weighting.groups=trunk."
+            )
+        super().__init__(method)
+        self.by = by
+        self.of_parameters = True
+        self.members = nn.ModuleDict()
+        self._present: Tensor | None = None
+
+    @contextmanager
+    def restricted_to(self, present: Tensor) -> Iterator[None]:
+        """Restrict each group's copy when it is called: some may not be there yet."""
+        self._present = present
+        try:
+            yield
+        finally:
+            self._present = None
+
+    def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
+        """Combine each group's columns and put the results side by side."""
+        jacobian = gradients.jacobian()
+        vector = torch.empty_like(jacobian[0])
+        total: Tensor | None = torch.zeros_like(losses)
+        for name, columns in groups(gradients, self.by).items():
+            part = Part(jacobian, columns)
+            member = self._member(name)
+            with self._restricted(member):
+                weights = member.combine(losses, part)
+            start = 0
+            for _, first, end in columns:
+                vector[first:end] = part.vector[start : start + end - first]
+                start += end - first
+            if weights is None or total is None:
+                total = None
+            else:
+                total = total + weights.to(total) * (start / len(vector))
+        gradients.assign(vector)
+        return total
+
+    def head_weights(self, losses: Tensor) -> Tensor | None:
+        """Return the mean of the groups' factors."""
+        factors = []
+        for member in self._all():
+            with self._restricted(member):
+                factors.append(member.head_weights(losses))
+        known = [f for f in factors if f is not None]
+        return torch.stack(known).mean(0) if known else None
+
+    def after_step(self, recompute: Callable[[], Tensor]) -> None:
+        """Let every group's copy see the losses after the step."""
+        for member in self._all():
+            with self._restricted(member):
+                member.after_step(recompute)
+
+    def reset(self) -> None:
+        """Forget every group's memory."""
+        super().reset()
+        self.members.clear()
+
+    def on_epoch_end(self) -> None:
+        """Close every group's epoch."""
+        for member in {id(member): member for member in (self.method, *self._all())}.values():
+            member.on_epoch_end()
+
+    def _restricted(self, member: JacobianMethod) -> AbstractContextManager[None]:
+        return nullcontext() if self._present is None else member.restricted_to(self._present)
+
+    def _all(self) -> list[JacobianMethod]:
+        return [cast(JacobianMethod, member) for member in self.members.values()] or [self.method]
+
+    def _member(self, name: str) -> JacobianMethod:
+        key = _key(name)
+        if key not in self.members:
+            self.members[key] = copy.deepcopy(self.method)
+        return cast(JacobianMethod, self.members[key])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        start = f"{prefix}members."
+        self.members.clear()
+        for key in dict.fromkeys(k[len(start) :].split(".")[0] for k in state_dict if k.startswith(start)):
+            self.members[key] = copy.deepcopy(self.method)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _key(name: str) -> str:
+    """Return a module name for a group: module names have no dots, and are not empty."""
+    return "/" + name.replace(".", "/")

@@ -1,0 +1,72 @@
+"""MGDA: the shortest combination of the gradients."""
+
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.weighting.base import WeightedMethod
+from multitask.weighting.gramian import checked, cosines, like, rounding
+from multitask.weighting.min_norm import least
+from multitask.weighting.tally import Tally
+
+Normalization = Literal["none", "l2", "loss", "loss+"]
+
+
+class MGDA(WeightedMethod):
+    """The convex combination of the (normalized) gradients that has the least norm, exact.
+
+    Every task's loss falls along it, or it is zero: then the parameters are Pareto stationary. A
+    gradient that is zero makes it zero. The program is solved exactly, in place of the paper's
+    Frank-Wolfe iteration that approaches the same point.
+
+    "Multi-Task Learning as Multi-Objective Optimization" (Sener & Koltun, 2018).
+
+    Args:
+        normalization: What each gradient is divided by first: nothing, its norm (``l2``), its loss
+            (``loss``) or both (``loss+``), as in the authors' code. The combination is of the divided
+            gradients, so that all losses fall along it.
+    """
+
+    def __init__(self, normalization: Normalization = "none") -> None:
+        super().__init__()
+        if normalization not in ("none", "l2", "loss", "loss+"):
+            raise ValueError(
+                f"weighting.normalization={normalization} is not there; choose none, l2, loss or loss+."
+            )
+        self.normalization = normalization
+        self.solver = Tally("mgda")
+
+    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+        """Return the weights of the shortest combination, divided by what the gradients are divided by."""
+        gramian = checked(gradients)
+        C, norms = cosines(gramian)
+        divisors = self._divisors(losses.detach().double().cpu().numpy(), norms)
+        lengths = norms / divisors
+        with self.solver.timed():
+            alpha = shortest(C, lengths, rounding(gramian))
+        return like(gramian, alpha / divisors)
+
+    def _divisors(self, losses: np.ndarray, norms: np.ndarray) -> np.ndarray:
+        divisors = np.ones_like(norms)
+        if self.normalization in ("loss", "loss+"):
+            if (losses <= 0).any():
+                raise ValueError(
+                    f"weighting.normalization={self.normalization} needs losses above zero, and one is "
+                    f"{losses.min():.3g}; take weighting.normalization=l2."
+                )
+            divisors = divisors * losses
+        if self.normalization in ("l2", "loss+"):
+            divisors = divisors * np.where(norms > 0, norms, 1.0)
+        return divisors
+
+
+def shortest(C: np.ndarray, lengths: np.ndarray, ridge: float) -> np.ndarray:
+    """Return the weights of the shortest convex combination of vectors with cosines ``C``, shape ``[k]``."""
+    zero = lengths == 0
+    if zero.any():
+        return zero / zero.sum()
+    shares = lengths.min() / lengths
+    alpha = shares * least(C, shares, np.zeros_like(shares), ridge)
+    return alpha / alpha.sum()

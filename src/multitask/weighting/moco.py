@@ -1,0 +1,85 @@
+"""MoCo: gradients tracked against the bias of mini-batches."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from multitask.autodiff.gradients import TaskGradients
+from multitask.weighting.base import JacobianMethod
+from multitask.weighting.present import Kind
+from multitask.weighting.simplex import project_onto_simplex
+from multitask.weighting.tracked import fitting
+
+
+class MoCo(JacobianMethod):
+    """y ← y − β (y − g) for each task, λ ← Π(λ − γ (Y Yᵀ + ρ I) λ), and the combined gradient is Yᵀ λ.
+
+    Π is the projection onto the simplex. The step sizes fall as β / t^βσ, with t the steps of the task,
+    and γ / t^γσ. The tracked gradients take the room of m copies of the trunk.
+
+    "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach" (Fernando et
+    al., 2023), Algorithm 1.
+
+    Args:
+        tasks: The tasks' names.
+        beta: Step size of the tracking.
+        beta_sigma: How fast it falls.
+        gamma: Step size of the weights.
+        gamma_sigma: How fast it falls.
+        rho: Regularization of the weights.
+    """
+
+    of_parameters = True
+    per_task: ClassVar[dict[str, Kind]] = {"tracked": "vector", "steps": "vector", "shares": "share"}
+    tracked: Tensor | None
+    steps: Tensor
+    shares: Tensor
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        beta: float = 0.5,
+        beta_sigma: float = 0.5,
+        gamma: float = 0.1,
+        gamma_sigma: float = 0.5,
+        rho: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 < beta <= 1 or gamma <= 0 or rho < 0:
+            raise ValueError(
+                f"weighting.beta={beta}, gamma={gamma}, rho={rho}: 0 < β ≤ 1, γ > 0 and ρ ≥ 0 must hold."
+            )
+        self.beta, self.beta_sigma = beta, beta_sigma
+        self.gamma, self.gamma_sigma = gamma, gamma_sigma
+        self.rho = rho
+        self.register_buffer("tracked", None)
+        self.register_buffer("steps", torch.zeros(len(tasks)))
+        self.register_buffer("shares", torch.full((len(tasks),), 1 / len(tasks)))
+
+    def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
+        """Track the gradients and put their combination in place of the rows'."""
+        jacobian = gradients.jacobian()
+        self.steps = self.steps + 1
+        rates = (self.beta / self.steps**self.beta_sigma).to(jacobian)
+        tracked = fitting(self.tracked, jacobian, "moco")
+        tracked = tracked + rates[:, None] * (jacobian - tracked)
+        shares = self.shares.to(jacobian)
+        rate = self.gamma / float(self.steps.max()) ** self.gamma_sigma
+        step = tracked @ (shares @ tracked) + self.rho * shares
+        if not torch.isfinite(step).all():
+            raise FloatingPointError("weighting=moco met a gradient that is not finite; lower optimizer.lr.")
+        shares = project_onto_simplex(shares - rate * step)
+        self.tracked, self.shares = tracked, shares.to(self.shares)
+        gradients.assign(shares @ tracked)
+
+    def reset(self) -> None:
+        """Forget the tracked gradients and start again from equal weights."""
+        self.tracked = None
+        self.steps.zero_()
+        self.shares.fill_(1 / len(self.shares))
+
+    def figures(self) -> dict[str, Tensor]:
+        """Return the weights λ of the tracked gradients."""
+        return {"shares": self.shares}

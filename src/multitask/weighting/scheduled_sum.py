@@ -1,0 +1,83 @@
+"""Weights on a schedule."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multitask.weighting.base import Scalarization
+from multitask.weighting.present import Kind
+
+
+class ScheduledSum(Scalarization):
+    """Σ w(t) L, each weight linear between the points of its task's schedule and constant outside them.
+
+    Args:
+        tasks: The tasks' names.
+        schedule: For a task's name, its points ``[[time, weight], …]`` with rising times; a task that
+            is not named weighs one throughout.
+        unit: What time counts: optimizer steps or epochs, from zero.
+
+    Raises:
+        ValueError: If a schedule has no point, or its times do not rise.
+    """
+
+    per_task: ClassVar[dict[str, Kind]] = {"index": "vector"}
+    time: Tensor
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        schedule: Mapping[str, Sequence[Sequence[float]]],
+        unit: Literal["step", "epoch"] = "step",
+    ) -> None:
+        super().__init__()
+        if unit not in ("step", "epoch"):
+            raise ValueError(f"weighting.unit={unit} is not there; choose step or epoch.")
+        unknown = [name for name in schedule if name not in tasks]
+        if unknown:
+            raise ValueError(
+                f"weighting.schedule names {', '.join(unknown)}, but the tasks are {', '.join(tasks)}."
+            )
+        self.unit = unit
+        self.points = [_points(name, schedule.get(name, [[0, 1]])) for name in tasks]
+        self.index = torch.arange(len(tasks))
+        self.register_buffer("time", torch.zeros((), dtype=torch.long))
+
+    @property
+    def linear(self) -> bool:
+        """The weights depend on time alone."""
+        return True
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the scalar to minimize; ``losses`` is ``[k]``."""
+        now = float(self.time)
+        weights = [np.interp(now, *self.points[i]) for i in self.index.tolist()]
+        return (losses.new_tensor(weights) * losses).sum()
+
+    def observe(self, losses: Tensor) -> None:
+        """Count a step."""
+        if self.unit == "step":
+            self.time += 1
+
+    def on_epoch_end(self) -> None:
+        """Count an epoch."""
+        if self.unit == "epoch":
+            self.time += 1
+
+    def reset(self) -> None:
+        """Start again at time zero."""
+        self.time.zero_()
+
+
+def _points(task: str, points: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    key = f"weighting.schedule.{task}={[list(point) for point in points]}"
+    if not points or any(len(point) != 2 for point in points):
+        raise ValueError(f"{key} must be a list of [time, weight] pairs.")
+    times, weights = ([float(number) for number in column] for column in zip(*points, strict=True))
+    if any(later <= earlier for earlier, later in itertools.pairwise(times)):
+        raise ValueError(f"{key} must have rising times.")
+    return times, weights

@@ -1,0 +1,99 @@
+"""Checkpointing of what a torchjd object remembers, wherever it keeps it."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_MODULE_ATTRIBUTES = {name.lstrip("_") for name in vars(nn.Module())}
+
+
+def memory(root: nn.Module) -> dict[str, dict[str, Any]]:
+    """Collect the plain attributes of a module tree, by module name, in weights-only loadable form.
+
+    torchjd keeps histories, step counts and previous solutions as plain attributes, which
+    ``state_dict`` leaves out. What the constructor was given is configuration, and stays as configured.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, module in root.named_modules():
+        configured = _MODULE_ATTRIBUTES | set(inspect.signature(type(module)).parameters)
+        values = {k: v for k, v in vars(module).items() if k.lstrip("_") not in configured}
+        found[name] = {k: _portable(v) for k, v in values.items() if _is_portable(v)}
+    return found
+
+
+def remember(root: nn.Module, saved: dict[str, dict[str, Any]]) -> None:
+    """Put back what :func:`memory` collected.
+
+    Raises:
+        ValueError: If the saved state belongs to a combiner of another structure.
+    """
+    modules = dict(root.named_modules())
+    if modules.keys() != saved.keys():
+        raise ValueError(f"The checkpoint's weighting holds {sorted(saved)}, this one {sorted(modules)}.")
+    for name, values in saved.items():
+        for key, value in values.items():
+            current = getattr(modules[name], key, None)
+            if isinstance(current, torch.optim.Optimizer):
+                current.load_state_dict(value)
+            else:
+                setattr(modules[name], key, _restored(value))
+
+
+def _is_portable(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_portable(v) for v in value)
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_portable(v) for k, v in value.items())
+    plain = bool | int | float | str | Tensor | np.ndarray | np.generic | torch.optim.Optimizer
+    return value is None or isinstance(value, plain)
+
+
+def _portable(value: Any) -> Any:
+    match value:
+        case np.ndarray():
+            return {"__ndarray__": torch.from_numpy(np.array(value))}
+        case np.generic():
+            return value.item()
+        case torch.optim.Optimizer():
+            return value.state_dict()
+        case list() | tuple():
+            return type(value)(_portable(v) for v in value)
+        case dict():
+            return {k: _portable(v) for k, v in value.items()}
+        case Tensor():
+            return value.detach().clone()
+    return value
+
+
+def _restored(value: Any) -> Any:
+    match value:
+        case {"__ndarray__": Tensor() as tensor}:
+            return tensor.numpy()
+        case list() | tuple():
+            return type(value)(_restored(v) for v in value)
+        case dict():
+            return {k: _restored(v) for k, v in value.items()}
+    return value
+
+
+def materialize_buffers(root: nn.Module, state: dict[str, Any], prefix: str) -> None:
+    """Give buffers that start as ``None`` their shape in ``state``, so that a strict load accepts them."""
+    for name, module in root.named_modules():
+        for key, buffer in list(module._buffers.items()):
+            saved = state.get(f"{prefix}{name}.{key}" if name else f"{prefix}{key}")
+            if buffer is None and saved is not None:
+                module._buffers[key] = torch.empty_like(saved)
+
+
+def move_plain_tensors(root: nn.Module, move: Callable[[Tensor], Tensor]) -> None:
+    """Apply ``move`` to tensors that are neither parameters nor buffers, which ``Module.to`` passes by."""
+    for module in root.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor):
+                setattr(module, key, move(value))
+            elif isinstance(value, list) and any(isinstance(v, Tensor) for v in value):
+                setattr(module, key, [move(v) if isinstance(v, Tensor) else v for v in value])

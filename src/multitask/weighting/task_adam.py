@@ -1,0 +1,47 @@
+"""Adam for one number a task, with a step count of its own for each task."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from multitask.weighting.present import Kind
+
+
+class TaskAdam(nn.Module):
+    """Adam's moments and step counts as buffers, so that an absent task's rest.
+
+    "Adam: A Method for Stochastic Optimization" (Kingma & Ba, 2015).
+
+    Args:
+        tasks: How many numbers there are.
+        lr: Learning rate.
+        weight_decay: L2 penalty, added to the gradient.
+    """
+
+    per_task: ClassVar[dict[str, Kind]] = {"mean": "vector", "square": "vector", "steps": "vector"}
+    mean: Tensor
+    square: Tensor
+    steps: Tensor
+
+    def __init__(self, tasks: int, lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__()
+        self.lr = lr
+        self.weight_decay = weight_decay
+        for name in self.per_task:
+            self.register_buffer(name, torch.zeros(tasks))
+
+    def step(self, values: Tensor, gradient: Tensor) -> Tensor:
+        """Return the values after a step against the gradient; both are ``[k]``."""
+        gradient = gradient.to(values.dtype) + self.weight_decay * values
+        self.steps = self.steps + 1
+        self.mean = 0.9 * self.mean + 0.1 * gradient
+        self.square = 0.999 * self.square + 0.001 * gradient**2
+        mean = self.mean / (1 - 0.9**self.steps)
+        square = self.square / (1 - 0.999**self.steps)
+        return values - self.lr * mean / (square.sqrt() + 1e-8)
+
+    def reset(self) -> None:
+        """Forget every moment."""
+        for name in self.per_task:
+            getattr(self, name).zero_()

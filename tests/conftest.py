@@ -1,0 +1,102 @@
+"""Small problems that many tests share."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor, nn
+
+from multitask.autodiff.gradients import Engine
+from multitask.autodiff.rows import Rows
+from multitask.data.base import DataModule, Split
+from multitask.module import MultiTaskModule
+from multitask.optimization import ManualOptimization
+from multitask.step import Step
+from multitask.task import Task
+from multitask.weighting.base import Combiner, Scalarization
+
+
+class Arrays(DataModule):
+    """Tensors as they are, in their order."""
+
+    def __init__(self, train: dict[str, Tensor], batch_size: int | None = None) -> None:
+        super().__init__(batch_size)
+        self.arrays = train
+
+    def load(self) -> dict[str, Split]:
+        return {"train": self.arrays}
+
+    def train_dataloader(self) -> Any:
+        loader = self.loader("train", training=True)
+        loader.shuffle = False
+        return loader
+
+
+def arrays(
+    tasks: int = 3, count: int = 24, width: int = 5, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count, width, generator=generator, dtype=dtype)
+    targets = {f"t{i}": torch.randn(count, 2, generator=generator, dtype=dtype) for i in range(tasks)}
+    return {"inputs": inputs, **targets}
+
+
+def regression(name: str, width: int = 4, **options: Any) -> Task:
+    return Task(nn.Linear(width, 2), nn.MSELoss(), target=name, **options)
+
+
+def build(
+    weighting: Combiner,
+    *,
+    tasks: int = 3,
+    trunk: nn.Module | None = None,
+    heads: dict[str, Task] | None = None,
+    engine: Engine | None = None,
+    weighted_heads: bool = False,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    dtype: torch.dtype = torch.float64,
+    **manual: Any,
+) -> MultiTaskModule:
+    torch.manual_seed(0)
+    trunk = trunk or nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
+    heads = heads or {f"t{i}": regression(f"t{i}") for i in range(tasks)}
+    automatic = isinstance(weighting, Scalarization) and not manual
+    return MultiTaskModule(
+        trunk,
+        heads,
+        weighting,
+        optimizer or (lambda groups: torch.optim.SGD(groups, lr=0.1)),
+        manual=None if automatic else ManualOptimization(Step(engine or Rows(), weighted_heads), **manual),
+    ).to(dtype)
+
+
+def fit(
+    module: MultiTaskModule, data: DataModule, steps: int = 1, ckpt_path: Any = None, **options: Any
+) -> Trainer:
+    """Train for some steps, silently."""
+    options = {"logger": False, **options}
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        precision="64-true" if module.dtype == torch.float64 else "32-true",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    return trainer
+
+
+def gradients_of_step(before: Sequence[Tensor], module: MultiTaskModule, rate: float = 0.1) -> list[Tensor]:
+    """Read the gradient of one plain SGD step off the parameters."""
+    return [(b - a.detach()) / rate for b, a in zip(before, module.parameters(), strict=True)]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,90 @@
+"""Batches depend on seed and epoch alone, stop and go on anywhere, and share out over ranks."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import Dataset
+
+from multitask.data.loading import Loader, derived_seed, split_indices
+
+
+class Squares(Dataset):
+    def __len__(self) -> int:
+        return 11
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"x": torch.tensor(index**2)}
+
+
+def seen(loader: Loader) -> list[list[int]]:
+    return [batch["x"].tolist() for batch in loader]
+
+
+def whole(count: int) -> dict[str, torch.Tensor]:
+    return {"x": torch.arange(count)}
+
+
+@given(count=st.integers(1, 40), batch=st.integers(1, 12), stop=st.integers(0, 40), epoch=st.integers(0, 3))
+def test_resumes_after_any_batch(count: int, batch: int, stop: int, epoch: int) -> None:
+    loader = Loader(whole(count), batch, shuffle=True, seed=3)
+    loader.set_epoch(epoch)
+    complete = seen(loader)
+    stop = stop % len(complete)
+    first = []
+    for i, found in enumerate(loader):
+        if i == stop:
+            break
+        first.append(found["x"].tolist())
+        state = loader.state_dict()
+    if not first:
+        state = {"position": 0}
+    resumed = Loader(whole(count), batch, shuffle=True, seed=3)
+    resumed.load_state_dict(state)
+    resumed.set_epoch(epoch)
+    assert first + seen(resumed) == complete
+    resumed.set_epoch(epoch + 1)
+    loader.set_epoch(epoch + 1)
+    assert seen(resumed) == seen(loader)
+
+
+def test_order_depends_on_seed_and_epoch() -> None:
+    orders = set()
+    for seed in range(2):
+        for epoch in range(2):
+            loader = Loader(whole(20), 20, shuffle=True, seed=seed)
+            loader.set_epoch(epoch)
+            orders.add(tuple(seen(loader)[0]))
+    assert len(orders) == 4
+
+
+@given(count=st.integers(1, 40), batch=st.integers(1, 6), world=st.integers(1, 4))
+def test_ranks_share_the_batches_of_the_whole(count: int, batch: int, world: int) -> None:
+    ranks = [Loader(whole(count), batch, shuffle=True, rank=r, world_size=world) for r in range(world)]
+    alone = Loader(whole(count), batch * world, shuffle=True)
+    joined = [[x for part in parts for x in part] for parts in zip(*(seen(r) for r in ranks), strict=True)]
+    assert joined == seen(alone)
+    assert len(alone) == len(joined)
+
+
+def test_data_set_outside_memory_gives_the_same_batches() -> None:
+    lazy = Loader(Squares(), 4, shuffle=True, seed=1)
+    tensors = Loader({"x": torch.arange(11) ** 2}, 4, shuffle=True, seed=1)
+    assert seen(lazy) == seen(tensors)
+
+
+@given(count=st.integers(3, 200), seed=st.integers(0, 5))
+def test_splits_are_disjoint_and_complete(count: int, seed: int) -> None:
+    parts = split_indices(count, (0.7, 0.1, 0.2), seed)
+    assert sorted(torch.cat(parts).tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.2, -0.2, 0.0)])
+def test_wrong_shares_are_refused(fractions: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match=r"data\.split"):
+        split_indices(10, fractions, 0)
+
+
+def test_derived_seeds_do_not_collide_by_concatenation() -> None:
+    assert derived_seed("a", "bc") != derived_seed("ab", "c")
+    assert derived_seed("a", 1) == derived_seed("a", 1)

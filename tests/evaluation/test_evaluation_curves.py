@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from multitask.evaluation.curves import read_curves
+
+
+def runs(folder: Path, *tables: pd.DataFrame) -> pd.DataFrame:
+    files = []
+    for number, table in enumerate(tables):
+        file = folder / f"{number}.csv"
+        table.to_csv(file, index=False)
+        files.append(str(file))
+    return pd.DataFrame({"label": "uw", "metrics_file": files})
+
+
+def test_the_band_is_the_t_interval_over_seeds(tmp_path: Path) -> None:
+    values = [1.0, 2.0, 4.0]
+    curves = read_curves(
+        runs(tmp_path, *(pd.DataFrame({"step": [10], "train/loss/left": [value]}) for value in values))
+    )
+    (row,) = curves.to_dict("records")
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (row["kind"], row["name"], row["step"], row["n"]) == ("train_loss", "left", 10, 3)
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((7 / 3, expected.low, expected.high))
+
+
+def test_one_seed_has_a_curve_and_no_band(tmp_path: Path) -> None:
+    curves = read_curves(runs(tmp_path, pd.DataFrame({"step": [1, 2], "val/loss/left": [1.0, np.nan]})))
+    assert len(curves) == 1
+    assert curves["low"].isna().all()
+
+
+def test_weights_are_shares_and_keep_their_signs(tmp_path: Path) -> None:
+    table = pd.DataFrame({"step": [0, 1, 2], "weight/a": [2.0, np.nan, 0.0], "weight/b": [-6.0, np.nan, 0.0]})
+    curves = read_curves(runs(tmp_path, table))
+    assert curves.set_index("name")["mean"].to_dict() == {"a": 0.25, "b": -0.75}
+
+
+def test_a_run_that_logs_more_often_weighs_no_more(tmp_path: Path) -> None:
+    often = pd.DataFrame({"step": range(1000), "conflict/cosine/a__b": 1.0})
+    seldom = pd.DataFrame({"step": [0, 999], "conflict/cosine/a__b": 0.0})
+    curves = read_curves(runs(tmp_path, often, seldom))
+    assert len(curves) == 50
+    assert curves["mean"].iloc[[0, -1]].tolist() == [0.5, 0.5]
+
+
+def test_an_empty_file_and_other_keys_give_no_curve(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").touch()
+    table = runs(tmp_path, pd.DataFrame({"step": [1], "cost/step_seconds": [0.1], "train/loss": [1.0]}))
+    table.loc[1] = ["uw", str(tmp_path / "empty.csv")]
+    table.loc[2] = ["uw", ""]
+    assert read_curves(table).empty

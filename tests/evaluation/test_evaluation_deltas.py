@@ -1,0 +1,161 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats._delta_method import NonlinearDeltaCov
+
+from multitask.evaluation.deltas import Baseline, deltas, find_baseline
+
+
+def make_metrics(directions: dict[str, bool]) -> pd.DataFrame:
+    rows = [(key, *key.split("/"), higher) for key, higher in directions.items()]
+    return pd.DataFrame(rows, columns=["key", "task", "metric", "higher"]).set_index("key")
+
+
+MINE = {"depth": "r", "seg": "r"}
+METRICS = make_metrics({"depth/abs": False, "seg/acc": True, "seg/miou": True})
+
+
+def table(rows: list[list[float]], metrics: pd.DataFrame = METRICS) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=metrics.index, index=[str(seed) for seed in range(len(rows))])
+
+
+def test_both_deltas_of_a_worked_example() -> None:
+    method = table([[0.9, 0.55, 0.30], [1.1, 0.65, 0.30]])  # means 1.0, 0.60, 0.30
+    baseline = Baseline(table([[0.8, 0.50, 0.40], [0.8, 0.50, 0.40]]), MINE)
+    result = deltas(method, baseline, METRICS)
+    # Changes, positive = better: depth −25 %, accuracy +20 %, mIoU −25 %.
+    assert result.delta_m.mean == pytest.approx(30 / 3)
+    assert result.delta_p.mean == pytest.approx((-25 + (20 - 25) / 2) / 2)
+    assert result.gains["depth/abs"].mean == pytest.approx(-25)
+    assert result.gains["seg/acc"].mean == pytest.approx(20)
+
+
+def test_the_definitions_can_name_different_winners() -> None:
+    baseline = Baseline(table([[1.0, 0.5, 0.5]]), MINE)
+    a = deltas(table([[0.9, 0.47, 0.47]]), baseline, METRICS)  # depth 10 % better, two metrics 6 % worse
+    b = deltas(table([[1.0, 0.50, 0.50]]), baseline, METRICS)
+    assert a.delta_m.mean > b.delta_m.mean  # Δm: lower is better, so b wins
+    assert a.delta_p.mean > b.delta_p.mean  # Δp: higher is better, so a wins
+
+
+def test_variance_of_the_baseline_is_that_of_the_delta_method() -> None:
+    random = np.random.default_rng(3)
+    x = table((random.normal(1, 0.03, (6, 3)) * [1.0, 0.6, 0.3]).tolist())
+    b = table((random.normal(1, 0.05, (5, 3)) * [0.8, 0.5, 0.4]).tolist())
+    interval = deltas(x, Baseline(b, MINE), METRICS).delta_m
+    sign = np.array([-1, 1, 1])
+
+    def delta_m(means: np.ndarray) -> np.ndarray:
+        return np.array([-100 / 3 * (sign * (means[:3] - means[3:]) / means[3:]).sum()])
+
+    of_method, of_baseline = np.cov(x.T) / 6, np.cov(b.T) / 5
+    covariance = np.block([[of_method, np.zeros((3, 3))], [np.zeros((3, 3)), of_baseline]])
+    means = np.concatenate([x.mean(), b.mean()])
+    reference = NonlinearDeltaCov(delta_m, means, covariance)
+    deviation = reference.se_vectorized().item()
+
+    gradient = np.concatenate([-100 / 3 * sign / means[3:], 100 / 3 * sign * means[:3] / means[3:] ** 2])
+    parts = gradient[:3] @ of_method @ gradient[:3], gradient[3:] @ of_baseline @ gradient[3:]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 5 + parts[1] ** 2 / 4)
+    assert interval.mean == pytest.approx(delta_m(means).item())
+    assert interval.half == pytest.approx(deviation * stats.t.ppf(0.975, freedom), rel=1e-5)
+
+
+POSITIVE = st.floats(0.1, 10)
+
+
+@given(st.lists(st.tuples(POSITIVE, POSITIVE, POSITIVE), min_size=4, max_size=4), POSITIVE)
+def test_units_do_not_matter_and_directions_change_the_sign(
+    rows: list[tuple[float, float, float]], scale: float
+) -> None:
+    x, b = table([list(row) for row in rows[:2]]), table([list(row) for row in rows[2:]])
+    plain = deltas(x, Baseline(b, MINE), METRICS)
+    scaled = deltas(x * scale, Baseline(b * scale, MINE), METRICS)
+    assert scaled.delta_m.mean == pytest.approx(plain.delta_m.mean, abs=1e-9)
+    flipped = METRICS.assign(higher=~METRICS["higher"].astype(bool))
+    turned = deltas(x, Baseline(b, MINE), flipped)
+    assert turned.delta_m.mean == pytest.approx(-plain.delta_m.mean, abs=1e-9)
+    assert turned.delta_p.mean == pytest.approx(-plain.delta_p.mean, abs=1e-9)
+
+
+def test_the_baseline_against_itself_is_zero() -> None:
+    values = table([[0.8, 0.5, 0.4], [0.9, 0.6, 0.3]])
+    result = deltas(values, Baseline(values, MINE), METRICS)
+    assert result.delta_m.mean == pytest.approx(0)
+    assert result.delta_p.mean == pytest.approx(0)
+
+
+def single_task(seeds: dict[str, list[str]], recipe: str = "r", value: float = 0.5) -> pd.DataFrame:
+    """Rows of single-task runs; `seeds` maps a seed to the metrics that it has."""
+    rows = [
+        {
+            "seed": seed,
+            "key": key,
+            "task": key.split("/")[0],
+            "value": value,
+            "digest": recipe,
+            "selection": "val",
+            "run": 0,
+        }
+        for seed, keys in seeds.items()
+        for key in keys
+    ]
+    return pd.DataFrame(rows, columns=["seed", "key", "task", "value", "digest", "selection", "run"])
+
+
+ALL = list(METRICS.index)
+
+
+def test_no_baseline_no_delta() -> None:
+    baseline, reason = find_baseline(single_task({}), METRICS, [MINE], {"val"})
+    assert baseline is None
+    assert "no run of the method single_task" in reason
+
+
+def test_a_baseline_without_a_task_is_refused_by_name() -> None:
+    rows = single_task({"0": ["seg/acc", "seg/miou"]})
+    baseline, reason = find_baseline(rows, METRICS, [MINE], {"val"})
+    assert baseline is None
+    assert "depth/abs" in reason
+
+
+def test_incomplete_seeds_of_the_baseline_are_left_out_and_named() -> None:
+    rows = single_task({"0": ALL, "1": ALL, "2": ["seg/acc"]})
+    baseline, _ = find_baseline(rows, METRICS, [MINE], {"val"})
+    assert baseline is not None
+    assert list(baseline.values.index) == ["0", "1"]
+    assert any("seed 2" in caution for caution in baseline.cautions)
+
+
+def test_the_baseline_of_the_methods_recipe_is_taken_even_if_another_has_more_seeds() -> None:
+    rows = pd.concat(
+        [single_task({"0": ALL, "1": ALL}, "mine"), single_task(dict.fromkeys("012345", ALL), "other")]
+    )
+    baseline, _ = find_baseline(rows, METRICS, [{"depth": "mine", "seg": "mine"}] * 2, {"val"})
+    assert baseline is not None
+    assert baseline.recipes == {"depth": "mine", "seg": "mine"}
+
+
+def test_a_baseline_that_is_not_positive_is_refused() -> None:
+    baseline, reason = find_baseline(single_task({"0": ALL}, value=-0.1), METRICS, [MINE], {"val"})
+    assert baseline is None
+    assert "needs a positive one" in reason
+
+
+def test_a_baseline_of_one_seed_gives_no_interval() -> None:
+    found, _ = find_baseline(single_task({"0": ALL}), METRICS, [MINE], {"val"})
+    assert found is not None
+    assert any("one seed" in caution for caution in found.cautions)
+    result = deltas(table([[0.9, 0.5, 0.4], [1.0, 0.6, 0.3]]), found, METRICS)
+    assert math.isnan(result.delta_m.half)
+
+
+def test_another_selection_rule_of_the_baseline_is_named() -> None:
+    found, _ = find_baseline(single_task({"0": ALL, "1": ALL}), METRICS, [MINE], {"last"})
+    assert found is not None
+    assert any("another rule" in caution for caution in found.cautions)

@@ -1,0 +1,44 @@
+"""Fixtures of the tests that run the scripts."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.script_runner import PRELOAD, ROOT, Scripts
+from tests.integration.small import Small
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server() -> None:
+    # One thread: a fork is safe, and figures are the same on every machine.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    )
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Scripts:
+    """Runs scripts in the test's own folder."""
+    return Scripts(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 examples of six numbers with two targets that are functions of them and noise."""
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(200, 6)).astype(np.float32)
+    noise = generator.normal(size=(2, 200)).astype(np.float32)
+    path = tmp_path_factory.mktemp("data") / "arrays.npz"
+    np.savez(path, inputs=inputs, a=inputs @ inputs[0] + noise[0], b=-((inputs @ inputs[1]) ** 2) + noise[1])
+    return path
+
+
+@pytest.fixture
+def small(scripts: Scripts, arrays: Path) -> Small:
+    """Runs of ``experiment=small``."""
+    return Small(scripts, arrays)

@@ -1,0 +1,132 @@
+"""What a user gets wrong is answered in one sentence that names the key."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.script_runner import ROOT, Scripts, plainly
+from tests.integration.small import CONFIGS
+
+pytestmark = pytest.mark.slow
+
+# Answered while nothing heavy is imported.
+LIGHT = {
+    "weighting=upgrd": "weighting=upgrd is not there; did you mean 'upgrad'? Choices: ",
+    "experiment=two_hed": "did you mean 'two_head'?",
+    "trainer.max_epoch=3": "trainer.max_epoch is not a key of trainer; did you mean 'max_epochs'?",
+    "task=[multi_mnist/lft]": "task=[multi_mnist/lft] is not there; did you mean 'multi_mnist/left'?",
+    "task=[multi_mnst/left]": "did you mean 'multi_mnist/left'?",
+    "task=[]": "task=[] leaves no task; choose at least one",
+    "weighting.weights={lft:1}": "weighting.weights.lft: there is no task 'lft'; did you mean 'left'?",
+    "tasks.left.hed.out_features=3": "tasks.left.hed is not a key of tasks.left; did you mean 'head'?",
+    "optimizer.lrr=1": "optimizer.lrr is not a key of optimizer; did you mean 'lr'?",
+    "optimizer.lr=": "optimizer.lr= is not a number of at least 0.",
+    "optimizer.lr=fast": "optimizer.lr=fast is not a number of at least 0.",
+    "optimizer.lr=???": "optimizer.lr has no value; set optimizer.lr=",
+    "trainer.max_epochs=abc": "trainer.max_epochs=abc is not a whole number of at least -1, or null.",
+    "trainer.gradient_clip_algorithm=nrm": "did you mean 'norm'? Choices: norm, value.",
+    "trainer.enable_progress_bar=maybe": "trainer.enable_progress_bar=maybe is not true or false.",
+    "selection.mode=maximum": "selection.mode=maximum is not one of min, max; did you mean 'max'?",
+    "data.batch_size=0": "data.batch_size=0 is not a whole number of at least 1, or null.",
+    "seed=abc": "seed=abc is not a whole number of at least 0.",
+    "logger.wandb.mode=onlin": "did you mean 'online'?",
+    "scheduler=cosine trainer.max_epochs=-1": "scheduler.T_max=-1 is not a whole number of at least 1.",
+    "scheduler=plateau scheduler.interval=step": "take scheduler.interval=epoch",
+    "max_epochs": "the override max_epochs cannot be read",
+    "a=[1": "the override a=[1 cannot be read",
+    "hydra.run.dir=/dev/null/run": "hydra.run.dir=/dev/null/run cannot be written: Not a directory",
+}
+
+# Answered before any training step.
+HEAVY = {
+    "data.path=nope.npz": "data.path=nope.npz is not there; it must be an .npz with",
+    "ckpt_path=nope.ckpt": "ckpt_path=nope.ckpt is not there",
+    "init_from=nope.ckpt": "init_from=nope.ckpt is not there",
+    "trunk._target_=multitask.nn.lenet.lenett": "multitask.nn.lenet has no 'lenett'; did you mean 'lenet'?",
+    "tasks.left.loss._target_=torch.nn.CrossEntropyLos": "did you mean 'CrossEntropyLoss'?",
+    "trunk._target_=nopackage.Trunk": "there is no package 'nopackage'.",
+    "trunk._target_=lightning.nomodule.Trunk": "lightning has no 'nomodule'",
+    "trunk.width=wide": "trunk cannot take inputs of shape [1, 28, 28]",
+    "selection.metric=val/acuracy": "selection.metric=val/acuracy is not logged; did you mean 'val/mean/accuracy'?",
+    "scheduler=plateau scheduler.monitor=val/los": "scheduler.monitor=val/los is not logged; did you mean 'val/loss'?",
+    "callbacks=early_stopping callbacks.early_stopping.monitor=val/los": "monitor=val/los is not logged",
+    "evaluation.splits=[tst]": "evaluation.splits names tst, and the data has train, val, test",
+    "+optimizer.lrr=1": "unexpected keyword argument 'lrr'",
+    "trainer.val_check_interval=100": "trainer.val_check_interval=100 is more than the 6 batches of an epoch",
+    "trainer.precision=17": "Precision 17 is invalid",
+    "trainer.accelerator=quantum": "invalid accelerator name",
+    "data.split=[0.8,0.1]": "must be three shares",
+    "data.split=[1.0,0.0,0.0] evaluation.splits=[train]": "needs a validation split and the data has none",
+}
+
+
+def quick(overrides: str) -> list[str]:
+    return [
+        "trainer.limit_train_batches=6",
+        *([] if "wandb" in overrides else ["logger=csv"]),
+        *overrides.split(),
+    ]
+
+
+def assert_one_sentence(err: str, said: str) -> None:
+    assert said in err
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.parametrize("overrides", LIGHT)
+def test_typing_errors(overrides: str, scripts: Scripts) -> None:
+    ran = scripts.run(*quick(overrides))
+    assert ran.code == 1
+    assert ran.out == ""
+    assert_one_sentence(ran.err, LIGHT[overrides])
+    assert not list(scripts.logs.glob("*/runs/*"))
+
+
+@pytest.mark.parametrize("overrides", HEAVY)
+def test_what_cannot_work(overrides: str, scripts: Scripts) -> None:
+    ran = scripts.run(*quick(overrides))
+    assert ran.code == 1
+    assert_one_sentence(ran.err, HEAVY[overrides])
+    assert not list(scripts.logs.glob("*/runs/*"))
+
+
+@pytest.mark.parametrize("trainer", ["gpu", "ddp"])
+def test_gpu_where_there_is_none(trainer: str, scripts: Scripts) -> None:
+    ran = scripts.run(f"trainer={trainer}", env={"CUDA_VISIBLE_DEVICES": ""})
+    assert ran.code == 1
+    assert_one_sentence(
+        ran.err, "trainer.accelerator=gpu needs a GPU and torch finds none here; choose trainer=cpu."
+    )
+    assert not list(scripts.logs.glob("*/runs/*"))
+
+
+def test_nothing_heavy_is_imported_for_a_typing_error(tmp_path: Path) -> None:
+    ran = plainly("-X", "importtime", str(ROOT / "scripts/train.py"), "optimizer.lrr=1", cwd=tmp_path)
+    imported = {
+        line.rpartition("|")[2].strip() for line in ran.stderr.splitlines() if line.startswith("import time:")
+    }
+    assert "hydra" in imported
+    assert not imported & {"torch", "lightning", "numpy", "wandb", "pandas", "rich", "matplotlib"}
+    assert ran.stderr.splitlines()[-1].startswith("error: optimizer.lrr is not a key")
+    assert not list(tmp_path.iterdir())
+
+
+def test_users_weighting_outside_the_repository_with_a_wrong_target(scripts: Scripts, tmp_path: Path) -> None:
+    (tmp_path / "weighting").mkdir()
+    (tmp_path / "weighting" / "mine.yaml").write_text("_target_: torchjd.aggregation.UPGradWeightin\n")
+    ran = scripts.run(f"--config-dir={tmp_path}", "weighting=mine")
+    assert ran.code == 1
+    assert_one_sentence(
+        ran.err, "torchjd.aggregation has no 'UPGradWeightin'; did you mean 'UPGradWeighting'?"
+    )
+    (tmp_path / "weighting" / "mine.yaml").write_text("weights: [1, 2]\n")
+    assert_one_sentence(
+        scripts.run(f"--config-dir={tmp_path}", "weighting=mine").err, "weighting names no _target_"
+    )
+
+
+def test_config_folder_of_the_tests_is_found_and_a_missing_one_is_said(scripts: Scripts) -> None:
+    ran = scripts.run(f"--config-dir={CONFIGS}/nope", "experiment=small")
+    assert ran.code == 1
+    assert_one_sentence(ran.err, "not found")

@@ -1,0 +1,119 @@
+"""What happens to a run that cannot go on: it says why, and what was there stays readable."""
+
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.integration.script_runner import Scripts
+from tests.integration.small import Small, checkpoint, leaves, rows
+
+pytestmark = pytest.mark.slow
+METHODS = ["weighted_sum", "imtl_l", "upgrad"]
+
+
+@pytest.fixture
+def poisoned(arrays: Path, scripts: Scripts, tmp_path: Path) -> Small:
+    """Runs on arrays in which one training example's inputs are not a number."""
+    with np.load(arrays) as file:
+        content = dict(file)
+    split = np.array(["train"] * 128 + ["val"] * 36 + ["test"] * 36)
+    content["inputs"][77] = np.nan
+    path = tmp_path / "poisoned.npz"
+    np.savez(path, **content, split=split)
+    return Small(scripts, path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("window", [1, 3])
+def test_stops_at_a_loss_that_is_not_finite_and_keeps_the_state_before_it(
+    method: str, window: int, poisoned: Small
+) -> None:
+    overrides = [f"weighting={method}", "data.split=split", f"trainer.accumulate_grad_batches={window}"]
+    ran = poisoned.any(*overrides)
+    assert ran.code == 1
+    assert "Traceback" not in ran.err
+    step = int(ran.err.partition("is not finite at step ")[2].split(".")[0])
+    assert "error: The loss of a (nan), b (nan) is not finite" in ran.err
+    assert 0 < step * window < 8
+    assert ran.record["status"] == "failed"
+    assert ran.record["error"] in ran.err
+    assert str(ran.folder / "checkpoints" / "last.ckpt") in ran.record["error"]
+    assert ran.record["steps"] == step
+    curves = rows(ran.folder / "metrics.csv")
+    assert curves
+    assert all(np.isfinite(float(row["train/loss/a"])) for row in curves)
+    # The same run, ended right before the bad step.
+    before = poisoned.run(*overrides, f"trainer.max_steps={step}", "evaluation.splits=[val]")
+    mine, its = checkpoint(ran.folder), checkpoint(before.folder)
+    for part in ("state_dict", "optimizer_states"):
+        for (key, value), (_, other) in zip(leaves(mine[part]), leaves(its[part]), strict=True):
+            if isinstance(value, torch.Tensor) and "extra_state" not in key:
+                assert torch.equal(value, other), key
+    # Resumed with the same data it comes to the same batch.
+    again = poisoned.any(*overrides, f"ckpt_path={ran.folder}/checkpoints/last.ckpt")
+    assert again.code == 1
+    assert f"is not finite at step {step}." in again.err
+
+
+def test_resumed_after_the_data_was_mended(poisoned: Small, arrays: Path, tmp_path: Path) -> None:
+    overrides = ["weighting=upgrad", "data.split=split"]
+    failed = poisoned.any(*overrides)
+    with np.load(poisoned.arrays) as file, np.load(arrays) as good:
+        mended = {**file, "inputs": good["inputs"]}
+    np.savez(tmp_path / "mended.npz", **mended)
+    whole = Small(poisoned.scripts, tmp_path / "mended.npz").run(*overrides)
+    resumed = Small(poisoned.scripts, tmp_path / "mended.npz").run(
+        *overrides, f"ckpt_path={failed.folder}/checkpoints/last.ckpt"
+    )
+    assert rows(whole.folder / "results.csv", "run") == rows(resumed.folder / "results.csv", "run")
+
+
+def test_divergence_keeps_the_last_finite_state(small: Small) -> None:
+    ran = small.any("optimizer=sgd", "optimizer.lr=1e18", "callbacks.checkpoint.every_n_train_steps=1")
+    assert ran.code == 1
+    assert "is not finite at step" in ran.err
+    state = checkpoint(ran.folder)["state_dict"]
+    assert all(bool(v.isfinite().all()) for v in state.values() if isinstance(v, torch.Tensor))
+
+
+def _few_bytes() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+
+
+def test_no_room_for_a_checkpoint(small: Small) -> None:
+    ran = small.any(before=_few_bytes)
+    assert ran.code == 1
+    assert "error: cannot write" in ran.err
+    assert "File too large; choose another folder with hydra.run.dir=… or paths.logs=…" in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.record["status"] == "failed"
+    assert len(rows(ran.folder / "metrics.csv")) > 1
+
+
+def test_no_room_for_the_curves(small: Small, tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / ".keep").touch()
+    ran = small.any(f"hydra.run.dir={folder}", before=_no_room_for_rows)
+    assert ran.code == 1
+    assert "error: cannot write" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def _no_room_for_rows() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_500, 4_500))
+
+
+def test_bug_in_the_users_own_code_shows_its_traceback(small: Small) -> None:
+    ran = small.any("callbacks.stop_at.hook=on_train_batch_end", "callbacks.stop_at.signals=[NOSUCHSIGNAL]")
+    assert ran.code == 1
+    assert "AttributeError: module 'signal' has no attribute 'NOSUCHSIGNAL'" in ran.err
+    assert "stop_at.py" in ran.err
+    assert ran.record["status"] == "failed"
+    assert "NOSUCHSIGNAL" in ran.record["error"]

@@ -1,0 +1,175 @@
+"""A run that was stopped anywhere and goes on ends bit for bit where the whole run ends."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.small import Small, checkpoint, leaves, rows, stop
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wholes() -> dict[tuple[str, ...], Path]:
+    """The folders of runs that nobody stopped, by their overrides."""
+    return {}
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    for name in ("last", "best"):
+        first, second = checkpoint(one, name), checkpoint(other, name)
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "epoch", "global_step"):
+            mine, its = dict(leaves(first[part])), dict(leaves(second[part]))
+            assert mine.keys() == its.keys(), part
+            for key, value in mine.items():
+                if isinstance(value, torch.Tensor):
+                    assert torch.equal(value, its[key]), (name, part, key)
+                else:
+                    assert value == its[key], (name, part, key)
+    assert rows(one / "results.csv", "run") == rows(other / "results.csv", "run")
+    assert rows(one / "metrics.csv") == rows(other / "metrics.csv")
+
+
+EVERY_5 = "callbacks.checkpoint.every_n_train_steps=5"
+SGD = ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.9"]
+CASES = {
+    "first step": ([], stop("on_train_batch_end", 1, "SIGTERM")),
+    "mid-epoch, learned scales": (["weighting=imtl_l"], stop("on_train_batch_end", 11, "SIGINT")),
+    "mid-epoch, Jacobian": (["weighting=upgrad"], stop("on_train_batch_end", 11, "SIGTERM")),
+    "last step of an epoch": (["weighting=upgrad"], stop("on_train_batch_end", 16, "SIGTERM")),
+    "validation": (["weighting=imtl_l"], stop("on_validation_batch_end", 3, "SIGTERM")),
+    "end of an epoch": (["weighting=upgrad"], stop("on_train_epoch_end", 2, "SIGINT")),
+    "last validation": ([], stop("on_validation_batch_end", 8, "SIGTERM")),
+    "evaluation": (["weighting=upgrad"], stop("on_test_start", 1, "SIGTERM")),
+    "killed": (["weighting=imtl_l", EVERY_5], stop("on_train_batch_end", 14, "SIGKILL")),
+    "killed, Jacobian": (["weighting=upgrad", EVERY_5], stop("on_train_batch_end", 17, "SIGKILL")),
+    "killed in validation": (["weighting=upgrad", EVERY_5], stop("on_validation_start", 3, "SIGKILL")),
+    "second Ctrl-C": ([EVERY_5], stop("on_train_batch_end", 14, "SIGINT", "SIGINT")),
+    "plateau": (
+        [*SGD, "scheduler=plateau", "scheduler.patience=0"],
+        stop("on_train_batch_end", 18, "SIGTERM"),
+    ),
+    "plateau, Jacobian": (
+        [*SGD, "weighting=upgrad", "scheduler=plateau", "scheduler.patience=0", "+scheduler.threshold=1.0"],
+        stop("on_train_epoch_end", 2, "SIGTERM"),
+    ),
+    "cosine, by steps": (
+        ["weighting=upgrad", "scheduler=cosine", "scheduler.interval=step", "scheduler.T_max=32"],
+        stop("on_train_batch_end", 13, "SIGTERM"),
+    ),
+    "micro-batches": (
+        ["weighting=imtl_l", "trainer.accumulate_grad_batches=3", "scheduler=step", "scheduler.step_size=1"],
+        stop("on_train_batch_end", 13, "SIGTERM"),
+    ),
+    "micro-batches, Jacobian": (
+        ["weighting=upgrad", "trainer.accumulate_grad_batches=3"],
+        stop("on_train_batch_end", 10, "SIGTERM"),
+    ),
+    "validation in mid-epoch": (
+        ["weighting=upgrad", "trainer.val_check_interval=0.5"],
+        stop("on_validation_batch_end", 3, "SIGTERM"),
+    ),
+    "part of the batches": (["trainer.limit_train_batches=5"], stop("on_train_epoch_end", 2, "SIGTERM")),
+    "two processes, Jacobian": (
+        ["weighting=upgrad", "trainer=ddp_cpu", "data.batch_size=8"],
+        stop("on_train_batch_end", 11, "SIGTERM"),
+    ),
+    "after early stopping": (
+        ["callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=100"],
+        stop("on_test_start", 1, "SIGKILL"),
+    ),
+    "before early stopping": (
+        ["callbacks.early_stopping.patience=2", "callbacks.early_stopping.min_delta=100"],
+        stop("on_train_batch_end", 17, "SIGTERM"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_run_ends_where_the_whole_run_ends(
+    case: str, small: Small, wholes: dict[tuple[str, ...], Path]
+) -> None:
+    overrides, stopping = CASES[case]
+    key = tuple(overrides)
+    if key not in wholes:
+        wholes[key] = small.run(*overrides).folder
+    stopped = small.stop(*overrides, *stopping)
+    folder = small.stopped
+    if "SIGKILL" not in stopping[-1]:
+        assert stopped.out.splitlines()[-1] == str(folder)
+        assert stopped.record["status"] == "interrupted"
+        assert f"go on with ckpt_path={folder}/checkpoints/last.ckpt" in stopped.err
+    resumed = small.run(*overrides, f"ckpt_path={folder}/checkpoints/last.ckpt")
+    assert_same_end(wholes[key], resumed.folder)
+    assert resumed.record["resumed_from"] == f"{folder}/checkpoints/last.ckpt"
+
+
+def test_goes_on_in_the_same_folder_and_loses_nothing(small: Small) -> None:
+    overrides = ["weighting=imtl_l", EVERY_5]
+    whole = small.run(*overrides)
+    small.stop(*overrides, *stop("on_train_batch_end", 19, "SIGKILL"))
+    before = rows(small.stopped / "metrics.csv")
+    assert before[-1]["step"] == "17"
+    resumed = small.run(
+        *overrides, f"ckpt_path={small.stopped}/checkpoints/last.ckpt", f"hydra.run.dir={small.stopped}"
+    )
+    assert resumed.folder == small.stopped
+    assert_same_end(whole.folder, resumed.folder)
+    # Rows from after the checkpoint were written again; the first ones are kept as they were.
+    assert rows(small.stopped / "metrics.before-1.csv") == before
+
+
+def test_a_new_run_in_a_used_folder_keeps_its_curves_aside(small: Small) -> None:
+    first = small.run("trainer.max_epochs=1")
+    before = rows(first.folder / "metrics.csv")
+    small.run("trainer.max_epochs=1", "seed=1", f"hydra.run.dir={first.folder}")
+    assert rows(first.folder / "metrics.before-1.csv") == before
+    assert len(rows(first.folder / "metrics.csv")) == len(before)
+    assert rows(first.folder / "metrics.csv") != before
+
+
+def test_a_longer_run_is_the_shorter_one_continued(small: Small) -> None:
+    whole = small.run("weighting=upgrad", "trainer.max_steps=20", "trainer.max_epochs=-1")
+    part = small.run("weighting=upgrad", "trainer.max_steps=11", "trainer.max_epochs=-1")
+    longer = small.run(
+        "weighting=upgrad",
+        "trainer.max_steps=20",
+        "trainer.max_epochs=-1",
+        f"ckpt_path={part.folder}/checkpoints/last.ckpt",
+    )
+    one, other = checkpoint(whole.folder), checkpoint(longer.folder)
+    for key, value in one["state_dict"].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other["state_dict"][key]), key
+    assert one["global_step"] == other["global_step"] == 20
+
+
+def test_best_weights_of_the_first_part_stay_the_best(small: Small) -> None:
+    """A learning rate that spoils everything after the first epoch."""
+    overrides = ["scheduler=step", "scheduler.step_size=1", "scheduler.gamma=1000", "trainer.max_epochs=2"]
+    whole = small.run(*overrides)
+    small.stop(*overrides, *stop("on_train_batch_end", 10, "SIGTERM"))
+    resumed = small.run(*overrides, f"ckpt_path={small.stopped}/checkpoints/last.ckpt")
+    assert checkpoint(resumed.folder, "best")["global_step"] == 8
+    assert_same_end(whole.folder, resumed.folder)
+    assert {row["epoch"] for row in rows(resumed.folder / "results.csv")} == {"1"}
+
+
+def test_refuses_to_go_on_as_another_run(small: Small) -> None:
+    small.stop("weighting=imtl_l", *stop("on_train_batch_end", 3, "SIGTERM"))
+    last = small.stopped / "checkpoints" / "last.ckpt"
+    for overrides, said in (
+        (["weighting=upgrad"], "weighting._target_=torchjd.scalarization.IMTLL"),
+        (["weighting=imtl_l", "optimizer.lr=0.5"], "optimizer.lr=0.02, and this one has optimizer.lr=0.5"),
+        (["weighting=imtl_l", "seed=3"], "seed=0, and this one has seed=3"),
+    ):
+        ran = small.any(*overrides, f"ckpt_path={last}")
+        assert ran.code == 1
+        assert said in ran.err
+        assert "Traceback" not in ran.err
+    (small.stopped / "damaged.ckpt").write_bytes(last.read_bytes()[:1000])
+    ran = small.any("weighting=imtl_l", f"ckpt_path={small.stopped}/damaged.ckpt")
+    assert ran.code == 1
+    assert "cannot be read as a checkpoint" in ran.err
+    assert "Traceback" not in ran.err

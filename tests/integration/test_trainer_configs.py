@@ -1,0 +1,71 @@
+"""Debug, optimizer, scheduler and trainer configs, each with the three kinds of weighting."""
+
+import pytest
+
+from tests.integration.script_runner import Scripts
+from tests.integration.small import Small, rows
+
+pytestmark = pytest.mark.slow
+METHODS = ["weighted_sum", "imtl_l", "upgrad"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_batch(method: str, scripts: Scripts) -> None:
+    ran = scripts.run("debug=one_batch", f"weighting={method}")
+    assert ran.code == 0, ran.err
+    assert "test set" in ran.out
+    assert ran.out.splitlines()[-1] == str(ran.folder)
+    assert ran.record["steps"] == 1
+    assert not (ran.folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_overfit(method: str, scripts: Scripts) -> None:
+    ran = scripts.run("debug=overfit", f"weighting={method}", "logger=csv", "data.batch_size=32")
+    assert ran.code == 0, ran.err
+    losses = [
+        float(row["train/loss/left"]) for row in rows(ran.folder / "metrics.csv") if row["train/loss/left"]
+    ]
+    # 96 images are learned by heart; different batches each epoch would not be.
+    assert losses[-1] < 0.05 * losses[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_profiler(method: str, small: Small) -> None:
+    ran = small.run("debug=profiler", f"weighting={method}")
+    assert "run_training_batch" in ran.out
+    assert ran.out.splitlines()[-1] == str(ran.folder)
+
+
+COMBINED = [
+    ("sgd", "none", ["trainer.gradient_clip_val=0.5"]),
+    ("adam", "cosine", ["trainer.gradient_clip_val=0.01", "trainer.gradient_clip_algorithm=value"]),
+    ("adamw", "step", ["scheduler.interval=step", "scheduler.frequency=3"]),
+    ("sgd", "plateau", ["callbacks=early_stopping", "trainer.check_val_every_n_epoch=2"]),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("optimizer", "scheduler", "more"), COMBINED)
+def test_groups_go_together(
+    method: str, optimizer: str, scheduler: str, more: list[str], small: Small
+) -> None:
+    ran = small.run(f"weighting={method}", f"optimizer={optimizer}", f"scheduler={scheduler}", *more)
+    assert ran.err == ""
+    assert ran.record["status"] == "completed"
+    assert ran.record["steps"] == 32
+    figures = {(row["task"], row["split"]) for row in rows(ran.folder / "results.csv")}
+    assert {(task, split) for task in "ab" for split in ("val", "test")} <= figures
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_early_stopping_stops(method: str, small: Small) -> None:
+    ran = small.run(
+        f"weighting={method}",
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
+        "callbacks.early_stopping.min_delta=100",
+        "trainer.max_epochs=20",
+    )
+    assert ran.record["steps"] == 16
+    assert ran.record["status"] == "completed"

@@ -1,0 +1,140 @@
+"""Labels and metrics that cannot be meant are refused before any step, in a sentence with the way out."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError, R2Score
+from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
+
+from multitask.losses import DepthL1, PixelCrossEntropy
+from multitask.run.errors import ConfigError
+from multitask.run.initialization import initialize
+from multitask.run.label_checks import labelled_share
+from multitask.targets import Binary
+from multitask.task import Task
+
+INPUTS = torch.randn(20, 3)
+NAN = torch.nan
+
+
+def task(out: int, loss: nn.Module, metric: Any = None, **options: Any) -> Task:
+    return Task(nn.Linear(3, out), loss, {} if metric is None else {"m": metric}, target="y", **options)
+
+
+def start(task: Task, y: Tensor, inputs: Tensor = INPUTS) -> None:
+    arrays = {"inputs": inputs, "y": y}
+    initialize(nn.Identity(), {"a": task}, arrays, 0, {"train": arrays})
+
+
+def classes(wrong: int) -> Tensor:
+    """Classes 0 to 2 and one that is another, beyond the first batch."""
+    y = torch.arange(20) % 3
+    y[15] = wrong
+    return y
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_class_outside_is_found_anywhere_in_the_split(wrong: int):
+    sentence = rf"tasks\.a: the target 'y' has the class {wrong} in the train split .* scores for 0 to 2; "
+    with pytest.raises(ConfigError, match=rf"{sentence}.*ignore_index={wrong}"):
+        start(task(3, nn.CrossEntropyLoss()), classes(wrong))
+
+
+def test_marks_of_what_is_missing_are_no_classes():
+    start(task(3, nn.CrossEntropyLoss(), missing=True, ignore_index=-1), classes(-1))
+    start(task(3, nn.CrossEntropyLoss(ignore_index=-1)), classes(-1))
+    start(task(3, nn.CrossEntropyLoss(), missing=True), classes(-100))
+
+
+def test_torchs_default_ignore_index_is_nobodys_choice():
+    with pytest.raises(ConfigError, match=r"class -100.*missing=true"):
+        start(task(3, nn.CrossEntropyLoss()), classes(-100))
+
+
+def test_dense_classes_and_losses_that_leave_out_by_themselves():
+    images = torch.randn(6, 3, 4, 4)
+    y = torch.randint(2, (6, 4, 4))
+    y[5, 0] = -1
+    dense = Task(nn.Conv2d(3, 2, 1), PixelCrossEntropy(ignore_index=-1), target="y")
+    start(dense, y, images)
+    y[5, 0] = 2
+    with pytest.raises(ConfigError, match="class 2"):
+        start(dense, y, images)
+
+
+def test_nan_needs_missing():
+    y = torch.randn(20, 1)
+    y[17] = NAN
+    with pytest.raises(
+        ConfigError,
+        match=r"tasks\.a: the target 'y' is NaN at 1 of 20 places of the train split; set missing=true",
+    ):
+        start(task(1, nn.MSELoss()), y)
+    start(task(1, nn.MSELoss(), missing=True), y)
+
+
+def test_infinite_targets_are_refused_even_where_some_are_missing():
+    y = torch.randn(20, 1)
+    y[16], y[17] = NAN, torch.inf
+    with pytest.raises(ConfigError, match="infinite"):
+        start(task(1, nn.MSELoss(), missing=True), y)
+
+
+def test_depth_without_a_measure_is_the_losss_own_business():
+    images, y = torch.randn(4, 3, 2, 2), torch.rand(4, 1, 2, 2) + 1
+    y[3] = NAN
+    start(Task(nn.Conv2d(3, 1, 1), DepthL1(), target="y"), y, images)
+
+
+def test_binary_losses_want_zero_and_one():
+    y = torch.randint(2, (20,)) * 2 - 1
+    with pytest.raises(ConfigError, match="has -1 in the train split and BCEWithLogitsLoss wants 0 and 1"):
+        start(task(1, nn.BCEWithLogitsLoss(), transform=Binary()), y)
+    start(task(1, nn.BCEWithLogitsLoss(), transform=Binary()), (y + 1) // 2)
+
+
+@pytest.mark.parametrize(("out", "shape"), [(1, (20,)), (2, (20, 2)), (1, (20, 1))])
+def test_integers_that_are_no_classes_are_refused_before_they_broadcast(out: int, shape: tuple[int, ...]):
+    with pytest.raises(ConfigError, match=r"holds integers .*multitask\.targets\.Binary.*want floats"):
+        start(task(out, nn.MSELoss()), torch.ones(shape, dtype=torch.int64))
+
+
+def test_nothing_labelled_at_all():
+    with pytest.raises(ConfigError, match="nothing of the target 'y' is labelled in the train split"):
+        start(task(1, nn.MSELoss(), missing=True), torch.full((20, 1), NAN))
+
+
+def test_metric_that_cannot_take_the_predictions_is_refused():
+    with pytest.raises(ConfigError, match=r"tasks\.a\.metrics\.m cannot take predictions \[8, 3\]"):
+        start(task(3, nn.CrossEntropyLoss(), MulticlassAccuracy(num_classes=5)), classes(0))
+
+
+def test_metric_of_several_numbers_is_refused():
+    with pytest.raises(ConfigError, match=r"tasks\.a\.metrics\.m gives \[2\] and must give one number"):
+        start(task(2, nn.MSELoss(), MeanSquaredError(num_outputs=2)), torch.randn(20, 2))
+    labels = torch.randint(2, (20, 2))
+    with pytest.raises(ConfigError, match=r"gives \[2\]"):
+        start(
+            task(2, nn.BCEWithLogitsLoss(), MultilabelAccuracy(2, average=None), transform=Binary()), labels
+        )
+
+
+def test_checks_leave_no_trace_in_the_metrics():
+    checked = task(1, nn.MSELoss(), R2Score())
+    start(checked, torch.randn(20, 1))
+    assert not checked.metrics["m"].update_called
+
+
+def test_share_of_labels():
+    y = torch.tensor([[1.0, NAN], [NAN, NAN]])
+    assert labelled_share(task(2, nn.MSELoss(), missing=True), {"y": y}) == 0.25
+    assert labelled_share(task(2, nn.MSELoss()), {"y": y}) == 1.0
+    assert (
+        labelled_share(task(3, PixelCrossEntropy(ignore_index=-1)), {"y": torch.tensor([[[0, -1], [1, 2]]])})
+        == 0.75
+    )
+    assert labelled_share(task(1, DepthL1()), {"y": torch.tensor([[[[0.0, 2.0]]], [[[1.0, 1.0]]]])}) == 0.75
+    weighted = PixelCrossEntropy(ignore_index=-1, weight=[1.0, 2.0, 3.0])
+    assert labelled_share(task(3, weighted), {"y": torch.tensor([[[0, -1]]])}) is None

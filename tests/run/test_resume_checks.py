@@ -1,0 +1,33 @@
+from multitask.run.resume import differences
+
+THERE = {
+    "seed": 0,
+    "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.1},
+    "scheduler": {},
+    "data": {"path": "/old/place.npz", "batch_size": 8},
+    "trainer": {"max_epochs": 3, "accumulate_grad_batches": 1, "gradient_clip_val": None},
+    "logger": {"wandb": {"mode": "offline"}},
+}
+
+
+def changed(**sections: dict) -> list[tuple]:
+    here = dict(THERE)
+    for key, values in sections.items():
+        here[key] = {**THERE[key], **values}
+    return list(differences(THERE, here))
+
+
+def test_same_config_goes_on() -> None:
+    assert changed() == []
+
+
+def test_what_may_differ() -> None:
+    free = {"max_epochs": 9, "gradient_clip_val": 1.0, "devices": 2, "log_every_n_steps": 1}
+    assert changed(trainer=free, data={"path": "/new"}, logger={"wandb": None}) == []
+
+
+def test_what_a_checkpoint_would_override_or_break() -> None:
+    assert changed(optimizer={"lr": 0.2}) == [("optimizer.lr", 0.1, 0.2)]
+    assert changed(scheduler={"_target_": "StepLR"}) == [("scheduler._target_", None, "StepLR")]
+    assert changed(data={"batch_size": 4}) == [("data.batch_size", 8, 4)]
+    assert changed(trainer={"accumulate_grad_batches": 2}) == [("trainer.accumulate_grad_batches", 1, 2)]

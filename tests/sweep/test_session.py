@@ -1,0 +1,126 @@
+"""What is launched, when, and again; with a launcher that does to folders what processes would."""
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from multitask.run.errors import ConfigError, RunFailed
+from multitask.sweep.claim import NAME
+from multitask.sweep.plan import Job
+from multitask.sweep.progress import line
+from multitask.sweep.session import begin, fail_for, launch
+from multitask.sweep.signals import Stop
+from multitask.sweep.state import status_of
+
+
+def jobs_in(folder: Path, count: int = 4) -> list[Job]:
+    return [Job((f"seed={i}",), folder / str(i), "upgrad", i, "digest") for i in range(count)]
+
+
+def leave(job: Job, status: str, **facts: object) -> None:
+    job.folder.mkdir(exist_ok=True)
+    (job.folder / NAME).touch()
+    (job.folder / "run.json").write_text(json.dumps({"status": status, "config_digest": "digest", **facts}))
+
+
+class Pool:
+    """Runs all jobs of a batch at once, so that one whose process dies takes the others down."""
+
+    def __init__(self, jobs: Sequence[Job], dies: Callable[[Job], bool] = lambda job: False) -> None:
+        self.by_override = {job.overrides: job for job in jobs}
+        self.dies = dies
+        self.batches: list[list[int]] = []
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+        batch = [self.by_override[tuple(overrides)] for overrides in job_overrides]
+        assert batch[0].seed == initial_job_idx
+        self.batches.append([job.seed for job in batch])
+        if any(self.dies(job) for job in batch):
+            # The first two had begun.
+            for job in batch[:2]:
+                leave(job, "running")
+            raise RuntimeError("a worker has died")
+        for job in batch:
+            leave(job, "completed")
+
+
+def test_only_what_is_left_is_launched(tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path, 5)
+    leave(jobs[0], "completed")
+    leave(jobs[1], "failed")
+    leave(jobs[2], "running")  # by nobody: its process has died
+    pool = Pool(jobs)
+    launch(pool, jobs, Stop(jobs))  # type: ignore[arg-type]
+    assert pool.batches == [[1, 2, 3, 4]]
+    fail_for(jobs)
+    launch(pool, jobs, Stop(jobs))  # type: ignore[arg-type]
+    assert len(pool.batches) == 1
+
+
+def test_batches_are_as_large_as_they_are_told(tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path, 5)
+    pool = Pool(jobs)
+    launch(pool, jobs, Stop(jobs), size=2)  # type: ignore[arg-type]
+    assert pool.batches == [[0, 1], [2, 3], [4]]
+
+
+def test_the_job_whose_process_dies_fails_alone(tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path)
+    pool = Pool(jobs, dies=lambda job: job.seed == 1)
+    launch(pool, jobs, Stop(jobs))  # type: ignore[arg-type]
+    assert pool.batches == [[0, 1, 2, 3], [0], [1], [2, 3]]
+    statuses = [status_of(job.folder) for job in jobs]
+    assert statuses == ["completed", "failed", "completed", "completed"]
+    record = json.loads((jobs[1].folder / "run.json").read_text())
+    assert record["method"] == "upgrad"
+    assert "died" in record["error"]
+    with pytest.raises(RunFailed, match=r"1 of 4 jobs did not complete \(1 failed\)"):
+        fail_for(jobs)
+
+
+def test_a_launcher_that_starts_nothing_is_not_asked_again(tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path)
+
+    class Broken:
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+            raise OSError("no partition")
+
+    with pytest.raises(OSError, match="no partition"):
+        launch(Broken(), jobs, Stop(jobs))  # type: ignore[arg-type]
+
+
+def test_nothing_is_launched_after_a_signal(tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path)
+    stop = Stop(jobs)
+    pool = Pool(jobs)
+    with pytest.raises(SystemExit) as stopped:
+        stop.note(signal.SIGTERM, None)  # no other process runs a job: nothing to wait for
+    assert stopped.value.code == 128 + signal.SIGTERM
+    with pytest.raises(SystemExit):
+        launch(pool, jobs, stop, size=1)  # type: ignore[arg-type]
+    assert len(pool.batches) == 1
+
+
+def test_a_sweep_can_grow_and_not_change(tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path)
+    begin(tmp_path, jobs[:2])
+    begin(tmp_path, jobs)
+    with pytest.raises(ConfigError, match="has 1 jobs that this command leaves out, 0"):
+        begin(tmp_path, jobs[1:])
+    leave(jobs[3], "completed", config_digest="another")
+    with pytest.raises(ConfigError, match="3 has completed by another recipe"):
+        begin(tmp_path, jobs)
+
+
+def test_the_progress_line_says_how_long_it_takes() -> None:
+    counts = Counter(completed=2, failed=1, running=1)
+    assert line("x", counts, 6, 30.0, 3) == "sweep x: 2 of 6 done, 1 running, 1 failed, about 30 s left"
+    # Of the three that have ended, one did so in this go.
+    assert line("x", counts, 6, 600.0, 1).endswith("about 30 min left")
+    assert line("x", counts, 6, 3600.0, 1).endswith("about 3.0 h left")
+    assert line("x", counts, 6, 5.0, 0).endswith("1 failed")
+    assert line("x", Counter(completed=6), 6, 5.0, 6) == "sweep x: 6 of 6 done, 0 running, 0 failed"

@@ -1,0 +1,110 @@
+"""Sweeps as a user starts them."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.script_runner import Scripts
+from tests.sweep.small import SMALL, progress_of, records_of, results_of, runs_of, table_of
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_sweeps_started_together_keep_every_run_apart(scripts: Scripts, arrays: Path) -> None:
+    small = ("-m", *SMALL, f"data.path={arrays}", "seed=0,1")
+    started = [
+        scripts.start(*small, "weighting=weighted_sum,imtl_l,upgrad"),
+        scripts.start(*small, "weighting=upgrad"),
+    ]
+    ran = [each.wait() for each in started]
+    assert [each.code for each in ran] == [0, 0], [each.err for each in ran]
+    sweeps = [each.folder for each in ran]
+    assert {sweep.parent for sweep in sweeps} == {scripts.logs / "npz" / "sweeps"}
+    assert len(set(sweeps)) == 2
+    for sweep, count, each in zip(sweeps, (6, 2), ran, strict=True):
+        assert len(runs_of(sweep)) == count
+        expected = []
+        for run, record in zip(runs_of(sweep), records_of(sweep), strict=True):
+            assert record["status"] == "completed"
+            assert record["sweep"] == sweep.name
+            rows = [row for row in results_of(run) if row["split"] == "test" and row["task"] != "combined"]
+            assert {(row["method"], row["seed"]) for row in rows} == {(record["method"], str(record["seed"]))}
+            figures = [f"{float(row['value']):.4f}" for row in rows]
+            expected.append([record["method"], str(record["seed"]), "completed", *figures])
+        assert sorted(table_of(each.out)) == sorted(expected)
+        assert progress_of(each.out)[-1].endswith(f"{count} of {count} done, 0 running, 0 failed")
+
+
+def test_failing_jobs_leave_their_reason_and_spoil_nothing(scripts: Scripts, arrays: Path) -> None:
+    # lr=1e30 makes the second step's loss infinite, and no layer is -1 wide.
+    grid = ("optimizer.lr=1e30,0.01", "trunk.widths=[8],[-1]")
+    ran = scripts.run("-m", *SMALL, f"data.path={arrays}", *grid)
+    assert ran.code == 1
+    assert "3 of 4 jobs did not complete (3 failed)" in ran.err
+    records = records_of(ran.folder)
+    (good,) = [record for record in records if record["status"] == "completed"]
+    assert {"optimizer.lr=0.01", "trunk.widths=[8]"} <= set(good["overrides"])
+    errors = [record["error"] for record in records if record["status"] == "failed"]
+    assert len(errors) == 3
+    assert all(error in ran.out for error in errors)
+
+
+def test_group_of_the_runs_is_the_sweep(scripts: Scripts, arrays: Path) -> None:
+    import wandb.util
+
+    ran = scripts.run("-m", *SMALL, f"data.path={arrays}", "logger=wandb", "seed=0,1", "weighting=upgrad")
+    assert ran.code == 0, ran.err
+    found = []
+    for file in sorted(ran.folder.glob("*/wandb/offline-run-*/*.wandb")):
+        inspect = ["leet", "inspect", "-json", "-no-observability", "-run-file"]
+        read = [wandb.util.get_core_path(), *inspect, str(file)]
+        lines = subprocess.run(read, capture_output=True, text=True, check=True).stdout.splitlines()
+        found += [record["run"] for line in lines if "run" in (record := json.loads(line))]
+    groups, ids = ({run[key] for run in found} for key in ("run_group", "run_id"))
+    assert groups == {ran.folder.name}
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["weighting=weighted_sum,upgrd"], "did you mean 'upgrad'?"),
+        (["weighting=weighted_sum", "+weighting.weights.lft=1,2"], "there is no task 'lft'"),
+        (["task=[two_head/a],[]"], "leaves no task"),
+        (["only=a,c"], "only=c: there is no such task"),
+        (["seed=0,0"], "give each value once"),
+        (["sweep=a/b"], "sweep=a/b is no name for a folder"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_any_job(
+    scripts: Scripts, arrays: Path, arguments: list[str], sentence: str
+) -> None:
+    ran = scripts.run("-m", *SMALL, f"data.path={arrays}", *arguments)
+    assert ran.code == 1
+    assert sentence in ran.err
+    assert "Traceback" not in ran.err
+    assert not scripts.logs.exists()
+
+
+def test_every_task_alone_by_the_same_recipe(scripts: Scripts, arrays: Path, tmp_path: Path) -> None:
+    small = (*SMALL, f"data.path={arrays}", "weighting=weighted_sum", "weighting.weights={a:0.3}")
+    alone = scripts.run("-m", *small, "baseline=single_task", "seed=0,1")
+    assert alone.code == 0, alone.err
+    assert [row[:4] for row in table_of(alone.out)] == [
+        ["single_task", task, seed, "completed"] for seed in ("0", "1") for task in ("a", "b")
+    ]
+    joint = scripts.run(*small)
+    digests = {row["task"]: row["config_digest"] for row in results_of(joint.folder)}
+    written = scripts.run(f"source={alone.folder}", f"output={tmp_path}/baselines", script="baselines")
+    assert written.code == 0, written.err
+    rows = [line.split(",") for line in (tmp_path / "baselines" / "npz.csv").read_text().splitlines()]
+    kept = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert {(r["method"], r["task"], r["seed"], r["split"]) for r in kept} == {
+        ("single_task", task, seed, split) for task in "ab" for seed in "01" for split in ("val", "test")
+    }
+    assert all(row["config_digest"] == digests[row["task"]] for row in kept)
+    refused = scripts.run(*small, "baseline=single_task")
+    assert refused.code == 1
+    assert "baseline=single_task trains one task a run" in refused.err

@@ -1,0 +1,192 @@
+"""Dense losses: valid pixels only, against torch on those pixels."""
+
+from copy import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from multitask.losses import DepthL1, NormalCosine, PixelCrossEntropy, Scaled
+from multitask.nn.rescaled import Rescaled
+from multitask.task import Task
+
+
+def depth(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.rand(3, 1, 4, 5, generator=generator) + 0.5
+    target[torch.rand(target.shape, generator=generator) < 0.4] = 0
+    return torch.rand(3, 1, 4, 5, generator=generator), target
+
+
+def normals(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    target = nn.functional.normalize(torch.randn(3, 3, 4, 5, generator=generator), dim=1)
+    return torch.randn(3, 3, 4, 5, generator=generator), target * (
+        torch.rand(3, 1, 4, 5, generator=generator) > 0.4
+    )
+
+
+def classes(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(3, 6, 4, 5, generator=generator), torch.randint(-1, 6, (3, 4, 5), generator=generator)
+
+
+def reference_depth(prediction: Tensor, target: Tensor) -> Tensor:
+    kept = target != 0
+    return nn.functional.l1_loss(prediction[kept], target[kept])
+
+
+def reference_normals(prediction: Tensor, target: Tensor) -> Tensor:
+    kept = target.norm(dim=1) > 0
+    u, v = prediction.movedim(1, -1)[kept], target.movedim(1, -1)[kept]
+    return (1 - (u * v).sum(-1) / u.norm(dim=-1)).mean()
+
+
+def reference_classes(prediction: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(prediction, target, ignore_index=-1)
+
+
+CASES = {
+    "depth": (DepthL1, depth, reference_depth, 0.0),
+    "normals": (NormalCosine, normals, reference_normals, 0.0),
+    "classes": (PixelCrossEntropy, classes, reference_classes, -1),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mean_over_valid_pixels(name: str):
+    loss, data, reference, _ = CASES[name]
+    prediction, target = data()
+    torch.testing.assert_close(loss()(prediction, target), reference(prediction, target))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_none_is_each_examples_own_mean(name: str):
+    loss, data, reference, invalid = CASES[name]
+    prediction, target = data()
+    target[1] = invalid
+    expected = torch.stack(
+        [reference(prediction[:1], target[:1]), torch.zeros(()), reference(prediction[2:], target[2:])]
+    )
+    torch.testing.assert_close(loss(reduction="none")(prediction, target), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mean_is_the_mean_of_parts_weighted_by_their_counts(name: str):
+    loss, data, _, _ = CASES[name]
+    prediction, target = data()
+    mean = loss()
+    counts = torch.tensor([float(mean.mass(target[i : i + 1])) for i in range(3)])
+    parts = torch.stack([mean(prediction[i : i + 1], target[i : i + 1]) for i in range(3)])
+    assert mean.mass(target) == counts.sum()
+    torch.testing.assert_close(mean(prediction, target), (counts * parts).sum() / counts.sum())
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_invalid_pixels_get_no_gradient(name: str, reduction: str):
+    loss, data, _, invalid = CASES[name]
+    prediction, target = data()
+    target[0] = invalid
+    prediction.requires_grad_()
+    loss(reduction=reduction)(prediction, target).sum().backward()
+    grad = prediction.grad
+    assert grad is not None
+    assert grad.isfinite().all()
+    dense = target if target.ndim == 4 else target.unsqueeze(1)
+    valid = (dense != invalid).any(1, keepdim=True).expand_as(grad)
+    assert (grad[~valid] == 0).all()
+    assert (grad[valid] != 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_valid_is_zero_with_zero_gradient(name: str):
+    loss, data, _, invalid = CASES[name]
+    prediction, target = data()
+    prediction.requires_grad_()
+    value = loss()(prediction, torch.full_like(target, invalid))
+    value.backward()
+    assert value == 0
+    assert (prediction.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", ["depth", "normals"])
+def test_nan_marks_invalid_as_well(name: str):
+    loss, data, reference, _ = CASES[name]
+    prediction, target = data()
+    prediction.requires_grad_()
+    value = loss()(prediction, torch.where(target == 0, torch.nan, target))
+    value.backward()
+    torch.testing.assert_close(value, reference(prediction, target))
+    assert prediction.grad.isfinite().all()
+
+
+def test_class_weights_are_torchs():
+    prediction, target = classes()
+    weight = [0.5, 1.0, 2.0, 1.0, 3.0, 0.1]
+    expected = nn.functional.cross_entropy(prediction, target, ignore_index=-1, weight=torch.tensor(weight))
+    torch.testing.assert_close(PixelCrossEntropy(weight=weight)(prediction, target), expected)
+
+
+def test_normals_of_any_length_count_by_direction():
+    prediction, target = normals()
+    loss = NormalCosine()
+    torch.testing.assert_close(loss(5 * prediction, target), loss(prediction, target))
+    torch.testing.assert_close(loss(target, target), torch.zeros(()), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("loss", [DepthL1, NormalCosine])
+def test_other_shapes_are_refused(loss: type):
+    with pytest.raises(ValueError, match="head"):
+        loss()(torch.rand(2, 1, 4, 5), torch.rand(2, 4, 5))
+
+
+@pytest.mark.parametrize("loss", [DepthL1, NormalCosine, PixelCrossEntropy])
+def test_other_reductions_are_refused(loss: type):
+    with pytest.raises(ValueError, match="reduction"):
+        loss(reduction="sum")
+
+
+def test_scaled_is_the_loss_of_standardized_values():
+    prediction, target = torch.randn(7, 1), torch.randn(7, 1)
+    loss = Scaled(nn.MSELoss(), std=3.0)
+    torch.testing.assert_close(loss(prediction, target), ((prediction - target) ** 2).mean() / 9)
+    assert loss.mass(target) == 7
+    dense = depth()
+    assert Scaled(DepthL1(), std=2.0).mass(dense[1]) == (dense[1] > 0).sum()
+
+
+def test_scaled_takes_another_reduction_without_changing_its_loss():
+    inner = nn.L1Loss()
+    loss = Scaled(inner, std=2.0)
+    unreduced = copy(loss)
+    unreduced.reduction = "none"
+    assert unreduced(torch.ones(3), torch.zeros(3)).tolist() == [0.5, 0.5, 0.5]
+    assert inner.reduction == loss.reduction == "mean"
+    assert loss(torch.ones(3), torch.zeros(3)) == 0.5
+
+
+def test_rescaled_head_regresses_standard_units():
+    head = Rescaled(nn.Linear(4, 1), mean=10.0, std=3.0)
+    features = torch.randn(5, 4)
+    torch.testing.assert_close(head(features), 10 + 3 * head.head(features))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Scaled(nn.MSELoss(), 0.0), lambda: Rescaled(nn.Identity(), 1.0, -1.0)]
+)
+def test_deviation_must_be_positive(make):
+    with pytest.raises(ValueError, match="std"):
+        make()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_task_counts_valid_pixels_and_gives_losses_by_example(name: str):
+    loss, data, reference, _ = CASES[name]
+    prediction, target = data()
+    task = Task(nn.Identity(), loss(), target="t")
+    outcome = task(prediction, {"t": target})
+    assert outcome.mass == loss().mass(target)
+    torch.testing.assert_close(outcome.loss, reference(prediction, target))
+    expected = torch.stack([reference(prediction[i : i + 1], target[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(task.each(prediction, {"t": target}), expected)

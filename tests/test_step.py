@@ -1,0 +1,236 @@
+"""One step of a Jacobian method equals TorchJD's autojac in float64, however the batch is cut."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torchjd.aggregation import ConFIG, GradDrop, MGDAWeighting, UPGrad, UPGradWeighting
+from torchjd.autojac import jac_to_grad, mtl_backward
+from torchjd.scalarization import IMTLL, STCH, Constant, GeometricMean
+
+from multitask.autodiff.features import Features
+from multitask.module import MultiTaskModule
+from multitask.task import Task
+from multitask.weighting.adapter import adapt
+from tests.conftest import Arrays, arrays, build, fit, regression
+
+
+def parameters(module: MultiTaskModule) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def autojac_step(
+    module: MultiTaskModule, batch: dict[str, torch.Tensor], rate: float = 0.1
+) -> dict[str, torch.Tensor]:
+    """Return the parameters after one SGD step with TorchJD's own engine."""
+    module = deepcopy(module).train()
+    features = module.trunk(batch["inputs"])
+    losses = [task(features, batch).loss for task in module.by_name.values()]
+    shared = [p for p in module.trunk.parameters() if p.requires_grad]
+    mtl_backward(
+        losses,
+        features=features,
+        shared_params=shared,
+        tasks_params=[list(t.parameters()) for t in module.tasks.values()],
+    )
+    jac_to_grad(shared, UPGrad())
+    torch.optim.SGD([p for p in module.parameters() if p.grad is not None], lr=rate).step()
+    return parameters(module)
+
+
+TRUNKS = {
+    "plain": lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh()),
+    "in_place": lambda: nn.Sequential(
+        nn.Linear(5, 6), nn.ReLU(inplace=True), nn.Linear(6, 4), nn.ReLU(inplace=True)
+    ),
+    "batch_norm": lambda: nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)),
+}
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_upgrad_step_equals_autojac(trunk: str) -> None:
+    data = arrays()
+    module = build(adapt(UPGradWeighting()), trunk=TRUNKS[trunk]())
+    expected = autojac_step(module, data)
+    fit(module, Arrays(data))
+    for name, value in parameters(module).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_frozen_and_tied_parameters() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.again, self.out = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 4)
+            self.again.weight = self.first.weight
+            self.out.bias.requires_grad_(False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.again(torch.tanh(self.first(x))))
+
+    data = arrays()
+    module = build(adapt(UPGradWeighting()), trunk=Tied())
+    expected = autojac_step(module, data)
+    fit(module, Arrays(data))
+    for name, value in parameters(module).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_unused_parameter_is_left_alone() -> None:
+    trunk = nn.Sequential(nn.Linear(5, 4))
+    trunk.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    data = arrays()
+    module = build(adapt(UPGradWeighting()), trunk=trunk)
+    fit(module, Arrays(data), steps=2)
+    assert torch.equal(module.trunk.unused, torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "make", [UPGradWeighting, MGDAWeighting, ConFIG, GeometricMean, lambda: STCH(0.5), lambda: IMTLL(3),
+             lambda: Constant(torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64))],
+    ids=["upgrad", "mgda", "config", "gls", "stch", "imtl_l", "weighted_sum"],
+)  # fmt: skip
+def test_micro_batches_add_up_to_the_whole_batch(make) -> None:
+    """Also where the last micro-batch is smaller, and for scalarizations that are not linear."""
+    data = arrays(count=22)
+    whole = build(adapt(make()), accumulate_grad_batches=1)
+    parts = build(adapt(make()), accumulate_grad_batches=3)
+    fit(whole, Arrays(data), steps=2)
+    fit(parts, Arrays(data, batch_size=8), steps=2)
+    expected = parameters(whole)
+    for name, value in parameters(parts).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-8, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Constant(torch.tensor([0.2, 1.0, 3.0])), lambda: IMTLL(3), GeometricMean]
+)
+def test_scalarizations_step_the_same_by_hand_and_automatically(make) -> None:
+    data = arrays()
+    automatic, manual = build(adapt(make())), build(adapt(make()), accumulate_grad_batches=1)
+    assert automatic.automatic_optimization
+    assert not manual.automatic_optimization
+    fit(automatic, Arrays(data), steps=3)
+    fit(manual, Arrays(data), steps=3)
+    expected = parameters(automatic)
+    for name, value in parameters(manual).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_absent_task_changes_nothing_for_the_others() -> None:
+    data = arrays(count=8)
+    without = {name: values for name, values in data.items() if name != "t2"}
+    nothing = {**data, "t2": torch.full_like(data["t2"], torch.nan)}
+    heads = {f"t{i}": regression(f"t{i}", missing=True) for i in range(3)}
+    momentum = lambda groups: torch.optim.Adam(groups, lr=0.1)  # noqa: E731
+    three = build(adapt(UPGradWeighting()), heads=heads, optimizer=momentum)
+    two = build(adapt(UPGradWeighting()), heads=dict(list(deepcopy(heads).items())[:2]), optimizer=momentum)
+    two.load_state_dict({k: v for k, v in three.state_dict().items() if ".t2." not in k}, strict=False)
+    head = deepcopy(three.by_name["t2"].head)
+    fit(three, Arrays(nothing), steps=2)
+    fit(two, Arrays(without), steps=2)
+    of_three = parameters(three)
+    for name, value in parameters(two).items():
+        torch.testing.assert_close(of_three[name], value, rtol=1e-10, atol=1e-12, msg=name)
+    assert torch.equal(three.by_name["t2"].head.weight, head.weight)
+
+
+def test_losses_are_means_over_labelled_examples_of_the_window() -> None:
+    """A task labelled in few examples of each micro-batch counts each of them the same."""
+    data = arrays(count=12)
+    data["t1"][torch.tensor([0, 1, 2, 3, 5, 9])] = torch.nan
+    heads = {f"t{i}": regression(f"t{i}", missing=True) for i in range(3)}
+    whole = build(adapt(UPGradWeighting()), heads=deepcopy(heads))
+    parts = build(adapt(UPGradWeighting()), heads=deepcopy(heads), accumulate_grad_batches=3)
+    parts.load_state_dict(whole.state_dict())
+    fit(whole, Arrays(data))
+    fit(parts, Arrays(data, batch_size=4))
+    expected = parameters(whole)
+    for name, value in parameters(parts).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_weighted_heads_get_their_weighted_gradient() -> None:
+    """The whole model then takes the gradient of the weighted sum of the losses."""
+    data = arrays()
+    module = build(adapt(UPGradWeighting()), weighted_heads=True)
+    reference = deepcopy(module)
+    losses = torch.stack([o.loss for o in reference(data)])
+    rows = [
+        torch.autograd.grad(loss, list(reference.trunk.parameters()), retain_graph=True) for loss in losses
+    ]
+    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    weights = UPGradWeighting()(jacobian @ jacobian.T)
+    (weights @ losses).backward()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p -= 0.1 * p.grad
+    expected = parameters(reference)
+    fit(module, Arrays(data))
+    for name, value in parameters(module).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_gradients_at_the_features_combine_exactly_for_their_weights() -> None:
+    data = arrays()
+    module = build(adapt(MGDAWeighting()), engine=Features())
+    reference = deepcopy(module)
+    features = reference.trunk(data["inputs"])
+    losses = [task(features, data).loss for task in reference.by_name.values()]
+    rows = torch.stack(
+        [torch.autograd.grad(loss, features, retain_graph=True)[0].flatten() for loss in losses]
+    )
+    weights = MGDAWeighting()(rows @ rows.T)
+    shared = list(reference.trunk.parameters())
+    found = torch.autograd.grad(torch.stack(losses) @ weights, shared)
+    before = [p.detach().clone() for p in shared]
+    fit(module, Arrays(data))
+    for start, gradient, p in zip(before, found, module.trunk.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), start - 0.1 * gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_single_task_is_plain_gradient_descent() -> None:
+    data = arrays(tasks=1)
+    jacobian = build(adapt(UPGradWeighting()), tasks=1)
+    plain = build(adapt(Constant(torch.ones(1, dtype=torch.float64))), tasks=1)
+    fit(jacobian, Arrays(data), steps=3)
+    fit(plain, Arrays(data), steps=3)
+    expected = parameters(plain)
+    for name, value in parameters(jacobian).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_aggregator_without_weights_runs() -> None:
+    data = arrays()
+    module = build(adapt(GradDrop()))
+    before = parameters(module)
+    fit(module, Arrays(data), steps=2)
+    assert all(not torch.equal(before[name], value) for name, value in parameters(module).items())
+
+
+def test_loss_that_is_not_finite_names_task_and_step() -> None:
+    data = arrays()
+    data["t1"][3] = torch.inf
+    with pytest.raises(FloatingPointError, match=r"t1 \(inf\) is not finite at step 0"):
+        fit(build(adapt(UPGradWeighting())), Arrays(data))
+
+
+def test_classes_weigh_across_micro_batches() -> None:
+    """A cross entropy with class weights is a mean over weights, not over examples."""
+    generator = torch.Generator().manual_seed(1)
+    data = {
+        "inputs": arrays()["inputs"],
+        "c": torch.randint(3, (24,), generator=generator),
+        "t0": arrays()["t0"],
+    }
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1], dtype=torch.float64))
+    heads = {"c": Task(nn.Linear(4, 3), loss, target="c"), "t0": regression("t0")}
+    whole = build(adapt(UPGradWeighting()), heads=deepcopy(heads))
+    parts = build(adapt(UPGradWeighting()), heads=deepcopy(heads), accumulate_grad_batches=4)
+    parts.load_state_dict(whole.state_dict())
+    fit(whole, Arrays(data))
+    fit(parts, Arrays(data, batch_size=6))
+    expected = parameters(whole)
+    for name, value in parameters(parts).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)

@@ -1,0 +1,285 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import quadprog
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchjd.aggregation import DualProjWeighting, UPGradWeighting
+from torchjd.linalg import QuadprogProjector
+
+from multitask.weighting import projection
+from multitask.weighting.block_pivoting import solve_by_pivoting
+from multitask.weighting.few_tasks import MOST_TASKS
+from multitask.weighting.projection import ExactProjector
+
+
+def gramian(m: int, rank: int, seed: int, spread: float = 0.0, common: float = 0.0) -> Tensor:
+    """``J Jᵀ`` in float64, with rows whose lengths differ by up to ``10^±spread`` and share a direction."""
+    generator = torch.Generator().manual_seed(seed)
+    J = torch.randn(m, rank, generator=generator, dtype=torch.float64)
+    J = J + common * torch.randn(rank, generator=generator, dtype=torch.float64)
+    lengths = 10 ** (spread * (2 * torch.rand(m, 1, generator=generator, dtype=torch.float64) - 1))
+    J = J * lengths
+    return J @ J.T
+
+
+gramians = st.builds(
+    gramian,
+    m=st.integers(1, 40),
+    rank=st.integers(1, 60),
+    seed=st.integers(0, 2**31),
+    spread=st.sampled_from([0.0, 0.0, 1.0, 3.0]),
+    common=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
+)
+vectors = st.sampled_from(["tasks", "mean", "preferences"])
+
+
+def vectors_of(kind: str, m: int) -> Tensor:
+    if kind == "mean":
+        return torch.full((m,), 1 / m, dtype=torch.float64)
+    if kind == "preferences":
+        return torch.diag(torch.linspace(0, 1, m, dtype=torch.float64))
+    return torch.eye(m, dtype=torch.float64) / m
+
+
+def regularized(G: Tensor, reg_eps: float) -> Tensor:
+    return G / G.trace() + reg_eps * torch.eye(len(G), dtype=G.dtype)
+
+
+def reference(U: Tensor, G: Tensor, reg_eps: float = 1e-4) -> Tensor:
+    """quadprog on the definition: the least ``wᵀGw`` with ``w ≥ u``."""
+    matrix = regularized(G, reg_eps).numpy()
+    m = len(matrix)
+    rows = [quadprog.solve_qp(matrix, np.zeros(m), np.eye(m), u)[0] for u in U.reshape(-1, m).numpy()]
+    return torch.tensor(np.array(rows)).reshape(U.shape)
+
+
+def assert_optimal(W: Tensor, U: Tensor, G: Tensor, reg_eps: float = 1e-4) -> None:
+    """``w ≥ u``, ``G w ≥ 0``, and one of the two an equality for every task."""
+    step, slope = W - U, W @ regularized(G, reg_eps)
+    size = U.abs().max() + W.abs().amax(-1, keepdim=True)
+    assert (step >= 0).all()
+    assert (torch.minimum(step, slope).abs() <= 1e-11 * size).all()
+
+
+@settings(max_examples=120, deadline=None)
+@given(gramians, vectors)
+def test_equals_quadprog_and_is_optimal(G: Tensor, kind: str) -> None:
+    U = vectors_of(kind, len(G))
+    projector = ExactProjector()
+    W = projector(U, G)
+    torch.testing.assert_close(W, reference(U, G), rtol=1e-7, atol=1e-8)
+    assert_optimal(W, U, G)
+    assert projector.failures == 0
+
+
+@pytest.mark.parametrize(("m", "rank"), [(128, 300), (128, 40), (256, 90)])
+def test_hundreds_of_losses(m: int, rank: int) -> None:
+    G, U = gramian(m, rank, seed=0), vectors_of("tasks", m)
+    projector = ExactProjector()
+    W = projector(U, G)
+    assert_optimal(W, U, G)
+    assert projector.failures == 0
+    some = slice(0, 4)  # quadprog takes tens of milliseconds a row
+    torch.testing.assert_close(W[some], reference(U[some], G), rtol=1e-7, atol=1e-8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 2**31), st.sampled_from([1e-8, 1e-6]))
+def test_near_singular_with_little_regularization(m: int, seed: int, reg_eps: float) -> None:
+    G, U = gramian(m, max(1, m // 2), seed), vectors_of("tasks", m)
+    W = ExactProjector(reg_eps=reg_eps)(U, G)
+    assert_optimal(W, U, G, reg_eps)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 20), st.integers(0, 2**31))
+def test_no_regularization(m: int, seed: int) -> None:
+    G, U = gramian(m, 2 * m + 5, seed), vectors_of("tasks", m)
+    W = ExactProjector(reg_eps=0.0)(U, G)
+    torch.testing.assert_close(W, reference(U, G, 0.0), rtol=1e-6, atol=1e-8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(gramians, st.sampled_from([1e-300, 1e-12, 1e-6, 1e6, 1e12, 1e290]))
+def test_scale_of_the_gramian_changes_nothing(G: Tensor, scale: float) -> None:
+    G = G / G.trace()
+    U = vectors_of("tasks", len(G))
+    torch.testing.assert_close(ExactProjector()(U, scale * G), ExactProjector()(U, G), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("m", [2, 3, 8, 20])
+def test_scale_of_the_losses_changes_no_weight_in_float32(m: int, scale: float) -> None:
+    J = torch.randn(m, 30, generator=torch.Generator().manual_seed(m))
+    weighting = UPGradWeighting(projector=ExactProjector())
+    scaled = J * scale
+    torch.testing.assert_close(weighting(scaled @ scaled.T), weighting(J @ J.T), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(gramians, st.sampled_from([1e-9, 1e9]))
+def test_scale_of_the_vectors_is_passed_on(G: Tensor, scale: float) -> None:
+    U = vectors_of("tasks", len(G))
+    torch.testing.assert_close(
+        ExactProjector()(scale * U, G) / scale, ExactProjector()(U, G), rtol=1e-7, atol=1e-8
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(gramians, st.randoms(use_true_random=False))
+def test_permutation_equivariance(G: Tensor, random: object) -> None:
+    order = list(range(len(G)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    U = vectors_of("preferences", len(G))
+    W = ExactProjector()(U[order][:, order], G[order][:, order])
+    torch.testing.assert_close(W, ExactProjector()(U, G)[order][:, order], rtol=1e-7, atol=1e-8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(gramians, st.integers(0, 2**31))
+def test_vectors_with_negative_entries(G: Tensor, seed: int) -> None:
+    U = torch.randn(3, len(G), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    W = ExactProjector()(U, G)
+    torch.testing.assert_close(W, reference(U, G), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("m", [2, MOST_TASKS, MOST_TASKS + 1, 30])
+def test_no_conflict_needs_no_program(m: int) -> None:
+    J = torch.rand(m, 50, dtype=torch.float64)  # positive entries: every two rows agree
+    U = vectors_of("preferences", m)
+    projector = ExactProjector()
+    assert torch.equal(projector(U, J @ J.T), U)
+    assert (projector.solves, projector.programs, projector.failures) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("m", [1, 2, MOST_TASKS, MOST_TASKS + 1, 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_gramian_leaves_the_vectors(m: int, dtype: torch.dtype) -> None:
+    U = torch.randn(m, dtype=dtype)
+    W = ExactProjector()(U, torch.zeros(m, m, dtype=dtype))
+    assert torch.equal(W, U)
+    assert W.data_ptr() != U.data_ptr()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("m", [2, MOST_TASKS + 1])
+@pytest.mark.parametrize("place", [(0, 0), (0, 1)])
+def test_a_gramian_that_is_not_finite_is_refused(m: int, bad: float, place: tuple[int, int]) -> None:
+    G = torch.eye(m)
+    G[place] = bad
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        ExactProjector()(torch.ones(m), G)
+
+
+@pytest.mark.parametrize("m", [3, MOST_TASKS + 1])
+def test_a_gramian_that_is_not_positive_is_refused(m: int) -> None:
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        ExactProjector()(torch.ones(m), -torch.eye(m))
+    indefinite = torch.full((m, m), -1.0) + 1.5 * torch.eye(m)
+    with pytest.raises(ValueError, match="raise the projector's reg_eps"):
+        ExactProjector()(torch.eye(m), indefinite)
+
+
+def test_losses_that_repeat_are_shared_out_without_regularization() -> None:
+    """Equal losses make the Gramian singular: the least regularization still gives a projection."""
+    for m in (3, MOST_TASKS + 2):
+        J = torch.randn(m, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(m))
+        J[1] = J[0]
+        W = ExactProjector(reg_eps=0.0)(vectors_of("tasks", m), J @ J.T)
+        assert torch.isfinite(W).all()
+        slopes = W @ (J @ J.T)
+        assert (slopes >= -1e-6 * W.abs().amax(1, keepdim=True)).all()
+
+
+@pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf")])
+def test_constructor_refuses(value: float) -> None:
+    with pytest.raises(ValueError, match="reg_eps"):
+        ExactProjector(reg_eps=value)
+
+
+@pytest.mark.parametrize("m", [4, 12])
+def test_rows_that_fail_the_check_are_counted_and_left_to_quadprog(
+    m: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "solve_row", lambda *_: None)
+    monkeypatch.setattr(projection, "solve_by_pivoting", lambda G, Q, tolerance: np.full_like(Q, np.nan))
+    G, U = gramian(m, 40, seed=1), vectors_of("tasks", m)
+    projector = ExactProjector()
+    torch.testing.assert_close(projector(U, G), reference(U, G), rtol=1e-9, atol=1e-10)
+    assert projector.failures == (m if m > MOST_TASKS else projector.programs) > 0
+
+
+def test_counters_and_time_add_up() -> None:
+    projector = ExactProjector()
+    G = torch.tensor([[1.0, -0.5], [-0.5, 2.0]])
+    for _ in range(3):
+        projector(torch.eye(2), G)
+    assert (projector.solves, projector.programs, projector.failures) == (3, 6, 0)
+    assert projector.seconds > 0
+    assert repr(projector) == "ExactProjector(reg_eps=0.0001)"
+
+
+def test_two_tasks_by_hand() -> None:
+    """Without regularization the conflicting part is removed: ``w = u_i (e_i − G_ij / G_jj e_j)``."""
+    G = torch.tensor([[1.0, -0.5], [-0.5, 2.0]], dtype=torch.float64)
+    W = ExactProjector(reg_eps=0.0)(torch.eye(2, dtype=torch.float64), G)
+    torch.testing.assert_close(W, torch.tensor([[1.0, 0.25], [0.5, 1.0]], dtype=torch.float64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 2**31))
+def test_tensors_and_arrays_give_the_same(m: int, rank: int, seed: int) -> None:
+    """What runs on CUDA devices are the lines for tensors: here they run on the CPU."""
+    G = regularized(gramian(m, rank, seed), 1e-4)
+    by_tensors = solve_by_pivoting(G, G.clone(), 1e-12)
+    by_arrays = solve_by_pivoting(G.numpy(), G.numpy().copy(), 1e-12)
+    np.testing.assert_allclose(by_tensors.numpy(), by_arrays, rtol=1e-7, atol=1e-9)
+
+
+def test_many_tasks_stay_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of CUDA devices from end to end, with float32 in and out."""
+    monkeypatch.setattr(projection, "_as_array", lambda tensor: tensor.double())
+    G, U = gramian(20, 12, seed=3), vectors_of("tasks", 20)
+    W = ExactProjector()(U.float(), G.float())
+    assert W.dtype == torch.float32
+    torch.testing.assert_close(W.double(), reference(U, G.float().double()), rtol=1e-5, atol=1e-6)
+
+
+def test_pivoting_says_where_it_fails() -> None:
+    good, bad = torch.eye(12, dtype=torch.float64), torch.diag(torch.tensor([-1.0] + [1.0] * 11)).double()
+    Q = -torch.ones(2, 12, dtype=torch.float64)
+    Q[1, 0] = 1.0  # this row does not need the negative pivot
+    for convert in (lambda t: t, lambda t: t.numpy()):
+        assert not np.isnan(np.asarray(solve_by_pivoting(convert(good), convert(Q), 1e-12))).any()
+        X = np.asarray(solve_by_pivoting(convert(bad), convert(Q), 1e-12))
+        assert np.isnan(X[0]).all()
+
+
+@pytest.mark.parametrize("m", [2, 3, 8, 20])
+@pytest.mark.parametrize("make", [UPGradWeighting, DualProjWeighting])
+def test_torchjd_weightings_take_it(make: Callable[..., torch.nn.Module], m: int) -> None:
+    G = gramian(m, 15, seed=m).float()
+    ours = make(projector=ExactProjector())(G)
+    theirs = make(projector=QuadprogProjector())(G)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 2**31))
+def test_the_projection_conflicts_with_no_task(m: int, seed: int) -> None:
+    """The promise of UPGrad: without regularization no task's loss grows to first order."""
+    G = gramian(m, m + 5, seed)
+    weights = UPGradWeighting(projector=ExactProjector(reg_eps=0.0))(G)
+    assert (G @ weights >= -1e-9 * G.trace() * weights.max()).all()
+
+
+def test_shapes_of_the_vectors() -> None:
+    G = gramian(9, 20, seed=0)
+    U = torch.rand(2, 3, 9, dtype=torch.float64)
+    W = ExactProjector()(U, G)
+    assert W.shape == U.shape
+    torch.testing.assert_close(W[1, 2], ExactProjector()(U[1, 2], G), rtol=1e-9, atol=1e-10)

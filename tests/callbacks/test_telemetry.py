@@ -93,3 +93,13 @@ def test_cost_is_split_and_remembered(method: Any) -> None:
     facts = cost.facts()
     assert facts["step_seconds"] > 0
     assert facts["peak_memory_mib"] > 1
+
+
+@pytest.mark.parametrize("method", [UPGradWeighting, Mean])
+def test_cost_of_micro_batches_is_that_of_their_step(method: Any) -> None:
+    cost, memory = Cost(), Memory()
+    module = build(adapt(method()), accumulate_grad_batches=3)
+    fit(module, Arrays(arrays(), batch_size=4), steps=4, logger=memory, log_every_n_steps=1, callbacks=[cost])
+    assert len(cost.steps) == 4
+    assert len([metrics for metrics in memory.logged if "cost/step" in metrics]) == 4
+    assert all("train/loss/t0" in metrics for metrics in memory.logged)

@@ -35,6 +35,7 @@ class Cost(Callback):
         self.steps: list[float] = []
         self._spent: dict[str, float] = {}
         self._ended: float | None = None
+        self._steps_taken = 0
         self._began = 0.0
         self._mark = 0.0
 
@@ -42,6 +43,7 @@ class Cost(Callback):
         """Give the module a clock."""
         assert isinstance(pl_module, MultiTaskModule)
         pl_module.clock = self._clock
+        self._steps_taken = trainer.global_step
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -84,12 +86,15 @@ class Cost(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Hand the step's times on."""
+        """Hand the step's times on; those of micro-batches add up until their step is taken."""
         assert isinstance(pl_module, MultiTaskModule)
         self._ended = self._now()
+        self._add("step", self._ended - self._began)
+        if trainer.global_step == self._steps_taken:
+            return
+        self._steps_taken = trainer.global_step
         if pl_module.automatic_optimization:
             self._add("optimizer", self._ended - self._mark)
-        self._add("step", self._ended - self._began)
         self.steps.append(self._spent["step"])
         times = torch.tensor([self._spent.get(section, 0.0) for section in _SECTIONS], dtype=torch.float64)
         names = [section.replace(" ", "_") for section in _SECTIONS]

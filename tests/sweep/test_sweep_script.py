@@ -88,6 +88,20 @@ def test_a_wrong_value_is_refused_before_any_job(
     assert not scripts.logs.exists()
 
 
+def test_methods_and_their_baseline_in_one_sweep(scripts: Scripts, arrays: Path) -> None:
+    grid = ("baseline=none,single_task", "weighting=imtl_l,upgrad", "weighting.learning_rate=0.1")
+    ran = scripts.run("-m", *SMALL, f"data.path={arrays}", "weighting.heads=own", *grid)
+    assert ran.code == 0, ran.err
+    assert sorted(record["method"] for record in records_of(ran.folder)) == [
+        "imtl_l",
+        "single_task",
+        "single_task",
+        "upgrad",
+    ]
+    digests = {(row["task"], row["config_digest"]) for run in runs_of(ran.folder) for row in results_of(run)}
+    assert len({digest for task, digest in digests if task == "a"}) == 1
+
+
 def test_every_task_alone_by_the_same_recipe(scripts: Scripts, arrays: Path, tmp_path: Path) -> None:
     small = (*SMALL, f"data.path={arrays}", "weighting=weighted_sum", "weighting.weights={a:0.3}")
     alone = scripts.run("-m", *small, "baseline=single_task", "seed=0,1")

@@ -17,6 +17,7 @@ from multitask.run.errors import ConfigError
 from multitask.run.record import recipe_digest
 from multitask.run.resolvers import plain
 
+_OF_WEIGHTING = re.compile(r"\+{0,2}weighting[.=]")
 # What says where and how a job runs, and not what it finds: the same job has the same folder then.
 _COSMETIC = re.compile(
     r"(logger|paths)(\.|$)|trainer\.(enable_\w+|accelerator|devices|strategy|num_nodes|log_every_n_steps|profiler)$"
@@ -80,8 +81,13 @@ def plan(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]
     """
     configs = _Configs(loader, master)
     jobs: dict[Path, Job] = {}
+    alone: set[tuple[str, ...]] = set()
     for given in batch:
         for overrides in _one_a_task(configs, given):
+            if overrides is not given:
+                if tuple(overrides) in alone:
+                    continue  # the baseline of another weighting's job is the same run
+                alone.add(tuple(overrides))
             job = _job(configs.get(overrides), overrides)
             if job.folder in jobs:
                 raise ConfigError(
@@ -93,12 +99,16 @@ def plan(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]
 
 
 def _one_a_task(configs: "_Configs", overrides: Sequence[str]) -> list[Sequence[str]]:
-    """Return a single-task baseline's job as one job a task, and any other job as it is."""
+    """Return a single-task baseline's job as one job a task, and any other job as it is.
+
+    Alone there is nothing to weigh: a baseline's jobs have no say in the weighting.
+    """
     config = configs.get(overrides)
     if config.hydra.runtime.choices.get("baseline") != SINGLE_TASK or config.get("only"):
         return [overrides]
     # A penalty has no head, and nothing to be learned alone.
-    return [[*overrides, f"only={name}"] for name, task in config.tasks.items() if "head" in task]
+    own = [override for override in overrides if not _OF_WEIGHTING.match(override)]
+    return [[*own, f"only={name}"] for name, task in config.tasks.items() if "head" in task]
 
 
 def _job(config: DictConfig, overrides: Sequence[str]) -> Job:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multitask.data.npz_file import read_arrays
+
 # The idx format's code of unsigned bytes; MNIST and its successors have no other.
 _UNSIGNED_BYTE = 8
 _IDX_FILES = {
@@ -20,15 +22,21 @@ def read_npz(path: Path, key: str) -> tuple[Tensor, Tensor]:
     """Images ``[n, 28, 28]`` and labels ``[n]``, uint8, of an ``.npz`` with these names.
 
     ``key``: the config key that ``path`` comes from, for the message. Raises ``FileNotFoundError`` if there
-    is no such file.
+    is no such file, ``ValueError`` if it holds something else.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{key}={path} is not there; it must be an .npz with 'images' (uint8 [n, 28, 28]) and "
             "'labels' ([n])."
         )
-    with np.load(path, allow_pickle=False) as file:
-        return torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
+    arrays = read_arrays(path, key, ["images", "labels"])
+    images, labels = arrays["images"], arrays["labels"]
+    if images.dtype != np.uint8 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{key}={path} has images {list(images.shape)} of {images.dtype} and labels {list(labels.shape)}; it must "
+            "have images [n, 28, 28] of uint8 and one label each."
+        )
+    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 def read_idx_folder(folder: Path, key: str) -> dict[str, tuple[Tensor, Tensor]]:

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from multitask.data.base import DataModule, Split
+from multitask.data.digits import read_npz
 from multitask.data.loading import derived_seed, split_indices
 
 _CANVAS = 36
@@ -21,7 +21,7 @@ def compose(left: Tensor, right: Tensor) -> Tensor:
 
     The left digit lies at the upper left corner of a 36×36 canvas, the right one six pixels lower
     and to the right; where they overlap the brighter pixel stays. The canvas is then sampled down
-    by nearest neighbour.
+    by nearest neighbour, at the centres of the small image's pixels, as the paper's code does.
 
     Args:
         left: Digits, uint8, shape ``[n, 28, 28]``.
@@ -34,7 +34,7 @@ def compose(left: Tensor, right: Tensor) -> Tensor:
     canvas[:, 0, :_DIGIT, :_DIGIT] = left
     lower = canvas[:, 0, _OFFSET : _OFFSET + _DIGIT, _OFFSET : _OFFSET + _DIGIT]
     torch.maximum(lower, right, out=lower)
-    small = interpolate(canvas.float() / 255.0, size=(_DIGIT, _DIGIT), mode="nearest")
+    small = interpolate(canvas.float() / 255.0, size=(_DIGIT, _DIGIT), mode="nearest-exact")
     return (small - _MEAN) / _STD
 
 
@@ -102,13 +102,7 @@ class MultiMNIST(DataModule):
         Raises:
             FileNotFoundError: If the file is not there.
         """
-        if not self.path.is_file():
-            raise FileNotFoundError(
-                f"data.path={self.path} is not there; it must be an .npz with 'images' (uint8 [n, 28, 28]) "
-                "and 'labels' ([n])."
-            )
-        with np.load(self.path, allow_pickle=False) as file:
-            images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
+        images, labels = read_npz(self.path, "data.path")
         parts = split_indices(len(images), self.split, self.split_seed)
         return {
             name: pairs(

@@ -1,0 +1,44 @@
+"""Strict reading of ``.npz`` files: named arrays, never a pickle."""
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def read_arrays(
+    path: Path, key: str, wanted: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Arrays of an ``.npz`` by name, the optional ones where they are there.
+
+    Args:
+        path: The file.
+        key: The config key that it comes from, for messages.
+        wanted: Names of arrays that must be there.
+        optional: Names of arrays that may be there.
+
+    Raises:
+        ValueError: If it is no ``.npz``, is damaged, lacks an array, or an array holds pickled objects.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{key}={path} is damaged or no .npz; save arrays with numpy.savez. Pickles are never loaded."
+        )
+    with np.load(path, allow_pickle=False) as file:
+        missing = [name for name in wanted if name not in file.files]
+        if missing:
+            raise ValueError(f"{key}={path} has no '{', '.join(missing)}'; it has {', '.join(file.files)}.")
+        names = [*wanted, *(name for name in optional if name in file.files)]
+        return {name: _read(file, name, f"{key}={path}") for name in names}
+
+
+def _read(file: np.lib.npyio.NpzFile, name: str, where: str) -> np.ndarray:
+    try:
+        return file[name]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{where}: '{name}' cannot be read: it holds pickled objects or is damaged; give floats, integers or "
+            "booleans."
+        ) from error

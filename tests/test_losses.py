@@ -1,13 +1,10 @@
 """Dense losses: valid pixels only, against torch on those pixels."""
 
-from copy import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from multitask.losses import DepthL1, NormalCosine, PixelCrossEntropy, Scaled
-from multitask.nn.rescaled import Rescaled
+from multitask.losses import DepthL1, NormalCosine, PixelCrossEntropy
 from multitask.task import Task
 
 
@@ -145,39 +142,6 @@ def test_other_shapes_are_refused(loss: type):
 def test_other_reductions_are_refused(loss: type):
     with pytest.raises(ValueError, match="reduction"):
         loss(reduction="sum")
-
-
-def test_scaled_is_the_loss_of_standardized_values():
-    prediction, target = torch.randn(7, 1), torch.randn(7, 1)
-    loss = Scaled(nn.MSELoss(), std=3.0)
-    torch.testing.assert_close(loss(prediction, target), ((prediction - target) ** 2).mean() / 9)
-    assert loss.mass(target) == 7
-    dense = depth()
-    assert Scaled(DepthL1(), std=2.0).mass(dense[1]) == (dense[1] > 0).sum()
-
-
-def test_scaled_takes_another_reduction_without_changing_its_loss():
-    inner = nn.L1Loss()
-    loss = Scaled(inner, std=2.0)
-    unreduced = copy(loss)
-    unreduced.reduction = "none"
-    assert unreduced(torch.ones(3), torch.zeros(3)).tolist() == [0.5, 0.5, 0.5]
-    assert inner.reduction == loss.reduction == "mean"
-    assert loss(torch.ones(3), torch.zeros(3)) == 0.5
-
-
-def test_rescaled_head_regresses_standard_units():
-    head = Rescaled(nn.Linear(4, 1), mean=10.0, std=3.0)
-    features = torch.randn(5, 4)
-    torch.testing.assert_close(head(features), 10 + 3 * head.head(features))
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: Scaled(nn.MSELoss(), 0.0), lambda: Rescaled(nn.Identity(), 1.0, -1.0)]
-)
-def test_deviation_must_be_positive(make):
-    with pytest.raises(ValueError, match="std"):
-        make()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,8 +1,6 @@
 """Losses that torch lacks: dense regression over the pixels that have a target."""
 
 from abc import abstractmethod
-from copy import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,35 +122,3 @@ class PixelCrossEntropy(nn.Module):
             return error.sum() / masses.sum().clamp(min=least)
         totals = masses.reshape(len(masses), -1).sum(1).clamp(min=least)
         return error.reshape(len(error), -1).sum(1) / totals
-
-
-class Scaled(nn.Module):
-    """A loss of prediction / std and target / std, so that targets of any unit weigh alike.
-
-    ``loss``: ``loss(prediction, target)``, of differences; ``std``: standard deviation of the training
-    targets. Raises ``ValueError`` unless ``std`` is above 0.
-    """
-
-    loss: Any
-
-    def __init__(self, loss: nn.Module, std: float) -> None:
-        super().__init__()
-        if std <= 0:
-            raise ValueError(f"tasks.*.loss.std={std} must be above 0.")
-        self.loss = loss
-        self.std = std
-        self.reduction = getattr(loss, "reduction", None)
-
-    def mass(self, target: Tensor) -> Tensor | float:
-        """What the inner loss's mean is over."""
-        inner = getattr(self.loss, "mass", None)
-        return float(target.numel()) if inner is None else inner(target)
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The inner loss in standard units."""
-        loss = self.loss
-        if getattr(loss, "reduction", None) != self.reduction:
-            loss = copy(loss)
-            loss.reduction = self.reduction
-        value: Tensor = loss(prediction / self.std, target / self.std)
-        return value

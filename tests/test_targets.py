@@ -64,7 +64,12 @@ def test_without_centre_zero_stays_zero():
 
 
 @pytest.mark.parametrize(
-    ("targets", "reason"), [([2.0, 2.0], "constant"), ([float("nan")], "no labelled value")]
+    ("targets", "reason"),
+    [
+        ([2.0, 2.0], "constant"),
+        ([float("nan")], "no labelled value"),
+        ([1.0, float("inf")], "infinite, or too large"),
+    ],
 )
 def test_what_cannot_be_standardized_is_refused(targets: list[float], reason: str):
     transform = Standardized()
@@ -85,6 +90,12 @@ def test_classes_show_probabilities():
     scores = torch.randn(4, 3, 2)
     shown, _ = Classes().shown(scores, torch.zeros(4, 2, dtype=torch.int64))
     torch.testing.assert_close(shown, scores.exp() / scores.exp().sum(1, keepdim=True))
+
+
+def test_classes_show_the_largest_of_shares():
+    shares = torch.tensor([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
+    _, shown = Classes().shown(torch.randn(2, 3), shares)
+    assert shown.tolist() == [1, 0]
 
 
 def test_shown_changes_the_prediction_alone():

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torchmetrics import MeanSquaredError
+from torchmetrics.classification import BinaryAccuracy
 
-from multitask.task import Task, split_features
+from multitask.task import Outcome, Task, split_features
 
 FEATURES = torch.arange(12.0).view(4, 3)
 
@@ -20,7 +21,7 @@ def test_column_targets_are_aligned_rather_than_broadcast() -> None:
 
 def test_width_that_does_not_fit_is_refused() -> None:
     task = Task(nn.Linear(3, 2), nn.MSELoss(), target="y")
-    with pytest.raises(ValueError, match=r"the head gives \[4, 2\] and the target 'y' is \[4\]"):
+    with pytest.raises(ValueError, match=r"the head gives \[4, 2\] and the target 'y' holds floats \[4\]"):
         task(FEATURES, {"y": torch.randn(4)})
 
 
@@ -70,3 +71,15 @@ def test_features_for_all_or_one_a_task() -> None:
     assert split_features(of, ["b", "a"]) == [of["b"], of["a"]]
     with pytest.raises(ValueError, match="one for each of the tasks a, c"):
         split_features(of, ["a", "c"])
+
+
+def test_metrics_that_agree_on_the_first_batch_stay_apart() -> None:
+    thresholds = {f"over_{t}": BinaryAccuracy(threshold=t / 100) for t in (50, 90)}
+    task = Task(nn.Identity(), nn.BCELoss(), thresholds, target="y")
+    for scores, labels in (([0.1, 0.95], [0.0, 1.0]), ([0.7, 0.8], [1.0, 1.0])):
+        prediction, target = torch.tensor(scores), torch.tensor(labels)
+        task.measure(Outcome(torch.zeros(()), 2.0, prediction, target, None))
+    assert {name: float(value) for name, value in task.metrics.compute().items()} == {
+        "over_50": 1.0,
+        "over_90": 0.5,
+    }

@@ -105,11 +105,14 @@ class Binary(Transform):
 
 
 class Classes(Transform):
-    """One of several classes; metrics that need them see probabilities over dimension 1."""
+    """One of several classes; metrics that need them see probabilities over dimension 1.
+
+    Of a target that gives every class a share, as ``CrossEntropyLoss`` takes it too, metrics see the largest.
+    """
 
     def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities and classes."""
-        return prediction.softmax(dim=1), target
+        return prediction.softmax(dim=1), target.argmax(dim=1) if target.is_floating_point() else target
 
 
 class Shown(Transform):
@@ -157,6 +160,8 @@ class _Moments:
         if not isinstance(self._mean, Tensor) or not (torch.as_tensor(self._count) > 0).all():
             raise ValueError("the training split has no labelled value to find mean and deviation from")
         std = (torch.as_tensor(self._squares) / self._count).sqrt()
+        if not (self._mean.float().isfinite() & std.float().isfinite()).all():
+            raise ValueError("the training targets are infinite, or too large for 32 bits; mend the data")
         if not (std > 0).all():
             raise ValueError(
                 "the training targets are constant, and cannot be standardized; leave transform out"

@@ -59,7 +59,8 @@ class Task(nn.Module):
         super().__init__()
         self.head = head
         self.loss = loss
-        self.metrics = MetricCollection(dict(metrics or {}))
+        # Apart: a collection takes metrics whose states agree on its first batch for one, whatever their arguments.
+        self.metrics = MetricCollection(dict(metrics or {}), compute_groups=False)
         self.target = target
         self.weight = weight
         self.missing = missing
@@ -157,6 +158,11 @@ class Task(nn.Module):
         known = ~target.isnan() if target.is_floating_point() else target != self.ignore_index
         mask = batch.get(f"mask/{self.target}")
         if mask is not None:
+            if mask.shape != known.shape[: mask.ndim]:
+                raise ValueError(
+                    f"mask/{self.target} is {list(mask.shape)} and the target '{self.target}' {list(known.shape)}; "
+                    "make the mask as large, or one value an example."
+                )
             known = known & _over_examples(mask, known)
         return known
 
@@ -213,9 +219,10 @@ def _aligned(target: Tensor, prediction: Tensor, key: str) -> Tensor:
         return target
     if target.shape == prediction.shape[:-1] and prediction.shape[-1] == 1:
         return target.unsqueeze(-1)
+    classes = prediction.ndim == target.ndim + 1 and prediction.shape[2:] == target.shape[1:]
     raise ValueError(
-        f"the head gives {list(prediction.shape)} and the target '{key}' is {list(target.shape)}; "
-        "make the head's output as wide as the target"
+        f"the head gives {list(prediction.shape)} and the target '{key}' holds floats {list(target.shape)}; make the "
+        "head's output as wide as the target" + (", or give classes as integers" if classes else "")
     )
 
 

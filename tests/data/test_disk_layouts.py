@@ -146,6 +146,33 @@ def test_pictures_in_bytes_are_refused(tmp_path: Path):
         module.splits["test"][0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "wanted"),
+    [("image", (3, 6, 8), r"\[h, w\] or \[h, w, channels\]"), ("label", (6, 8, 1), r"\[h, w\]\.")],
+)
+def test_axes_in_another_order_are_refused(tmp_path: Path, kind: str, shape: tuple[int, ...], wanted: str):
+    write_mtan(tmp_path, normals=False)
+    np.save(tmp_path / "val" / kind / "0.npy", np.zeros(shape))
+    module = Cityscapes(str(tmp_path))
+    module.setup("fit")
+    with pytest.raises(ValueError, match=rf"{kind}/0\.npy has the shape .* and must be {wanted}"):
+        module.splits["test"][0]
+
+
+@pytest.mark.parametrize("validation", [1.0, 1.5, -0.1, 0.99])
+def test_share_to_validate_on_leaves_something_to_train_on(tmp_path: Path, validation: float):
+    write_mtan(tmp_path, normals=False)
+    with pytest.raises(ValueError, match=rf"data\.validation={validation} must be a share of the 10"):
+        Cityscapes(str(tmp_path), validation=validation).setup("fit")
+
+
+def test_a_share_of_less_than_a_picture_gives_no_validation(tmp_path: Path):
+    write_mtan(tmp_path, normals=False, train=3)
+    module = Cityscapes(str(tmp_path), validation=0.1)
+    module.setup("fit")
+    assert set(module.splits) == {"train", "test"}
+
+
 # CelebA
 
 ATTRIBUTES = ("Bald", "Male", "Smiling")

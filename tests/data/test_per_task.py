@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -116,6 +117,19 @@ def test_order_depends_on_seed_and_epoch_alone(rule: str):
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
+
+
+@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+def test_batches_to_overfit_are_the_same_each_epoch_and_hold_every_source(rule: Any):
+    data = joint(rule)
+    data.trainer = SimpleNamespace(overfit_batches=1, global_rank=0, world_size=1)
+    loader = data.train_dataloader()
+    firsts = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        firsts.append(numbers(next(iter(loader))))
+    assert firsts[0] == firsts[1] == firsts[2]
+    assert {x >= 100 for x in firsts[0]} == {False, True}
 
 
 @pytest.mark.parametrize("lazy", [False, True])

@@ -24,8 +24,11 @@ def task(out: int, loss: nn.Module, metric: Any = None, **options: Any) -> Task:
 
 
 def start(task: Task, y: Tensor, inputs: Tensor = INPUTS) -> None:
-    arrays = {"inputs": inputs, "y": y}
-    initialize(nn.Identity(), {"a": task}, arrays, 0, {"train": arrays})
+    start_with(task, {"inputs": inputs, "y": y})
+
+
+def start_with(task: Task, arrays: dict[str, Tensor], trunk: nn.Module | None = None) -> None:
+    initialize(trunk or nn.Identity(), {"a": task}, arrays, 0, {"train": arrays})
 
 
 def classes(wrong: int) -> Tensor:
@@ -138,3 +141,44 @@ def test_share_of_labels():
     assert labelled_share(task(1, DepthL1()), {"y": torch.tensor([[[[0.0, 2.0]]], [[[1.0, 1.0]]]])}) == 0.75
     weighted = PixelCrossEntropy(ignore_index=-1, weight=[1.0, 2.0, 3.0])
     assert labelled_share(task(3, weighted), {"y": torch.tensor([[[0, -1]]])}) is None
+
+
+def test_classes_as_floats_are_named():
+    with pytest.raises(ConfigError, match="or give classes as integers"):
+        start(task(3, nn.CrossEntropyLoss()), classes(0).float())
+
+
+def test_a_mask_that_nobody_looks_at_is_refused():
+    arrays = {"inputs": INPUTS, "y": torch.randn(20, 1), "mask/y": torch.rand(20) < 0.5}
+    start_with(task(1, nn.MSELoss(), missing=True), arrays)
+    with pytest.raises(ConfigError, match=r"the data has mask/y, .* set tasks\.a\.missing=true"):
+        start_with(task(1, nn.MSELoss()), arrays)
+    with pytest.raises(ConfigError, match=r"mask/y is \[20, 2\] and the target 'y' \[20, 1\]"):
+        start_with(task(1, nn.MSELoss(), missing=True), arrays | {"mask/y": torch.ones(20, 2).bool()})
+
+
+class Imputed(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.nan_to_num()
+
+
+def test_inputs_that_are_not_finite_are_refused_unless_the_trunk_deals_with_them():
+    arrays = {"inputs": INPUTS.clone(), "y": torch.randn(20, 1)}
+    arrays["inputs"][17, 1] = NAN
+    start_with(task(1, nn.MSELoss()), arrays, Imputed())
+    with pytest.raises(
+        ConfigError, match="inputs of 1 of 20 examples of the train split are NaN or infinite"
+    ):
+        start_with(task(1, nn.MSELoss()), arrays)
+
+
+def test_integer_inputs_of_layers_that_want_floats_are_named():
+    arrays = {"inputs": torch.ones(20, 3, dtype=torch.int64), "y": torch.randn(20, 1)}
+    with pytest.raises(ConfigError, match=r"type int64; all layers but embeddings want floats"):
+        start_with(task(1, nn.MSELoss()), arrays, nn.Linear(3, 3))
+
+
+def test_first_examples_of_what_is_read_from_disk_are_checked():
+    few = {"inputs": INPUTS, "y": torch.full((20,), 3)}
+    with pytest.raises(ConfigError, match="the target 'y' has the class 3 in the train split"):
+        initialize(nn.Identity(), {"a": task(3, nn.CrossEntropyLoss())}, few, 0, {"train": [few]})  # type: ignore[dict-item]

@@ -19,7 +19,7 @@ from multitask.run.console import summarize
 from multitask.run.errors import ConfigError
 from multitask.run.sharing import compare, parts_of, told, unobtrusive
 from multitask.run.task_check import check_tasks, check_that_metrics_move, constant_loss, extremes
-from multitask.targets import Binary
+from multitask.targets import Binary, Classes
 from multitask.task import Outcome, Task
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays
@@ -78,7 +78,7 @@ def test_right_and_wrong_predictions():
     assert torch.equal(right.argmax(1), dense)
     numbers = torch.randn(5, 1)
     right, wrong = extremes(task(nn.MSELoss()), outcome(numbers, torch.zeros(5, 1)))
-    assert torch.equal(right, numbers)
+    torch.testing.assert_close(right, numbers, atol=0.01, rtol=0)
     assert (wrong - numbers).abs().max() > 0.1
     assert extremes(task(nn.MSELoss()), outcome(torch.ones(5, 1), torch.zeros(5, 1))) is None
 
@@ -90,6 +90,29 @@ def test_metric_that_cannot_tell_right_from_wrong_is_refused():
         ConfigError, match=r"tasks\.a\.metrics\.m is 1 whether the predictions are right or wrong"
     ):
         check_that_metrics_move("a", frozen, outcome(y, torch.zeros(COUNT, 3)))
+
+
+def test_metric_that_takes_shares_of_classes_for_classes_is_refused():
+    """An accuracy of scores against one-hot rows compares number by number, and is 0 for ever."""
+    y = nn.functional.one_hot(torch.arange(COUNT) % 3, 3).float()
+    accuracy = MulticlassAccuracy(num_classes=3, average="micro")
+    with pytest.raises(
+        ConfigError, match=r"is 0 whether .*set tasks\.a\.transform\._target_=multitask\.targets\.Classes"
+    ):
+        check_that_metrics_move("a", task(nn.CrossEntropyLoss(), accuracy), outcome(y, torch.zeros(COUNT, 3)))
+    mended = task(nn.CrossEntropyLoss(), accuracy, transform=Classes())
+    check_that_metrics_move("a", mended, outcome(y, torch.zeros(COUNT, 3)))
+
+
+def test_metric_that_counts_exact_numbers_is_refused():
+    class Exact(MeanMetric):
+        def update(self, prediction: Tensor, target: Tensor) -> None:
+            super().update((prediction == target).float())
+
+    with pytest.raises(ConfigError, match="is 0 whether the predictions are right or wrong"):
+        check_that_metrics_move(
+            "a", task(nn.MSELoss(), Exact()), outcome(torch.randn(9, 1), torch.zeros(9, 1))
+        )
 
 
 @pytest.mark.parametrize(

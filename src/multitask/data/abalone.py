@@ -54,8 +54,7 @@ class Abalone(DataModule):
             ValueError: If a column is missing, or a value is none that can be.
         """
         table = self._read()
-        first, second, third = self.split
-        parts = split_indices(len(table["inputs"]), (first, second, third), self.split_seed)
+        parts = split_indices(len(table["inputs"]), self.split, self.split_seed)
         known = table["inputs"][parts[0]]
         table["inputs"] = (table["inputs"] - known.mean(0)) / known.std(0)
         return {
@@ -71,8 +70,13 @@ class Abalone(DataModule):
                 f"{', '.join(COLUMNS)}."
             )
         content = self.path.read_bytes()
-        text = gzip.decompress(content) if self.path.suffix == ".gz" else content
-        rows = list(csv.DictReader(text.decode().splitlines()))
+        try:
+            text = (gzip.decompress(content) if self.path.suffix == ".gz" else content).decode()
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"data.path={self.path} is damaged or no text; it must be a comma-separated table."
+            ) from error
+        rows = list(csv.DictReader(text.splitlines()))
         missing = [name for name in COLUMNS if not rows or name not in rows[0]]
         if missing:
             raise ValueError(f"data.path={self.path} has no column {', '.join(missing)}.")
@@ -81,9 +85,13 @@ class Abalone(DataModule):
             raise ValueError(
                 f"data.path={self.path} has sex {', '.join(sorted(strange))}; known are M, F and I."
             )
+        try:
+            numbers = {name: torch.tensor([float(row[name]) for row in rows]) for name in COLUMNS[1:]}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"data.path={self.path} has a row without a number: {error}.") from error
         return {
-            "inputs": torch.tensor([[float(row[name]) for name in INPUTS] for row in rows]),
+            "inputs": torch.stack([numbers[name] for name in INPUTS], dim=1),
             "sex": torch.tensor([SEXES.index(row["sex"]) for row in rows]),
-            "rings": torch.tensor([float(row["rings"]) for row in rows]),
-            "shell_weight": torch.tensor([float(row["shell_weight"]) for row in rows]),
+            "rings": numbers["rings"],
+            "shell_weight": numbers["shell_weight"],
         }

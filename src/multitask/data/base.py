@@ -41,21 +41,24 @@ class DataModule(LightningDataModule):
             self.splits = self.load()
 
     def loader(self, split: str, *, training: bool = False) -> Loader:
-        """Return batches of one split; in training batches where ``training`` is set, and shuffled then.
+        """Return batches of one split; in training batches where ``training`` is set, and shuffled then."""
+        self.setup()
+        size = self.batch_size if training else self.eval_batch_size
+        return Loader(self.splits[split], size, **self.order(training))
+
+    def order(self, training: bool) -> dict[str, Any]:
+        """Return what a loader needs to know of order and processes.
 
         Not shuffled where the Trainer is to overfit a few batches, which have to be the same each epoch.
         """
-        self.setup()
         trainer = self.trainer
-        return Loader(
-            self.splits[split],
-            self.batch_size if training else self.eval_batch_size,
-            shuffle=training and not getattr(trainer, "overfit_batches", 0),
-            seed=self.seed,
-            num_workers=self.num_workers,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
+        return {
+            "shuffle": training and not getattr(trainer, "overfit_batches", 0),
+            "seed": self.seed,
+            "num_workers": self.num_workers,
+            "rank": trainer.global_rank if trainer else 0,
+            "world_size": trainer.world_size if trainer else 1,
+        }
 
     def train_dataloader(self) -> Loader:
         """Return shuffled batches of the training split."""

@@ -41,8 +41,7 @@ class LabelledImages(DataModule):
             FileNotFoundError: If the file is not there.
         """
         images, labels = read_npz(self.path, "data.path")
-        first, second, third = self.split
-        parts = split_indices(len(images), (first, second, third), self.split_seed)
+        parts = split_indices(len(images), self.split, self.split_seed)
         pixels = images.float() / 255.0
         mean, std = pixels[parts[0]].mean(), pixels[parts[0]].std()
         inputs, labels = ((pixels - mean) / std).unsqueeze(1), labels.long()

@@ -1,7 +1,7 @@
 """Batches in an order that depends on seed and epoch alone, so that a run can stop anywhere and go on."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,10 +66,13 @@ class Loader:
     batch_sampler = None  # the Trainer looks for one beside the sampler
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass, and tell data that changes from epoch to epoch."""
-        self.epoch = epoch
+        """Choose the order of the next pass, and tell data that changes from epoch to epoch.
+
+        Without shuffling each pass is as the first.
+        """
+        self.epoch = epoch if self.shuffle else 0
         if hasattr(self.data, "set_epoch"):
-            self.data.set_epoch(epoch)
+            self.data.set_epoch(self.epoch)
 
     def __len__(self) -> int:
         return -(-self.examples // (self.batch_size * self.world_size))
@@ -120,9 +123,7 @@ class Loader:
             )
 
 
-def split_indices(
-    count: int, fractions: tuple[float, float, float], seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def split_indices(count: int, fractions: Sequence[float], seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cut ``range(count)``, shuffled by seed, into train, validation and test.
 
     Args:
@@ -131,13 +132,26 @@ def split_indices(
         seed: Seed of the shuffle.
 
     Raises:
-        ValueError: If the fractions are negative or do not sum to one.
+        ValueError: If they are not three, negative, or do not sum to one.
     """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1.0) > 1e-6:
+    shares = fractions if isinstance(fractions, Sequence) and not isinstance(fractions, str) else ()
+    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1.0) > 1e-6:
         raise ValueError(
-            f"data.split={list(fractions)} must be three shares for train, validation and test that sum to 1."
+            f"data.split={fractions} must be three shares for train, validation and test that sum to 1."
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed("split", seed)))
     first = round(fractions[0] * count)
     second = count if fractions[2] == 0 else first + round(fractions[1] * count)
     return order[:first], order[first:second], order[second:]
+
+
+def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Cut ``range(count)``, shuffled by seed, into what to train on and a share to validate on.
+
+    Raises:
+        ValueError: If the share is not in [0, 1), or leaves nothing to train on.
+    """
+    if not 0 <= share < 1 or (count and round((1 - share) * count) == 0):
+        raise ValueError(f"data.validation={share} must be a share of the {count} training examples under 1.")
+    train, val, _ = split_indices(count, (1 - share, share, 0.0), seed)
+    return train, val

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset, Subset
 
 from multitask.data.augmentation import Augmented, DenseAugmentation
 from multitask.data.base import DataModule, Split
-from multitask.data.loading import Arrays, split_indices
+from multitask.data.loading import Arrays, held_out
 from multitask.data.npy_folder import NpyFolder
 
 
@@ -16,11 +16,15 @@ class _Mtan(DataModule):
     """Folders ``train`` and ``val``, the latter being what the papers test on.
 
     Args:
-        path: The folder that holds ``train`` and ``val``. validation: Share of ``train`` to choose weights
-        by; with 0 there is no validation split, as in the papers. split_seed: Seed of that choice.
-        augmentation: What to do to training examples; ``None`` for nothing. batch_size: See
-        :class:`~multitask.data.base.DataModule`. eval_batch_size: See there. seed: See there. num_workers:
-        See there.
+        path: The folder that holds ``train`` and ``val``.
+        validation: Share of ``train`` to choose weights by; with 0 there is no validation split, as in the
+            papers.
+        split_seed: Seed of that choice.
+        augmentation: What to do to training examples; ``None`` for nothing.
+        batch_size: See :class:`~multitask.data.base.DataModule`.
+        eval_batch_size: See there.
+        seed: See there.
+        num_workers: See there.
     """
 
     kinds: ClassVar[dict[str, Sequence[str]]]
@@ -51,11 +55,10 @@ class _Mtan(DataModule):
         train, test = self._folder("train"), self._folder("val")
         splits: dict[str, Split] = {"test": test}
         chosen: Dataset[Arrays] = train
-        if self.validation:
-            shares = (1 - self.validation, self.validation, 0.0)
-            first, second, _ = (part.tolist() for part in split_indices(len(train), shares, self.split_seed))
-            splits["val"] = Subset(train, second)
-            chosen = Subset(train, first)
+        kept, validated = held_out(len(train), self.validation, self.split_seed)
+        if len(validated):
+            splits["val"] = Subset(train, validated.tolist())
+            chosen = Subset(train, kept.tolist())
         splits["train"] = (
             chosen if self.augmentation is None else Augmented(chosen, self.augmentation, self.seed)
         )

@@ -60,6 +60,9 @@ class NpyFolder(Dataset[Arrays]):
             array = np.load(file, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
             raise ValueError(f"{self.key}: {file} cannot be read: {error}.") from error
+        if array.ndim != 2 and (name == "segmentation" or array.ndim != 3 or array.shape[2] not in (1, 3)):
+            wanted = "[h, w]" if name == "segmentation" else "[h, w] or [h, w, channels]"
+            raise ValueError(f"{self.key}: {file} has the shape {list(array.shape)} and must be {wanted}.")
         if name == "segmentation":
             return torch.from_numpy(np.array(array, dtype=np.int64))
         if array.dtype.kind != "f":

@@ -8,6 +8,7 @@ import torch
 
 from multitask.data.base import DataModule, Split
 from multitask.data.loading import split_indices
+from multitask.data.npz_file import read_arrays
 
 _SPLITS = ("train", "val", "test")
 
@@ -54,16 +55,17 @@ class Npz(DataModule):
             ValueError: If an array is missing, holds objects, or is not as long as the inputs.
         """
         arrays = self._read()
-        tensors = {"inputs": _tensor(self.inputs, arrays[self.inputs])}
-        tensors |= {name: _tensor(name, arrays[name]) for name in self.targets}
+        where = f"data.path={self.path}"
+        tensors = {"inputs": _tensor(f"{where}: '{self.inputs}'", arrays[self.inputs])}
+        tensors |= {name: _tensor(f"{where}: '{name}'", arrays[name]) for name in self.targets}
         masks = [name for name in arrays if name.startswith("mask/")]
-        tensors |= {name: torch.from_numpy(arrays[name].astype(bool)) for name in masks}
+        tensors |= {name: _mask(f"{where}: '{name}'", arrays[name]) for name in masks}
         count = len(tensors["inputs"])
         for name in (*self.targets, *masks):
             if len(tensors[name]) != count:
                 raise ValueError(
-                    f"data.path={self.path}: '{name}' has {len(tensors[name])} rows and '{self.inputs}' {count}; "
-                    "all arrays need one row an example."
+                    f"{where}: '{name}' has {len(tensors[name])} rows and '{self.inputs}' {count}; all arrays need "
+                    "one row an example."
                 )
         parts = self._parts(arrays, count)
         return {
@@ -78,23 +80,13 @@ class Npz(DataModule):
                 f"data.path={self.path} is not there; give an .npz with '{self.inputs}' and one array for each of "
                 f"{', '.join(self.targets)}."
             )
-        wanted = [self.inputs, *self.targets] + ([self.split] if isinstance(self.split, str) else [])
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                if not isinstance(file, np.lib.npyio.NpzFile):
-                    raise ValueError("it is a single array, not an .npz")
-                missing = [name for name in wanted if name not in file.files]
-                if missing:
-                    raise ValueError(f"it has no '{', '.join(missing)}'; it has {', '.join(file.files)}")
-                masks = [f"mask/{name}" for name in self.targets if f"mask/{name}" in file.files]
-                return {name: file[name] for name in (*wanted, *masks)}
-        except (ValueError, OSError) as error:
-            raise ValueError(f"data.path={self.path} cannot be read: {error}.") from error
+        named = [self.split] if isinstance(self.split, str) else []
+        masks = [f"mask/{name}" for name in self.targets]
+        return read_arrays(Path(self.path), "data.path", [self.inputs, *self.targets, *named], masks)
 
     def _parts(self, arrays: Mapping[str, np.ndarray], count: int) -> Sequence[torch.Tensor]:
         if not isinstance(self.split, str):
-            first, second, third = self.split
-            return split_indices(count, (first, second, third), self.split_seed)
+            return split_indices(count, self.split, self.split_seed)
         column = arrays[self.split]
         if column.dtype.kind in "US":
             column = column.astype(str)
@@ -109,12 +101,18 @@ class Npz(DataModule):
         return [torch.from_numpy(np.flatnonzero(numbers == i)) for i in range(3)]
 
 
-def _tensor(name: str, array: np.ndarray) -> torch.Tensor:
-    """Return floats as float32 and integers as int64, what losses and layers expect."""
-    if array.dtype.kind == "f":
+def _tensor(where: str, array: np.ndarray) -> torch.Tensor:
+    """Return floats and booleans as float32 and integers as int64, what losses and layers expect."""
+    if array.ndim == 0:
+        raise ValueError(f"{where} is a single value; give one row an example.")
+    if array.dtype.kind in "fb":
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if array.dtype.kind in "iu":
         return torch.from_numpy(array.astype(np.int64))
-    if array.dtype.kind == "b":
-        return torch.from_numpy(array.astype(np.float32))
-    raise ValueError(f"'{name}' is of type {array.dtype}; give floats, integers or booleans")
+    raise ValueError(f"{where} is of type {array.dtype}; give floats, integers or booleans.")
+
+
+def _mask(where: str, array: np.ndarray) -> torch.Tensor:
+    if array.ndim == 0 or not (array.dtype.kind == "b" or np.isin(array, (0, 1)).all()):
+        raise ValueError(f"{where} is a mask and must be true or false, 1 or 0, everywhere.")
+    return torch.from_numpy(array.astype(bool))

@@ -87,7 +87,6 @@ class Office31(DataModule):
             FileNotFoundError: If a domain is not there or has no pictures.
             ValueError: If the domains have not the same classes.
         """
-        first, second, third = self.split
         parts: dict[str, list[tuple[Path, str, int]]] = {"train": [], "val": [], "test": []}
         expected: list[str] | None = None
         for domain in self.domains:
@@ -99,9 +98,7 @@ class Office31(DataModule):
                     f"data.path={self.path}: {domain} and {self.domains[0]} differ in {', '.join(odd)}."
                 )
             seed = derived_seed(domain, self.split_seed)
-            for part, chosen in zip(
-                parts.values(), split_indices(len(files), (first, second, third), seed), strict=True
-            ):
+            for part, chosen in zip(parts.values(), split_indices(len(files), self.split, seed), strict=True):
                 part += [files[i] for i in chosen.tolist()]
         return {
             name: LabelledImages(files, self.domains, self.size) for name, files in parts.items() if files

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multitask.data.base import DataModule, Split
 from multitask.data.digits import read_idx_folder, read_npz
-from multitask.data.loading import Arrays, derived_seed, split_indices
+from multitask.data.loading import Arrays, derived_seed, held_out, split_indices
 from multitask.data.multi_mnist import compose
 
 Source = tuple[Tensor, Tensor]
@@ -72,8 +72,7 @@ class FashionMNISTPairs(DataModule):
             FileNotFoundError: If a file is not there.
         """
         sources = read_npz(self.left_path, "data.left_path"), read_npz(self.right_path, "data.right_path")
-        first, second, third = self.split
-        parts = [split_indices(len(source[0]), (first, second, third), self.split_seed) for source in sources]
+        parts = [split_indices(len(source[0]), self.split, self.split_seed) for source in sources]
         splits: dict[str, Split] = {}
         for number, name in enumerate(("train", "val", "test")):
             left, right = (
@@ -142,8 +141,7 @@ class FullSizePairs(DataModule):
 
     def _parts(self, digits: dict[str, Source]) -> dict[str, Source]:
         images, labels = digits["train"]
-        shares = (1 - self.validation, self.validation, 0.0)
-        train, val, _ = split_indices(len(images), shares, self.split_seed)
+        train, val = held_out(len(images), self.validation, self.split_seed)
         return {
             "train": (images[train], labels[train]),
             "val": (images[val], labels[val]),

@@ -99,14 +99,7 @@ class PerTask(DataModule):
             return super().loader(split)
         self.setup()
         return JointLoader(
-            self.splits[split],
-            self._sizes,
-            self.rule,
-            self.batch_size,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            self.splits[split], self._sizes, self.rule, self.batch_size, **self.order(training)
         )
 
 
@@ -118,10 +111,8 @@ class JointLoader(Loader):
         sizes: How many examples each source has.
         rule: See :class:`PerTask`.
         each: Examples of each source, rank and batch; ``None`` for all at once.
-        seed: See :class:`~multitask.data.loading.Loader`.
-        num_workers: See there.
-        rank: See there.
-        world_size: See there.
+        shuffle: Whether to draw a new order each epoch, or to keep that of the first.
+        options: See :class:`~multitask.data.loading.Loader`.
     """
 
     def __init__(
@@ -131,13 +122,19 @@ class JointLoader(Loader):
         rule: Rule,
         each: int | None,
         *,
-        seed: int = 0,
+        shuffle: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(data, each and each * len(sizes), shuffle=True, seed=seed, **options)
+        # Without a new order each epoch it is still mixed: its first batches have examples of all sources.
+        super().__init__(data, each and each * len(sizes), shuffle=True, **options)
+        self._anew = shuffle
         self._sizes = list(sizes)
         self._rule = rule
         self._chunks = [each * self.world_size if each else size for size in sizes]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        super().set_epoch(epoch if self._anew else 0)
 
     def __len__(self) -> int:
         if self._rule == "proportional":

@@ -42,9 +42,12 @@ class QM9(DataModule):
 
     Args:
         path: The folder with ``gdb9.sdf``, ``gdb9.sdf.csv`` and ``uncharacterized.txt``, or with these in
-        ``raw``. targets: The properties to read, as the tasks name them; ``null`` reads all. split: Shares
-        of train, validation and test. split_seed: Seed of the split: fixed, so that runs of all seeds share
-        one test set. batch_size: See :class:`~multitask.data.base.DataModule`. eval_batch_size: See there.
+            ``raw``.
+        targets: The properties to read, as the tasks name them; ``null`` reads all.
+        split: Shares of train, validation and test.
+        split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
+        batch_size: See :class:`~multitask.data.base.DataModule`.
+        eval_batch_size: See there.
         seed: See there.
     """
 
@@ -86,8 +89,7 @@ class QM9(DataModule):
         kept = torch.ones(len(atoms), dtype=torch.bool)
         kept[_numbers(doubtful)] = False
         data = {name: values[kept] for name, values in ({"inputs": atoms} | properties).items()}
-        first, second, third = self.split
-        parts = split_indices(len(data["inputs"]), (first, second, third), self.split_seed)
+        parts = split_indices(len(data["inputs"]), self.split, self.split_seed)
         return {
             name: {key: values[part] for key, values in data.items()}
             for name, part in zip(("train", "val", "test"), parts, strict=True)

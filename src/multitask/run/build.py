@@ -37,9 +37,15 @@ _MANUAL_KEYS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad
 
 
 def build_data(config: DictConfig) -> DataModule:
-    """Make the DataModule and load its splits."""
+    """Make the DataModule and load its splits.
+
+    Raises:
+        ConfigError: If there is not a single example.
+    """
     data: DataModule = instantiate(config.data, _convert_="all")
     data.setup()
+    if not data.splits:
+        raise ConfigError("data has no examples at all; mind data.path and data.split.")
     return data
 
 

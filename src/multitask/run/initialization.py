@@ -5,13 +5,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multitask.data.base import DataModule, Split
 from multitask.data.loading import derived_seed
 from multitask.penalty import Penalty
 from multitask.run.errors import ConfigError
-from multitask.run.label_checks import check_metrics, check_splits
+from multitask.run.label_checks import check_labels, check_metrics, check_splits
 from multitask.task import Batch, Task, split_features
 
 
@@ -67,24 +67,59 @@ def initialize(
         part.eval()
     try:
         features = seeded(seed, "trunk", lambda: trunk(few["inputs"]))
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"trunk cannot take inputs of shape {list(few['inputs'].shape[1:])}: {error}"
-        ) from error
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ConfigError(_misfit(few["inputs"], error)) from error
+    check_inputs(trunk, splits)
     for (name, task), of_task in zip(tasks.items(), split_features(features, list(tasks)), strict=True):
         if task.target not in few:
             raise ConfigError(
                 f"tasks.{name}.target={task.target} is not in the data; it has {', '.join(k for k in few)}."
             )
+        if not task.missing and f"mask/{task.target}" in few:
+            raise ConfigError(
+                f"tasks.{name}: the data has mask/{task.target}, which says what of the target is labelled; set "
+                f"tasks.{name}.missing=true, or take the mask out."
+            )
         try:
             prediction = seeded(seed, name, partial(task.head, of_task))
             check_splits(name, task, prediction, splits)
+            check_labels(
+                name, task, prediction, few, next(iter(splits)) if "train" not in splits else "train"
+            )
             outcome = task(of_task, few)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"tasks.{name}: {error}") from error
         check_metrics(name, task, outcome)
     for part in (trunk, *tasks.values()):
         part.train()
+
+
+def _misfit(inputs: Tensor, error: Exception) -> str:
+    kind = str(inputs.dtype).removeprefix("torch.")
+    hint = "" if inputs.is_floating_point() else "; all layers but embeddings want floats"
+    return f"trunk cannot take inputs of shape {list(inputs.shape[1:])} and type {kind}{hint}: {error}"
+
+
+def check_inputs(trunk: nn.Module, splits: Mapping[str, Split]) -> None:
+    """Find inputs in memory that are NaN or infinite, and that the trunk does not deal with by itself.
+
+    Raises:
+        ConfigError: Naming the split.
+    """
+    for split, arrays in splits.items():
+        if not isinstance(arrays, Mapping) or not arrays["inputs"].is_floating_point():
+            continue
+        inputs = arrays["inputs"]
+        wrong = ~inputs.flatten(1).isfinite().all(1)
+        if not wrong.any():
+            continue
+        features = trunk(inputs[wrong][:8])
+        found = features.values() if isinstance(features, Mapping) else [features]
+        if not all(isinstance(one, Tensor) and one.isfinite().all() for one in found):
+            raise ConfigError(
+                f"data: the inputs of {int(wrong.sum())} of {len(wrong)} examples of the {split} split are NaN or "
+                "infinite; mend the data, or leave these examples out."
+            )
 
 
 def check_penalties(trunk: nn.Module, tasks: Mapping[str, Task | Penalty]) -> None:

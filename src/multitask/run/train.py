@@ -123,6 +123,10 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         check_targets(plain(config))
         seed_everything(config.seed, workers=True, verbose=False)
         data = build_data(config)
+        if "train" not in data.splits:
+            raise ConfigError(
+                f"data has no training examples, only {', '.join(data.splits)}; give data.split a share for them."
+            )
         module = build_module(config, data)
         check_against_data(config, data, module)
         check_intervals(config, data)

@@ -187,3 +187,8 @@ def test_a_constant_target_is_answered_with_the_task_and_what_to_do(tmp_path: Pa
     content = arrays() | {"scalar": np.ones(COUNT, dtype=np.float32)}
     with pytest.raises(ConfigError, match=r"tasks\.scalar: .*constant.*leave transform out"):
         built(tmp_path, content, "task=[kinds/scalar]", *FLAT)
+
+
+def test_penalties_alone_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no task but l1, l2, of parameters alone"):
+        built(tmp_path, arrays(), "task=[penalty/l1,penalty/l2]", *FLAT)

@@ -212,6 +212,12 @@ def test_sources_that_do_not_go_together_are_refused(other: Source, message: str
         PerTask({"a": Source(0, 10), "b": other}).setup()
 
 
+def test_source_that_is_not_there_is_named():
+    digits = LabelledImages("nowhere.npz")
+    with pytest.raises(FileNotFoundError, match=r"^data\.sources\.b\.path=nowhere\.npz is not there"):
+        PerTask({"a": Source(0, 10), "b": digits}).setup()
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"data\.sources is empty"):
         PerTask({})

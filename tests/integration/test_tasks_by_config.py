@@ -76,7 +76,7 @@ def test_task_check_prints_before_training_and_changes_nothing(scripts: Scripts,
         "trunk=mlp",
     ]
     checked = scripts.train(*common, *SHORT, "task_check=true", env={"COLUMNS": "200"})
-    assert checked.out.index("constant predictor") < checked.out.index("test set")
+    assert checked.out.index("tasks at initialization") < checked.out.index("test set")
     assert figures(checked.folder) == figures(scripts.train(*common, *SHORT).folder)
 
 

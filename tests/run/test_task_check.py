@@ -187,7 +187,7 @@ def test_summary_names_users(capsys: pytest.CaptureFixture[str]):
     assert "a alone" in printed
 
 
-def test_table_gives_losses_norms_and_own_parameters(
+def test_tables_give_losses_norms_and_what_is_shared(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("COLUMNS", "200")
@@ -195,16 +195,31 @@ def test_table_gives_losses_norms_and_own_parameters(
     arrays = batch()
     arrays["b"][: COUNT // 2] = torch.nan
     check_tasks(module, loaded(arrays))
-    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
+    printed = capsys.readouterr().out
+    lines = {line.split()[1]: line for line in printed.splitlines() if line.startswith("│")}
     _, losses = compare(module, arrays)
     for name, share in (("a", "100.0 %"), ("b", "50.0 %")):
         gradients = torch.autograd.grad(
             losses[name], module.trunk.parameters(), retain_graph=True, allow_unused=True
         )
         norm = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
-        for cell in (share, "n × 1", "float32", f"{losses[name].item():.4g}", f"{float(norm):.4g}", " 19 "):
+        for cell in (share, "n×1", "float32", f"{losses[name].item():.4g}", f"{float(norm):.4g}"):
             assert cell in lines[name]
-    assert lines["trunk.0.shared"].split()[3] == "all"
+    assert lines["trunk.0.shared"].split()[3::2] == ["all", "24"]
+    assert lines["trunk.0.branches.a"].split()[3:5] == ["a", "alone"]
+    assert "…" not in printed
+
+
+def test_narrow_terminals_break_names_and_cut_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a_task_whose_name_is_as_long_as_names_of_attributes_are"
+    check_tasks(joint(**{name: regression("a")}), loaded(batch()))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    for heading in ("labelled", "constant", "gradient", "float32", "parameters"):
+        assert heading in printed
 
 
 def test_checking_leaves_no_trace():

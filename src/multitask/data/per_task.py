@@ -66,8 +66,11 @@ class PerTask(DataModule):
         Raises:
             ValueError: If the sources have not the same splits or inputs, or none has a target in demand.
         """
-        for source in self.sources.values():
-            source.setup()
+        for name, source in self.sources.items():
+            try:
+                source.setup()
+            except (FileNotFoundError, ValueError) as error:
+                raise type(error)(str(error).replace("data.", f"data.sources.{name}.", 1)) from error
         kept = {name: s for name, s in self.sources.items() if self._wanted(_Part(name, s.splits["train"]))}
         if not kept:
             raise ValueError(

@@ -54,6 +54,9 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
 
     Each part draws its initial values from a seed of its own name, so that a task starts the same
     whatever other tasks there are.
+
+    Raises:
+        ConfigError: If no task has a head, or a part cannot take the data.
     """
     trunk = seeded(config.seed, "trunk", lambda: instantiate(config.trunk, _convert_="all"))
     tasks: dict[str, Task | Penalty] = {
@@ -61,6 +64,10 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
         for name, node in config.tasks.items()
     }
     heads = {name: task for name, task in tasks.items() if isinstance(task, Task)}
+    if not heads:
+        raise ConfigError(
+            f"no task but {', '.join(tasks)}, of parameters alone; choose one with a head, such as multi_mnist/left."
+        )
     fit_targets(heads, data)
     split = next(iter(data.splits))
     batch = next(iter(data.loader(split, training=split == "train")))

@@ -40,9 +40,8 @@ def summarize(module: MultiTaskModule, batch: Batch) -> None:
         batch: A batch on the module's device.
     """
     table = Table(title="model", title_justify="left")
-    table.add_column("part")
-    table.add_column("type")
-    table.add_column("used by")
+    for column in ("part", "type", "used by"):
+        table.add_column(column, overflow="fold")
     table.add_column("parameters", justify="right")
     table.add_column("trained", justify="right")
     with unobtrusive(module):

@@ -91,7 +91,8 @@ def _instantiation(error: InstantiationException) -> str:
     if isinstance(cause, ConfigError):
         return str(cause)
     _, marked, key = str(error).partition("full_key: ")
-    return f"{key.strip()}: {_flat(str(cause))}" if marked else _flat(str(cause))
+    sentence = _flat(str(cause))
+    return f"{key.strip()}: {sentence}" if marked and not sentence.startswith(key.strip()) else sentence
 
 
 def _missing_group(error: MissingConfigException) -> str:

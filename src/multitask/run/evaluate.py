@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from multitask.data.base import DataModule
 from multitask.module import MultiTaskModule
@@ -69,7 +69,10 @@ def _combined(module: MultiTaskModule, figures: dict[tuple[str, str], float]) ->
 
 
 def show(rows: Sequence[Row], split: str = "test") -> None:
-    """Print the table task × metric of the test split, or of the last split there is."""
+    """Print the table task × metric of the test split, or of the last split there is.
+
+    In a terminal too narrow for it, one figure a line.
+    """
     shown = split if any(row["split"] == split for row in rows) else (rows[-1]["split"] if rows else split)
     chosen = [row for row in rows if row["split"] == shown]
     metrics = list(dict.fromkeys(row["metric"] for row in chosen))
@@ -80,4 +83,11 @@ def show(rows: Sequence[Row], split: str = "test") -> None:
     values = {(row["task"], row["metric"]): float(row["value"]) for row in chosen}
     for task in dict.fromkeys(row["task"] for row in chosen):
         table.add_row(task, *(f"{values[task, m]:.4f}" if (task, m) in values else "" for m in metrics))
-    Console().print(table)
+    console = Console()
+    if Console(width=1000).measure(table).maximum > console.width:
+        table = Table(
+            "task", "metric", Column("value", justify="right"), title=table.title, title_justify="left"
+        )
+        for (task, metric), value in values.items():
+            table.add_row(task, metric, f"{value:.4f}")
+    console.print(table)

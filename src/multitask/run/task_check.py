@@ -31,7 +31,9 @@ def check_tasks(module: MultiTaskModule, data: DataModule) -> None:
         _check_whole_splits(module, data, outcomes)
         for name, outcome in outcomes.items():
             check_that_metrics_move(name, module.by_name[name], outcome)
-        Console().print(_table(module, data, batch, outcomes, losses))
+        console = Console()
+        console.print(_of_tasks(module, data, batch, outcomes, losses))
+        console.print(_of_parts(module, losses))
 
 
 def _check_whole_splits(module: MultiTaskModule, data: DataModule, outcomes: Mapping[str, Outcome]) -> None:
@@ -128,36 +130,32 @@ def constant_loss(task: Task, outcome: Outcome) -> float:
     return min(lowest, reached) if math.isfinite(reached) else lowest
 
 
-def _table(
+def _of_tasks(
     module: MultiTaskModule,
     data: DataModule,
     batch: Batch,
     outcomes: Mapping[str, Outcome],
     losses: Mapping[str, Tensor],
 ) -> Table:
-    examples = len(batch["inputs"])
-    table = Table(
-        title="tasks at initialization",
-        title_justify="left",
-        caption=f"Losses and gradients of {examples} training examples.",
-        caption_justify="left",
+    table = _titled("tasks at initialization", "task", "target", "shape")
+    table.add_column("type", no_wrap=True)
+    for column in ("labelled", "loss", "constant", "gradient"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.caption = (
+        f"Of {len(batch['inputs'])} training examples: the loss, that of the best constant predictor, and the norm of "
+        "its gradient over what is shared."
     )
-    for column in ("task", "target", "shape", "type"):
-        table.add_column(column)
-    for column in ("labelled", "loss", "constant predictor", "gradient norm", "own parameters"):
-        table.add_column(column, justify="right")
     shared = module.shared_parameters()
-    own = _own(module, losses)
     whole = data.splits.get("train")
     for name, loss in losses.items():
-        found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True) if shared else ()
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in found if g is not None))
         if name in outcomes:
             task, target = module.by_name[name], batch[module.by_name[name].target]
             share = labelled_share(task, dict(whole) if isinstance(whole, Mapping) else batch)
             cells = [
                 task.target,
-                " × ".join(["n", *map(str, target.shape[1:])]),
+                "×".join(["n", *map(str, target.shape[1:])]),
                 str(target.dtype).removeprefix("torch."),
                 "" if share is None else f"{100 * share:.1f} %",
                 f"{loss.item():.4g}",
@@ -165,18 +163,22 @@ def _table(
             ]
         else:
             cells = ["parameters", "", "", "", f"{loss.item():.4g}", ""]
-        table.add_row(name, *cells, f"{norm:.4g}", f"{own[name]:,}")
-    table.add_section()
-    for part in parts_of(module, dict(losses)):
-        if len(part.users) != 1:
-            table.add_row(part.name, told(part, len(losses)), *[""] * 6, f"{part.parameters:,}")
+        table.add_row(name, *cells, f"{norm:.4g}")
     return table
 
 
-def _own(module: MultiTaskModule, losses: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return how many parameters serve each task alone."""
-    counts = dict.fromkeys(losses, 0)
+def _of_parts(module: MultiTaskModule, losses: Mapping[str, Tensor]) -> Table:
+    """Return what is shared by which tasks, and what is one task's own."""
+    table = _titled("what is shared", "part", "used by")
+    table.add_column("parameters", justify="right")
     for part in parts_of(module, dict(losses)):
-        if len(part.users) == 1:
-            counts[part.users[0]] += part.parameters
-    return counts
+        table.add_row(part.name, told(part, len(losses)), f"{part.parameters:,}")
+    return table
+
+
+def _titled(title: str, *columns: str) -> Table:
+    """Return a table that breaks long names rather than cutting them."""
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

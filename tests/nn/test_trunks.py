@@ -33,6 +33,13 @@ SMALL = {
     "lenet": [],
     "linear_relu": [],
     "mlp": ["trunk.widths=[16,8]"],
+    "mlp_small": [],
+    "convnet": [],
+    "unet_small": [],
+    "hard_sharing_mlp": [],
+    "mmoe_mlp": [],
+    "ple_mlp": [],
+    "cross_stitch_mlp": [],
     "transformer": [],
     "hard_sharing": [],
     "mmoe": [],
@@ -43,6 +50,7 @@ SMALL = {
     "mtan_dense": ["trunk.channels=[4,8]"],
 }
 PER_TASK = ("hard_sharing", "mmoe", "cgc", "ple", "cross_stitch", "mtan", "mtan_dense")
+PER_TASK += ("hard_sharing_mlp", "mmoe_mlp", "ple_mlp", "cross_stitch_mlp")
 
 
 def configured(name: str, *overrides: str) -> nn.Module:

@@ -199,6 +199,7 @@ class MultiTaskModule(LightningModule):
             if isinstance(self.weighting, JacobianMethod):
                 factors = self.weighting.head_weights(losses)
                 weights = self.weighting.combine(losses, gradients)
+                self.weighting.observe(losses)
                 own = self.weighting.own_loss(losses)
                 if own is not None:
                     (own * self.loss_scale).backward()
@@ -224,6 +225,13 @@ class MultiTaskModule(LightningModule):
         self.telemetry.add("train/loss", losses.detach().view(-1, k).mean(0), self.names, present)
         if weights is not None:
             self.telemetry.add("weight", weights.detach().view(-1, k).sum(0), self.names, present)
+
+    def record_labelled(self, present: list[int]) -> None:
+        """Keep, where labels can be missing, which tasks had one in a step: the loggers get the share of steps."""
+        if any(task.missing for task in self.by_name.values()):
+            labelled = torch.zeros(len(self.names))
+            labelled[present] = 1.0
+            self.telemetry.add("train/labelled", labelled, self.names)
 
     @contextmanager
     def as_present(self, present: list[int]) -> Iterator[None]:
@@ -338,8 +346,12 @@ class MultiTaskModule(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the combiner see the losses after the step (automatic optimization)."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler and self.automatic_optimization else 0.0
         super().optimizer_step(*args, **kwargs)
-        if self.automatic_optimization:
+        # A loss scaler that lowers its scale has met an overflow, and skipped the step.
+        skipped = scaler is not None and scaler.get_scale() < scale
+        if self.automatic_optimization and not skipped:
             assert self._batch is not None
             self.after_step([self._batch], list(range(len(self.names))))
 

@@ -19,7 +19,8 @@ class ManualOptimization:
     known before the first backward pass.
 
     Args:
-        fill: Fills the gradients from a window of micro-batches; returns the tasks that are labelled in it.
+        fill: Fills the gradients from a window of micro-batches; returns the tasks that are labelled in
+            it, and whether scaled gradients overflowed, so that the loss scaler skips the step.
         gradient_clip_val: As the Trainer's key of the same name.
         gradient_clip_algorithm: As the Trainer's key of the same name.
         accumulate_grad_batches: As the Trainer's key of the same name.
@@ -27,7 +28,7 @@ class ManualOptimization:
 
     def __init__(
         self,
-        fill: Callable[["MultiTaskModule", Sequence[Batch]], list[int]],
+        fill: Callable[["MultiTaskModule", Sequence[Batch]], tuple[list[int], bool]],
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] | None = None,
         accumulate_grad_batches: int = 1,
@@ -46,11 +47,12 @@ class ManualOptimization:
             return
         optimizer = module.optimizers()
         assert not isinstance(optimizer, list)
-        present = self._fill(module, self._window)
+        present, overflow = self._fill(module, self._window)
         if present:
             with module.clock("optimizer"):
                 optimizer.step()
-            module.after_step(self._window, present)
+            if not overflow:
+                module.after_step(self._window, present)
         optimizer.zero_grad()
         self._window = []
         for config in trainer.lr_scheduler_configs:

@@ -66,29 +66,18 @@ class Ownership:
 
     def pull(self, task: int, feature: Tensor, gradient: Tensor | None) -> None:
         """Give a task's own trunk parameters their gradient, from that at its features."""
-        parameters = self.of(task)
-        if not parameters or gradient is None:
+        if gradient is None:
             return
-        found = torch.autograd.grad(feature, parameters, gradient, retain_graph=True, allow_unused=True)
-        _add(parameters, found)
+        found = zip(self.of(task), self.gradient(task, feature, gradient), strict=True)
+        there = [(p, g) for p, g in found if g is not None]
+        add_to_gradients([p for p, _ in there], [g for _, g in there])
 
-    def scale(self, task: int, factor: Tensor, others: Sequence[nn.Parameter] = ()) -> None:
-        """Multiply the gradients of a task's own trunk parameters, and of others, by a factor."""
-        for parameter in [*self.of(task), *others]:
-            if parameter.grad is not None:
-                parameter.grad *= factor.to(parameter.grad.dtype)
-
-
-def pull_penalty(penalty: Tensor, heads: Sequence[nn.Parameter]) -> None:
-    """Give the heads' parameters their gradient of a penalty; the trunk's is a row of the Jacobian."""
-    if heads:
-        found = torch.autograd.grad(penalty, heads, retain_graph=True, allow_unused=True)
-        _add(heads, found)
-
-
-def _add(parameters: Sequence[nn.Parameter], found: Sequence[Tensor | None]) -> None:
-    there = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
-    add_to_gradients([p for p, _ in there], [g for _, g in there])
+    def gradient(self, task: int, feature: Tensor, gradient: Tensor) -> Sequence[Tensor | None]:
+        """Return the gradients of a task's own trunk parameters, from one at its features."""
+        parameters = self.of(task)
+        if not parameters:
+            return []
+        return torch.autograd.grad(feature, parameters, gradient, retain_graph=True, allow_unused=True)
 
 
 def gradients_of(module: "MultiTaskModule", batch: Batch) -> Tensor:

@@ -85,26 +85,41 @@ def shares_of(
     names = [module.names[i] for i in present]
     step = module.trainer.global_step
     if rows == "example":
+        if len(names) != len(module.by_name):
+            raise ValueError("a penalty has no loss an example, and the weighting has a row for each.")
         shares = module.each(features, batch).flatten()
         finite_or_raise(shares, names * (len(shares) // len(names)), step)
         return shares, [None] * len(shares)
     outcomes = module.outcomes(features, batch, *groups_of(rows, batch))
+    penalties = penalties_of(module, len(outcomes), masses, present)
     found: list[Tensor] = []
-    penalties: list[Tensor | None] = []
     for g, of_group in enumerate(outcomes):
         by_name = dict(zip(module.by_name, of_group, strict=True))
         for i, name in zip(present, names, strict=True):
-            if name in by_name:
-                found.append(_share(by_name[name], masses, g, i))
-                penalties.append(None)
-            else:
-                loss = module.penalty(name)
-                penalties.append(loss if masses is None else loss / masses[g, i].to(loss.dtype))
-                found.append(torch.zeros_like(loss))
+            penalty = penalties[len(found)]
+            found.append(
+                _share(by_name[name], masses, g, i) if penalty is None else torch.zeros_like(penalty)
+            )
     shares = torch.stack(found)
     checked = [s if p is None else p.detach() for s, p in zip(shares.detach(), penalties, strict=True)]
     finite_or_raise(torch.stack(checked), names * len(outcomes), step)
     return shares, penalties
+
+
+def penalties_of(
+    module: "MultiTaskModule", parts: int, masses: Tensor | None, present: Sequence[int]
+) -> list[Tensor | None]:
+    """Return each row's penalty over what it is a mean over, ``None`` for rows of tasks that have a head."""
+    found: list[Tensor | None] = []
+    for g in range(parts):
+        for i in present:
+            name = module.names[i]
+            if name in module.by_name:
+                found.append(None)
+            else:
+                loss = module.penalty(name)
+                found.append(loss if masses is None else loss / masses[g, i].to(loss.dtype))
+    return found
 
 
 def losses_of(module: "MultiTaskModule", window: Sequence[Batch], present: Sequence[int]) -> Tensor:

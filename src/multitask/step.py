@@ -6,22 +6,22 @@ differentiated, once a row. Every loss is divided by what its mean is over in th
 all processes, so that the gradients add up to those of one large batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from multitask.autodiff.gradients import Cotangents, Engine, TaskGradients
 from multitask.autodiff.observed import Observed
-from multitask.autodiff.rows import AccumulatedRows, RowGradients, add_to_gradients
+from multitask.autodiff.rows import AccumulatedRows, RowGradients
 from multitask.autodiff.scaled import Unscaled, poison
 from multitask.autodiff.sharded import ShardedRows
 from multitask.distributed import sum_gradients
-from multitask.ownership import pull_penalty
-from multitask.shares import features_of, groups_of, masses_of, present_tasks, shares_of
+from multitask.heads import Heads, are_tied, pull_penalty
+from multitask.shares import features_of, groups_of, masses_of, penalties_of, present_tasks, shares_of
 from multitask.task import Batch
 from multitask.weighting.base import JacobianMethod, Rows, Scalarization
 
@@ -41,6 +41,17 @@ class Plan:
     """The tasks with a labelled example."""
     weighted: bool
     """Whether the heads' gradients are those of the weighted losses."""
+    by_row: bool
+    """Whether a head's gradient is put together from its rows at the end of the step."""
+
+
+class Filled(NamedTuple):
+    """What became of a step's gradients."""
+
+    present: list[int]
+    """The tasks that are labelled in the window; without one there is no step to take."""
+    overflow: bool = False
+    """Whether scaled gradients are infinite, so that the loss scaler skips the optimizer's step."""
 
 
 class Step:
@@ -55,12 +66,10 @@ class Step:
         self._engine = engine
         self._accumulated = AccumulatedRows()
         self._weighted_heads = weighted_heads
+        self._tied: bool | None = None
 
-    def __call__(self, module: "MultiTaskModule", window: Sequence[Batch]) -> list[int]:
+    def __call__(self, module: "MultiTaskModule", window: Sequence[Batch]) -> Filled:
         """Fill ``.grad`` of every parameter that a labelled example reaches.
-
-        Returns:
-            The tasks that are labelled in the window; without one there is no step to take.
 
         Raises:
             FloatingPointError: If a loss or a gradient is not finite.
@@ -69,38 +78,43 @@ class Step:
         rows = combiner.rows if isinstance(combiner, JacobianMethod) else "task"
         masses = masses_of(module, window, rows)
         present = present_tasks(masses, len(module.names))
+        module.record_labelled(present)
         if not present:
-            return []
+            return Filled([])
         module.ownership.find(module, window[0])
+        if self._tied is None:
+            self._tied = are_tied(module)
         weighted = self._weighted_heads or isinstance(combiner, Scalarization)
-        plan = Plan(rows, masses, present, weighted)
+        plan = Plan(rows, masses, present, weighted, weighted or self._tied)
+        overflow = False
         if isinstance(combiner, Scalarization) and combiner.linear:
             self._weighted_sum(module, combiner, window, plan)
         else:
-            self._jacobian(module, window, plan)
+            overflow = not self._jacobian(module, window, plan)
         for i in range(len(module.names)):
             if i not in present:
                 for parameter in combiner.parameters_of(i):
                     parameter.grad = None
-        return present
+        return Filled(present, overflow)
 
-    def _jacobian(self, module: "MultiTaskModule", window: Sequence[Batch], plan: Plan) -> None:
+    def _jacobian(self, module: "MultiTaskModule", window: Sequence[Batch], plan: Plan) -> bool:
         alone = len(window) == 1 and module.processes == 1
         engine = self._engine if alone or self._engine.accumulates else self._accumulated
         engine.clear()
+        heads = Heads(module, plan.present, plan.by_row)
         gradients: TaskGradients | None = None
-        kept: list[Tensor] = []
+        losses: Tensor | None = None
         for batch in window:
-            gradients, shares = self._micro_batch(module, engine, batch, plan)
-            kept.append(shares)
+            gradients, shares = self._micro_batch(module, engine, batch, plan, heads)
+            losses = shares if losses is None else losses + shares
         assert gradients is not None
-        losses = torch.stack([shares.detach() for shares in kept]).sum(0)
-        self._combine(module, gradients, losses, kept, plan)
+        assert losses is not None
+        return self._combine(module, gradients, losses, heads, plan)
 
     def _micro_batch(
-        self, module: "MultiTaskModule", engine: Engine, batch: Batch, plan: Plan
+        self, module: "MultiTaskModule", engine: Engine, batch: Batch, plan: Plan, heads: Heads
     ) -> tuple[TaskGradients, Tensor]:
-        """Add one micro-batch's rows; fill the heads' own gradients."""
+        """Add one micro-batch's rows and the heads' gradients; return the rows' losses, detached."""
         with module.clock("forward"), engine.watch(module.trunk):
             features = features_of(module, batch)
         leaves = [f.detach().requires_grad_() for f in features]
@@ -108,7 +122,7 @@ class Step:
             shares, penalties = shares_of(module, leaves, batch, plan.rows, plan.masses, plan.present)
         with module.clock("task gradients"), torch.autocast(module.device.type, enabled=False):
             if shares.requires_grad:
-                (shares.sum() * module.loss_scale).backward(retain_graph=plan.weighted)
+                (shares.sum() * module.loss_scale).backward(retain_graph=plan.by_row)
             direct = [None if p is None else p * module.loss_scale for p in penalties]
             for penalty in direct:
                 if penalty is not None:
@@ -118,28 +132,30 @@ class Step:
                 module.names.index(name): (feature, leaf)
                 for name, feature, leaf in zip(module.by_name, features, leaves, strict=True)
             }
-            for i in plan.present:
-                if i in cut:
-                    module.ownership.pull(i, cut[i][0], cut[i][1].grad)
             by_task: list[list[Tensor | None]] = [
                 [cut[i][1].grad if i in cut and cut[i][0] is output else None for output in outputs]
                 for i in plan.present
             ]
             cotangents = Cotangents(by_task, *groups_of(plan.rows, batch))
-            shared = module.shared_parameters()
-            gradients = engine.differentiate(outputs, cotangents, shared, direct)
-        whole = _with_penalties(shares, penalties, plan)
-        return gradients, whole if plan.weighted else whole.detach()
+            whole = _with_penalties(shares, penalties)
+            if plan.by_row and any(p is not None for p in penalties):
+                # The engine may use up the penalties' graphs.
+                parts = len(penalties) // len(plan.present)
+                fresh = penalties_of(module, parts, plan.masses, plan.present)
+                heads.add(_with_penalties(shares, fresh), cut, outputs, cotangents)
+            else:
+                heads.add(whole, cut, outputs, cotangents)
+            gradients = engine.differentiate(outputs, cotangents, module.shared_parameters(), direct)
+        return gradients, whole.detach()
 
     def _combine(
-        self,
-        module: "MultiTaskModule",
-        gradients: TaskGradients,
-        losses: Tensor,
-        kept: Sequence[Tensor],
-        plan: Plan,
-    ) -> None:
-        """Let the combiner write the trunk's gradient, and finish the heads' by its word."""
+        self, module: "MultiTaskModule", gradients: TaskGradients, losses: Tensor, heads: Heads, plan: Plan
+    ) -> bool:
+        """Let the combiner write the trunk's gradient, and finish the heads' by its word.
+
+        Returns:
+            Whether there is a step to take: not where scaled gradients overflowed.
+        """
         if module.processes > 1:
             dist.all_reduce(losses)
             if isinstance(gradients, RowGradients):
@@ -148,33 +164,29 @@ class Step:
         gradients = Observed(gradients)
         scale = module.loss_scale
         with torch.autocast(module.device.type, enabled=False):
-            if not gradients.gramian().isfinite().all():
+            finite = bool(gradients.gramian().isfinite().all())
+            if isinstance(scale, Tensor):
+                finite = _everywhere(module, finite and _finite(module.tasks.parameters()))
+            if not finite:
                 if not isinstance(scale, Tensor):
                     raise FloatingPointError(
                         f"The gradient of a task is not finite at step {module.trainer.global_step}, and its loss is."
                     )
                 poison(gradients, len(losses), losses)
-                return
+                return False
             if isinstance(scale, Tensor):
                 gradients = Observed(Unscaled(gradients, scale))
             gradients.layout = module.layout()
             weights, factors = module.combine(losses, gradients, plan.present)
         module.observe(gradients, weights, plan.present)
-        if plan.weighted:
-            if weights is None:
-                raise ValueError(
-                    f"weighting: {type(module.weighting).__name__} gives no weights; set weighting.heads=own."
-                )
-            _weigh_heads(module, kept, weights)
-            # Of halves of a mean, each with its weight: the same where the weights of both are.
-            of_tasks = weights.view(-1, len(plan.present)).mean(0) * (2 if plan.rows == "half" else 1)
-            for i, weight in zip(plan.present, of_tasks, strict=True):
-                module.ownership.scale(i, weight)
-        elif factors is not None:
-            for i, factor in zip(plan.present, factors, strict=True):
-                module.ownership.scale(i, factor, list(module.tasks[module.names[i]].parameters()))
+        if plan.weighted and weights is None:
+            raise ValueError(
+                f"weighting: {type(module.weighting).__name__} gives no weights; set weighting.heads=own."
+            )
+        heads.finish(len(losses) // len(plan.present), weights if plan.weighted else None, factors)
         if module.processes > 1:
             sum_gradients([*module.tasks.parameters(), *module.ownership.all_specific()])
+        return True
 
     def _weighted_sum(
         self, module: "MultiTaskModule", combiner: Scalarization, window: Sequence[Batch], plan: Plan
@@ -191,7 +203,7 @@ class Step:
                 shares, penalties = shares_of(
                     module, features_of(module, batch), batch, "task", plan.masses, plan.present
                 )
-                whole = _with_penalties(shares, penalties, plan)
+                whole = _with_penalties(shares, penalties)
             with module.clock("task gradients"):
                 ((weights * whole).sum() * module.loss_scale).backward()
             losses += whole.detach()
@@ -206,22 +218,21 @@ class Step:
         module.record(losses, weights, plan.present)
 
 
-def _with_penalties(shares: Tensor, penalties: Sequence[Tensor | None], plan: Plan) -> Tensor:
+def _with_penalties(shares: Tensor, penalties: Sequence[Tensor | None]) -> Tensor:
     """Put the penalties' losses in place of the zeros that stand for them among the rows."""
     if all(penalty is None for penalty in penalties):
         return shares
     return torch.stack([s if p is None else p for s, p in zip(shares, penalties, strict=True)])
 
 
-def _weigh_heads(module: "MultiTaskModule", kept: Sequence[Tensor], weights: Tensor) -> None:
-    """Put the heads' gradients of the weighted losses in place of those of the plain ones."""
-    heads = [p for p in module.tasks.parameters() if p.requires_grad and p.grad is not None]
-    if not heads:
-        return
-    for parameter in heads:
-        parameter.grad = None
-    for shares in kept:
-        total = (weights.to(shares.dtype) * shares).sum() * module.loss_scale
-        found = torch.autograd.grad(total, heads, allow_unused=True)
-        there = [(p, g) for p, g in zip(heads, found, strict=True) if g is not None]
-        add_to_gradients([p for p, _ in there], [g for _, g in there])
+def _finite(parameters: Iterable[nn.Parameter]) -> bool:
+    return all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None)
+
+
+def _everywhere(module: "MultiTaskModule", here: bool) -> bool:
+    """Return whether something holds on every process."""
+    if module.processes == 1:
+        return here
+    flag = torch.tensor(float(here), device=module.device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag)

@@ -84,6 +84,7 @@ def update(combiner: Combiner, losses: Tensor, jacobian: Tensor) -> Update:
     rows, parameter = gradients(jacobian)
     heads = combiner.head_weights(losses)
     weights = combiner.combine(losses, rows)
+    combiner.observe(losses)
     own = combiner.own_loss(losses)
     if own is not None:
         own.backward()

@@ -11,29 +11,18 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor
 
-from multitask.autodiff.features import Features
-from multitask.autodiff.gradients import Engine
-from multitask.autodiff.layerwise import Layerwise
-from multitask.autodiff.rows import Rows
 from multitask.callbacks.checkpoints import Checkpoints
 from multitask.callbacks.interruption import Interruption
 from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
 from multitask.module import MultiTaskModule
-from multitask.optimization import ManualOptimization
 from multitask.penalty import Penalty
+from multitask.run.combiner import MANUAL_KEYS, build_combiner, build_manual, check_strategy
 from multitask.run.curves import MetricsCsv
-from multitask.run.errors import ConfigError, choices
+from multitask.run.errors import ConfigError
 from multitask.run.initialization import check_penalties, fit_targets, initialize, seeded
 from multitask.run.resolvers import plain
-from multitask.step import Step
 from multitask.task import Task
-from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
-from multitask.weighting.build import build_weighting
-
-# Keys of the weighting group that are for the module, not for the combiner's constructor.
-_FOR_MODULE = ("learning_rate", "engine", "heads")
-_MANUAL_KEYS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
 
 
 def build_data(config: DictConfig) -> DataModule:
@@ -84,7 +73,7 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
         instantiate(config.optimizer, _partial_=True, _convert_="all"),
         instantiate(scheduler, _partial_=True, _convert_="all") if "_target_" in scheduler else None,
         options,
-        manual=_manual(config, weighting, any(task.missing for task in heads.values())),
+        manual=build_manual(config, weighting, tasks),
         weighting_learning_rate=config.weighting.get("learning_rate"),
         seed=config.seed,
     )
@@ -97,81 +86,6 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
     return module
 
 
-def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
-    """Make the combiner that ``config.weighting`` names."""
-    arguments = {key: value for key, value in plain(config.weighting).items() if key not in _FOR_MODULE}
-    return build_weighting(arguments, tasks)
-
-
-_ENGINES: dict[str, type[Engine]] = {
-    "auto": Layerwise,
-    "layerwise": Layerwise,
-    "rows": Rows,
-    "features": Features,
-}
-
-
-def _manual(config: DictConfig, weighting: Combiner, missing: bool) -> ManualOptimization | None:
-    """Return manual optimization, ``None`` where automatic optimization does the same.
-
-    Automatic optimization adds up the scalars of micro-batches, which is the scalar of the whole
-    batch only where there is one micro-batch; and it moves the head of a task without a label.
-    """
-    engine, heads = config.weighting.get("engine", "auto"), config.weighting.get("heads", "own")
-    if engine not in _ENGINES:
-        raise ConfigError(f"weighting.engine={engine} is not there; {choices(engine, _ENGINES)}")
-    if heads not in ("own", "weighted"):
-        raise ConfigError(f"weighting.heads={heads} is not there; {choices(heads, ('own', 'weighted'))}")
-    if isinstance(weighting, JacobianMethod) and weighting.of_parameters and engine == "features":
-        raise ConfigError(
-            f"weighting={config.method} needs gradients of the parameters, and weighting.engine=features has none; "
-            "take weighting.engine=auto."
-        )
-    if isinstance(weighting, Scalarization):
-        if engine != "auto" or heads != "own":
-            raise ConfigError(
-                f"weighting={config.method} is a scalarization: it has no Jacobian to compute and its heads get the "
-                "scalar's gradient; leave weighting.engine=auto and weighting.heads=own."
-            )
-        if config.trainer.accumulate_grad_batches == 1 and not missing:
-            return None
-    if isinstance(weighting, JacobianMethod) and weighting.rows == "example":
-        _check_examples(config, missing)
-    keys = {key: config.trainer.get(key) for key in _MANUAL_KEYS}
-    return ManualOptimization(Step(_ENGINES[engine](), heads == "weighted"), **keys)
-
-
-def _check_examples(config: DictConfig, missing: bool) -> None:
-    """Refuse what a Gramian of all examples and tasks cannot be cut into.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
-    needs = f"weighting={config.method} weighs the losses of all examples of a batch against one another"
-    if config.trainer.accumulate_grad_batches > 1:
-        raise ConfigError(f"{needs}; set trainer.accumulate_grad_batches=1.")
-    if config.trainer.devices not in (1, "1", "auto") or config.trainer.num_nodes > 1:
-        raise ConfigError(
-            f"{needs}, and no process has them all; set trainer.devices=1 and trainer.num_nodes=1."
-        )
-    if missing:
-        raise ConfigError(f"{needs}, and one without a label has no loss; leave out tasks with missing=true.")
-
-
-def check_strategy(config: DictConfig) -> None:
-    """Refuse strategies that split parameters over processes: task gradients need them whole.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
-    strategy = str(config.trainer.strategy)
-    if any(name in strategy.lower() for name in ("fsdp", "deepspeed", "modelparallel")):
-        raise ConfigError(
-            f"trainer.strategy={strategy} splits the parameters over processes, and a task's gradient needs them "
-            "whole; set trainer.strategy=ddp."
-        )
-
-
 def build_trainer(config: DictConfig, folder: Path, automatic: bool) -> tuple[Trainer, Interruption]:
     """Make the Trainer with its callbacks and loggers.
 
@@ -181,7 +95,7 @@ def build_trainer(config: DictConfig, folder: Path, automatic: bool) -> tuple[Tr
     options = plain(config.trainer)
     window = options["accumulate_grad_batches"]
     if not automatic:
-        options = {key: value for key, value in options.items() if key not in _MANUAL_KEYS}
+        options = {key: value for key, value in options.items() if key not in MANUAL_KEYS}
     chosen: list[Callback] = [
         instantiate(node, _convert_="all") for node in (config.callbacks or {}).values() if node
     ]

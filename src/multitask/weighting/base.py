@@ -21,8 +21,8 @@ class Combiner(nn.Module, ABC):
     combiner remembers lies in buffers, and ``per_task`` says how each is laid out over the tasks.
 
     One optimizer step calls, with only the present tasks' entries and inside ``restricted_to``:
-    ``forward`` of a scalarization, as often as needed and without effect on what it remembers, then
-    ``observe`` once; or ``head_weights``, ``combine`` and ``own_loss`` of a Jacobian method, once each.
+    ``forward`` of a scalarization, as often as needed and without effect on what it remembers, or
+    ``head_weights``, ``combine`` and ``own_loss`` of a Jacobian method, once each; then ``observe`` once.
     After the optimizer's step it calls ``after_step``, and after an epoch's last step ``on_epoch_end``.
     """
 
@@ -44,6 +44,9 @@ class Combiner(nn.Module, ABC):
 
     def reset(self) -> None:
         """Forget everything learned or remembered, as before the first step."""
+
+    def observe(self, losses: Tensor) -> None:
+        """See, before the optimizer's step, the detached losses of the whole step, one a row."""
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
         """Run after an optimizer step; ``recompute()`` gives the losses of the same batch anew."""
@@ -104,9 +107,6 @@ class Scalarization(Combiner):
             losses: Mean loss of each present task, shape ``[k]``.
         """
 
-    def observe(self, losses: Tensor) -> None:
-        """See, before the optimizer's step, the detached losses of the whole step, shape ``[k]``."""
-
 
 class JacobianMethod(Combiner):
     """Task gradients → one gradient for the shared parameters."""
@@ -118,6 +118,11 @@ class JacobianMethod(Combiner):
 
     of_parameters: bool = False
     """Whether the gradients must be those of the parameters, since it tells them apart or remembers them."""
+
+    @property
+    def gives_weights(self) -> bool:
+        """Whether :meth:`combine` returns weights."""
+        return False
 
     @abstractmethod
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
@@ -148,6 +153,11 @@ class JacobianMethod(Combiner):
 
 class WeightedMethod(JacobianMethod):
     """A Jacobian method whose combined gradient is a weighted sum of the rows."""
+
+    @property
+    def gives_weights(self) -> bool:
+        """Whether :meth:`combine` returns weights."""
+        return True
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Add the weighted sum of the rows, and return the weights."""

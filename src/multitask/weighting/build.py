@@ -74,6 +74,11 @@ def wrap(
         raise ValueError(f"weighting.rows={rows} is not there; choose task or example.")
     if (rows, every, groups, rescale) == ("task", 1, "trunk", False):
         return combiner
+    if rows == "example" and isinstance(combiner, Scalarization):
+        raise ValueError(
+            "weighting.rows=example needs a weighting of the Gramian that keeps nothing a task, and a "
+            "scalarization is none; choose another, or weighting.rows=task."
+        )
     method = Differentiated(combiner) if isinstance(combiner, Scalarization) else combiner
     assert isinstance(method, JacobianMethod)
     if rows == "example":

@@ -30,12 +30,15 @@ class Differentiated(WeightedMethod):
         """Return the derivatives, shape ``[k]``."""
         weights = self._derivatives(losses) if self._weights is None else self._weights
         self._weights = None
-        self.method.observe(losses)
         return weights
 
     def own_loss(self, losses: Tensor) -> Tensor | None:
         """Return the scalar itself where it has parameters."""
         return self.method(losses) if any(True for _ in self.method.parameters()) else None
+
+    def observe(self, losses: Tensor) -> None:
+        """Show the scalarization the losses of the step."""
+        self.method.observe(losses)
 
     def reset(self) -> None:
         """Reset the scalarization."""

@@ -26,9 +26,10 @@ class Every(Wrapper, WeightedMethod):
         ValueError: If the method gives no weights, or none a task.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"kept": "vector"}
+    per_task: ClassVar[dict[str, Kind]] = {"kept": "vector", "factors": "vector"}
     method: WeightedMethod
     kept: Tensor
+    factors: Tensor
     age: Tensor
 
     def __init__(self, tasks: Sequence[str], method: WeightedMethod, steps: int) -> None:
@@ -42,19 +43,32 @@ class Every(Wrapper, WeightedMethod):
         super().__init__(method)
         self.steps = steps
         self.register_buffer("kept", torch.full((len(tasks), 2 if method.rows == "half" else 1), torch.nan))
+        self.register_buffer("factors", torch.full((len(tasks),), torch.nan))
         self.register_buffer("age", torch.zeros((), dtype=torch.long))
+
+    def head_weights(self, losses: Tensor) -> Tensor | None:
+        """Return the heads' factors, kept as long as the weights that they belong to."""
+        if self._is_due():
+            factors = self.method.head_weights(losses)
+            none = torch.full_like(self.factors, torch.nan)
+            self.factors = none if factors is None else factors.to(self.factors)
+        return None if bool(self.factors.isnan().any()) else self.factors.to(losses)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the kept weights, computed anew when they are old."""
-        if int(self.age) % self.steps == 0 or bool(self.kept.isnan().any()):
+        if self._is_due():
             self.age = torch.zeros_like(self.age)
             weights = self.method.weigh(losses, gradients)
             self.kept = weights.view(-1, len(self.kept)).T.to(self.kept)
         self.age = self.age + 1
         return self.kept.T.flatten().to(losses)
 
+    def _is_due(self) -> bool:
+        return int(self.age) % self.steps == 0 or bool(self.kept.isnan().any())
+
     def reset(self) -> None:
         """Forget the weights, and what the method remembers."""
         super().reset()
         self.kept.fill_(torch.nan)
+        self.factors.fill_(torch.nan)
         self.age.zero_()

@@ -81,6 +81,12 @@ class Grouped(Wrapper):
         known = [f for f in factors if f is not None]
         return torch.stack(known).mean(0) if known else None
 
+    def observe(self, losses: Tensor) -> None:
+        """Show every group's copy the losses of the step."""
+        for member in self._all():
+            with self._restricted(member):
+                member.observe(losses)
+
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
         """Let every group's copy see the losses after the step."""
         for member in self._all():

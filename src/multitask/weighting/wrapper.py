@@ -28,6 +28,15 @@ class Wrapper(JacobianMethod):
         """Return the scalar that trains the method's own parameters."""
         return self.method.own_loss(losses)
 
+    @property
+    def gives_weights(self) -> bool:
+        """Whether the method gives weights."""
+        return self.method.gives_weights
+
+    def observe(self, losses: Tensor) -> None:
+        """Show the method the losses of the step."""
+        self.method.observe(losses)
+
     def reset(self) -> None:
         """Reset the method."""
         self.method.reset()

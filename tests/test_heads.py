@@ -1,4 +1,4 @@
-"""What heads, and trunk parameters of one task's own, get: their own mean loss's gradient, or the rows' weighted one."""
+"""What heads and parameters of one task alone get: their mean loss's gradient, or the rows' weighted one."""
 
 from copy import deepcopy
 

@@ -116,6 +116,13 @@ class MultiTaskModule(LightningModule):
         return self.trainer.world_size if self._trainer else 1
 
     @property
+    def window(self) -> int:
+        """How many batches an optimizer step takes."""
+        if self.automatic_optimization:
+            return int(self.trainer.accumulate_grad_batches)
+        return self._manual.accumulate_grad_batches
+
+    @property
     def loss_scale(self) -> Tensor | float:
         """The factor that guards half-precision gradients against underflow; 1 elsewhere."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -255,6 +262,11 @@ class MultiTaskModule(LightningModule):
         names = {id(p): name for name, p in self.trunk.named_parameters()}
         return [(names[id(p)], p.numel()) for p in self.shared_parameters()]
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Step schedulers that watch a metric by steps: after the validation of the batch before."""
+        if batch_idx and batch_idx % self.window == 0:
+            step_plateau_schedulers(self, "step", batch_idx)
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Hand the losses to the loggers, every so many steps."""
         steps = self.trainer.global_step
@@ -267,7 +279,8 @@ class MultiTaskModule(LightningModule):
         if not self.trainer.is_last_batch:
             return
         self.weighting.on_epoch_end()
-        step_plateau_schedulers(self)
+        step_plateau_schedulers(self, "step", int(self.trainer.num_training_batches))
+        step_plateau_schedulers(self, "epoch", self.current_epoch + 1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the combined, unscaled gradient."""
@@ -291,7 +304,10 @@ class MultiTaskModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log losses and metrics of the validation split, and keep them for schedulers that watch one."""
         found = logged(self._measured(), "val")
-        self.validated = {"epoch": self.current_epoch} | {key: float(value) for key, value in found.items()}
+        if not self.trainer.sanity_checking:
+            self.validated = {"epoch": self.current_epoch} | {
+                key: float(value) for key, value in found.items()
+            }
         self.log_dict(found, sync_dist=self.processes > 1)
 
     def on_test_epoch_end(self) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -41,6 +42,11 @@ class ManualOptimization:
 
     def step(self, module: "MultiTaskModule", batch: Batch, batch_idx: int) -> None:
         """Keep the micro-batch; at the end of its window fill the gradients and step."""
+        if module.trainer.fit_loop._skip_backward:
+            # Lightning's SWA passes the data once more, for the running statistics of the averaged weights.
+            with torch.no_grad():
+                module(batch)
+            return
         self._window.append(batch)
         trainer = module.trainer
         if (batch_idx + 1) % self.accumulate_grad_batches and not trainer.is_last_batch:
@@ -75,24 +81,33 @@ class ManualOptimization:
             )
 
 
-def step_plateau_schedulers(module: "MultiTaskModule") -> None:
-    """Step the schedulers that watch a metric, in epochs with a validation, before the epoch's checkpoint.
+def step_plateau_schedulers(
+    module: "MultiTaskModule", interval: Literal["epoch", "step"], count: int
+) -> None:
+    """Step the schedulers that watch a metric: by epochs with a validation, or by batches once there was one.
 
-    Lightning steps them after it, so that a resumed run would miss a step; see
+    Lightning steps them after the checkpoint, so that a resumed run would miss a step; see
     ``MultiTaskModule.lr_scheduler_step``, which leaves them to this function.
+
+    Args:
+        module: The module.
+        interval: What has ended.
+        count: How many epochs have ended, or batches of the epoch.
 
     Raises:
         KeyError: If the metric that ``scheduler.monitor`` names was not logged.
     """
-    epoch, known = module.current_epoch, module.validated
+    known = module.validated
+    if not known or (interval == "epoch" and known["epoch"] != module.current_epoch):
+        return
     # Not the config's: Lightning forgets it under manual optimization.
     monitor = module.scheduler_options.get("monitor", "")
     for config in module.trainer.lr_scheduler_configs:
-        if not isinstance(config.scheduler, ReduceLROnPlateau) or known.get("epoch") != epoch:
+        if not isinstance(config.scheduler, ReduceLROnPlateau) or config.interval != interval:
             continue
         if monitor not in known:
             raise KeyError(
                 f"scheduler.monitor={monitor} was not logged; choose one of {', '.join(sorted(known))}."
             )
-        if config.interval == "epoch" and (epoch + 1) % config.frequency == 0:
+        if count % config.frequency == 0:
             config.scheduler.step(known[monitor])

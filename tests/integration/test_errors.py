@@ -31,7 +31,6 @@ LIGHT = {
     "seed=abc": "seed=abc is not a whole number of at least 0.",
     "logger.wandb.mode=onlin": "did you mean 'online'?",
     "scheduler=cosine trainer.max_epochs=-1": "scheduler.T_max=-1 is not a whole number of at least 1.",
-    "scheduler=plateau scheduler.interval=step": "take scheduler.interval=epoch",
     "max_epochs": "the override max_epochs cannot be read",
     "a=[1": "the override a=[1 cannot be read",
     "hydra.run.dir=/dev/null/run": "hydra.run.dir=/dev/null/run cannot be written: Not a directory",

@@ -29,14 +29,8 @@ def check(config: DictConfig) -> None:
         raise ConfigError(f"{key} has no value; set {key}=…")
     check_values(config)
     scheduler = config.get("scheduler") or {}
-    if str(scheduler.get("_target_")).endswith("ReduceLROnPlateau"):
-        if not scheduler.get("monitor"):
-            raise ConfigError("scheduler.monitor is not set; name a logged metric, for example val/loss.")
-        if scheduler.get("interval") == "step":
-            raise ConfigError(
-                "scheduler.interval=step does not go with a scheduler that watches a metric; "
-                "take scheduler.interval=epoch."
-            )
+    if str(scheduler.get("_target_")).endswith("ReduceLROnPlateau") and not scheduler.get("monitor"):
+        raise ConfigError("scheduler.monitor is not set; name a logged metric, for example val/loss.")
     stopping = (config.get("callbacks") or {}).get("early_stopping")
     if stopping and _plain(config)["selection"]["metric"] is None:
         raise ConfigError(

@@ -13,7 +13,9 @@ from multitask.autodiff.gradients import TaskGradients
 from multitask.weighting import famo, imtl_l, uw
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
 from multitask.weighting.gramian import checked, over_trace
+from multitask.weighting.outside import Outside, calls_outside
 from multitask.weighting.state import materialize_buffers, memory, move_plain_tensors, remember
+from multitask.weighting.tally import Tally
 
 _LINEAR = (Constant, Mean, Sum, Random)
 
@@ -96,26 +98,35 @@ class TorchjdScalarization(_Remembers, Scalarization):
 class GramianMethod(_Remembers, WeightedMethod):
     """A torchjd weighting that needs the Gramian only."""
 
+    method: Weighting
+
     def __init__(self, method: Weighting) -> None:
         super().__init__()
         self.method = method
+        self.solver = Tally(type(method).__name__) if calls_outside(method) else None
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Weigh the rows by their Gramian."""
         gramian = checked(gradients)
-        return self.method(over_trace(gramian) if isinstance(self.method, _SCALE_FREE) else gramian)
+        gramian = over_trace(gramian) if _is_scale_free(self.method) else gramian
+        return self.method(gramian) if self.solver is None else Outside(self.method, self.solver)(gramian)
 
 
 class MatrixMethod(_Remembers, WeightedMethod):
     """A torchjd weighting that needs the Jacobian itself to find its weights."""
 
+    method: Weighting
+
     def __init__(self, method: Weighting) -> None:
         super().__init__()
         self.method = method
+        self.solver = Tally(type(method).__name__) if calls_outside(method) else None
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Weigh the rows by their Jacobian."""
-        return self.method(gradients.jacobian())
+        checked(gradients)
+        jacobian = gradients.jacobian()
+        return self.method(jacobian) if self.solver is None else Outside(self.method, self.solver)(jacobian)
 
 
 class AggregatorMethod(_Remembers, JacobianMethod):
@@ -134,6 +145,12 @@ class AggregatorMethod(_Remembers, JacobianMethod):
                 "infinite; lower optimizer.lr, or train with trainer.precision=32-true."
             )
         gradients.assign(vector)
+
+
+def _is_scale_free(method: Weighting) -> bool:
+    if isinstance(method, aggregation.CRMOGMWeighting):
+        return _is_scale_free(method.weighting)
+    return isinstance(method, _SCALE_FREE)
 
 
 def _own(method: UW | IMTLL | FAMO) -> Scalarization:
@@ -157,10 +174,17 @@ def adapt(method: object) -> Combiner:
     Raises:
         TypeError: If the object is neither a combiner nor a torchjd scalarizer, weighting or
             aggregator.
+        ValueError: If it is one of torchjd's that wants two batches at once.
     """
     match method:
         case Combiner():
             return method
+        case aggregation.MoDoWeighting() | aggregation.SDMGradWeighting():
+            name = type(method).__name__
+            raise ValueError(
+                f"weighting._target_ made torchjd's {name}, which wants the Jacobians of two batches; take "
+                f"weighting={name.removesuffix('Weighting').lower()}, which has them from the batch's halves."
+            )
         case UW() | IMTLL() | FAMO():
             return _own(method)
         case Scalarizer():

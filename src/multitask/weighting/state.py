@@ -48,7 +48,10 @@ def _is_portable(value: Any) -> bool:
         return all(_is_portable(v) for v in value)
     if isinstance(value, dict):
         return all(isinstance(k, str) and _is_portable(v) for k, v in value.items())
-    plain = bool | int | float | str | Tensor | np.ndarray | np.generic | torch.optim.Optimizer
+    plain = (
+        bool | int | float | str | Tensor | np.ndarray | np.generic | torch.optim.Optimizer
+        | torch.dtype | torch.device
+    )  # fmt: skip
     return value is None or isinstance(value, plain)
 
 
@@ -58,6 +61,10 @@ def _portable(value: Any) -> Any:
             return {"__ndarray__": torch.from_numpy(np.array(value))}
         case np.generic():
             return value.item()
+        case torch.dtype():
+            return {"__dtype__": str(value).removeprefix("torch.")}
+        case torch.device():
+            return {"__device__": str(value)}
         case torch.optim.Optimizer():
             return value.state_dict()
         case list() | tuple():
@@ -73,6 +80,10 @@ def _restored(value: Any) -> Any:
     match value:
         case {"__ndarray__": Tensor() as tensor}:
             return tensor.numpy()
+        case {"__dtype__": str() as name}:
+            return getattr(torch, name)
+        case {"__device__": str() as name}:
+            return torch.device(name)
         case list() | tuple():
             return type(value)(_restored(v) for v in value)
         case dict():

@@ -25,12 +25,20 @@ class Tally:
     def timed(self) -> Iterator[None]:
         """Count one call and its time."""
         start = time.perf_counter()
-        yield
-        self.solves += 1
-        self.seconds += time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self.solves += 1
+            self.seconds += time.perf_counter() - start
 
     def failed(self, why: str) -> None:
         """Count a failure, and log it: each of the first three, then each power of ten."""
         self.failures += 1
         if self.failures <= 3 or str(self.failures).strip("0") == "1":
-            _log.warning("%s: %s (failure %d of %d solves)", self.name, why, self.failures, self.solves + 1)
+            _log.warning(
+                "%s: %s (failure %d of %d solves)",
+                self.name,
+                why,
+                self.failures,
+                max(self.solves, self.failures),
+            )

@@ -55,11 +55,13 @@ def make(name: str, tasks: int | Sequence[str], **changes: Any) -> Combiner:
     return build_weighting({**config(name, tasks), **changes}, tasks).double()
 
 
-def gradients(jacobian: Tensor) -> tuple[TaskGradients, nn.Parameter]:
+def gradients(
+    jacobian: Tensor, layout: Sequence[tuple[str, int]] | None = None
+) -> tuple[TaskGradients, nn.Parameter]:
     """Return a Jacobian as a combiner sees it, and the parameter whose ``.grad`` it writes."""
     parameter = nn.Parameter(torch.zeros(jacobian.shape[1], dtype=jacobian.dtype))
     rows = RowGradients(jacobian, [parameter])
-    rows.layout = PARAMETERS if jacobian.shape[1] == N else [("0.weight", jacobian.shape[1])]
+    rows.layout = layout or (PARAMETERS if jacobian.shape[1] == N else [("0.weight", jacobian.shape[1])])
     return rows, parameter
 
 
@@ -75,7 +77,9 @@ class Update:
     """The weights of the rows."""
 
 
-def update(combiner: Combiner, losses: Tensor, jacobian: Tensor) -> Update:
+def update(
+    combiner: Combiner, losses: Tensor, jacobian: Tensor, layout: Sequence[tuple[str, int]] | None = None
+) -> Update:
     """Call a combiner as the training loop does, up to the optimizer's step."""
     losses = losses.detach()
     if isinstance(combiner, Scalarization):
@@ -86,7 +90,7 @@ def update(combiner: Combiner, losses: Tensor, jacobian: Tensor) -> Update:
         assert leaf.grad is not None
         return Update(leaf.grad @ jacobian, leaf.grad, leaf.grad)
     assert isinstance(combiner, JacobianMethod)
-    rows, parameter = gradients(jacobian)
+    rows, parameter = gradients(jacobian, layout)
     heads = combiner.head_weights(losses)
     weights = combiner.combine(losses, rows)
     combiner.observe(losses)

@@ -116,6 +116,13 @@ class MultiTaskModule(LightningModule):
         return self.trainer.world_size if self._trainer else 1
 
     @property
+    def needs_no_gramian(self) -> bool:
+        """Whether a step comes without the Gramian of the tasks' gradients."""
+        return isinstance(self.weighting, Scalarization) and (
+            self.automatic_optimization or self.weighting.linear
+        )
+
+    @property
     def window(self) -> int:
         """How many batches an optimizer step takes."""
         if self.automatic_optimization:

@@ -80,14 +80,15 @@ class Ownership:
         return torch.autograd.grad(feature, parameters, gradient, retain_graph=True, allow_unused=True)
 
 
-def gradients_of(module: "MultiTaskModule", batch: Batch) -> Tensor:
-    """Return each loss's gradient over the trunk's shared parameters, shape ``[m, n]``, as plain rows."""
+def gradients_of(module: "MultiTaskModule", batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the losses ``[m]`` and, as plain rows, their gradients over the trunk's shared parameters ``[m, n]``."""
     module.ownership.find(module, batch)
     shared = module.shared_parameters()
     rows = []
-    for loss in module.losses(batch):
+    losses = module.losses(batch)
+    for loss in losses:
         found = torch.autograd.grad(
             loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         rows.append(torch.cat([g.flatten() for g in found]))
-    return torch.stack(rows)
+    return losses, torch.stack(rows)

@@ -12,7 +12,8 @@ from torchjd.scalarization import Mean
 from multitask.callbacks.conflict import Conflict
 from multitask.callbacks.cost import Cost
 from multitask.weighting.adapter import adapt
-from tests.conftest import Arrays, arrays, build, fit
+from multitask.weighting.projection import ExactProjector
+from tests.conftest import Arrays, arrays, build, fit, regression
 
 
 class Memory(Logger):
@@ -59,13 +60,65 @@ def test_conflict_is_that_of_the_gradients(method: Any) -> None:
     assert logged["conflict/gramian/condition"] == pytest.approx(
         torch.linalg.cond(rows @ rows.T).item(), rel=1e-6
     )
-    if method is UPGradWeighting:
-        weights = UPGradWeighting()(rows @ rows.T)
-        ratio = (weights @ rows).norm() / rows.mean(0).norm()
-        assert logged["conflict/weights/norm_ratio"] == pytest.approx(ratio.item(), rel=1e-6)
-        assert 0 < logged["conflict/weights/entropy"] <= 1
-    else:
-        assert "conflict/weights/norm_ratio" not in logged
+    weights = (
+        UPGradWeighting()(rows @ rows.T) if method is UPGradWeighting else torch.full((3,), 1 / 3).double()
+    )
+    ratio = (weights @ rows).norm() / rows.mean(0).norm()
+    assert logged["conflict/weights/norm_ratio"] == pytest.approx(ratio.item(), rel=1e-6)
+    shares = weights / weights.sum()
+    entropy = -(shares * shares.log()).sum() / torch.tensor(3.0).log()
+    assert logged["conflict/weights/entropy"] == pytest.approx(entropy.item(), rel=1e-6)
+    for i in range(3):
+        assert logged[f"weight/t{i}"] == pytest.approx(weights[i].item(), rel=1e-6)
+    assert logged["conflict/solver/seconds"] >= 0
+    assert logged["conflict/solver/failures"] == 0
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_task_without_labels_is_no_part_of_it(window: int) -> None:
+    """Neither of the conflict nor of a probe; the loggers get how often it was labelled."""
+    for weighting in (Mean(), UPGradWeighting()):
+        data = arrays()
+        data["t1"][:] = torch.nan
+        heads = {f"t{i}": regression(f"t{i}", missing=True) for i in range(3)}
+        module = build(adapt(weighting), heads=heads, accumulate_grad_batches=window)
+        rows = rows_by_hand(module, {name: values[: 24 // window] for name, values in data.items()})[[0, 2]]
+        memory = Memory()
+        fit(
+            module,
+            Arrays(data, batch_size=24 // window),
+            logger=memory,
+            log_every_n_steps=1,
+            callbacks=[Conflict(probe_every=1)],
+        )
+        logged = {key: value for metrics in memory.logged for key, value in metrics.items()}
+        assert [key for key in logged if "conflict/cosine" in key] == ["conflict/cosine/t0__t2"]
+        if window == 1 or isinstance(weighting, Mean):
+            cosine = nn.functional.cosine_similarity(rows[0], rows[1], dim=0)
+            assert logged["conflict/cosine/t0__t2"] == pytest.approx(cosine.item())
+        assert [logged[f"train/labelled/t{i}"] for i in range(3)] == [1, 0, 1]
+        assert "train/loss/t1" not in logged
+        assert "weight/t1" not in logged
+
+
+def test_a_failing_solver_shows() -> None:
+    class Failing(UPGradWeighting):
+        def forward(self, gramian: torch.Tensor, /) -> torch.Tensor:
+            self.projector.failures += 1
+            self.projector.seconds += 0.5
+            return torch.ones_like(gramian[0])
+
+    memory = Memory()
+    fit(
+        build(adapt(Failing(projector=ExactProjector()))),
+        Arrays(arrays()),
+        logger=memory,
+        log_every_n_steps=1,
+        callbacks=[Conflict()],
+    )
+    (logged,) = (metrics for metrics in memory.logged if "conflict/solver/failures" in metrics)
+    assert logged["conflict/solver/failures"] == 1
+    assert logged["conflict/solver/seconds"] == pytest.approx(0.5)
 
 
 def test_probing_leaves_no_trace() -> None:
@@ -87,6 +140,8 @@ def test_cost_is_split_and_remembered(method: Any) -> None:
     module = build(adapt(method()))
     fit(module, Arrays(arrays(), batch_size=8), steps=6, logger=memory, log_every_n_steps=2, callbacks=[cost])
     logged = next(metrics for metrics in memory.logged if "cost/step" in metrics)
+    assert logged["cost/data"] >= 0
+    assert logged["cost/peak_memory_mib"] > 1
     parts = ("forward", "task_gradients", "solver", "optimizer")
     assert all(logged[f"cost/{part}"] >= 0 for part in parts)
     assert 0 < sum(logged[f"cost/{part}"] for part in parts) <= logged["cost/step"] * 1.01

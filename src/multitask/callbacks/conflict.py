@@ -4,13 +4,16 @@ from itertools import combinations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from multitask.autodiff.gradients import TaskGradients
 from multitask.module import MultiTaskModule
 from multitask.ownership import gradients_of
+from multitask.shares import masses_of, present_tasks
 from multitask.task import Batch
+from multitask.weighting.base import Scalarization
 
 _TINY = 1e-30
 
@@ -30,7 +33,7 @@ class Conflict(Callback):
     Args:
         most_pairs: Up to how many pairs of tasks their cosines are logged one by one.
         probe_every: For scalarizations, which have no Gramian: every how many steps to compute one, at
-            a backward pass a task; ``None`` for never.
+            a backward pass a task; ``None`` for never. With micro-batches it is that of a step's first.
     """
 
     def __init__(self, most_pairs: int = 28, probe_every: int | None = None) -> None:
@@ -52,11 +55,17 @@ class Conflict(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Probe a scalarization when asked to."""
+        """Probe a scalarization when asked to; what has a Gramian shows it by itself."""
         assert isinstance(pl_module, MultiTaskModule)
-        if self.probe_every and trainer.global_step % self.probe_every == 0:
-            gramian = probe(pl_module, batch)
-            self._observe(pl_module, gramian, None, list(range(len(pl_module.names))))
+        if (
+            self.probe_every
+            and trainer.global_step % self.probe_every == 0
+            and batch_idx % pl_module.window == 0
+            and pl_module.needs_no_gramian
+        ):
+            gramian, weights, present = probe(pl_module, batch)
+            if present:
+                self._observe(pl_module, gramian, weights, present)
 
     @torch.no_grad()
     def _observe(
@@ -109,18 +118,32 @@ class Conflict(Callback):
             add("conflict/gramian", condition.view(1), ["condition"])
 
 
-def probe(module: MultiTaskModule, batch: Batch) -> Tensor:
-    """Return the Gramian of the tasks' gradients at a batch, shape ``[m, m]``, and leave no trace.
+def probe(module: MultiTaskModule, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
+    """Look at the tasks' gradients at a batch, that of all processes, and leave no trace.
 
     Args:
-        module: The module, whose buffers (running statistics) are put back.
+        module: The module, which a scalarization trains; its buffers (running statistics) are put back.
         batch: The batch.
+
+    Returns:
+        The Gramian of the tasks that are labelled, shape ``[k, k]``, the weights that the scalarization
+        gives their losses, shape ``[k]``, and which tasks these are.
     """
+    combiner = module.weighting
+    assert isinstance(combiner, Scalarization)
+    present = present_tasks(masses_of(module, [batch], "task"), len(module.names))
     kept = {name: buffer.clone() for name, buffer in module.trunk.named_buffers()}
     devices = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        rows = gradients_of(module, batch)
+        losses, rows = gradients_of(module, batch)
     with torch.no_grad():
         for name, buffer in module.trunk.named_buffers():
             buffer.copy_(kept[name])
-    return rows @ rows.T
+    if module.processes > 1:
+        # Those of the whole batch are the means over processes.
+        dist.all_reduce(rows)
+        rows = rows / module.processes
+    rows, leaf = rows[present], losses.detach()[present].requires_grad_()
+    with module.as_present(present), torch.enable_grad():
+        (weights,) = torch.autograd.grad(combiner(leaf), leaf)
+    return rows @ rows.T, weights, present

@@ -23,7 +23,7 @@ _WARM_UP = 3
 class Cost(Callback):
     """Logs ``cost/…`` in seconds a step: data, forward, task gradients, solver, optimizer, the whole step.
 
-    The run's record gets the median step and the peak memory.
+    ``cost/peak_memory_mib`` is the most memory held so far; it and the median step are in the run's record.
 
     Args:
         synchronize: Whether to wait for a CUDA device around each section, so that its time is its own;
@@ -96,9 +96,9 @@ class Cost(Callback):
         if pl_module.automatic_optimization:
             self._add("optimizer", self._ended - self._mark)
         self.steps.append(self._spent["step"])
-        times = torch.tensor([self._spent.get(section, 0.0) for section in _SECTIONS], dtype=torch.float64)
-        names = [section.replace(" ", "_") for section in _SECTIONS]
-        pl_module.telemetry.add("cost", times, names)
+        figures = [*(self._spent.get(section, 0.0) for section in _SECTIONS), peak_memory_mib()]
+        names = [*(section.replace(" ", "_") for section in _SECTIONS), "peak_memory_mib"]
+        pl_module.telemetry.add("cost", torch.tensor(figures, dtype=torch.float64), names)
         self._spent = {}
 
     def facts(self) -> dict[str, float]:

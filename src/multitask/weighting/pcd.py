@@ -11,6 +11,7 @@ from multitask.autodiff.gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.gramian import checked
 from multitask.weighting.present import Kind
+from multitask.weighting.tally import Tally
 
 
 class PCD(WeightedMethod):
@@ -19,7 +20,7 @@ class PCD(WeightedMethod):
     Gradients are divided by the root of a moving average of their squared norm; each other task is
     granted the share τ of what a step along its own divided gradient would give it. The result is as
     long as the primary gradient. Where the primary task's gradient is zero, or its labels are absent,
-    the trunk rests; where the minima exclude one another they are dropped.
+    the trunk rests; where the minima exclude one another they are dropped, which counts as a failure.
 
     "Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical Multi-Objective
     Optimization" (2026), with torchjd's exact solver.
@@ -59,6 +60,7 @@ class PCD(WeightedMethod):
         self.tau = tau
         self.beta = beta
         self.eps = eps
+        self.solver = Tally("pcd")
         self.index = torch.arange(len(tasks))
         self.register_buffer("squares", torch.zeros(len(tasks), dtype=torch.float64))
         self.register_buffer("steps", torch.zeros(len(tasks), dtype=torch.float64))
@@ -76,7 +78,11 @@ class PCD(WeightedMethod):
             divided = (G * torch.outer(scale, scale))[order][:, order]
             precision = 10 * torch.finfo(gramian.dtype).eps
             taus = torch.full((len(order) - 1,), self.tau, dtype=torch.float64)
-            w = _solve_qp(divided, taus, dependence_tol=max(1e-9, precision))
+            with self.solver.timed():
+                w = _solve_qp(divided, taus, dependence_tol=max(1e-9, precision))
+            short = taus * divided.diagonal()[1:] - divided[1:] @ w
+            if (short > max(1e-8, precision) * (divided[1:].abs() @ w + 1)).any():
+                self.solver.failed("the minima exclude one another, and are dropped in this step")
             length = w @ divided @ w
             if length > precision * (w.abs() @ divided.diagonal().sqrt()) ** 2:
                 weights[order] = w * scale[order] * (squares[first] / length).sqrt()

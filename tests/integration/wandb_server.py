@@ -26,13 +26,14 @@ class WandbServer:
     """Answers on a free port, and keeps what it was told.
 
     ``base`` is its address, ``requests`` every method and path, ``upserts`` the variables of every
-    ``UpsertBucket``, ``stream`` the bodies posted to file streams.
+    ``UpsertBucket``, ``stream`` the bodies posted to file streams, ``views`` the variables of every saved workspace.
     """
 
     def __init__(self) -> None:
         self.requests: list[str] = []
         self.upserts: list[dict[str, Any]] = []
         self.stream: list[dict[str, Any]] = []
+        self.views: list[dict[str, Any]] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -91,6 +92,16 @@ class WandbServer:
                     "teams": {"edges": []},
                 }
                 return {"data": {"viewer": viewer}}
+            case "GetDefaultEntity":
+                return {"data": {"viewer": {"id": "v", "entity": "entity"}}}
+            case "UpsertView2":
+                self.views.append(variables)
+                view = {"id": variables.get("id", "view-id"), "name": variables["name"]}
+                return {"data": {"upsertView": {"view": view, "inserted": True}}}
+            case "View":
+                known = [view for view in self.views if view["name"] == variables["viewName"]]
+                nodes = [{"node": {"id": "view-id", **view}} for view in known[-1:]]
+                return {"data": {"project": {"allViews": {"edges": nodes}}}}
             case "ServerFeaturesQuery":
                 return {"data": {"serverInfo": {"features": []}}}
         return {"data": {}}

@@ -1,0 +1,88 @@
+"""What a dashboard of an experiment shows: its tasks, their figures, its sweeps, and Δm as a formula."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from multitask.evaluation.compare import load
+from multitask.evaluation.comparison import Comparison, Settings, compare_records
+from multitask.evaluation.errors import ComparisonError
+
+
+@dataclass(frozen=True)
+class Board:
+    """An experiment as its runs log it.
+
+    `metrics`: task → names of its metrics besides the loss. `figures`: task/metric → the key it is logged by, for
+    the figures that count. `lower`: those of which it is known that lower is better. `sweeps`: the W&B groups to
+    show, all if empty. `delta_m`: Δm of a run in W&B's expressions, or None for the reason `no_delta_m`.
+    """
+
+    experiment: str
+    metrics: Mapping[str, tuple[str, ...]]
+    figures: dict[str, str]
+    lower: frozenset[str]
+    sweeps: tuple[str, ...] = ()
+    delta_m: str | None = None
+    no_delta_m: str = ""
+
+
+def logged(split: str, task: str, metric: str) -> str:
+    """The key under which a run logs a figure."""
+    return f"{split}/loss/{task}" if metric == "loss" else f"{split}/{task}/{metric}"
+
+
+def from_records(source: str | Sequence[str], baselines: str | None, settings: Settings) -> list[Board]:
+    """A board for every experiment that the sources have finished runs of.
+
+    Raises:
+        ComparisonError: A source cannot be read, or there is no such run.
+    """
+    compared = compare_records(load(source, baselines), settings)
+    boards = [from_comparison(each) for each in compared if each.rows and not each.published]
+    if not boards:
+        raise ComparisonError(
+            f"source={source} holds no figures of finished runs; give a sweep that has some."
+        )
+    return boards
+
+
+def from_comparison(comparison: Comparison) -> Board:
+    """The board of an experiment that has been compared."""
+    table, split = comparison.metrics, comparison.settings.split
+    metrics: dict[str, tuple[str, ...]] = dict.fromkeys(table["task"], ())
+    for _, row in table[table["metric"] != "loss"].iterrows():
+        metrics[row["task"]] += (row["metric"],)
+    figures = {str(key): logged(split, row["task"], row["metric"]) for key, row in table.iterrows()}
+    refusals = [entry.refusal for entry in comparison.rows if entry.refusal]
+    reason = refusals[0] if refusals else comparison.refusal
+    return Board(
+        experiment=comparison.experiment,
+        metrics=metrics,
+        figures=figures,
+        lower=frozenset(str(key) for key in table.index[table["higher"] == False]),  # noqa: E712 - None is neither
+        sweeps=tuple(sorted(set(comparison.counted_runs["sweep"]) - {""})),
+        delta_m=None if reason else _delta_m(comparison, figures),
+        no_delta_m=reason,
+    )
+
+
+def from_tasks(experiment: str, tasks: Mapping[str, Sequence[str]], split: str) -> Board:
+    """The board of an experiment of which only the config is known; `tasks`: task → names of its metrics."""
+    names = [(task, metric) for task, own in tasks.items() for metric in own or ["loss"]]
+    return Board(
+        experiment=experiment,
+        metrics={task: tuple(own) for task, own in tasks.items()},
+        figures={f"{task}/{metric}": logged(split, task, metric) for task, metric in names},
+        lower=frozenset(f"{task}/loss" for task, metric in names if metric == "loss"),
+        no_delta_m="a config has no figures of single-task training; give source=<sweep folder>",
+    )
+
+
+def _delta_m(comparison: Comparison, figures: Mapping[str, str]) -> str:
+    """Δm of one run. It is linear in the run's figures, so that W&B's mean over seeds is Δm of the method."""
+    assert comparison.baseline is not None
+    terms = []
+    for key, mean in comparison.baseline.values.mean().items():
+        sign = "-" if comparison.metrics.loc[key, "higher"] else "+"
+        terms.append(f"{sign} (${{{figures[str(key)]}}} / {mean:.10g} - 1)")
+    return f"{100 / len(terms):.10g} * (0 {' '.join(terms)})"

@@ -1,0 +1,205 @@
+"""A W&B workspace for a comparison: built without network, saved with it."""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+# Before wandb is imported: it reads them then.
+os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+from wandb_workspaces import expr
+
+from multitask.evaluation.board import Board
+from multitask.evaluation.errors import ComparisonError
+
+STEP = "trainer/global_step"  # the x axis of every run
+METHOD = wr.Config("method")
+MOST_GROUPS = 100  # W&B draws ten unless it is told
+MOST_SCATTERS = 6
+# Over the seeds of a method. W&B has no confidence interval.
+OVER_SEEDS: dict[str, Any] = {"groupby": METHOD, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
+WAIT = 20  # seconds for an answer of the server
+
+
+def workspace(
+    board: Board, project: str, entity: str = "", scatter: Sequence[Sequence[str]] | None = None
+) -> Any:
+    """The workspace of a board.
+
+    Args:
+        board: What it shows.
+        project: The W&B project of the runs.
+        entity: The user or team that the project belongs to.
+        scatter: Pairs of task/metric to plot against each other; None for every two tasks, six at most.
+
+    Raises:
+        ComparisonError: `scatter` names a figure that is not compared.
+    """
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=f"Comparison: {board.experiment}",
+        sections=[_comparison(board, scatter), *(_task(board, task) for task in board.metrics), _training()],
+        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=MOST_GROUPS),
+        runset_settings=ws.RunsetSettings(
+            filters=_filters(board),
+            pinned_columns=[
+                "config:method",
+                "config:variant",
+                "config:seed",
+                *(f"summary:{key}" for key in board.figures.values()),
+            ],
+        ),
+    )
+
+
+def save(made: Any, replace: str | None = None) -> str:
+    """Save a workspace to W&B, and return its address.
+
+    Args:
+        made: The workspace; without an entity it goes to that of the user.
+        replace: Address of an earlier workspace that this one takes the place of.
+
+    Raises:
+        ComparisonError: W&B cannot be reached or entered, or has no such workspace.
+    """
+    import wandb
+
+    with _no_question():
+        try:
+            if not made.entity:
+                made.entity = wandb.Api(timeout=WAIT).default_entity or ""
+            if replace:
+                old = ws.Workspace.from_url(replace)
+                old.name, old.sections = made.name, made.sections
+                old.settings, old.runset_settings = made.settings, made.runset_settings
+                made = old
+            made.save()
+            return str(made.url)
+        except wandb.errors.UsageError as error:
+            raise ComparisonError(
+                "W&B does not know who you are: run `wandb login` or set WANDB_API_KEY, or write the workspace to a "
+                "file with output=workspace.json."
+            ) from error
+        except (wandb.errors.Error, ValueError, KeyError, TypeError, IndexError, OSError) as error:
+            raise ComparisonError(
+                f"W&B did not take the workspace of project={made.project} ({' '.join(str(error).split())}); look at "
+                "the network, project, entity and replace, or write it to a file with output=workspace.json."
+            ) from error
+
+
+def as_json(made: Any) -> str:
+    """The workspace's specification, as it would be saved."""
+    return str(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2)) + "\n"
+
+
+def _comparison(board: Board, scatter: Sequence[Sequence[str]] | None) -> Any:
+    panels: list[Any] = []
+    if board.delta_m:
+        panels.append(
+            wr.BarPlot(
+                title="Δm, % against single-task training (lower is better)",
+                custom_expressions=[board.delta_m],
+                max_bars_to_show=MOST_GROUPS,
+                **OVER_SEEDS,
+            )
+        )
+    columns = [wr.ParallelCoordinatesPlotColumn(METHOD, display_name="method")]
+    columns += [
+        # Upwards is better on every axis.
+        wr.ParallelCoordinatesPlotColumn(
+            wr.SummaryMetric(key), display_name=name, inverted=name in board.lower
+        )
+        for name, key in board.figures.items()
+    ]
+    panels += [
+        wr.ScatterPlot(
+            title=f"{x} and {y}",
+            x=wr.SummaryMetric(board.figures[x]),
+            y=wr.SummaryMetric(board.figures[y]),
+            legend_template="${config:method} ${config:variant} seed ${config:seed}",
+        )
+        for x, y in _pairs(board, scatter)
+    ]
+    panels += [
+        wr.ParallelCoordinatesPlot(title="Every figure of every run", columns=columns),
+        wr.RunComparer(diff_only="split"),
+    ]
+    return _section("Comparison", panels, is_open=True)
+
+
+def _pairs(board: Board, scatter: Sequence[Sequence[str]] | None) -> list[tuple[str, str]]:
+    if scatter is None:
+        firsts = {_task_of(name): name for name in reversed(board.figures)}
+        return list(itertools.islice(itertools.combinations(reversed(firsts.values()), 2), MOST_SCATTERS))
+    for pair in scatter:
+        if len(pair) != 2 or any(name not in board.figures for name in pair):
+            raise ComparisonError(
+                f"scatter={list(pair)}: give pairs of task/metric; there is: {', '.join(board.figures)}."
+            )
+    return [(pair[0], pair[1]) for pair in scatter]
+
+
+def _task_of(figure: str) -> str:
+    return figure.partition("/")[0]
+
+
+def _task(board: Board, task: str) -> Any:
+    curves = {"training loss": f"train/loss/{task}", "validation loss": f"val/loss/{task}"}
+    curves |= {f"validation {name}": f"val/{task}/{name}" for name in board.metrics[task]}
+    curves["weight"] = f"weight/{task}"
+    bars = [
+        wr.BarPlot(title=name, metrics=[key], max_bars_to_show=MOST_GROUPS, **OVER_SEEDS)
+        for name, key in board.figures.items()
+        if _task_of(name) == task
+    ]
+    return _section(task, [*(_lines(f"{task}: {title}", y=[key]) for title, key in curves.items()), *bars])
+
+
+def _training() -> Any:
+    return _section(
+        "Conflict and cost",
+        [
+            _lines("Cosine between task gradients", metric_regex="^conflict/cosine/.*"),
+            _lines("Seconds a step", y=["cost/step"]),
+            _lines("Seconds a step for the task gradients", y=["cost/task_gradients"]),
+            _lines("Seconds a step for the weights", y=["cost/solver"]),
+        ],
+    )
+
+
+def _lines(title: str, **what: Any) -> Any:
+    return wr.LinePlot(title=title, x=STEP, max_runs_to_show=MOST_GROUPS, **what, **OVER_SEEDS)
+
+
+def _section(name: str, panels: list[Any], is_open: bool = False) -> Any:
+    layout = ws.SectionLayoutSettings(columns=2, rows=max(1, -(-len(panels) // 2)))
+    return ws.Section(name=name, panels=panels, is_open=is_open, layout_settings=layout)
+
+
+def _filters(board: Board) -> list[Any]:
+    """The experiment's training runs, without those that failed."""
+    filters = [
+        expr.Config("experiment_name") == board.experiment,
+        expr.Metric("JobType") == "train",
+        expr.Metric("State").isin(["finished", "running"]),
+    ]
+    return filters + ([expr.Metric("Group").isin(list(board.sweeps))] if board.sweeps else [])
+
+
+@contextmanager
+def _no_question() -> Iterator[None]:
+    """Let W&B raise where it would ask for a key on the terminal."""
+    asked = sys.stdin
+    with open(os.devnull) as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = asked

@@ -26,13 +26,15 @@ class WandbServer:
     """Answers on a free port, and keeps what it was told.
 
     ``base`` is its address, ``requests`` every method and path, ``upserts`` the variables of every
-    ``UpsertBucket``, ``stream`` the bodies posted to file streams, ``views`` the variables of every saved workspace.
+    ``UpsertBucket``, ``stream`` the bodies posted to file streams, ``views`` the variables of every saved workspace,
+    ``uploads`` the files by name.
     """
 
     def __init__(self) -> None:
         self.requests: list[str] = []
         self.upserts: list[dict[str, Any]] = []
         self.stream: list[dict[str, Any]] = []
+        self.uploads: dict[str, bytes] = {}
         self.views: list[dict[str, Any]] = []
         server = self
 
@@ -68,6 +70,8 @@ class WandbServer:
         if path.endswith("/file_stream"):
             self.stream.append(json.loads(body))
             return {}
+        if path.startswith("/upload/"):
+            self.uploads[path.removeprefix("/upload/")] = body
         if path != "/graphql":
             return {}
         query = json.loads(body)
@@ -83,6 +87,11 @@ class WandbServer:
                 files = [{"name": name, "uploadUrl": f"{self.base}/upload/{name}"} for name in names]
                 made = {"runID": "run-id", "uploadHeaders": [], "files": files}
                 return {"data": {"createRunFiles": made}}
+            case "CreateArtifact":
+                name = {"name": variables["input"]["artifactCollectionName"]}
+                made = {"id": "artifact-id", "digest": variables["input"]["digest"], "state": "COMMITTED",
+                        "aliases": [], "artifactSequence": {"id": "s", "latestArtifact": None, **name}}  # fmt: skip
+                return {"data": {"createArtifact": {"artifact": made}}}
             case "Viewer":
                 viewer = {
                     "id": "v",

@@ -1,12 +1,17 @@
 """Sweeps as a user starts them."""
 
 import json
+import os
 import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.script_runner import Scripts
+from tests.integration.wandb_server import WandbServer
 from tests.sweep.small import SMALL, progress_of, records_of, results_of, runs_of, table_of
 
 pytestmark = pytest.mark.slow
@@ -51,20 +56,47 @@ def test_failing_jobs_leave_their_reason_and_spoil_nothing(scripts: Scripts, arr
     assert all(error in ran.out for error in errors)
 
 
-def test_group_of_the_runs_is_the_sweep(scripts: Scripts, arrays: Path) -> None:
-    import wandb.util
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    server = WandbServer()
+    yield server
+    server.close()
 
-    ran = scripts.run("-m", *SMALL, f"data.path={arrays}", "logger=wandb", "seed=0,1", "weighting=upgrad")
-    assert ran.code == 0, ran.err
-    found = []
-    for file in sorted(ran.folder.glob("*/wandb/offline-run-*/*.wandb")):
-        inspect = ["leet", "inspect", "-json", "-no-observability", "-run-file"]
-        read = [wandb.util.get_core_path(), *inspect, str(file)]
-        lines = subprocess.run(read, capture_output=True, text=True, check=True).stdout.splitlines()
-        found += [record["run"] for line in lines if "run" in (record := json.loads(line))]
-    groups, ids = ({run[key] for run in found} for key in ("run_group", "run_id"))
-    assert groups == {ran.folder.name}
-    assert len(ids) == 2
+
+def test_the_runs_and_the_table_of_a_sweep_are_one_group_and_reach_wandb_by_one_line(
+    scripts: Scripts, arrays: Path, server: WandbServer
+) -> None:
+    grid = ("logger=wandb", "seed=0,1", "weighting=upgrad", "optimizer.lr=0.01,1e30")
+    ran = scripts.run("-m", *SMALL, f"data.path={arrays}", *grid)
+    assert ran.code == 1
+    assert server.requests == []
+    again = scripts.run("-m", *SMALL, f"data.path={arrays}", *grid, f"sweep={ran.folder.name}")
+    assert again.code == 1
+    # The line of docs/sweeps.md.
+    line = "wandb sync $sweep/{,*/}wandb/offline-run-*"
+    key = {"WANDB_BASE_URL": server.base, "WANDB_API_KEY": "0" * 40, "sweep": str(ran.folder)}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    synced = subprocess.run(["bash", "-c", line], env={**os.environ, **key, "PATH": path}, check=False)
+    assert synced.returncode == 0
+    begun = [each for each in server.upserts if each.get("groupName")]
+    assert {each["groupName"] for each in begun} == {ran.folder.name}
+    kinds = Counter(each["jobType"] for each in begun)
+    assert kinds["sweep"] == 1  # of two goes
+    assert kinds["train"] >= 4
+    (table,) = (
+        json.loads(body) for name, body in server.uploads.items() if name.startswith("media/table/jobs")
+    )
+    assert table["columns"] == ["method", "optimizer.lr", "seed", "status", "a/loss", "b/loss", "run"]
+    rows = sorted(table["data"])
+    assert [row[1:4] for row in rows] == [
+        ["0.01", 0, "completed"],
+        ["0.01", 1, "completed"],
+        ["1e+30", 0, "failed"],
+        ["1e+30", 1, "failed"],
+    ]
+    for row in rows[:2]:
+        figures = results_of(ran.folder / row[-1])
+        assert row[4:6] == [float(r["value"]) for r in figures if r["split"] == "test" and r["task"] in "ab"]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from multitask.sweep import tracking
 from multitask.sweep.plan import pin, plan
 from multitask.sweep.progress import followed
 from multitask.sweep.session import as_installed, begin, fail_for, launch
 from multitask.sweep.signals import handed_on
-from multitask.sweep.summary import show
+from multitask.sweep.summary import show, summarize
 
 
 class GridSweeper(BasicSweeper):
@@ -50,5 +51,7 @@ class GridSweeper(BasicSweeper):
             with followed(folder.name, jobs, len(jobs)), handed_on(jobs) as stop:
                 launch(self.launcher, jobs, stop, self.max_batch_size)
         finally:
-            show(jobs, folder)
+            summary = summarize(jobs)
+            show(summary, folder)
+        tracking.log(self.config, summary, folder)
         fail_for(jobs)

@@ -7,10 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-# Before wandb is imported: it reads them then.
-os.environ.setdefault("WANDB_SILENT", "true")
-os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-
+from multitask import quiet_wandb  # noqa: F401  # isort: skip
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr

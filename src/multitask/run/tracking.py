@@ -1,18 +1,14 @@
 """W&B, offline unless the config says otherwise: no login, no prompt, no network, no chatter."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
+from multitask import quiet_wandb  # noqa: F401
 from multitask.run.errors import ConfigError, choices
 
 MODES = ("offline", "online", "disabled")
-
-# Before wandb is imported: it reads them then. Without the second, even an offline run calls home.
-os.environ.setdefault("WANDB_SILENT", "true")
-os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
 def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multitask.sweep.plan import Job
@@ -13,36 +14,66 @@ MOST_COLUMNS = 8
 Figures = dict[tuple[str, str], float]
 
 
-def show(jobs: Sequence[Job], folder: Path) -> None:
+@dataclass(frozen=True)
+class Summary:
+    """What became of a sweep's jobs.
+
+    Args:
+        jobs: The jobs.
+        statuses: Their statuses.
+        varied: The keys that differ between them, but for those that have a column already.
+        figures: Their figures; none where a job has not completed.
+    """
+
+    jobs: Sequence[Job]
+    statuses: Sequence[str]
+    varied: Sequence[str]
+    figures: Sequence[Figures]
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """Task and metric of every figure that a job has."""
+        return list(dict.fromkeys(key for found in self.figures for key in found))
+
+    def settings(self, job: Job) -> list[str]:
+        """Return a job's values of the keys that differ."""
+        own = _by_key(job)
+        return [own.get(name, "") for name in self.varied]
+
+
+def summarize(jobs: Sequence[Job]) -> Summary:
+    """Read the jobs' folders."""
+    statuses = [status_of(job.folder) for job in jobs]
+    figures = [
+        read_figures(job.folder) if status == COMPLETED else {}
+        for job, status in zip(jobs, statuses, strict=True)
+    ]
+    return Summary(jobs, statuses, _varied(jobs), figures)
+
+
+def show(summary: Summary, folder: Path) -> None:
     """Print one table of all jobs, the reasons of those that failed, and the sweep's folder."""
-    statuses = {job: status_of(job.folder) for job in jobs}
-    figures = [read_figures(job.folder) if statuses[job] == COMPLETED else {} for job in jobs]
-    columns = list(dict.fromkeys(key for found in figures for key in found))
-    if len(columns) > MOST_COLUMNS:
-        figures = [_means(found) for found in figures]
-        columns = list(dict.fromkeys(key for found in figures for key in found))
-    varied = _varied(jobs)
+    shown = summary
+    if len(shown.columns) > MOST_COLUMNS:
+        shown = replace(summary, figures=[_means(found) for found in summary.figures])
     from rich.console import Console  # here, for a quick start
     from rich.table import Table
 
     table = Table(title=f"sweep {folder.name}", title_justify="left")
-    for name in ("method", *varied):
+    for name in ("method", *shown.varied):
         table.add_column(name)
     table.add_column("seed", justify="right")
     table.add_column("status")
-    for task, metric in columns:
+    for task, metric in shown.columns:
         table.add_column(f"{task}\n{metric}", justify="right")
-    for job, found in zip(jobs, figures, strict=True):
-        own = _by_key(job)
-        cells = [f"{found[key]:.4f}" if key in found else "" for key in columns]
-        table.add_row(
-            job.method, *(own.get(name, "") for name in varied), str(job.seed), statuses[job], *cells
-        )
+    for job, status, found in zip(shown.jobs, shown.statuses, shown.figures, strict=True):
+        cells = [f"{found[key]:.4f}" if key in found else "" for key in shown.columns]
+        table.add_row(job.method, *shown.settings(job), str(job.seed), status, *cells)
     console = Console()
     # A file has no width; a table cut at 80 characters would lose figures.
     console.print(table, width=None if console.is_terminal else 400, soft_wrap=not console.is_terminal)
-    for job in jobs:
-        if statuses[job] == FAILED:
+    for job, status in zip(shown.jobs, shown.statuses, strict=True):
+        if status == FAILED:
             print(f"failed: {job.folder.name}: {read_record(job.folder).get('error')}")
     print(folder)
 

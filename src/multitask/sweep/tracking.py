@@ -1,0 +1,71 @@
+"""The sweep's own W&B run: the table of its jobs, in the group of their runs."""
+
+import hashlib
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from multitask.sweep.summary import Summary
+
+JOB_TYPE = "sweep"
+
+
+def log(config: DictConfig, summary: Summary, folder: Path) -> None:
+    """Log the table of all jobs where the config has a W&B logger; a sweep that goes on renews it.
+
+    W&B that does not answer spoils no sweep: that is said, and the jobs' folders have everything.
+
+    Args:
+        config: The sweep's own config.
+        summary: What became of the jobs.
+        folder: The sweep's folder.
+    """
+    logger: Any = OmegaConf.select(config, "logger.wandb")
+    mode: Any = logger.get("mode", "online") if logger else "disabled"
+    if mode == "disabled":
+        return
+    from multitask import quiet_wandb  # noqa: F401  # isort: skip
+    import wandb  # here, for a quick start
+
+    # One name for the sweep, however often it is taken up.
+    name = f"{folder.name[:40]}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    for old in folder.glob(f"wandb/offline-run-*-{name}"):
+        shutil.rmtree(old)  # what it says is out of date
+    try:
+        run = wandb.init(
+            project=logger.get("project"), entity=logger.get("entity"), mode=mode, dir=folder, id=name,
+            name=folder.name, group=folder.name, job_type=JOB_TYPE, resume="allow" if mode == "online" else None,
+            config={"sweep": folder.name, "jobs": [job.folder.name for job in summary.jobs]},
+        )  # fmt: skip
+        run.log({"jobs": wandb.Table(columns=_columns(summary), data=_rows(summary))})
+        run.summary.update({f"jobs/{status}": count for status, count in Counter(summary.statuses).items()})
+        run.finish()
+    except (wandb.errors.Error, OSError) as error:
+        print(
+            f"the sweep's table is not in W&B ({' '.join(str(error).split())}); run `wandb login`, or leave the "
+            "logger offline.",
+            file=sys.stderr,
+        )
+
+
+def _columns(summary: Summary) -> list[Any]:
+    figures = [f"{task}/{metric}" for task, metric in summary.columns]
+    return ["method", *summary.varied, "seed", "status", *figures, "run"]
+
+
+def _rows(summary: Summary) -> list[list[Any]]:
+    return [
+        [
+            job.method,
+            *summary.settings(job),
+            job.seed,
+            status,
+            *map(found.get, summary.columns),
+            job.folder.name,
+        ]
+        for job, status, found in zip(summary.jobs, summary.statuses, summary.figures, strict=True)
+    ]

@@ -53,6 +53,17 @@ HEAVY = {
     "+optimizer.lrr=1": "unexpected keyword argument 'lrr'",
     "trainer.val_check_interval=100": "trainer.val_check_interval=100 is more than the 6 batches of an epoch",
     "trainer.precision=17": "Precision 17 is invalid",
+    "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU, and the run is on the CPU; take trainer=gpu",
+    "weighting=krum": "weighting=krum needs 3 tasks",
+    "weighting=upgrad trainer.strategy=fsdp": "splits the parameters over processes, and a task's gradient needs them",
+    "weighting=graddrop weighting.heads=weighted": "gives a gradient and no weights that heads could get",
+    "weighting=upgrad +weighting.scale=1": "weighting.scale is no argument of torchjd.aggregation.UPGradWeighting",
+    "weighting=cagrad weighting._target_=torchjd.aggregation.CAGradWeighting": (
+        'needs a solver that is not installed; run pip install -c constraints.txt -e ".[solvers]"'
+    ),
+    "+callbacks.swa._target_=lightning.pytorch.callbacks.StochasticWeightAveraging +callbacks.swa.swa_lrs=0.1": (
+        "callbacks.swa puts the averaged weights in place at the end"
+    ),
     "trainer.accelerator=quantum": "invalid accelerator name",
     "data.split=[0.8,0.1]": "must be three shares",
     "data.split=[1.0,0.0,0.0] evaluation.splits=[train]": "needs a validation split and the data has none",

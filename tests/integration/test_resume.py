@@ -71,6 +71,14 @@ CASES = {
         stop("on_validation_batch_end", 3, "SIGTERM"),
     ),
     "part of the batches": (["trainer.limit_train_batches=5"], stop("on_train_epoch_end", 2, "SIGTERM")),
+    "averaged weights": (
+        [
+            "weighting=gradvac",
+            "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging",
+            "+callbacks.ema.decay=0.5",
+        ],
+        stop("on_train_batch_end", 11, "SIGTERM"),
+    ),
     "two processes, Jacobian": (
         ["weighting=upgrad", "trainer=ddp_cpu", "data.batch_size=8"],
         stop("on_train_batch_end", 11, "SIGTERM"),

@@ -1,9 +1,10 @@
 """Debug, optimizer, scheduler and trainer configs, each with the three kinds of weighting."""
 
 import pytest
+import torch
 
 from tests.integration.script_runner import Scripts
-from tests.integration.small import Small, rows
+from tests.integration.small import Small, checkpoint, rows
 
 pytestmark = pytest.mark.slow
 METHODS = ["weighted_sum", "imtl_l", "upgrad"]
@@ -56,6 +57,16 @@ def test_groups_go_together(
     assert ran.record["steps"] == 32
     figures = {(row["task"], row["split"]) for row in rows(ran.folder / "results.csv")}
     assert {(task, split) for task in "ab" for split in ("val", "test")} <= figures
+
+
+def test_a_compiled_trunk_trains_as_it_is(small: Small) -> None:
+    runs = [
+        small.run("weighting=upgrad", "trainer.max_epochs=1", f"compile={on}") for on in ("false", "true")
+    ]
+    plain, compiled = (checkpoint(ran.folder)["state_dict"] for ran in runs)
+    for key, value in plain.items():
+        if key.startswith(("trunk.", "tasks.")):
+            torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-5, msg=key)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -138,6 +138,8 @@ class Checkpoints(Checkpoint):
         if self._improved:
             if trainer.is_global_zero:
                 _replace(self.last, self.folder / "best.ckpt", link=True)
+            # Every process reads the file when the fit has ended.
+            trainer.strategy.barrier("best")
             self._improved = False
 
     def save_before_batch(self, trainer: Trainer, taken: int = 0) -> None:

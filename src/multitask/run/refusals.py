@@ -19,6 +19,12 @@ def check_hardware(config: DictConfig) -> None:
         ConfigError: Naming the key.
     """
     accelerator, devices = config.trainer.get("accelerator", "auto"), config.trainer.get("devices", 1)
+    precision = str(config.trainer.get("precision", ""))
+    if precision.startswith("16") and not _has_half(accelerator):
+        raise ConfigError(
+            f"trainer.precision={precision} needs a GPU, and the run is on the CPU; take trainer=gpu, or "
+            "trainer.precision=bf16-mixed."
+        )
     if accelerator not in ("gpu", "cuda"):
         return
     count = torch.cuda.device_count()
@@ -30,6 +36,29 @@ def check_hardware(config: DictConfig) -> None:
         raise ConfigError(
             f"trainer.devices={devices} are more than the {count} GPUs here; choose at most {count}."
         )
+
+
+def _has_half(accelerator: str) -> bool:
+    """Return whether the accelerator trains in half precision: Lightning takes bfloat16 on a CPU, and warns only."""
+    if accelerator == "auto":
+        return torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator != "cpu"
+
+
+def check_averaging(config: DictConfig) -> None:
+    """Refuse to average weights for the end of a run and measure those of its best epoch.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    for name, callback in (config.callbacks or {}).items():
+        target = str((callback or {}).get("_target_", ""))
+        if target.endswith("StochasticWeightAveraging") and config.selection.metric is not None:
+            raise ConfigError(
+                f"callbacks.{name} puts the averaged weights in place at the end, and "
+                f"selection.metric={config.selection.metric} measures the weights of one epoch; set "
+                "selection.metric=null, or take lightning.pytorch.callbacks.EMAWeightAveraging, which is validated."
+            )
 
 
 def check_targets(config: Mapping[str, Any]) -> None:

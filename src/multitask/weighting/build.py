@@ -95,9 +95,10 @@ def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
     parameters = inspect.signature(target).parameters
     vectors = {name for name, parameter in parameters.items() if "Tensor" in str(parameter.annotation)}
     made: dict[str, Any] = {"tasks": list(tasks)} if "tasks" in parameters else {}
-    for name, value in config.items():
-        if name == "_target_":
-            continue
+    given = [name for name in config if name != "_target_"]
+    _check_arguments(key, config["_target_"], given, parameters)
+    for name in given:
+        value = config[name]
         if value is None and _is_needed(parameters.get(name)):
             value = {}
         if isinstance(value, Mapping) and "_target_" in value:
@@ -118,6 +119,23 @@ def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
             f"{key}._target_={config['_target_']} needs a solver that is not installed; run "
             'pip install -c constraints.txt -e ".[solvers]", or choose a weighting of this repository: none needs it.'
         ) from error
+
+
+def _check_arguments(
+    key: str, target: str, given: Sequence[str], parameters: Mapping[str, inspect.Parameter]
+) -> None:
+    """Refuse keys that a constructor does not take, and say which it cannot do without."""
+    takes = [name for name, parameter in parameters.items() if parameter.kind in _NAMED and name != "tasks"]
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in given:
+        if name not in takes:
+            raise ValueError(
+                f"{key}.{name} is no argument of {target}, which takes {', '.join(takes) or 'none'}."
+            )
+    for name in takes:
+        if name not in given and parameters[name].default is inspect.Parameter.empty:
+            raise ValueError(f"{key}.{name} is missing, which {target} cannot do without; set {key}.{name}=…")
 
 
 def _is_needed(parameter: inspect.Parameter | None) -> bool:

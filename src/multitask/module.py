@@ -20,7 +20,7 @@ from multitask.optimization import ManualOptimization, step_plateau_schedulers
 from multitask.ownership import Ownership
 from multitask.penalty import Penalty
 from multitask.shares import losses_of
-from multitask.task import Batch, Outcome, Task, split_features
+from multitask.task import Batch, Outcome, Task, few_of, split_features
 from multitask.telemetry import Telemetry, finite_or_raise
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
 
@@ -329,8 +329,7 @@ class MultiTaskModule(LightningModule):
     def validation_keys(self, batch: Batch) -> list[str]:
         """Return the keys that validation logs, found by measuring a few examples of ``batch``."""
         self.eval()
-        few = {name: values[:8] for name, values in batch.items()}
-        self._measurement.update(self.by_name, self(few))
+        self._measurement.update(self.by_name, self(few_of(batch)))
         keys = list(logged(self._measured(), "val"))
         self.train()
         return keys

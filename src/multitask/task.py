@@ -193,6 +193,13 @@ class Task(nn.Module):
         return counted.sum() if classes is None else (classes[target.where(counted, 0)] * counted).sum()
 
 
+def few_of(batch: Batch, count: int = 8) -> Batch:
+    """Return a few examples from all over a batch: its beginning may be of one source, labelled for one task."""
+    size = len(batch["inputs"])
+    picked = torch.linspace(0, size - 1, min(count, size)).long()
+    return {name: values[picked] for name, values in batch.items()}
+
+
 def _over_examples(mask: Tensor, like: Tensor) -> Tensor:
     return mask.view(mask.shape + (1,) * (like.ndim - mask.ndim))
 

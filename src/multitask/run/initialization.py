@@ -12,7 +12,7 @@ from multitask.data.loading import derived_seed
 from multitask.penalty import Penalty
 from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
-from multitask.task import Batch, Task, split_features
+from multitask.task import Batch, Task, few_of, split_features
 
 
 def seeded(seed: int, name: str, make: Callable[[], Any]) -> Any:
@@ -59,10 +59,7 @@ def initialize(
     Raises:
         ConfigError: If trunk, head, loss or a metric cannot take the data, naming the part.
     """
-    # From all over the batch: its beginning may be of one source, labelled for one task.
-    count = len(batch["inputs"])
-    picked = torch.linspace(0, count - 1, min(8, count)).long()
-    few: Batch = {name: values[picked] for name, values in batch.items()}
+    few = few_of(batch)
     for part in (trunk, *tasks.values()):
         part.eval()
     try:

@@ -3,12 +3,13 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from multitask.callbacks.trajectory import Trajectory
+from multitask.callbacks.trajectory import Trajectory, _losses
 from multitask.data.toy import Toy
 from multitask.module import MultiTaskModule
 from multitask.nn.point import Point
@@ -51,6 +52,14 @@ def test_table_figure_and_end_on_the_pareto_set(tmp_path: Path, target: str, whe
     assert [row["step"] for row in rows] == list(range(201))
     assert (rows[0]["x1"], rows[0]["x2"]) == (-1, 4)
     assert rows[0]["first"] == pytest.approx(0.5 * (1 + 9))
+    with np.load(tmp_path / "landscape.npz") as below:
+        assert below["mean"].shape == (len(below["x1"]), len(below["x2"])) == (50, 50)
+        mean = [
+            objective.values(torch.tensor([[below["x1"][7], below["x2"][9]]]))
+            for objective in _losses(module).values()
+        ]
+        assert below["mean"][7, 9] == pytest.approx(float(sum(mean)) / 2)
+        assert abs(below["pareto_set"][:, 1] - 1).max() < 0.2
     last = module.trunk.point.tolist()
     assert (rows[-1]["x1"], rows[-1]["x2"]) == pytest.approx(last, abs=1e-6)
     assert last[1] == pytest.approx(1, abs=1e-3)

@@ -6,6 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
@@ -17,11 +18,12 @@ from multitask.toys import Objective, non_dominated
 
 
 class Trajectory(Callback):
-    """Leaves ``trajectory.csv`` and ``trajectory.png`` in the run's folder when training ends, however it
-    ends.
+    """Leaves ``trajectory.csv``, ``trajectory.png`` and ``landscape.npz`` in the run's folder when training
+    ends, however it ends.
 
     Left: the point's way over the contours of the mean objective, with the Pareto set; right: the same in
     the plane of both objectives, with the Pareto front. Set and front are found on the grid of the plot.
+    ``landscape.npz`` has what lies under the way, for figures of many runs (``scripts/trajectories.py``).
 
     Args:
         lower: Lower left corner of the plot.
@@ -112,6 +114,15 @@ class Trajectory(Callback):
         grid = torch.cartesian_prod(*axes)
         field = torch.stack([objective.values(grid) for objective in objectives], dim=-1)
         draw(points, values, axes, grid, field, names).savefig(folder / "trajectory.png", dpi=120)
+        _save_landscape(folder / "landscape.npz", axes, grid, field)
+
+
+def _save_landscape(path: Path, axes: Sequence[Tensor], grid: Tensor, field: Tensor) -> None:
+    """Save the mean objective on a coarser grid, and the Pareto set."""
+    step = -(-len(axes[0]) // 100)
+    mean = field.mean(dim=-1).reshape(len(axes[0]), len(axes[1]))[::step, ::step]
+    x1, x2 = (axis[::step].numpy() for axis in axes)
+    np.savez_compressed(path, x1=x1, x2=x2, mean=mean.numpy(), pareto_set=grid[non_dominated(field)].numpy())
 
 
 def _losses(module: LightningModule) -> dict[str, Any]:

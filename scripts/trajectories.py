@@ -1,0 +1,30 @@
+"""Draw the trajectories of a toy problem's runs in one figure: python scripts/trajectories.py source=<sweep folder>."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from multitask.run.cli import launch, speaking
+from multitask.run.errors import ConfigError
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="trajectories")
+def main(config: DictConfig) -> None:
+    """Draw, and say where the figure is."""
+    with speaking():
+        if not config.source:
+            raise ConfigError("source is missing; give the folder of a sweep with experiment=toy.")
+        from multitask.evaluation.errors import ComparisonError
+        from multitask.evaluation.plots.trajectories import draw_ways, read_ways
+
+        try:
+            figure = draw_ways(read_ways(Path(config.source)))
+        except ComparisonError as error:
+            raise ConfigError(str(error)) from error
+        figure.savefig(config.output, dpi=150)
+        print(config.output)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,75 @@
+"""The ways of a toy problem's point in many runs: one panel a method, all starts in each, as the papers show it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from multitask.evaluation.errors import ComparisonError
+
+_COLUMNS = 3  # of panels
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where the point of one run went.
+
+    ``steps``: ``trajectory.csv`` of the run; ``landscape``: its ``landscape.npz``, what lies under the way.
+    """
+
+    method: str
+    steps: pd.DataFrame
+    landscape: dict[str, NDArray]
+
+
+def read_ways(source: Path) -> list[Way]:
+    """Read all runs under a folder that left a trajectory.
+
+    Raises:
+        ComparisonError: If there is none.
+    """
+    ways = []
+    for table in sorted(source.glob("**/trajectory.csv")):
+        method = json.loads((table.parent / "run.json").read_text())["method"]
+        with np.load(table.parent / "landscape.npz", allow_pickle=False) as file:
+            ways.append(Way(method, pd.read_csv(table), dict(file)))
+    if not ways:
+        raise ComparisonError(
+            f"source={source} holds no trajectory; make some with python scripts/train.py -m experiment=toy "
+            "weighting=weighted_sum,upgrad 'trunk.start=[-8.5,7.5],[-8.5,-5],[9,9]'."
+        )
+    return ways
+
+
+def draw_ways(ways: list[Way]) -> Figure:
+    """Draw the methods' panels over the objectives, the mean objective's contours and the Pareto set below them."""
+    methods = list(dict.fromkeys(way.method for way in ways))
+    columns = min(_COLUMNS, len(methods))
+    rows = -(-len(methods) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.3 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    for panel, method in zip(panels, methods, strict=False):
+        _panel(panel, method, [way for way in ways if way.method == method])
+    for panel in panels[len(methods) :]:
+        panel.set_axis_off()
+    return figure
+
+
+def _panel(panel: Axes, method: str, ways: list[Way]) -> None:
+    below = ways[0].landscape
+    panel.contour(below["x1"], below["x2"], below["mean"].T, levels=25, cmap="Greys", linewidths=0.5)
+    panel.plot(*below["pareto_set"].T, ".", color="tab:grey", markersize=3, zorder=2)
+    for way in ways:
+        x1, x2 = way.steps["x1"].to_numpy(), way.steps["x2"].to_numpy()
+        panel.scatter(x1, x2, c=np.linspace(0, 1, len(x1)), cmap="autumn", s=2, zorder=3)
+        panel.plot(x1[0], x2[0], "o", color="black", markersize=6, zorder=4)
+        panel.plot(x1[-1], x2[-1], "*", color="black", markersize=9, zorder=5)
+    panel.set(title=method, xlabel="$x_1$", ylabel="$x_2$")
+    panel.set_xlim(float(below["x1"][0]), float(below["x1"][-1]))
+    panel.set_ylim(float(below["x2"][0]), float(below["x2"][-1]))
+    panel.label_outer()

@@ -53,6 +53,14 @@ PER_TASK = ("hard_sharing", "mmoe", "cgc", "ple", "cross_stitch", "mtan", "mtan_
 PER_TASK += ("hard_sharing_mlp", "mmoe_mlp", "ple_mlp", "cross_stitch_mlp")
 
 
+# Tested where what they are for is: toys, molecules, another library's networks; ``unet`` is ``unet_small`` in large.
+ELSEWHERE = {"point", "schnet", "unet", "monai_resnet", "monai_segresnet"}
+
+
+def test_every_choice_is_tested():
+    assert {file.stem for file in Path(CONFIGS, "trunk").glob("*.yaml")} == {*SMALL, *ELSEWHERE}
+
+
 def configured(name: str, *overrides: str) -> nn.Module:
     register()
     with initialize_config_dir(CONFIGS, version_base="1.3"):

@@ -10,10 +10,12 @@ from torch import Tensor
 from torchjd.aggregation import DualProjWeighting, UPGradWeighting
 from torchjd.linalg import QuadprogProjector
 
-from multitask.weighting import projection
-from multitask.weighting.block_pivoting import solve_by_pivoting
+from multitask.weighting import complementarity, projection
+from multitask.weighting.complementarity import solve
 from multitask.weighting.few_tasks import MOST_TASKS
 from multitask.weighting.projection import ExactProjector
+from multitask.weighting.splitting import likely_free
+from multitask.weighting.upgrad import UPGrad
 
 
 def gramian(m: int, rank: int, seed: int, spread: float = 0.0, common: float = 0.0) -> Tensor:
@@ -201,16 +203,31 @@ def test_constructor_refuses(value: float) -> None:
         ExactProjector(reg_eps=value)
 
 
-@pytest.mark.parametrize("m", [4, 12])
+def nan_rows(G: np.ndarray, U: np.ndarray, Q: np.ndarray, tolerance: float) -> np.ndarray:
+    return np.full_like(Q, np.nan)
+
+
+@pytest.mark.parametrize("m", [4, 12, 30])
 def test_rows_that_fail_the_check_are_counted_and_left_to_quadprog(
     m: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(projection, "solve_row", lambda *_: None)
-    monkeypatch.setattr(projection, "solve_by_pivoting", lambda G, Q, tolerance: np.full_like(Q, np.nan))
+    monkeypatch.setattr(projection, "solve", nan_rows)
     G, U = gramian(m, 40, seed=1), vectors_of("tasks", m)
     projector = ExactProjector()
     torch.testing.assert_close(projector(U, G), reference(U, G), rtol=1e-9, atol=1e-10)
     assert projector.failures == (m if m > MOST_TASKS else projector.programs) > 0
+
+
+@pytest.mark.parametrize("m", [12, 30])
+def test_a_wrong_solution_is_seen_and_repaired(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check looks at the optimality conditions, not at what the exchanges say of themselves."""
+    monkeypatch.setattr(complementarity, "_exchange_at_once", lambda G, Q, slack: np.abs(Q))
+    monkeypatch.setattr(complementarity, "_exchange_by_row", lambda G, U, Q, slack: np.abs(Q))
+    G, U = gramian(m, 12, seed=1), vectors_of("tasks", m)
+    projector = ExactProjector()
+    torch.testing.assert_close(projector(U, G), reference(U, G), rtol=1e-7, atol=1e-8)
+    assert projector.failures == 0  # the active-set method solved them
 
 
 def test_counters_and_time_add_up() -> None:
@@ -234,9 +251,9 @@ def test_two_tasks_by_hand() -> None:
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 2**31))
 def test_tensors_and_arrays_give_the_same(m: int, rank: int, seed: int) -> None:
     """What runs on CUDA devices are the lines for tensors: here they run on the CPU."""
-    G = regularized(gramian(m, rank, seed), 1e-4)
-    by_tensors = solve_by_pivoting(G, G.clone(), 1e-12)
-    by_arrays = solve_by_pivoting(G.numpy(), G.numpy().copy(), 1e-12)
+    G, U = regularized(gramian(m, rank, seed), 1e-4), vectors_of("tasks", m)
+    by_tensors = solve(G, U, U @ G, 1e-12)
+    by_arrays = solve(G.numpy(), U.numpy(), (U @ G).numpy(), 1e-12)
     np.testing.assert_allclose(by_tensors.numpy(), by_arrays, rtol=1e-7, atol=1e-9)
 
 
@@ -249,14 +266,65 @@ def test_many_tasks_stay_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(W.double(), reference(U, G.float().double()), rtol=1e-5, atol=1e-6)
 
 
-def test_pivoting_says_where_it_fails() -> None:
-    good, bad = torch.eye(12, dtype=torch.float64), torch.diag(torch.tensor([-1.0] + [1.0] * 11)).double()
-    Q = -torch.ones(2, 12, dtype=torch.float64)
-    Q[1, 0] = 1.0  # this row does not need the negative pivot
-    for convert in (lambda t: t, lambda t: t.numpy()):
-        assert not np.isnan(np.asarray(solve_by_pivoting(convert(good), convert(Q), 1e-12))).any()
-        X = np.asarray(solve_by_pivoting(convert(bad), convert(Q), 1e-12))
-        assert np.isnan(X[0]).all()
+@pytest.mark.parametrize("m", [12, 40])
+@pytest.mark.parametrize("convert", [torch.Tensor.clone, torch.Tensor.numpy])
+def test_what_is_not_positive_definite_has_no_solution(m: int, convert: Callable[[Tensor], object]) -> None:
+    bad = torch.diag(torch.tensor([-1.0] + [1.0] * (m - 1), dtype=torch.float64))
+    U = torch.ones(2, m, dtype=torch.float64)
+    X = np.asarray(solve(convert(bad), convert(U), convert(U @ bad), 1e-12))
+    assert np.isnan(X).all()
+
+
+@pytest.mark.parametrize("kind", ["few", "low", "opposed"])
+@pytest.mark.parametrize("m", [24, 40, 100])
+def test_sets_are_guessed_for_nearly_all_rows(m: int, kind: str) -> None:
+    """The first-order guess is what the exact solution starts from: most rows need no second exchange."""
+    generator = torch.Generator().manual_seed(m)
+    J = torch.randn(m, m // 2 if kind == "low" else 3000, generator=generator, dtype=torch.float64)
+    J = J - 0.9 * J.mean(0) if kind == "opposed" else J
+    G, U = regularized(J @ J.T, 1e-4), vectors_of("tasks", m)
+    exact = solve(G, U, U @ G, 1e-12) > 0
+    for guess in (likely_free(G, U @ G), torch.from_numpy(likely_free(G.numpy(), (U @ G).numpy()))):
+        assert (guess == exact).all(1).double().mean() >= 0.6
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(17, 60), st.integers(1, 60), st.integers(0, 2**31), st.sampled_from([1e-4, 1e-6, 1e-8]))
+def test_no_weights_do_better_than_quadprogs(m: int, rank: int, seed: int, reg_eps: float) -> None:
+    """Of a Gramian that is singular but for the regularization, weights say little: the length counts."""
+    G, U = gramian(m, rank, seed), vectors_of("tasks", m)[:3]
+    W, expected = ExactProjector(reg_eps=reg_eps)(U, G), reference(U, G, reg_eps)
+    matrix = regularized(G, reg_eps)
+    ours, theirs = (torch.einsum("ij,jk,ik->i", V, matrix, V) for V in (W, expected))
+    assert (ours <= theirs * (1 + 1e-7)).all()
+    assert_optimal(W, U, G, reg_eps)
+
+
+@settings(max_examples=60, deadline=None)
+@given(gramians, st.booleans(), st.booleans())
+def test_upgrad_is_the_sum_of_the_projections(G: Tensor, preferred: bool, single: bool) -> None:
+    G = G.float() if single else G
+    preferences = torch.linspace(0.0, 2.0, len(G), dtype=G.dtype) if preferred else None
+    weighting = UPGrad(preferences)
+    torch.testing.assert_close(
+        weighting(G), UPGradWeighting(preferences, projector=ExactProjector())(G), rtol=1e-5, atol=1e-6
+    )
+    assert weighting(G).dtype == G.dtype
+
+
+def test_upgrad_with_another_projector_or_wrong_preferences_is_torchjds() -> None:
+    G = gramian(5, 3, seed=0)
+    projector = QuadprogProjector()
+    torch.testing.assert_close(UPGrad(projector=projector)(G), UPGradWeighting(projector=projector)(G))
+    with pytest.raises(ValueError, match="4 rows"):
+        UPGrad(torch.ones(4, dtype=G.dtype))(G)
+
+
+def test_upgrad_does_not_hand_out_the_preferences() -> None:
+    preferences = torch.ones(3)
+    weights = UPGrad(preferences)(torch.eye(3))
+    weights += 1.0
+    assert torch.equal(preferences, torch.ones(3))
 
 
 @pytest.mark.parametrize("m", [2, 3, 8, 20])

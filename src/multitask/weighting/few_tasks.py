@@ -1,15 +1,15 @@
-"""The complementarity problems of block_pivoting.py for a handful of tasks, in plain Python numbers.
+"""The complementarity problems of complementarity.py for a handful of tasks, in plain Python numbers.
 
 For so few every array operation costs more than the arithmetic of a row.
 """
 
-import math
+from collections.abc import Iterable
 from operator import mul
 
 Matrix = list[list[float]]
 
-# Beyond this many tasks the arrays of block_pivoting.py are as fast.
-MOST_TASKS = 6
+# Beyond this many tasks the arrays of complementarity.py are as fast.
+MOST_TASKS = 4
 
 
 def normalize(G: Matrix, trace: float, regularization: float) -> Matrix:
@@ -22,64 +22,77 @@ def normalize(G: Matrix, trace: float, regularization: float) -> Matrix:
 
 def multiply(u: list[float], G: Matrix) -> list[float]:
     """Return ``G u`` for symmetric ``G``."""
-    q = [0.0] * len(u)
-    for weight, row in zip(u, G, strict=True):
-        if weight:
-            q = [a + weight * b for a, b in zip(q, row, strict=True)]
-    return q
+    return _add(u, range(len(u)), G, [0.0] * len(u))
+
+
+def _add(values: list[float], free: Iterable[int], G: Matrix, start: list[float]) -> list[float]:
+    """Return ``start + G x``, where ``x`` has the given values at its free entries and zeros elsewhere."""
+    for value, i in zip(values, free, strict=True):
+        if value:
+            start = [a + value * b for a, b in zip(start, G[i], strict=True)]
+    return start
 
 
 def solve_row(G: Matrix, q: list[float], tolerance: float) -> list[float] | None:
     """Find the ``x ≥ 0`` with ``y = q + G x ≥ 0`` and ``x · y = 0``.
 
-    :param G: Positive definite matrix, ``[m, m]``.
-    :param q: Right-hand side, ``[m]``.
-    :param tolerance: Largest ``|min(x, y)|`` of a solution, relative to ``max |q| + max |x|``.
-    :return: The solution; None where none is found, because ``G`` is not positive definite.
+    One or two free entries are solved in closed form. Wrong signs are exchanged all at once, later one at a
+    time, which ends for certain.
+
+    Args:
+        G: Positive definite, shape ``[m, m]``.
+        q: Shape ``[m]``.
+        tolerance: Largest ``|min(x, y)|`` of a solution, relative to ``max |q| + max |x|``.
+
+    Returns:
+        The solution; None where none is found, because ``G`` is not positive definite.
     """
-    tasks = range(len(q))
-    free = [i for i in tasks if q[i] < 0.0]  # where x may be positive and y is zero; elsewhere the reverse
+    size = max(max(q), -min(q))
+    free = [i for i, value in enumerate(q) if value < 0.0]
     for exchange in range(2 ** len(q)):
         try:
-            x = _solve_on(free, G, q)
+            values = _solve_on(free, G, q)
         except ZeroDivisionError:
             return None
-        y = [b + sum(map(mul, row, x)) for b, row in zip(q, G, strict=True)]
-        slack = tolerance * (max(map(abs, q)) + max(map(abs, x)))
-        if not slack < math.inf:
-            return None
-        if max(map(abs, map(min, x, y))) <= slack:
-            return [max(value, 0.0) for value in x]
-        wrong = [i for i in tasks if (x[i] if i in free else y[i]) < -slack]
+        signed = _add(values, free, G, q)
+        slack = tolerance * (size + max(values, default=0.0))
+        exact = True
+        for value, i in zip(values, free, strict=True):
+            exact &= -slack <= signed[i] <= slack
+            signed[i] = value
+        if min(signed) >= -slack:
+            if not exact:
+                return None
+            x = [0.0] * len(q)
+            for value, i in zip(values, free, strict=True):
+                x[i] = max(value, 0.0)
+            return x
+        wrong = [i for i, value in enumerate(signed) if value < -slack]
         if not wrong:
             return None
-        if exchange >= len(q):  # one at a time, always the last, ends for certain
+        if exchange >= len(q):
             wrong = wrong[-1:]
-        free = [i for i in tasks if (i in free) != (i in wrong)]
+        free = sorted(set(free) ^ set(wrong))
     return None
 
 
 def _solve_on(free: list[int], G: Matrix, q: list[float]) -> list[float]:
-    """Solve ``G x = −q`` on the free variables, the others being zero."""
-    x = [0.0] * len(q)
+    """Solve ``G x = −q`` on the free entries, the others being zero; return the values of these."""
     if len(free) == 1:
         (i,) = free
-        x[i] = -q[i] / G[i][i]
-    elif len(free) == 2:
+        return [-q[i] / G[i][i]]
+    if len(free) == 2:
         i, j = free
-        determinant = G[i][i] * G[j][j] - G[i][j] * G[j][i]
-        x[i] = (G[i][j] * q[j] - G[j][j] * q[i]) / determinant
-        x[j] = (G[j][i] * q[i] - G[i][i] * q[j]) / determinant
-    elif free:
-        rows = [[G[i][j] for j in free] + [-q[i]] for i in free]
-        for k, pivot in enumerate(rows, start=1):
-            for n, row in enumerate(rows[k:], start=k):
-                factor = row[k - 1] / pivot[k - 1]
-                rows[n] = [a - factor * b for a, b in zip(row, pivot, strict=True)]
-        values: list[float] = []  # of the last tasks, in their order
-        for k, row in enumerate(reversed(rows), start=1):
-            rest = sum(map(mul, row[-k:-1], values))
-            values.insert(0, (row[-1] - rest) / row[-k - 1])
-        for i, value in zip(free, values, strict=True):
-            x[i] = value
-    return x
+        a, b, c = G[i][i], G[i][j], G[j][j]
+        determinant = a * c - b * b
+        return [(b * q[j] - c * q[i]) / determinant, (b * q[i] - a * q[j]) / determinant]
+    rows = [[G[i][j] for j in free] + [-q[i]] for i in free]
+    for k, pivot in enumerate(rows, start=1):
+        for n, row in enumerate(rows[k:], start=k):
+            factor = row[k - 1] / pivot[k - 1]
+            rows[n] = [a - factor * b for a, b in zip(row, pivot, strict=True)]
+    values: list[float] = []  # of the last entries, in their order
+    for k, row in enumerate(reversed(rows), start=1):
+        rest = sum(map(mul, row[-k:-1], values))
+        values.insert(0, (row[-1] - rest) / row[-k - 1])
+    return values

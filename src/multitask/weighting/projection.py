@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from operator import add
 
 import numpy as np
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor
 from torchjd.linalg import DualConeProjector, PSDMatrix
 
-from multitask.weighting.block_pivoting import Array, namespace, solve_by_pivoting
-from multitask.weighting.few_tasks import MOST_TASKS, multiply, normalize, solve_row
+from multitask.weighting.complementarity import MOST_AT_ONCE, Array, solve
+from multitask.weighting.few_tasks import MOST_TASKS, Matrix, multiply, normalize, solve_row
 
 # Largest violation of the optimality conditions that passes as exact, relative to max |G u| + max |w − u|.
 _TOLERANCE = 1e-12
+_ROUNDING = {
+    dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+}
 
 
 class ExactProjector(DualConeProjector):
@@ -26,9 +30,10 @@ class ExactProjector(DualConeProjector):
     - the Gramian is divided by its trace however small that is, so that multiplying all losses by a number
       changes no weight; of a Gramian that is exactly zero the weights are :math:`u` themselves;
     - a row without conflict (:math:`G u \ge 0`) needs no program: there :math:`w = u`;
-    - up to six tasks are solved row by row in Python numbers (one and two conflicting tasks in closed
-      form), more for all rows together by block pivoting, on the device of the Gramian if that is a CUDA
-      device and on the CPU otherwise; always in float64;
+    - up to four tasks are solved row by row in Python numbers (one and two conflicting tasks in closed
+      form), more for all rows together by block pivoting, which for many tasks starts from a first-order
+      guess; always in float64, and for more than sixteen tasks on the Gramian's device if that is a CUDA
+      device (for fewer, the CPU is done before a device has begun);
     - every solution is checked against the optimality conditions. Rows that violate them are counted in
       ``failures`` and solved once more by quadprog.
 
@@ -60,56 +65,92 @@ class ExactProjector(DualConeProjector):
             far from positive semi-definite that quadprog fails as well.
         """
         start = time.perf_counter()
-        regularization = max(self.reg_eps, len(G) * torch.finfo(G.dtype).eps)
-        project = self._project_few if len(G) <= MOST_TASKS else self._project_many
-        W = project(U, G, regularization)
-        self.solves += 1
-        self.seconds += time.perf_counter() - start
+        m = len(G)
+        W: Tensor | None = None
+        if m <= MOST_TASKS:
+            rows = U.tolist() if U.ndim == 2 else U.reshape(-1, m).tolist()
+            if (steps := self._steps_of_few(rows, G)) is not None:
+                weights = [list(map(add, u, x)) for u, x in zip(rows, steps, strict=True)]
+                W = torch.tensor(weights, dtype=G.dtype, device=G.device)
+        else:
+            vectors = _as_array(U).reshape(-1, m)
+            if (steps := self._steps(vectors, G)) is not None:
+                W = _as_tensor(vectors + steps, G)
+        self._count(start)
+        # A copy, since the answer must not be the caller's tensor.
+        return U.detach().to(G, copy=True) if W is None else W.view(U.shape)
+
+    def project_tasks(self, preferences: Sequence[float], G: PSDMatrix) -> Tensor:
+        """Return the sum of the projections' weights of ``preferences[i]`` times task i, shape ``[m]``.
+
+        The same as the sum of the rows of ``projector(torch.diag(preferences), G)``, in less time.
+
+        :raises ValueError: As when called.
+        """
+        start = time.perf_counter()
+        m = len(G)
+        weights = preferences
+        if m <= MOST_TASKS:
+            rows = [[0.0] * m for _ in range(m)]
+            for i, preference in enumerate(preferences):
+                rows[i][i] = preference
+            if (steps := self._steps_of_few(rows, G)) is not None:
+                weights = list(map(sum, zip(preferences, *steps, strict=True)))
+            W = torch.tensor(weights, dtype=G.dtype, device=G.device)
+        else:
+            vectors = _as_array(torch.tensor(preferences, dtype=torch.float64, device=G.device).diag())
+            steps = self._steps(vectors, G)
+            W = _as_tensor(vectors.sum(0) if steps is None else (vectors + steps).sum(0), G)
+        self._count(start)
         return W
 
-    def _project_few(self, U: Tensor, G: Tensor, regularization: float) -> Tensor:
-        rows = G.tolist()
-        trace = sum([row[i] for i, row in enumerate(rows)])
-        if _is_zero(trace, sum(map(sum, rows)), G):
-            return _copy(U, G)
-        gramian = normalize(rows, trace, regularization)
-        W = U.tolist() if U.ndim == 2 else U.reshape(-1, len(G)).tolist()
+    def _count(self, start: float) -> None:
+        self.solves += 1
+        self.seconds += time.perf_counter() - start
+
+    def _regularization(self, G: Tensor) -> float:
+        return max(self.reg_eps, len(G) * _ROUNDING[G.dtype])
+
+    def _steps_of_few(self, rows: Matrix, G: Tensor) -> Matrix | None:
+        """Return ``w − u`` for every ``u``; None where all are zero."""
+        gramian = G.tolist()
+        trace = sum([row[i] for i, row in enumerate(gramian)])
+        if _is_zero(trace, sum(map(sum, gramian)), G):
+            return None
+        gramian = normalize(gramian, trace, self._regularization(G))
+        steps = [[0.0] * len(u) for u in rows]
         conflicts = 0
-        for i, u in enumerate(W):
+        for i, u in enumerate(rows):
             q = multiply(u, gramian)
             if min(q) < 0.0:
                 conflicts += 1
                 x = solve_row(gramian, q, _TOLERANCE)
                 if x is None:
                     self.failures += 1
-                    (x,) = self._solve_by_quadprog(np.array(gramian), np.array([q]))
-                W[i] = list(map(add, u, x))
-        if conflicts == 0:
-            return _copy(U, G)
+                    (x,) = self._solve_by_quadprog(np.array(gramian), np.array([q])).tolist()
+                steps[i] = x
         self.programs += conflicts
-        return torch.tensor(W, dtype=G.dtype, device=G.device).view(U.shape)
+        return steps if conflicts else None
 
-    def _project_many(self, U: Tensor, G: Tensor, regularization: float) -> Tensor:
+    def _steps(self, vectors: Array, G: Tensor) -> Array | None:
+        """Return ``w − u`` for every ``u``, shape ``[rows, m]``; None where all are zero."""
         gramian = _as_array(G)
         trace = float(gramian.trace())
         if _is_zero(trace, float(gramian.sum()), G):
-            return _copy(U, G)
+            return None
         gramian = (gramian + gramian.T) / (2.0 * trace)
-        gramian.reshape(-1)[:: len(G) + 1] += regularization
-        vectors = _as_array(U).reshape(-1, len(G))
+        gramian.reshape(-1)[:: len(G) + 1] += self._regularization(G)
         Q = vectors @ gramian
-        conflicts = len(namespace(Q).where((Q < 0.0).any(1))[0])
+        conflicts = int((Q < 0.0).any(1).sum())
         if conflicts == 0:
-            return _copy(U, G)
+            return None
         self.programs += conflicts
-        X = solve_by_pivoting(gramian, Q, _TOLERANCE)
-        if not math.isfinite(float(X.sum())):
-            failed = ~namespace(X).isfinite(X).all(1)
+        X = solve(gramian, vectors, Q, _TOLERANCE)
+        failed = X[:, 0] != X[:, 0]
+        if bool(failed.any()):
             self.failures += int(failed.sum())
             X[failed] = self._solve_by_quadprog(gramian, Q[failed])
-        W = vectors + X
-        weights = W if isinstance(W, Tensor) else torch.from_numpy(W)
-        return _like(weights, G).view(U.shape)
+        return X
 
     def _solve_by_quadprog(self, G: Array, Q: Array) -> Array:
         if isinstance(Q, Tensor):
@@ -138,20 +179,13 @@ def _is_zero(trace: float, total: float, G: Tensor) -> bool:
     return True
 
 
-def _copy(U: Tensor, G: Tensor) -> Tensor:
-    """Return the vectors as weights: a copy, since the answer must not be the caller's tensor."""
-    copy = _like(U.detach(), G)
-    return copy.clone() if copy.data_ptr() == U.data_ptr() else copy
-
-
-def _like(weights: Tensor, G: Tensor) -> Tensor:
-    # Most often nothing is to do, and asking takes less time than Tensor.to.
-    return weights if weights.dtype == G.dtype and weights.device == G.device else weights.to(G)
-
-
 def _as_array(tensor: Tensor) -> Array:
-    """Float64 where the work is done: on CUDA devices, and with NumPy on the CPU for all others."""
+    """Float64 where the work is done: on CUDA devices for many tasks, with NumPy on the CPU otherwise."""
     tensor = tensor.detach()
-    if tensor.is_cuda:
+    if tensor.is_cuda and tensor.shape[-1] > MOST_AT_ONCE:
         return tensor.double()
     return np.asarray(tensor.cpu().numpy(), dtype=np.float64)
+
+
+def _as_tensor(array: Array, G: Tensor) -> Tensor:
+    return (array if isinstance(array, Tensor) else torch.from_numpy(array)).to(G)

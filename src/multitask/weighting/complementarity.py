@@ -1,0 +1,186 @@
+"""Linear complementarity problems with one positive definite matrix and many right-hand sides.
+
+Every row ``u`` of ``U`` asks for the vector ``x`` with ``x ≥ 0``, ``y = G (u + x) ≥ 0`` and ``x · y = 0``: the
+optimality conditions of the least ``wᵀG w`` over ``w = u + x ≥ u``. The solution is exact up to rounding: what is
+searched for is the set of the positive ``x``, its *free* entries, on which ``x`` solves a linear system.
+
+The same lines run on NumPy arrays, which on a CPU saves most of the time of small problems, and on tensors,
+which stay on their device.
+"""
+
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg.lapack import dposv, dpotrf
+from scipy.optimize import nnls
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+from multitask.weighting.splitting import Array, inverse, likely_free, namespace
+
+# Up to here all rows' systems are solved at once in their full size, and guessing the sets costs more than it saves.
+MOST_AT_ONCE = 16
+# Exchanges of all wrong signs before a row is left to the active-set method.
+_EXCHANGES = 3
+# The same for systems of which each takes time; from guessed sets one or two are usual.
+_LATE_EXCHANGES = 6
+# Numbers in the batch of systems that a device solves at once (256 MiB of float64).
+_LARGEST_BATCH = 2**25
+
+
+def solve(G: Array, U: Array, Q: Array, tolerance: float) -> Array:
+    """Solve the complementarity problem of every row of ``U``.
+
+    Free are at first the negative entries of ``G u``, or for many entries those that a first-order method finds
+    for all rows together. All wrong signs of all rows are exchanged at once (block principal pivoting); the
+    rows that a few exchanges leave unsolved go one by one through an active-set method, which ends for certain.
+
+    Args:
+        G: Positive definite, shape ``[m, m]``, float64.
+        U: Shape ``[rows, m]``, float64, of any size.
+        Q: ``U G``.
+        tolerance: Largest ``|min(x, y)|`` of a solution, relative to ``max |G u| + max |x|``.
+
+    Returns:
+        The solutions, shape ``[rows, m]``; NaN in the rows where none was found to the tolerance.
+
+    "A comparison of block pivoting and interior-point algorithms for linear least squares problems with
+    nonnegative variables" (Portugal, Júdice and Vicente, 1994); "Solving Least Squares Problems" (Lawson and
+    Hanson, 1974).
+    """
+    slack = tolerance * _row_maxima(abs(Q))
+    if len(G) <= MOST_AT_ONCE and namespace(Q) is np:
+        X = _exchange_at_once(G, Q, slack)
+    else:
+        with _one_thread():
+            X = _exchange_by_row(G, U, Q, slack)
+    solved = _solved(X, G, Q, slack, tolerance)
+    if solved is not None:
+        X[~solved] = _by_active_set(G, U[~solved])
+        solved = _solved(X, G, Q, slack, tolerance)
+        if solved is not None:
+            X[~solved] = namespace(Q).nan
+    return X
+
+
+def _solved(X: Array, G: Array, Q: Array, slack: Array, tolerance: float) -> Array | None:
+    """Return which rows fulfil the optimality conditions; None for all."""
+    residual = namespace(Q).minimum(X, Q + X @ G)
+    strictest = slack.min()
+    if residual.max() <= strictest and residual.min() >= -strictest:  # False also where one is NaN
+        return None
+    solved = _row_maxima(abs(residual)) <= slack + tolerance * _row_maxima(X)
+    return None if bool(solved.all()) else solved
+
+
+def _exchange_at_once(G: np.ndarray, Q: np.ndarray, slack: np.ndarray) -> np.ndarray:
+    """Pivot in all rows, also in those that are solved: for few tasks, telling them apart takes longer."""
+    right, slack = -Q[:, :, None], -slack[:, None]
+    identity = _negative_identity(len(G))
+    exchanged = Q < 0.0
+    for _ in range(_EXCHANGES):
+        free = exchanged
+        # q + G x − y = 0, with the columns of G for the free entries and those of −1 for the others.
+        try:
+            signed = np.linalg.solve(np.where(free[:, None], G, identity), right)[:, :, 0]
+        except np.linalg.LinAlgError:  # exactly singular
+            signed = np.full_like(Q, np.nan)
+        wrong = signed < slack
+        if not wrong.any():
+            break
+        exchanged = free ^ wrong
+    return np.maximum(signed, 0.0) * free
+
+
+def _exchange_by_row(G: Array, u: Array, q: Array, slack: Array) -> Array:
+    """Pivot in the rows that are not solved yet, from sets that are guessed where trying is dear."""
+    xp = namespace(q)
+    m = len(G)
+    X = 0.0 * q
+    rows = xp.where(slack == slack)[0]
+    free = q < 0.0
+    sizes = free.sum(1)
+    guess_at = int(4 * xp.minimum(sizes, m - sizes).max() <= m)
+    solve_on = _on_device if xp is torch else _on_processor
+    for exchange in range(_LATE_EXCHANGES):
+        if exchange == guess_at:
+            free = likely_free(G, q)
+        x = solve_on(free, G, u, q)
+        wrong = xp.where(free, x, q + x @ G) < -slack[:, None]
+        unsolved = wrong.any(1)
+        X[rows] = x * (free & (x > 0.0))
+        if not bool(unsolved.any()):
+            break
+        rows, u, q, free, slack = (part[unsolved] for part in (rows, u, q, free ^ wrong, slack))
+    return X
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """Keep NumPy's and SciPy's threads away from hundreds of small systems: waking them takes longer."""
+    return _libraries().limit(limits=1)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
+
+
+@cache
+def _negative_identity(m: int) -> np.ndarray:
+    return -np.eye(m)
+
+
+def _on_processor(free: np.ndarray, G: np.ndarray, u: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Solve ``G x = −q`` on each row's free entries, the others being zero; NaN where that fails.
+
+    Where most entries are free, the system of the others is smaller: ``G⁻¹ y = u`` there, with ``y`` zero on the
+    free entries, and ``x = G⁻¹ y − u``.
+    """
+    m = len(G)
+    x, y, negative = np.zeros_like(q), np.zeros_like(q), -q
+    many = free.sum(1) > m // 2
+    inverted = inverse(G) if many.any() else G
+    rows, part = np.empty((m, m)), np.empty(m * m)  # written again and again: memory from the system is slow
+    for row, (mask, most) in enumerate(zip(free ^ many[:, None], many, strict=True)):
+        chosen = mask.nonzero()[0]
+        k = len(chosen)
+        if k:
+            matrix, right, solution = (inverted, u, y) if most else (G, negative, x)
+            matrix.take(chosen, 0, rows[:k], "clip")
+            system = rows[:k].take(chosen, 1, part[: k * k].reshape(k, k), "clip")
+            # Transposed, the symmetric system is in Fortran's order already and can be overwritten.
+            _, values, failed = dposv(system.T, right[row].take(chosen), lower=1, overwrite_a=1)
+            solution[row, chosen] = np.nan if failed else values
+    return np.where(many[:, None] & free, y @ inverted - u, x)
+
+
+def _on_device(free: Tensor, G: Tensor, u: Tensor, q: Tensor) -> Tensor:
+    identity = torch.eye(len(G), dtype=G.dtype, device=G.device)
+    size = max(1, _LARGEST_BATCH // G.numel())
+    parts = []
+    for f, p in zip(free.split(size), q.split(size), strict=True):
+        matrices = torch.where(f[:, :, None] & f[:, None, :], G, identity)
+        factors, failed = torch.linalg.cholesky_ex(matrices)
+        x = torch.cholesky_solve((-p * f)[:, :, None], factors)[:, :, 0]
+        parts.append(torch.where(failed[:, None] == 0, x, torch.nan))
+    return torch.cat(parts)
+
+
+def _by_active_set(G: Array, U: Array) -> Array:
+    """Solve row by row, as ``min ‖R (u + x)‖`` over ``x ≥ 0`` with ``G = RᵀR``, on the CPU; NaN where that fails."""
+    if isinstance(U, Tensor):
+        return torch.as_tensor(_by_active_set(G.cpu().numpy(), U.cpu().numpy())).to(U)
+    R, failed = dpotrf(G, lower=0, clean=1)
+    if failed:
+        return np.full_like(U, np.nan)
+    try:
+        return np.array([nnls(R, target)[0] for target in -(U @ R.T)])
+    except (RuntimeError, ValueError):  # too many exchanges; not finite
+        return np.full_like(U, np.nan)
+
+
+def _row_maxima(array: Array) -> Array:
+    return array.amax(1) if isinstance(array, Tensor) else array.max(1)

@@ -1,0 +1,32 @@
+"""UPGrad by the exact projector, without a tensor between the Gramian and the weights."""
+
+from torch import Tensor
+from torchjd.aggregation import UPGradWeighting
+from torchjd.linalg import DualConeProjector, PSDMatrix
+
+from multitask.weighting.projection import ExactProjector
+
+
+class UPGrad(UPGradWeighting):
+    """torchjd's UPGrad; for a few tasks most of the time would go into its tensors of m numbers.
+
+    Args:
+        pref_vector: The preferences, shape ``[m]``; None for ``1 / m`` each.
+        projector: The projector; None for an exact one.
+
+    "Jacobian Descent For Multi-Objective Optimization" (Quinton and Rey, 2024).
+    """
+
+    def __init__(self, pref_vector: Tensor | None = None, projector: DualConeProjector | None = None) -> None:
+        super().__init__(pref_vector, ExactProjector() if projector is None else projector)
+
+    def forward(self, gramian: PSDMatrix, /) -> Tensor:
+        """Return the weights of the tasks, shape ``[m]``."""
+        m, preferences = len(gramian), self.pref_vector
+        if not isinstance(self.projector, ExactProjector) or (
+            preferences is not None and preferences.shape != (m,)
+        ):
+            return super().forward(gramian)
+        return self.projector.project_tasks(
+            [1.0 / m] * m if preferences is None else preferences.tolist(), gramian
+        )

@@ -203,8 +203,8 @@ def test_constructor_refuses(value: float) -> None:
         ExactProjector(reg_eps=value)
 
 
-def nan_rows(G: np.ndarray, U: np.ndarray, Q: np.ndarray, tolerance: float) -> np.ndarray:
-    return np.full_like(Q, np.nan)
+def unsolved(G: np.ndarray, U: np.ndarray, Q: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    return np.full_like(Q, np.nan), np.full(len(Q), True)
 
 
 @pytest.mark.parametrize("m", [4, 12, 30])
@@ -212,7 +212,7 @@ def test_rows_that_fail_the_check_are_counted_and_left_to_quadprog(
     m: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(projection, "solve_row", lambda *_: None)
-    monkeypatch.setattr(projection, "solve", nan_rows)
+    monkeypatch.setattr(projection, "solve", unsolved)
     G, U = gramian(m, 40, seed=1), vectors_of("tasks", m)
     projector = ExactProjector()
     torch.testing.assert_close(projector(U, G), reference(U, G), rtol=1e-9, atol=1e-10)
@@ -222,8 +222,8 @@ def test_rows_that_fail_the_check_are_counted_and_left_to_quadprog(
 @pytest.mark.parametrize("m", [12, 30])
 def test_a_wrong_solution_is_seen_and_repaired(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check looks at the optimality conditions, not at what the exchanges say of themselves."""
-    monkeypatch.setattr(complementarity, "_exchange_at_once", lambda G, Q, slack: np.abs(Q))
-    monkeypatch.setattr(complementarity, "_exchange_by_row", lambda G, U, Q, slack: np.abs(Q))
+    monkeypatch.setattr(complementarity, "_exchange_at_once", lambda G, Q, tolerance: (np.abs(Q), None))
+    monkeypatch.setattr(complementarity, "_exchange_by_row", lambda G, U, Q, tolerance: np.abs(Q))
     G, U = gramian(m, 12, seed=1), vectors_of("tasks", m)
     projector = ExactProjector()
     torch.testing.assert_close(projector(U, G), reference(U, G), rtol=1e-7, atol=1e-8)
@@ -252,8 +252,8 @@ def test_two_tasks_by_hand() -> None:
 def test_tensors_and_arrays_give_the_same(m: int, rank: int, seed: int) -> None:
     """What runs on CUDA devices are the lines for tensors: here they run on the CPU."""
     G, U = regularized(gramian(m, rank, seed), 1e-4), vectors_of("tasks", m)
-    by_tensors = solve(G, U, U @ G, 1e-12)
-    by_arrays = solve(G.numpy(), U.numpy(), (U @ G).numpy(), 1e-12)
+    by_tensors, _ = solve(G, U, U @ G, 1e-12)
+    by_arrays, _ = solve(G.numpy(), U.numpy(), (U @ G).numpy(), 1e-12)
     np.testing.assert_allclose(by_tensors.numpy(), by_arrays, rtol=1e-7, atol=1e-9)
 
 
@@ -271,8 +271,9 @@ def test_many_tasks_stay_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_positive_definite_has_no_solution(m: int, convert: Callable[[Tensor], object]) -> None:
     bad = torch.diag(torch.tensor([-1.0] + [1.0] * (m - 1), dtype=torch.float64))
     U = torch.ones(2, m, dtype=torch.float64)
-    X = np.asarray(solve(convert(bad), convert(U), convert(U @ bad), 1e-12))
-    assert np.isnan(X).all()
+    _, failed = solve(convert(bad), convert(U), convert(U @ bad), 1e-12)
+    assert failed is not None
+    assert bool(failed.all())
 
 
 @pytest.mark.parametrize("kind", ["few", "low", "opposed"])
@@ -283,7 +284,7 @@ def test_sets_are_guessed_for_nearly_all_rows(m: int, kind: str) -> None:
     J = torch.randn(m, m // 2 if kind == "low" else 3000, generator=generator, dtype=torch.float64)
     J = J - 0.9 * J.mean(0) if kind == "opposed" else J
     G, U = regularized(J @ J.T, 1e-4), vectors_of("tasks", m)
-    exact = solve(G, U, U @ G, 1e-12) > 0
+    exact = solve(G, U, U @ G, 1e-12)[0] > 0
     for guess in (likely_free(G, U @ G), torch.from_numpy(likely_free(G.numpy(), (U @ G).numpy()))):
         assert (guess == exact).all(1).double().mean() >= 0.6
 

@@ -31,7 +31,7 @@ _LATE_EXCHANGES = 6
 _LARGEST_BATCH = 2**25
 
 
-def solve(G: Array, U: Array, Q: Array, tolerance: float) -> Array:
+def solve(G: Array, U: Array, Q: Array, tolerance: float) -> tuple[Array, Array | None]:
     """Solve the complementarity problem of every row of ``U``.
 
     Free are at first the negative entries of ``G u``, or for many entries those that a first-order method finds
@@ -45,40 +45,38 @@ def solve(G: Array, U: Array, Q: Array, tolerance: float) -> Array:
         tolerance: Largest ``|min(x, y)|`` of a solution, relative to ``max |G u| + max |x|``.
 
     Returns:
-        The solutions, shape ``[rows, m]``; NaN in the rows where none was found to the tolerance.
+        The solutions, shape ``[rows, m]``; and in which rows none was found to the tolerance, None if in none.
 
     "A comparison of block pivoting and interior-point algorithms for linear least squares problems with
     nonnegative variables" (Portugal, Júdice and Vicente, 1994); "Solving Least Squares Problems" (Lawson and
     Hanson, 1974).
     """
-    slack = tolerance * _row_maxima(abs(Q))
     if len(G) <= MOST_AT_ONCE and namespace(Q) is np:
-        X = _exchange_at_once(G, Q, slack)
+        X, unsolved = _exchange_at_once(G, Q, tolerance)
     else:
-        with _one_thread():
-            X = _exchange_by_row(G, U, Q, slack)
-    solved = _solved(X, G, Q, slack, tolerance)
-    if solved is not None:
-        X[~solved] = _by_active_set(G, U[~solved])
-        solved = _solved(X, G, Q, slack, tolerance)
-        if solved is not None:
-            X[~solved] = namespace(Q).nan
-    return X
+        X, unsolved = _exchange_by_row(G, U, Q, tolerance), None
+    if unsolved is None:
+        unsolved = _unsolved(X, G, Q, tolerance)
+    if unsolved is not None:
+        X[unsolved] = _by_active_set(G, U[unsolved])
+        unsolved = _unsolved(X, G, Q, tolerance)
+    return X, unsolved
 
 
-def _solved(X: Array, G: Array, Q: Array, slack: Array, tolerance: float) -> Array | None:
-    """Return which rows fulfil the optimality conditions; None for all."""
+def _unsolved(X: Array, G: Array, Q: Array, tolerance: float) -> Array | None:
+    """Return which rows break the optimality conditions; None if none does."""
     residual = namespace(Q).minimum(X, Q + X @ G)
-    strictest = slack.min()
-    if residual.max() <= strictest and residual.min() >= -strictest:  # False also where one is NaN
+    strictest = tolerance * _row_maxima(Q).min()
+    if -strictest <= residual.min() and residual.max() <= strictest:  # False also where one is NaN
         return None
-    solved = _row_maxima(abs(residual)) <= slack + tolerance * _row_maxima(X)
-    return None if bool(solved.all()) else solved
+    allowed = tolerance * (_row_maxima(abs(Q)) + _row_maxima(X))
+    unsolved = ~(_row_maxima(abs(residual)) <= allowed)
+    return unsolved if bool(unsolved.any()) else None
 
 
-def _exchange_at_once(G: np.ndarray, Q: np.ndarray, slack: np.ndarray) -> np.ndarray:
+def _exchange_at_once(G: np.ndarray, Q: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray | None]:
     """Pivot in all rows, also in those that are solved: for few tasks, telling them apart takes longer."""
-    right, slack = -Q[:, :, None], -slack[:, None]
+    right, slack = -Q[:, :, None], -tolerance * Q.max()
     identity = _negative_identity(len(G))
     exchanged = Q < 0.0
     for _ in range(_EXCHANGES):
@@ -89,18 +87,19 @@ def _exchange_at_once(G: np.ndarray, Q: np.ndarray, slack: np.ndarray) -> np.nda
         except np.linalg.LinAlgError:  # exactly singular
             signed = np.full_like(Q, np.nan)
         wrong = signed < slack
-        if not wrong.any():
+        some_wrong = wrong.any()
+        if not some_wrong:
             break
         exchanged = free ^ wrong
-    return np.maximum(signed, 0.0) * free
+    return np.maximum(signed, 0.0) * free, wrong.any(1) if some_wrong else None
 
 
-def _exchange_by_row(G: Array, u: Array, q: Array, slack: Array) -> Array:
+def _exchange_by_row(G: Array, u: Array, q: Array, tolerance: float) -> Array:
     """Pivot in the rows that are not solved yet, from sets that are guessed where trying is dear."""
     xp = namespace(q)
     m = len(G)
-    X = 0.0 * q
-    rows = xp.where(slack == slack)[0]
+    X, slack = 0.0 * q, -tolerance * _row_maxima(abs(q))[:, None]
+    rows = xp.where(slack <= 0.0)[0]
     free = q < 0.0
     sizes = free.sum(1)
     guess_at = int(4 * xp.minimum(sizes, m - sizes).max() <= m)
@@ -109,7 +108,7 @@ def _exchange_by_row(G: Array, u: Array, q: Array, slack: Array) -> Array:
         if exchange == guess_at:
             free = likely_free(G, q)
         x = solve_on(free, G, u, q)
-        wrong = xp.where(free, x, q + x @ G) < -slack[:, None]
+        wrong = xp.where(free, x, q + x @ G) < slack
         unsolved = wrong.any(1)
         X[rows] = x * (free & (x > 0.0))
         if not bool(unsolved.any()):
@@ -118,7 +117,7 @@ def _exchange_by_row(G: Array, u: Array, q: Array, slack: Array) -> Array:
     return X
 
 
-def _one_thread() -> AbstractContextManager[Any]:
+def one_thread() -> AbstractContextManager[Any]:
     """Keep NumPy's and SciPy's threads away from hundreds of small systems: waking them takes longer."""
     return _libraries().limit(limits=1)
 
@@ -140,21 +139,20 @@ def _on_processor(free: np.ndarray, G: np.ndarray, u: np.ndarray, q: np.ndarray)
     free entries, and ``x = G⁻¹ y − u``.
     """
     m = len(G)
-    x, y, negative = np.zeros_like(q), np.zeros_like(q), -q
-    many = free.sum(1) > m // 2
+    many = (free.sum(1) > m // 2)[:, None]
     inverted = inverse(G) if many.any() else G
+    chosen, right = free ^ many, np.where(many, u, -q)
+    values = right * chosen / np.where(many, inverted.diagonal(), G.diagonal())  # done, where one is chosen
     rows, part = np.empty((m, m)), np.empty(m * m)  # written again and again: memory from the system is slow
-    for row, (mask, most) in enumerate(zip(free ^ many[:, None], many, strict=True)):
-        chosen = mask.nonzero()[0]
-        k = len(chosen)
-        if k:
-            matrix, right, solution = (inverted, u, y) if most else (G, negative, x)
-            matrix.take(chosen, 0, rows[:k], "clip")
-            system = rows[:k].take(chosen, 1, part[: k * k].reshape(k, k), "clip")
-            # Transposed, the symmetric system is in Fortran's order already and can be overwritten.
-            _, values, failed = dposv(system.T, right[row].take(chosen), lower=1, overwrite_a=1)
-            solution[row, chosen] = np.nan if failed else values
-    return np.where(many[:, None] & free, y @ inverted - u, x)
+    for row in (chosen.sum(1) > 1).nonzero()[0]:
+        places = chosen[row].nonzero()[0]
+        k = len(places)
+        (inverted if many[row, 0] else G).take(places, 0, rows[:k], "clip")
+        system = rows[:k].take(places, 1, part[: k * k].reshape(k, k), "clip")
+        # Transposed, the symmetric system is in Fortran's order already and can be overwritten.
+        _, solution, failed = dposv(system.T, right[row].take(places), lower=1, overwrite_a=1)
+        values[row, places] = np.nan if failed else solution
+    return np.where(many, (values @ inverted - u) * free, values)
 
 
 def _on_device(free: Tensor, G: Tensor, u: Tensor, q: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from operator import add
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torchjd.linalg import DualConeProjector, PSDMatrix
 
-from multitask.weighting.complementarity import MOST_AT_ONCE, Array, solve
+from multitask.weighting.complementarity import MOST_AT_ONCE, Array, one_thread, solve
 from multitask.weighting.few_tasks import MOST_TASKS, Matrix, multiply, normalize, solve_row
 
 # Largest violation of the optimality conditions that passes as exact, relative to max |G u| + max |w − u|.
@@ -98,7 +99,10 @@ class ExactProjector(DualConeProjector):
                 weights = list(map(sum, zip(preferences, *steps, strict=True)))
             W = torch.tensor(weights, dtype=G.dtype, device=G.device)
         else:
-            vectors = _as_array(torch.tensor(preferences, dtype=torch.float64, device=G.device).diag())
+            vectors: Array = np.zeros((m, m))
+            vectors.reshape(-1)[:: m + 1] = preferences
+            if isinstance(_as_array(G), Tensor):
+                vectors = torch.from_numpy(vectors).to(G.device)
             steps = self._steps(vectors, G)
             W = _as_tensor(vectors.sum(0) if steps is None else (vectors + steps).sum(0), G)
         self._count(start)
@@ -134,23 +138,23 @@ class ExactProjector(DualConeProjector):
 
     def _steps(self, vectors: Array, G: Tensor) -> Array | None:
         """Return ``w − u`` for every ``u``, shape ``[rows, m]``; None where all are zero."""
-        gramian = _as_array(G)
-        trace = float(gramian.trace())
-        if _is_zero(trace, float(gramian.sum()), G):
-            return None
-        gramian = (gramian + gramian.T) / (2.0 * trace)
-        gramian.reshape(-1)[:: len(G) + 1] += self._regularization(G)
-        Q = vectors @ gramian
-        conflicts = int((Q < 0.0).any(1).sum())
-        if conflicts == 0:
-            return None
-        self.programs += conflicts
-        X = solve(gramian, vectors, Q, _TOLERANCE)
-        failed = X[:, 0] != X[:, 0]
-        if bool(failed.any()):
-            self.failures += int(failed.sum())
-            X[failed] = self._solve_by_quadprog(gramian, Q[failed])
-        return X
+        with one_thread() if len(G) > MOST_AT_ONCE else nullcontext():
+            gramian = _as_array(G)
+            trace = float(gramian.trace())
+            if _is_zero(trace, float(gramian.sum()), G):
+                return None
+            gramian = (gramian + gramian.T) / (2.0 * trace)
+            gramian.reshape(-1)[:: len(G) + 1] += self._regularization(G)
+            Q = vectors @ gramian
+            conflicts = int((Q < 0.0).any(1).sum())
+            if conflicts == 0:
+                return None
+            self.programs += conflicts
+            X, failed = solve(gramian, vectors, Q, _TOLERANCE)
+            if failed is not None:
+                self.failures += int(failed.sum())
+                X[failed] = self._solve_by_quadprog(gramian, Q[failed])
+            return X
 
     def _solve_by_quadprog(self, G: Array, Q: Array) -> Array:
         if isinstance(Q, Tensor):

@@ -57,7 +57,7 @@ HEAVY = {
     "weighting=krum": "weighting=krum needs 3 tasks",
     "weighting=upgrad trainer.strategy=fsdp": "splits the parameters over processes, and a task's gradient needs them",
     "weighting=graddrop weighting.heads=weighted": "gives a gradient and no weights that heads could get",
-    "weighting=upgrad +weighting.scale=1": "weighting.scale is no argument of torchjd.aggregation.UPGradWeighting",
+    "weighting=upgrad +weighting.scale=1": "weighting.scale is no argument of multitask.weighting.upgrad.UPGrad",
     "weighting=cagrad weighting._target_=torchjd.aggregation.CAGradWeighting": (
         'needs a solver that is not installed; run pip install -c constraints.txt -e ".[solvers]"'
     ),

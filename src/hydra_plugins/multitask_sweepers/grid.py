@@ -52,6 +52,7 @@ class GridSweeper(BasicSweeper):
                 launch(self.launcher, jobs, stop, self.max_batch_size)
         finally:
             summary = summarize(jobs)
-            show(summary, folder)
+            show(summary, folder.name)
+            print(folder)
         tracking.log(self.config, summary, folder)
         fail_for(jobs)

@@ -78,7 +78,7 @@ def train(config: DictConfig) -> float | None:
             print(profile)
         epoch = select(module, trainer, config)
         figures = evaluate(module, trainer, run.data, list(config.evaluation.splits), config, epoch)
-        status = {"status": "completed", "epoch": epoch}
+        status = {"status": "completed", "epoch": epoch, "selected_value": _selected_value(trainer)}
         if trainer.is_global_zero:
             write_results(folder / "results.csv", figures)
             show(figures)

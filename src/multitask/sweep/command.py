@@ -43,7 +43,8 @@ def recall() -> None:
     logs = _logs([a for a in given if a.startswith("paths.")])
     found = sorted(logs.glob(f"*/sweeps/{name}/{RECORD}"))
     if not found:
-        if not {"-m", "--multirun"} & set(given):
+        # A search is a sweep by itself.
+        if not any(a in ("-m", "--multirun") or a.startswith("hparams_search=") for a in given):
             known = {path.parent.name for path in logs.glob(f"*/sweeps/*/{RECORD}")}
             raise ConfigError(f"sweep={name}: there is no such sweep in {logs}; {choices(name, known)}")
         return

@@ -51,15 +51,15 @@ def summarize(jobs: Sequence[Job]) -> Summary:
     return Summary(jobs, statuses, _varied(jobs), figures)
 
 
-def show(summary: Summary, folder: Path) -> None:
-    """Print one table of all jobs, the reasons of those that failed, and the sweep's folder."""
+def show(summary: Summary, name: str) -> None:
+    """Print one table of all jobs, and the reasons of those that failed."""
     shown = summary
     if len(shown.columns) > MOST_COLUMNS:
         shown = replace(summary, figures=[_means(found) for found in summary.figures])
     from rich.console import Console  # here, for a quick start
     from rich.table import Table
 
-    table = Table(title=f"sweep {folder.name}", title_justify="left")
+    table = Table(title=f"sweep {name}", title_justify="left")
     for name in ("method", *shown.varied):
         table.add_column(name)
     table.add_column("seed", justify="right")
@@ -68,14 +68,13 @@ def show(summary: Summary, folder: Path) -> None:
         table.add_column(f"{task}\n{metric}", justify="right")
     for job, status, found in zip(shown.jobs, shown.statuses, shown.figures, strict=True):
         cells = [f"{found[key]:.4f}" if key in found else "" for key in shown.columns]
-        table.add_row(job.method, *shown.settings(job), str(job.seed), status, *cells)
+        table.add_row(job.method, *map(_short, shown.settings(job)), str(job.seed), status, *cells)
     console = Console()
     # A file has no width; a table cut at 80 characters would lose figures.
     console.print(table, width=None if console.is_terminal else 400, soft_wrap=not console.is_terminal)
     for job, status in zip(shown.jobs, shown.statuses, strict=True):
         if status == FAILED:
             print(f"failed: {job.folder.name}: {read_record(job.folder).get('error')}")
-    print(folder)
 
 
 def read_figures(folder: Path) -> Figures:
@@ -94,6 +93,14 @@ def read_figures(folder: Path) -> Figures:
     found = {(r["task"], r["metric"]): float(r["value"]) for r in rows if r["split"] == split}
     with_metrics = {task for task, metric in found if metric != "loss"}
     return {(task, m): value for (task, m), value in found.items() if m != "loss" or task not in with_metrics}
+
+
+def _short(value: str) -> str:
+    """Return a number that a search drew with the digits that a reader needs."""
+    try:
+        return f"{float(value):.4g}" if len(value) > 8 else value
+    except ValueError:
+        return value
 
 
 def _means(figures: Figures) -> Figures:

@@ -1,0 +1,111 @@
+"""What a search optimizes: figures that its jobs leave in their folders."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omegaconf import DictConfig
+
+from multitask.run.errors import ConfigError, choices
+from multitask.sweep.plan import Job
+from multitask.sweep.state import COMPLETED, read_record, status_of
+
+TASKS = "tasks"
+Direction = Literal["minimize", "maximize"]
+_DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A logged figure and where it should go.
+
+    Args:
+        key: ``val/left/accuracy``, ``val/loss/left``, or the key of ``selection.metric``.
+        mode: ``min`` or ``max``.
+    """
+
+    key: str
+    mode: str
+
+    @property
+    def direction(self) -> Direction:
+        """The mode as Optuna calls it."""
+        return _DIRECTIONS[self.mode]
+
+
+def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> list[Objective]:
+    """Return what is optimized.
+
+    Args:
+        given: Key → ``min`` or ``max``; ``tasks`` for the validation loss of every task; ``None`` for
+            ``selection.metric``.
+        config: The sweep's own config.
+
+    Raises:
+        ConfigError: If an objective is not measured, or is one of the test split.
+    """
+    selection = config.selection
+    if given is None:
+        if selection.metric is None:
+            raise ConfigError(
+                "hydra.sweeper.objectives and selection.metric are null; name what to optimize, for example "
+                "hydra.sweeper.objectives={val/loss/left:min}."
+            )
+        return [Objective(str(selection.metric), str(selection.mode))]
+    if given == TASKS:
+        return [Objective(f"val/loss/{name}", "min") for name, task in config.tasks.items() if "head" in task]
+    if isinstance(given, str):
+        raise ConfigError(f"hydra.sweeper.objectives={given} is not there; give {TASKS}, or {{key:min}}.")
+    known = {str(selection.metric), *_measured(config)}
+    for key, mode in given.items():
+        if mode not in _DIRECTIONS:
+            raise ConfigError(f"hydra.sweeper.objectives.{key}={mode} is not there; choose min or max.")
+        if key.startswith("test/"):
+            raise ConfigError(
+                f"hydra.sweeper.objectives.{key}: settings chosen by the test split make its figures worthless; take "
+                "one of val/…"
+            )
+        if key not in known:
+            raise ConfigError(f"hydra.sweeper.objectives.{key} is not measured; {choices(key, known)}")
+    return [Objective(key, mode) for key, mode in given.items()]
+
+
+def measure(jobs: Sequence[Job], wanted: Sequence[Objective], selection: str | None) -> list[float] | None:
+    """Return each objective's mean over the jobs of a trial, ``None`` if a job failed or diverged.
+
+    Args:
+        jobs: The trial's jobs, one a seed.
+        wanted: The objectives.
+        selection: The key that chose the weights.
+    """
+    if any(status_of(job.folder) != COMPLETED for job in jobs):
+        return None
+    means = [sum(_value(job, each.key, selection) for job in jobs) / len(jobs) for each in wanted]
+    return means if all(map(math.isfinite, means)) else None
+
+
+def _value(job: Job, key: str, selection: str | None) -> float:
+    if key == selection:
+        return float(read_record(job.folder).get("selected_value") or math.nan)
+    with (job.folder / "results.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if _key(row) == key:
+                return float(row["value"])
+    return math.nan
+
+
+def _key(row: Mapping[str, str]) -> str:
+    if row["metric"] == "loss":
+        return f"{row['split']}/loss" + ("" if row["task"] == "combined" else f"/{row['task']}")
+    return f"{row['split']}/{row['task']}/{row['metric']}"
+
+
+def _measured(config: DictConfig) -> list[str]:
+    keys: list[str] = []
+    for split in config.evaluation.splits:
+        for name, task in config.tasks.items():
+            metrics: Any = task.get("metrics") or {}
+            keys += [f"{split}/loss/{name}", *(f"{split}/{name}/{metric}" for metric in metrics)]
+    return [key for key in keys if not key.startswith("test/")]

@@ -1,0 +1,144 @@
+"""A search: trials are asked of Optuna's study, run as jobs of the sweep, and told to it."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from multitask.run.errors import ConfigError
+from multitask.run.record import write_atomically
+from multitask.sweep.objectives import Objective, measure
+from multitask.sweep.plan import Job
+from multitask.sweep.space import Space
+
+STUDY = "study.db"
+RESULT = "search.json"
+
+Plan = Callable[[Sequence[Sequence[str]]], list[Job]]
+
+
+class Search:
+    """A study that outlives the process.
+
+    Args:
+        folder: The sweep's folder; the study is kept there unless ``storage`` says otherwise.
+        space: What is searched.
+        objectives: What is optimized.
+        sampler: Config of Optuna's sampler.
+        storage: URL of another data base.
+        plan: Makes jobs of overrides.
+        selection: The key that chooses a run's weights.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        space: Space,
+        objectives: Sequence[Objective],
+        sampler: DictConfig,
+        storage: str | None,
+        plan: Plan,
+        selection: str | None,
+    ) -> None:
+        import optuna  # here: it is an extra
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.space, self.objectives, self.selection = space, objectives, selection
+        self.jobs: list[Job] = []
+        self._plan = plan
+        self._by_overrides: dict[tuple[str, ...], Job] = {}
+        self.study = optuna.create_study(
+            study_name=folder.name,
+            storage=storage or f"sqlite:///{folder / STUDY}",
+            directions=[each.direction for each in objectives],
+            load_if_exists=True,
+        )
+        if [each.name.lower() for each in self.study.directions] != [each.direction for each in objectives]:
+            raise ConfigError(
+                f"sweep={folder.name} has optimized something else so far; start another sweep for other objectives."
+            )
+        known = len(self.study.trials)
+        # From the seed itself a search that goes on would draw its first trials again.
+        again = {"seed": sampler.seed + known} if known and sampler.get("seed") is not None else {}
+        self.study.sampler = instantiate(sampler, **again)
+        self.study.set_user_attr("objectives", [each.key for each in objectives])
+
+    def begun(self) -> list[Any]:
+        """Return the trials that were begun and not told of; the jobs of all trials are planned."""
+        from optuna.trial import TrialState
+
+        for trial in self.study.trials:
+            if set(trial.params) != set(self.space.distributions):
+                raise ConfigError(
+                    f"the search has tried {', '.join(trial.params)} so far, and not "
+                    f"{', '.join(self.space.distributions)}; start another sweep for another space."
+                )
+            self.jobs_of(trial)
+        return [trial for trial in self.study.trials if trial.state == TrialState.RUNNING]
+
+    def ask(self) -> Any:
+        """Return a new trial.
+
+        Raises:
+            ConfigError: If the space has changed in a way that the study does not allow.
+        """
+        try:
+            return self.study.ask(fixed_distributions=dict(self.space.distributions))
+        except ValueError as error:
+            raise ConfigError(f"the space has changed since the search began: {error}") from error
+
+    def jobs_of(self, trial: Any) -> list[Job]:
+        """Return a trial's jobs; a setting that was tried before has the same ones."""
+        overrides = self.space.jobs(trial.params)
+        new = [own for own in overrides if own not in self._by_overrides]
+        for own, job in zip(new, self._plan(new) if new else [], strict=True):
+            self._by_overrides[own] = job
+            self.jobs.append(job)
+        return [self._by_overrides[own] for own in overrides]
+
+    def tell(self, trial: Any) -> None:
+        """Tell the study what the trial's jobs found, or that one of them failed."""
+        from optuna.trial import TrialState
+
+        values = measure(self.jobs_of(trial), self.objectives, self.selection)
+        if values is None:
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        else:
+            self.study.tell(trial.number, values)
+
+    def write(self, path: Path) -> None:
+        """Write all trials and the best of them, so that they are read without Optuna."""
+        trials = [
+            {"trial": t.number, "state": t.state.name.lower(), "values": t.values, "params": t.params,
+             "runs": [job.folder.name for job in self.jobs_of(t)]}
+            for t in self.study.trials
+        ]  # fmt: skip
+        content = {
+            "objectives": {each.key: each.mode for each in self.objectives},
+            "best": [trial.number for trial in self._best()],
+            "trials": trials,
+        }
+        write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+    def show(self) -> None:
+        """Print the best setting; of several objectives, all that none other beats in each."""
+        best, count = self._best(), len(self.study.trials)
+        if len(self.objectives) > 1:
+            print(f"the front of {count} trials, {len(best)} of them:")
+        for trial in best:
+            values = ", ".join(
+                f"{o.key} {value:.4g}" for o, value in zip(self.objectives, trial.values, strict=True)
+            )
+            params = " ".join(f"{key}={value}" for key, value in trial.params.items())
+            print(f"best: trial {trial.number} of {count} ({values}): {params}")
+
+    def _best(self) -> list[Any]:
+        from optuna.trial import TrialState
+
+        if not any(trial.state == TrialState.COMPLETE for trial in self.study.trials):
+            return []
+        best: list[Any] = self.study.best_trials
+        return best if len(self.objectives) > 1 else best[:1]

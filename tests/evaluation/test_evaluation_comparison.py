@@ -9,7 +9,7 @@ from scipy import stats
 from multitask.evaluation.compare import load
 from multitask.evaluation.comparison import Comparison, Settings, compare_records
 from multitask.evaluation.errors import ComparisonError
-from multitask.evaluation.plots.pareto import plane
+from multitask.evaluation.plane import plane
 from multitask.evaluation.wording import findings
 
 

@@ -151,6 +151,8 @@ def test_every_task_alone_by_the_same_recipe(scripts: Scripts, arrays: Path, tmp
         ("single_task", task, seed, split) for task in "ab" for seed in "01" for split in ("val", "test")
     }
     assert all(row["config_digest"] == digests[row["task"]] for row in kept)
+    assert {row["variant"] for row in kept} == {""}
+    assert {row["variant"] for row in results_of(joint.folder)} == {"weights={a:0.3}"}
     refused = scripts.run(*small, "baseline=single_task")
     assert refused.code == 1
     assert "baseline=single_task trains one task a run" in refused.err

@@ -21,7 +21,7 @@ MOST_GROUPS = 100  # W&B draws ten unless it is told
 MOST_SCATTERS = 6
 # Over the seeds of a method. W&B has no confidence interval.
 OVER_SEEDS: dict[str, Any] = {"groupby": METHOD, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
-WAIT = 20  # seconds for an answer of the server
+WAIT = 10  # seconds for an answer of the server
 
 
 def workspace(

@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from multitask.evaluation import wording
 from multitask.evaluation.comparison import Comparison
+from multitask.evaluation.plane import plane
 from multitask.evaluation.plots.all import Picture
-from multitask.evaluation.plots.pareto import ALL, plane
 from multitask.evaluation.wording import NOTHING, amount, arrow, number
 
 Row = dict[str, object]
@@ -68,7 +68,7 @@ def _section(comparison: Comparison, pictures: list[Picture]) -> Row:
         "matrix": _matrix(comparison),
         "matrix_of": wording.figure_name(comparison.headline),
         "pairs": _pairs(comparison),
-        "plane": _plane(comparison),
+        "hypervolumes": wording.hypervolumes(plane(comparison)),
         "protocol": _protocol(comparison),
     }
 
@@ -124,17 +124,6 @@ def _higher(comparison: Comparison) -> bool:
     name = headline.removeprefix("mean/")
     of = metrics[metrics["metric"] == name] if headline.startswith("mean/") else metrics.loc[[headline]]
     return bool(of["higher"].iloc[0])
-
-
-def _plane(comparison: Comparison) -> Row | None:
-    drawn = plane(comparison)
-    if drawn is None:
-        return None
-    reference = ", ".join(
-        f"{key} {value:.4g}" for key, value in zip(drawn.keys, drawn.reference, strict=True)
-    )
-    volumes = [(name, f"{volume:.4g}") for name, volume in drawn.volumes.items() if name != ALL]
-    return {"reference": reference, "volumes": [*volumes, (ALL, f"{drawn.volumes[ALL]:.4g}")]}
 
 
 def _protocol(comparison: Comparison) -> list[tuple[str, str]]:

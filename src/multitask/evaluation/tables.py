@@ -7,6 +7,7 @@ import pandas as pd
 
 from multitask.evaluation.comparison import Comparison
 from multitask.evaluation.entries import Entry
+from multitask.evaluation.plane import plane
 from multitask.evaluation.records import BASELINE
 from multitask.evaluation.statistics import Interval
 
@@ -103,6 +104,27 @@ def quoted(comparisons: list[Comparison]) -> pd.DataFrame:
     return _stacked([(each.experiment, each.quoted[columns]) for each in comparisons])
 
 
+def hypervolumes(comparisons: list[Comparison]) -> pd.DataFrame:
+    """One row a front of two figures, and one for all rows together, with the point it is measured from."""
+    rows: list[dict[str, object]] = []
+    for comparison in comparisons:
+        drawn = plane(comparison)
+        for name, volume in drawn.volumes.items() if drawn else ():
+            assert drawn is not None
+            rows.append(
+                {
+                    "experiment": comparison.experiment,
+                    "front": name,
+                    "x": drawn.keys[0],
+                    "y": drawn.keys[1],
+                    "reference_x": drawn.reference[0],
+                    "reference_y": drawn.reference[1],
+                    "hypervolume": volume,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def _stacked(parts: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     tables = [table.assign(experiment=experiment) for experiment, table in parts if len(table)]
     if not tables:
@@ -118,6 +140,7 @@ def write(comparisons: list[Comparison], folder: Path) -> list[Path]:
         "figures.csv": figures(comparisons),
         "pairs.csv": pairs(comparisons),
         "set_aside.csv": set_aside(comparisons),
+        "hypervolumes.csv": hypervolumes(comparisons),
         "published.csv": quoted(comparisons),
     }
     written = []

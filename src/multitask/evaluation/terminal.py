@@ -6,6 +6,7 @@ from rich.text import Text
 
 from multitask.evaluation.comparison import Comparison
 from multitask.evaluation.entries import Entry
+from multitask.evaluation.plane import plane
 from multitask.evaluation.wording import (
     NOTHING,
     arrow,
@@ -15,6 +16,7 @@ from multitask.evaluation.wording import (
     figure,
     figure_name,
     findings,
+    hypervolumes,
     number,
     percent,
     ratio,
@@ -47,6 +49,8 @@ def show(comparisons: list[Comparison], console: Console) -> None:
             if comparison.entries:
                 console.print(_metrics(comparison))
             console.print(_protocol(comparison))
+        if volumes := hypervolumes(plane(comparison)):
+            console.print(Text(volumes))
         _show_pairs(comparison, console)
         if len(comparison.quoted):
             console.print(_quoted(comparison))

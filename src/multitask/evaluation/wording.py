@@ -8,6 +8,7 @@ import pandas as pd
 
 from multitask.evaluation.comparison import Comparison
 from multitask.evaluation.deltas import DELTA_M, DELTA_P
+from multitask.evaluation.plane import Plane
 from multitask.evaluation.statistics import Interval
 
 NOTHING = "–"
@@ -116,6 +117,15 @@ def verdict(pair: pd.Series) -> str:
         more = f"about {int(pair['needed'])} would be needed"
     sought = amount(pair["figure"], pair["sought"])
     return f"not separable with {pair['n']} seeds; {more} for a difference of {sought}"
+
+
+def hypervolumes(plane: Plane | None) -> str:
+    """What the fronts of two figures dominate, and from where it is measured."""
+    if plane is None:
+        return ""
+    worst = ", ".join(f"{key} {value:.4g}" for key, value in zip(plane.keys, plane.reference, strict=True))
+    volumes = "; ".join(f"{name} {volume:.4g}" for name, volume in plane.volumes.items())
+    return f"Hypervolume, against the worst value of each figure among all rows ({worst}): {volumes}."
 
 
 def findings(comparison: Comparison) -> list[str]:

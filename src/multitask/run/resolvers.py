@@ -29,6 +29,7 @@ def register() -> None:
     new("sweep_name", _sweep_name, replace=True)
     new("sweep_id", _sweep_id, replace=True)
     new("experiment_name", _experiment_name, replace=True)
+    new("variant", _variant, replace=True)
     new("job_name", _job_name, replace=True)
     new("parallel_jobs", lambda *, _root_: parallel_jobs(_root_.trainer.accelerator), replace=True)
     new("gpus_of_job", lambda *, _root_: gpus_of_job(**_root_.trainer), replace=True)
@@ -57,6 +58,19 @@ def _experiment_name(*, _root_: DictConfig) -> str:
         _root_ if "hydra" in _root_ else OmegaConf.create({"hydra": HydraConfig.get()})
     ).hydra.runtime.choices
     return str(choices.experiment or choices.data).replace("/", "-")
+
+
+def _variant() -> str:
+    """Return the weighting's own settings, which tell runs of one method apart; "" where it has none.
+
+    A task that is trained alone has none: whatever weighs it, it gets its own gradient.
+    """
+    hydra = HydraConfig.get()
+    if hydra.runtime.choices.get("baseline"):
+        return ""
+    own = [override.lstrip("+") for override in hydra.overrides.task]
+    settings = sorted(o.removeprefix("weighting.") for o in own if o.startswith("weighting."))
+    return " ".join(settings)
 
 
 def _task_names(*, _root_: DictConfig) -> list[str]:

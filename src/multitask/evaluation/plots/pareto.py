@@ -1,76 +1,16 @@
 """Two tasks against each other, with the fronts of weight sweeps and the area they dominate."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from multitask.evaluation.comparison import Comparison
-from multitask.evaluation.entries import Entry
-from multitask.evaluation.errors import ComparisonError
-from multitask.evaluation.pareto import Array, hypervolume, on_front
+from multitask.evaluation.pareto import on_front
+from multitask.evaluation.plane import losses_of, plane, signs
 from multitask.evaluation.plots.style import BASE, MUTED, Look, legend, new_figure
 from multitask.evaluation.wording import arrow
-
-ALL = "all methods"
-
-
-@dataclass(frozen=True)
-class Plane:
-    """Two metrics and the rows that have both; `reference` is the worst value of each over all rows."""
-
-    keys: tuple[str, str]
-    higher: tuple[bool, bool]
-    entries: list[Entry]
-    reference: tuple[float, float]
-    volumes: dict[str, float]
-
-
-def plane(comparison: Comparison) -> Plane | None:
-    """The two metrics to draw: those of `pareto`, or the first ones of two tasks where there are just two.
-
-    `volumes` gives the hypervolume by front, and of all rows together, in units of the two metrics.
-    """
-    directed = comparison.metrics[comparison.metrics["higher"].notna()]
-    wanted = comparison.settings.pareto
-    if wanted is not None:
-        keys = list(wanted)
-        if len(keys) != 2 or any(key not in directed.index for key in keys):
-            raise ComparisonError(
-                f"pareto={keys}: name two compared task/metric; there is: {', '.join(directed.index)}."
-            )
-    elif directed["task"].nunique() == 2:
-        keys = list(directed.reset_index().groupby("task")["key"].first())
-    else:
-        return None
-    entries = [
-        entry for entry in comparison.rows if not any(math.isnan(entry.means[key].mean) for key in keys)
-    ]
-    if len(entries) < 2:
-        return None
-    higher = (bool(directed.loc[keys[0], "higher"]), bool(directed.loc[keys[1], "higher"]))
-    losses = _losses(entries, keys, higher)
-    worst = losses.max(axis=0)
-    groups = {
-        method: [entry for entry in entries if entry in front] for method, front in comparison.fronts.items()
-    }
-    volumes = {
-        method: hypervolume(_losses(front, keys, higher), worst) for method, front in groups.items() if front
-    }
-    volumes[ALL] = hypervolume(losses, worst)
-    sign = _signs(higher)
-    reference = (float(worst[0] * sign[0]), float(worst[1] * sign[1]))
-    return Plane((keys[0], keys[1]), higher, entries, reference, volumes)
-
-
-def _signs(higher: tuple[bool, bool]) -> Array:
-    return np.where(higher, -1.0, 1.0)
-
-
-def _losses(entries: list[Entry], keys: list[str], higher: tuple[bool, bool]) -> Array:
-    return np.array([[entry.means[key].mean for key in keys] for entry in entries]) * _signs(higher)
 
 
 def pareto(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
@@ -95,8 +35,8 @@ def pareto(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
         members = [entry for entry in drawn.entries if entry in front]
         if not members:
             continue
-        losses = _losses(members, list(drawn.keys), drawn.higher)
-        edge = np.unique(losses[on_front(losses)], axis=0) * _signs(drawn.higher)
+        losses = losses_of(members, list(drawn.keys), drawn.higher)
+        edge = np.unique(losses[on_front(losses)], axis=0) * signs(drawn.higher)
         # Between two settings only the worse corner is certain, hence steps and no straight line.
         axes.step(edge[:, 0], edge[:, 1], where="post", color=look[method].colour, linewidth=1)
         extra.append(Line2D([], [], color=look[method].colour, marker=".", linewidth=1,

@@ -1,0 +1,59 @@
+"""Loss weights from one task to the others, for the front between them."""
+
+from collections.abc import Mapping
+
+from multitask.run.errors import ConfigError
+from multitask.sweep.simplex import Sampling, override, points
+
+from .grid import GridSweeper
+
+
+class WeightSweeper(GridSweeper):
+    """A grid whose first axis are weight vectors of the tasks; each is a setting of the method.
+
+    Args:
+        key: The key that takes weights by task name.
+        sampling: ``grid`` or ``dirichlet``; see :func:`multitask.sweep.simplex.points`, also for the rest.
+        steps: The grid's.
+        draws: How many random vectors.
+        concentration: Of the Dirichlet distribution.
+        seed: Of the draws.
+        max_batch_size: As of the grid.
+        params: As of the grid.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        sampling: Sampling,
+        steps: int,
+        draws: int,
+        concentration: float,
+        seed: int,
+        max_batch_size: int | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(max_batch_size=max_batch_size, params=dict(params or {}))
+        self.key = key
+        self.how = (sampling, steps, draws, concentration, seed)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the jobs.
+
+        Raises:
+            ConfigError: If there is but one task, or the weighting takes no weights.
+            RunFailed: If a job failed, after all the others have run.
+        """
+        assert self.config is not None
+        names = [str(name) for name in self.config.tasks]
+        group, _, key = self.key.partition(".")
+        if key not in self.config.get(group, {}):
+            choice = self.config.hydra.runtime.choices.get(group)
+            raise ConfigError(
+                f"hydra.sweeper.key={self.key}: {group}={choice} has no {key}; choose weighted_sum, stch or pbi."
+            )
+        if len(names) < 2:
+            raise ConfigError(
+                f"hparams_search sweeps over the weights of several tasks, and there is {names[0]} alone."
+            )
+        super().sweep([override(self.key, names, points(len(names), *self.how)), *arguments])

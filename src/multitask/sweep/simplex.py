@@ -1,0 +1,54 @@
+"""Loss weights to be swept over: points of the simplex, each weight positive and all of them one together."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from multitask.run.errors import ConfigError
+
+MOST = 1000
+Sampling = Literal["grid", "dirichlet"]
+
+
+def points(
+    tasks: int, sampling: Sampling, steps: int, draws: int, concentration: float, seed: int
+) -> list[list[float]]:
+    """Return weight vectors ``[tasks]``.
+
+    Args:
+        tasks: How many tasks there are.
+        sampling: ``grid`` for all multiples of 1/steps, ``dirichlet`` for random ones.
+        steps: The grid's.
+        draws: How many random ones.
+        concentration: Of the symmetric Dirichlet distribution; 1 is uniform, more is nearer to equal weights.
+        seed: Of the draws.
+
+    Raises:
+        ConfigError: If there is no such sampling, or a grid has no point or too many.
+    """
+    if sampling == "dirichlet":
+        drawn = np.random.default_rng(seed).dirichlet(np.full(tasks, concentration), size=draws)
+        return [_rounded(row) for row in drawn]
+    if sampling != "grid":
+        raise ConfigError(f"hydra.sweeper.sampling={sampling} is not there; choose grid or dirichlet.")
+    cuts = itertools.combinations(range(1, steps), tasks - 1)
+    grid = [_rounded(np.diff([0, *cut, steps]) / steps) for cut in itertools.islice(cuts, MOST + 1)]
+    if not grid or len(grid) > MOST:
+        many = "none" if not grid else f"more than {MOST}"
+        raise ConfigError(
+            f"hydra.sweeper.steps={steps} makes {many} of the weights of {tasks} tasks; choose another number, or "
+            "hydra.sweeper.sampling=dirichlet."
+        )
+    return grid
+
+
+def override(key: str, names: Sequence[str], weights: Sequence[Sequence[float]]) -> str:
+    """Return Hydra's override that sweeps over the weight vectors by task name."""
+    mappings = [",".join(f"{name}:{w:g}" for name, w in zip(names, point, strict=True)) for point in weights]
+    return f"{key}=" + ",".join(f"{{{mapping}}}" for mapping in mappings)
+
+
+def _rounded(weights: np.ndarray) -> list[float]:
+    return [max(round(float(w), 4), 1e-4) for w in weights]

@@ -97,6 +97,18 @@ def test_the_baseline_is_found_in_its_folder_by_the_experiments_name(sweep: Path
     assert [entry.delta_m for entry in found.entries] == [entry.delta_m for entry in own.entries]
 
 
+def test_a_baseline_among_the_sources_and_in_its_file_counts_once(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "s1", {"weighted_sum": 0.02}, sweep="s1")
+    rows = []
+    for file in sorted(sweep.glob("single_*/results.csv")):
+        head, line = file.read_text().splitlines()
+        rows.append(dict(zip(head.split(","), line.split(","), strict=True)) | {"sweep": "s1"})
+    write_table(tmp_path / "baselines" / "toy.csv", rows)
+    both = compare(sweep, tmp_path / "baselines")
+    assert both.set_aside.empty
+    assert both.entries[0].delta_m == compare(sweep).entries[0].delta_m
+
+
 def test_one_seed_gives_no_interval_and_no_test(tmp_path: Path) -> None:
     comparison = compare(write_sweep(tmp_path, {"weighted_sum": 0.02, "upgrad": 0.01}, seeds=[0]))
     entry = comparison.entries[0]

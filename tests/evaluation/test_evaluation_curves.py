@@ -54,3 +54,10 @@ def test_an_empty_file_and_other_keys_give_no_curve(tmp_path: Path) -> None:
     table.loc[1] = ["uw", str(tmp_path / "empty.csv")]
     table.loc[2] = ["uw", ""]
     assert read_curves(table).empty
+
+
+def test_lines_that_were_cut_short_are_no_points(tmp_path: Path) -> None:
+    (tmp_path / "0.csv").write_text("step,train/loss/left,train/loss/right\n1,0.5,0.25\n2,0.5,nothing\n4")
+    curves = read_curves(pd.DataFrame({"label": ["uw"], "metrics_file": [str(tmp_path / "0.csv")]}))
+    means = curves.groupby("name")["mean"].agg(list).to_dict()
+    assert means == {"left": [0.5, 0.5], "right": [0.25]}

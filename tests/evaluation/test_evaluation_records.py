@@ -101,3 +101,13 @@ def test_where_a_figure_of_a_table_comes_again_another_run_begins(tmp_path: Path
     rows = [ROW | {"seed": "", "task": task} for _ in range(2) for task in ("left", "right")]
     records = read(find(str(write_table(tmp_path / "twice.csv", rows))))
     assert records.figures["run"].tolist() == [0, 0, 1, 1]
+
+
+def test_what_a_spreadsheet_saves_is_read_or_refused(tmp_path: Path) -> None:
+    file = write_table(tmp_path / "theirs.csv", [ROW | {"method": "é"}])
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text, encoding="utf-8-sig")
+    assert read(find(str(file))).runs["method"].tolist() == ["é"]
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(ComparisonError, match="is no CSV file in UTF-8"):
+        read(find(str(file)))

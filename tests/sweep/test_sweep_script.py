@@ -121,14 +121,14 @@ def test_a_wrong_value_is_refused_before_any_job(
 
 
 def test_methods_and_their_baseline_in_one_sweep(scripts: Scripts, arrays: Path) -> None:
-    grid = ("baseline=none,single_task", "weighting=imtl_l,upgrad", "weighting.learning_rate=0.1")
+    grid = ("baseline=none,single_task", "weighting=imtl_l,uw", "weighting.learning_rate=0.1")
     ran = scripts.run("-m", *SMALL, f"data.path={arrays}", "weighting.heads=own", *grid)
     assert ran.code == 0, ran.err
     assert sorted(record["method"] for record in records_of(ran.folder)) == [
         "imtl_l",
         "single_task",
         "single_task",
-        "upgrad",
+        "uw",
     ]
     digests = {(row["task"], row["config_digest"]) for run in runs_of(ran.folder) for row in results_of(run)}
     assert len({digest for task, digest in digests if task == "a"}) == 1

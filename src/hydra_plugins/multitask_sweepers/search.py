@@ -11,6 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from multitask.run.checks import SINGLE_TASK
 from multitask.run.errors import ConfigError
 from multitask.sweep import tracking
 from multitask.sweep.claim import claimed, holder
@@ -82,7 +83,7 @@ class OptunaSweeper(Sweeper):
             ConfigError: If it cannot work; no job has run then.
             RunFailed: If a job failed, after all the others have run.
         """
-        if self.master.hydra.runtime.choices.get("baseline") and not self.master.get("only"):
+        if self.master.hydra.runtime.choices.get("baseline") == SINGLE_TASK and not self.master.get("only"):
             raise ConfigError(
                 "a search tunes one task at a time: give only=<task> with baseline=single_task."
             )

@@ -10,7 +10,7 @@ from multitask.evaluation.comparison import Comparison, Settings, compare_record
 from multitask.evaluation.curves import read_curves
 from multitask.evaluation.errors import ComparisonError
 from multitask.evaluation.plots.all import Picture, pictures
-from multitask.evaluation.records import Records, read
+from multitask.evaluation.records import BASELINE, RECORDED, Records, read
 from multitask.evaluation.sources import Sources, find
 
 
@@ -28,7 +28,17 @@ def load(source: str | Iterable[str], baselines: str | None = None) -> Records:
     files = [Path(baselines) / f"{name}.csv" for name in names]
     already = {path.resolve() for path in sources.record_files}
     added = [path for path in files if path.is_file() and path.resolve() not in already]
-    return read(Sources(sources.run_folders, (*sources.record_files, *added))) if added else records
+    return _once(read(Sources(sources.run_folders, (*sources.record_files, *added)))) if added else records
+
+
+def _once(records: Records) -> Records:
+    """Leave out what a baseline's file says of runs whose own folders are among the sources."""
+    runs = records.runs
+    named = runs["name"].map(lambda name: Path(name).name)
+    key = runs["experiment"] + "\n" + runs["sweep"] + "\n" + named
+    in_folders = set(key[runs["status"] != RECORDED])
+    copied = (runs["status"] == RECORDED) & (runs["method"] == BASELINE) & key.isin(in_folders)
+    return Records(records.figures[~records.figures["run"].isin(runs.index[copied])], runs[~copied])
 
 
 def compare(

@@ -47,7 +47,13 @@ def read_curves(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _run_curves(file: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(file, usecols=lambda name: name == "step" or _kind(name) is not None)
+        table = pd.read_csv(
+            file, usecols=lambda name: name == "step" or bool(_kind(name)), on_bad_lines="skip"
+        )
+        # A line that was cut short, or a word, is no point of a curve.
+        table = table.apply(pd.to_numeric, errors="coerce").dropna(
+            subset=table.columns.intersection(["step"])
+        )
     except pd.errors.EmptyDataError:  # a run that logged nothing leaves an empty file
         return pd.DataFrame(columns=["kind", "name", "step", "value"])
     if "step" not in table:

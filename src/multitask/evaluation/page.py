@@ -88,7 +88,7 @@ def _pairs(comparison: Comparison) -> list[Row]:
             "names": f"{row['a']} − {row['b']}",
             "difference": wording.difference(row),
             "interval": wording.bounds(row),
-            "p": number(row["p_holm"], 3),
+            "p": wording.p_value(row["p_holm"]),
             "verdict": wording.verdict(row),
             "separable": bool(row["separable"]),
         }

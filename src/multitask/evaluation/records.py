@@ -108,12 +108,13 @@ class _Reader:
         times: dict[tuple[Any, ...], int] = {}
         for row in _rows(file):
             key = tuple(
-                row.get(name, "") for name in ("experiment", "method", "variant", "seed", "run", "source")
+                row.get(name, "")
+                for name in ("experiment", "method", "variant", "seed", "sweep", "run", "source")
             )
             what = (*key, row["task"], row["metric"], row["split"], row.get("selection", ""))
             times[what] = times.get(what, 0) + 1
             groups.setdefault((*key, times[what]), []).append(row)
-        for (experiment, method, variant, seed, name, source, _), rows in groups.items():
+        for (experiment, method, variant, seed, sweep, name, source, _), rows in groups.items():
             run = dict.fromkeys(RUN_COLUMNS, "") | {
                 "experiment": experiment or file.stem,
                 "method": method,
@@ -122,6 +123,7 @@ class _Reader:
                 "selection": rows[0].get("selection", ""),
                 "status": RECORDED,
                 "name": name or f"{file} ({method}{', seed ' + seed if seed else ''})",
+                "sweep": sweep,
                 "source": source,
                 "step_seconds": math.nan,
                 "peak_memory_mib": math.nan,
@@ -167,7 +169,15 @@ def _recipes(figures: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as stream:
+    try:
+        return _read_rows(file)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ComparisonError(f"source: {file} is no CSV file in UTF-8 ({error}); save it as one.") from None
+
+
+def _read_rows(file: Path) -> list[dict[str, str]]:
+    # Spreadsheets begin their UTF-8 with a mark.
+    with file.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:

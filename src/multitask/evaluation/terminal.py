@@ -18,6 +18,7 @@ from multitask.evaluation.wording import (
     findings,
     hypervolumes,
     number,
+    p_value,
     percent,
     ratio,
     verdict,
@@ -142,7 +143,7 @@ def _show_pairs(comparison: Comparison, console: Console) -> None:
             Text(f"{row['a']} − {row['b']}"),
             difference(row),
             bounds(row),
-            number(row["p_holm"], 3),
+            p_value(row["p_holm"]),
             Text(verdict(row), style="" if row["separable"] else "dim"),
         )
     console.print(table)
@@ -158,7 +159,8 @@ def _quoted(comparison: Comparison) -> Table:
 
 
 def _set_aside(comparison: Comparison) -> Table:
-    table = _table(f"Not averaged: {len(comparison.set_aside)} runs", "method", "seed")
+    count = len(comparison.set_aside)
+    table = _table(f"Not averaged: {count} run{'s' if count > 1 else ''}", "method", "seed")
     table.add_column("reason")
     table.add_column("run", overflow="fold")
     for row in comparison.set_aside.itertuples():

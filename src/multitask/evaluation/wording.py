@@ -22,6 +22,11 @@ def number(value: float, decimals: int = 2) -> str:
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
+def p_value(p: float) -> str:
+    """A p value; what rounds to zero is not zero."""
+    return "<0.001" if p < 0.0005 else number(p, 3)
+
+
 def percent(interval: Interval | None) -> str:
     """A change in percent with two decimals, and the half width of its interval."""
     if interval is None:
@@ -134,7 +139,10 @@ def findings(comparison: Comparison) -> list[str]:
     entries = comparison.entries
     if entries and entries[0].delta_m:
         best = entries[0]
-        sentences.append(f"{best.label} has the lowest Δm: {percent(best.delta_m)} %.")
+        several = sum(entry.delta_m is not None for entry in entries) > 1
+        sentences.append(
+            f"{best.label} has the {'lowest ' if several else ''}Δm{':' if several else ''} {percent(best.delta_m)} %."
+        )
     elif comparison.refusal and comparison.rows:
         sentences.append(f"There is no Δm: {comparison.refusal}.")
     elif entries and all(entry.refusal for entry in entries):

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from multitask.run.checks import SINGLE_TASK
 from multitask.sweep.devices import gpus_of_job, parallel_jobs
 
 
@@ -66,7 +67,7 @@ def _variant() -> str:
     A task that is trained alone has none: whatever weighs it, it gets its own gradient.
     """
     hydra = HydraConfig.get()
-    if hydra.runtime.choices.get("baseline"):
+    if hydra.runtime.choices.get("baseline") == SINGLE_TASK:
         return ""
     own = [override.lstrip("+") for override in hydra.overrides.task]
     settings = sorted(o.removeprefix("weighting.") for o in own if o.startswith("weighting."))

@@ -26,9 +26,10 @@ class Measurement(nn.Module):
     def update(self, tasks: Mapping[str, Task], outcomes: Iterable[Outcome]) -> None:
         """Add a batch."""
         for task, mean, outcome in zip(tasks.values(), self._losses, outcomes, strict=True):
-            if outcome.mass:
+            mass = outcome.mass
+            if mass:
                 assert isinstance(mean, MeanMetric)
-                mean.update(outcome.loss.detach(), outcome.mass)
+                mean.update(outcome.loss.detach(), mass)
                 task.measure(outcome)
 
     def finish(self, tasks: Mapping[str, Task]) -> Figures:

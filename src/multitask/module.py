@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from multitask.measurement import Figures, Measurement, logged
 from multitask.optimization import ManualOptimization, step_plateau_schedulers
 from multitask.ownership import Ownership
 from multitask.penalty import Penalty
+from multitask.randomness import seeded_apart
 from multitask.shares import losses_of
 from multitask.task import Batch, Outcome, Task, few_of, split_features
-from multitask.telemetry import Telemetry, finite_or_raise
+from multitask.telemetry import FiniteLosses, Telemetry
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
 
 Observer = Callable[[TaskGradients, Tensor | None, list[int]], None]
@@ -84,12 +86,12 @@ class MultiTaskModule(LightningModule):
         self._batch: Batch | None = None
         self._measurement = Measurement(self.by_name)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The tasks' names, in the order of the losses."""
         return list(self.tasks)
 
-    @property
+    @cached_property
     def by_name(self) -> dict[str, Task]:
         """The tasks that have a head, by name."""
         return {name: task for name, task in self.tasks.items() if isinstance(task, Task)}
@@ -186,7 +188,7 @@ class MultiTaskModule(LightningModule):
         assert isinstance(self.weighting, Scalarization)
         with self.clock("forward"):
             losses = self.losses(batch)
-            finite_or_raise(losses, self.names, self.trainer.global_step)
+            self._losses = FiniteLosses(losses, self.names, self.trainer.global_step)
             every = list(range(len(losses)))
             with self.as_present(every):
                 total = self.weighting(losses)
@@ -255,9 +257,8 @@ class MultiTaskModule(LightningModule):
         """
         mask = torch.zeros(len(self.names), dtype=torch.bool)
         mask[present] = True
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self.weighting.restricted_to(mask):
-            torch.manual_seed(derived_seed("combiner", self._seed, self.trainer.global_step))
+        number = derived_seed("combiner", self._seed, self.trainer.global_step)
+        with seeded_apart(number, self.device), self.weighting.restricted_to(mask):
             yield
 
     def shared_parameters(self) -> list[nn.Parameter]:
@@ -290,8 +291,10 @@ class MultiTaskModule(LightningModule):
         step_plateau_schedulers(self, "epoch", self.current_epoch + 1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the combined, unscaled gradient."""
-        if not self.automatic_optimization:
+        """Stop at a loss that is not finite; clip the combined, unscaled gradient."""
+        if self.automatic_optimization:
+            self._losses.check()
+        else:
             self._manual.clip(self, optimizer)
 
     def on_validation_start(self) -> None:
@@ -378,7 +381,9 @@ class MultiTaskModule(LightningModule):
             self.after_step([self._batch], list(range(len(self.names))))
 
     def after_step(self, window: Sequence[Batch], present: list[int]) -> None:
-        """Let the combiner see the losses of the same examples after the step."""
+        """Let the combiner see the losses of the same examples after the step, if it looks at them."""
+        if type(self.weighting).after_step is Combiner.after_step:
+            return
         with torch.no_grad(), self.as_present(present):
             self.weighting.after_step(lambda: losses_of(self, window, present))
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from multitask.task import Batch, Outcome
-from multitask.telemetry import finite_or_raise
+from multitask.telemetry import not_finite
 from multitask.weighting.base import Rows
 
 if TYPE_CHECKING:
@@ -22,13 +22,10 @@ def features_of(module: "MultiTaskModule", batch: Batch) -> list[Tensor]:
 
 def groups_of(rows: Rows, batch: Batch) -> tuple[Tensor | None, int]:
     """Return each example's group and their number; the halves alternate, so that batches join evenly."""
+    if rows == "task":
+        return None, 1
     examples = torch.arange(len(batch["inputs"]), device=batch["inputs"].device)
-    match rows:
-        case "half":
-            return examples % 2, 2
-        case "example":
-            return examples, len(examples)
-    return None, 1
+    return (examples % 2, 2) if rows == "half" else (examples, len(examples))
 
 
 def masses_of(module: "MultiTaskModule", window: Sequence[Batch], rows: Rows) -> Tensor | None:
@@ -78,17 +75,12 @@ def shares_of(
 
     Returns:
         Shares of shape ``[k]``, zeros for penalties; and for each row its penalty or ``None``.
-
-    Raises:
-        FloatingPointError: If a share is not finite, naming task and step.
     """
     names = [module.names[i] for i in present]
-    step = module.trainer.global_step
     if rows == "example":
         if len(names) != len(module.by_name):
             raise ValueError("a penalty has no loss an example, and the weighting has a row for each.")
         shares = module.each(features, batch).flatten()
-        finite_or_raise(shares, names * (len(shares) // len(names)), step)
         return shares, [None] * len(shares)
     outcomes = module.outcomes(features, batch, *groups_of(rows, batch))
     penalties = penalties_of(module, len(outcomes), masses, present)
@@ -100,10 +92,7 @@ def shares_of(
             found.append(
                 _share(by_name[name], masses, g, i) if penalty is None else torch.zeros_like(penalty)
             )
-    shares = torch.stack(found)
-    checked = [s if p is None else p.detach() for s, p in zip(shares.detach(), penalties, strict=True)]
-    finite_or_raise(torch.stack(checked), names * len(outcomes), step)
-    return shares, penalties
+    return torch.stack(found), penalties
 
 
 def penalties_of(
@@ -123,7 +112,11 @@ def penalties_of(
 
 
 def losses_of(module: "MultiTaskModule", window: Sequence[Batch], present: Sequence[int]) -> Tensor:
-    """Return the present tasks' mean losses over a window and all processes, shape ``[k]``."""
+    """Return the present tasks' mean losses over a window and all processes, shape ``[k]``.
+
+    Raises:
+        FloatingPointError: If a loss is not finite, naming task and step.
+    """
     masses = masses_of(module, window, "task")
     total: Tensor | None = None
     for batch in window:
@@ -133,10 +126,12 @@ def losses_of(module: "MultiTaskModule", window: Sequence[Batch], present: Seque
     assert total is not None
     if module.processes > 1:
         dist.all_reduce(total)
+    if not total.isfinite().all():
+        raise not_finite(total, [module.names[i] for i in present], module.trainer.global_step)
     return total
 
 
 def _share(outcome: Outcome, masses: Tensor | None, group: int, task: int) -> Tensor:
-    if masses is None or outcome.mass == 0:
+    if masses is None:
         return outcome.loss
     return outcome.loss * (outcome.mass / masses[group, task]).to(outcome.loss.dtype)

@@ -6,23 +6,23 @@ differentiated, once a row. Every loss is divided by what its mean is over in th
 all processes, so that the gradients add up to those of one large batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from multitask.autodiff.accumulated import AccumulatedRows
 from multitask.autodiff.gradients import Cotangents, Engine, TaskGradients
 from multitask.autodiff.observed import Observed
-from multitask.autodiff.rows import AccumulatedRows, RowGradients
 from multitask.autodiff.scaled import Unscaled, poison
-from multitask.autodiff.sharded import ShardedRows
 from multitask.distributed import sum_gradients
 from multitask.heads import Heads, are_tied, pull_penalty
 from multitask.shares import features_of, groups_of, masses_of, penalties_of, present_tasks, shares_of
 from multitask.task import Batch
+from multitask.telemetry import not_finite
 from multitask.weighting.base import JacobianMethod, Rows, Scalarization
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class Step:
         alone = len(window) == 1 and module.processes == 1
         engine = self._engine if alone or self._engine.accumulates else self._accumulated
         engine.clear()
+        self._accumulated.begin(len(window))
         heads = Heads(module, plan.present, plan.by_row)
         gradients: TaskGradients | None = None
         losses: Tensor | None = None
@@ -128,8 +129,9 @@ class Step:
                 if penalty is not None:
                     pull_penalty(penalty, [p for p in module.tasks.parameters() if p.requires_grad])
             outputs = list(dict.fromkeys(features))
+            numbers = {name: i for i, name in enumerate(module.names)}
             cut = {
-                module.names.index(name): (feature, leaf)
+                numbers[name]: (feature, leaf)
                 for name, feature, leaf in zip(module.by_name, features, leaves, strict=True)
             }
             by_task: list[list[Tensor | None]] = [
@@ -158,15 +160,19 @@ class Step:
         """
         if module.processes > 1:
             dist.all_reduce(losses)
-            if isinstance(gradients, RowGradients):
-                with module.clock("task gradients"):
-                    gradients = ShardedRows(gradients.jacobian(), module.shared_parameters())
-        gradients = Observed(gradients)
+        gradients = Observed(gradients, module.layout)
         scale = module.loss_scale
         with torch.autocast(module.device.type, enabled=False):
-            finite = bool(gradients.gramian().isfinite().all())
+            checks = [losses.isfinite().all(), gradients.gramian().isfinite().all()]
             if isinstance(scale, Tensor):
-                finite = _everywhere(module, finite and _finite(module.tasks.parameters()))
+                checks += [p.grad.isfinite().all() for p in module.tasks.parameters() if p.grad is not None]
+            # The only time at which a step waits for the device: the combiner needs the Gramian now.
+            of_losses, *of_gradients = torch.stack(checks).tolist()
+            if not of_losses:
+                raise not_finite(losses, [module.names[i] for i in plan.present], module.trainer.global_step)
+            finite = all(of_gradients)
+            if isinstance(scale, Tensor):
+                finite = _everywhere(module, finite)
             if not finite:
                 if not isinstance(scale, Tensor):
                     raise FloatingPointError(
@@ -175,8 +181,7 @@ class Step:
                 poison(gradients, len(losses), losses)
                 return False
             if isinstance(scale, Tensor):
-                gradients = Observed(Unscaled(gradients, scale))
-            gradients.layout = module.layout()
+                gradients = Observed(Unscaled(gradients, scale), module.layout)
             weights, factors = module.combine(losses, gradients, plan.present)
         module.observe(gradients, weights, plan.present)
         if plan.weighted and weights is None:
@@ -210,6 +215,8 @@ class Step:
         if module.processes > 1:
             dist.all_reduce(losses)
             sum_gradients([*module.trunk.parameters(), *module.tasks.parameters()])
+        if not losses.isfinite().all():
+            raise not_finite(losses, [module.names[i] for i in plan.present], module.trainer.global_step)
         with module.as_present(plan.present):
             total = combiner(losses) * module.loss_scale
             if total.requires_grad:
@@ -223,10 +230,6 @@ def _with_penalties(shares: Tensor, penalties: Sequence[Tensor | None]) -> Tenso
     if all(penalty is None for penalty in penalties):
         return shares
     return torch.stack([s if p is None else p for s, p in zip(shares, penalties, strict=True)])
-
-
-def _finite(parameters: Iterable[nn.Parameter]) -> bool:
-    return all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None)
 
 
 def _everywhere(module: "MultiTaskModule", here: bool) -> bool:

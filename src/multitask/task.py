@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +14,25 @@ from multitask.targets import Fitted, Transform
 Batch = dict[str, Tensor]
 
 
-class Outcome(NamedTuple):
+@dataclass(frozen=True)
+class Outcome:
     """What a task makes of one batch."""
 
     loss: Tensor
     """Weighted mean loss over what is labelled, a scalar; zero where nothing is."""
-    mass: Tensor | float
-    """What the mean is over: the number of labelled values, or the sum of their class weights."""
+    weigh: Callable[[], Tensor | float]
+    """Returns ``mass``: most steps never ask for it."""
     prediction: Tensor
     """The head's output."""
     target: Tensor
     """What the loss compares it with."""
     known: Tensor | None
     """Which target values are labelled, in the target's shape; ``None`` where all are."""
+
+    @property
+    def mass(self) -> Tensor | float:
+        """What the mean is over: the number of labelled values, or the sum of their class weights."""
+        return self.weigh()
 
 
 class Task(nn.Module):
@@ -178,8 +185,11 @@ class Task(nn.Module):
             known = None
         of_known = (prediction, target) if known is None else _select(prediction, target, known)
         if of_known[1].numel() == 0:
-            return Outcome(of_known[0].sum() * 0.0, 0.0, prediction, target, known)
-        return Outcome(self.weight * self.loss(*of_known), self._mass(of_known[1]), prediction, target, known)
+            return Outcome(of_known[0].sum() * 0.0, lambda: 0.0, prediction, target, known)
+        loss = self.loss(*of_known)
+        if self.weight != 1.0:
+            loss = self.weight * loss
+        return Outcome(loss, partial(self._mass, of_known[1]), prediction, target, known)
 
     def _mass(self, target: Tensor) -> Tensor | float:
         """Return what the loss's mean is over: its own count, or class weights where it has them."""

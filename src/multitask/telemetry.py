@@ -74,13 +74,46 @@ class Telemetry:
             logger.log_metrics(metrics, step=max(0, module.trainer.global_step - 1))
 
 
-def finite_or_raise(losses: Tensor, tasks: Sequence[str], step: int) -> None:
-    """Stop at a loss that is not a number.
+class FiniteLosses:
+    """Whether losses are finite, found while the device goes on working.
 
-    Raises:
-        FloatingPointError: If a loss is NaN or infinite, naming task and step.
+    Args:
+        losses: Shape ``[k]``.
+        tasks: Their names.
+        step: The number of the step.
     """
-    finite = torch.isfinite(losses)
-    if not finite.all():
-        bad = ", ".join(f"{tasks[i]} ({losses[i].item()})" for i in (~finite).nonzero().flatten().tolist())
-        raise FloatingPointError(f"The loss of {bad} is not finite at step {step}.")
+
+    def __init__(self, losses: Tensor, tasks: Sequence[str], step: int) -> None:
+        self._losses = losses.detach()
+        self._tasks = tasks
+        self._step = step
+        self._finite = self._losses.isfinite().all()
+        self._arrived: torch.cuda.Event | None = None
+        if self._finite.is_cuda:
+            # Pinned memory, so that the copy waits for nobody, and nobody but check() for the copy.
+            there = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._finite = there.copy_(self._finite, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def check(self) -> None:
+        """Stop at a loss that is not a number.
+
+        Raises:
+            FloatingPointError: If a loss is NaN or infinite, naming task and step.
+        """
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        if not self._finite:
+            raise not_finite(self._losses, self._tasks, self._step)
+
+
+def not_finite(losses: Tensor, tasks: Sequence[str], step: int) -> FloatingPointError:
+    """Return the error that names the tasks whose loss is NaN or infinite, and the step."""
+    # Of each task's first such row.
+    bad = {
+        tasks[i % len(tasks)]: losses[i].item()
+        for i in (~losses.isfinite()).nonzero().flatten().tolist()[::-1]
+    }
+    named = ", ".join(f"{name} ({value})" for name, value in reversed(bad.items()))
+    return FloatingPointError(f"The loss of {named} is not finite at step {step}.")

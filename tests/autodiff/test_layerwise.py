@@ -520,3 +520,75 @@ def test_both_ways_to_the_gramian_of_examples(
     other = "_paired" if formed else "_formed"
     monkeypatch.setattr(ExampleBlock, other, getattr(ExampleBlock, "_formed" if formed else "_paired"))
     by_example(make(), torch.randint(0, 300, (4, 5)), 2)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the backward passes that differentiate all rows at once."""
+    calls: list[int] = []
+    vmap = torch.vmap
+    monkeypatch.setattr(torch, "vmap", lambda *args: calls.append(1) or vmap(*args))
+    return calls
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ELU(), nn.GELU(), nn.LeakyReLU(), nn.ReLU(), nn.ReLU(True), nn.SiLU(), nn.Sigmoid(), nn.Softplus(), nn.Tanh()],
+)  # fmt: skip
+@pytest.mark.parametrize("batch", [6, 400])
+def test_all_rows_at_once_through_linear_layers(
+    activation: nn.Module, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a small batch by factors, in a large one as rows that are formed at once."""
+    calls = counted(monkeypatch)
+    trunk = nn.Sequential(nn.Linear(40, 50), activation, nn.Linear(50, 60, bias=False), nn.Tanh())
+    check(trunk, torch.randn(batch, 40), 3, factored=2 if batch == 6 else 0)
+    assert calls == [1]
+
+
+def test_all_rows_at_once_with_a_scale_and_a_shift(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(40, 50)
+            self.scale, self.shift = nn.Parameter(torch.randn(50)), nn.Parameter(torch.randn(1))
+            self.unused = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.layer(x)) * self.scale + self.shift
+
+    calls = counted(monkeypatch)
+    check(Scaled(), torch.randn(4, 40), 3, factored=1)
+    assert calls == [1]
+
+
+def test_hooks_see_one_row_at_a_time_even_where_all_flow_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counted(monkeypatch)
+    trunk = mlp()
+    trunk[2].register_forward_hook(
+        lambda module, args, out: out.register_hook(lambda g: g / (1 + g.square().sum())) and None
+    )
+    check(trunk, torch.randn(4, 40), 3)
+    assert calls == [1]
+
+
+def test_hooks_that_read_numbers_get_one_row_at_a_time() -> None:
+    seen: list[float] = []
+    trunk = mlp()
+    trunk[2].register_forward_hook(
+        lambda module, args, out: out.register_hook(lambda g: seen.append(g.norm().item())) and None
+    )
+    check(trunk, torch.randn(4, 40), 3)
+    assert len(seen) == 2 * 3  # and in the reference
+
+
+def test_rows_that_use_different_outputs_flow_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counted(monkeypatch)
+    layer, inputs = nn.Linear(40, 30).double(), torch.randn(4, 40).double()
+    outputs = [layer(inputs), torch.tanh(layer(inputs))]
+    (g,), (h,) = random_cotangents(outputs[:1], 1).by_task[0], random_cotangents(outputs[1:], 1).by_task[0]
+    cotangents = Cotangents([[g, None], [None, h]])
+    J = naive(outputs, cotangents, list(layer.parameters()))
+    assert_same(
+        Layerwise().differentiate(outputs, cotangents, list(layer.parameters())), J, list(layer.parameters())
+    )
+    assert not calls

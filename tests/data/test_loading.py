@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from multitask.data.loading import Loader, derived_seed, split_indices
+from multitask.data.loading import Loader, derived_seed, resident, split_indices
 
 
 class Squares(Dataset):
@@ -88,3 +88,15 @@ def test_wrong_shares_are_refused(fractions: tuple[float, float, float]) -> None
 def test_derived_seeds_do_not_collide_by_concatenation() -> None:
     assert derived_seed("a", "bc") != derived_seed("ab", "c")
     assert derived_seed("a", 1) == derived_seed("a", 1)
+
+
+def test_arrays_move_to_a_device_where_a_quarter_of_its_memory_is_enough() -> None:
+    """The meta device stands for any other than the CPU."""
+    arrays = {"inputs": torch.zeros(10, 3), "y": torch.zeros(10, dtype=torch.int64)}
+    device = torch.device("meta")
+    assert {v.device.type for v in resident(arrays, device, 4 * 200 - 1).values()} == {"cpu"}
+    moved = resident(arrays, device, 4 * 200)
+    assert {v.device.type for v in moved.values()} == {"meta"}
+    batches = list(Loader(moved, 4, shuffle=True))
+    assert [len(batch["y"]) for batch in batches] == [4, 4, 2]
+    assert all(v.device.type == "meta" for batch in batches for v in batch.values())

@@ -28,7 +28,7 @@ COUNT = 50
 
 
 def outcome(target: Tensor, prediction: Tensor, known: Tensor | None = None) -> Outcome:
-    return Outcome(torch.zeros(()), 1.0, prediction, target, known)
+    return Outcome(torch.zeros(()), lambda: 1.0, prediction, target, known)
 
 
 def task(loss: Any, metric: Any = None, **options: Any) -> Task:

@@ -12,93 +12,108 @@ from multitask.autodiff.rows import add_to_gradients, split_like
 
 
 class Block(ABC):
-    """The columns of a Jacobian that belong to one parameter; k rows."""
+    """The columns of a Jacobian that belong to some of the parameters; k rows.
+
+    Args:
+        places: The numbers of the parameters.
+    """
+
+    def __init__(self, places: Sequence[int]) -> None:
+        self.places = list(places)
 
     @abstractmethod
     def gramian(self) -> Tensor:
         """Return this block's part of ``J Jᵀ``, shape ``[k, k]``."""
 
     @abstractmethod
-    def combined(self, weights: Tensor) -> Tensor:
-        """Return ``weightsᵀ J`` in the shape of the parameter."""
+    def combined(self, weights: Tensor) -> Sequence[Tensor]:
+        """Return ``weightsᵀ J``, in the shape of each parameter."""
 
     @abstractmethod
-    def rows(self) -> Tensor:
-        """Return the columns, ``[k, numel]``."""
+    def rows(self) -> Sequence[Tensor]:
+        """Return the columns of each parameter, ``[k, numel]``."""
 
 
 class StoredBlock(Block):
-    """Columns stored as they are, ``[k, *parameter.shape]``."""
+    """Columns stored as they are.
 
-    def __init__(self, columns: Tensor) -> None:
+    Args:
+        places: The numbers of the parameters.
+        columns: Those of all of them, one after the other, ``[k, n]``.
+        parameters: The parameters.
+    """
+
+    def __init__(self, places: Sequence[int], columns: Tensor, parameters: Sequence[Tensor]) -> None:
+        super().__init__(places)
         self._columns = columns
+        self._parameters = parameters
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ`` of the stored columns."""
-        return self.rows() @ self.rows().T
+        return self._columns @ self._columns.T
 
-    def combined(self, weights: Tensor) -> Tensor:
+    def combined(self, weights: Tensor) -> Sequence[Tensor]:
         """Return ``weightsᵀ J`` of the stored columns."""
-        return torch.tensordot(weights, self._columns, 1)
+        return split_like(weights @ self._columns, self._parameters)
 
-    def rows(self) -> Tensor:
+    def rows(self) -> Sequence[Tensor]:
         """Return the stored columns."""
-        return self._columns.flatten(1) if self._columns.ndim > 1 else self._columns[:, None]
-
-
-class ZeroBlock(Block):
-    """Columns of a parameter that no row reaches."""
-
-    def __init__(self, k: int, parameter: nn.Parameter) -> None:
-        self._k = k
-        self._parameter = parameter
-
-    def gramian(self) -> Tensor:
-        """Return zeros, ``[k, k]``."""
-        return self._parameter.new_zeros(self._k, self._k)
-
-    def combined(self, weights: Tensor) -> Tensor:
-        """Return zeros in the shape of the parameter."""
-        return torch.zeros_like(self._parameter)
-
-    def rows(self) -> Tensor:
-        """Return zeros, ``[k, numel]``."""
-        return self._parameter.new_zeros(self._k, self._parameter.numel())
+        return self._columns.split([p.numel() for p in self._parameters], 1)
 
 
 class ProductBlock(Block):
-    """Rows ``D_iᵀ A`` of one weight, which are never formed.
+    """Rows ``D_iᵀ A`` of one weight, which are never formed, and ``D_iᵀ 1`` of the bias beside it.
 
-    ``⟨D_iᵀ A, D_jᵀ A⟩ = ⟨D_i, A Aᵀ D_j⟩``, and ``Σ w_i D_iᵀ A = (Σ w_i D_i)ᵀ A``.
+    ``⟨D_iᵀ A, D_jᵀ A⟩ + ⟨D_iᵀ 1, D_jᵀ 1⟩ = ⟨D_i, (A Aᵀ + 1 1ᵀ) D_j⟩``, and ``Σ w_i D_iᵀ A = (Σ w_i D_i)ᵀ A``.
 
     Args:
+        places: The numbers of the weight and, where it has one, of the bias.
         operand: ``A``.
         gradients: All ``D_i``, shape ``[k, positions, q]``.
     """
 
-    def __init__(self, operand: Operand, gradients: Tensor) -> None:
+    def __init__(self, places: Sequence[int], operand: Operand, gradients: Tensor) -> None:
+        super().__init__(places)
         self._operand = operand
         self._gradients = gradients
 
     def gramian(self) -> Tensor:
-        """Return ``⟨D_i, A Aᵀ D_j⟩``."""
-        seen = self._operand.kernel(self._gradients.dtype) @ self._gradients
+        """Return ``⟨D_i, (A Aᵀ + 1 1ᵀ) D_j⟩``."""
+        kernel = self._operand.kernel(self._gradients.dtype)
+        if len(self.places) > 1:
+            kernel += 1.0
+        seen = kernel @ self._gradients
         return self._gradients.flatten(1) @ seen.flatten(1).T
 
-    def combined(self, weights: Tensor) -> Tensor:
-        """Return ``(Σ w_i D_i)ᵀ A``."""
-        return self._operand.product(torch.tensordot(weights, self._gradients, 1))
+    def combined(self, weights: Tensor) -> Sequence[Tensor]:
+        """Return ``(Σ w_i D_i)ᵀ A``, and ``(Σ w_i D_i)ᵀ 1``."""
+        k, positions, q = self._gradients.shape
+        D = (weights @ self._gradients.view(k, -1)).view(positions, q)
+        return [self._operand.product(D), D.sum(0)][: len(self.places)]
 
-    def rows(self) -> Tensor:
-        """Return all ``D_iᵀ A``: here they are formed."""
-        return torch.stack([self._operand.product(D).flatten() for D in self._gradients])
+    def rows(self) -> Sequence[Tensor]:
+        """Return all ``D_iᵀ A``, and all ``D_iᵀ 1``: here they are formed."""
+        products = torch.stack([self._operand.product(D).flatten() for D in self._gradients])
+        return [products, self._gradients.sum(1)][: len(self.places)]
+
+    def formed(self, parameters: Sequence[Tensor]) -> StoredBlock:
+        """Return the rows stored as they are, formed by one product.
+
+        Args:
+            parameters: The weight and, where it has one, the bias.
+        """
+        products = self._gradients.mT @ self._operand.inputs(self._gradients.dtype)
+        columns = self._operand.as_weights(products).flatten(1)
+        if len(self.places) > 1:
+            columns = torch.cat([columns, self._gradients.sum(1)], 1)
+        return StoredBlock(self.places, columns, parameters)
 
 
 class BlockGradients(TaskGradients):
     """A Jacobian whose columns are spread over blocks.
 
     Args:
-        blocks: One for each parameter.
+        blocks: Each parameter is in one of them.
         parameters: The shared parameters, n numbers in all.
     """
 
@@ -116,11 +131,15 @@ class BlockGradients(TaskGradients):
     def combine(self, weights: Tensor) -> None:
         """Add ``weightsᵀ J`` to the gradients of the shared parameters."""
         weights = weights.to(self._parameters[0].dtype)
-        add_to_gradients(self._parameters, [block.combined(weights) for block in self._blocks])
+        for block in self._blocks:
+            add_to_gradients([self._parameters[i] for i in block.places], block.combined(weights))
 
     def jacobian(self) -> Tensor:
         """Return ``J``, shape ``[k, n]``: every row is formed."""
-        return torch.cat([block.rows() for block in self._blocks], 1)
+        columns: dict[int, Tensor] = {}
+        for block in self._blocks:
+            columns |= dict(zip(block.places, block.rows(), strict=True))
+        return torch.cat([columns[i] for i in range(len(self._parameters))], 1)
 
     def assign(self, vector: Tensor) -> None:
         """Add ``vector``, shape ``[n]``, to the gradients of the shared parameters."""

@@ -1,5 +1,6 @@
 """Which positions belong to which example, and the rows of a weight example by example."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +41,14 @@ class ExampleBlock(Block):
     """Rows ``D_btᵀ A_b`` of one weight: example b, task t; ordered example by example.
 
     Args:
+        place: The number of the weight.
         operand: ``A``.
         gradients: All ``D_t``, shape ``[m, positions, q]``.
         layout: Which positions belong to which example.
     """
 
-    def __init__(self, operand: Operand, gradients: Tensor, layout: Layout) -> None:
+    def __init__(self, place: int, operand: Operand, gradients: Tensor, layout: Layout) -> None:
+        super().__init__([place])
         self._operand = operand
         self._layout = layout
         # [example, task, position, q]
@@ -83,16 +86,16 @@ class ExampleBlock(Block):
             total += rows @ rows.T
         return total
 
-    def combined(self, weights: Tensor) -> Tensor:
+    def combined(self, weights: Tensor) -> Sequence[Tensor]:
         """Return ``(Σ_t w_bt D_bt)ᵀ A`` over all positions."""
         b, m = self._gradients.shape[:2]
         D = torch.einsum("bm,bmsq->bsq", weights.view(b, m), self._gradients)
-        return self._operand.product(self._layout.flat(D))
+        return [self._operand.product(self._layout.flat(D))]
 
-    def rows(self) -> Tensor:
+    def rows(self) -> Sequence[Tensor]:
         """Return all ``D_btᵀ A_b``: here they are formed."""
         rows = torch.einsum("bmsq,bsp->bmqp", self._gradients, self._inputs())
-        return self._operand.as_weights(rows).reshape(len(rows) * rows.shape[1], -1)
+        return [self._operand.as_weights(rows).reshape(len(rows) * rows.shape[1], -1)]
 
     def _inputs(self) -> Tensor:
         return self._layout.by_example(self._operand.inputs(self._gradients.dtype), 0)

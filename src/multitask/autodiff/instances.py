@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from multitask.autodiff.affine import affine_columns, leading_dimensions
-from multitask.autodiff.blocks import Block, BlockGradients, StoredBlock, ZeroBlock
+from multitask.autodiff.blocks import Block, BlockGradients, StoredBlock
 from multitask.autodiff.examples import ExampleBlock, Layout
 from multitask.autodiff.gradients import Cotangents
 from multitask.autodiff.operands import operand_of
 from multitask.autodiff.sweep import Sweep, Tap
 from multitask.autodiff.uses import Node, Use
 
-Make = Callable[[Tensor, Layout], Block]
+Make = Callable[[int, Tensor, Layout], Block]
 
 
 class ExampleRows:
@@ -61,14 +61,16 @@ class ExampleRows:
                 [(o, g) for o, g in zip(outputs, task, strict=True) if g is not None]
                 for task in cotangents.by_task
             )
-            piles = dict(zip(nodes, self._sweep(tap, rows, tasks, parameters[0].dtype), strict=True))
+            found = self._sweep(tap, rows, tasks, parameters[0].dtype)
+        piles = dict(zip(nodes, found.at_nodes, strict=True))
         blocks: list[Block] = []
-        for (parameter, use, make), layout in zip(known, layouts, strict=True):
+        for place, ((parameter, use, make), layout) in enumerate(zip(known, layouts, strict=True)):
             pile = piles[use.node]
             if pile is None or layout is None:
-                blocks.append(ZeroBlock(examples * tasks, parameter))
+                nothing = parameter.new_zeros(examples * tasks, parameter.numel())
+                blocks.append(StoredBlock([place], nothing, [parameter]))
             else:
-                blocks.append(make(pile, layout))
+                blocks.append(make(place, pile, layout))
         return BlockGradients(blocks, parameters)
 
 
@@ -82,14 +84,14 @@ def _block_of(use: Use, parameter: nn.Parameter) -> Make | None:
     """Return what makes a parameter's block from the gradients of what its operation writes."""
     operand = operand_of(use, parameter.shape)
     if operand is not None:
-        return lambda pile, layout: ExampleBlock(operand, operand.matrix(pile), layout)
+        return lambda place, pile, layout: ExampleBlock(place, operand, operand.matrix(pile), layout)
     columns = affine_columns(use, parameter.shape)
     if columns is None:
         return None
 
-    def make(pile: Tensor, layout: Layout) -> Block:
+    def make(place: int, pile: Tensor, layout: Layout) -> Block:
         by_example = layout.by_example(columns(pile), 1).sum(2).transpose(0, 1)
-        return StoredBlock(by_example.reshape(-1, *parameter.shape))
+        return StoredBlock([place], by_example.reshape(-1, parameter.numel()), [parameter])
 
     return make
 

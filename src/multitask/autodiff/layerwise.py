@@ -11,14 +11,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from multitask.autodiff.affine import is_bias, shift_columns
-from multitask.autodiff.blocks import Block, BlockGradients, ProductBlock, StoredBlock, ZeroBlock
+from multitask.autodiff.affine import is_bias
+from multitask.autodiff.batched import pull, stacked
+from multitask.autodiff.blocks import Block, BlockGradients, ProductBlock, StoredBlock
 from multitask.autodiff.gradients import Cotangents, Engine, TaskGradients
 from multitask.autodiff.instances import ExampleRows
 from multitask.autodiff.operands import Operand, operand_of
 from multitask.autodiff.rows import Rows
 from multitask.autodiff.sweep import Roots, Sweep, Tap
-from multitask.autodiff.uses import Use, sole_uses
+from multitask.autodiff.uses import sole_uses
 
 # What writing, copying and reading a number costs, in multiplications of a matrix product.
 _MEMORY = 10
@@ -54,29 +55,46 @@ class Layerwise(Engine):
         k = len(cotangents)
         known = {i: use for i, use in enumerate(uses) if use is not None}
         operands = {
-            i: operand for i, use in known.items() if (operand := _cheaper(use, parameters[i], k)) is not None
+            i: operand
+            for i, use in known.items()
+            if (operand := operand_of(use, parameters[i].shape)) is not None
         }
+        cheaper = {i for i, operand in operands.items() if _is_cheaper(operand, k)}
+        together = None
+        if not penalties and all(p.ndim < 2 or i in operands for i, p in enumerate(parameters)):
+            together = stacked(outputs, cotangents)
+        if together is None:
+            operands = {i: operand for i, operand in operands.items() if i in cheaper}
         if not operands:
             return self._rows.differentiate(outputs, cotangents, parameters, direct)
 
-        slots = {known[i].node: slot for slot, i in enumerate(operands)}
         biases = {
-            i: use for i, use in known.items() if use.node in slots and is_bias(use, parameters[i].shape)
+            use.node: i
+            for i, use in known.items()
+            if is_bias(use, parameters[i].shape) and any(use.node is known[j].node for j in operands)
         }
-        plain = [i for i in range(len(parameters)) if i not in operands and i not in biases]
-        with Tap(list(slots), [parameters[i] for i in plain]).open() as tap:
-            piles = self._sweep(tap, _roots(outputs, cotangents, direct), k, parameters[0].dtype)
+        apart = {*operands, *biases.values()}
+        plain = [i for i in range(len(parameters)) if i not in apart]
+        leaves = [parameters[i] for i in plain]
+        nodes = [known[i].node for i in operands]
+        dtype = parameters[0].dtype
+        with Tap(nodes, leaves).open() as tap:
+            piles = None if together is None else pull(tap, outputs, together, dtype)
+            if piles is None:
+                piles = self._sweep(tap, _roots(outputs, cotangents, direct), k, dtype)
 
-        blocks: list[Block] = [ZeroBlock(k, p) for p in parameters]
-        for i, pile in zip(plain, piles[len(slots) :], strict=True):
-            if pile is not None:
-                blocks[i] = StoredBlock(pile)
-        for i, operand in operands.items():
-            if (pile := piles[slots[known[i].node]]) is not None:
-                blocks[i] = ProductBlock(operand, operand.matrix(pile))
-        for i, use in biases.items():
-            if (pile := piles[slots[use.node]]) is not None:
-                blocks[i] = StoredBlock(shift_columns(use, pile).sum(1))
+        blocks: list[Block] = []
+        if piles.of_leaves is not None:
+            blocks.append(StoredBlock(plain, piles.of_leaves, leaves))
+        for (i, operand), pile in zip(operands.items(), piles.at_nodes, strict=True):
+            places = [i, biases[known[i].node]] if known[i].node in biases else [i]
+            here = [parameters[place] for place in places]
+            if pile is None:
+                nothing = here[0].new_zeros(k, sum(p.numel() for p in here))
+                blocks.append(StoredBlock(places, nothing, here))
+                continue
+            block = ProductBlock(places, operand, operand.matrix(pile))
+            blocks.append(block if i in cheaper else block.formed(here))
         return BlockGradients(blocks, parameters)
 
 
@@ -90,14 +108,11 @@ def _roots(
         yield roots
 
 
-def _cheaper(use: Use, parameter: nn.Parameter, k: int) -> Operand | None:
-    """Return the inputs of a layer whose factors take fewer operations than its k rows."""
-    operand = operand_of(use, parameter.shape)
-    if operand is None:
-        return None
+def _is_cheaper(operand: Operand, k: int) -> bool:
+    """Return whether a layer's factors take fewer operations than its k rows."""
     n, p, q = operand.positions, operand.p, operand.q
     row = n * p * q if operand.dense else 0
     rows = k * row + (k * k + k) * p * q + 3 * _MEMORY * k * p * q
     kernel = n * n * p if operand.dense else 0
     factors = kernel + k * n * n * q + k * k * n * q + row + _MEMORY * (n * n + n * p + 3 * k * n * q)
-    return operand if factors < rows else None
+    return factors < rows

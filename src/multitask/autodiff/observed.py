@@ -1,5 +1,7 @@
 """Task gradients that compute their Gramian once, for whoever asks."""
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor
 
 from multitask.autodiff.gradients import TaskGradients
@@ -10,12 +12,18 @@ class Observed(TaskGradients):
 
     Args:
         gradients: What is observed.
+        layout: Returns the layout; most combiners never ask for it.
     """
 
-    def __init__(self, gradients: TaskGradients) -> None:
+    def __init__(self, gradients: TaskGradients, layout: Callable[[], Sequence[tuple[str, int]]]) -> None:
         self._gradients = gradients
         self._gramian: Tensor | None = None
-        self.layout = gradients.layout
+        self._layout = layout
+
+    @property
+    def layout(self) -> Sequence[tuple[str, int]]:  # type: ignore[override]
+        """Name and size of each shared parameter in the order of the Jacobian's columns."""
+        return self._layout()
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``, computed at the first call."""

@@ -1,6 +1,6 @@
 """Jacobian rows in one buffer: one vector-Jacobian product a row, no second backward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +37,10 @@ class RowGradients(TaskGradients):
         add_to_gradients(self._parameters, split_like(vector, self._parameters))
 
 
-def split_like(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Return views of ``vector``, shape ``[n]``, in the shapes of the parameters."""
-    parts = vector.split([p.numel() for p in parameters])
+def split_like(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of ``vector``, shape ``[n]`` or longer, in the shapes of the parameters."""
+    sizes = [p.numel() for p in parameters]
+    parts = vector[: sum(sizes)].split(sizes)
     return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
 
 
@@ -67,12 +68,8 @@ class Rows(Engine):
     ) -> RowGradients:
         """Pull the cotangents back through the trunk; see :class:`Engine`."""
         jacobian = self._allocate(len(cotangents), parameters)
-        last = len(cotangents) - 1
-        for i, (row, gradients) in enumerate(zip(jacobian, cotangents.rows(), strict=True)):
-            roots = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
-            if i < len(direct) and (penalty := direct[i]) is not None:
-                roots.append((penalty, torch.ones_like(penalty)))
-            write_row(split_like(row, parameters), roots, parameters, retain_graph=i < last)
+        for _ in written(jacobian, outputs, cotangents, parameters, direct):
+            pass
         return RowGradients(jacobian, parameters)
 
     def _allocate(self, k: int, parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -85,30 +82,29 @@ class Rows(Engine):
         return self._buffer
 
 
-class AccumulatedRows(Engine):
-    """Rows added up over micro-batches: the Jacobian of the sum of their losses."""
+def written(
+    jacobian: Tensor,
+    outputs: Sequence[Tensor],
+    cotangents: Cotangents,
+    parameters: Sequence[nn.Parameter],
+    direct: Sequence[Tensor | None],
+) -> Iterator[int]:
+    """Write the rows one after the other, and yield the number of each as soon as it is there.
 
-    accumulates = True
-
-    def __init__(self) -> None:
-        self._rows = Rows()
-        self._sum: Tensor | None = None
-
-    def clear(self) -> None:
-        """Begin a new sum."""
-        self._sum = None
-
-    def differentiate(
-        self,
-        outputs: Sequence[Tensor],
-        cotangents: Cotangents,
-        parameters: Sequence[nn.Parameter],
-        direct: Sequence[Tensor | None] = (),
-    ) -> RowGradients:
-        """Add this micro-batch's rows and return the sum; see :class:`Engine`."""
-        rows = self._rows.differentiate(outputs, cotangents, parameters, direct).jacobian()
-        self._sum = rows.clone() if self._sum is None else self._sum.add_(rows)
-        return RowGradients(self._sum, parameters)
+    Args:
+        jacobian: Where to, ``[k, n]`` or wider; one row may stand for all, if each is used before the next.
+        outputs: See :class:`Engine`.
+        cotangents: See there.
+        parameters: See there.
+        direct: See there.
+    """
+    last = len(cotangents) - 1
+    for i, (row, gradients) in enumerate(zip(jacobian, cotangents.rows(), strict=True)):
+        roots = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
+        if i < len(direct) and (penalty := direct[i]) is not None:
+            roots.append((penalty, torch.ones_like(penalty)))
+        write_row(split_like(row, parameters), roots, parameters, retain_graph=i < last)
+        yield i
 
 
 def write_row(
@@ -129,8 +125,13 @@ def write_row(
         retain_graph=retain_graph,
         allow_unused=True,
     )
-    for view, gradient in zip(row, found, strict=True):
-        if gradient is None:
-            view.zero_()
-        else:
-            view.copy_(gradient)
+    write(row, found)
+
+
+def write(row: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Write gradients into the views ``row``, zeros where there is none."""
+    there = [(view, gradient) for view, gradient in zip(row, gradients, strict=True) if gradient is not None]
+    if len(there) < len(row):
+        torch._foreach_zero_([view for view, g in zip(row, gradients, strict=True) if g is None])
+    if there:
+        torch._foreach_copy_([view for view, _ in there], [gradient for _, gradient in there])

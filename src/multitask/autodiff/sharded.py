@@ -14,29 +14,49 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-class ShardedRows(TaskGradients):
-    """The sum over processes of their Jacobians, exact, without any process holding all of it.
+class Reduction:
+    """Rows on their way: each process gets the sum, over all processes, of a slice of every row.
 
     Reduce-scattering the rows moves m·n numbers a process, gathering the combined gradient n: an
-    all-reduce of the Jacobian would move 2·m·n. The Gramian is that of the summed gradients.
+    all-reduce of the Jacobian would move 2·m·n.
 
     Args:
-        rows: This process's rows, shape ``[k, n]``; columns beyond are padding.
+        rows: This process's rows, ``[k, n + padding]``, whose width all processes share. None may change
+            between :meth:`send` and :meth:`gradients`.
         parameters: The shared parameters, n numbers in all.
     """
 
     def __init__(self, rows: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+        self._rows = rows
+        self._parameters = parameters
+        self._shards = rows.new_empty(len(rows), rows.shape[1] // dist.get_world_size())
+        self._pending: list[dist.Work] = []
+
+    def send(self, i: int) -> None:
+        """Send a row, and do not wait for it; every process sends the same rows in the same order."""
+        self._pending.append(_reduce_scatter(self._shards[i], self._rows[i], async_op=True))
+
+    def gradients(self) -> "ShardedRows":
+        """Wait for all rows."""
+        for work in self._pending:
+            work.wait()
+        return ShardedRows(self._shards, self._parameters)
+
+
+class ShardedRows(TaskGradients):
+    """The sum over processes of their Jacobians, exact, without any process holding all of it.
+
+    The Gramian is that of the summed gradients.
+
+    Args:
+        shards: This process's slice of each row of the sum, ``[k, width]``.
+        parameters: The shared parameters, n numbers in all; columns beyond are padding.
+    """
+
+    def __init__(self, shards: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+        self._shards = shards
         self._parameters = parameters
         self._n = sum(p.numel() for p in parameters)
-        world = dist.get_world_size()
-        width = -(-self._n // world)
-        self._shards = rows.new_empty(len(rows), width)
-        pending = []
-        for row, shard in zip(rows, self._shards, strict=True):
-            padded = torch.nn.functional.pad(row, (0, width * world - row.numel()))
-            pending.append((padded, _reduce_scatter(shard, padded, async_op=True)))
-        for _, work in pending:
-            work.wait()
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ`` of the summed Jacobian: the slices' Gramians add up."""

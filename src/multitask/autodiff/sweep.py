@@ -2,14 +2,25 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from multitask.autodiff.rows import split_like, write
 from multitask.autodiff.uses import Node
 
 Roots = Sequence[tuple[Tensor, Tensor]]
+
+
+class Piles(NamedTuple):
+    """What k rows left at the places of a tap."""
+
+    at_nodes: list[Tensor | None]
+    """The gradients at each operation, ``[k, *shape]``; ``None`` where no row reaches it."""
+    of_leaves: Tensor | None
+    """Those of all leaves, flattened and concatenated, ``[k, n]``; ``None`` without leaves."""
 
 
 class Tap:
@@ -22,6 +33,8 @@ class Tap:
 
     def __init__(self, nodes: Sequence[Node], leaves: Sequence[Tensor] = ()) -> None:
         self._nodes = list(nodes)
+        self.nodes = len(self._nodes)
+        self.leaves = list(leaves)
         self._inputs: list[Tensor | GradientEdge] = [GradientEdge(node, 0) for node in nodes]
         self._inputs += leaves
         self._arrived: dict[Node, Tensor] = {}
@@ -67,10 +80,10 @@ class Sweep:
     """Piles up the gradients of several rows; keeps its buffers between steps."""
 
     def __init__(self) -> None:
-        self._buffers: dict[int, Tensor] = {}
+        self._buffers: dict[object, Tensor] = {}
 
-    def __call__(self, tap: Tap, rows: Iterable[Roots], k: int, dtype: torch.dtype) -> list[Tensor | None]:
-        """Return what arrives at each place of the tap, ``[k, *shape]``, ``None`` where no row reaches it.
+    def __call__(self, tap: Tap, rows: Iterable[Roots], k: int, dtype: torch.dtype) -> Piles:
+        """Let the rows flow back, one after the other.
 
         Args:
             tap: Where to listen.
@@ -78,11 +91,13 @@ class Sweep:
             k: The number of rows.
             dtype: The type of the results.
         """
-        piles: list[Tensor | None] = []
+        sizes = [leaf.numel() for leaf in tap.leaves]
+        like = tap.leaves[0] if tap.leaves else None
+        stored = None if like is None else self._buffer("leaves", (k, sum(sizes)), like, dtype)
+        piles: list[Tensor | None] = [None] * tap.nodes
         for row, roots in enumerate(rows):
             found = tap.pull(roots, retain_graph=row < k - 1)
-            piles = piles or [None] * len(found)
-            for slot, gradient in enumerate(found):
+            for slot, gradient in enumerate(found[: tap.nodes]):
                 pile = piles[slot]
                 if gradient is None:
                     if pile is not None:
@@ -92,9 +107,11 @@ class Sweep:
                     pile = piles[slot] = self._buffer(slot, (k, *gradient.shape), gradient, dtype)
                     pile[:row].zero_()
                 pile[row].copy_(gradient)
-        return piles
+            if stored is not None:
+                write(split_like(stored[row], tap.leaves), found[tap.nodes :])
+        return Piles(piles, stored)
 
-    def _buffer(self, slot: int, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+    def _buffer(self, slot: object, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
         old = self._buffers.get(slot)
         if old is None or old.shape != shape or old.dtype != dtype or old.device != like.device:
             old = self._buffers[slot] = torch.empty(shape, dtype=dtype, device=like.device)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 
 from multitask.data.loading import derived_seed
+from multitask.randomness import seed
 
 
 class StepSeed(Callback):
@@ -24,7 +24,6 @@ class StepSeed(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed every generator of torch."""
-        torch.manual_seed(
-            derived_seed("step", self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
-        )
+        """Seed torch's generators."""
+        number = derived_seed("step", self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        seed(number, pl_module.device)

@@ -1,12 +1,14 @@
 """What every DataModule shares: three splits, and loaders over them that fit the Trainer."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
-from multitask.data.loading import Arrays, Loader
+from multitask.data.loading import Arrays, Loader, resident
 
 Split = Arrays | Dataset[Any]
 
@@ -30,6 +32,7 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.splits: dict[str, Split] = {}
+        self._placed: dict[str, Split] = {}
 
     @abstractmethod
     def load(self) -> dict[str, Split]:
@@ -44,7 +47,7 @@ class DataModule(LightningDataModule):
         """Return batches of one split; in training batches where ``training`` is set, and shuffled then."""
         self.setup()
         size = self.batch_size if training else self.eval_batch_size
-        return Loader(self.splits[split], size, **self.order(training))
+        return Loader(self.placed(split), size, **self.order(training))
 
     def order(self, training: bool) -> dict[str, Any]:
         """Return what a loader needs to know of order and processes.
@@ -59,6 +62,16 @@ class DataModule(LightningDataModule):
             "rank": trainer.global_rank if trainer else 0,
             "world_size": trainer.world_size if trainer else 1,
         }
+
+    def placed(self, split: str) -> Split:
+        """Return a split, on the trainer's CUDA device where it lies in memory and is small enough to move there."""
+        arrays = self.splits[split]
+        device = self.trainer.strategy.root_device if self.trainer else None
+        if device is None or device.type != "cuda" or not isinstance(arrays, Mapping):
+            return arrays
+        if split not in self._placed:
+            self._placed[split] = resident(dict(arrays), device, torch.cuda.mem_get_info(device)[0])
+        return self._placed[split]
 
     def train_dataloader(self) -> Loader:
         """Return shuffled batches of the training split."""

@@ -20,7 +20,8 @@ def derived_seed(*parts: object) -> int:
 class Loader:
     """Batches of a data set, deterministic by seed and epoch, sharded by rank, resumable in mid-epoch.
 
-    Tensors in memory are indexed by whole batches; other data sets go through torch's DataLoader.
+    Tensors in memory are indexed by whole batches, where they lie; other data sets go through torch's
+    DataLoader.
     On several processes each batch of the whole is cut into one slice a rank, so that w processes
     with batches of b see what one process with batches of w·b sees.
 
@@ -112,8 +113,8 @@ class Loader:
 
     def _fetch(self, batches: list[Tensor]) -> Iterator[Arrays]:
         if isinstance(self.data, Mapping):
-            for indices in batches:
-                yield {name: values[indices] for name, values in self.data.items()}
+            for indices in _moved(batches, next(iter(self.data.values())).device):
+                yield {name: values.index_select(0, indices) for name, values in self.data.items()}
         else:
             yield from DataLoader(
                 self.data,
@@ -121,6 +122,25 @@ class Loader:
                 num_workers=self.num_workers,
                 generator=torch.Generator().manual_seed(derived_seed("workers", self.seed, self.epoch)),
             )
+
+
+def _moved(batches: list[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Move the indices of all batches in one go."""
+    if device.type == "cpu" or not batches:
+        return batches
+    return torch.cat(batches).to(device).split([len(batch) for batch in batches])
+
+
+def resident(arrays: Arrays, device: torch.device, free: int) -> Arrays:
+    """Return the arrays on the device, if they take no more than a quarter of its free memory; else as they are.
+
+    Args:
+        arrays: Tensors by name.
+        device: Where they are wanted.
+        free: How many bytes are free there.
+    """
+    size = sum(values.numel() * values.element_size() for values in arrays.values())
+    return {name: values.to(device) for name, values in arrays.items()} if 4 * size <= free else arrays
 
 
 def split_indices(count: int, fractions: Sequence[float], seed: int) -> tuple[Tensor, Tensor, Tensor]:

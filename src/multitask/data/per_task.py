@@ -102,7 +102,7 @@ class PerTask(DataModule):
             return super().loader(split)
         self.setup()
         return JointLoader(
-            self.splits[split], self._sizes, self.rule, self.batch_size, **self.order(training)
+            self.placed(split), self._sizes, self.rule, self.batch_size, **self.order(training)
         )
 
 

@@ -19,6 +19,7 @@ from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
 from multitask.run.combiner import MANUAL_KEYS, build_combiner, build_manual, check_strategy
 from multitask.run.curves import MetricsCsv
+from multitask.run.engines import check_engine
 from multitask.run.errors import ConfigError
 from multitask.run.initialization import check_penalties, fit_targets, initialize, seeded
 from multitask.run.resolvers import plain
@@ -78,6 +79,7 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
         seed=config.seed,
     )
     module.config = plain(config)
+    check_engine(config, module, batch)
     if config.compile:
         # What belongs to whom is read off the graph, which a compiled trunk hides.
         module.ownership.find(module, batch)

@@ -4,12 +4,9 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
-from multitask.autodiff.features import Features
-from multitask.autodiff.gradients import Engine
-from multitask.autodiff.layerwise import Layerwise
-from multitask.autodiff.rows import Rows
 from multitask.optimization import ManualOptimization
 from multitask.penalty import Penalty
+from multitask.run.engines import build_engine, several_processes
 from multitask.run.errors import ConfigError, choices
 from multitask.run.resolvers import plain
 from multitask.step import Step
@@ -21,13 +18,6 @@ from multitask.weighting.build import build_weighting
 _FOR_MODULE = ("learning_rate", "engine", "heads")
 MANUAL_KEYS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
 """Keys of the Trainer that manual optimization takes over."""
-
-_ENGINES: dict[str, type[Engine]] = {
-    "auto": Layerwise,
-    "layerwise": Layerwise,
-    "rows": Rows,
-    "features": Features,
-}
 
 
 def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
@@ -58,18 +48,17 @@ def build_manual(
     Raises:
         ConfigError: If engine, heads and combiner do not go together.
     """
-    engine, heads = config.weighting.get("engine", "auto"), config.weighting.get("heads", "own")
-    if engine not in _ENGINES:
-        raise ConfigError(f"weighting.engine={engine} is not there; {choices(engine, _ENGINES)}")
+    heads = config.weighting.get("heads", "own")
     if heads not in ("own", "weighted"):
         raise ConfigError(f"weighting.heads={heads} is not there; {choices(heads, ('own', 'weighted'))}")
     missing = any(isinstance(task, Task) and task.missing for task in tasks.values())
     penalties = [name for name, task in tasks.items() if isinstance(task, Penalty)]
+    engine = build_engine(config, weighting, penalties)
     if isinstance(weighting, Scalarization):
-        if engine != "auto" or heads != "own":
+        if heads != "own":
             raise ConfigError(
-                f"weighting={config.method} is a scalarization: it has no Jacobian to compute and its heads get the "
-                "scalar's gradient; leave weighting.engine=auto and weighting.heads=own."
+                f"weighting={config.method} is a scalarization: its heads get the scalar's gradient; leave "
+                "weighting.heads=own."
             )
         if config.trainer.accumulate_grad_batches == 1 and not missing:
             return None
@@ -79,35 +68,10 @@ def build_manual(
                 f"weighting={config.method} gives a gradient and no weights that heads could get; set "
                 "weighting.heads=own."
             )
-        if engine == "features":
-            _check_features(config, weighting, penalties)
         if weighting.rows == "example":
             _check_examples(config, missing, penalties)
     keys = {key: config.trainer.get(key) for key in MANUAL_KEYS}
-    return ManualOptimization(Step(_ENGINES[engine](), heads == "weighted"), **keys)
-
-
-def _check_features(config: DictConfig, weighting: JacobianMethod, penalties: list[str]) -> None:
-    """Refuse what gradients at the features cannot do.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
-    if weighting.of_parameters:
-        raise ConfigError(
-            f"weighting={config.method} needs gradients of the parameters, and weighting.engine=features has none; "
-            "take weighting.engine=auto."
-        )
-    if penalties:
-        raise ConfigError(
-            f"tasks.{penalties[0]} is a penalty on parameters, and weighting.engine=features sees gradients at the "
-            "features alone; take weighting.engine=auto, or leave the penalty out."
-        )
-    if not weighting.gives_weights and _several_processes(config):
-        raise ConfigError(
-            f"weighting={config.method} needs the features' gradients of the whole batch, and with "
-            "weighting.engine=features no process has them all; take weighting.engine=auto or trainer.devices=1."
-        )
+    return ManualOptimization(Step(engine, heads == "weighted"), **keys)
 
 
 def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> None:
@@ -119,7 +83,7 @@ def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> 
     needs = f"weighting={config.method} weighs the losses of all examples of a batch against one another"
     if config.trainer.accumulate_grad_batches > 1:
         raise ConfigError(f"{needs}; set trainer.accumulate_grad_batches=1.")
-    if _several_processes(config):
+    if several_processes(config):
         raise ConfigError(
             f"{needs}, and no process has them all; set trainer.devices=1 and trainer.num_nodes=1."
         )
@@ -130,10 +94,6 @@ def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> 
             f"{needs}, and the penalty tasks.{penalties[0]} is a loss of none; leave it out, or set "
             "optimizer.weight_decay."
         )
-
-
-def _several_processes(config: DictConfig) -> bool:
-    return config.trainer.devices not in (1, "1", "auto") or config.trainer.num_nodes > 1
 
 
 def check_strategy(config: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -55,7 +56,7 @@ def check_that_metrics_move(name: str, task: Task, outcome: Outcome) -> None:
     if pair is None:
         return
     right, wrong = (
-        metric_values(name, task, *task.shown(outcome._replace(prediction=prediction))) for prediction in pair
+        metric_values(name, task, *task.shown(replace(outcome, prediction=prediction))) for prediction in pair
     )
     for metric, value in right.items():
         if value == wrong[metric] or (math.isnan(value) and math.isnan(wrong[metric])):

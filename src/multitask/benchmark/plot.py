@@ -1,0 +1,44 @@
+"""Curves of the scaling cases."""
+
+from collections.abc import Sequence
+
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from multitask.benchmark.cells import Cell
+from multitask.evaluation.plots.style import legend, looks, new_figure, png, styled
+
+
+def scaling(cells: Sequence[Cell]) -> bytes | None:
+    """Return a picture as PNG: milliseconds a step over tasks, width and batch; ``None`` without such cells."""
+    panels = {
+        "tasks": [(cell.tasks, cell) for cell in cells if cell.case == "scaling_tasks"],
+        "width": [
+            (int(cell.case.rpartition("_")[2]), cell)
+            for cell in cells
+            if cell.case.startswith("scaling_width")
+        ],
+        "batch": [(cell.batch, cell) for cell in cells if cell.case == "scaling_batch"],
+    }
+    panels = {name: points for name, points in panels.items() if points}
+    if not panels:
+        return None
+    methods = list(dict.fromkeys(cell.method for points in panels.values() for _, cell in points))
+    look = looks(methods)
+    with styled():
+        figure, axes = new_figure(2.1, 1, len(panels), sharey=True)
+        for ax, (name, points) in zip(axes, panels.items(), strict=True):
+            for method in methods:
+                line = sorted((x, cell.ms) for x, cell in points if cell.method == method)
+                style = look[method]
+                ax.plot(
+                    *zip(*line, strict=True), color=style.colour, linestyle=style.dash, marker=style.marker
+                )
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log")
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
+            ax.set_xlabel(name)
+        axes[0].set_ylabel("milliseconds a step")
+        legend(figure, methods, look, lines=True)
+        return png(figure)

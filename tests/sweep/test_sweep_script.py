@@ -130,6 +130,7 @@ def test_methods_and_their_baseline_in_one_sweep(scripts: Scripts, arrays: Path)
         "single_task",
         "uw",
     ]
+    assert "…" not in ran.out  # nothing of the closing table is cut
     digests = {(row["task"], row["config_digest"]) for run in runs_of(ran.folder) for row in results_of(run)}
     assert len({digest for task, digest in digests if task == "a"}) == 1
 

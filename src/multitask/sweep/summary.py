@@ -1,6 +1,7 @@
 """The table that ends a sweep: every run, its status and its figures."""
 
 import csv
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,17 +62,16 @@ def show(summary: Summary, name: str) -> None:
 
     table = Table(title=f"sweep {name}", title_justify="left")
     for name in ("method", *shown.varied):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     table.add_column("seed", justify="right")
-    table.add_column("status")
+    table.add_column("status", overflow="fold")
     for task, metric in shown.columns:
-        table.add_column(f"{task}\n{metric}", justify="right")
+        table.add_column(f"{task}\n{metric}", justify="right", overflow="fold")
     for job, status, found in zip(shown.jobs, shown.statuses, shown.figures, strict=True):
         cells = [f"{found[key]:.4f}" if key in found else "" for key in shown.columns]
         table.add_row(job.method, *map(_short, shown.settings(job)), str(job.seed), status, *cells)
-    console = Console()
     # A file has no width; a table cut at 80 characters would lose figures.
-    console.print(table, width=None if console.is_terminal else 400, soft_wrap=not console.is_terminal)
+    Console(width=None if sys.stdout.isatty() else 400).print(table)
     for job, status in zip(shown.jobs, shown.statuses, strict=True):
         if status == FAILED:
             print(f"failed: {job.folder.name}: {read_record(job.folder).get('error')}")

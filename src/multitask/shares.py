@@ -46,14 +46,23 @@ def masses_of(module: "MultiTaskModule", window: Sequence[Batch], rows: Rows) ->
             chosen = None if group is None else group == g
             # A penalty is the same in every part, and its mean is over the parts.
             masses = [
-                float(module.by_name[name].mass(batch, chosen)) if name in module.by_name else 1.0
+                module.by_name[name].mass(batch, chosen) if name in module.by_name else 1.0
                 for name in module.names
             ]
-            totals[g] += torch.tensor(masses, dtype=torch.float64)
+            totals[g] += _numbers(masses)
     totals = totals.to(module.device)
     if module.processes > 1:
         dist.all_reduce(totals)
     return totals
+
+
+def _numbers(values: Sequence[Tensor | float]) -> Tensor:
+    """Return the values as one tensor on the CPU, those that lie on a device in one transfer."""
+    there = {i: value.double() for i, value in enumerate(values) if isinstance(value, Tensor)}
+    found = torch.tensor([0.0 if isinstance(v, Tensor) else v for v in values], dtype=torch.float64)
+    if there:
+        found[list(there)] = torch.stack(list(there.values())).cpu()
+    return found
 
 
 def present_tasks(masses: Tensor | None, m: int) -> list[int]:

@@ -1,12 +1,14 @@
 """Layer-wise factors against one naive backward pass a row, in float64 to rounding."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from multitask.autodiff import sweep
 from multitask.autodiff.blocks import BlockGradients, ProductBlock
 from multitask.autodiff.examples import ExampleBlock
 from multitask.autodiff.gradients import Cotangents, TaskGradients
@@ -592,3 +594,54 @@ def test_rows_that_use_different_outputs_flow_one_by_one(monkeypatch: pytest.Mon
         Layerwise().differentiate(outputs, cotangents, list(layer.parameters())), J, list(layer.parameters())
     )
     assert not calls
+
+
+def test_a_situation_that_asked_for_rows_is_remembered() -> None:
+    """By the shapes of the outputs: whatever else has changed, rows are right."""
+    engine = Layerwise()
+    for trunk, inputs in [
+        (nn.Conv1d(3, 6, 1), torch.randn(4, 3, 9)),
+        (nn.Conv1d(3, 6, 3, padding=1), torch.randn(4, 3, 9)),
+        (nn.Conv1d(8, 6, 1), torch.randn(4, 8, 9)),
+    ]:
+        trunk, inputs = trunk.double(), inputs.double()
+        outputs = [trunk(inputs)]
+        cotangents = random_cotangents(outputs, 3)
+        J = naive(outputs, cotangents, shared(trunk))
+        gradients = engine.differentiate(outputs, cotangents, shared(trunk))
+        assert isinstance(gradients, RowGradients)
+        assert_same(gradients, J, shared(trunk))
+
+
+@pytest.mark.parametrize(
+    "geometry", [{}, {"stride": 2, "padding": (2, 1)}, {"dilation": (1, 2), "bias": False}]
+)
+def test_convolutions_of_few_channels_are_formed_row_by_row(
+    geometry: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where positions are many and channels no multiple of sixteen."""
+    formed: list[int] = []
+    make = sweep.Formed.rows
+    monkeypatch.setattr(sweep.Formed, "rows", lambda *args: formed.append(1) or make(*args))
+    trunk = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(6, 7, (3, 2), **geometry),
+        nn.ReLU(True),
+        nn.Flatten(),
+    )
+    check(trunk, torch.randn(5, 3, 20, 20), 7, factored=0)
+    assert len(formed) == 7
+    check(trunk, torch.randn(5, 3, 20, 20), 2, factored=0)
+    assert len(formed) == 7, "for few rows it does not pay"
+
+
+def test_a_row_that_does_not_reach_a_convolution_has_zeros() -> None:
+    first, second = nn.Conv2d(6, 7, 3).double(), nn.Linear(6, 4).double()
+    images = torch.randn(5, 6, 12, 12).double()
+    outputs = [first(images), second(images.mean((2, 3)))]
+    (g, h) = random_cotangents(outputs, 1).by_task[0]
+    cotangents = Cotangents([[None, h], [g, None], [g, h]] * 3)
+    parameters = [*first.parameters(), *second.parameters()]
+    J = naive(outputs, cotangents, parameters)
+    assert_same(Layerwise().differentiate(outputs, cotangents, parameters), J, parameters)

@@ -97,8 +97,8 @@ def pull(
         return None
     found = [next(there).to(dtype) if is_there else None for is_there in reached]
     k = len(roots[0][1])
-    of_leaves = [
+    stored = [
         leaf.new_zeros(k, leaf.numel(), dtype=dtype) if gradient is None else gradient.flatten(1)
         for leaf, gradient in zip(tap.leaves, found[tap.nodes :], strict=True)
     ]
-    return Piles(found[: tap.nodes], torch.cat(of_leaves, 1) if of_leaves else None)
+    return Piles(found[: tap.nodes], torch.cat(stored, 1) if stored else None)

@@ -61,7 +61,7 @@ class ExampleRows:
                 [(o, g) for o, g in zip(outputs, task, strict=True) if g is not None]
                 for task in cotangents.by_task
             )
-            found = self._sweep(tap, rows, tasks, parameters[0].dtype)
+            found = self._sweep(tap, rows, tasks, parameters[0])
         piles = dict(zip(nodes, found.at_nodes, strict=True))
         blocks: list[Block] = []
         for place, ((parameter, use, make), layout) in enumerate(zip(known, layouts, strict=True)):

@@ -18,11 +18,13 @@ from multitask.autodiff.gradients import Cotangents, Engine, TaskGradients
 from multitask.autodiff.instances import ExampleRows
 from multitask.autodiff.operands import Operand, operand_of
 from multitask.autodiff.rows import Rows
-from multitask.autodiff.sweep import Roots, Sweep, Tap
+from multitask.autodiff.sweep import Formed, Roots, Sweep, Tap
 from multitask.autodiff.uses import sole_uses
 
 # What writing, copying and reading a number costs, in multiplications of a matrix product.
 _MEMORY = 10
+# From how many rows on it pays to lay out the patches of a convolution, once for all of them.
+_MANY = 6
 
 
 class Layerwise(Engine):
@@ -37,6 +39,9 @@ class Layerwise(Engine):
         self._rows = Rows()
         self._sweep = Sweep()
         self._examples = ExampleRows()
+        self._all_rows: tuple[object, ...] | None = None
+        """Where the last look at the graph said rows for everything. They are right wherever they are used, so
+        that it costs speed at most where this looks the same and is not."""
 
     def differentiate(
         self,
@@ -46,6 +51,9 @@ class Layerwise(Engine):
         direct: Sequence[Tensor | None] = (),
     ) -> TaskGradients:
         """Pull the cotangents back through the trunk; see :class:`Engine`."""
+        where = (len(cotangents), len(parameters), [output.shape for output in outputs])
+        if where == self._all_rows and cotangents.groups is None:
+            return self._rows.differentiate(outputs, cotangents, parameters, direct)
         penalties = [loss for loss in direct if loss is not None]
         uses = sole_uses([*outputs, *penalties], parameters)
         if not penalties:
@@ -64,37 +72,53 @@ class Layerwise(Engine):
         if not penalties and all(p.ndim < 2 or i in operands for i, p in enumerate(parameters)):
             together = stacked(outputs, cotangents)
         if together is None:
-            operands = {i: operand for i, operand in operands.items() if i in cheaper}
+            operands = {
+                i: operand
+                for i, operand in operands.items()
+                if i in cheaper or (operand.wasteful and k >= _MANY)
+            }
         if not operands:
+            self._all_rows = where
             return self._rows.differentiate(outputs, cotangents, parameters, direct)
 
+        # Where rows flow one by one, those of some weights are formed as soon as a row is there.
+        at_once = [i for i in operands if i not in cheaper] if together is None else []
         biases = {
             use.node: i
             for i, use in known.items()
             if is_bias(use, parameters[i].shape) and any(use.node is known[j].node for j in operands)
         }
+        places = {i: [i, biases[known[i].node]] if known[i].node in biases else [i] for i in operands}
         apart = {*operands, *biases.values()}
-        plain = [i for i in range(len(parameters)) if i not in apart]
-        leaves = [parameters[i] for i in plain]
+        leaves = [i for i in range(len(parameters)) if i not in apart]
         nodes = [known[i].node for i in operands]
-        dtype = parameters[0].dtype
-        with Tap(nodes, leaves).open() as tap:
-            piles = None if together is None else pull(tap, outputs, together, dtype)
+        with Tap(nodes, [parameters[i] for i in leaves]).open() as tap:
+            piles = None if together is None else pull(tap, outputs, together, parameters[0].dtype)
             if piles is None:
-                piles = self._sweep(tap, _roots(outputs, cotangents, direct), k, dtype)
+                formed = {
+                    slot: Formed(operand, [parameters[place].shape for place in places[i]])
+                    for slot, (i, operand) in enumerate(operands.items())
+                    if i in at_once
+                }
+                piles = self._sweep(tap, _roots(outputs, cotangents, direct), k, parameters[0], formed)
 
         blocks: list[Block] = []
-        if piles.of_leaves is not None:
-            blocks.append(StoredBlock(plain, piles.of_leaves, leaves))
-        for (i, operand), pile in zip(operands.items(), piles.at_nodes, strict=True):
-            places = [i, biases[known[i].node]] if known[i].node in biases else [i]
-            here = [parameters[place] for place in places]
+        if piles.stored is not None:
+            stored = [*leaves, *(place for i in at_once for place in places[i])]
+            blocks.append(StoredBlock(stored, piles.stored, [parameters[i] for i in stored]))
+        for slot, (i, operand) in enumerate(operands.items()):
+            if i in at_once:
+                continue
+            # Taken out, so that what is formed to rows is not held any longer.
+            pile, piles.at_nodes[slot] = piles.at_nodes[slot], None
+            here = [parameters[place] for place in places[i]]
             if pile is None:
                 nothing = here[0].new_zeros(k, sum(p.numel() for p in here))
-                blocks.append(StoredBlock(places, nothing, here))
+                blocks.append(StoredBlock(places[i], nothing, here))
                 continue
-            block = ProductBlock(places, operand, operand.matrix(pile))
+            block = ProductBlock(places[i], operand, operand.matrix(pile))
             blocks.append(block if i in cheaper else block.formed(here))
+            del block, pile
         return BlockGradients(blocks, parameters)
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from multitask.autodiff.uses import Node, Use
 
+# Numbers that the patches of a convolution may take where they are no must.
+_LARGEST = 2**23
+
 
 class Operand(ABC):
     """The inputs ``A``, ``[positions, p]``, of an operation, stored in whichever way is small.
@@ -31,13 +34,18 @@ class Operand(ABC):
         self.q = q
         self.p = p
 
+    @property
+    def wasteful(self) -> bool:
+        """Whether the product is a faster way to a row than the operation's own gradient."""
+        return False
+
     def matrix(self, gradient: Tensor) -> Tensor:
         """Return output gradients, ``[k, *output]``, as ``D``, ``[k, positions, q]``."""
         return gradient.reshape(len(gradient), self.positions, self.q)
 
     @abstractmethod
-    def inputs(self, dtype: torch.dtype) -> Tensor:
-        """Return ``A``, shape ``[positions, p]``."""
+    def inputs(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """Return ``A``, shape ``[positions, p]``; in ``out`` if it has to be made."""
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
         """Return ``A Aᵀ``, shape ``[positions, positions]``."""
@@ -60,7 +68,7 @@ class LinearOperand(Operand):
         super().__init__(shape, len(inputs), shape[0], shape[1])
         self._inputs = inputs
 
-    def inputs(self, dtype: torch.dtype) -> Tensor:
+    def inputs(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """Return the inputs, shape ``[positions, p]``."""
         return self._inputs.to(dtype)
 
@@ -71,7 +79,7 @@ class ConvolutionOperand(Operand):
     def __init__(self, shape: torch.Size, images: Tensor, geometry: dict[str, tuple[int, ...]]) -> None:
         self._images = images
         self._geometry = geometry
-        size = [
+        self._size = size = [
             (n + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
             for n, kernel, pad, dilation, stride in zip(
                 images.shape[2:],
@@ -88,11 +96,46 @@ class ConvolutionOperand(Operand):
         """Return gradients of images, ``[k, batch, q, height, width]``, pixel by pixel."""
         return gradient.movedim(2, -1).reshape(len(gradient), self.positions, self.q)
 
-    def inputs(self, dtype: torch.dtype) -> Tensor:
-        """Return the patches, shape ``[batch · height · width, p]``."""
-        kernel = tuple(self.shape[2:])
-        patches = torch.nn.functional.unfold(self._images.to(dtype), kernel, **self._geometry)
-        return patches.transpose(1, 2).reshape(self.positions, self.p)
+    def inputs(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """Return the patches, shape ``[batch · height · width, p]``, each row by row and channels last.
+
+        So the numbers of a row of a patch follow each other in memory, which makes copying them several times
+        as fast as ``unfold``.
+        """
+        vertical, horizontal = self._geometry["padding"]
+        images = torch.nn.functional.pad(
+            self._images.to(dtype), (horizontal, horizontal, vertical, vertical)
+        ).permute(0, 2, 3, 1)
+        images = images.contiguous()
+        example, row, column, channel = images.stride()
+        (down, right), (dilated, wide) = self._geometry["stride"], self._geometry["dilation"]
+        _, channels, *kernel = self.shape
+        patches = images.as_strided(
+            (len(images), *self._size, *kernel, channels),
+            (example, down * row, right * column, dilated * row, wide * column, channel),
+        )
+        if out is None:
+            return patches.reshape(self.positions, self.p)
+        out.view(patches.shape).copy_(patches)
+        return out
+
+    def as_weights(self, products: Tensor) -> Tensor:
+        """Return products ``[…, q, p]``, whose channels come last, in the shape of the weight."""
+        _, channels, *kernel = self.shape
+        return products.unflatten(-1, (*kernel, channels)).movedim(-1, -3)
+
+    @property
+    def wasteful(self) -> bool:
+        """Whether the CPU's own weight gradient takes more than twice as many operations as the product.
+
+        It computes in blocks of sixteen channels, but for the first layer of a network, which has a few.
+        """
+        q, channels = self.shape[:2]
+        blocks = -(-q // 16) * -(-channels // 16)
+        fits = self.positions * self.p <= _LARGEST
+        return (
+            self._images.device.type == "cpu" and channels > 4 and 2 * q * channels <= 256 * blocks and fits
+        )
 
 
 class EmbeddingOperand(Operand):
@@ -105,7 +148,7 @@ class EmbeddingOperand(Operand):
         self._indices = indices.reshape(-1)
         self._padding = padding if padding < shape[0] else -1  # the graph saves «none» as a huge number
 
-    def inputs(self, dtype: torch.dtype) -> Tensor:
+    def inputs(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """Return the looked up rows as ones among zeros, shape ``[positions, p]``."""
         ones = torch.nn.functional.one_hot(self._indices, self.p).to(dtype)
         if self._padding >= 0:

@@ -1,6 +1,6 @@
 """Backward passes one after the other, whose results pile up."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from multitask.autodiff.rows import split_like, write
+from multitask.autodiff.operands import Operand
+from multitask.autodiff.rows import write
 from multitask.autodiff.uses import Node
 
 Roots = Sequence[tuple[Tensor, Tensor]]
@@ -19,8 +20,24 @@ class Piles(NamedTuple):
 
     at_nodes: list[Tensor | None]
     """The gradients at each operation, ``[k, *shape]``; ``None`` where no row reaches it."""
-    of_leaves: Tensor | None
-    """Those of all leaves, flattened and concatenated, ``[k, n]``; ``None`` without leaves."""
+    stored: Tensor | None
+    """Those of all leaves, and the rows that were formed, flattened and concatenated, ``[k, n]``."""
+
+
+class Formed(NamedTuple):
+    """An operation at which each row of its weight is formed as soon as its gradient is there."""
+
+    operand: Operand
+    shapes: list[torch.Size]
+    """Of the weight and, where it has one, of the bias."""
+
+    def rows(self, gradient: Tensor | None, A: Tensor) -> list[Tensor | None]:
+        """Return ``Dᵀ A``, and ``Dᵀ 1``, in the shapes of weight and bias; ``A`` are the operand's inputs."""
+        if gradient is None:
+            return [None] * len(self.shapes)
+        (D,) = self.operand.matrix(gradient[None])
+        D = D.to(A.dtype)
+        return [self.operand.as_weights(D.T @ A), D.sum(0)][: len(self.shapes)]
 
 
 class Tap:
@@ -82,37 +99,69 @@ class Sweep:
     def __init__(self) -> None:
         self._buffers: dict[object, Tensor] = {}
 
-    def __call__(self, tap: Tap, rows: Iterable[Roots], k: int, dtype: torch.dtype) -> Piles:
+    def __call__(
+        self,
+        tap: Tap,
+        rows: Iterable[Roots],
+        k: int,
+        like: Tensor,
+        formed: Mapping[int, Formed] | None = None,
+    ) -> Piles:
         """Let the rows flow back, one after the other.
 
         Args:
             tap: Where to listen.
             rows: For each row the outputs it comes from, with the gradients there.
             k: The number of rows.
-            dtype: The type of the results.
+            like: A tensor of the type of the results, and where they are to lie.
+            formed: At which of the tap's operations the rows of weights, and of biases, are formed at once.
         """
-        sizes = [leaf.numel() for leaf in tap.leaves]
-        like = tap.leaves[0] if tap.leaves else None
-        stored = None if like is None else self._buffer("leaves", (k, sum(sizes)), like, dtype)
+        formed = formed or {}
+        inputs = {}
+        for slot, of_slot in formed.items():
+            operand = of_slot.operand
+            # Memory that is asked for anew in each step takes longer to get than to fill.
+            kept = self.buffer(("inputs", slot), (operand.positions, operand.p), like.device, like.dtype)
+            inputs[slot] = operand.inputs(like.dtype, kept)
+        shapes = [leaf.shape for leaf in tap.leaves]
+        shapes += [shape for of_slot in formed.values() for shape in of_slot.shapes]
+        sizes = [shape.numel() for shape in shapes]
         piles: list[Tensor | None] = [None] * tap.nodes
+        stored: Tensor | None = None
+        if shapes:
+            stored = self.buffer("stored", (k, sum(sizes)), like.device, like.dtype)
         for row, roots in enumerate(rows):
             found = tap.pull(roots, retain_graph=row < k - 1)
             for slot, gradient in enumerate(found[: tap.nodes]):
-                pile = piles[slot]
-                if gradient is None:
-                    if pile is not None:
-                        pile[row].zero_()
-                    continue
-                if pile is None:
-                    pile = piles[slot] = self._buffer(slot, (k, *gradient.shape), gradient, dtype)
-                    pile[:row].zero_()
-                pile[row].copy_(gradient)
-            if stored is not None:
-                write(split_like(stored[row], tap.leaves), found[tap.nodes :])
+                if slot not in inputs:
+                    piles[slot] = self._piled(slot, piles[slot], gradient, row, k, like.dtype)
+            if stored is None:
+                continue
+            made = list(found[tap.nodes :])
+            for slot, of_slot in formed.items():
+                made += of_slot.rows(found[slot], inputs[slot])
+            views = [view.view(shape) for view, shape in zip(stored[row].split(sizes), shapes, strict=True)]
+            write(views, made)
         return Piles(piles, stored)
 
-    def _buffer(self, slot: object, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
-        old = self._buffers.get(slot)
-        if old is None or old.shape != shape or old.dtype != dtype or old.device != like.device:
-            old = self._buffers[slot] = torch.empty(shape, dtype=dtype, device=like.device)
+    def _piled(
+        self, slot: int, pile: Tensor | None, gradient: Tensor | None, row: int, k: int, dtype: torch.dtype
+    ) -> Tensor | None:
+        if gradient is None:
+            if pile is not None:
+                pile[row].zero_()
+            return pile
+        if pile is None:
+            pile = self.buffer(slot, (k, *gradient.shape), gradient.device, dtype)
+            pile[:row].zero_()
+        pile[row].copy_(gradient)
+        return pile
+
+    def buffer(
+        self, name: object, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """Return the memory of this name, whatever is in it."""
+        old = self._buffers.get(name)
+        if old is None or old.shape != shape or old.dtype != dtype or old.device != device:
+            old = self._buffers[name] = torch.empty(shape, dtype=dtype, device=device)
         return old

@@ -197,6 +197,7 @@ def _config(tasks: int, folder: Path, device: str, seed: int, steps: int) -> Dic
             "experiment_name=benchmark",
             "method=upgrad",
             "sweep=null",
+            "variant=benchmark",
             f"seed={seed}",
             # Its tags name Hydra's choices, which are those of the benchmark here.
             "logger.wandb.tags=[]",

@@ -38,12 +38,12 @@ def _lists(quick: bool) -> dict[str, list[Any]]:
     if quick:
         return {
             "trunks": list(TRUNKS),
-            "tasks": [2, 8],
+            "tasks": [3],
             "instances": [32],
             "solver_tasks": [2, 8, 40],
             "framework_tasks": [2],
-            "scaling_tasks": [2, 8, 32],
-            "scaling_batch": [32, 128, 512],
+            "scaling_tasks": [2, 8],
+            "scaling_batch": [32, 128],
             "scaling_width": [128, 512],
         }
     return {
@@ -134,7 +134,7 @@ def _measure(config: DictConfig, known: dict[str, Any], console: Console) -> Non
 def _cells(case: str, config: DictConfig) -> Iterator[Cell]:
     lists = {key: config.get(key) or values for key, values in _lists(config.quick).items()}
     effort = Effort(
-        seconds=config.seconds if config.seconds is not None else 0.5 if config.quick else 6.0,
+        seconds=config.seconds if config.seconds is not None else 0.3 if config.quick else 6.0,
         rounds=config.rounds or (3 if config.quick else 5),
     )
     where = {"device": config.device, "seed": config.seed}

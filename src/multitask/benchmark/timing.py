@@ -40,7 +40,8 @@ def interleaved(
 ) -> dict[Key, tuple[float, int]]:
     """Return for each key the median seconds of its fastest callable, and which that is.
 
-    The callables take turns, round by round, so that whatever slows the machine slows them all alike.
+    The callables take turns, round by round, so that whatever slows the machine slows them all alike. Each has
+    run once before, so that caches and buffers are filled.
 
     Args:
         steps: Callables by key; several are settings of one thing.
@@ -82,7 +83,6 @@ def _promising(times: Sequence[Sequence[float]]) -> list[int]:
 
 
 def _repeats(step: Callable[[], object]) -> int:
-    step()  # fills caches and buffers
     return max(1, round(_SAMPLE_SECONDS / _seconds(step, 1)))
 
 

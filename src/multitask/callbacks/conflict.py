@@ -1,5 +1,6 @@
 """How the tasks' gradients stand to one another, from the Gramian that is there anyway."""
 
+import math
 from itertools import combinations
 from typing import Any
 
@@ -85,7 +86,7 @@ class Conflict(Callback):
                 min=_TINY
             ).sqrt()
             p = shares.abs() / shares.abs().sum().clamp(min=_TINY)
-            entropy = -(p * p.clamp(min=_TINY).log()).sum() / torch.tensor(float(max(k, 2))).log().to(p)
+            entropy = -(p * p.clamp(min=_TINY).log()).sum() / math.log(max(k, 2))
             add("conflict/weights", torch.stack([ratio, entropy]), ["norm_ratio", "entropy"])
         solver = (module.weighting.solver_seconds, module.weighting.failures)
         spent = [now - before for now, before in zip(solver, self._solver, strict=True)]

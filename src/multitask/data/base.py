@@ -66,8 +66,10 @@ class DataModule(LightningDataModule):
     def placed(self, split: str) -> Split:
         """Return a split, on the trainer's CUDA device where it lies in memory and is small enough to move there."""
         arrays = self.splits[split]
-        device = self.trainer.strategy.root_device if self.trainer else None
-        if device is None or device.type != "cuda" or not isinstance(arrays, Mapping):
+        if self.trainer is None or not isinstance(arrays, Mapping) or not torch.cuda.is_available():
+            return arrays
+        device = self.trainer.strategy.root_device
+        if device.type != "cuda":
             return arrays
         if split not in self._placed:
             self._placed[split] = resident(dict(arrays), device, torch.cuda.mem_get_info(device)[0])

@@ -19,7 +19,7 @@ from multitask.run.resolvers import register
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 COUNT = 60
 # What a composed config takes from a running script.
-OUTSIDE = ["method=x", "experiment_name=x", "sweep=null", "run_folder=x", "logger=csv"]
+OUTSIDE = ["method=x", "experiment_name=x", "variant=x", "sweep=null", "run_folder=x", "logger=csv"]
 FLAT = ["trunk=mlp", "trunk.widths=[8]"]
 DENSE = ["trunk=segnet", "trunk.channels=[4]", "trunk.depths=[1]", "trunk.norm=group"]
 

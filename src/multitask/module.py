@@ -188,14 +188,23 @@ class MultiTaskModule(LightningModule):
         assert isinstance(self.weighting, Scalarization)
         with self.clock("forward"):
             losses = self.losses(batch)
-            self._losses = FiniteLosses(losses, self.names, self.trainer.global_step)
-            every = list(range(len(losses)))
-            with self.as_present(every):
+            finite = FiniteLosses(losses, self.names, self.trainer.global_step)
+            if not losses.is_cuda:
+                finite.check()  # nothing to wait for
+            with self.as_present(list(range(len(losses)))):
                 total = self.weighting(losses)
                 (weights,) = torch.autograd.grad(total, losses, retain_graph=True)
-                self.weighting.observe(losses.detach())
-        self.record(losses, weights, every)
+        self._scalarized_step = (finite, losses.detach(), weights)
         return total
+
+    def _close_scalarized(self) -> None:
+        """Once the losses are known to be finite, show them to the combiner and keep them for the loggers."""
+        finite, losses, weights = self._scalarized_step
+        finite.check()
+        every = list(range(len(losses)))
+        with self.as_present(every):
+            self.weighting.observe(losses)
+        self.record(losses, weights, every)
 
     def combine(
         self, losses: Tensor, gradients: TaskGradients, present: list[int]
@@ -293,7 +302,7 @@ class MultiTaskModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop at a loss that is not finite; clip the combined, unscaled gradient."""
         if self.automatic_optimization:
-            self._losses.check()
+            self._close_scalarized()
         else:
             self._manual.clip(self, optimizer)
 

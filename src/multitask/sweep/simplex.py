@@ -1,10 +1,8 @@
 """Loss weights to be swept over: points of the simplex, each weight positive and all of them one together."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
-
-import numpy as np
 
 from multitask.run.errors import ConfigError
 
@@ -29,12 +27,15 @@ def points(
         ConfigError: If there is no such sampling, or a grid has no point or too many.
     """
     if sampling == "dirichlet":
+        import numpy as np  # here, for a quick start: Hydra imports every sweeper
+
         drawn = np.random.default_rng(seed).dirichlet(np.full(tasks, concentration), size=draws)
         return [_rounded(row) for row in drawn]
     if sampling != "grid":
         raise ConfigError(f"hydra.sweeper.sampling={sampling} is not there; choose grid or dirichlet.")
     cuts = itertools.combinations(range(1, steps), tasks - 1)
-    grid = [_rounded(np.diff([0, *cut, steps]) / steps) for cut in itertools.islice(cuts, MOST + 1)]
+    ends = ([0, *cut, steps] for cut in itertools.islice(cuts, MOST + 1))
+    grid = [_rounded((b - a) / steps for a, b in itertools.pairwise(cut)) for cut in ends]
     if not grid or len(grid) > MOST:
         many = "none" if not grid else f"more than {MOST}"
         raise ConfigError(
@@ -50,5 +51,5 @@ def override(key: str, names: Sequence[str], weights: Sequence[Sequence[float]])
     return f"{key}=" + ",".join(f"{{{mapping}}}" for mapping in mappings)
 
 
-def _rounded(weights: np.ndarray) -> list[float]:
+def _rounded(weights: Iterable[float]) -> list[float]:
     return [max(round(float(w), 4), 1e-4) for w in weights]

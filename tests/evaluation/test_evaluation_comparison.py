@@ -84,6 +84,25 @@ def test_a_baseline_of_another_recipe_is_refused_and_named(sweep: Path, tmp_path
     assert any("baseline of another recipe" in caution for caution in accepted.cautions)
 
 
+def test_a_larger_baseline_of_another_recipe_and_rule_does_not_hide_the_right_one(
+    sweep: Path, tmp_path: Path
+) -> None:
+    alone = compare(sweep).baseline_means
+    for seed in range(20):
+        write_run(
+            tmp_path / f"other_{seed}",
+            "single_task",
+            seed,
+            {"left/accuracy": 0.1, "right/accuracy": 0.1},
+            digest="bbbb2222",
+            selection="val/loss min",
+        )
+    both = compare([str(sweep), str(tmp_path / "other_*")])
+    assert both.entries[0].delta_m == compare(sweep).entries[0].delta_m
+    assert both.baseline_means == alone
+    assert not any("selected by another rule" in caution for caution in both.cautions)
+
+
 def test_the_baseline_is_found_in_its_folder_by_the_experiments_name(sweep: Path, tmp_path: Path) -> None:
     own = compare(sweep)
     rows = []

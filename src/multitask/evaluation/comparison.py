@@ -8,7 +8,7 @@ import pandas as pd
 
 from multitask.evaluation import protocol
 from multitask.evaluation.cost import Cost, costs
-from multitask.evaluation.deltas import DELTA_M, DELTA_P, Baseline, find_baseline, wide
+from multitask.evaluation.deltas import DELTA_M, DELTA_P, Baseline, find_baseline
 from multitask.evaluation.entries import Entry, add_deltas, macro_table, make_entry
 from multitask.evaluation.errors import ComparisonError
 from multitask.evaluation.ranks import mean_ranks
@@ -130,7 +130,7 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
         entries=rivals,
         fronts={method: sorted(front, key=_best_first) for method, front in fronts.items()},
         baseline=baseline,
-        baseline_means=_means(wide(single)) if len(single) else {},
+        baseline_means=_means(baseline.values) if baseline and _is_used(entries) else {},
         refusal=refusal,
         headline="",
         pairs=pd.DataFrame(),
@@ -176,6 +176,11 @@ def _fronts(entries: list[Entry]) -> dict[str, list[Entry]]:
         if entry.label != entry.method:
             settings.setdefault(entry.method, []).append(entry)
     return {method: front for method, front in settings.items() if len(front) >= FRONT_SIZE}
+
+
+def _is_used(entries: list[Entry]) -> bool:
+    """Return whether any row is compared with the baseline."""
+    return any(entry.deltas is not None for entry in entries)
 
 
 def _rank(entries: list[Entry], directed: pd.DataFrame) -> list[str]:
@@ -237,7 +242,7 @@ def _pairs(comparison: Comparison, directed: pd.DataFrame) -> tuple[pd.DataFrame
 
 def _cautions(comparison: Comparison) -> list[str]:
     cautions = [caution for entry in comparison.rows for caution in entry.cautions]
-    if comparison.baseline is not None:
+    if comparison.baseline is not None and _is_used(comparison.rows):
         cautions += comparison.baseline.cautions
     rules = {entry.selection or "not stated" for entry in comparison.rows}
     if len(rules) > 1:

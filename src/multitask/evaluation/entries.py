@@ -114,7 +114,10 @@ def add_deltas(
         ours, theirs = entry.task_recipes[other[0]], baseline.recipes[other[0]]
         named = f"{entry.label} trained {other[0]} with {_digest(ours)}, the baseline with {_digest(theirs)}"
         if not accept_other:
-            entry.refusal = f"the only single-task baseline is of another recipe: {named}"
+            entry.refusal = (
+                f"the single-task baseline is of another recipe: {named}; add baseline=none,single_task to the "
+                "command of the sweep"
+            )
             return
         entry.cautions.append(f"Δm and Δp are against a baseline of another recipe: {named}.")
     if len(complete) < len(entry.values):

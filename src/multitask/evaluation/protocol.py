@@ -122,8 +122,10 @@ def _keep_one_selection(sieve: _Sieve, wanted: str | None) -> None:
             raise ComparisonError(f"selection={wanted}: no figure was selected so; there is: {known}.")
         keep = table["selection"] == wanted
     else:
-        rules = table.groupby("label")["selection"].agg(_usual_selection)
-        keep = table["selection"] == table["label"].map(rules)
+        # A baseline's recipes are chosen among when it is used; each has a rule of its own.
+        group = table["label"].where(table["method"] != BASELINE, table["label"] + " " + table["digest"])
+        rules = table.groupby(group)["selection"].agg(_usual_selection)
+        keep = table["selection"] == group.map(rules)
     sieve.table = table[keep]
     lost = table[~keep & ~table["run"].isin(sieve.table["run"])].drop_duplicates("run")
     rule = lost.set_index("run")["selection"]

@@ -17,6 +17,7 @@ _NOISE = (
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*smaller than the logging interval.*",
     r".*does not have many workers.*",
+    r".*Total length of `list` across ranks is zero.*",
     r".*You requested to overfit but enabled .* dataloader shuffling.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",

@@ -47,7 +47,11 @@ class RunInterrupted(BaseException):
 
     def __init__(self, number: int, checkpoint: str | None) -> None:
         self.number = number
-        more = f"go on with ckpt_path={checkpoint}" if checkpoint else "nothing was saved yet"
+        more = (
+            f"give the same overrides again to go on with ckpt_path={checkpoint}"
+            if checkpoint
+            else "nothing was saved yet"
+        )
         super().__init__(f"stopped by {signal.Signals(number).name}; {more}")
 
 

@@ -84,7 +84,7 @@ def _check_numbers(where: str, task: Task, target: Tensor, known: Tensor | None,
     if missing.any() and not hasattr(task.loss, "mass"):
         raise ConfigError(
             f"{where} is NaN at {int(missing.sum())} of {target.numel()} places of the {split} split; "
-            "set missing=true to leave them out."
+            "set missing=true to leave them out (on the command line +tasks.<task>.missing=true)."
         )
     values = target if known is None else target[known]
     if values.isinf().any():

@@ -80,6 +80,12 @@ def check(path: str, config: Mapping[str, Any]) -> Resumption:
             f"ckpt_path={path} goes on with a run that had {key}={there}, and this one has {key}={here}; set it as it "
             "was, or start a new run from its weights with init_from."
         )
+    epochs, most = int(content["epoch"]), config["trainer"]["max_epochs"]
+    if most is not None and -1 < most < epochs:
+        raise ConfigError(
+            f"ckpt_path={path} is of epoch {epochs + 1}, and trainer.max_epochs={most} ends before; repeat the "
+            "overrides of its run (overrides.yaml), or raise trainer.max_epochs."
+        )
     return Resumption(Path(path), int(content["rows"]), find_best(Path(path), content["callbacks"]))
 
 

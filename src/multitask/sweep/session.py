@@ -116,6 +116,10 @@ def _after_death(batch: Sequence[Job], dead: set[Path], error: Exception) -> lis
 def fail_for(jobs: Sequence[Job]) -> None:
     """Raise :class:`RunFailed` if a job has failed or was not done."""
     statuses = [status_of(job.folder) for job in jobs]
+    if elsewhere := statuses.count(RUNNING):
+        print(
+            f"{elsewhere} of {len(jobs)} jobs still run elsewhere: give the command again when they have ended."
+        )
     wrong = [status for status in statuses if status in (FAILED, INTERRUPTED, WAITING)]
     if wrong:
         counts = ", ".join(f"{wrong.count(status)} {status}" for status in dict.fromkeys(wrong))

@@ -48,7 +48,7 @@ class RunInterrupted(BaseException):
     def __init__(self, number: int, checkpoint: str | None) -> None:
         self.number = number
         more = (
-            f"give the same overrides again to go on with ckpt_path={checkpoint}"
+            f"go on with ckpt_path={checkpoint} and the same overrides"
             if checkpoint
             else "nothing was saved yet"
         )

@@ -247,9 +247,12 @@ class MultiTaskModule(LightningModule):
     def record(self, losses: Tensor, weights: Tensor | None, present: list[int]) -> None:
         """Keep a step's losses and weights for the loggers; rows of one task are averaged and summed."""
         k = len(present)
-        self.telemetry.add("train/loss", losses.detach().view(-1, k).mean(0), self.names, present)
+        if len(losses) > k:
+            losses = losses.view(-1, k).mean(0)
+            weights = None if weights is None else weights.view(-1, k).sum(0)
+        self.telemetry.add("train/loss", losses.detach(), self.names, present)
         if weights is not None:
-            self.telemetry.add("weight", weights.detach().view(-1, k).sum(0), self.names, present)
+            self.telemetry.add("weight", weights.detach(), self.names, present)
 
     def record_labelled(self, present: list[int]) -> None:
         """Keep, where labels can be missing, which tasks had one in a step: the loggers get the share of steps."""
@@ -264,11 +267,16 @@ class MultiTaskModule(LightningModule):
 
         They are then the same on every process, and after a resume.
         """
+        number = derived_seed("combiner", self._seed, self.trainer.global_step)
+        with seeded_apart(number, self.device), self._restricted_to(present):
+            yield
+
+    def _restricted_to(self, present: list[int]) -> AbstractContextManager[None]:
+        if len(present) == len(self.names):
+            return nullcontext()
         mask = torch.zeros(len(self.names), dtype=torch.bool)
         mask[present] = True
-        number = derived_seed("combiner", self._seed, self.trainer.global_step)
-        with seeded_apart(number, self.device), self.weighting.restricted_to(mask):
-            yield
+        return self.weighting.restricted_to(mask)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the trunk's trainable parameters that enter the Jacobian."""

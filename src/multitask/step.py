@@ -19,6 +19,7 @@ from multitask.autodiff.gradients import Cotangents, Engine, TaskGradients
 from multitask.autodiff.observed import Observed
 from multitask.autodiff.scaled import Unscaled, poison
 from multitask.distributed import sum_gradients
+from multitask.finite import are_finite
 from multitask.heads import Heads, are_tied, pull_penalty
 from multitask.shares import features_of, groups_of, masses_of, penalties_of, present_tasks, shares_of
 from multitask.task import Batch
@@ -123,7 +124,7 @@ class Step:
             shares, penalties = shares_of(module, leaves, batch, plan.rows, plan.masses, plan.present)
         with module.clock("task gradients"), torch.autocast(module.device.type, enabled=False):
             if shares.requires_grad:
-                (shares.sum() * module.loss_scale).backward(retain_graph=plan.by_row)
+                shares.backward(torch.ones_like(shares) * module.loss_scale, retain_graph=plan.by_row)
             direct = [None if p is None else p * module.loss_scale for p in penalties]
             for penalty in direct:
                 if penalty is not None:
@@ -163,11 +164,11 @@ class Step:
         gradients = Observed(gradients, module.layout)
         scale = module.loss_scale
         with torch.autocast(module.device.type, enabled=False):
-            checks = [losses.isfinite().all(), gradients.gramian().isfinite().all()]
+            checked = [losses, gradients.gramian()]
             if isinstance(scale, Tensor):
-                checks += [p.grad.isfinite().all() for p in module.tasks.parameters() if p.grad is not None]
+                checked += [p.grad for p in module.tasks.parameters() if p.grad is not None]
             # The only time at which a step waits for the device: the combiner needs the Gramian now.
-            of_losses, *of_gradients = torch.stack(checks).tolist()
+            of_losses, *of_gradients = are_finite(checked)
             if not of_losses:
                 raise not_finite(losses, [module.names[i] for i in plan.present], module.trainer.global_step)
             finite = all(of_gradients)

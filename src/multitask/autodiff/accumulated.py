@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multitask.autodiff.gradients import Cotangents, Engine, TaskGradients
-from multitask.autodiff.rows import RowGradients, written
+from multitask.autodiff.rows import RowGradients, split_like, written
 from multitask.autodiff.sharded import Reduction
 
 
@@ -55,7 +55,8 @@ class AccumulatedRows(Engine):
             target = self._scratch.expand_as(rows)
         else:
             target = rows
-        for i in written(target, outputs, cotangents, parameters, direct):
+        views = (split_like(row, parameters) for row in target)
+        for i in written(views, outputs, cotangents, parameters, direct):
             if self._begun:
                 rows[i] += target[i]
             if reduction is not None:

@@ -1,6 +1,6 @@
 """Jacobian rows in one buffer: one vector-Jacobian product a row, no second backward pass."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,9 @@ class Rows(Engine):
 
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
+        self._views: list[list[Tensor]] = []
+        """Each row's part of each parameter: in a small network cutting takes as long as computing."""
+        self._shapes: list[torch.Size] = []
 
     def differentiate(
         self,
@@ -68,22 +71,24 @@ class Rows(Engine):
     ) -> RowGradients:
         """Pull the cotangents back through the trunk; see :class:`Engine`."""
         jacobian = self._allocate(len(cotangents), parameters)
-        for _ in written(jacobian, outputs, cotangents, parameters, direct):
+        for _ in written(self._views, outputs, cotangents, parameters, direct):
             pass
         return RowGradients(jacobian, parameters)
 
     def _allocate(self, k: int, parameters: Sequence[nn.Parameter]) -> Tensor:
         n = sum(p.numel() for p in parameters)
         like = parameters[0]
-        old = self._buffer
+        old, shapes = self._buffer, [p.shape for p in parameters]
         if old is None or old.shape != (k, n) or old.dtype != like.dtype or old.device != like.device:
-            self._buffer = torch.empty(k, n, dtype=like.dtype, device=like.device)
-        assert self._buffer is not None
-        return self._buffer
+            old = self._buffer = torch.empty(k, n, dtype=like.dtype, device=like.device)
+            self._shapes = []
+        if shapes != self._shapes:
+            self._views, self._shapes = [split_like(row, parameters) for row in old], shapes
+        return old
 
 
 def written(
-    jacobian: Tensor,
+    rows: Iterable[Sequence[Tensor]],
     outputs: Sequence[Tensor],
     cotangents: Cotangents,
     parameters: Sequence[nn.Parameter],
@@ -92,18 +97,19 @@ def written(
     """Write the rows one after the other, and yield the number of each as soon as it is there.
 
     Args:
-        jacobian: Where to, ``[k, n]`` or wider; one row may stand for all, if each is used before the next.
+        rows: Where to: of each row a view in the shape of each parameter. One row may stand for all, if each
+            is used before the next.
         outputs: See :class:`Engine`.
         cotangents: See there.
         parameters: See there.
         direct: See there.
     """
     last = len(cotangents) - 1
-    for i, (row, gradients) in enumerate(zip(jacobian, cotangents.rows(), strict=True)):
+    for i, (row, gradients) in enumerate(zip(rows, cotangents.rows(), strict=True)):
         roots = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
         if i < len(direct) and (penalty := direct[i]) is not None:
             roots.append((penalty, torch.ones_like(penalty)))
-        write_row(split_like(row, parameters), roots, parameters, retain_graph=i < last)
+        write_row(row, roots, parameters, retain_graph=i < last)
         yield i
 
 

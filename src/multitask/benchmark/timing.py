@@ -54,6 +54,8 @@ def interleaved(
     times: list[list[list[float]]] = [[[] for _ in group] for group in groups]
     until = time.perf_counter() + effort.seconds
     gc.collect()
+    # Else each collection between two rounds would walk over all that was ever imported, and leave the caches cold.
+    gc.freeze()
     gc.disable()
     try:
         done = 0
@@ -69,6 +71,7 @@ def interleaved(
             gc.collect()
     finally:
         gc.enable()
+        gc.unfreeze()
     found: dict[Key, tuple[float, int]] = {}
     for key, of_group, chosen in zip(steps, times, running, strict=True):
         medians = {s: median(of_group[s]) for s in chosen}

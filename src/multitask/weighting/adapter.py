@@ -14,6 +14,7 @@ from multitask.weighting import famo, imtl_l, uw
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
 from multitask.weighting.gramian import checked, over_trace
 from multitask.weighting.outside import Outside, calls_outside
+from multitask.weighting.projection import ExactProjector
 from multitask.weighting.state import materialize_buffers, memory, move_plain_tensors, remember
 from multitask.weighting.tally import Tally
 
@@ -107,8 +108,11 @@ class GramianMethod(_Remembers, WeightedMethod):
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Weigh the rows by their Gramian."""
-        gramian = checked(gradients)
-        gramian = over_trace(gramian) if _is_scale_free(self.method) else gramian
+        if isinstance(getattr(self.method, "projector", None), ExactProjector):
+            gramian = gradients.gramian()  # it looks for NaN and divides by the trace itself
+        else:
+            gramian = checked(gradients)
+            gramian = over_trace(gramian) if _is_scale_free(self.method) else gramian
         return self.method(gramian) if self.solver is None else Outside(self.method, self.solver)(gramian)
 
 

@@ -78,7 +78,10 @@ def _exchange_at_once(G: np.ndarray, Q: np.ndarray, tolerance: float) -> tuple[n
     """Pivot in all rows, also in those that are solved: for few tasks, telling them apart takes longer."""
     right, slack = -Q[:, :, None], -tolerance * Q.max()
     identity = _negative_identity(len(G))
-    exchanged = Q < 0.0
+    # Each negative entry on its way to zero by itself pushes others over it, or back: closer than their signs now.
+    diagonal = G.diagonal()
+    alone = np.maximum(right[:, :, 0], 0.0)
+    exchanged = Q + (alone / diagonal) @ G < alone
     for _ in range(_EXCHANGES):
         free = exchanged
         # q + G x − y = 0, with the columns of G for the free entries and those of −1 for the others.

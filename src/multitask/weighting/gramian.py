@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from multitask.autodiff.gradients import TaskGradients
+from multitask.finite import are_finite
 
 Array = np.ndarray
 
@@ -16,12 +17,17 @@ def checked(gradients: TaskGradients) -> Tensor:
         FloatingPointError: If it has an entry that is NaN or infinite.
     """
     gramian = gradients.gramian()
-    if not torch.isfinite(gramian).all():
-        raise FloatingPointError(
-            "The Gramian of the task gradients is not finite: a gradient is NaN, infinite or too large to "
-            "square; lower optimizer.lr, or train with trainer.precision=32-true."
-        )
+    if not all(are_finite([gramian])):
+        raise not_finite()
     return gramian
+
+
+def not_finite() -> FloatingPointError:
+    """Return the error of a Gramian that has an entry which is NaN or infinite."""
+    return FloatingPointError(
+        "The Gramian of the task gradients is not finite: a gradient is NaN, infinite or too large to "
+        "square; lower optimizer.lr, or train with trainer.precision=32-true."
+    )
 
 
 def over_trace(gramian: Tensor) -> Tensor:
@@ -29,7 +35,7 @@ def over_trace(gramian: Tensor) -> Tensor:
 
     A Gramian that is zero stays so.
     """
-    trace = gramian.diagonal().sum()
+    trace = gramian.trace()
     return torch.where(trace > 0, gramian / trace, gramian)
 
 

@@ -14,6 +14,7 @@ from torchjd.linalg import DualConeProjector, PSDMatrix
 
 from multitask.weighting.complementarity import MOST_AT_ONCE, Array, one_thread, solve
 from multitask.weighting.few_tasks import MOST_TASKS, Matrix, multiply, normalize, solve_row
+from multitask.weighting.gramian import not_finite
 
 # Largest violation of the optimality conditions that passes as exact, relative to max |G u| + max |w − u|.
 _TOLERANCE = 1e-12
@@ -62,8 +63,8 @@ class ExactProjector(DualConeProjector):
     def __call__(self, U: Tensor, G: PSDMatrix) -> Tensor:
         """Return the weights of the projections, of the shape of ``U`` (``[..., m]``), dtype of ``G``.
 
-        :raises ValueError: If the Gramian ``G`` (``[m, m]``) has an entry that is NaN or infinite, or is so
-            far from positive semi-definite that quadprog fails as well.
+        :raises FloatingPointError: If the Gramian ``G`` (``[m, m]``) has an entry that is NaN or infinite.
+        :raises ValueError: If it is so far from positive semi-definite that quadprog fails as well.
         """
         start = time.perf_counter()
         m = len(G)
@@ -86,6 +87,7 @@ class ExactProjector(DualConeProjector):
 
         The same as the sum of the rows of ``projector(torch.diag(preferences), G)``, in less time.
 
+        :raises FloatingPointError: As when called.
         :raises ValueError: As when called.
         """
         start = time.perf_counter()
@@ -101,10 +103,10 @@ class ExactProjector(DualConeProjector):
         else:
             vectors: Array = np.zeros((m, m))
             vectors.reshape(-1)[:: m + 1] = preferences
-            if isinstance(_as_array(G), Tensor):
+            if _stays_on_device(G):
                 vectors = torch.from_numpy(vectors).to(G.device)
             steps = self._steps(vectors, G)
-            W = _as_tensor(vectors.sum(0) if steps is None else (vectors + steps).sum(0), G)
+            W = _as_tensor((vectors if steps is None else vectors + steps).sum(0), G)
         self._count(start)
         return W
 
@@ -138,13 +140,14 @@ class ExactProjector(DualConeProjector):
 
     def _steps(self, vectors: Array, G: Tensor) -> Array | None:
         """Return ``w − u`` for every ``u``, shape ``[rows, m]``; None where all are zero."""
-        with one_thread() if len(G) > MOST_AT_ONCE else nullcontext():
+        m = len(G)
+        with one_thread() if m > MOST_AT_ONCE else nullcontext():
             gramian = _as_array(G)
             trace = float(gramian.trace())
             if _is_zero(trace, float(gramian.sum()), G):
                 return None
             gramian = (gramian + gramian.T) / (2.0 * trace)
-            gramian.reshape(-1)[:: len(G) + 1] += self._regularization(G)
+            gramian.reshape(-1)[:: m + 1] += self._regularization(G)
             Q = vectors @ gramian
             conflicts = int((Q < 0.0).any(1).sum())
             if conflicts == 0:
@@ -172,10 +175,11 @@ class ExactProjector(DualConeProjector):
 def _is_zero(trace: float, total: float, G: Tensor) -> bool:
     """Return whether all entries of the Gramian are zero.
 
-    :raises ValueError: If an entry is not finite, or the trace not positive though the Gramian is not zero.
+    :raises FloatingPointError: If an entry is not finite.
+    :raises ValueError: If the trace is not positive though the Gramian is not zero.
     """
     if not math.isfinite(trace + total):
-        raise ValueError("The Gramian of the task gradients has an entry that is NaN or infinite.")
+        raise not_finite()
     if trace > 0.0:
         return False
     if bool(G.any()):
@@ -185,10 +189,13 @@ def _is_zero(trace: float, total: float, G: Tensor) -> bool:
 
 def _as_array(tensor: Tensor) -> Array:
     """Float64 where the work is done: on CUDA devices for many tasks, with NumPy on the CPU otherwise."""
-    tensor = tensor.detach()
-    if tensor.is_cuda and tensor.shape[-1] > MOST_AT_ONCE:
-        return tensor.double()
-    return np.asarray(tensor.cpu().numpy(), dtype=np.float64)
+    if _stays_on_device(tensor):
+        return tensor.detach().double()
+    return tensor.numpy(force=True).astype(np.float64)
+
+
+def _stays_on_device(tensor: Tensor) -> bool:
+    return tensor.is_cuda and tensor.shape[-1] > MOST_AT_ONCE
 
 
 def _as_tensor(array: Array, G: Tensor) -> Tensor:

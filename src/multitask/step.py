@@ -7,6 +7,7 @@ all processes, so that the gradients add up to those of one large batch.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -122,7 +123,7 @@ class Step:
         leaves = [f.detach().requires_grad_() for f in features]
         with module.clock("forward"):
             shares, penalties = shares_of(module, leaves, batch, plan.rows, plan.masses, plan.present)
-        with module.clock("task gradients"), torch.autocast(module.device.type, enabled=False):
+        with module.clock("task gradients"), _as_computed(module.device):
             if shares.requires_grad:
                 shares.backward(torch.ones_like(shares) * module.loss_scale, retain_graph=plan.by_row)
             direct = [None if p is None else p * module.loss_scale for p in penalties]
@@ -163,7 +164,7 @@ class Step:
             dist.all_reduce(losses)
         gradients = Observed(gradients, module.layout)
         scale = module.loss_scale
-        with torch.autocast(module.device.type, enabled=False):
+        with _as_computed(module.device):
             checked = [losses, gradients.gramian()]
             if isinstance(scale, Tensor):
                 checked += [p.grad for p in module.tasks.parameters() if p.grad is not None]
@@ -231,6 +232,13 @@ def _with_penalties(shares: Tensor, penalties: Sequence[Tensor | None]) -> Tenso
     if all(penalty is None for penalty in penalties):
         return shares
     return torch.stack([s if p is None else p for s, p in zip(shares, penalties, strict=True)])
+
+
+def _as_computed(device: torch.device) -> AbstractContextManager[object]:
+    """Keep autocast, where it is on, from gradients."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _everywhere(module: "MultiTaskModule", here: bool) -> bool:

@@ -3,7 +3,6 @@
 The keys are explained in configs/dashboard.yaml.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,26 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from multitask.run.cli import launch, speaking
+from multitask.run.errors import ConfigError
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="dashboard")
 def main(config: DictConfig) -> None:
     """Build a workspace an experiment, and save it to W&B or to a file."""
-    if OmegaConf.is_missing(config, "project"):
-        sys.exit("error: project is missing: give the W&B project of the runs, as logger.wandb.project.")
-    if bool(config.source) == bool(config.experiment_name):
-        sys.exit("error: give either source=<sweep folder> or experiment_name=<name>, to know the tasks by.")
-
-    # Only now, so that a typing error is answered before pandas and W&B are loaded.
-    from multitask.evaluation.errors import ComparisonError
-
-    try:
-        with speaking():
-            _build(config)
-    except ComparisonError as error:
-        sys.exit(f"error: {error}")
+    with speaking():
+        if OmegaConf.is_missing(config, "project"):
+            raise ConfigError(
+                "project is missing; give the W&B project of the runs, as logger.wandb.project."
+            )
+        if bool(config.source) == bool(config.experiment_name):
+            raise ConfigError(
+                "give either source=<sweep folder> or experiment_name=<name>, to know the tasks by."
+            )
+        _build(config)
 
 
 def _build(config: DictConfig) -> None:
+    # Only now, so that a typing error is answered before pandas and W&B are loaded.
     from multitask.evaluation import board as boards
     from multitask.evaluation.comparison import Settings
     from multitask.evaluation.errors import ComparisonError

@@ -15,13 +15,9 @@ def main(config: DictConfig) -> None:
     with speaking():
         if not config.source:
             raise ConfigError("source is missing; give the folder of a sweep with experiment=toy.")
-        from multitask.evaluation.errors import ComparisonError
         from multitask.evaluation.plots.trajectories import draw_ways, read_ways
 
-        try:
-            figure = draw_ways(read_ways(Path(config.source)))
-        except ComparisonError as error:
-            raise ConfigError(str(error)) from error
+        figure = draw_ways(read_ways(Path(config.source)))
         figure.savefig(config.output, dpi=150)
         print(config.output)
 

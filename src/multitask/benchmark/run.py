@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -24,6 +23,7 @@ from multitask.benchmark.timing import Effort
 from multitask.run.console import quiet
 from multitask.run.errors import ConfigError, choices
 from multitask.run.resolvers import plain
+from multitask.terminal import terminal
 
 CASES = ("step", "instance_wise", "solver", "framework", "scaling")
 # Tasks of an instance-wise step.
@@ -64,7 +64,7 @@ def run(config: DictConfig) -> None:
     Raises:
         ConfigError: If the config names what is not there.
     """
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = terminal()
     if config.source is not None:
         cells, known = _read(Path(config.source))
         for grid in tables.grids(cells):

@@ -32,7 +32,7 @@ def show(comparisons: list[Comparison], console: Console) -> None:
     """Print everything that fits a screen; the rest is in the CSV files and on the page."""
     for comparison in comparisons:
         title = comparison.experiment + (" (published by others)" if comparison.published else "")
-        console.rule(Text(title, style="bold"), align="left")
+        console.print(Text(f"\n{title}", style="bold"))
         for sentence in findings(comparison):
             console.print(Text(sentence))
         if comparison.rows:

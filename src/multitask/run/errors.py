@@ -18,6 +18,8 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from multitask.evaluation.errors import ComparisonError
+
 # What the operating system says of a folder that is full, read-only, not ours, or no folder.
 _UNWRITABLE = {
     getattr(errno, name)
@@ -56,17 +58,17 @@ class RunInterrupted(BaseException):
 
 
 def choices(wrong: str, known: Iterable[str]) -> str:
-    """Return ``did you mean …? Choices: …`` for a name that is not known."""
+    """Return ``did you mean …? Choices: …``, or the choices alone, for a name that is not known."""
     names = sorted(known)
     close = difflib.get_close_matches(wrong, names, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Choices: {', '.join(names)}."
+    listed = f"hoices: {', '.join(names)}."
+    return f"did you mean '{close[0]}'? C{listed}" if close else f"c{listed}"
 
 
 def one_sentence(error: BaseException) -> str | None:
     """Return the sentence for an error that the user's config caused, ``None`` for any other error."""
     match error:
-        case ConfigError() | RunFailed() | RunInterrupted() | FloatingPointError():
+        case ConfigError() | ComparisonError() | RunFailed() | RunInterrupted() | FloatingPointError():
             return str(error)
         case OverrideParseException():
             return _unparsable(error)

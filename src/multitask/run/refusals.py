@@ -107,11 +107,10 @@ def _check_target(key: str, target: str) -> None:
 
 def _near(wrong: str, names: list[str]) -> str:
     hint = choices(wrong, names)
-    return (
-        hint
-        if len(names) <= 20
-        else hint.partition(" Choices:")[0].partition("Choices:")[0] or "mind the spelling."
-    )
+    if len(names) <= 20:
+        return hint
+    meant, _, _ = hint.rpartition(" Choices:")
+    return meant or "mind the spelling."
 
 
 def check_against_data(config: DictConfig, data: DataModule, module: MultiTaskModule) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from multitask.run.label_checks import check_labels, labelled_share, metric_valu
 from multitask.run.sharing import compare, parts_of, told, unobtrusive
 from multitask.targets import Binary
 from multitask.task import Batch, Outcome, Task
+from multitask.terminal import terminal
 
 
 def check_tasks(module: MultiTaskModule, data: DataModule) -> None:
@@ -32,7 +32,7 @@ def check_tasks(module: MultiTaskModule, data: DataModule) -> None:
         _check_whole_splits(module, data, outcomes)
         for name, outcome in outcomes.items():
             check_that_metrics_move(name, module.by_name[name], outcome)
-        console = Console()
+        console = terminal()
         console.print(_of_tasks(module, data, batch, outcomes, losses))
         console.print(_of_parts(module, losses))
 

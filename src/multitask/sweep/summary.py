@@ -1,13 +1,13 @@
 """The table that ends a sweep: every run, its status and its figures."""
 
 import csv
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multitask.sweep.plan import Job
 from multitask.sweep.state import COMPLETED, FAILED, read_record, status_of
+from multitask.terminal import terminal
 
 # More figures than this do not fit a terminal: then each metric's mean over tasks is shown.
 MOST_COLUMNS = 8
@@ -57,8 +57,7 @@ def show(summary: Summary, name: str) -> None:
     shown = summary
     if len(shown.columns) > MOST_COLUMNS:
         shown = replace(summary, figures=[_means(found) for found in summary.figures])
-    from rich.console import Console  # here, for a quick start
-    from rich.table import Table
+    from rich.table import Table  # here, for a quick start
 
     table = Table(title=f"sweep {name}", title_justify="left")
     for name in ("method", *shown.varied):
@@ -70,8 +69,7 @@ def show(summary: Summary, name: str) -> None:
     for job, status, found in zip(shown.jobs, shown.statuses, shown.figures, strict=True):
         cells = [f"{found[key]:.4f}" if key in found else "" for key in shown.columns]
         table.add_row(job.method, *map(_short, shown.settings(job)), str(job.seed), status, *cells)
-    # A file has no width; a table cut at 80 characters would lose figures.
-    Console(width=None if sys.stdout.isatty() else 400).print(table)
+    terminal().print(table)
     for job, status in zip(shown.jobs, shown.statuses, strict=True):
         if status == FAILED:
             print(f"failed: {job.folder.name}: {read_record(job.folder).get('error')}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from multitask.autodiff.gradients import TaskGradients
 from multitask.autodiff.operands import Operand
+from multitask.autodiff.products import inner_products
 from multitask.autodiff.rows import add_to_gradients, split_like
 
 
@@ -50,7 +51,7 @@ class StoredBlock(Block):
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ`` of the stored columns."""
-        return self._columns @ self._columns.T
+        return inner_products(self._columns, self._columns)
 
     def combined(self, weights: Tensor) -> Sequence[Tensor]:
         """Return ``weightsᵀ J`` of the stored columns."""
@@ -83,7 +84,7 @@ class ProductBlock(Block):
         if len(self.places) > 1:
             kernel += 1.0
         seen = kernel @ self._gradients
-        return self._gradients.flatten(1) @ seen.flatten(1).T
+        return inner_products(self._gradients.flatten(1), seen.flatten(1))
 
     def combined(self, weights: Tensor) -> Sequence[Tensor]:
         """Return ``(Σ w_i D_i)ᵀ A``, and ``(Σ w_i D_i)ᵀ 1``."""

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multitask.autodiff.gradients import Cotangents, Engine, TaskGradients
+from multitask.autodiff.products import inner_products
 from multitask.autodiff.rows import add_to_gradients
 
 Part = tuple[Sequence[Tensor], Tensor]
@@ -31,7 +32,7 @@ class FeatureGradients(TaskGradients):
 
     def gramian(self) -> Tensor:
         """Return the Gramian of the feature gradients, shape ``[k, k]``, over all processes."""
-        gramian = torch.stack([rows @ rows.T for _, rows in self._parts]).sum(0)
+        gramian = torch.stack([inner_products(rows, rows) for _, rows in self._parts]).sum(0)
         if _several():
             dist.all_reduce(gramian)
         return gramian

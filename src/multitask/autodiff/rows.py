@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from multitask.autodiff.gradients import Cotangents, Engine, TaskGradients
+from multitask.autodiff.products import inner_products
 
 
 class RowGradients(TaskGradients):
@@ -22,7 +23,7 @@ class RowGradients(TaskGradients):
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``."""
-        return self._jacobian @ self._jacobian.T
+        return inner_products(self._jacobian, self._jacobian)
 
     def combine(self, weights: Tensor) -> None:
         """Add ``weightsᵀ J`` to the gradients of the shared parameters."""

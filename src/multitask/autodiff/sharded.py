@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multitask.autodiff.gradients import TaskGradients
+from multitask.autodiff.products import inner_products
 from multitask.autodiff.rows import add_to_gradients, split_like
 
 # torch 2.13 renamed the collectives.
@@ -60,7 +61,7 @@ class ShardedRows(TaskGradients):
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ`` of the summed Jacobian: the slices' Gramians add up."""
-        gramian = self._shards @ self._shards.T
+        gramian = inner_products(self._shards, self._shards)
         dist.all_reduce(gramian)
         return gramian
 

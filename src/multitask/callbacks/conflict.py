@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from multitask.autodiff.gradients import TaskGradients
+from multitask.autodiff.products import inner_products
 from multitask.module import MultiTaskModule
 from multitask.ownership import gradients_of
 from multitask.shares import masses_of, present_tasks
@@ -147,4 +148,4 @@ def probe(module: MultiTaskModule, batch: Batch) -> tuple[Tensor, Tensor, list[i
     rows, leaf = rows[present], losses.detach()[present].requires_grad_()
     with module.as_present(present), torch.enable_grad():
         (weights,) = torch.autograd.grad(combiner(leaf), leaf)
-    return rows @ rows.T, weights, present
+    return inner_products(rows, rows), weights, present

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from multitask.autodiff.gradients import TaskGradients
+from multitask.autodiff.products import inner_products
 
 By = Literal["layer", "tensor"]
 
@@ -61,7 +62,7 @@ class Part(TaskGradients):
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``."""
-        return self._jacobian @ self._jacobian.T
+        return inner_products(self._jacobian, self._jacobian)
 
     def combine(self, weights: Tensor) -> None:
         """Keep ``weightsᵀ J``."""

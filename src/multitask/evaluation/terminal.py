@@ -9,6 +9,7 @@ from multitask.evaluation.entries import Entry
 from multitask.evaluation.plane import plane
 from multitask.evaluation.wording import (
     NOTHING,
+    amount,
     arrow,
     bounds,
     column_digits,
@@ -18,10 +19,11 @@ from multitask.evaluation.wording import (
     findings,
     hypervolumes,
     number,
+    outcome,
     p_value,
     percent,
     ratio,
-    verdict,
+    seeds_needed,
 )
 
 MOST_METRICS = 8
@@ -136,7 +138,11 @@ def _show_pairs(comparison: Comparison, console: Console) -> None:
     if len(rows) > MOST_PAIRS:
         rows = rows[(rows["a"] == best) | (rows["b"] == best)]
         title += f"; those of {best}, the rest is in pairs.csv"
-    table = _table(title, "pair", "difference", "95 % interval", "p (Holm)")
+    sought = amount(comparison.headline, rows["sought"].iloc[0])
+    table = _table(f"{title}. Needed: seeds for {sought}", "pair", "difference")
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    for column in ("p", "needed"):
+        table.add_column(column, justify="right")
     table.add_column("verdict")
     for _, row in rows.iterrows():
         table.add_row(
@@ -144,7 +150,8 @@ def _show_pairs(comparison: Comparison, console: Console) -> None:
             difference(row),
             bounds(row),
             p_value(row["p_holm"]),
-            Text(verdict(row), style="" if row["separable"] else "dim"),
+            seeds_needed(row),
+            Text(outcome(row), style="" if row["separable"] else "dim"),
         )
     console.print(table)
 

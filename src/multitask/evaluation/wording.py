@@ -106,22 +106,33 @@ def bounds(pair: pd.Series) -> str:
     return NOTHING if low == NOTHING else f"{low} … {high}"
 
 
-def verdict(pair: pd.Series) -> str:
-    """What a row of the table of pairs says."""
+def outcome(pair: pd.Series) -> str:
+    """Whether the methods of a row of the table of pairs can be told apart."""
     if pair["n"] == 0:
         return "no seed in common: not tested"
     if math.isnan(pair["p"]):
         return "one seed: not tested"
-    if pair["separable"]:
-        return f"separable with {pair['n']} seeds"
-    if math.isnan(pair["needed"]):
-        return f"not separable with {pair['n']} seeds"
+    return "separable" if pair["separable"] else "not separable"
+
+
+def seeds_needed(pair: pd.Series) -> str:
+    """How many seeds would show the sought difference; empty where the methods are told apart or not tested."""
+    if math.isnan(pair["p"]) or pair["separable"] or math.isnan(pair["needed"]):
+        return ""
+    return "no number" if math.isinf(pair["needed"]) else str(int(pair["needed"]))
+
+
+def verdict(pair: pd.Series) -> str:
+    """What a row of the table of pairs says."""
+    if pair["n"] == 0 or math.isnan(pair["p"]):
+        return outcome(pair)
+    said = f"{outcome(pair)} with {pair['n']} seeds"
+    if not (needed := seeds_needed(pair)):
+        return said
+    more = f"about {needed} would be needed"
     if math.isinf(pair["needed"]):
         more = "no number of seeds in reach would do"
-    else:
-        more = f"about {int(pair['needed'])} would be needed"
-    sought = amount(pair["figure"], pair["sought"])
-    return f"not separable with {pair['n']} seeds; {more} for a difference of {sought}"
+    return f"{said}; {more} for a difference of {amount(pair['figure'], pair['sought'])}"
 
 
 def hypervolumes(plane: Plane | None) -> str:

@@ -1,5 +1,6 @@
 """A progress bar of one line an epoch, with the figure that chooses the weights."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -9,10 +10,13 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 _WIDTH = 100  # of a line in a file
+# In a file a run has so many lines, spread over its epochs, and one at least every so many seconds.
+_LINES = 20
+_SECONDS = 30.0
 
 
 class Progress(TQDMProgressBar):
-    """A moving bar on a terminal; in a file, where each redrawing would be one more line, the finished bar.
+    """A moving bar on a terminal; in a file, where each redrawing is one more line, now and then a finished bar.
 
     Args:
         monitor: The metric to show beside the bar, ``None`` for none.
@@ -22,8 +26,10 @@ class Progress(TQDMProgressBar):
         super().__init__(refresh_rate=5)
         self._monitor = monitor
         self._moving = sys.stdout.isatty()
-        self._started = time.monotonic()
-        self._done = 0
+        self._started = self._printed = time.monotonic()
+        self._done = self._total = 0
+        self._line: str | None = None
+        """The bar of an epoch that has not been printed."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return what stands beside the bar."""
@@ -39,9 +45,10 @@ class Progress(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Begin a line."""
         self._started = time.monotonic()
+        self._total = int(self.total_train_batches)  # now: later it is what is left of the last epoch
         if self._moving:
             self.train_progress_bar = self.init_train_tqdm()
-            self.train_progress_bar.reset(total=int(self.total_train_batches))
+            self.train_progress_bar.reset(total=self._total)
             self.train_progress_bar.set_description(_title(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -63,20 +70,28 @@ class Progress(TQDMProgressBar):
             super().on_train_epoch_end(trainer, pl_module)
             self.train_progress_bar.close()
         elif self.is_enabled:
-            postfix = ", ".join(
-                f"{key}={value}" for key, value in self.get_metrics(trainer, pl_module).items()
+            now = time.monotonic()
+            shown = self.get_metrics(trainer, pl_module).items()
+            self._line = Tqdm.format_meter(
+                self._done,
+                self._total,
+                now - self._started,
+                prefix=_title(trainer),
+                postfix=", ".join(f"{key}={value}" for key, value in shown),
+                ncols=_WIDTH,
             )
-            print(
-                Tqdm.format_meter(
-                    self._done,
-                    int(self.total_train_batches),
-                    time.monotonic() - self._started,
-                    prefix=_title(trainer),
-                    postfix=postfix,
-                    ncols=_WIDTH,
-                ),
-                flush=True,
-            )
+            every = max(1, _epochs(trainer) // _LINES)
+            if (trainer.current_epoch + 1) % every == 0 or now - self._printed > _SECONDS:
+                self._print()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Show the last epoch in any case."""
+        self._print()
+
+    def _print(self) -> None:
+        if self._line is not None:
+            print(self._line, flush=True)
+            self._line, self._printed = None, time.monotonic()
 
     def init_validation_tqdm(self) -> Tqdm:
         """Return a bar that is never drawn."""
@@ -85,6 +100,13 @@ class Progress(TQDMProgressBar):
     def init_test_tqdm(self) -> Tqdm:
         """Return a bar that is never drawn."""
         return Tqdm(disable=True)
+
+
+def _epochs(trainer: Trainer) -> int:
+    """Return how many epochs the run has, as far as its length is known."""
+    if trainer.max_epochs and trainer.max_epochs > 0:
+        return trainer.max_epochs
+    return math.ceil(trainer.max_steps / trainer.num_training_batches) if trainer.max_steps > 0 else 1
 
 
 def _title(trainer: Trainer) -> str:

@@ -126,14 +126,16 @@ class Search:
     def show(self) -> None:
         """Print the best setting; of several objectives, all that none other beats in each."""
         best, count = self._best(), len(self.study.trials)
-        if len(self.objectives) > 1:
-            print(f"the front of {count} trials, {len(best)} of them:")
+        several = len(self.objectives) > 1
+        if several:
+            print(f"Of {count} trials no other beats these {len(best)} in every objective, the front:")
         for trial in best:
             values = ", ".join(
                 f"{o.key} {value:.4g}" for o, value in zip(self.objectives, trial.values, strict=True)
             )
             params = " ".join(f"{key}={value}" for key, value in trial.params.items())
-            print(f"best: trial {trial.number} of {count} ({values}): {params}")
+            what = f"trial {trial.number}" if several else f"best: trial {trial.number} of {count}"
+            print(f"{what} ({values}): {params}")
 
     def _best(self) -> list[Any]:
         from optuna.trial import TrialState

@@ -66,7 +66,7 @@ def test_refusals_say_what_is_wrong(path: Path, options: dict, message: str) -> 
 
 
 def test_missing_file_says_what_is_expected() -> None:
-    with pytest.raises(FileNotFoundError, match=r"data\.path=None .* one array for each of a, b"):
+    with pytest.raises(FileNotFoundError, match=r"data\.path is null; .* one array for each of a, b"):
         Npz(None, ["a", "b"]).load()
 
 

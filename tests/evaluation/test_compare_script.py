@@ -28,12 +28,22 @@ def test_a_sweep_is_compared_from_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("script", ["compare", "baselines", "dashboard", "trajectories", "benchmark"])
+def test_help_names_the_keys(script: str) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"configs/{script}.yaml" in done.stdout
+    assert "source: " in done.stdout
+    assert "weighting: aligned_mtl" not in done.stdout  # the choices of train.py
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "source is missing"),
         (["source=nowhere"], "source=nowhere leads to no run folder"),
-        (["source=nowhere", "sorce=x"], "sorce"),
+        (["source=nowhere", "sorce=x"], "error: sorce is not a key of the config; did you mean 'source'?"),
     ],
 )
 def test_a_mistake_is_answered_in_a_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ class Npz(DataModule):
 
     def _read(self) -> Mapping[str, np.ndarray]:
         if self.path is None or not Path(self.path).is_file():
+            what = "data.path is null" if self.path is None else f"data.path={self.path} is not there"
             raise FileNotFoundError(
-                f"data.path={self.path} is not there; give an .npz with '{self.inputs}' and one array for each of "
-                f"{', '.join(self.targets)}."
+                f"{what}; give an .npz with '{self.inputs}' and one array for each of {', '.join(self.targets)}."
             )
         named = [self.split] if isinstance(self.split, str) else []
         masks = [f"mask/{name}" for name in self.targets]

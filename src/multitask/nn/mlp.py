@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 
-class _Flat(nn.Sequential):
-    """A sequence whose inputs are flattened first, without a layer that would shift the others' numbers."""
+class MLP(nn.Sequential):
+    """Layers whose inputs are flattened first, without a layer that would shift the others' numbers."""
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Return the features, ``[batch, widths[-1]]``, of inputs ``[batch, …]``."""
         return super().forward(inputs.flatten(1))
 
 
@@ -22,4 +23,4 @@ def mlp(widths: Sequence[int] = (512, 512)) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.LazyLinear(width), nn.ReLU()]
-    return _Flat(*layers)
+    return MLP(*layers)

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from multitask.run.cli import launch, speaking
 from multitask.run.errors import ConfigError
+from multitask.run.values import COMPARE, check_values
 from multitask.terminal import terminal
 
 
@@ -17,6 +18,7 @@ def main(config: DictConfig) -> None:
     with speaking():
         if OmegaConf.is_missing(config, "source"):
             raise ConfigError("source is missing; give a sweep folder, a run folder, a CSV file or a glob.")
+        check_values(config, COMPARE)
         values = OmegaConf.to_container(config, resolve=True)
         assert isinstance(values, dict)
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from multitask.run.cli import launch, speaking
 from multitask.run.errors import ConfigError
+from multitask.run.values import COMPARE, check_values
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="dashboard")
@@ -21,6 +22,7 @@ def main(config: DictConfig) -> None:
             raise ConfigError(
                 "project is missing; give the W&B project of the runs, as logger.wandb.project."
             )
+        check_values(config, COMPARE)
         if bool(config.source) == bool(config.experiment_name):
             raise ConfigError(
                 "give either source=<sweep folder> or experiment_name=<name>, to know the tasks by."

@@ -28,12 +28,11 @@ def test_a_sweep_is_compared_from_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["compare", "baselines", "dashboard", "trajectories", "benchmark"])
+@pytest.mark.parametrize("script", ["compare", "baselines", "dashboard", "trajectories", "benchmark", "eval"])
 def test_help_names_the_keys(script: str) -> None:
     command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"configs/{script}.yaml" in done.stdout
-    assert "source: " in done.stdout
     assert "weighting: aligned_mtl" not in done.stdout  # the choices of train.py
 
 
@@ -43,6 +42,8 @@ def test_help_names_the_keys(script: str) -> None:
     [
         ([], "source is missing"),
         (["source=nowhere"], "source=nowhere leads to no run folder"),
+        (["source=nowhere", "accept_other_baseline=no"], "accept_other_baseline=no is not true or false."),
+        (["source=nowhere", "difference=much"], "difference=much is not a number of at least 0."),
         (["source=nowhere", "sorce=x"], "error: sorce is not a key of the config; did you mean 'source'?"),
     ],
 )

@@ -23,6 +23,7 @@ from multitask.benchmark.timing import Effort
 from multitask.run.console import quiet
 from multitask.run.errors import ConfigError, choices
 from multitask.run.resolvers import plain
+from multitask.run.values import BENCHMARK, check_values
 from multitask.terminal import terminal
 
 CASES = ("step", "instance_wise", "solver", "framework", "scaling")
@@ -91,14 +92,15 @@ def run(config: DictConfig) -> None:
 
 
 def _check(config: DictConfig) -> None:
+    check_values(config, BENCHMARK)
     for key, known in (("cases", CASES), ("trunks", TRUNKS)):
         for name in config[key] or ():
             if name not in known:
                 raise ConfigError(f"{key} names {name}, which is not there; {choices(name, known)}")
     least = {"tasks": 2, "instances": 2 * _TASKS, "solver_tasks": 2, "framework_tasks": 2}
     for key, number in least.items():
-        if any(value < number for value in config[key] or ()):
-            raise ConfigError(f"{key}={list(config[key])} must be numbers of at least {number}.")
+        if any(not isinstance(value, int) or value < number for value in config[key] or ()):
+            raise ConfigError(f"{key}={list(config[key])} must be whole numbers of at least {number}.")
     if config.device not in ("cpu", "cuda"):
         raise ConfigError(f"device={config.device} is not there; choose cpu or cuda.")
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -188,4 +190,6 @@ def _write_page(page: Path, text: str) -> None:
     try:
         page.write_text(tables.into_page(page.read_text(encoding="utf-8"), text), encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"page={page} cannot take the table: {error}.") from error
+        raise ConfigError(
+            f"page={page} cannot take the table ({error}); give a file with the marks of docs/benchmark.md."
+        ) from error

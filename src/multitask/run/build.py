@@ -126,7 +126,12 @@ def load_initial(module: MultiTaskModule, path: str) -> None:
     """
     if not Path(path).is_file():
         raise ConfigError(f"init_from={path} is not there; give a state dict or a checkpoint.")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader runs through whatever bytes there are
+        raise ConfigError(
+            f"init_from={path} cannot be read: it is cut short, no state dict, or holds more than weights."
+        ) from error
     given: dict[str, Tensor] = content.get("state_dict", content)
     given = {name: value for name, value in given.items() if _is_model(name)}
     own = {name: value for name, value in module.state_dict().items() if _is_model(name)}

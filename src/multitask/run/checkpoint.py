@@ -46,6 +46,9 @@ def offer_config() -> None:
     Raises:
         ConfigError: If the command line names no checkpoint, or :func:`read_checkpoint` refuses it.
     """
+    if {"--help", "-h"} & set(sys.argv[1:]) and not any(a.startswith("ckpt_path=") for a in sys.argv[1:]):
+        ConfigStore.instance().store(name="checkpoint", node={"trained": {"run_folder": "???"}})
+        return
     config = read_checkpoint(_named(sys.argv[1:]))["config"]
     own = {key: value for key, value in config.items() if key not in _OF_THE_RUN}
     own["data"] = _moved(

@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from multitask.run.errors import ConfigError, check_names, choices, one_sentence
-from multitask.run.values import check_values
+from multitask.run.values import TRAIN, check_values
 
 # The method's name in the record of a run that trains one task alone, to compare others with.
 SINGLE_TASK = "single_task"
@@ -27,7 +27,7 @@ def check(config: DictConfig) -> None:
     keep_only(config)
     for key in _missing(_plain(config)):
         raise ConfigError(f"{key} has no value; set {key}=…")
-    check_values(config)
+    check_values(config, TRAIN)
     scheduler = config.get("scheduler") or {}
     if str(scheduler.get("_target_")).endswith("ReduceLROnPlateau") and not scheduler.get("monitor"):
         raise ConfigError("scheduler.monitor is not set; name a logged metric, for example val/loss.")

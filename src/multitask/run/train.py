@@ -89,7 +89,10 @@ def train(config: DictConfig) -> float | None:
     except BaseException as error:
         sentence = one_sentence(error)
         if isinstance(error, FloatingPointError) and interruption.checkpoint is not None:
-            sentence = f"{sentence} The last state before it is {interruption.checkpoint}."
+            sentence = (
+                f"{sentence} The last state before it is {interruption.checkpoint}; where the step before ruined it, "
+                "lower optimizer.lr and begin anew."
+            )
         status["error"] = sentence or f"{type(error).__name__}: {error}"
         if not isinstance(error, Exception):
             status["status"] = "interrupted"

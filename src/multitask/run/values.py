@@ -60,7 +60,18 @@ class Switch:
 
 _COUNT = Number(1, whole=True)
 _SHARE_OR_COUNT = Number(0)
-_VALUES: dict[str, Number | OneOf | Switch] = {
+Values = dict[str, Number | OneOf | Switch]
+"""What each key takes."""
+
+COMPARE: Values = {"accept_other_baseline": Switch(), "difference": Number(0)}
+BENCHMARK: Values = {
+    "quick": Switch(),
+    "seconds": Number(0, optional=True),
+    "rounds": Number(1, whole=True, optional=True),
+    "threads": _COUNT,
+    "seed": Number(0, whole=True),
+}
+TRAIN: Values = {
     "seed": Number(0, whole=True),
     "selection.mode": OneOf(("min", "max")),
     "data.batch_size": Number(1, whole=True, optional=True),
@@ -93,25 +104,31 @@ _VALUES: dict[str, Number | OneOf | Switch] = {
     "trainer.detect_anomaly": Switch(),
     "weighting.learning_rate": Number(0, optional=True),
     "logger.wandb.mode": OneOf(("offline", "online", "disabled")),
+    "task_check": Switch(),
+    "compile": Switch(),
 }
 
 
-def check_values(config: DictConfig) -> None:
+def check_values(config: DictConfig, values: Values) -> None:
     """Refuse a value that its key does not take.
+
+    Args:
+        config: Of a script.
+        values: What the script's keys take.
 
     Raises:
         ConfigError: Naming the key and what it takes.
     """
-    for key, value in _given(config):
-        takes = _VALUES[key]
+    for key, value in _given(config, values):
+        takes = values[key]
         if not takes.takes(value):
             hint = f"; {choices(str(value), takes.names)}" if isinstance(takes, OneOf) else "."
             raise ConfigError(f"{key}={value} is not {takes}{hint}")
 
 
-def _given(config: DictConfig) -> Iterator[tuple[str, Any]]:
+def _given(config: DictConfig, values: Values) -> Iterator[tuple[str, Any]]:
     nothing = object()
-    for key in _VALUES:
+    for key in values:
         try:
             value = OmegaConf.select(config, key, default=nothing)
         except OmegaConfBaseException as error:

@@ -109,6 +109,11 @@ def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
             )
         elif isinstance(value, list | tuple) and name in vectors:
             value = _in_order(f"{key}.{name}", value, tasks)
+        elif isinstance(value, int | float) and name in vectors and _takes_only_tensors(parameters[name]):
+            raise ValueError(
+                f"{key}.{name}={value} is one number for {len(tasks)} tasks; give one each, "
+                f"{key}.{name}={{{','.join(f'{task}:{value}' for task in tasks)}}}."
+            )
         elif value is None and name in vectors and parameters[name].default is inspect.Parameter.empty:
             value = torch.ones(len(tasks))
         made[name] = value
@@ -119,6 +124,10 @@ def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
             f"{key}._target_={config['_target_']} needs a solver that is not installed; run "
             'pip install -c constraints.txt -e ".[solvers]", or choose a weighting of this repository: none needs it.'
         ) from error
+
+
+def _takes_only_tensors(parameter: inspect.Parameter) -> bool:
+    return "float" not in str(parameter.annotation) and "int" not in str(parameter.annotation)
 
 
 def _check_arguments(

@@ -125,7 +125,7 @@ class Step:
             shares, penalties = shares_of(module, leaves, batch, plan.rows, plan.masses, plan.present)
         with module.clock("task gradients"), _as_computed(module.device):
             if shares.requires_grad:
-                shares.backward(torch.ones_like(shares) * module.loss_scale, retain_graph=plan.by_row)
+                (shares.sum() * module.loss_scale).backward(retain_graph=plan.by_row)
             direct = [None if p is None else p * module.loss_scale for p in penalties]
             for penalty in direct:
                 if penalty is not None:

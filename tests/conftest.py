@@ -8,8 +8,8 @@ import torch
 from lightning import Trainer
 from torch import Tensor, nn
 
-from multitask.autodiff.gradients import Engine
-from multitask.autodiff.rows import Rows
+from multitask.gradients.task_gradients import Engine
+from multitask.gradients.rows import Rows
 from multitask.data.base import DataModule, Split
 from multitask.module import MultiTaskModule
 from multitask.optimization import ManualOptimization

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from lightning import Trainer
 from torch import Tensor, nn
 
-from multitask.autodiff import sharded
-from multitask.autodiff.features import Features
+from multitask.gradients import sharded
+from multitask.gradients.features import Features
 from tests.conftest import Arrays, arrays, build, regression
 from tests.weighting.promises import HALVES, is_jacobian_method, keeping
 from tests.weighting.weighting_members import NEEDS_THREE, make, number_of_tasks

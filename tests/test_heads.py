@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchjd.aggregation import UPGradWeighting
 from torchjd.autogram import Engine
 
-from multitask.autodiff.features import Features
-from multitask.autodiff.layerwise import Layerwise
+from multitask.gradients.features import Features
+from multitask.gradients.layerwise import Layerwise
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
 from multitask.task import Task

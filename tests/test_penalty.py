@@ -8,8 +8,8 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 from torchjd.scalarization import Mean
 from torchmetrics import MeanSquaredError
 
-from multitask.autodiff.gradients import Cotangents
-from multitask.autodiff.rows import Rows
+from multitask.gradients.task_gradients import Cotangents
+from multitask.gradients.rows import Rows
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty, SumOfAbsolutes
 from multitask.task import Task

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchjd.autojac import jac
 
-from multitask.autodiff.layerwise import Layerwise
+from multitask.gradients.layerwise import Layerwise
 from multitask.data.loading import derived_seed
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty

@@ -9,7 +9,7 @@ from torchjd.aggregation import ConFIG, GradDrop, MGDAWeighting, UPGrad, UPGradW
 from torchjd.autojac import jac_to_grad, mtl_backward
 from torchjd.scalarization import IMTLL, STCH, Constant, GeometricMean
 
-from multitask.autodiff.features import Features
+from multitask.gradients.features import Features
 from multitask.module import MultiTaskModule
 from multitask.task import Task
 from multitask.weighting.adapter import adapt

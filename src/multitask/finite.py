@@ -1,4 +1,4 @@
-"""Whether tensors are free of NaN and infinity."""
+"""Whether losses and gradients are free of NaN and infinity."""
 
 import math
 from collections.abc import Sequence
@@ -15,3 +15,48 @@ def are_finite(tensors: Sequence[Tensor]) -> list[bool]:
         math.isfinite(total) or bool(tensor.isfinite().all())
         for total, tensor in zip(sums, tensors, strict=True)
     ]
+
+
+class FiniteLosses:
+    """Whether losses are finite, found while the device goes on working.
+
+    Args:
+        losses: Shape ``[k]``.
+        tasks: Their names.
+        step: The number of the step.
+    """
+
+    def __init__(self, losses: Tensor, tasks: Sequence[str], step: int) -> None:
+        self._losses = losses.detach()
+        self._tasks = tasks
+        self._step = step
+        self._finite = self._losses.isfinite().all()
+        self._arrived: torch.cuda.Event | None = None
+        if self._finite.is_cuda:
+            # Pinned memory, so that the copy waits for nobody, and nobody but check() for the copy.
+            there = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._finite = there.copy_(self._finite, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def check(self) -> None:
+        """Stop at a loss that is not a number.
+
+        Raises:
+            FloatingPointError: If a loss is NaN or infinite, naming task and step.
+        """
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        if not self._finite:
+            raise not_finite(self._losses, self._tasks, self._step)
+
+
+def not_finite(losses: Tensor, tasks: Sequence[str], step: int) -> FloatingPointError:
+    """Return the error that names the tasks whose loss is NaN or infinite, and the step."""
+    # Of each task's first such row.
+    bad = {
+        tasks[i % len(tasks)]: losses[i].item()
+        for i in (~losses.isfinite()).nonzero().flatten().tolist()[::-1]
+    }
+    named = ", ".join(f"{name} ({value})" for name, value in reversed(bad.items()))
+    return FloatingPointError(f"The loss of {named} is not finite at step {step}.")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from multitask.autodiff.gradients import Cotangents
-from multitask.autodiff.rows import add_to_gradients
+from multitask.gradients.task_gradients import Cotangents
+from multitask.gradients.rows import add_to_gradients
 
 if TYPE_CHECKING:
     from multitask.module import MultiTaskModule

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.data.loading import derived_seed
 from multitask.model import MultiTaskModel
 from multitask.optimization import ManualOptimization, step_plateau_schedulers

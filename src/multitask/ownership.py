@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from multitask.autodiff.rows import add_to_gradients
-from multitask.autodiff.sharing import users
+from multitask.gradients.rows import add_to_gradients
+from multitask.gradients.sharing import users
 from multitask.task import Batch
 
 if TYPE_CHECKING:

@@ -1,237 +1,416 @@
-"""One optimizer step over a window of micro-batches, from losses to the ``.grad`` of every parameter.
+"""One optimizer step, from the losses to the ``.grad`` of every parameter that they reach."""
 
-Trunk and heads are cut at the features. One backward pass of the summed losses gives each head its
-own gradient and each task its gradient at the features; from there only the trunk is
-differentiated, once a row. Every loss is divided by what its mean is over in the whole window, on
-all processes, so that the gradients add up to those of one large batch.
-"""
-
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from multitask.autodiff.accumulated import AccumulatedRows
-from multitask.autodiff.gradients import Cotangents, Engine, TaskGradients
-from multitask.autodiff.observed import Observed
-from multitask.autodiff.scaled import Unscaled, poison
-from multitask.distributed import sum_gradients
-from multitask.finite import are_finite
-from multitask.heads import Heads, are_tied, pull_penalty
-from multitask.shares import features_of, groups_of, masses_of, penalties_of, present_tasks, shares_of
-from multitask.task import Batch
-from multitask.telemetry import not_finite
-from multitask.weighting.base import JacobianMethod, Rows, Scalarization
-
-if TYPE_CHECKING:
-    from multitask.module import MultiTaskModule
-
-
-@dataclass
-class Plan:
-    """What a step is over: known before its first forward pass."""
-
-    rows: Rows
-    """What has a row."""
-    masses: Tensor | None
-    """What each row's mean is over in the whole window; ``None`` where the batch is all of it."""
-    present: list[int]
-    """The tasks with a labelled example."""
-    weighted: bool
-    """Whether the heads' gradients are those of the weighted losses."""
-    by_row: bool
-    """Whether a head's gradient is put together from its rows at the end of the step."""
+from multitask.distributed import average_gradients, mean_over_processes
+from multitask.finite import FiniteLosses, are_finite, not_finite
+from multitask.gradients.engines import make_engine
+from multitask.gradients.losses import Losses, LossesLike
+from multitask.gradients.own import sum_over_processes, write
+from multitask.gradients.ownership import Ownership
+from multitask.gradients.seen import SeenGradients
+from multitask.gradients.task_gradients import Engine, TaskGradients
+from multitask.gradients.window import Counts, Window, counts_of, processes
+from multitask.randomness import derived_seed, seeded_apart
+from multitask.weighting.adapter import adapt
+from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
+from multitask.weighting.differentiated import Differentiated
 
 
-class Filled(NamedTuple):
-    """What became of a step's gradients."""
+@dataclass(frozen=True)
+class StepResult:
+    """What happened in a step."""
 
     present: list[int]
-    """The tasks that are labelled in the window; without one there is no step to take."""
+    """The losses with a labelled element; without one there is no step to take."""
+    losses: Tensor | None = None
+    """The mean loss of each present row over the whole step, detached, ``[parts · k]``, part by part."""
+    weights: Tensor | None = None
+    """The weight of each row; ``None`` where the method has none, or where nothing is shared."""
+    gradients: TaskGradients | None = None
+    """The rows' gradients, until the next step; ``None`` for a scalar and where nothing is shared."""
     overflow: bool = False
     """Whether scaled gradients are infinite, so that the loss scaler skips the optimizer's step."""
 
 
 class Step:
-    """Fills the gradients for one optimizer step.
+    """Fills the gradients of everything that several losses reach, by any weighting.
+
+    What two losses reach is shared: its gradient is the weighting's combination of the losses' gradients.
+    What one loss alone reaches (a head) gets the gradient of that loss. Both are read off the graph of
+    every step, and a parameter that was found to be shared remains so::
+
+        step = Step(UPGrad(), model)
+        for batch in loader:
+            step.backward(losses(batch))
+            optimizer.step()
+            optimizer.zero_grad()
+
+    On several processes, whose models start out equal and are not wrapped, the gradients are those of one
+    process with the whole batch.
 
     Args:
-        engine: How the trunk is differentiated.
-        weighted_heads: Whether heads get their loss's gradient times its weight, rather than unweighted.
+        weighting: A combiner of this package, or a torchjd scalarizer, weighting or aggregator.
+        model: What is trained, a module or tensors by name: gives parameters the order and the names that
+            several processes and ``state_dict`` need.
+        heads: Whether what one loss alone reaches gets its gradient as it is (``own``) or times the loss's
+            weight (``weighted``). A scalarization always weights.
+        engine: How gradients are computed: ``auto``, ``layerwise``, ``rows`` or ``features`` (approximate).
+        shared: The shared parameters, if they are not to be found from the graph; all others get the sum of
+            the gradients of the losses that reach them.
+        scaler: The loss scaler of 16-bit training; gradients are left scaled, for ``scaler.step``.
+        seed: Seed of the weighting's random numbers.
+
+    Raises:
+        TypeError: If the weighting is none of these.
+        ValueError: If engine or heads are unknown.
     """
 
-    def __init__(self, engine: Engine, weighted_heads: bool) -> None:
-        self._engine = engine
-        self._accumulated = AccumulatedRows()
-        self._weighted_heads = weighted_heads
-        self._tied: bool | None = None
+    def __init__(
+        self,
+        weighting: object,
+        model: nn.Module | Mapping[str, Tensor] | None = None,
+        *,
+        heads: Literal["own", "weighted"] = "own",
+        engine: str | Engine = "auto",
+        shared: Iterable[Tensor] | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        seed: int = 0,
+    ) -> None:
+        if heads not in ("own", "weighted"):
+            raise ValueError(f"heads={heads} is unknown; choose own or weighted.")
+        self.weighting: Combiner = adapt(weighting)
+        self.ownership = Ownership(model, shared)
+        self.scaler = scaler
+        self.seed = seed
+        self.steps = 0
+        """How many steps were taken: the weighting's random numbers depend on it."""
+        self.clock: Callable[[str], AbstractContextManager[None]] = lambda section: nullcontext()
+        scalar = isinstance(self.weighting, Scalarization)
+        self._method = Differentiated(self.weighting) if scalar else self.weighting  # type: ignore[arg-type]
+        self._weighted = scalar or heads == "weighted"
+        self._window = Window(make_engine(engine), self.ownership)
+        self._m = 0
+        self._constant: Tensor | None = None
+        """The weights of a linear scalarization whose micro-batches are being added up."""
+        self._open: tuple[FiniteLosses, Tensor, Tensor, list[int]] | None = None
+        self._device = torch.device("cpu")
 
-    def __call__(self, module: "MultiTaskModule", window: Sequence[Batch]) -> Filled:
-        """Fill ``.grad`` of every parameter that a labelled example reaches.
+    def backward(self, losses: LossesLike, counts: Counts = None) -> StepResult:
+        """Fill the gradients: the last, or only, micro-batch of a step.
+
+        Args:
+            losses: Mean losses over the micro-batch, with their graph: a tensor ``[m]`` or one scalar per loss,
+                by name or in order. A weighting of halves or examples wants a row per part, ``[parts, m]``.
+            counts: How many elements each mean is over, or one number for all; by default all micro-batches and
+                processes count the same. A loss whose count is zero is absent.
 
         Raises:
             FloatingPointError: If a loss or a gradient is not finite.
+            ValueError: If the shapes do not fit the weighting.
         """
-        combiner = module.weighting
-        rows = combiner.rows if isinstance(combiner, JacobianMethod) else "task"
-        masses = masses_of(module, window, rows)
-        present = present_tasks(masses, len(module.names))
-        module.record_labelled(present)
-        if not present:
-            return Filled([])
-        module.ownership.find(module, window[0])
-        if self._tied is None:
-            self._tied = are_tied(module)
-        weighted = self._weighted_heads or isinstance(combiner, Scalarization)
-        plan = Plan(rows, masses, present, weighted, weighted or self._tied)
-        overflow = False
-        if isinstance(combiner, Scalarization) and combiner.linear:
-            self._weighted_sum(module, combiner, window, plan)
-        else:
-            overflow = not self._jacobian(module, window, plan)
-        for i in range(len(module.names)):
-            if i not in present:
-                for parameter in combiner.parameters_of(i):
-                    parameter.grad = None
-        return Filled(present, overflow)
+        if isinstance(self.weighting, Scalarization) and self._window.is_empty:
+            with self.clock("task gradients"):
+                scalar = self.scalarize(losses, counts)
+                if scalar is None:
+                    return StepResult([])
+                scale = self._scale()
+                (scalar if scale is None else scalar * scale).backward()
+                if processes() > 1:
+                    average_gradients([p for _, p in self.ownership.named()])
+            return self.close()
+        self._add(losses, counts, last=True)
+        return self.finish()
 
-    def _jacobian(self, module: "MultiTaskModule", window: Sequence[Batch], plan: Plan) -> bool:
-        alone = len(window) == 1 and module.processes == 1
-        engine = self._engine if alone or self._engine.accumulates else self._accumulated
-        engine.clear()
-        self._accumulated.begin(len(window))
-        heads = Heads(module, plan.present, plan.by_row)
-        gradients: TaskGradients | None = None
-        losses: Tensor | None = None
-        for batch in window:
-            gradients, shares = self._micro_batch(module, engine, batch, plan, heads)
-            losses = shares if losses is None else losses + shares
-        assert gradients is not None
-        assert losses is not None
-        return self._combine(module, gradients, losses, heads, plan)
+    def add(self, losses: LossesLike, counts: Counts = None) -> None:
+        """Add a micro-batch to the step; arguments as for :meth:`backward`."""
+        self._add(losses, counts, last=False)
 
-    def _micro_batch(
-        self, module: "MultiTaskModule", engine: Engine, batch: Batch, plan: Plan, heads: Heads
-    ) -> tuple[TaskGradients, Tensor]:
-        """Add one micro-batch's rows and the heads' gradients; return the rows' losses, detached."""
-        with module.clock("forward"), engine.watch(module.trunk):
-            features = features_of(module, batch)
-        leaves = [f.detach().requires_grad_() for f in features]
-        with module.clock("forward"):
-            shares, penalties = shares_of(module, leaves, batch, plan.rows, plan.masses, plan.present)
-        with module.clock("task gradients"), _as_computed(module.device):
-            if shares.requires_grad:
-                (shares.sum() * module.loss_scale).backward(retain_graph=plan.by_row)
-            direct = [None if p is None else p * module.loss_scale for p in penalties]
-            for penalty in direct:
-                if penalty is not None:
-                    pull_penalty(penalty, [p for p in module.tasks.parameters() if p.requires_grad])
-            outputs = list(dict.fromkeys(features))
-            numbers = {name: i for i, name in enumerate(module.names)}
-            cut = {
-                numbers[name]: (feature, leaf)
-                for name, feature, leaf in zip(module.by_name, features, leaves, strict=True)
-            }
-            by_task: list[list[Tensor | None]] = [
-                [cut[i][1].grad if i in cut and cut[i][0] is output else None for output in outputs]
-                for i in plan.present
-            ]
-            cotangents = Cotangents(by_task, *groups_of(plan.rows, batch))
-            whole = _with_penalties(shares, penalties)
-            if plan.by_row and any(p is not None for p in penalties):
-                # The engine may use up the penalties' graphs.
-                parts = len(penalties) // len(plan.present)
-                fresh = penalties_of(module, parts, plan.masses, plan.present)
-                heads.add(_with_penalties(shares, fresh), cut, outputs, cotangents)
-            else:
-                heads.add(whole, cut, outputs, cotangents)
-            gradients = engine.differentiate(outputs, cotangents, module.shared_parameters(), direct)
-        return gradients, whole.detach()
+    def finish(self) -> StepResult:
+        """Fill the gradients from the micro-batches that were added, and start the next step.
 
-    def _combine(
-        self, module: "MultiTaskModule", gradients: TaskGradients, losses: Tensor, heads: Heads, plan: Plan
-    ) -> bool:
-        """Let the combiner write the trunk's gradient, and finish the heads' by its word.
+        Raises:
+            ValueError: If there is no micro-batch.
+            FloatingPointError: See :meth:`backward`.
+        """
+        if self._window.is_empty:
+            raise ValueError("the step has no losses; call add or backward with some first.")
+        try:
+            self._window.close()
+            with _as_computed(self._device):
+                return self._finish_linear() if self._constant is not None else self._finish()
+        finally:
+            self._window.clear()
+            self._constant = None
+
+    def scalarize(self, losses: LossesLike, counts: Counts = None) -> Tensor | None:
+        """Return a scalarization's scalar with its graph, for whoever calls ``backward`` on it.
+
+        On several processes its value is that of the whole batch, and its gradients average to those of the whole
+        batch. :meth:`close` ends the step.
+
+        Args:
+            losses: As for :meth:`backward`, ``[m]``.
+            counts: As for :meth:`backward`.
 
         Returns:
-            Whether there is a step to take: not where scaled gradients overflowed.
+            A scalar; ``None`` where every loss is absent.
         """
-        if module.processes > 1:
-            dist.all_reduce(losses)
-        gradients = Observed(gradients, module.layout)
-        scale = module.loss_scale
-        with _as_computed(module.device):
-            checked = [losses, gradients.gramian()]
-            if isinstance(scale, Tensor):
-                checked += [p.grad for p in module.tasks.parameters() if p.grad is not None]
-            # The only time at which a step waits for the device: the combiner needs the Gramian now.
-            of_losses, *of_gradients = are_finite(checked)
-            if not of_losses:
-                raise not_finite(losses, [module.names[i] for i in plan.present], module.trainer.global_step)
-            finite = all(of_gradients)
-            if isinstance(scale, Tensor):
-                finite = _everywhere(module, finite)
-            if not finite:
-                if not isinstance(scale, Tensor):
-                    raise FloatingPointError(
-                        f"The gradient of a task is not finite at step {module.trainer.global_step}, and its loss is."
-                    )
-                poison(gradients, len(losses), losses)
-                return False
-            if isinstance(scale, Tensor):
-                gradients = Observed(Unscaled(gradients, scale), module.layout)
-            weights, factors = module.combine(losses, gradients, plan.present)
-        module.observe(gradients, weights, plan.present)
-        if plan.weighted and weights is None:
+        assert isinstance(self.weighting, Scalarization)
+        whole = losses if isinstance(losses, Tensor) else torch.stack(_listed(losses))
+        found = Losses(losses)
+        self._begin(found)
+        here = counts_of(counts, found)[0]
+        if processes() > 1:
+            whole, here = mean_over_processes(whole, here)
+        present = [i for i, count in enumerate(here.tolist()) if count > 0]
+        if not present:
+            return None
+        whole = whole if len(present) == self._m else whole[present]
+        names = [self._name(found.names, i) for i in present]
+        finite = FiniteLosses(whole, names, self.steps)
+        if not whole.is_cuda:
+            finite.check()  # nothing to wait for
+        with self.as_present(present):
+            scalar = self.weighting(whole)
+            (weights,) = torch.autograd.grad(scalar, whole, retain_graph=True)
+        self._open = (finite, whole.detach(), weights, present)
+        return scalar
+
+    def close(self) -> StepResult:
+        """End the step of the last :meth:`scalarize`, after its backward pass.
+
+        Raises:
+            FloatingPointError: If a loss is not finite.
+        """
+        assert self._open is not None
+        (finite, losses, weights, present), self._open = self._open, None
+        finite.check()
+        with self.as_present(present):
+            self.weighting.observe(losses)
+        self._rest_absent(present)
+        return self._done(StepResult(present, losses, weights))
+
+    def after_step(self, recompute: Callable[[], Tensor], present: Sequence[int]) -> None:
+        """Let a weighting that wants them see the losses of the same batch after the optimizer's step.
+
+        Args:
+            recompute: Returns the mean losses of the whole batch, ``[m]``.
+            present: The losses that were present in the step.
+        """
+        if type(self.weighting).after_step is Combiner.after_step or not present:
+            return
+        with torch.no_grad(), self.as_present(list(present), self.steps - 1):
+            self.weighting.after_step(lambda: recompute()[list(present)])
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the weighting's own parameters, which an optimizer has to train."""
+        return self.weighting.parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed step needs: the weighting's state, what is shared, the number of steps."""
+        return {
+            "weighting": self.weighting.state_dict(),
+            "ownership": self.ownership.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from :meth:`state_dict`."""
+        if "weighting" in state:
+            self.weighting.load_state_dict(state["weighting"])
+        self.ownership.load_state_dict(state["ownership"])
+        self.steps = state["steps"]
+
+    @contextmanager
+    def as_present(self, present: list[int], number: int | None = None) -> Iterator[None]:
+        """See the weighting as that of the present losses; its random numbers depend on seed and step alone.
+
+        They are then the same on every process, and after a resume.
+        """
+        chosen = derived_seed("combiner", self.seed, self.steps if number is None else number)
+        with seeded_apart(chosen, self._device):
+            if len(present) == self._m:
+                yield
+                return
+            mask = torch.zeros(self._m, dtype=torch.bool)
+            mask[present] = True
+            with self.weighting.restricted_to(mask):
+                yield
+
+    def _begin(self, losses: Losses) -> None:
+        self._m = losses.m
+        if losses.values.device != self._device:
+            self._device = losses.values.device
+            self.weighting.to(self._device)
+
+    def _scale(self) -> Tensor | None:
+        return None if self.scaler is None else self.scaler.scale(torch.ones((), device=self._device))
+
+    def _add(self, losses: LossesLike, counts: Counts, last: bool) -> None:
+        found = Losses(losses)
+        self._begin(found)
+        found.scale = self._scale()
+        rows = self._method.rows if isinstance(self._method, JacobianMethod) else "task"
+        if (rows == "task" and found.parts > 1) or (rows == "half" and found.parts != 2):
+            wanted = "[m], one per loss" if rows == "task" else "[2, m], those of two halves of the batch"
             raise ValueError(
-                f"weighting: {type(module.weighting).__name__} gives no weights; set weighting.heads=own."
+                f"{type(self.weighting).__name__} wants losses {wanted}; they are {list(found.values.shape)}."
             )
-        heads.finish(len(losses) // len(plan.present), weights if plan.weighted else None, factors)
-        if module.processes > 1:
-            sum_gradients([*module.tasks.parameters(), *module.ownership.all_specific()])
-        return True
+        linear = isinstance(self.weighting, Scalarization) and self.weighting.linear
+        one_count = counts is None or isinstance(counts, int | float)
+        if linear and one_count and self._window.is_empty:
+            self._constant = self._linear_weights(found)
+        with self.clock("task gradients"), _as_computed(self._device):
+            if self._constant is None:
+                self._window.add(found, counts, last)
+            elif one_count:
+                self._window.add_weighted(found, counts, last, self._constant)  # type: ignore[arg-type]
+            else:
+                raise ValueError("counts must be one number for all losses, or one per loss, throughout a step.")
 
-    def _weighted_sum(
-        self, module: "MultiTaskModule", combiner: Scalarization, window: Sequence[Batch], plan: Plan
-    ) -> None:
-        """One backward pass a micro-batch: the weights are known before the losses."""
-        k = len(plan.present)
-        dtype = next(module.parameters()).dtype
-        probe = torch.ones(k, device=module.device, dtype=dtype, requires_grad=True)
-        with module.as_present(plan.present):
-            (weights,) = torch.autograd.grad(combiner(probe), probe)
-        losses = torch.zeros(k, device=module.device, dtype=dtype)
-        for batch in window:
-            with module.clock("forward"):
-                shares, penalties = shares_of(
-                    module, features_of(module, batch), batch, "task", plan.masses, plan.present
+    def _linear_weights(self, losses: Losses) -> Tensor:
+        probe = torch.ones_like(losses.values[0]).requires_grad_()
+        with self.as_present(list(range(self._m))):
+            return torch.autograd.grad(self.weighting(probe), probe)[0]
+
+    def _finish_linear(self) -> StepResult:
+        """End a step whose weights were known before its losses."""
+        assert isinstance(self.weighting, Scalarization)
+        assert self._window.losses is not None
+        losses, present = self._window.losses[0], list(range(self._m))
+        if not all(are_finite([losses])):
+            raise not_finite(losses, [self._name(self._window.names, i) for i in present], self.steps)
+        gradients = self._window.own.weighted({0: self._window.part(0)})
+        if processes() > 1:
+            gradients = sum_over_processes(gradients, [p for _, p in self.ownership.named()])
+        write(gradients)
+        with self.as_present(present):
+            scalar, scale = self.weighting(losses), self._scale()
+            if scalar.requires_grad:
+                (scalar if scale is None else scalar * scale).backward()
+            self.weighting.observe(losses)
+        return self._done(StepResult(present, losses, self._constant))
+
+    def _finish(self) -> StepResult:
+        window, m = self._window, self._m
+        assert window.losses is not None
+        assert window.counts is not None
+        present = [i for i in range(m) if bool((window.counts[:, i] > 0).all())]
+        if not present:
+            return StepResult([])
+        parts = len(window.losses)
+        losses = window.losses[:, present].flatten()
+        scale, shared = self._scale(), bool(self.ownership.shared())
+        seen = self._seen(present, scale)
+        checked = [losses, *([seen.gramian()] if shared else []), *(window.own.all() if scale is not None else [])]
+        # The only time at which a step waits for the device: the weighting needs the Gramian now.
+        of_losses, *of_gradients = are_finite(checked)
+        if not of_losses:
+            raise not_finite(losses, [self._name(window.names, i) for i in present], self.steps)
+        if not self._everywhere(all(of_gradients)):
+            if scale is None:
+                raise FloatingPointError(
+                    f"The gradient of a task is not finite at step {self.steps}, and its loss is."
                 )
-                whole = _with_penalties(shares, penalties)
-            with module.clock("task gradients"):
-                ((weights * whole).sum() * module.loss_scale).backward()
-            losses += whole.detach()
-        if module.processes > 1:
-            dist.all_reduce(losses)
-            sum_gradients([*module.trunk.parameters(), *module.tasks.parameters()])
-        if not losses.isfinite().all():
-            raise not_finite(losses, [module.names[i] for i in plan.present], module.trainer.global_step)
-        with module.as_present(plan.present):
-            total = combiner(losses) * module.loss_scale
-            if total.requires_grad:
-                total.backward()
-            combiner.observe(losses)
-        module.record(losses, weights, plan.present)
+            self._poison(seen, shared)
+            return self._done(StepResult(present, losses, overflow=True))
+        weights, factors = self._combine(losses, seen, present, shared)
+        if self._weighted and weights is None:
+            raise ValueError(
+                f"weighting: {type(self.weighting).__name__} gives no weights; set weighting.heads=own."
+            )
+        own = torch.ones(len(present)) if factors is None else factors
+        self._write_own(present, weights if self._weighted and weights is not None else (own / parts).repeat(parts))
+        return self._done(StepResult(present, losses, weights, seen if shared else None))
+
+    def _seen(self, present: list[int], scale: Tensor | None) -> SeenGradients:
+        window = self._window
+        assert window.gradients is not None
+        assert window.losses is not None
+        rows: Tensor | None = None
+        if window.tasks != present:
+            width = len(window.tasks)
+            numbers = [part * width + window.tasks.index(i) for part in range(len(window.losses)) for i in present]
+            rows = torch.tensor(numbers, device=self._device)
+        return SeenGradients(window.gradients, rows, scale, self.ownership.layout(window.graph, self._m))
+
+    def _combine(
+        self, losses: Tensor, gradients: TaskGradients, present: list[int], shared: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Let the weighting write the shared gradient; return the rows' weights and the heads' own factors."""
+        method = self._method
+        assert isinstance(method, JacobianMethod)
+        with self.clock("solver"), self.as_present(present):
+            factors = method.head_weights(losses)
+            weights = method.combine(losses, gradients) if shared or self._weighted else None
+            method.observe(losses)
+            own = method.own_loss(losses)
+            if own is not None:
+                scale = self._scale()
+                (own if scale is None else own * scale).backward()
+        return weights, factors
+
+    def _write_own(self, present: list[int], weights: Tensor) -> None:
+        """Write the gradients of what one loss alone reaches, times the weight of each row, ``[parts · k]``."""
+        window = self._window
+        assert window.losses is not None
+        parts = len(window.losses)
+        if parts > 2:
+            matrix = torch.zeros_like(window.losses)
+            matrix[:, present] = weights.to(matrix).view(parts, len(present))
+            window.own_of_examples(matrix)
+            gradients = window.own.weighted({0: 1.0})
+        else:
+            numbers = [part * self._m + i for part in range(parts) for i in present]
+            factors = weights.tolist() if weights.device.type == "cpu" else list(weights.unbind())
+            gradients = window.own.weighted(
+                {row: factor * window.part(row) for row, factor in zip(numbers, factors, strict=True)}
+            )
+        if processes() > 1:
+            gradients = sum_over_processes(gradients, self.ownership.candidates())
+        write(gradients)
+
+    def _poison(self, gradients: SeenGradients, shared: bool) -> None:
+        """Write infinities, so that the loss scaler skips the step and lowers its scale."""
+        if shared:
+            gradients.poison()
+        write({id(p): (p, torch.full_like(p, torch.inf)) for of_task in self.ownership.own() for p in of_task})
+
+    def _everywhere(self, here: bool) -> bool:
+        """Return whether something holds on every process."""
+        if processes() == 1 or self.scaler is None:
+            return here
+        flag = torch.tensor(float(here), device=self._device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+        return bool(flag)
+
+    def _rest_absent(self, present: Sequence[int]) -> None:
+        """Keep the optimizer from moving the weighting's parameters of absent losses."""
+        for i in range(self._m):
+            if i not in present:
+                for parameter in self.weighting.parameters_of(i):
+                    parameter.grad = None
+
+    def _done(self, result: StepResult) -> StepResult:
+        self._rest_absent(result.present)
+        self.steps += 1
+        return result
+
+    @staticmethod
+    def _name(names: Sequence[str], i: int) -> str:
+        return names[i] if names else str(i)
 
 
-def _with_penalties(shares: Tensor, penalties: Sequence[Tensor | None]) -> Tensor:
-    """Put the penalties' losses in place of the zeros that stand for them among the rows."""
-    if all(penalty is None for penalty in penalties):
-        return shares
-    return torch.stack([s if p is None else p for s, p in zip(shares, penalties, strict=True)])
+def _listed(losses: Sequence[Tensor] | Mapping[str, Tensor]) -> list[Tensor]:
+    return list(losses.values()) if isinstance(losses, Mapping) else list(losses)
 
 
 def _as_computed(device: torch.device) -> AbstractContextManager[object]:
@@ -239,12 +418,3 @@ def _as_computed(device: torch.device) -> AbstractContextManager[object]:
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
-
-
-def _everywhere(module: "MultiTaskModule", here: bool) -> bool:
-    """Return whether something holds on every process."""
-    if module.processes == 1:
-        return here
-    flag = torch.tensor(float(here), device=module.device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag)

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchjd.aggregation import UPGradWeighting
 
-from multitask.autodiff.autogram import Autogram
-from multitask.autodiff.gradients import Engine
+from multitask.gradients.autogram import Autogram
+from multitask.gradients.task_gradients import Engine
 from multitask.run.engines import ENGINES, build_engine, check_engine
 from multitask.run.errors import ConfigError
 from multitask.weighting.adapter import adapt

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from multitask.autodiff.gradients import TaskGradients
-from multitask.autodiff.rows import RowGradients
+from multitask.gradients.task_gradients import TaskGradients
+from multitask.gradients.rows import RowGradients
 from multitask.run.resolvers import register
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
 from multitask.weighting.build import build_weighting

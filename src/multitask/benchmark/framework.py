@@ -15,7 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
-from multitask.autodiff.gradients import Cotangents
+from multitask.gradients.task_gradients import Cotangents
 from multitask.benchmark.cells import Cell
 from multitask.benchmark.problems import CLASSES, TRUNKS, Problem
 from multitask.benchmark.reference import Reference

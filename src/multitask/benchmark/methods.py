@@ -12,7 +12,7 @@ from torchjd.aggregation import UPGrad, UPGradWeighting
 from torchjd.autogram import Engine as Autogram
 from torchjd.autojac import jac_to_grad, mtl_backward
 
-from multitask.autodiff.rows import add_to_gradients, split_like
+from multitask.gradients.rows import add_to_gradients, split_like
 from multitask.benchmark.problems import Problem
 from multitask.benchmark.reference import Meaning
 from multitask.module import MultiTaskModule

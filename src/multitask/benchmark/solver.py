@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchjd.aggregation import UPGradWeighting
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.benchmark.cells import Cell, Effort
 from multitask.benchmark.timing import interleaved, peak_mib
 from multitask.weighting.base import WeightedMethod

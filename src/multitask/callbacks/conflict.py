@@ -9,8 +9,8 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from multitask.autodiff.gradients import TaskGradients
-from multitask.autodiff.products import inner_products
+from multitask.gradients.task_gradients import TaskGradients
+from multitask.gradients.products import inner_products
 from multitask.module import MultiTaskModule
 from multitask.ownership import gradients_of
 from multitask.shares import masses_of, present_tasks

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from omegaconf import DictConfig
 
-from multitask.autodiff.autogram import Autogram
-from multitask.autodiff.features import Features
-from multitask.autodiff.gradients import Cotangents, Engine
-from multitask.autodiff.layerwise import Layerwise
-from multitask.autodiff.rows import Rows
+from multitask.gradients.autogram import Autogram
+from multitask.gradients.features import Features
+from multitask.gradients.task_gradients import Cotangents, Engine
+from multitask.gradients.layerwise import Layerwise
+from multitask.gradients.rows import Rows
 from multitask.module import MultiTaskModule
 from multitask.run.errors import ConfigError, choices
 from multitask.task import Batch

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from multitask.autodiff.sharing import Part, parts, users
+from multitask.gradients.sharing import Part, parts, users
 from multitask.module import MultiTaskModule
 from multitask.task import Batch, Outcome
 

@@ -9,7 +9,7 @@ from torchjd.aggregation import Aggregator, GramianWeightedAggregator, WeightedA
 from torchjd.aggregation._weighting_bases import _MatrixWeighting
 from torchjd.scalarization import DWA, FAMO, IMTLL, UW, Constant, Mean, Random, Scalarizer, Sum
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting import famo, imtl_l, uw
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
 from multitask.weighting.gramian import checked, over_trace

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.present import Kind, only
 from multitask.weighting.state import materialize_buffers
 

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.optimize import brentq
 from torch import Tensor
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.gramian import Array, checked, cosines, like, rounding
 from multitask.weighting.min_norm import least

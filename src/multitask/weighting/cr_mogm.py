@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.present import Kind
 from multitask.weighting.wrapper import Wrapper

@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.bargaining import bargain
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.gramian import checked, cosines, like, rounding

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.finite import are_finite
 
 Array = np.ndarray

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import JacobianMethod
 from multitask.weighting.layers import By, Part, groups
 from multitask.weighting.wrapper import Wrapper

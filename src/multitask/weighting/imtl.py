@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchjd.aggregation import IMTLGWeighting
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.gramian import checked, over_trace
 from multitask.weighting.task_parameters import TaskParameters

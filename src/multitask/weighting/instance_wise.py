@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torchjd import Stateful
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import Rows, WeightedMethod
 from multitask.weighting.wrapper import Wrapper
 

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.gramian import checked, cosines, like, rounding
 from multitask.weighting.min_norm import least

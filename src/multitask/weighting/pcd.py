@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchjd.aggregation._pcd import _solve_qp
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.gramian import checked
 from multitask.weighting.present import Kind

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.wrapper import Wrapper
 
 

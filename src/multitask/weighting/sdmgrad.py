@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.autodiff.gradients import TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import Rows, WeightedMethod
 from multitask.weighting.gramian import checked, like
 from multitask.weighting.present import Kind

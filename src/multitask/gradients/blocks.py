@@ -4,12 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from multitask.autodiff.gradients import TaskGradients
-from multitask.autodiff.operands import Operand
-from multitask.autodiff.products import inner_products
-from multitask.autodiff.rows import add_to_gradients, split_like
+from multitask.gradients.task_gradients import TaskGradients
+from multitask.gradients.operands import Operand
+from multitask.gradients.products import inner_products
+from multitask.gradients.rows import add_to_gradients, real_shape, row_like, split_like
 
 
 class Block(ABC):
@@ -59,7 +59,7 @@ class StoredBlock(Block):
 
     def rows(self) -> Sequence[Tensor]:
         """Return the stored columns."""
-        return self._columns.split([p.numel() for p in self._parameters], 1)
+        return self._columns.split([real_shape(p).numel() for p in self._parameters], 1)
 
 
 class ProductBlock(Block):
@@ -79,12 +79,20 @@ class ProductBlock(Block):
         self._gradients = gradients
 
     def gramian(self) -> Tensor:
-        """Return ``⟨D_i, (A Aᵀ + 1 1ᵀ) D_j⟩``."""
-        kernel = self._operand.kernel(self._gradients.dtype)
-        if len(self.places) > 1:
-            kernel += 1.0
-        seen = kernel @ self._gradients
-        return inner_products(self._gradients.flatten(1), seen.flatten(1))
+        """Return ``⟨D_i, (A Aᵀ + 1 1ᵀ) D_j⟩``.
+
+        With ``A = C + 1 μᵀ``, where μ are the means of its columns, that is ``⟨D_i, C Cᵀ D_j⟩`` and three products
+        of sums over positions. Where a row cancels over the batch and inputs lie far from zero, only these sums
+        are large: the products of what is far from zero would leave nothing but rounding.
+        """
+        mean, kernel, along = self._operand.centred(self._gradients.dtype)
+        sums = self._gradients.sum(1)
+        bias = 1.0 if len(self.places) > 1 else 0.0
+        gramian = inner_products(self._gradients.flatten(1), (kernel @ self._gradients).flatten(1))
+        if mean is None:
+            return gramian + bias * (sums @ sums.T) if bias else gramian
+        cross = sums @ (along @ self._gradients).T
+        return gramian + cross + cross.T + (mean @ mean + bias) * (sums @ sums.T)
 
     def combined(self, weights: Tensor) -> Sequence[Tensor]:
         """Return ``(Σ w_i D_i)ᵀ A``, and ``(Σ w_i D_i)ᵀ 1``."""
@@ -118,7 +126,7 @@ class BlockGradients(TaskGradients):
         parameters: The shared parameters, n numbers in all.
     """
 
-    def __init__(self, blocks: Sequence[Block], parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, blocks: Sequence[Block], parameters: Sequence[Tensor]) -> None:
         self._blocks = blocks
         self._parameters = parameters
 
@@ -131,7 +139,7 @@ class BlockGradients(TaskGradients):
 
     def combine(self, weights: Tensor) -> None:
         """Add ``weightsᵀ J`` to the gradients of the shared parameters."""
-        weights = weights.to(self._parameters[0].dtype)
+        weights = weights.to(row_like(self._parameters))
         for block in self._blocks:
             add_to_gradients([self._parameters[i] for i in block.places], block.combined(weights))
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from multitask.autodiff.uses import Node, Use
+from multitask.gradients.graph import Node, Use
 
 # Numbers that the patches of a convolution may take where they are no must.
 _LARGEST = 2**23
@@ -51,6 +51,16 @@ class Operand(ABC):
         """Return ``A Aᵀ``, shape ``[positions, positions]``."""
         inputs = self.inputs(dtype)
         return inputs @ inputs.T
+
+    def centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return the columns' means μ, ``[p]``, and of ``C = A − 1 μᵀ`` the kernel ``C Cᵀ`` and ``C μ``.
+
+        Where the inputs are such that nothing is gained by it, μ is ``None`` and C is ``A``.
+        """
+        inputs = self.inputs(dtype)
+        mean = inputs.mean(0)
+        centred = inputs - mean
+        return mean, centred @ centred.T, centred @ mean
 
     def product(self, D: Tensor) -> Tensor:
         """Return ``Dᵀ A`` in the shape of the weight; ``D`` is ``[positions, q]``."""
@@ -154,6 +164,11 @@ class EmbeddingOperand(Operand):
         if self._padding >= 0:
             ones[:, self._padding] = 0.0
         return ones
+
+    def centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return the kernel as it is: ones and zeros lie close to zero."""
+        kernel = self.kernel(dtype)
+        return None, kernel, kernel.new_empty(0)
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
         """Return where two positions looked up the same row, shape ``[positions, positions]``."""

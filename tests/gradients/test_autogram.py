@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multitask.autodiff.autogram import Autogram
-from tests.autodiff.test_layerwise import (
+from multitask.gradients.autogram import Autogram
+from tests.gradients.test_layerwise import (
     assert_same,
     convolutions,
     mlp,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multitask.autodiff.products import _BLOCK, _SHORT, inner_products
+from multitask.gradients.products import _BLOCK, _SHORT, inner_products
 
 
 @given(

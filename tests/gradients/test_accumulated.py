@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multitask.autodiff import accumulated
-from multitask.autodiff.accumulated import AccumulatedRows
-from tests.autodiff.test_layerwise import assert_same, mlp, naive, random_cotangents, shared
+from multitask.gradients import accumulated
+from multitask.gradients.accumulated import AccumulatedRows
+from tests.gradients.test_layerwise import assert_same, mlp, naive, random_cotangents, shared
 
 
 def test_micro_batches_add_up_and_buffers_are_used_again() -> None:

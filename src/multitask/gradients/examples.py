@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multitask.autodiff.blocks import Block
-from multitask.autodiff.operands import Operand
+from multitask.gradients.blocks import Block
+from multitask.gradients.operands import Operand
 
 # Numbers that a block of intermediate results may hold.
 _CHUNK = 2**24
@@ -15,26 +15,34 @@ _CHUNK = 2**24
 
 @dataclass(frozen=True)
 class Layout:
-    """How positions are numbered.
+    """How the positions of an operation are numbered.
 
     Args:
         examples: The number of examples.
-        first: Whether the positions of one example follow each other; else each position's examples do.
+        first: Whether the leading positions of one example follow each other; else each position's examples do,
+            as the frames of videos that are numbered frame by frame.
+        leading: How many leading positions (images, tokens) there are; each may hold several positions (pixels).
     """
 
     examples: int
     first: bool
+    leading: int
 
     def by_example(self, positions: Tensor, dim: int) -> Tensor:
         """Split dimension ``dim``, of all positions, into examples and the positions of one."""
         each = positions.shape[dim] // self.examples
         if self.first:
             return positions.unflatten(dim, (self.examples, each))
-        return positions.unflatten(dim, (each, self.examples)).transpose(dim, dim + 1)
+        inner = positions.shape[dim] // self.leading
+        split = positions.unflatten(dim, (each // inner, self.examples, inner)).transpose(dim, dim + 1)
+        return split.flatten(dim + 1, dim + 2)
 
     def flat(self, values: Tensor) -> Tensor:
         """Undo :meth:`by_example` for the first two dimensions."""
-        return (values if self.first else values.transpose(0, 1)).flatten(0, 1)
+        if self.first:
+            return values.flatten(0, 1)
+        inner = values.shape[0] * values.shape[1] // self.leading
+        return values.unflatten(1, (-1, inner)).transpose(0, 1).flatten(0, 2)
 
 
 class ExampleBlock(Block):

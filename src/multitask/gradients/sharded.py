@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multitask.autodiff.gradients import TaskGradients
-from multitask.autodiff.products import inner_products
-from multitask.autodiff.rows import add_to_gradients, split_like
+from multitask.gradients.task_gradients import TaskGradients
+from multitask.gradients.products import inner_products
+from multitask.gradients.rows import add_to_gradients, split_like
 
 # torch 2.13 renamed the collectives.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from multitask.autodiff.sharing import reached, users
+from multitask.gradients.sharing import reached, users
 
 
 def test_a_parameter_is_shared_where_both_outputs_depend_on_it():

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from multitask.autodiff.operands import saved
-from multitask.autodiff.uses import Use
+from multitask.gradients.operands import saved
+from multitask.gradients.graph import Use
 
 Columns = Callable[[Tensor], Tensor]
 

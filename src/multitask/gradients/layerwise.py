@@ -6,20 +6,20 @@ need no more than that. So a backward pass a row skips the larger half of itself
 (examples, tokens, pixels) are fewer than the weight is wide.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from multitask.autodiff.affine import is_bias
-from multitask.autodiff.batched import pull, stacked
-from multitask.autodiff.blocks import Block, BlockGradients, ProductBlock, StoredBlock
-from multitask.autodiff.gradients import Cotangents, Engine, TaskGradients
-from multitask.autodiff.instances import ExampleRows
-from multitask.autodiff.operands import Operand, operand_of
-from multitask.autodiff.rows import Rows
-from multitask.autodiff.sweep import Formed, Roots, Sweep, Tap
-from multitask.autodiff.uses import sole_uses
+from multitask.gradients.affine import is_bias
+from multitask.gradients.batched import pull, stacked
+from multitask.gradients.blocks import Block, BlockGradients, ProductBlock, StoredBlock
+from multitask.gradients.instances import ExampleRows
+from multitask.gradients.operands import Operand, operand_of
+from multitask.gradients.pulls import Pulls
+from multitask.gradients.rows import Rows, real_shape, row_like
+from multitask.gradients.taps import Formed, Gatherer, Tap
+from multitask.gradients.task_gradients import Engine, TaskGradients
 
 # What writing, copying and reading a number costs, in multiplications of a matrix product.
 _MEMORY = 10
@@ -28,39 +28,33 @@ _MANY = 6
 
 
 class Layerwise(Engine):
-    """Exact for any trunk: factors where the shapes make them cheaper, rows for everything else.
+    """Exact for any graph: factors where the shapes make them cheaper, rows for everything else.
 
     A layer is treated by its factors only where the graph of this very forward pass shows that its weight
-    enters one linear layer, convolution or embedding and nothing else. Whatever else there is (reused and
-    tied weights, penalties, hooks, compiled regions, checkpoints, layers of other kinds) gets rows.
+    enters one linear layer, convolution or embedding and nothing else. Everything else (reused and tied
+    weights, penalties, hooks, compiled regions, checkpoints, layers of other kinds) gets rows.
     """
 
     def __init__(self) -> None:
         self._rows = Rows()
-        self._sweep = Sweep()
+        self._gather = Gatherer()
         self._examples = ExampleRows()
         self._all_rows: tuple[object, ...] | None = None
         """Where the last look at the graph said rows for everything. They are right wherever they are used, so
         that it costs speed at most where this looks the same and is not."""
 
-    def differentiate(
-        self,
-        outputs: Sequence[Tensor],
-        cotangents: Cotangents,
-        parameters: Sequence[nn.Parameter],
-        direct: Sequence[Tensor | None] = (),
-    ) -> TaskGradients:
-        """Pull the cotangents back through the trunk; see :class:`Engine`."""
-        where = (len(cotangents), len(parameters), [output.shape for output in outputs])
-        if where == self._all_rows and cotangents.groups is None:
-            return self._rows.differentiate(outputs, cotangents, parameters, direct)
-        penalties = [loss for loss in direct if loss is not None]
-        uses = sole_uses([*outputs, *penalties], parameters)
-        if not penalties:
-            found = self._examples.differentiate(outputs, cotangents, parameters, uses)
-            if found is not None:
-                return found
-        k = len(cotangents)
+    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
+        """Pull every row; see :class:`Engine`."""
+        if not parameters:
+            return self._rows.differentiate(pulls, parameters)
+        k = len(pulls)
+        where = (k, len(parameters), len(pulls.graph.reaching))
+        if where == self._all_rows:
+            return self._rows.differentiate(pulls, parameters)
+        uses = pulls.graph.sole_uses(parameters)
+        found = self._examples.differentiate(pulls, parameters, uses)
+        if found is not None:
+            return found
         known = {i: use for i, use in enumerate(uses) if use is not None}
         operands = {
             i: operand
@@ -69,8 +63,8 @@ class Layerwise(Engine):
         }
         cheaper = {i for i, operand in operands.items() if _is_cheaper(operand, k)}
         together = None
-        if not penalties and all(p.ndim < 2 or i in operands for i, p in enumerate(parameters)):
-            together = stacked(outputs, cotangents)
+        if all(p.ndim < 2 or i in operands for i, p in enumerate(parameters)):
+            together = stacked(pulls, parameters)
         if together is None:
             operands = {
                 i: operand
@@ -79,9 +73,9 @@ class Layerwise(Engine):
             }
         if not operands:
             self._all_rows = where
-            return self._rows.differentiate(outputs, cotangents, parameters, direct)
+            return self._rows.differentiate(pulls, parameters)
 
-        # Where rows flow one by one, those of some weights are formed as soon as a row is there.
+        # Where rows flow one by one, those of some weights are formed as soon as a row is complete.
         at_once = [i for i in operands if i not in cheaper] if together is None else []
         biases = {
             use.node: i
@@ -92,44 +86,35 @@ class Layerwise(Engine):
         apart = {*operands, *biases.values()}
         leaves = [i for i in range(len(parameters)) if i not in apart]
         nodes = [known[i].node for i in operands]
+        like = row_like(parameters)
         with Tap(nodes, [parameters[i] for i in leaves]).open() as tap:
-            piles = None if together is None else pull(tap, outputs, together, parameters[0].dtype)
-            if piles is None:
+            gathered = None if together is None else pull(tap, *together, like.dtype)
+            if gathered is None:
                 formed = {
                     slot: Formed(operand, [parameters[place].shape for place in places[i]])
                     for slot, (i, operand) in enumerate(operands.items())
                     if i in at_once
                 }
-                piles = self._sweep(tap, _roots(outputs, cotangents, direct), k, parameters[0], formed)
+                gathered = self._gather(tap, pulls, like, formed)
 
         blocks: list[Block] = []
-        if piles.stored is not None:
+        if gathered.stored is not None:
             stored = [*leaves, *(place for i in at_once for place in places[i])]
-            blocks.append(StoredBlock(stored, piles.stored, [parameters[i] for i in stored]))
+            blocks.append(StoredBlock(stored, gathered.stored, [parameters[i] for i in stored]))
         for slot, (i, operand) in enumerate(operands.items()):
             if i in at_once:
                 continue
             # Taken out, so that what is formed to rows is not held any longer.
-            pile, piles.at_nodes[slot] = piles.at_nodes[slot], None
+            gradients, gathered.at_nodes[slot] = gathered.at_nodes[slot], None
             here = [parameters[place] for place in places[i]]
-            if pile is None:
-                nothing = here[0].new_zeros(k, sum(p.numel() for p in here))
+            if gradients is None:
+                nothing = like.new_zeros(k, sum(real_shape(p).numel() for p in here))
                 blocks.append(StoredBlock(places[i], nothing, here))
                 continue
-            block = ProductBlock(places[i], operand, operand.matrix(pile))
+            block = ProductBlock(places[i], operand, operand.matrix(gradients))
             blocks.append(block if i in cheaper else block.formed(here))
-            del block, pile
+            del block, gradients
         return BlockGradients(blocks, parameters)
-
-
-def _roots(
-    outputs: Sequence[Tensor], cotangents: Cotangents, direct: Sequence[Tensor | None]
-) -> Iterator[Roots]:
-    for row, gradients in enumerate(cotangents.rows()):
-        roots = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
-        if row < len(direct) and (penalty := direct[row]) is not None:
-            roots.append((penalty, torch.ones_like(penalty)))
-        yield roots
 
 
 def _is_cheaper(operand: Operand, k: int) -> bool:

@@ -1,31 +1,42 @@
-"""Backward passes one after the other, whose results pile up."""
+"""Backward passes that stop at operations and leaves, and the gradients of many rows gathered there."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from multitask.autodiff.operands import Operand
-from multitask.autodiff.rows import write
-from multitask.autodiff.uses import Node
+from multitask.gradients.graph import Node
+from multitask.gradients.operands import Operand
+from multitask.gradients.rows import real_shape, write
 
-Roots = Sequence[tuple[Tensor, Tensor]]
+Pull = Callable[[Sequence[Tensor | GradientEdge]], Sequence[Tensor | None]]
+"""One backward pass: from inputs to the gradients that arrive there."""
 
 
-class Piles(NamedTuple):
-    """What k rows left at the places of a tap."""
+class Passes(Protocol):
+    """Backward passes, one per row."""
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+
+    def pass_of(self, row: int) -> Pull:
+        """Return the backward pass of a row."""
+
+
+class Gathered(NamedTuple):
+    """The gradients of k rows at the places of a tap."""
 
     at_nodes: list[Tensor | None]
-    """The gradients at each operation, ``[k, *shape]``; ``None`` where no row reaches it."""
+    """Those at each operation, ``[k, *shape]``; ``None`` where no row arrives."""
     stored: Tensor | None
     """Those of all leaves, and the rows that were formed, flattened and concatenated, ``[k, n]``."""
 
 
 class Formed(NamedTuple):
-    """An operation at which each row of its weight is formed as soon as its gradient is there."""
+    """An operation at which each row of its weight is formed as soon as its gradient is known."""
 
     operand: Operand
     shapes: list[torch.Size]
@@ -41,10 +52,10 @@ class Formed(NamedTuple):
 
 
 class Tap:
-    """Backward passes that stop at operations and leaves, and tell what arrives there.
+    """Listens at operations and leaves during backward passes.
 
     Args:
-        nodes: Operations, each of which is asked for the gradient of its first output.
+        nodes: Operations; the gradient of the first output of each is asked for.
         leaves: Parameters.
     """
 
@@ -76,65 +87,50 @@ class Tap:
 
         return listen
 
-    def pull(self, roots: Roots, retain_graph: bool) -> Sequence[Tensor | None]:
-        """Return the gradient at each operation, then at each leaf; ``None`` where it is not reached."""
-        there = [(output, gradient) for output, gradient in roots if output.requires_grad]
-        if not there:
-            return [None] * len(self._inputs)
+    def listen(self, pull: Pull) -> list[Tensor | None]:
+        """Return the gradient of a pass at each operation, then at each leaf; ``None`` where it does not arrive."""
         self._arrived.clear()
-        found = torch.autograd.grad(
-            [output for output, _ in there],
-            self._inputs,  # type: ignore[arg-type]  # tensors and edges may be mixed
-            [gradient for _, gradient in there],
-            retain_graph=retain_graph,
-            allow_unused=True,
-        )
+        found = pull(self._inputs)
         nodes = zip(self._nodes, found, strict=False)
         return [self._arrived.get(node, seen) for node, seen in nodes] + list(found[len(self._nodes) :])
 
 
-class Sweep:
-    """Piles up the gradients of several rows; keeps its buffers between steps."""
+class Gatherer:
+    """Gathers the gradients of several rows; keeps its buffers between steps."""
 
     def __init__(self) -> None:
         self._buffers: dict[object, Tensor] = {}
 
     def __call__(
-        self,
-        tap: Tap,
-        rows: Iterable[Roots],
-        k: int,
-        like: Tensor,
-        formed: Mapping[int, Formed] | None = None,
-    ) -> Piles:
+        self, tap: Tap, passes: Passes, like: Tensor, formed: Mapping[int, Formed] | None = None
+    ) -> Gathered:
         """Let the rows flow back, one after the other.
 
         Args:
             tap: Where to listen.
-            rows: For each row the outputs it comes from, with the gradients there.
-            k: The number of rows.
-            like: A tensor of the type of the results, and where they are to lie.
+            passes: The backward passes, one per row.
+            like: A tensor of the results' dtype and device.
             formed: At which of the tap's operations the rows of weights, and of biases, are formed at once.
         """
-        formed = formed or {}
+        formed, k = formed or {}, len(passes)
         inputs = {}
         for slot, of_slot in formed.items():
             operand = of_slot.operand
-            # Memory that is asked for anew in each step takes longer to get than to fill.
+            # Fresh memory in each step takes longer to get than to fill.
             kept = self.buffer(("inputs", slot), (operand.positions, operand.p), like.device, like.dtype)
             inputs[slot] = operand.inputs(like.dtype, kept)
-        shapes = [leaf.shape for leaf in tap.leaves]
+        shapes = [real_shape(leaf) for leaf in tap.leaves]
         shapes += [shape for of_slot in formed.values() for shape in of_slot.shapes]
         sizes = [shape.numel() for shape in shapes]
-        piles: list[Tensor | None] = [None] * tap.nodes
+        at_nodes: list[Tensor | None] = [None] * tap.nodes
         stored: Tensor | None = None
         if shapes:
             stored = self.buffer("stored", (k, sum(sizes)), like.device, like.dtype)
-        for row, roots in enumerate(rows):
-            found = tap.pull(roots, retain_graph=row < k - 1)
+        for row in range(k):
+            found = tap.listen(passes.pass_of(row))
             for slot, gradient in enumerate(found[: tap.nodes]):
                 if slot not in inputs:
-                    piles[slot] = self._piled(slot, piles[slot], gradient, row, k, like.dtype)
+                    at_nodes[slot] = self._gathered(slot, at_nodes[slot], gradient, row, k, like.dtype)
             if stored is None:
                 continue
             made = list(found[tap.nodes :])
@@ -142,25 +138,25 @@ class Sweep:
                 made += of_slot.rows(found[slot], inputs[slot])
             views = [view.view(shape) for view, shape in zip(stored[row].split(sizes), shapes, strict=True)]
             write(views, made)
-        return Piles(piles, stored)
+        return Gathered(at_nodes, stored)
 
-    def _piled(
-        self, slot: int, pile: Tensor | None, gradient: Tensor | None, row: int, k: int, dtype: torch.dtype
+    def _gathered(
+        self, slot: int, rows: Tensor | None, gradient: Tensor | None, row: int, k: int, dtype: torch.dtype
     ) -> Tensor | None:
         if gradient is None:
-            if pile is not None:
-                pile[row].zero_()
-            return pile
-        if pile is None:
-            pile = self.buffer(slot, (k, *gradient.shape), gradient.device, dtype)
-            pile[:row].zero_()
-        pile[row].copy_(gradient)
-        return pile
+            if rows is not None:
+                rows[row].zero_()
+            return rows
+        if rows is None:
+            rows = self.buffer(slot, (k, *gradient.shape), gradient.device, dtype)
+            rows[:row].zero_()
+        rows[row].copy_(gradient)
+        return rows
 
     def buffer(
         self, name: object, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
     ) -> Tensor:
-        """Return the memory of this name, whatever is in it."""
+        """Return the memory of this name, with arbitrary content."""
         old = self._buffers.get(name)
         if old is None or old.shape != shape or old.dtype != dtype or old.device != device:
             old = self._buffers[name] = torch.empty(shape, dtype=dtype, device=device)

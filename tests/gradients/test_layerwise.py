@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from multitask.autodiff import sweep
-from multitask.autodiff.blocks import BlockGradients, ProductBlock
-from multitask.autodiff.examples import ExampleBlock
-from multitask.autodiff.gradients import Cotangents, TaskGradients
-from multitask.autodiff.layerwise import Layerwise
-from multitask.autodiff.rows import RowGradients
+from multitask.gradients import sweep
+from multitask.gradients.blocks import BlockGradients, ProductBlock
+from multitask.gradients.examples import ExampleBlock
+from multitask.gradients.task_gradients import Cotangents, TaskGradients
+from multitask.gradients.layerwise import Layerwise
+from multitask.gradients.rows import RowGradients
 
 ROUNDING = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -518,7 +518,7 @@ def test_random_state_is_left_alone() -> None:
 def test_both_ways_to_the_gramian_of_examples(
     formed: bool, make: Callable[[], nn.Module], monkeypatch
 ) -> None:
-    monkeypatch.setattr("multitask.autodiff.examples._CHUNK", 500)  # several parts
+    monkeypatch.setattr("multitask.gradients.examples._CHUNK", 500)  # several parts
     other = "_paired" if formed else "_formed"
     monkeypatch.setattr(ExampleBlock, other, getattr(ExampleBlock, "_formed" if formed else "_paired"))
     by_example(make(), torch.randint(0, 300, (4, 5)), 2)

@@ -1,0 +1,156 @@
+"""One row per task and *example* from one backward pass per task, where the model keeps examples apart.
+
+If no example's loss depends on another example, the gradients that flow back for all examples at once are
+those of each example alone, side by side. Whether that is so is not taken from the kinds of the layers: two more
+backward passes, the second of which has each example scaled by another power of two, show it at every layer, and
+show which positions of the layer belong to which example.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from multitask.gradients.affine import affine_columns, leading_dimensions
+from multitask.gradients.blocks import Block, BlockGradients, StoredBlock
+from multitask.gradients.examples import ExampleBlock, Layout
+from multitask.gradients.graph import Node, Use
+from multitask.gradients.losses import gradients_at
+from multitask.gradients.operands import operand_of
+from multitask.gradients.pulls import Pulls
+from multitask.gradients.rows import row_like
+from multitask.gradients.taps import Gatherer, Pull, Tap
+
+Make = Callable[[int, Tensor, Layout], Block]
+
+
+class ExampleRows:
+    """Differentiates the losses of every example of the batch, if that is exact."""
+
+    def __init__(self) -> None:
+        self._gather = Gatherer()
+
+    def differentiate(
+        self, pulls: Pulls, parameters: Sequence[Tensor], uses: Sequence[Use | None]
+    ) -> BlockGradients | None:
+        """Pull each task's losses of all examples at once.
+
+        Returns:
+            The gradients; ``None`` where losses are not those of examples, an example's losses depend on another
+            example, or a parameter enters an operation whose gradients cannot be told apart by example.
+        """
+        examples = pulls.losses.parts
+        if pulls.losses.columns is None or examples < 2:
+            return None
+        known: list[tuple[Tensor, Use, Make]] = []
+        for parameter, use in zip(parameters, uses, strict=True):
+            make = None if use is None else _block_of(use, parameter)
+            if use is None or make is None:
+                return None
+            known.append((parameter, use, make))
+
+        nodes: list[Node] = list(dict.fromkeys(use.node for _, use, _ in known))
+        with Tap(nodes).open() as tap:
+            layouts = _layouts(pulls, known, nodes, tap)
+            if layouts is None:
+                return None
+            found = self._gather(tap, _Columns(pulls), row_like(parameters))
+        gathered = dict(zip(nodes, found.at_nodes, strict=True))
+        blocks: list[Block] = []
+        for place, ((parameter, use, make), layout) in enumerate(zip(known, layouts, strict=True)):
+            gradients = gathered[use.node]
+            if gradients is None or layout is None:
+                nothing = parameter.new_zeros(len(pulls), parameter.numel())
+                blocks.append(StoredBlock([place], nothing, [parameter]))
+            else:
+                blocks.append(make(place, gradients, layout))
+        return BlockGradients(blocks, parameters)
+
+
+class _Columns:
+    """One backward pass per task, from its losses of all examples."""
+
+    def __init__(self, pulls: Pulls) -> None:
+        self._pulls = pulls
+
+    def __len__(self) -> int:
+        return len(self._pulls.tasks)
+
+    def pass_of(self, row: int) -> Pull:
+        losses = self._pulls.losses
+        edge, seed = losses.column(self._pulls.tasks[row], losses.values.new_ones(losses.parts))
+        last = row == len(self) - 1 and not self._pulls.retain_graph
+        return lambda inputs: gradients_at(edge, seed, inputs, retain_graph=not last)
+
+
+def _block_of(use: Use, parameter: Tensor) -> Make | None:
+    """Return what makes a parameter's block from the gradients of what its operation writes."""
+    operand = operand_of(use, parameter.shape)
+    if operand is not None:
+        return lambda place, found, layout: ExampleBlock(place, operand, operand.matrix(found), layout)
+    columns = affine_columns(use, parameter.shape)
+    if columns is None:
+        return None
+
+    def make(place: int, found: Tensor, layout: Layout) -> Block:
+        by_example = layout.by_example(columns(found), 1).sum(2).transpose(0, 1)
+        return StoredBlock([place], by_example.reshape(-1, parameter.numel()), [parameter])
+
+    return make
+
+
+def _layouts(
+    pulls: Pulls, known: Sequence[tuple[Tensor, Use, Make]], nodes: Sequence[Node], tap: Tap
+) -> list[Layout | None] | None:
+    """Return for each parameter which positions of its operation belong to which example.
+
+    ``None`` for a parameter that nothing reaches; ``None`` as a whole if gradients flow from one example
+    into another.
+    """
+    losses = pulls.losses
+    generator = torch.Generator().manual_seed(0)
+    # Eight in a row differ, and so do the examples that different layouts put at the same place.
+    order = torch.cat([torch.randperm(8, generator=generator) for _ in range(-(-losses.parts // 8))])
+    scales = (order[: losses.parts] - 4.0).exp2()
+    weights = [torch.randn(losses.parts, generator=generator) for _ in pulls.tasks]
+
+    def probe(scale: Tensor | float) -> list[Tensor | None]:
+        columns = [losses.column(task, w * scale) for task, w in zip(pulls.tasks, weights, strict=True)]
+        there = [(edge, seed) for edge, seed in columns if edge is not None]
+        return tap.listen(
+            lambda inputs: torch.autograd.grad(
+                [edge for edge, _ in there], inputs, [seed for _, seed in there], retain_graph=True, allow_unused=True
+            )  # type: ignore[arg-type]
+        )
+
+    probes = dict(zip(nodes, zip(probe(1.0), probe(scales), strict=True), strict=True))
+    layouts: list[Layout | None] = []
+    for parameter, use, _ in known:
+        one, other = probes[use.node]
+        if one is None or other is None:
+            layouts.append(None)
+            continue
+        lead = leading_dimensions(use, parameter.shape, one.ndim)
+        layout = None
+        if lead > 0:
+            plain, scaled = (g.flatten(0, lead - 1).flatten(1) for g in (one, other))
+            layout = _layout(plain, scaled, scales.to(one.device))
+        if layout is None:
+            return None
+        layouts.append(layout)
+    return layouts
+
+
+def _layout(plain: Tensor, scaled: Tensor, scales: Tensor) -> Layout | None:
+    """Return the layout in which one gradient, ``[positions, numbers]``, is the other scaled by example."""
+    examples, positions = len(scales), len(plain)
+    if positions % examples:
+        return None
+    # A power of two commutes with rounding, so that a difference has come from another example.
+    allowed = min(1e-5, 64 * torch.finfo(plain.dtype).eps) * plain.abs().amax(1, keepdim=True)
+    for first in (True, False):
+        layout = Layout(examples, first, positions)
+        scale = layout.flat(scales[:, None].expand(-1, positions // examples)).to(plain)[:, None]
+        if bool(((scaled - scale * plain).abs() <= scale * allowed).all()):
+            return layout
+    return None

@@ -1,0 +1,138 @@
+"""Jacobian rows in one buffer: one vector-Jacobian product per row, no second backward pass."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from multitask.gradients.pulls import Pulls
+from multitask.gradients.task_gradients import Engine, TaskGradients
+from multitask.gradients.products import inner_products
+
+
+class RowGradients(TaskGradients):
+    """A Jacobian stored as a matrix.
+
+    Args:
+        jacobian: Shape ``[k, n]``.
+        parameters: The shared parameters, n numbers in all.
+    """
+
+    def __init__(self, jacobian: Tensor, parameters: Sequence[Tensor]) -> None:
+        self._jacobian = jacobian
+        self._parameters = parameters
+
+    def gramian(self) -> Tensor:
+        """Return ``J Jᵀ``, shape ``[k, k]``."""
+        return inner_products(self._jacobian, self._jacobian)
+
+    def combine(self, weights: Tensor) -> None:
+        """Add ``weightsᵀ J`` to the gradients of the shared parameters."""
+        self.assign(weights.to(self._jacobian.dtype) @ self._jacobian)
+
+    def jacobian(self) -> Tensor:
+        """Return ``J``, shape ``[k, n]``."""
+        return self._jacobian
+
+    def assign(self, vector: Tensor) -> None:
+        """Add ``vector``, shape ``[n]``, to the gradients of the shared parameters."""
+        add_to_gradients(self._parameters, split_like(vector, self._parameters))
+
+
+def real_shape(parameter: Tensor) -> torch.Size:
+    """Return the shape of a parameter's columns: a complex number is two real ones."""
+    return torch.Size([*parameter.shape, 2]) if parameter.is_complex() else parameter.shape
+
+
+def numbers(parameters: Iterable[Tensor]) -> int:
+    """Return how many real numbers parameters have."""
+    return sum(real_shape(p).numel() for p in parameters)
+
+
+def row_like(parameters: Sequence[Tensor]) -> Tensor:
+    """Return an empty tensor of the rows' dtype and device: the real dtype that holds all parameters' numbers."""
+    dtype = parameters[0].dtype if parameters else torch.get_default_dtype()
+    for p in parameters[1:]:
+        if p.dtype != dtype:
+            dtype = torch.promote_types(dtype, p.dtype)
+    return torch.empty(0, dtype=dtype.to_real(), device=parameters[0].device if parameters else None)
+
+
+def split_like(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of ``vector``, shape ``[n]`` or longer, in the (real) shapes of the parameters."""
+    shapes = [real_shape(p) for p in parameters]
+    sizes = [shape.numel() for shape in shapes]
+    parts = vector[: sum(sizes)].split(sizes)
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def add_to_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Add to ``.grad`` as ``backward`` does: set where there is none, accumulate elsewhere."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if parameter.is_complex() and not gradient.is_complex():
+            gradient = torch.view_as_complex(gradient.contiguous())
+        if parameter.grad is None:
+            parameter.grad = gradient.to(parameter.dtype)
+        else:
+            parameter.grad += gradient.to(parameter.dtype)
+
+
+class Rows(Engine):
+    """Exact for any graph: one backward pass per row, written into a buffer kept between steps."""
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self._views: list[list[Tensor]] = []
+        """Each row's part of each parameter: in a small network cutting takes as long as computing."""
+        self._shapes: list[torch.Size] = []
+
+    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> RowGradients:
+        """Pull every row; see :class:`Engine`."""
+        jacobian = self._allocate(len(pulls), parameters)
+        for _ in written(self._views, pulls, parameters):
+            pass
+        return RowGradients(jacobian, parameters)
+
+    def _allocate(self, k: int, parameters: Sequence[Tensor]) -> Tensor:
+        like = row_like(parameters)
+        old, shapes = self._buffer, [p.shape for p in parameters]
+        shape = (k, numbers(parameters))
+        if old is None or old.shape != shape or old.dtype != like.dtype or old.device != like.device:
+            old = self._buffer = like.new_empty(shape)
+            self._shapes = []
+        if shapes != self._shapes:
+            self._views, self._shapes = [split_like(row, parameters) for row in old], shapes
+        return old
+
+
+def written(rows: Iterable[Sequence[Tensor]], pulls: Pulls, parameters: Sequence[Tensor]) -> Iterator[int]:
+    """Write the rows one after the other, and yield the number of each as soon as it is complete.
+
+    Args:
+        rows: For each row a view in the shape of each parameter. One row may stand for all, if each is used
+            before the next.
+        pulls: The backward passes.
+        parameters: The shared parameters.
+    """
+    for i, row in zip(range(len(pulls)), rows, strict=False):
+        write(row, pulls.pass_of(i)(parameters))
+        yield i
+
+
+def write(row: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Write gradients into the views ``row``, zeros where there is none."""
+    there = [
+        (view, _real(gradient))
+        for view, gradient in zip(row, gradients, strict=True)
+        if gradient is not None
+    ]
+    if len(there) < len(row):
+        torch._foreach_zero_([view for view, g in zip(row, gradients, strict=True) if g is None])
+    if there:
+        torch._foreach_copy_([view for view, _ in there], [gradient for _, gradient in there])
+
+
+def _real(gradient: Tensor) -> Tensor:
+    if gradient.is_complex():
+        return torch.view_as_real(gradient.resolve_conj())
+    return gradient.to_dense() if gradient.is_sparse else gradient

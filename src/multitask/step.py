@@ -14,7 +14,7 @@ from multitask.finite import FiniteLosses, are_finite, not_finite
 from multitask.gradients.engines import make_engine
 from multitask.gradients.losses import Losses, LossesLike
 from multitask.gradients.own import sum_over_processes, write
-from multitask.gradients.ownership import Ownership
+from multitask.gradients.ownership import Layout, Ownership
 from multitask.gradients.seen import SeenGradients
 from multitask.gradients.task_gradients import Engine, TaskGradients
 from multitask.gradients.window import Counts, Window, counts_of, processes
@@ -184,6 +184,11 @@ class Step:
         self._open = (finite, whole.detach(), weights, present)
         return scalar
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a scalar was made whose step has not ended."""
+        return self._open is not None
+
     def close(self) -> StepResult:
         """End the step of the last :meth:`scalarize`, after its backward pass.
 
@@ -334,13 +339,14 @@ class Step:
     def _seen(self, present: list[int], scale: Tensor | None) -> SeenGradients:
         window = self._window
         assert window.gradients is not None
+        assert window.graph is not None
         assert window.losses is not None
         rows: Tensor | None = None
         if window.tasks != present:
             width = len(window.tasks)
             numbers = [part * width + window.tasks.index(i) for part in range(len(window.losses)) for i in present]
             rows = torch.tensor(numbers, device=self._device)
-        return SeenGradients(window.gradients, rows, scale, self.ownership.layout(window.graph, self._m))
+        return SeenGradients(window.gradients, rows, scale, Layout(self.ownership, window.graph))
 
     def _combine(
         self, losses: Tensor, gradients: TaskGradients, present: list[int], shared: bool

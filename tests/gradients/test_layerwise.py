@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from multitask.gradients import sweep
+from multitask.gradients import taps
 from multitask.gradients.blocks import BlockGradients, ProductBlock
 from multitask.gradients.examples import ExampleBlock
-from multitask.gradients.task_gradients import Cotangents, TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.gradients.layerwise import Layerwise
 from multitask.gradients.rows import RowGradients
+from tests.gradients.rows_of import Cotangents, differentiate
 
 ROUNDING = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -85,7 +86,7 @@ def check(
     cotangents = random_cotangents(outputs, m, groups, count)
     parameters = shared(trunk)
     J = naive(outputs, cotangents, parameters)
-    gradients = Layerwise().differentiate(outputs, cotangents, parameters)
+    gradients = differentiate(Layerwise(), outputs, cotangents, parameters)
     assert_same(gradients, J, parameters)
     if factored is not None:
         assert factors(gradients) == factored
@@ -325,7 +326,7 @@ def test_freezing_and_unfreezing() -> None:
         cotangents = random_cotangents(outputs, 3)
         parameters = shared(trunk)
         J = naive(outputs, cotangents, parameters)
-        assert_same(engine.differentiate(outputs, cotangents, parameters), J, parameters)
+        assert_same(differentiate(engine, outputs, cotangents, parameters), J, parameters)
 
 
 def test_unused_parameters_are_zero() -> None:
@@ -334,7 +335,7 @@ def test_unused_parameters_are_zero() -> None:
     cotangents = random_cotangents(outputs, 3)
     parameters = shared(trunk)
     J = naive(outputs, cotangents, parameters)
-    assert_same(Layerwise().differentiate(outputs, cotangents, parameters), J, parameters)
+    assert_same(differentiate(Layerwise(), outputs, cotangents, parameters), J, parameters)
 
 
 def test_penalties_and_outputs_that_some_tasks_do_not_use() -> None:
@@ -347,7 +348,7 @@ def test_penalties_and_outputs_that_some_tasks_do_not_use() -> None:
     parameters = [*stem.parameters(), *first.parameters(), *second.parameters()]
     direct = [None, None, None, first.weight.square().sum() + stem.bias.sum()]
     J = naive(outputs, cotangents, parameters, direct)
-    gradients = Layerwise().differentiate(outputs, cotangents, parameters, direct)
+    gradients = differentiate(Layerwise(), outputs, cotangents, parameters, direct)
     assert factors(gradients) == 2
     assert_same(gradients, J, parameters)
 
@@ -358,7 +359,7 @@ def test_inputs_changed_in_place_raise_as_in_a_backward_pass() -> None:
     output = layer(inputs)
     inputs.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        Layerwise().differentiate([output], random_cotangents([output], 2), list(layer.parameters()))
+        differentiate(Layerwise(), [output], random_cotangents([output], 2), list(layer.parameters()))
 
 
 def test_buffers_are_used_again_and_follow_the_shapes() -> None:
@@ -368,7 +369,7 @@ def test_buffers_are_used_again_and_follow_the_shapes() -> None:
         outputs = [trunk(torch.randn(batch, 40).double())]
         cotangents = random_cotangents(outputs, m)
         J = naive(outputs, cotangents, shared(trunk))
-        assert_same(engine.differentiate(outputs, cotangents, shared(trunk)), J, shared(trunk))
+        assert_same(differentiate(engine, outputs, cotangents, shared(trunk)), J, shared(trunk))
 
 
 def test_autocast_agrees_to_its_rounding() -> None:
@@ -378,7 +379,7 @@ def test_autocast_agrees_to_its_rounding() -> None:
     cotangents = random_cotangents(outputs, 3)
     parameters = shared(trunk)
     J = naive(outputs, cotangents, parameters)
-    gradients = Layerwise().differentiate(outputs, cotangents, parameters)
+    gradients = differentiate(Layerwise(), outputs, cotangents, parameters)
     assert factors(gradients) == 2
     assert gradients.gramian().dtype == torch.float32
     G = J @ J.T
@@ -393,7 +394,7 @@ def test_compiled_trunks_get_rows() -> None:
         outputs = [compiled(torch.randn(4, 40).double())]
         cotangents = random_cotangents(outputs, 3)
         J = naive(outputs, cotangents, shared(trunk))
-        gradients = Layerwise().differentiate(outputs, cotangents, shared(trunk))
+        gradients = differentiate(Layerwise(), outputs, cotangents, shared(trunk))
     assert factors(gradients) == 0
     assert_same(gradients, J, shared(trunk))
 
@@ -404,7 +405,7 @@ def test_float32_is_as_exact_as_rows() -> None:
     inputs = torch.randn(16, 784)
     outputs = [trunk(inputs)]
     cotangents = random_cotangents(outputs, 3)
-    gradients = Layerwise().differentiate(outputs, cotangents, shared(trunk))
+    gradients = differentiate(Layerwise(), outputs, cotangents, shared(trunk))
     assert factors(gradients) == 2
     exact = trunk.double()
     outputs = [exact(inputs.double())]
@@ -500,7 +501,7 @@ def test_examples_without_a_gradient() -> None:
         assert row[0] is not None
         row[0][[0, 1, 3, 4, 5]] = 0.0
     J = naive(outputs, cotangents, shared(trunk))
-    gradients = Layerwise().differentiate(outputs, cotangents, shared(trunk))
+    gradients = differentiate(Layerwise(), outputs, cotangents, shared(trunk))
     assert_same(gradients, J, shared(trunk))
 
 
@@ -509,7 +510,7 @@ def test_random_state_is_left_alone() -> None:
     outputs = [trunk(torch.randn(4, 40))]
     cotangents = random_cotangents(outputs, 2, torch.arange(4), 4)
     before = torch.get_rng_state()
-    Layerwise().differentiate(outputs, cotangents, shared(trunk))
+    differentiate(Layerwise(), outputs, cotangents, shared(trunk))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -591,7 +592,7 @@ def test_rows_that_use_different_outputs_flow_one_by_one(monkeypatch: pytest.Mon
     cotangents = Cotangents([[g, None], [None, h]])
     J = naive(outputs, cotangents, list(layer.parameters()))
     assert_same(
-        Layerwise().differentiate(outputs, cotangents, list(layer.parameters())), J, list(layer.parameters())
+        differentiate(Layerwise(), outputs, cotangents, list(layer.parameters())), J, list(layer.parameters())
     )
     assert not calls
 
@@ -608,7 +609,7 @@ def test_a_situation_that_asked_for_rows_is_remembered() -> None:
         outputs = [trunk(inputs)]
         cotangents = random_cotangents(outputs, 3)
         J = naive(outputs, cotangents, shared(trunk))
-        gradients = engine.differentiate(outputs, cotangents, shared(trunk))
+        gradients = differentiate(engine, outputs, cotangents, shared(trunk))
         assert isinstance(gradients, RowGradients)
         assert_same(gradients, J, shared(trunk))
 
@@ -621,8 +622,8 @@ def test_convolutions_of_few_channels_are_formed_row_by_row(
 ) -> None:
     """Where positions are many and channels no multiple of sixteen."""
     formed: list[int] = []
-    make = sweep.Formed.rows
-    monkeypatch.setattr(sweep.Formed, "rows", lambda *args: formed.append(1) or make(*args))
+    make = taps.Formed.rows
+    monkeypatch.setattr(taps.Formed, "rows", lambda *args: formed.append(1) or make(*args))
     trunk = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1),
         nn.Tanh(),
@@ -644,4 +645,4 @@ def test_a_row_that_does_not_reach_a_convolution_has_zeros() -> None:
     cotangents = Cotangents([[None, h], [g, None], [g, h]] * 3)
     parameters = [*first.parameters(), *second.parameters()]
     J = naive(outputs, cotangents, parameters)
-    assert_same(Layerwise().differentiate(outputs, cotangents, parameters), J, parameters)
+    assert_same(differentiate(Layerwise(), outputs, cotangents, parameters), J, parameters)

@@ -68,19 +68,15 @@ class Graph:
         alone = {id(leaf) for leaf, losses in self.leaves if not _several(losses)}
         return any(id(p) in alone for p in parameters)
 
-    def reaching_leaves(self) -> list[tuple[int, int]]:
-        """Return the losses that reach each leaf, by the leaf's ``id``."""
-        return [(id(leaf), losses) for leaf, losses in self.leaves]
-
-    def distances(self) -> dict[int, int]:
-        """Return how many operations lie at most between the losses and each leaf, by the leaf's ``id``."""
+    def distances(self) -> dict[Tensor, int]:
+        """Return how many operations lie at most between the losses and each leaf."""
         farthest = dict.fromkeys(self._order, 0)
         for node in self._order:
             for after, _ in node.next_functions:
                 if after is not None:
                     farthest[after] = max(farthest[after], farthest[node] + 1)
         return {
-            id(leaf): farthest[node] for node in self._order if (leaf := getattr(node, "variable", None)) is not None
+            leaf: farthest[node] for node in self._order if (leaf := getattr(node, "variable", None)) is not None
         }
 
     def shared_nodes(self) -> Iterator[Node]:

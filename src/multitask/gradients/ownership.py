@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from multitask.gradients.graph import Graph
 from multitask.gradients.rows import real_shape
 
+# Losses that fit into one word of what processes send each other.
+_WORD = 62
+
 
 class Ownership:
     """The losses that have reached each parameter so far.
@@ -29,61 +32,49 @@ class Ownership:
     ) -> None:
         self._model = model
         self._given = None if shared is None else list(shared)
-        self._reaching: dict[int, int] = {}
-        self._found: dict[int, Tensor] = {}
-        """Parameters in the order in which they were first reached."""
-        self._names: dict[int, str] = {}
+        self._reaching: dict[Tensor, int] = {}
+        """The losses that have reached each parameter, in the order in which they were first reached."""
+        self._names: dict[Tensor, str] = {}
         self._shared: list[Tensor] | None = None
         self._leaves: list[tuple[Tensor, int]] = []
-        self._seen: list[tuple[int, int]] = []
         self._own: list[list[Tensor]] = []
         self._m = 0
+        self._grew = False
         self.agreed = True
         """Whether all that this process has found was in the last :meth:`exchange`."""
-        self._grew = False
 
     def find(self, graph: Graph, m: int) -> None:
         """Record which of m losses reach which parameters in a graph."""
-        leaves = [(id(leaf), losses) for leaf, losses in graph.leaves]
-        if leaves == self._seen and self._shared is not None:
+        if self._shared is not None and _same(graph.leaves, self._leaves):
             return
-        self._seen = leaves
         new = False
         for leaf, losses in graph.leaves:
-            known = self._reaching.get(id(leaf))
-            if known is None:
-                if not self._is_trained(leaf):
-                    continue
-                self._found[id(leaf)] = leaf
+            known = self._reaching.get(leaf)
+            if known is None and not self._is_trained(leaf):
+                continue
             if known is None or losses & ~known:
-                self._reaching[id(leaf)] = losses | (known or 0)
+                self._reaching[leaf] = losses | (known or 0)
                 new = True
         if new:
             self._grew = self._grew or bool(self._m)
             self._shared, self.agreed = None, False
-        self._m = m
-        self._leaves = graph.leaves
+        self._m, self._leaves = m, graph.leaves
         self._divide()
 
     def _is_trained(self, leaf: Tensor) -> bool:
-        if id(leaf) not in self._names:
+        if leaf not in self._names:
             self._name_all()
-        return isinstance(leaf, nn.Parameter) or id(leaf) in self._names
-
-    def named(self) -> Iterable[tuple[str, Tensor]]:
-        """Return the model's parameters by name."""
-        if self._model is None:
-            return []
-        return self._model.named_parameters() if isinstance(self._model, nn.Module) else self._model.items()
+        return isinstance(leaf, nn.Parameter) or leaf in self._names
 
     def _name_all(self) -> None:
-        self._names = {id(p): name for name, p in self.named()}
+        self._names = {p: name for name, p in self.named()}
 
     def _divide(self) -> None:
-        shared = {id(p) for p in self.shared()}
+        """Give each loss what it reaches and what is not shared."""
+        shared = set(self.shared())
         self._own = [[] for _ in range(self._m)]
         for leaf, losses in self._leaves:
-            if id(leaf) not in shared and id(leaf) in self._reaching:
+            if leaf not in shared and leaf in self._reaching:
                 while losses:
                     self._own[(losses & -losses).bit_length() - 1].append(leaf)
                     losses &= losses - 1
@@ -97,31 +88,29 @@ class Ownership:
         if self._given is not None:
             return
         self._name_all()
-        unnamed = [key for key in self._found if key not in self._names]
+        unnamed = [p for p in self._reaching if p not in self._names]
         if unnamed:
             raise ValueError(
                 f"{len(unnamed)} parameters are not part of the model that Step was given, and several processes "
                 "need a name for each; pass model= with all of them."
             )
-        words = -(-self._m // 62)
-        mine = [
-            [self._reaching.get(key, 0) >> 62 * w & (1 << 62) - 1 for w in range(words)] for key in self._names
-        ]
-        sent = torch.tensor(mine, dtype=torch.int64, device=device).view(len(mine), words)
+        words = range(-(-self._m // _WORD))
+        mine = [[self._reaching.get(p, 0) >> _WORD * w & (1 << _WORD) - 1 for w in words] for p in self._names]
+        sent = torch.tensor(mine, dtype=torch.int64, device=device).view(len(mine), len(words))
         received = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
         dist.all_gather(received, sent)
-        by_key = dict(self._parameters_by_key())
         for found in received:
-            for key, row in zip(self._names, found.tolist(), strict=True):
-                losses = sum(word << 62 * w for w, word in enumerate(row))
-                if losses:
-                    self._found.setdefault(key, by_key[key])
-                    self._reaching[key] = self._reaching.get(key, 0) | losses
+            for p, row in zip(self._names, found.tolist(), strict=True):
+                if losses := sum(word << _WORD * w for w, word in enumerate(row)):
+                    self._reaching[p] = self._reaching.get(p, 0) | losses
         self._shared, self.agreed = None, True
         self._divide()
 
-    def _parameters_by_key(self) -> Iterable[tuple[int, Tensor]]:
-        return ((id(p), p) for _, p in self.named())
+    def named(self) -> Iterable[tuple[str, Tensor]]:
+        """Return the model's parameters by name."""
+        if self._model is None:
+            return []
+        return self._model.named_parameters() if isinstance(self._model, nn.Module) else self._model.items()
 
     def own(self) -> list[list[Tensor]]:
         """Return for each loss the parameters of the last graph that it reaches and that are not shared."""
@@ -129,60 +118,49 @@ class Ownership:
 
     def leaves(self) -> list[Tensor]:
         """Return the parameters that the last graph reaches."""
-        return [leaf for leaf, _ in self._leaves if id(leaf) in self._reaching]
+        return [leaf for leaf, _ in self._leaves if leaf in self._reaching]
 
     def candidates(self) -> list[Tensor]:
         """Return all trainable parameters of the model that are not shared."""
-        shared = {id(p) for p in self.shared()}
-        return [p for key, p in self._parameters_by_key() if key not in shared and p.requires_grad]
+        shared = set(self.shared())
+        return [p for _, p in self.named() if p not in shared and p.requires_grad]
 
     def shared(self) -> list[Tensor]:
         """Return the shared parameters, in the order of the model, and those without a name as they were found."""
         if self._shared is None:
-            several = [p for key, p in self._found.items() if self._reaching[key] & (self._reaching[key] - 1)]
-            order = {key: i for i, key in enumerate(self._names)}
-            several.sort(key=lambda p: order.get(id(p), len(order)))
+            several = [p for p, losses in self._reaching.items() if losses & (losses - 1)]
+            order = {p: i for i, p in enumerate(self._names)}
+            several.sort(key=lambda p: order.get(p, len(order)))
             self._shared = several if self._given is None else self._given
         return [p for p in self._shared if p.requires_grad]
 
+    def name(self, parameter: Tensor) -> str:
+        """Return a parameter's name in the model, or its number among those found without one."""
+        return self._names.get(parameter) or str(list(self._reaching).index(parameter))
+
     def state_dict(self) -> dict[str, int]:
-        """Return the losses that have reached each parameter, by its name.
+        """Return the losses that have reached each parameter, as the bits of a number, by its name.
 
         Raises:
             ValueError: If these depend on the data, and parameters have no names.
         """
         if self._given is not None:
             return {}
-        if self._model is None:
-            if self._grew:
-                raise ValueError(
-                    "which losses reach which parameters has changed between steps, and without names it cannot be "
-                    "saved; pass model= to Step."
-                )
-            return {}
-        return {self.name(p): self._reaching[key] for key, p in self._found.items() if key in self._names}
+        if self._model is None and self._grew:
+            raise ValueError(
+                "which losses reach which parameters has changed between steps, and without names it cannot be "
+                "saved; pass model= to Step."
+            )
+        return {self._names[p]: losses for p, losses in self._reaching.items() if p in self._names}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Resume from what had been found."""
+        """Resume from :meth:`state_dict`."""
         self._name_all()
-        by_name = {name: key for key, name in self._names.items()}
-        parameters = dict(self._parameters_by_key())
+        by_name = {name: p for p, name in self._names.items()}
         for name, losses in state.items():
             if name in by_name:
-                key = by_name[name]
-                self._found[key] = parameters[key]
-                self._reaching[key] = self._reaching.get(key, 0) | losses
+                self._reaching[by_name[name]] = self._reaching.get(by_name[name], 0) | losses
         self._shared = None
-
-    def name(self, parameter: Tensor) -> str:
-        """Return a parameter's name in the model, or its number among those found without one."""
-        if id(parameter) in self._names:
-            return self._names[id(parameter)]
-        return str(list(self._found).index(id(parameter)))
-
-    def layout(self, graph: Graph | None, m: int) -> "Layout":
-        """Return the Jacobian's columns, to be read when a weighting asks for them."""
-        return Layout(self, graph, m)
 
 
 class Layout:
@@ -191,13 +169,11 @@ class Layout:
     Args:
         ownership: Tells what is shared.
         graph: The graph of the step's last micro-batch.
-        m: How many losses there are.
     """
 
-    def __init__(self, ownership: Ownership, graph: Graph | None, m: int) -> None:
+    def __init__(self, ownership: Ownership, graph: Graph) -> None:
         self._ownership = ownership
         self._graph = graph
-        self._m = m
 
     def parameters(self) -> list[tuple[str, int]]:
         """Return name and size of each shared parameter."""
@@ -205,12 +181,16 @@ class Layout:
 
     def distances(self) -> list[int | None]:
         """Return how many operations lie between losses and each parameter; ``None`` unless all losses reach it."""
-        if self._graph is None:
-            return [None] * len(self._ownership.shared())
-        distances, reaching = self._graph.distances(), dict(self._graph.reaching_leaves())
+        distances, reaching = self._graph.distances(), dict(self._graph.leaves)
         every = 0
         for losses in reaching.values():
             every |= losses
-        return [
-            distances[id(p)] if reaching.get(id(p), 0) == every else None for p in self._ownership.shared()
-        ]
+        shared = self._ownership.shared()
+        return [distances[p] if reaching.get(p, 0) == every else None for p in shared]
+
+
+def _same(leaves: Sequence[tuple[Tensor, int]], others: Sequence[tuple[Tensor, int]]) -> bool:
+    return len(leaves) == len(others) and all(
+        leaf is other and losses == before
+        for (leaf, losses), (other, before) in zip(leaves, others, strict=True)
+    )

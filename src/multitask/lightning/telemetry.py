@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from multitask.module import MultiTaskModule
+    from multitask.lightning.module import MultiLossModule
 
 
 class Telemetry:
@@ -55,7 +55,7 @@ class Telemetry:
         self._counts = {key: list(counts) for key, counts in state["counts"].items()}
         self._names = {key: list(names) for key, names in state["names"].items()}
 
-    def flush(self, module: "MultiTaskModule") -> None:
+    def flush(self, module: "MultiLossModule") -> None:
         """Hand the means since the last call to every logger and forget them."""
         if not self._sums:
             return

@@ -1,0 +1,45 @@
+"""The parts of a model that serve the same tasks."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from torch import nn
+
+
+class Part(NamedTuple):
+    """A part of a model that serves the same tasks throughout."""
+
+    name: str
+    """Dotted, as in ``named_parameters``."""
+    users: tuple[str, ...]
+    """The tasks that use it; empty where none does."""
+    parameters: int
+    """How many numbers it has."""
+
+
+def parts(
+    named: Mapping[str, nn.Parameter], used_by: Sequence[tuple[str, ...]], depth: int = 1
+) -> list[Part]:
+    """Return the largest modules whose parameters all serve the same tasks, in the order of the names.
+
+    Args:
+        named: Parameters by dotted name.
+        used_by: For each the tasks that use it, as :func:`users` gives them.
+        depth: How many components the shortest name has.
+    """
+    rows = [
+        (name.split("."), p.numel(), tasks) for (name, p), tasks in zip(named.items(), used_by, strict=True)
+    ]
+    return _parts(rows, depth)
+
+
+def _parts(rows: list[tuple[list[str], int, tuple[str, ...]]], depth: int) -> list[Part]:
+    found = []
+    for path, group in groupby(rows, key=lambda row: row[0][:depth]):
+        below = list(group)
+        if len({tasks for _, _, tasks in below}) == 1:
+            found.append(Part(".".join(path), below[0][2], sum(count for _, count, _ in below)))
+        else:
+            found += _parts(below, depth + 1)
+    return found

@@ -1,0 +1,79 @@
+"""Batches of any nesting: dicts, sequences, dataclasses, objects."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensors_of(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a batch."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors_of(value)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from tensors_of(value)
+    elif is_dataclass(batch) or hasattr(batch, "__dict__"):
+        for value in vars(batch).values():
+            yield from tensors_of(value)
+
+
+def examples_in(batch: Any) -> int | None:
+    """Return how many examples a batch has: the length of its first tensor that has one; ``None`` without any."""
+    return next((len(tensor) for tensor in tensors_of(batch) if tensor.ndim), None)
+
+
+def picked(batch: Any, indices: Tensor) -> Any:
+    """Return some examples of a batch: every tensor with one entry per example is indexed.
+
+    Args:
+        batch: A tensor, or any nesting of mappings, lists, tuples and dataclasses.
+        indices: Which examples, shape ``[k]``.
+    """
+    count = examples_in(batch)
+
+    def pick(tensor: Tensor) -> Tensor:
+        return tensor[indices.to(tensor.device)] if tensor.ndim and len(tensor) == count else tensor
+
+    return mapped(batch, pick)
+
+
+def mapped(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return a batch of the same nesting with a function applied to its tensors."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        made = {key: mapped(value, function) for key, value in batch.items()}
+        return made if type(batch) is dict else _like(batch, made)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(mapped(value, function) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(mapped(value, function) for value in batch)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{f.name: mapped(getattr(batch, f.name), function) for f in fields(batch)})
+    return batch
+
+
+def _like(batch: Mapping[Any, Any], made: dict[Any, Any]) -> Any:
+    try:
+        return type(batch)(made)  # type: ignore[call-arg]
+    except TypeError:
+        return made
+
+
+def halves(batch: Any) -> tuple[Any, Any]:
+    """Return the even and the odd examples of a batch: so cut, halves of micro-batches join to halves of the whole.
+
+    Raises:
+        ValueError: If there are no two examples to part.
+    """
+    count = examples_in(batch)
+    if count is None or count < 2:
+        raise ValueError("a batch of one example, or without tensors, has no two halves.")
+    order = torch.arange(count)
+    return picked(batch, order[::2]), picked(batch, order[1::2])

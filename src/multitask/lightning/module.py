@@ -1,0 +1,477 @@
+"""A base class for LightningModules that train on several losses, by any weighting."""
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from multitask.gradients.engines import make_engine
+from multitask.gradients.task_gradients import Engine
+from multitask.gradients.window import Counts
+from multitask.finite import not_finite
+from multitask.lightning.batches import examples_in, halves
+from multitask.lightning.means import MeanLosses
+from multitask.lightning.schedulers import step_plateau_schedulers, step_schedulers
+from multitask.lightning.telemetry import Telemetry
+from multitask.lightning.trainer_keys import TrainerKeys
+from multitask.step import Step, StepResult
+from multitask.weighting.adapter import adapt
+from multitask.weighting.base import Combiner, JacobianMethod, Rows, Scalarization
+
+Observer = Callable[[StepResult], None]
+LossAndCount = Tensor | tuple[Tensor, float | Tensor]
+"""A mean loss over a batch, and how many elements it is over; alone, it is over the examples."""
+
+
+class MultiLossModule(LightningModule):
+    """A LightningModule whose subclass defines :meth:`losses`; everything else remains its own.
+
+    A scalarization trains by automatic optimization, a Jacobian method by manual optimization. Clipping,
+    accumulation, precision, schedulers, several processes and resume go by the Trainer's own keys either way::
+
+        class Mine(MultiLossModule):
+            def __init__(self) -> None:
+                super().__init__(weighting=UPGradWeighting())
+                self.net = nn.Linear(8, 2)
+
+            def losses(self, batch):
+                out = self.net(batch["x"])
+                return {"a": mse_loss(out[:, 0], batch["a"]), "b": mse_loss(out[:, 1], batch["b"])}
+
+            def configure_optimizers(self):
+                return torch.optim.Adam(self.parameters())
+
+    Args:
+        options: As for :meth:`train_with`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.telemetry = Telemetry()
+        self.observers: list[Observer] = []
+        """Called with the result of each step, before the optimizer's step."""
+        self.clock: Callable[[str], AbstractContextManager[None]] = lambda section: nullcontext()
+        self.validated: dict[str, float] = {}
+        """What the last validation logged, and its epoch; what had no value there is absent."""
+        self.scheduler_options: dict[str, Any] = {}
+        self.names: list[str] = []
+        """The losses' names, in their order; set by the first batch unless given."""
+        self._keys = TrainerKeys()
+        self._step: Step | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._batches: list[Any] = []
+        self._result = StepResult([])
+        self._means = MeanLosses()
+        self._split = "test"
+        self._optimizer: Callable[..., Optimizer] | None = None
+        self._scheduler: Callable[[Optimizer], Any] | None = None
+        self._manual: bool | None = None
+        self._warned: set[str] = set()
+        if options:
+            self.train_with(**options)
+
+    def train_with(
+        self,
+        weighting: object,
+        *,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        scheduler_options: Mapping[str, Any] | None = None,
+        weighting_learning_rate: float | None = None,
+        heads: str = "own",
+        engine: str | Engine = "auto",
+        names: list[str] | None = None,
+        manual: bool | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Choose how the losses are combined.
+
+        Args:
+            weighting: A combiner of this package, or a torchjd scalarizer, weighting or aggregator.
+            optimizer: Parameter groups → optimizer; not needed where the subclass defines ``configure_optimizers``.
+            scheduler: Optimizer → scheduler, or ``None``.
+            scheduler_options: ``interval``, ``frequency`` and ``monitor`` as Lightning names them.
+            weighting_learning_rate: Learning rate of the weighting's own parameters, ``None`` for the optimizer's.
+            heads: As for :class:`multitask.Step`.
+            engine: As for :class:`multitask.Step`.
+            names: The losses' names in the weighting's order.
+            manual: Whether to optimize by hand; by default as far as the weighting or accumulation needs it.
+            seed: Seed of the weighting's random numbers.
+        """
+        self.weighting: Combiner = adapt(weighting)
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self.scheduler_options = dict(scheduler_options or {})
+        self._weighting_learning_rate = weighting_learning_rate
+        self._step_options: dict[str, Any] = {"heads": heads, "engine": make_engine(engine), "seed": seed}
+        self._manual = manual
+        self._step = None
+        if names is not None:
+            self.names = list(names)
+        self.automatic_optimization = not self._by_hand(1)
+
+    def losses(self, batch: Any) -> Mapping[str, LossAndCount]:
+        """Return the mean losses of a batch by name, each alone or with the number of elements it is over.
+
+        A loss that the batch has no label for is left out, or has a count of zero.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define losses(batch) -> {{name: loss}}.")
+
+    def losses_by_part(self, batch: Any, rows: Rows) -> Mapping[str, LossAndCount]:
+        """Return losses of halves, ``[2]``, or of examples, ``[batch]``, for the weightings that want them.
+
+        By default the halves are two batches that the model sees apart.
+
+        Raises:
+            ValueError: If the weighting wants losses of examples, and the subclass does not define them.
+        """
+        if rows == "example":
+            raise ValueError(
+                f"the weighting wants the losses of single examples; define losses_by_part in {type(self).__name__}, or "
+                "choose another weighting."
+            )
+        first, second = ((half, self._listed(self.losses(half))) for half in halves(batch))
+        return {name: _in_two(name, first, second) for name in first[1]}
+
+    @property
+    def step(self) -> Step:
+        """The step, made when it is first needed."""
+        if self._step is None:
+            named = {n: p for n, p in self.named_parameters() if not n.startswith("weighting.")}
+            self._step = Step(self.weighting, named, **self._step_options)
+            if self._resumed is not None:
+                self._step.load_state_dict(self._resumed)
+                self._resumed = None
+        return self._step
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.trainer.world_size if self._trainer else 1
+
+    @property
+    def window(self) -> int:
+        """How many batches an optimizer step takes."""
+        if self.automatic_optimization:
+            return int(self.trainer.accumulate_grad_batches)
+        return self._keys.accumulate_grad_batches
+
+    @property
+    def needs_no_gramian(self) -> bool:
+        """Whether a step comes without the Gramian of the losses' gradients."""
+        return isinstance(self.weighting, Scalarization) and (
+            self.automatic_optimization or self.weighting.linear
+        )
+
+    def _by_hand(self, accumulate: int) -> bool:
+        """Return whether optimization is manual.
+
+        Automatic optimization adds up the scalars of micro-batches, which is the scalar of the whole batch only
+        where there is one micro-batch.
+        """
+        if isinstance(self.weighting, JacobianMethod):
+            return True
+        return accumulate > 1 if self._manual is None else self._manual
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Take over the Trainer's keys that Lightning refuses under manual optimization."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return []
+        if not hasattr(self, "weighting"):
+            raise ValueError(f"{type(self).__name__} has no weighting; pass weighting= to its base class.")
+        self.automatic_optimization = not self._by_hand(self.trainer.accumulate_grad_batches)
+        if self.automatic_optimization:
+            return []
+        self._keys = TrainerKeys()
+        self._keys.take(self.trainer)
+        return [self._keys]
+
+    def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:
+        """Return the losses of a batch in the order of :attr:`names`, and their counts, as a step takes them."""
+        rows: Rows = self.weighting.rows if isinstance(self.weighting, JacobianMethod) else "task"
+        found = self._listed(self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows))
+        if not self.names:
+            self.names = list(found)
+        unknown = [name for name in found if name not in self.names]
+        if unknown or not found:
+            raise ValueError(
+                f"losses gave {', '.join(unknown) or 'nothing'}, and the losses are {', '.join(self.names)}."
+            )
+        like = next(iter(found.values()))[0].detach()
+        absent = (torch.zeros_like(like), 0.0)
+        losses = {name: found.get(name, absent)[0] for name in self.names}
+        counts = {name: found.get(name, absent)[1] for name in self.names}
+        if all(count is None for count in counts.values()):
+            return losses, self._examples(batch)
+        default = None if all(c is not None for c in counts.values()) else self._examples(batch)
+        return losses, {name: default if c is None else c for name, c in counts.items()}  # type: ignore[misc]
+
+    @staticmethod
+    def _listed(losses: Mapping[str, LossAndCount]) -> dict[str, tuple[Tensor, float | Tensor | None]]:
+        return {name: loss if isinstance(loss, tuple) else (loss, None) for name, loss in losses.items()}
+
+    def _examples(self, batch: Any) -> float:
+        count = examples_in(batch)
+        if count is None:
+            if self.window > 1 or self.processes > 1:
+                raise ValueError(
+                    "the batch has no tensor from which its number of examples could be read; let losses return "
+                    "(loss, count)."
+                )
+            return 1.0
+        return float(count)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Return the scalar to minimize, or take a step by hand."""
+        self.step.clock = self.clock
+        if self.automatic_optimization:
+            self._batches = [batch]
+            with self.clock("forward"):
+                losses, counts = self.named_losses(batch)
+                return self.step.scalarize(losses, counts)
+        self._step_by_hand(batch, batch_idx)
+        return None
+
+    def _step_by_hand(self, batch: Any, batch_idx: int) -> None:
+        trainer = self.trainer
+        if trainer.fit_loop._skip_backward:
+            # Lightning's SWA passes the data once more, for the running statistics of the averaged weights.
+            with torch.no_grad():
+                self.named_losses(batch)
+            return
+        step = self.step
+        step.scaler = getattr(trainer.precision_plugin, "scaler", None)
+        with self.clock("forward"):
+            losses, counts = self.named_losses(batch)
+        if type(self.weighting).after_step is not Combiner.after_step:
+            self._batches.append(batch)
+        if (batch_idx + 1) % self.window and not trainer.is_last_batch:
+            step.add(losses, counts)
+            return
+        result = step.backward(losses, counts)
+        del losses
+        self._close(result)
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        if result.present:
+            with self.clock("optimizer"):
+                optimizer.step()
+            if not result.overflow:
+                self._after_step(result)
+        optimizer.zero_grad()
+        self._batches = []
+        step_schedulers(self, batch_idx)
+
+    def _close(self, result: StepResult) -> None:
+        """Keep what happened in a step for the loggers, and show it to who watches."""
+        self.record_labelled(result.present)
+        if result.losses is None or result.overflow:
+            return
+        k = len(result.present)
+        losses, weights = result.losses, result.weights
+        # Rows of one loss are averaged, their weights added up.
+        losses = losses.view(-1, k).mean(0)
+        self.telemetry.add("train/loss", losses, self.names, result.present)
+        if weights is not None:
+            self.telemetry.add("weight", weights.detach().view(-1, k).sum(0), self.names, result.present)
+        for observer in self.observers:
+            observer(result)
+
+    @property
+    def labels_can_be_missing(self) -> bool:
+        """Whether a loss can be absent from a step: the loggers then get the share of steps that had it."""
+        return False
+
+    def record_labelled(self, present: list[int]) -> None:
+        """Keep for the loggers which losses were present in a step."""
+        if self.labels_can_be_missing:
+            labelled = torch.zeros(len(self.names))
+            labelled[present] = 1.0
+            self.telemetry.add("train/labelled", labelled, self.names)
+
+    def _after_step(self, result: StepResult) -> None:
+        batches = self._batches
+
+        def recompute() -> Tensor:
+            mean = MeanLosses()
+            for batch in batches:
+                mean.add(*self.named_losses(batch))
+            found = mean.over_processes()
+            if not found[result.present].isfinite().all():
+                raise not_finite(found, self.names, self.trainer.global_step)
+            return found
+
+        self.step.after_step(recompute, result.present)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Stop at a loss that is not finite; clip the combined, unscaled gradient."""
+        if not self.automatic_optimization:
+            self._keys.clip(self, optimizer)
+        elif self.step.is_open:
+            self._result = self.step.close()
+            self._close(self._result)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the weighting see the losses after the step (automatic optimization)."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler and self.automatic_optimization else 0.0
+        super().optimizer_step(*args, **kwargs)
+        # A loss scaler that lowers its scale has met an overflow, and skipped the step.
+        skipped = scaler is not None and scaler.get_scale() < scale
+        if self.automatic_optimization and not skipped:
+            self._after_step(self._result)
+            self._result = StepResult([])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to the mean losses of the validation split; a subclass may measure otherwise."""
+        self._measure(batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to the mean losses of the split that :meth:`measure` measures."""
+        self._measure(batch)
+
+    def _measure(self, batch: Any) -> None:
+        # Losses may be of derivatives, which need a graph.
+        with torch.enable_grad():
+            losses, counts = self.named_losses(batch)
+        self._means.add({name: loss.detach() for name, loss in losses.items()}, counts)
+
+    def _measured(self, prefix: str) -> dict[str, float]:
+        means, self._means = self._means.by_name(), MeanLosses()
+        found = {f"{prefix}/loss/{name}": value for name, value in means.items()}
+        return found | ({f"{prefix}/loss": sum(means.values()) / len(means)} if means else {})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean losses of the validation split, where the subclass has no ``validation_step`` of its own."""
+        self.log_dict(self._measured("val"), sync_dist=self.processes > 1)
+
+    def on_validation_end(self) -> None:
+        """Keep what was logged for schedulers that watch a metric."""
+        if not self.trainer.sanity_checking:
+            logged = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+            self.validated = {"epoch": self.current_epoch} | logged
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mean losses of the split that :meth:`measure` measures."""
+        prefix = self._split if self._split == "test" else f"final/{self._split}"
+        self.log_dict(self._measured(prefix), sync_dist=self.processes > 1)
+
+    def measure(self, trainer: Trainer, loader: Any, split: str) -> dict[tuple[str, str], float]:
+        """Return the figures of the present weights on a split, by task and metric (``loss`` among them).
+
+        What the subclass logs as ``test/<task>/<metric>`` and ``test/loss/<task>`` is taken for them.
+        """
+        self._split = split
+        (logged,) = trainer.test(self, dataloaders=loader, verbose=False)
+        found = {}
+        for key, value in logged.items():
+            _, _, name = key.removeprefix("final/").partition("/")
+            first, slash, second = name.partition("/")
+            if slash:
+                found[(second, "loss") if first == "loss" else (first, second)] = float(value)
+        return found
+
+    def higher_is_better(self, task: str, metric: str) -> bool | None:
+        """Return whether more of a metric is better; ``None`` where that is not known."""
+        return False if metric == "loss" else None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Step schedulers that watch a metric by steps: after the validation of the batch before."""
+        if batch_idx and batch_idx % self.window == 0:
+            step_plateau_schedulers(self, "step", batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Hand the losses to the loggers, every so many steps."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.global_step % every == 0 or self.trainer.is_last_batch:
+            self.telemetry.flush(self)
+
+    def on_train_epoch_end(self) -> None:
+        """Close the weighting's epoch and step schedulers that watch a metric, unless it was cut short."""
+        if not self.trainer.is_last_batch:
+            return
+        self.weighting.on_epoch_end()
+        step_plateau_schedulers(self, "step", int(self.trainer.num_training_batches))
+        step_plateau_schedulers(self, "epoch", self.current_epoch + 1)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a scheduler; those that watch a metric are stepped before the checkpoint instead."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what a resumed run needs beside the weights."""
+        state = self.step.state_dict()
+        del state["weighting"]  # among the weights
+        checkpoint["multitask"] = {
+            "step": state,
+            "names": self.names,
+            "telemetry": self.telemetry.state_dict(),
+            "validated": self.validated,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resume with the losses that no logger has received yet, and with the last validation."""
+        state = checkpoint.get("multitask")
+        if state is None:
+            return
+        self.telemetry.load_state_dict(state["telemetry"])
+        self.validated, self.names = state["validated"], list(state["names"])
+        self._step, self._resumed = None, state["step"]
+
+    @property
+    def validation_keys(self) -> set[str]:
+        """The keys that validation logs where every loss has labels, as far as they are known."""
+        return {*self.validated, "val/loss", *(f"val/loss/{name}" for name in self.names)}
+
+    def warn_once(self, key: str, sentence: str) -> None:
+        """Print a warning about a key of the config, the first time that there is one."""
+        if key not in self._warned and self.trainer.is_global_zero:
+            print(f"warning: {key}{sentence}", file=sys.stderr)
+        self._warned.add(key)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Put the model's and the weighting's own parameters into one optimizer.
+
+        Raises:
+            ValueError: If there is no optimizer.
+        """
+        if self._optimizer is None:
+            raise ValueError(
+                f"{type(self).__name__} has no optimizer; pass optimizer= to its base class, or define "
+                "configure_optimizers."
+            )
+        own = list(self.weighting.parameters())
+        model = [p for p in self.parameters() if not any(p is other for other in own)]
+        groups: list[dict[str, Any]] = [{"params": model}]
+        if own:
+            rate = self._weighting_learning_rate
+            groups.append({"params": own, "weight_decay": 0.0} | ({} if rate is None else {"lr": rate}))
+        optimizer = self._optimizer(groups)
+        if self._scheduler is None:
+            return optimizer
+        options = {key: self.scheduler_options.get(key, default) for key, default in _SCHEDULER.items()}
+        if self.automatic_optimization:
+            # step_plateau_schedulers steps them, in time for the checkpoint.
+            options["reduce_on_plateau"] = False
+        return {  # type: ignore[return-value]
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._scheduler(optimizer), **options},
+        }
+
+
+_SCHEDULER = {"interval": "epoch", "frequency": 1}
+
+
+def _in_two(name: str, *halves: tuple[Any, dict[str, tuple[Tensor, float | Tensor | None]]]) -> LossAndCount:
+    """Return a loss on two halves, ``[2]``, and its counts."""
+    losses, counts = zip(*(found[name] for _, found in halves), strict=True)
+    known = [examples_in(half) if c is None else c for (half, _), c in zip(halves, counts, strict=True)]
+    return torch.stack(losses), torch.stack([torch.as_tensor(1.0 if c is None else c) for c in known])

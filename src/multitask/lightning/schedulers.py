@@ -1,0 +1,62 @@
+"""Stepping of schedulers where Lightning leaves it to the module, or does it too late for a checkpoint."""
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from lightning import LightningModule
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+if TYPE_CHECKING:
+    from multitask.lightning.module import MultiLossModule
+
+
+def step_schedulers(module: LightningModule, batch_idx: int) -> None:
+    """Step the schedulers that watch no metric after an optimizer step by hand, by ``interval`` and ``frequency``."""
+    trainer = module.trainer
+    for config in trainer.lr_scheduler_configs:
+        if config.interval == "step":
+            count = batch_idx + 1
+        elif trainer.is_last_batch:
+            count = trainer.current_epoch + 1
+        else:
+            continue
+        if count % config.frequency == 0 and not isinstance(config.scheduler, ReduceLROnPlateau):
+            config.scheduler.step()
+
+
+def step_plateau_schedulers(
+    module: "MultiLossModule", interval: Literal["epoch", "step"], count: int
+) -> None:
+    """Step the schedulers that watch a metric: by epochs with a validation, or by batches once there was one.
+
+    Lightning steps them after the checkpoint, so that a resumed run would miss a step; see
+    ``MultiLossModule.lr_scheduler_step``, which leaves them to this function.
+
+    Args:
+        module: The module.
+        interval: What has ended.
+        count: How many epochs have ended, or batches of the epoch.
+
+    Raises:
+        KeyError: If the metric that ``scheduler.monitor`` names is none that validation logs.
+    """
+    known = module.validated
+    if not known or (interval == "epoch" and known["epoch"] != module.current_epoch):
+        return
+    # Not the config's: Lightning forgets it under manual optimization.
+    monitor = module.scheduler_options.get("monitor", "")
+    for config in module.trainer.lr_scheduler_configs:
+        if not isinstance(config.scheduler, ReduceLROnPlateau) or config.interval != interval:
+            continue
+        if monitor not in module.validation_keys:
+            raise KeyError(
+                f"scheduler.monitor={monitor} was not logged; choose one of {', '.join(sorted(module.validation_keys))}."
+            )
+        value = known.get(monitor, math.nan)
+        if not math.isfinite(value):
+            module.warn_once(
+                "scheduler.monitor",
+                f"={monitor} has no finite value in epoch {module.current_epoch + 1}; it waits for one.",
+            )
+        elif count % config.frequency == 0:
+            config.scheduler.step(value)

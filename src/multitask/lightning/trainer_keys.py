@@ -1,0 +1,53 @@
+"""The Trainer's keys that Lightning refuses under manual optimization, with the meaning they have under automatic."""
+
+from lightning import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+_NEUTRAL = {"gradient_clip_val": None, "gradient_clip_algorithm": None, "accumulate_grad_batches": 1}
+
+
+class TrainerKeys(Callback):
+    """Takes clipping and accumulation over from a Trainer for as long as it fits a module by manual optimization.
+
+    While optimizers and schedulers are made the Trainer shows its own values, so that
+    ``estimated_stepping_batches`` is right.
+    """
+
+    def __init__(self) -> None:
+        self._kept = dict(_NEUTRAL)
+
+    @property
+    def accumulate_grad_batches(self) -> int:
+        """How many micro-batches a step takes."""
+        return int(self._kept["accumulate_grad_batches"] or 1)
+
+    def take(self, trainer: Trainer) -> None:
+        """Take the keys over, before Lightning checks them."""
+        self._kept = {key: getattr(trainer, key) for key in _NEUTRAL}
+        self._set(trainer, _NEUTRAL)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Show the Trainer's own values again."""
+        self._set(trainer, self._kept)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the Trainer from acting on them."""
+        self._set(trainer, _NEUTRAL)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the keys back."""
+        self._set(trainer, self._kept)
+
+    def clip(self, module: LightningModule, optimizer: Optimizer) -> None:
+        """Clip the gradients: called when they are unscaled, right before the optimizer's step."""
+        if self._kept["gradient_clip_val"]:
+            module.clip_gradients(
+                optimizer,
+                gradient_clip_val=self._kept["gradient_clip_val"],
+                gradient_clip_algorithm=self._kept["gradient_clip_algorithm"],  # type: ignore[arg-type]
+            )
+
+    @staticmethod
+    def _set(trainer: Trainer, values: dict[str, object]) -> None:
+        for key, value in values.items():
+            setattr(trainer, key, value)

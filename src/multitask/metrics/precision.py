@@ -35,11 +35,11 @@ class Exact(MetricCollection):
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         super().__init__(dict(metrics), compute_groups=False)
-        super()._apply(lambda state: state.double() if state.is_floating_point() else state)
+        super()._apply(exact)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
         def moved(state: Tensor) -> Tensor:
             device = fn(torch.empty(0, device=state.device)).device
-            return state.to(home(device))
+            return exact(state.to(home(device)))
 
         return super()._apply(moved, *args, **kwargs)

@@ -102,17 +102,9 @@ def test_means_are_over_the_tasks_that_have_labels() -> None:
         measured.update(tasks, [task(zeros, batch) for task in tasks.values()])
     figures = measured.finish(tasks)
     a, c = (1 + 9 + 25) / 3, 4.0
-    assert figures == {
-        ("a", "loss"): pytest.approx(a),
-        ("a", "mse"): pytest.approx(a),
-        ("c", "loss"): c,
-        ("c", "mse"): c,
-    }
-    assert (
-        logged(figures, "val")["val/loss"]
-        == logged(figures, "val")["val/mean/mse"]
-        == pytest.approx((a + c) / 2)
-    )
+    assert figures == pytest.approx({("a", "loss"): a, ("a", "mse"): a, ("c", "loss"): c, ("c", "mse"): c})
+    curves = logged(figures, "val")
+    assert curves["val/loss"] == curves["val/mean/mse"] == pytest.approx((a + c) / 2)
     assert measured.finish(tasks) == {}  # and nothing is left over
 
 

@@ -1,15 +1,18 @@
 """Losses and metrics of a whole split, gathered batch by batch."""
 
 from collections.abc import Iterable, Mapping
+from math import isnan
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
+from multitask.metrics.precision import Exact, exact
+from multitask.run.errors import ConfigError
 from multitask.task import Outcome, Task
 
-Figures = dict[tuple[str, str], Tensor]
-"""Values by task and metric; ``loss`` is a metric of every task."""
+Figures = dict[tuple[str, str], float]
+"""Values by task and metric; ``loss`` is a metric of every task. What has no value on the split is absent."""
 
 
 class Measurement(nn.Module):
@@ -21,37 +24,78 @@ class Measurement(nn.Module):
 
     def __init__(self, tasks: Iterable[str]) -> None:
         super().__init__()
-        self._losses = nn.ModuleList(MeanMetric() for _ in tasks)
+        self._losses = Exact({"losses": _Losses(len(list(tasks)))})
 
     def update(self, tasks: Mapping[str, Task], outcomes: Iterable[Outcome]) -> None:
         """Add a batch."""
-        for task, mean, outcome in zip(tasks.values(), self._losses, outcomes, strict=True):
+        for i, (task, outcome) in enumerate(zip(tasks.values(), outcomes, strict=True)):
             mass = outcome.mass
             if mass:
-                assert isinstance(mean, MeanMetric)
-                mean.update(outcome.loss.detach(), mass)
+                self._losses["losses"].update(i, outcome.loss.detach(), mass)
                 task.measure(outcome)
 
     def finish(self, tasks: Mapping[str, Task]) -> Figures:
-        """Return the figures of what was added, over all processes, and forget it."""
+        """Return the figures of what was added, over all processes, and forget it.
+
+        A task without a label in the split has no figures, and neither has a metric that is NaN where the loss is
+        not: a correlation of constant predictions, say. Of a loss that is NaN the metrics stay, as they are.
+
+        Raises:
+            ConfigError: If a metric cannot be computed of what it was shown, naming it.
+        """
         figures: Figures = {}
-        for (name, task), mean in zip(tasks.items(), self._losses, strict=True):
-            assert isinstance(mean, MeanMetric)
-            figures[name, "loss"] = mean.compute()
-            mean.reset()
-            figures |= {(name, metric): value for metric, value in task.metrics.compute().items()}
+        sums, masses = self._losses["losses"].compute().tolist()
+        for name, task, total, mass in zip(tasks, tasks.values(), sums, masses, strict=True):
+            if mass:
+                loss = figures[name, "loss"] = total / mass
+                for metric, value in _computed(name, task).items():
+                    if isnan(loss) or not isnan(value):
+                        figures[name, metric] = value
             task.metrics.reset()
+        self._losses.reset()
         return figures
 
 
-def logged(figures: Figures, prefix: str) -> dict[str, Tensor]:
-    """Return ``<prefix>/loss/<task>``, ``<prefix>/<task>/<metric>`` and the means over tasks."""
-    found: dict[str, Tensor] = {}
-    by_metric: dict[str, list[Tensor]] = {}
+def _computed(name: str, task: Task) -> dict[str, float]:
+    found = {}
+    for key, metric in task.metrics.items(keep_base=True, copy_state=False):
+        try:
+            found[key] = float(metric.compute())
+        except ValueError as error:
+            raise ConfigError(
+                f"tasks.{name}.metrics.{key} cannot be computed of the labels that a split has: "
+                f"{' '.join(str(error).split()).rstrip('.')}; leave the metric out, or give the split more of them."
+            ) from error
+    return found
+
+
+class _Losses(Metric):
+    """Sums over a split: of each task's loss times what its mean is over, and of what it is over."""
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(2, tasks), dist_reduce_fx="sum")
+
+    def update(self, task: int, loss: Tensor, mass: Tensor | float) -> None:
+        """Add a task's mean loss over one batch."""
+        loss, mass = exact(loss), exact(torch.as_tensor(mass)).to(self.sums)
+        self.sums[:, task] += torch.stack([loss * mass, mass])
+
+    def compute(self) -> Tensor:
+        """Return both sums, ``[2, tasks]``."""
+        return self.sums
+
+
+def logged(figures: Figures, prefix: str) -> dict[str, float]:
+    """Return ``<prefix>/loss/<task>``, ``<prefix>/<task>/<metric>`` and the means over the tasks that have one."""
+    found: dict[str, float] = {}
+    by_metric: dict[str, list[float]] = {}
     for (task, metric), value in figures.items():
         found[f"{prefix}/loss/{task}" if metric == "loss" else f"{prefix}/{task}/{metric}"] = value
-        by_metric.setdefault(metric, []).append(value.float())
+        by_metric.setdefault(metric, []).append(value)
     for metric, values in by_metric.items():
-        mean = torch.stack(values).mean()
-        found[f"{prefix}/loss" if metric == "loss" else f"{prefix}/mean/{metric}"] = mean
+        found[f"{prefix}/loss" if metric == "loss" else f"{prefix}/mean/{metric}"] = sum(values) / len(values)
     return found

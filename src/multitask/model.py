@@ -1,6 +1,7 @@
 """Trunk and heads: what they predict, what they lose, and what they measure on a split."""
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from multitask.data.loading import Loader
 from multitask.distributed import mean_over_processes
 from multitask.measurement import Figures, Measurement, logged
+from multitask.metrics.precision import home
 from multitask.penalty import Penalty
-from multitask.task import Batch, Outcome, Task, few_of, split_features
+from multitask.task import Batch, Outcome, Task, split_features
 
 
 class MultiTaskModel(LightningModule):
@@ -31,7 +33,8 @@ class MultiTaskModel(LightningModule):
         self.figures: dict[tuple[str, str], float] = {}
         """What was last measured by :meth:`measure`, by task and metric."""
         self.validated: dict[str, float] = {}
-        """What the last validation logged, and its epoch."""
+        """What the last validation logged, and its epoch; what had no value there is absent."""
+        self._warned: set[str] = set()
         self._split = "test"
         self._measurement = Measurement(self.by_name)
 
@@ -120,30 +123,41 @@ class MultiTaskModel(LightningModule):
         self._measurement.update(self.by_name, self(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Log losses and metrics of the validation split, and keep them for schedulers that watch one."""
+        """Log losses and metrics of the validation split, and keep them for what watches one."""
         found = logged(self._measured(), "val")
         if not self.trainer.sanity_checking:
-            self.validated = {"epoch": self.current_epoch} | {
-                key: float(value) for key, value in found.items()
-            }
-        self.log_dict(found, sync_dist=self.processes > 1)
+            self.validated = {"epoch": self.current_epoch} | found
+        self._log(found)
+        for key in self.validation_keys - found.keys():
+            # Lightning keeps what the validation before gave, and its callbacks would take that for news.
+            self.trainer.callback_metrics[key] = torch.tensor(torch.nan)
 
     def on_test_epoch_end(self) -> None:
         """Log and keep losses and metrics of the split that :meth:`measure` measures."""
         figures = self._measured()
-        self.figures = {key: float(value) for key, value in figures.items()}
+        self.figures = figures
         # Curves of a split stay apart from the figures of the chosen weights.
         prefix = self._split if self._split == "test" else f"final/{self._split}"
-        self.log_dict(logged(figures, prefix), sync_dist=self.processes > 1)
+        self._log(logged(figures, prefix))
 
-    @torch.no_grad()
-    def validation_keys(self, batch: Batch) -> list[str]:
-        """Return the keys that validation logs, found by measuring a few examples of ``batch``."""
-        self.eval()
-        self._measurement.update(self.by_name, self(few_of(batch)))
-        keys = list(logged(self._measured(), "val"))
-        self.train()
-        return keys
+    @property
+    def validation_keys(self) -> set[str]:
+        """The keys that validation logs where every task has labels."""
+        return self.keys_of(self.names)
+
+    def keys_of(self, tasks: Iterable[str]) -> set[str]:
+        """Return the keys that validation logs where these tasks have labels; penalties need none."""
+        metrics = {
+            name: ["loss", *self.by_name[name].metrics] if name in self.by_name else ["loss"]
+            for name in tasks
+        }
+        return set(logged({(name, metric): 0.0 for name, own in metrics.items() for metric in own}, "val"))
+
+    def warn_once(self, key: str, sentence: str) -> None:
+        """Print a warning about a key of the config, the first time that there is one."""
+        if key not in self._warned and self.trainer.is_global_zero:
+            print(f"warning: {key}{sentence}", file=sys.stderr)
+        self._warned.add(key)
 
     def measure(self, trainer: Trainer, loader: Loader, split: str) -> dict[tuple[str, str], float]:
         """Return the figures of the present weights on a split, by task and metric (``loss`` among them)."""
@@ -158,7 +172,12 @@ class MultiTaskModel(LightningModule):
     def _measured(self) -> Figures:
         figures = self._measurement.finish(self.by_name)
         penalties = [name for name in self.names if name not in self.by_name]
-        return figures | {(name, "loss"): self.penalty(name).detach() for name in penalties}
+        return figures | {(name, "loss"): float(self.penalty(name)) for name in penalties}
+
+    def _log(self, figures: Mapping[str, float]) -> None:
+        precise = torch.float32 if home(self.device) != self.device else torch.float64
+        values = torch.tensor(list(figures.values()), dtype=precise, device=self.device)
+        self.log_dict(dict(zip(figures, values, strict=True)), sync_dist=self.processes > 1)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Manual optimization that means by the Trainer's keys what automatic optimization means."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -95,19 +96,26 @@ def step_plateau_schedulers(
         count: How many epochs have ended, or batches of the epoch.
 
     Raises:
-        KeyError: If the metric that ``scheduler.monitor`` names was not logged.
+        KeyError: If the metric that ``scheduler.monitor`` names is none that validation logs.
     """
     known = module.validated
     if not known or (interval == "epoch" and known["epoch"] != module.current_epoch):
         return
+    keys = module.validation_keys
     # Not the config's: Lightning forgets it under manual optimization.
     monitor = module.scheduler_options.get("monitor", "")
     for config in module.trainer.lr_scheduler_configs:
         if not isinstance(config.scheduler, ReduceLROnPlateau) or config.interval != interval:
             continue
-        if monitor not in known:
+        if monitor not in keys:
             raise KeyError(
-                f"scheduler.monitor={monitor} was not logged; choose one of {', '.join(sorted(known))}."
+                f"scheduler.monitor={monitor} was not logged; choose one of {', '.join(sorted(keys))}."
             )
-        if count % config.frequency == 0:
-            config.scheduler.step(known[monitor])
+        value = known.get(monitor, math.nan)
+        if not math.isfinite(value):
+            module.warn_once(
+                "scheduler.monitor",
+                f"={monitor} has no finite value in epoch {module.current_epoch + 1}; it waits for one.",
+            )
+        elif count % config.frequency == 0:
+            config.scheduler.step(value)

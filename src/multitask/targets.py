@@ -84,7 +84,7 @@ class Standardized(Transform):
     @staticmethod
     def _like(statistic: Tensor, values: Tensor) -> Tensor:
         """Return one number a column in a shape that spreads over ``[batch, columns, …]``."""
-        statistic = statistic.to(values.dtype)
+        statistic = statistic.to(values.device).to(values.dtype)
         return statistic if statistic.numel() == 1 else statistic.view(-1, *[1] * (values.ndim - 2))
 
 

@@ -7,8 +7,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
+from multitask.metrics.precision import Exact, exact, home
 from multitask.targets import Fitted, Transform
 
 Batch = dict[str, Tensor]
@@ -66,8 +67,7 @@ class Task(nn.Module):
         super().__init__()
         self.head = head
         self.loss = loss
-        # Apart: a collection takes metrics whose states agree on its first batch for one, whatever their arguments.
-        self.metrics = MetricCollection(dict(metrics or {}), compute_groups=False)
+        self.metrics = Exact(metrics or {})
         self.target = target
         self.weight = weight
         self.missing = missing
@@ -114,9 +114,20 @@ class Task(nn.Module):
         self.metrics.update(*self.shown(outcome))
 
     def shown(self, outcome: Outcome) -> tuple[Tensor, Tensor]:
-        """Return prediction and target of what is labelled, as the metrics see them."""
-        prediction, target = self.transform.shown(outcome.prediction.detach(), outcome.target)
-        return (prediction, target) if outcome.known is None else _select(prediction, target, outcome.known)
+        """Return prediction and target of what is labelled, as the metrics see them.
+
+        Floats that are compared with floats are float64, so that none of a target's digits is lost on the way back
+        to its own units. Scores of classes keep their type: there are as many of them as classes.
+        """
+        prediction, target = outcome.prediction.detach(), outcome.target
+        if target.is_floating_point():
+            prediction, target = exact(prediction), exact(target)
+        else:
+            prediction, target = prediction.to(home(prediction.device)), target.to(home(target.device))
+        prediction, target = self.transform.shown(prediction, target)
+        if outcome.known is None:
+            return prediction, target
+        return _select(prediction, target, outcome.known.to(prediction.device))
 
     def by_group(self, features: Tensor, batch: Batch, groups: Tensor, count: int) -> list[Outcome]:
         """Return one outcome for each group of examples.

@@ -182,3 +182,21 @@ def test_first_examples_of_what_is_read_from_disk_are_checked():
     few = {"inputs": INPUTS, "y": torch.full((20,), 3)}
     with pytest.raises(ConfigError, match="the target 'y' has the class 3 in the train split"):
         initialize(nn.Identity(), {"a": task(3, nn.CrossEntropyLoss())}, few, 0, {"train": [few]})  # type: ignore[dict-item]
+
+
+class Slope(nn.Module):
+    """A head that differentiates without a graph."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(inputs.square().sum(), inputs)
+        return slope[:, :1]
+
+
+@pytest.mark.parametrize("where", ["trunk", "head"])
+def test_derivatives_want_grad_mode(where: str) -> None:
+    arrays = {"inputs": torch.randn(8, 3), "y": torch.randn(8)}
+    trunk = Slope() if where == "trunk" else nn.Identity()
+    head = Slope() if where == "head" else nn.Identity()
+    with pytest.raises(ConfigError, match=r"; take derivatives inside torch\.enable_grad\(\)\.$"):
+        initialize(trunk, {"a": Task(head, nn.MSELoss(), target="y")}, arrays, 0, {"train": arrays})

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from multitask.data.loading import Loader
+from multitask.model import MultiTaskModel
 from multitask.run.curves import MetricsCsv
 from multitask.run.errors import ConfigError, choices
 
@@ -108,7 +109,13 @@ class Checkpoints(Checkpoint):
                 f"selection.metric={self.monitor} is not logged; {choices(self.monitor, known)}"
             )
         score = known[self.monitor].detach().clone()
-        if not score.isnan() and (self.best_model_score is None or self._better(score)):
+        if not score.isfinite():
+            if isinstance(pl_module, MultiTaskModel):
+                pl_module.warn_once(
+                    "selection.metric",
+                    f"={self.monitor} has no finite value in epoch {trainer.current_epoch + 1}, and cannot choose it.",
+                )
+        elif self.best_model_score is None or self._better(score):
             self.best_model_score = score
             self._best_step = trainer.global_step
             self._improved = True

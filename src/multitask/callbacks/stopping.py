@@ -1,11 +1,13 @@
 """Early stopping that a resumed run remembers."""
 
+import math
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from multitask.model import MultiTaskModel
 from multitask.run.errors import ConfigError, choices
 
 
@@ -22,7 +24,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         super().__init__(monitor, strict=False, check_on_train_epoch_end=False, **keywords)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count epochs without improvement.
+        """Count epochs without improvement; one in which the metric has no value, for want of labels, does not count.
 
         Raises:
             ConfigError: If the metric is not logged.
@@ -32,6 +34,21 @@ class EarlyStopping(callbacks.EarlyStopping):
                 f"callbacks.early_stopping.monitor={self.monitor} is not logged; "
                 f"{choices(self.monitor, trainer.callback_metrics)}"
             )
+        if isinstance(pl_module, MultiTaskModel) and not trainer.sanity_checking:
+            if self.monitor not in pl_module.validated:
+                pl_module.warn_once(
+                    "callbacks.early_stopping.monitor",
+                    f"={self.monitor} has no value in epoch {trainer.current_epoch + 1}, which is neither better "
+                    "nor worse than others.",
+                )
+                return
+            value = pl_module.validated[self.monitor]
+            if self.check_finite and not math.isfinite(value):
+                pl_module.warn_once(
+                    "callbacks.early_stopping.monitor",
+                    f"={self.monitor} is {value} in epoch {trainer.current_epoch + 1}, and the run stops there; set "
+                    "+callbacks.early_stopping.check_finite=false to count such epochs as worse.",
+                )
         super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,10 +1,12 @@
-"""Metrics that torchmetrics lacks: dense prediction as the multi-task papers report it."""
+"""Metrics that torchmetrics lacks: dense prediction as the multi-task papers report it, R² without cancellation."""
 
 from multitask.metrics.depth import DepthAbsoluteError, DepthRelativeError
 from multitask.metrics.normals import AngleMean, AngleMedian, AngleWithin
+from multitask.metrics.regression import R2
 from multitask.metrics.segmentation import MeanIoU, PixelAccuracy
 
 __all__ = [
+    "R2",
     "AngleMean",
     "AngleMedian",
     "AngleWithin",

@@ -20,6 +20,7 @@ from multitask.run.errors import ConfigError, one_sentence
 from multitask.run.evaluate import Row, evaluate, show
 from multitask.run.record import save_config, write_results
 from multitask.run.resolvers import plain
+from multitask.run.selection import rule_of
 
 _ERRORS = (
     ConfigError,
@@ -58,7 +59,9 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         load(module, content["state_dict"])
         trainer, _ = build_trainer(config, folder, module.automatic_optimization)
         epoch = int(content["epoch"]) + 1
-        rows = evaluate(module, trainer, data, list(config.evaluation.splits), config, epoch)
+        rows = evaluate(
+            module, trainer, data, list(config.evaluation.splits), config, epoch, _selection(content, config)
+        )
     except _ERRORS as error:
         with suppress(OSError):
             folder.rmdir()  # where nothing was written yet
@@ -66,9 +69,8 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
             raise
         sentence = one_sentence(error) or " ".join(str(error).split())
         raise ConfigError(f"ckpt_path={config.ckpt_path} cannot be measured: {sentence}") from error
-    rule = _selection(content, config)
     for row in rows:
-        row |= {"run": Path(config.trained.run_folder).name, "selection": rule}
+        row |= {"run": Path(config.trained.run_folder).name}
     save_config(folder, plain(config), list(HydraConfig.get().overrides.task))
     write_results(folder / "results.csv", rows)
     show(rows)
@@ -110,4 +112,6 @@ def _selection(content: dict[str, Any], config: DictConfig) -> str:
     if config.selection.metric is None:
         return "last"
     best = content.get("callbacks", {}).get("Checkpoints", {}).get("step")
-    return f"{config.selection.mode} {config.selection.metric}" if best == content["global_step"] else "last"
+    return (
+        rule_of(config.selection.metric, config.selection.mode) if best == content["global_step"] else "last"
+    )

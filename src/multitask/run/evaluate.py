@@ -26,8 +26,19 @@ def evaluate(
     splits: Sequence[str],
     config: DictConfig,
     epoch: int,
+    selection: str,
 ) -> list[Row]:
-    """Measure the module on the splits and return one row a figure."""
+    """Measure the module on the splits and return one row a figure.
+
+    Args:
+        module: With the chosen weights.
+        trainer: Its trainer.
+        data: The data.
+        splits: The splits to measure.
+        config: The run's config.
+        epoch: The epoch of the weights.
+        selection: How they were chosen: ``<mode> <metric>``, or ``last``.
+    """
     rows: list[Row] = []
     resolved = plain(config)  # once: it takes long
     known = {
@@ -38,9 +49,7 @@ def evaluate(
         "sweep": config.sweep,
         "run": HydraConfig.get().runtime.output_dir.rstrip("/").rpartition("/")[2],
         "epoch": epoch,
-        "selection": f"{config.selection.mode} {config.selection.metric}"
-        if config.selection.metric
-        else "last",
+        "selection": selection,
     }
 
     def row(split: str, task: str, metric: str, value: float) -> Row:
@@ -56,7 +65,8 @@ def evaluate(
     for split in splits:
         figures = module.measure(trainer, data.loader(split), split)
         rows += [row(split, task, metric, value) for (task, metric), value in figures.items()]
-        if isinstance(module.weighting, Scalarization) and module.weighting.fixed:
+        whole = all((name, "loss") in figures for name in module.names)
+        if whole and isinstance(module.weighting, Scalarization) and module.weighting.fixed:
             rows.append(row(split, "combined", "loss", _combined(module, figures)))
     return rows
 

@@ -85,7 +85,7 @@ def initialize(
             )
             outcome = task(of_task, few)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ConfigError(f"tasks.{name}: {error}") from error
+            raise ConfigError(f"tasks.{name}: {error}{_derivatives(error)}") from error
         check_metrics(name, task, outcome)
     for part in (trunk, *tasks.values()):
         part.train()
@@ -94,7 +94,12 @@ def initialize(
 def _misfit(inputs: Tensor, error: Exception) -> str:
     kind = str(inputs.dtype).removeprefix("torch.")
     hint = "" if inputs.is_floating_point() else "; all layers but embeddings want floats"
-    return f"trunk cannot take inputs of shape {list(inputs.shape[1:])} and type {kind}{hint}: {error}"
+    return f"trunk cannot take inputs of shape {list(inputs.shape[1:])} and type {kind}{hint}: {error}{_derivatives(error)}"
+
+
+def _derivatives(error: Exception) -> str:
+    """Return what to do where a part differentiates its outputs: no graph is kept here, nor in validation."""
+    return "; take derivatives inside torch.enable_grad()." if "does not require grad" in str(error) else ""
 
 
 def check_inputs(trunk: nn.Module, splits: Mapping[str, Split]) -> None:

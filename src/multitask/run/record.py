@@ -39,6 +39,7 @@ _COSMETIC = {
     "enable_checkpointing",
     "enable_model_summary",
     "enable_progress_bar",
+    "inference_mode",
     "log_every_n_steps",
     "num_nodes",
     "num_sanity_val_steps",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from multitask.data.base import DataModule
+from multitask.data.base import DataModule, Split
 from multitask.module import MultiTaskModule
 from multitask.run.errors import ConfigError, choices
 
@@ -142,10 +142,26 @@ def check_against_data(config: DictConfig, data: DataModule, module: MultiTaskMo
             f"{key}={metric} needs a validation split and the data has none; give data.split a share for it, or set "
             f"{key}=null to keep the last weights."
         )
-    known = module.validation_keys(next(iter(data.loader("val"))))
+    known, labelled = module.validation_keys, _labelled(data.splits["val"], module)
+    valued = module.keys_of(labelled)
     for key, metric in wanted.items():
         if metric not in known:
             raise ConfigError(f"{key}={metric} is not logged; {choices(metric, known)}")
+        if metric not in valued:
+            raise ConfigError(
+                f"{key}={metric} never has a value, since the validation split has no label of "
+                f"{', '.join(name for name in module.names if name not in labelled)}; name another metric, or set "
+                "selection.metric=null to keep the last weights."
+            )
+
+
+def _labelled(split: Split, module: MultiTaskModule) -> list[str]:
+    """Return the tasks that can have a loss on a split: all, where it does not lie in memory."""
+    if not isinstance(split, Mapping):
+        return module.names
+    return [
+        name for name in module.names if name not in module.by_name or module.by_name[name].mass(dict(split))
+    ]
 
 
 def check_optimizer(module: MultiTaskModule) -> None:

@@ -26,6 +26,7 @@ _FREE = {
         "enable_progress_bar",
         "gradient_clip_algorithm",
         "gradient_clip_val",
+        "inference_mode",
         "limit_test_batches",
         "log_every_n_steps",
         "max_epochs",

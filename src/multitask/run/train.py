@@ -1,6 +1,7 @@
 """One training run: build, fit, evaluate, record."""
 
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -42,6 +43,7 @@ from multitask.run.refusals import (
     check_targets,
 )
 from multitask.run.resolvers import plain
+from multitask.run.selection import rule_of, select
 from multitask.run.task_check import check_tasks
 
 # What libraries raise at values that they cannot use.
@@ -76,13 +78,16 @@ def train(config: DictConfig) -> float | None:
         trainer.fit(module, datamodule=run.data, ckpt_path=config.ckpt_path, weights_only=True)
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):  # type: ignore[attr-defined]
             print(profile)
-        epoch = select(module, trainer, config)
-        figures = evaluate(module, trainer, run.data, list(config.evaluation.splits), config, epoch)
-        status = {"status": "completed", "epoch": epoch, "selected_value": _selected_value(trainer)}
+        chosen = select(module, trainer, config)
+        splits = list(config.evaluation.splits)
+        figures = evaluate(module, trainer, run.data, splits, config, chosen.epoch, chosen.rule)
+        status = {"status": "completed", **chosen.facts()}
         if trainer.is_global_zero:
             write_results(folder / "results.csv", figures)
             show(figures)
-        return _selected_value(trainer)
+            if chosen.note:
+                print(f"warning: {chosen.note}", file=sys.stderr)
+        return chosen.value
     except RunInterrupted as error:
         status = {"status": "interrupted", "error": str(error)}
         raise
@@ -184,22 +189,6 @@ def _end(run: _Run, record: RunRecord, status: Mapping[str, Any], folder: Path, 
             print(folder)
 
 
-def select(module: MultiTaskModule, trainer: Trainer, config: DictConfig) -> int:
-    """Load the weights that validation chose, and return their epoch; the last ones where nothing chose."""
-    checkpoint = trainer.checkpoint_callback
-    path = getattr(checkpoint, "best_model_path", "")
-    if config.selection.metric is None or not path:
-        return trainer.current_epoch
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(content["state_dict"])
-    return int(content["epoch"]) + 1
-
-
-def _selected_value(trainer: Trainer) -> float | None:
-    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
-    return None if score is None else float(score)
-
-
 def _facts(config: Mapping[str, Any], overrides: list[str], module: MultiTaskModule) -> dict[str, Any]:
     selection = config["selection"]
     return {
@@ -207,7 +196,7 @@ def _facts(config: Mapping[str, Any], overrides: list[str], module: MultiTaskMod
         "experiment": config["experiment_name"],
         "seed": config["seed"],
         "sweep": config["sweep"],
-        "selection": f"{selection['mode']} {selection['metric']}" if selection["metric"] else "last",
+        "selection": rule_of(selection["metric"], selection["mode"]),
         "config_digest": recipe_digest(config),
         "overrides": overrides,
         "parameters": sum(p.numel() for p in module.parameters()),

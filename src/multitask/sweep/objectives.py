@@ -88,7 +88,8 @@ def measure(jobs: Sequence[Job], wanted: Sequence[Objective], selection: str | N
 
 def _value(job: Job, key: str, selection: str | None) -> float:
     if key == selection:
-        return float(read_record(job.folder).get("selected_value") or math.nan)
+        value = read_record(job.folder).get("selected_value")
+        return math.nan if value is None else float(value)
     with (job.folder / "results.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             if _key(row) == key:

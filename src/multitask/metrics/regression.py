@@ -1,0 +1,47 @@
+"""The coefficient of determination of targets of any unit, however far from zero."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from multitask.metrics.pooling import same_shape
+
+
+class R2(Metric):
+    """1 − Σ (target − prediction)² / Σ (target − mean)², averaged over columns.
+
+    ``prediction`` and ``target``: ``[batch]`` or ``[batch, columns]``. Moving both by a constant or giving them in
+    another unit changes nothing, unlike ``torchmetrics.R2Score``, which subtracts large sums from one another and
+    takes sums of squares under 1e-4 for zero: each batch leaves the moments of its targets about their own mean,
+    which are merged at the end (Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
+    A column whose targets are all the same has no value and is left out; NaN where no column has one.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    moments: list[Tensor] | Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("moments", [], dist_reduce_fx="cat")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        same_shape("R2", prediction, target)
+        rows = target.detach().double().reshape(len(target), -1)
+        residuals = rows - prediction.detach().double().reshape(rows.shape)
+        mean = rows.mean(0)
+        count = torch.full_like(mean, len(rows))
+        found = [count, mean, (rows - mean).square().sum(0), residuals.square().sum(0)]
+        assert isinstance(self.moments, list)
+        self.moments.append(torch.stack(found)[None])
+
+    def compute(self) -> Tensor:
+        """Return R², a scalar in (−∞, 1]."""
+        count, mean, squares, residuals = dim_zero_cat(self.moments).unbind(1)
+        origin = mean[0]
+        whole = origin + (count * (mean - origin)).sum(0) / count.sum(0)
+        total = squares.sum(0) + (count * (mean - whole).square()).sum(0)
+        return (1 - residuals.sum(0) / total)[total > 0].mean()

@@ -1,0 +1,138 @@
+"""What a run says that it measured: splits without labels, runs without a validation, models that differentiate."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.script_runner import Ran, Scripts
+from tests.integration.small import CONFIGS, rows
+
+pytestmark = pytest.mark.slow
+TASKS = "task=[kinds/scalar,kinds/vector,kinds/weighted_classes]"
+
+
+def save(folder: Path, unlabelled: str = "val", offset: float = 0.0) -> str:
+    """Write 120 examples; of ``vector`` and ``classes`` nothing is labelled in one split."""
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(120, 6)).astype(np.float32)
+    split = np.array(["train"] * 80 + ["val"] * 20 + ["test"] * 20)
+    classes, vector = inputs[:, :3].argmax(1), -2 * inputs
+    classes[split == unlabelled], vector[split == unlabelled] = -100, np.nan
+    scalar = (inputs**2).sum(1) + offset
+    np.savez(folder / "file.npz", inputs=inputs, scalar=scalar, vector=vector, classes=classes, split=split)
+    return str(folder / "file.npz")
+
+
+def run(scripts: Scripts, path: str, *arguments: str) -> Ran:
+    return scripts.run(
+        f"--config-dir={CONFIGS}",
+        f"data.path={path}",
+        "data=npz",
+        "data.split=split",
+        "data.batch_size=16",
+        "tasks.vector.head.out_features=6",
+        "logger=csv",
+        "trainer.max_epochs=3",
+        *arguments,
+    )
+
+
+def figures(folder: Path) -> dict[tuple[str, str, str], float]:
+    return {(r["split"], r["task"], r["metric"]): float(r["value"]) for r in rows(folder / "results.csv")}
+
+
+def measured(ran: Ran) -> set[tuple[str, str, str]]:
+    assert ran.code == 0, ran.err
+    return set(figures(ran.folder))
+
+
+@pytest.mark.parametrize("weighting", ["weighted_sum", "upgrad"])
+def test_a_split_without_labels_of_a_task_has_no_figures_of_it(
+    weighting: str, scripts: Scripts, tmp_path: Path
+) -> None:
+    ran = run(
+        scripts,
+        save(tmp_path),
+        TASKS,
+        "trunk=mlp_small",
+        f"weighting={weighting}",
+        "callbacks=early_stopping",
+    )
+    found = measured(ran)
+    assert {(task, metric) for split, task, metric in found if split == "val"} == {
+        ("scalar", "loss"),
+        ("scalar", "mae"),
+        ("scalar", "r2"),
+    }
+    assert {("test", "vector", "mae"), ("test", "classes", "accuracy")} <= found
+    curves = [row for row in rows(ran.folder / "metrics.csv") if row["val/loss"]]
+    assert len(curves) == 3
+    assert all(row["val/loss"] == row["val/loss/scalar"] for row in curves)
+    assert not {"val/loss/vector", "val/vector/mae", "val/classes/accuracy"} & curves[0].keys()
+    assert ran.record["selection"] == "min val/loss"
+    assert ran.record["selected_value"] == min(float(row["val/loss"]) for row in curves)
+    assert "selection_note" not in ran.record
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("trainer.limit_val_batches=0", "the run had no validation"),
+        ("trainer.check_val_every_n_epoch=9", "the run had no validation"),
+        ("callbacks.checkpoint=null", "no callback keeps the best"),
+    ],
+)
+def test_a_run_that_chose_no_weights_says_so(
+    override: str, why: str, scripts: Scripts, tmp_path: Path
+) -> None:
+    ran = run(scripts, save(tmp_path, "none"), TASKS, "trunk=mlp_small", override)
+    measured(ran)
+    note = f"selection.metric=val/loss chose no weights, since {why}; the last ones are measured."
+    assert f"warning: {note}" in ran.err.splitlines()
+    record = ran.record
+    assert (record["status"], record["selection"], record["selected_value"]) == ("completed", "last", None)
+    assert (record["selection_note"], record["epoch"]) == (note, 3)
+    assert {row["selection"] for row in rows(ran.folder / "results.csv")} == {"last"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("selection.metric=val/vector/mae",),
+        ("scheduler=plateau", "scheduler.monitor=val/loss/classes"),
+        ("only=vector",),
+    ],
+)
+def test_a_metric_that_never_has_a_value_is_refused(
+    arguments: tuple[str, ...], scripts: Scripts, tmp_path: Path
+) -> None:
+    ran = run(scripts, save(tmp_path), TASKS, "trunk=mlp_small", *arguments)
+    assert ran.code == 1
+    assert "never has a value, since the validation split has no label of vector" in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("weighting", ["weighted_sum", "upgrad"])
+def test_a_model_that_differentiates_is_validated_and_tested(
+    weighting: str, scripts: Scripts, tmp_path: Path
+) -> None:
+    tasks = "task=[kinds/scalar,kinds/vector]"
+    ran = run(scripts, save(tmp_path, "none"), tasks, "trunk=forces", f"weighting={weighting}")
+    assert {(split, "vector", "mae") for split in ("val", "test")} <= measured(ran)
+    again = scripts.run(f"ckpt_path={ran.folder / 'checkpoints' / 'best.ckpt'}", script="eval")
+    assert again.code == 0, again.err
+    values = [figures(each.folder) for each in (ran, again)]
+    assert values[0] == values[1]
+
+
+def test_a_target_far_from_zero_is_measured_as_one_near_it(scripts: Scripts, tmp_path: Path) -> None:
+    found = []
+    for offset in (0.0, -1e5):
+        ran = run(scripts, save(tmp_path, "none", offset), TASKS, "trunk=mlp_small")
+        measured(ran)
+        found.append(
+            {key: value for key, value in figures(ran.folder).items() if key[:2] == ("test", "scalar")}
+        )
+    assert found[0]["test", "scalar", "r2"] < 0.9
+    assert found[1] == pytest.approx(found[0], rel=0.01, abs=0.005)

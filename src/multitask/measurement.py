@@ -26,10 +26,10 @@ class Measurement(nn.Module):
     def update(self, tasks: Mapping[str, Task], outcomes: Iterable[Outcome]) -> None:
         """Add a batch."""
         for task, mean, outcome in zip(tasks.values(), self._losses, outcomes, strict=True):
-            mass = outcome.mass
-            if mass:
+            count = outcome.count
+            if count:
                 assert isinstance(mean, MeanMetric)
-                mean.update(outcome.loss.detach(), mass)
+                mean.update(outcome.loss.detach(), count)
                 task.measure(outcome)
 
     def finish(self, tasks: Mapping[str, Task]) -> Figures:

@@ -101,7 +101,7 @@ class MultiTaskModel(LightningModule):
             [outcomes[name].loss if name in outcomes else self.penalty(name) for name in self.names]
         )
         if self.processes > 1:
-            masses = [float(outcomes[name].mass) if name in outcomes else 1.0 for name in self.names]
+            masses = [float(outcomes[name].count) if name in outcomes else 1.0 for name in self.names]
             losses = mean_over_processes(losses, torch.tensor(masses, device=self.device))
         return losses
 

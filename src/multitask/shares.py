@@ -46,7 +46,7 @@ def masses_of(module: "MultiTaskModule", window: Sequence[Batch], rows: Rows) ->
             chosen = None if group is None else group == g
             # A penalty is the same in every part, and its mean is over the parts.
             masses = [
-                module.by_name[name].mass(batch, chosen) if name in module.by_name else 1.0
+                module.by_name[name].count(batch, chosen) if name in module.by_name else 1.0
                 for name in module.names
             ]
             totals[g] += _numbers(masses)
@@ -143,4 +143,4 @@ def losses_of(module: "MultiTaskModule", window: Sequence[Batch], present: Seque
 def _share(outcome: Outcome, masses: Tensor | None, group: int, task: int) -> Tensor:
     if masses is None:
         return outcome.loss
-    return outcome.loss * (outcome.mass / masses[group, task]).to(outcome.loss.dtype)
+    return outcome.loss * (outcome.count / masses[group, task]).to(outcome.loss.dtype)

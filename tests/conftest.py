@@ -12,10 +12,8 @@ from multitask.gradients.task_gradients import Engine
 from multitask.gradients.rows import Rows
 from multitask.data.base import DataModule, Split
 from multitask.module import MultiTaskModule
-from multitask.optimization import ManualOptimization
-from multitask.step import Step
 from multitask.task import Task
-from multitask.weighting.base import Combiner, Scalarization
+from multitask.weighting.base import Combiner
 
 
 class Arrays(DataModule):
@@ -57,26 +55,30 @@ def build(
     weighted_heads: bool = False,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     dtype: torch.dtype = torch.float64,
-    **manual: Any,
+    **keys: Any,
 ) -> MultiTaskModule:
+    """Make a small module; keys of the Trainer make it optimize by hand, and :func:`fit` passes them on."""
     torch.manual_seed(0)
     trunk = trunk or nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
     heads = heads or {f"t{i}": regression(f"t{i}") for i in range(tasks)}
-    automatic = isinstance(weighting, Scalarization) and not manual
-    return MultiTaskModule(
+    module = MultiTaskModule(
         trunk,
         heads,
-        weighting,
-        optimizer or (lambda groups: torch.optim.SGD(groups, lr=0.1)),
-        manual=None if automatic else ManualOptimization(Step(engine or Rows(), weighted_heads), **manual),
+        weighting=weighting,
+        optimizer=optimizer or (lambda groups: torch.optim.SGD(groups, lr=0.1)),
+        engine=engine or Rows(),
+        heads="weighted" if weighted_heads else "own",
+        manual=True if keys else None,
     ).to(dtype)
+    module.trainer_keys = keys
+    return module
 
 
 def fit(
     module: MultiTaskModule, data: DataModule, steps: int = 1, ckpt_path: Any = None, **options: Any
 ) -> Trainer:
     """Train for some steps, silently."""
-    options = {"logger": False, **options}
+    options = {"logger": False, **module.trainer_keys, **options}
     trainer = Trainer(
         accelerator="cpu",
         devices=1,

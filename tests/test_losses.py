@@ -73,9 +73,9 @@ def test_mean_is_the_mean_of_parts_weighted_by_their_counts(name: str):
     loss, data, _, _ = CASES[name]
     prediction, target = data()
     mean = loss()
-    counts = torch.tensor([float(mean.mass(target[i : i + 1])) for i in range(3)])
+    counts = torch.tensor([float(mean.count(target[i : i + 1])) for i in range(3)])
     parts = torch.stack([mean(prediction[i : i + 1], target[i : i + 1]) for i in range(3)])
-    assert mean.mass(target) == counts.sum()
+    assert mean.count(target) == counts.sum()
     torch.testing.assert_close(mean(prediction, target), (counts * parts).sum() / counts.sum())
 
 
@@ -150,7 +150,7 @@ def test_a_task_counts_valid_pixels_and_gives_losses_by_example(name: str):
     prediction, target = data()
     task = Task(nn.Identity(), loss(), target="t")
     outcome = task(prediction, {"t": target})
-    assert outcome.mass == loss().mass(target)
+    assert outcome.count == loss().count(target)
     torch.testing.assert_close(outcome.loss, reference(prediction, target))
     expected = torch.stack([reference(prediction[i : i + 1], target[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(task.each(prediction, {"t": target}), expected)

@@ -8,10 +8,9 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 from torchjd.scalarization import Mean
 from torchmetrics import MeanSquaredError
 
-from multitask.gradients.task_gradients import Cotangents
-from multitask.gradients.rows import Rows
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty, SumOfAbsolutes
+from multitask.step import Step
 from multitask.task import Task
 from multitask.weighting.adapter import adapt
 
@@ -62,19 +61,15 @@ def test_classification_and_penalty_are_two_rows_of_one_jacobian():
     inputs, classes = torch.randn(6, 4, dtype=torch.float64), torch.randint(2, (6,))
     penalty = Penalty(weight=0.01)
 
-    features = network["trunk"](inputs)
-    leaf = features.detach().requires_grad_()
-    nn.functional.cross_entropy(network["head"](leaf), classes).backward()
-    shared = list(network["trunk"].parameters())
-    gradients = Rows().differentiate(
-        [features],
-        Cotangents([[leaf.grad], [None]]),
-        shared,
-        direct=[None, penalty(network.named_parameters())],
+    result = Step(UPGradWeighting(), network).backward(
+        {
+            "classes": nn.functional.cross_entropy(network["head"](network["trunk"](inputs)), classes),
+            "penalty": penalty(network.named_parameters()),
+        }
     )
-    expected = 0.02 * torch.cat([p.detach().flatten() for p in shared])
-    torch.testing.assert_close(gradients.jacobian()[1], expected)
-    gradients.combine(UPGradWeighting()(gradients.gramian()))
+    assert result.gradients is not None
+    expected = 0.02 * torch.cat([p.detach().flatten() for p in network["trunk"].parameters()])
+    torch.testing.assert_close(result.gradients.jacobian()[1], expected)
 
     features = reference["trunk"](inputs)
     mtl_backward(
@@ -97,7 +92,7 @@ def test_classification_and_penalty_are_two_rows_of_one_jacobian():
 def test_penalties_are_measured_beside_the_tasks():
     head = Task(nn.Linear(3, 1), nn.MSELoss(), {"mse": MeanSquaredError()}, target="y")
     tasks = {"a": head, "l2": Penalty(weight=0.5)}
-    module = MultiTaskModule(nn.Linear(4, 3), tasks, adapt(Mean()), torch.optim.SGD)
+    module = MultiTaskModule(nn.Linear(4, 3), tasks, weighting=adapt(Mean()))
     assert {"val/loss/a", "val/a/mse", "val/loss/l2"} <= module.validation_keys
     squares = sum(p.square().sum() for p in module.trunk.parameters())
     torch.testing.assert_close(module.penalty("l2"), 0.5 * squares)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchjd.autojac import jac
 
 from multitask.gradients.layerwise import Layerwise
-from multitask.data.loading import derived_seed
+from multitask.randomness import derived_seed
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
 from multitask.run.combiner import build_combiner, build_manual

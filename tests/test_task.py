@@ -37,14 +37,14 @@ def test_missing_classes_enter_nothing(dense: bool) -> None:
     outcome = task(features, {"y": target})
     expected = nn.functional.cross_entropy(head(features), target, ignore_index=-1)
     torch.testing.assert_close(outcome.loss, expected)
-    assert outcome.mass == task.mass({"y": target}) == (target != -1).sum()
+    assert outcome.count == task.count({"y": target}) == (target != -1).sum()
 
 
 def test_nothing_labelled_gives_a_zero_that_backward_can_pass() -> None:
     task = Task(nn.Linear(3, 1), nn.MSELoss(), target="y", missing=True)
     outcome = task(FEATURES, {"y": torch.full((4,), torch.nan)})
     outcome.loss.backward()
-    assert outcome.mass == 0
+    assert outcome.count == 0
     assert outcome.loss == 0
     assert torch.equal(task.head.weight.grad, torch.zeros(1, 3))
 

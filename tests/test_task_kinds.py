@@ -97,7 +97,7 @@ def test_classes_with_weights_and_missing_ones(tmp_path: Path):
     assert 0 < known.sum() < COUNT
     right = scores[known].argmax(1) == batch["classes"][known]
     assert metrics["accuracy"] == pytest.approx(float(right.float().mean()))
-    assert float(module.by_name["classes"].mass(batch)) == pytest.approx(
+    assert float(module.by_name["classes"].count(batch)) == pytest.approx(
         float(weight[batch["classes"][known]].sum())
     )
 

@@ -29,7 +29,7 @@ class ValidPixels(nn.Module):
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Error of each pixel, ``[batch, height, width]``; finite also where the target is not valid."""
 
-    def mass(self, target: Tensor) -> Tensor:
+    def count(self, target: Tensor) -> Tensor:
         """How many pixels the mean is over."""
         return self.valid(target).sum()
 
@@ -103,11 +103,11 @@ class PixelCrossEntropy(nn.Module):
         self.reduction = reduction
         self.register_buffer("weight", None if weight is None else torch.tensor(weight), persistent=False)
 
-    def mass(self, target: Tensor) -> Tensor:
+    def count(self, target: Tensor) -> Tensor:
         """How many pixels the mean is over, or the sum of their classes' weights."""
-        return self._masses(target).sum()
+        return self._counts(target).sum()
 
-    def _masses(self, target: Tensor) -> Tensor:
+    def _counts(self, target: Tensor) -> Tensor:
         valid = target != self.ignore_index
         return valid.float() if self.weight is None else self.weight[target.where(valid, 0)] * valid
 
@@ -116,9 +116,9 @@ class PixelCrossEntropy(nn.Module):
         error = nn.functional.cross_entropy(
             prediction, target, weight=self.weight, ignore_index=self.ignore_index, reduction="none"
         )
-        masses = self._masses(target).to(error)
+        counts = self._counts(target).to(error)
         least = torch.finfo(error.dtype).tiny
         if self.reduction == "mean":
-            return error.sum() / masses.sum().clamp(min=least)
-        totals = masses.reshape(len(masses), -1).sum(1).clamp(min=least)
+            return error.sum() / counts.sum().clamp(min=least)
+        totals = counts.reshape(len(counts), -1).sum(1).clamp(min=least)
         return error.reshape(len(error), -1).sum(1) / totals

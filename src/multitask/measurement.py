@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from multitask.lightning.figures import Figures
 from multitask.metrics.precision import Exact, exact
 from multitask.run.errors import ConfigError
 from multitask.task import Outcome, Task
-
-Figures = dict[tuple[str, str], float]
-"""Values by task and metric; ``loss`` is a metric of every task. What has no value on the split is absent."""
 
 
 class Measurement(nn.Module):
@@ -29,9 +27,9 @@ class Measurement(nn.Module):
     def update(self, tasks: Mapping[str, Task], outcomes: Iterable[Outcome]) -> None:
         """Add a batch."""
         for i, (task, outcome) in enumerate(zip(tasks.values(), outcomes, strict=True)):
-            mass = outcome.mass
-            if mass:
-                self._losses["losses"].update(i, outcome.loss.detach(), mass)
+            count = outcome.count
+            if count:
+                self._losses["losses"].update(i, outcome.loss.detach(), count)
                 task.measure(outcome)
 
     def finish(self, tasks: Mapping[str, Task]) -> Figures:
@@ -43,7 +41,7 @@ class Measurement(nn.Module):
         Raises:
             ConfigError: If a metric cannot be computed of what it was shown, naming it.
         """
-        figures: Figures = {}
+        figures: dict[tuple[str, str], float] = {}
         sums, masses = self._losses["losses"].compute().tolist()
         for name, task, total, mass in zip(tasks, tasks.values(), sums, masses, strict=True):
             if mass:
@@ -88,14 +86,3 @@ class _Losses(Metric):
         """Return both sums, ``[2, tasks]``."""
         return self.sums
 
-
-def logged(figures: Figures, prefix: str) -> dict[str, float]:
-    """Return ``<prefix>/loss/<task>``, ``<prefix>/<task>/<metric>`` and the means over the tasks that have one."""
-    found: dict[str, float] = {}
-    by_metric: dict[str, list[float]] = {}
-    for (task, metric), value in figures.items():
-        found[f"{prefix}/loss/{task}" if metric == "loss" else f"{prefix}/{task}/{metric}"] = value
-        by_metric.setdefault(metric, []).append(value)
-    for metric, values in by_metric.items():
-        found[f"{prefix}/loss" if metric == "loss" else f"{prefix}/mean/{metric}"] = sum(values) / len(values)
-    return found

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from multitask.distributed import average_gradients, mean_over_processes
 from multitask.finite import FiniteLosses, are_finite, not_finite
 from multitask.gradients.engines import make_engine
+from multitask.gradients.graph import Graph
 from multitask.gradients.losses import Losses, LossesLike
 from multitask.gradients.own import sum_over_processes, write
 from multitask.gradients.ownership import Layout, Ownership
+from multitask.gradients.pulls import Pulls
+from multitask.gradients.rows import Rows
 from multitask.gradients.seen import SeenGradients
 from multitask.gradients.task_gradients import Engine, TaskGradients
 from multitask.gradients.window import Counts, Window, counts_of, processes
@@ -214,6 +217,15 @@ class Step:
             return
         with torch.no_grad(), self.as_present(list(present), self.steps - 1):
             self.weighting.after_step(lambda: recompute()[list(present)])
+
+    def rows_of(self, losses: Losses) -> tuple[Tensor, bool]:
+        """Return each loss's gradient over what is shared, ``[m, n]``, and whether anything is; no step is taken."""
+        graph = Graph(losses.edges())
+        self._begin(losses)
+        self.ownership.find(graph, losses.m)
+        shared = self.ownership.shared()
+        pulls = Pulls(losses, graph, [[] for _ in range(losses.m)])
+        return Rows().differentiate(pulls, shared).jacobian(), bool(shared)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the weighting's own parameters, which an optimizer has to train."""

@@ -9,10 +9,16 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from multitask.counts import COUNTS, Count, count_of, has_count, weighs_classes
+from multitask.known import loss_over_known, over_examples, whole_rows
+from multitask.metrics.known import OfKnown
 from multitask.metrics.precision import Exact, exact, home
 from multitask.targets import Fitted, Transform
 
 Batch = dict[str, Tensor]
+
+# What torch's losses ignore by default; where the data holds it, the task has to say that labels can be missing.
+_UNSPOKEN = -100
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Outcome:
     loss: Tensor
     """Weighted mean loss over what is labelled, a scalar; zero where nothing is."""
     weigh: Callable[[], Tensor | float]
-    """Returns ``mass``: most steps never ask for it."""
+    """Returns ``count``: most steps never ask for it."""
     prediction: Tensor
     """The head's output."""
     target: Tensor
@@ -31,7 +37,7 @@ class Outcome:
     """Which target values are labelled, in the target's shape; ``None`` where all are."""
 
     @property
-    def mass(self) -> Tensor | float:
+    def count(self) -> Tensor | float:
         """What the mean is over: the number of labelled values, or the sum of their class weights."""
         return self.weigh()
 
@@ -51,6 +57,17 @@ class Task(nn.Module):
         ignore_index: The integer that marks a missing class.
         transform: What the loss compares in place of the target, and what the metrics see in place of
             the prediction; by default both as they are.
+        count: What the loss of a batch is a mean over, for micro-batches, processes and evaluation batches are
+            weighted by it. By default what the loss's method ``count(target)`` returns, or what torch's losses
+            do, or the number of labelled values without the loss's ``ignore_index``. ``examples``: all labelled
+            values alike; ``weights``: each value by its entry in ``loss.weight``; ``batch``: the loss is no mean
+            over examples (contrastive pairs, Dice or Cox over a batch), and that of several batches is defined
+            as their mean, each weighted by its number of examples.
+        loss_checks_shapes: Whether prediction and target may have unlike shapes, and integers be no classes: the
+            loss takes both as they are.
+
+    Raises:
+        ValueError: If ``count`` is none of these, or ``weights`` and the loss has no weights.
     """
 
     def __init__(
@@ -63,16 +80,32 @@ class Task(nn.Module):
         missing: bool = False,
         ignore_index: int = -100,
         transform: Transform | None = None,
+        count: Count | None = None,
+        loss_checks_shapes: bool = False,
     ) -> None:
         super().__init__()
+        if count is not None and count not in COUNTS:
+            raise ValueError(f"tasks.*.count is null, {', '.join(COUNTS)}, not {count!r}.")
+        if count == "weights" and getattr(loss, "weight", None) is None:
+            raise ValueError(f"tasks.*.count is weights, and {type(loss).__name__} has no attribute weight.")
         self.head = head
         self.loss = loss
-        self.metrics = Exact(metrics or {})
+        of_known = {
+            name: OfKnown(metric, ignore_index) if missing else metric
+            for name, metric in (metrics or {}).items()
+        }
+        self.metrics = Exact(of_known)
         self.target = target
         self.weight = weight
         self.missing = missing
         self.ignore_index = ignore_index
         self.transform = Transform() if transform is None else transform
+        self.counts_by = count
+        self.loss_checks_shapes = loss_checks_shapes
+        self.copies_features = False
+        """Whether the head gets a copy of the features, since it changes them and others see them too."""
+        self.takes_partly_labelled = not loss_checks_shapes
+        """Whether the loss can leave single values of an example out; the checks before training may say no."""
 
     def forward(self, features: Tensor, batch: Batch) -> Outcome:
         """Predict and compare with the batch's target.
@@ -83,7 +116,7 @@ class Task(nn.Module):
         """
         return self.compare(*self._predict(features, batch))
 
-    def mass(self, batch: Batch, chosen: Tensor | None = None) -> Tensor | float:
+    def count(self, batch: Batch, chosen: Tensor | None = None) -> Tensor | float:
         """Return what this task's mean loss over a batch is over, before any forward pass.
 
         Args:
@@ -91,9 +124,24 @@ class Task(nn.Module):
             chosen: Which examples to count, shape ``[batch]``; all by default.
         """
         target, known = self._compared(batch)
-        if known is not None:
-            return self._mass(target[known if chosen is None else known & _over_examples(chosen, known)])
-        return self._mass(target if chosen is None else target[chosen])
+        if chosen is not None:
+            target, known = target[chosen], None if known is None else known[chosen]
+        rows = None if known is None else whole_rows(known)
+        if rows is not None:
+            target, known = target[rows], None
+        return count_of(self.loss, self.counts_by, target, known) if len(target) else 0.0
+
+    @property
+    def counts_examples(self) -> bool:
+        """Whether every batch's mean loss is over the same number of elements per example."""
+        ignored = getattr(self.loss, "ignore_index", None)
+        weighted = weighs_classes(self.loss, self.counts_by) and getattr(self.loss, "weight", None) is not None
+        return (
+            self.counts_by == "batch"
+            or not (has_count(self.loss) and self.counts_by is None)
+            and not weighted
+            and ignored in (None, _UNSPOKEN)
+        ) and not self.missing
 
     @property
     def fitted(self) -> list[Fitted]:
@@ -113,8 +161,8 @@ class Task(nn.Module):
         """Show what is labelled of an outcome to the metrics."""
         self.metrics.update(*self.shown(outcome))
 
-    def shown(self, outcome: Outcome) -> tuple[Tensor, Tensor]:
-        """Return prediction and target of what is labelled, as the metrics see them.
+    def shown(self, outcome: Outcome) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]:
+        """Return what the metrics take: prediction and target, and what is labelled where values can be missing.
 
         Floats that are compared with floats are float64, so that none of a target's digits is lost on the way back
         to its own units. Scores of classes keep their type: there are as many of them as classes.
@@ -125,9 +173,17 @@ class Task(nn.Module):
         else:
             prediction, target = prediction.to(home(prediction.device)), target.to(home(target.device))
         prediction, target = self.transform.shown(prediction, target)
-        if outcome.known is None:
+        if not self.missing:
             return prediction, target
-        return _select(prediction, target, outcome.known.to(prediction.device))
+        known = None if outcome.known is None else outcome.known.to(target.device)
+        if known is not None and known.shape != target.shape:  # a transform made one value of several
+            rows = whole_rows(known)
+            if rows is None:
+                raise ValueError(
+                    "transform joins values of which some are missing; leave it out, or mark whole rows"
+                )
+            known = over_examples(rows, target).expand(target.shape)
+        return prediction, target, known
 
     def by_group(self, features: Tensor, batch: Batch, groups: Tensor, count: int) -> list[Outcome]:
         """Return one outcome for each group of examples.
@@ -150,19 +206,28 @@ class Task(nn.Module):
     def each(self, features: Tensor, batch: Batch) -> Tensor:
         """Return the loss of each example, shape ``[batch]``."""
         prediction, target, _ = self._predict(features, batch)
-        if getattr(self.loss, "reduction", None) == "mean" and getattr(self.loss, "weight", None) is None:
+        weighted = (
+            weighs_classes(self.loss, self.counts_by) and getattr(self.loss, "weight", None) is not None
+        )
+        if getattr(self.loss, "reduction", None) == "mean" and not weighted:
             unreduced = copy(self.loss)
             unreduced.reduction = "none"  # type: ignore[attr-defined]
             values = unreduced(prediction, target)
             return self.weight * (values.flatten(1).mean(1) if values.ndim > 1 else values)
-        singles = zip(prediction.split(1), target.split(1), strict=True)
-        return self.weight * torch.stack([self.loss(one, its) for one, its in singles])
+        singles = [(one, its) for one, its in zip(prediction.split(1), target.split(1), strict=True)]
+        losses = torch.stack([self.loss(one, its) for one, its in singles])
+        if weighted:  # a mean over one example has lost its weight
+            counts = torch.stack(
+                [torch.as_tensor(count_of(self.loss, self.counts_by, its)) for _, its in singles]
+            )
+            losses = losses * counts / counts.mean()
+        return self.weight * losses
 
     def _predict(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return prediction, target, and which target values are labelled (``None``: all)."""
         target, known = self._compared(batch)
-        prediction = self.head(features)
-        if target.is_floating_point():
+        prediction = self.head(features.clone() if self.copies_features else features)
+        if target.is_floating_point() and not self.loss_checks_shapes:
             target = _aligned(target, prediction, self.target)
         return prediction, target, None if known is None else known.view_as(target)
 
@@ -181,7 +246,7 @@ class Task(nn.Module):
                     f"mask/{self.target} is {list(mask.shape)} and the target '{self.target}' {list(known.shape)}; "
                     "make the mask as large, or one value an example."
                 )
-            known = known & _over_examples(mask, known)
+            known = known & over_examples(mask, known)
         return known
 
     def compare(self, prediction: Tensor, target: Tensor, known: Tensor | None) -> Outcome:
@@ -194,24 +259,28 @@ class Task(nn.Module):
         """
         if known is not None and known.all():
             known = None
-        of_known = (prediction, target) if known is None else _select(prediction, target, known)
-        if of_known[1].numel() == 0:
-            return Outcome(of_known[0].sum() * 0.0, lambda: 0.0, prediction, target, known)
-        loss = self.loss(*of_known)
+        rows = None if known is None else whole_rows(known)
+        if known is None or rows is not None:
+            of_rows = (prediction, target) if rows is None else (prediction[rows], target[rows])
+            if of_rows[1].numel() == 0:
+                return Outcome(of_rows[0].sum() * 0.0, lambda: 0.0, prediction, target, known)
+            loss = self.loss(*of_rows)
+            count = partial(count_of, self.loss, self.counts_by, of_rows[1])
+        else:
+            if not self.takes_partly_labelled:
+                raise ValueError(
+                    f"an example misses some of the target '{self.target}' and has the rest, and the loss cannot leave "
+                    f"single values out; mark it as missing altogether (mask/{self.target})"
+                )
+            loss, counted = loss_over_known(self.loss, self.counts_by, prediction, target, known)
+            count = partial(_itself, counted)
         if self.weight != 1.0:
             loss = self.weight * loss
-        return Outcome(loss, partial(self._mass, of_known[1]), prediction, target, known)
+        return Outcome(loss, count, prediction, target, known)
 
-    def _mass(self, target: Tensor) -> Tensor | float:
-        """Return what the loss's mean is over: its own count, or class weights where it has them."""
-        # A loss that leaves values out by itself says how many it keeps.
-        if (count := getattr(self.loss, "mass", None)) is not None:
-            return count(target)
-        if target.is_floating_point():
-            return float(target.numel())
-        classes = getattr(self.loss, "weight", None)
-        counted = target != getattr(self.loss, "ignore_index", self.ignore_index)
-        return counted.sum() if classes is None else (classes[target.where(counted, 0)] * counted).sum()
+
+def _itself(count: Tensor | float) -> Tensor | float:
+    return count
 
 
 def few_of(batch: Batch, count: int = 8) -> Batch:
@@ -221,25 +290,11 @@ def few_of(batch: Batch, count: int = 8) -> Batch:
     return {name: values[picked] for name, values in batch.items()}
 
 
-def _over_examples(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.view(mask.shape + (1,) * (like.ndim - mask.ndim))
-
-
 def _only(target: Tensor, known: Tensor | None) -> Tensor:
     """Return the target with NaN in place of missing floats, or the labelled classes alone."""
     if known is None:
         return target.flatten() if not target.is_floating_point() else target
     return target.where(known, torch.nan) if target.is_floating_point() else target[known]
-
-
-def _select(prediction: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    whole = known.flatten(1).all(1) if known.ndim > 1 else known
-    if torch.equal(_over_examples(whole, known).expand_as(known), known):
-        return prediction[whole], target[whole]
-    if prediction.shape == target.shape:
-        return prediction[known], target[known]
-    # Dense classes [batch, …] against scores [batch, classes, …].
-    return prediction.movedim(1, -1)[known], target[known]
 
 
 def _aligned(target: Tensor, prediction: Tensor, key: str) -> Tensor:
@@ -250,7 +305,9 @@ def _aligned(target: Tensor, prediction: Tensor, key: str) -> Tensor:
     classes = prediction.ndim == target.ndim + 1 and prediction.shape[2:] == target.shape[1:]
     raise ValueError(
         f"the head gives {list(prediction.shape)} and the target '{key}' holds floats {list(target.shape)}; make the "
-        "head's output as wide as the target" + (", or give classes as integers" if classes else "")
+        "head's output as wide as the target"
+        + (", or give classes as integers" if classes else "")
+        + ", or set loss_checks_shapes=true if the loss takes both as they are"
     )
 
 

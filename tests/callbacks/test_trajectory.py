@@ -16,7 +16,7 @@ from multitask.nn.point import Point
 from multitask.task import Task
 from multitask.toys import Quadratic, Valleys
 from multitask.weighting.base import Combiner
-from multitask.weighting.build import build_weighting
+from multitask.run.weighting import build_weighting
 from tests.conftest import build, fit
 
 MEAN = "torchjd.scalarization.Mean"

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from multitask.data.loading import Loader, derived_seed, resident, split_indices
+from multitask.data.loading import Loader
+from multitask.randomness import derived_seed, resident, split_indices
 
 
 class Squares(Dataset):

@@ -11,7 +11,7 @@ from torchjd.scalarization import Mean
 from torchmetrics import MeanMetric, MeanSquaredError, PearsonCorrCoef
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
 
-from multitask.gradients.sharing import Part, parts
+from multitask.gradients.parts import Part, parts
 from multitask.module import MultiTaskModule
 from multitask.nn.branches import Branches
 from multitask.nn.mlp import mlp

@@ -13,7 +13,7 @@ from torchjd.scalarization import Scalarizer
 
 from multitask.weighting.adapter import MatrixMethod
 from multitask.weighting.base import Combiner
-from multitask.weighting.build import build_weighting
+from multitask.run.weighting import build_weighting
 from tests.weighting.weighting_members import Course, Toy, conflicting, losses_of, names, update
 
 M = 4

@@ -15,7 +15,7 @@ from multitask.gradients.task_gradients import TaskGradients
 from multitask.gradients.rows import RowGradients
 from multitask.run.resolvers import register
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
-from multitask.weighting.build import build_weighting
+from multitask.run.weighting import build_weighting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "weighting").glob("*.yaml"))

@@ -15,7 +15,6 @@ from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
-from multitask.gradients.task_gradients import Cotangents
 from multitask.benchmark.cells import Cell
 from multitask.benchmark.problems import CLASSES, TRUNKS, Problem
 from multitask.benchmark.reference import Reference
@@ -24,7 +23,7 @@ from multitask.module import MultiTaskModule
 from multitask.run import tracking
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.combiner import build_combiner
-from multitask.run.engines import ENGINES
+from multitask.step import Step
 from multitask.weighting.base import WeightedMethod
 
 TRUNK = "lenet"
@@ -44,8 +43,7 @@ class HandWritten:
     def __init__(self, problem: Problem, arrays: dict[str, Tensor], weighting: WeightedMethod) -> None:
         self.problem = problem
         self._arrays = arrays
-        self._weighting = weighting
-        self._engine = ENGINES["auto"]()
+        self._step = Step(weighting)
         self._optimizer = torch.optim.Adam([*problem.shared, *problem.own], lr=1e-3)
         self._size = problem.examples
         self._order: list[Tensor] = []
@@ -62,19 +60,8 @@ class HandWritten:
 
     def fill(self) -> None:
         """Fill the gradients."""
-        batch, shared = self.problem.batch, self.problem.shared
-        features = self.problem.trunk(batch["inputs"])
-        leaves = [features.detach().requires_grad_() for _ in self.problem.heads]
-        losses = torch.stack(
-            [
-                nn.functional.cross_entropy(head(leaf), batch[f"t{i}"])
-                for i, (head, leaf) in enumerate(zip(self.problem.heads, leaves, strict=True))
-            ]
-        )
-        losses.sum().backward()
-        cotangents = Cotangents([[leaf.grad] for leaf in leaves])
-        gradients = self._engine.differentiate([features], cotangents, shared)
-        self._weighting.combine(losses.detach(), gradients)
+        features = self.problem.trunk(self.problem.batch["inputs"])
+        self._step.backward(self.problem.losses(features))
 
 
 class _Alternate(Callback):
@@ -86,6 +73,7 @@ class _Alternate(Callback):
 
     def __init__(self, loop: HandWritten) -> None:
         self._loop = loop
+        self._batch: Any = None
         self._memory = PeakMemory()
         self._began = 0.0
         self.theirs: list[float] = []
@@ -95,6 +83,7 @@ class _Alternate(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._batch = batch
         # The first step is that whose gradients are checked, the second that whose memory is measured.
         if batch_idx == 1:
             self._memory.__enter__()
@@ -120,12 +109,12 @@ class _Alternate(Callback):
         if trainer.global_step:
             return
         assert isinstance(pl_module, MultiTaskModule)
-        assert pl_module._batch is not None
-        problem = _problem_of(pl_module, pl_module._batch)
+        assert self._batch is not None
+        problem = _problem_of(pl_module, self._batch)
         reference = Reference(problem)
         self.error = reference.error(problem, "own")
         with PeakMemory() as memory:
-            self._loop.problem.batch = pl_module._batch
+            self._loop.problem.batch = self._batch
             self._loop.fill()
         self.loop_peak = memory.mib
         self.loop_error = reference.error(self._loop.problem, "own")
@@ -148,7 +137,7 @@ def measure_framework(tasks: int, effort: Effort, device: str, seed: int) -> Ite
         _write_data(folder / "data.npz", tasks, (turns * _TURN + 1) * TRUNKS[TRUNK].batch, seed)
         data = build_data(config)
         module = build_module(config, data)
-        trainer, _ = build_trainer(config, folder, module.automatic_optimization)
+        trainer, _ = build_trainer(config, folder)
         combiner = build_combiner(config, module.names)
         assert isinstance(combiner, WeightedMethod)
         split: Any = data.splits["train"]

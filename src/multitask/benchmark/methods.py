@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning import Trainer
 from torch import Tensor
 from torchjd.aggregation import UPGrad, UPGradWeighting
 from torchjd.autogram import Engine as Autogram
@@ -15,11 +14,8 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 from multitask.gradients.rows import add_to_gradients, split_like
 from multitask.benchmark.problems import Problem
 from multitask.benchmark.reference import Meaning
-from multitask.module import MultiTaskModule
-from multitask.optimization import ManualOptimization
-from multitask.run.engines import ENGINES
 from multitask.step import Step
-from multitask.weighting.build import build_weighting
+from multitask.run.weighting import build_weighting
 
 
 class Method(ABC):
@@ -56,7 +52,7 @@ class WeightedSum(Method):
 
 
 class Ours(Method):
-    """The step of this package's module, as training takes it.
+    """The step of this package, as training takes it.
 
     Args:
         problem: See :class:`Method`.
@@ -69,26 +65,15 @@ class Ours(Method):
         self, problem: Problem, weighting: Mapping[str, Any], rows: str = "task", engine: str = "auto"
     ) -> None:
         super().__init__(problem)
-        tasks = problem.tasks()
-        combiner = build_weighting({**weighting, "rows": rows}, list(tasks))
-        self._step = Step(ENGINES[engine](), weighted_heads=False)
-        self._module = MultiTaskModule(
-            problem.trunk, tasks, combiner, torch.optim.SGD, manual=ManualOptimization(self._step)
-        )
+        self._rows = rows
+        combiner = build_weighting({**weighting, "rows": rows}, list(problem.tasks()))
         device = next(problem.trunk.parameters()).device
-        self._module.trainer = Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        self._module.to(device)
+        self._step = Step(combiner.to(device), engine=engine)
 
     def fill(self) -> None:
-        """Take the step of manual optimization, all but the optimizer's."""
-        self._step(self._module, [self.problem.batch])
+        """Take the whole step, all but the optimizer's."""
+        features = self.problem.trunk(self.problem.batch["inputs"])
+        self._step.backward(self.problem.losses(features, "none" if self._rows == "example" else "mean"))
 
 
 class Autojac(Method):

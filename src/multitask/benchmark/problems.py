@@ -8,7 +8,7 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from multitask.data.loading import derived_seed
+from multitask.randomness import derived_seed
 from multitask.nn.lenet import lenet
 from multitask.nn.mlp import mlp
 from multitask.nn.resnet import resnet

@@ -9,12 +9,12 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from multitask.gradients.task_gradients import TaskGradients
+from multitask.gradients.losses import Losses
 from multitask.gradients.products import inner_products
-from multitask.module import MultiTaskModule
-from multitask.ownership import gradients_of
-from multitask.shares import masses_of, present_tasks
-from multitask.task import Batch
+from multitask.gradients.window import counts_of, processes
+from multitask.lightning.module import MultiLossModule
+from multitask.lightning.probing import unobtrusive
+from multitask.step import StepResult
 from multitask.weighting.base import Scalarization
 
 _TINY = 1e-30
@@ -45,12 +45,13 @@ class Conflict(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch."""
-        assert isinstance(pl_module, MultiTaskModule)
+        assert isinstance(pl_module, MultiLossModule)
         module = pl_module
         self._solver = (module.weighting.solver_seconds, module.weighting.failures)
 
-        def observe(gradients: TaskGradients, weights: Tensor | None, present: list[int]) -> None:
-            self._observe(module, gradients.gramian(), weights, present)
+        def observe(result: StepResult) -> None:
+            if result.gradients is not None:
+                self._observe(module, result.gradients.gramian(), result.weights, result.present)
 
         module.observers.append(observe)
 
@@ -58,20 +59,20 @@ class Conflict(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Probe a scalarization when asked to; what has a Gramian shows it by itself."""
-        assert isinstance(pl_module, MultiTaskModule)
+        assert isinstance(pl_module, MultiLossModule)
         if (
             self.probe_every
             and trainer.global_step % self.probe_every == 0
             and batch_idx % pl_module.window == 0
             and pl_module.needs_no_gramian
         ):
-            gramian, weights, present = probe(pl_module, batch)
-            if present:
-                self._observe(pl_module, gramian, weights, present)
+            found = probe(pl_module, batch)
+            if found is not None:
+                self._observe(pl_module, *found)
 
     @torch.no_grad()
     def _observe(
-        self, module: MultiTaskModule, gramian: Tensor, weights: Tensor | None, present: list[int]
+        self, module: MultiLossModule, gramian: Tensor, weights: Tensor | None, present: list[int]
     ) -> None:
         k = len(present)
         add = module.telemetry.add
@@ -94,7 +95,7 @@ class Conflict(Callback):
         self._solver = solver
         add("conflict/solver", torch.tensor(spent, dtype=torch.float64), ["seconds", "failures"])
 
-    def _geometry(self, module: MultiTaskModule, gramian: Tensor, present: list[int]) -> None:
+    def _geometry(self, module: MultiLossModule, gramian: Tensor, present: list[int]) -> None:
         k = len(present)
         add = module.telemetry.add
         squares = gramian.diagonal().clamp(min=0)
@@ -120,32 +121,37 @@ class Conflict(Callback):
             add("conflict/gramian", condition.view(1), ["condition"])
 
 
-def probe(module: MultiTaskModule, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
-    """Look at the tasks' gradients at a batch, that of all processes, and leave no trace.
+def probe(module: MultiLossModule, batch: Any) -> tuple[Tensor, Tensor, list[int]] | None:
+    """Look at the losses' gradients at a batch, that of all processes, and leave no trace.
 
     Args:
         module: The module, which a scalarization trains; its buffers (running statistics) are put back.
         batch: The batch.
 
     Returns:
-        The Gramian of the tasks that are labelled, shape ``[k, k]``, the weights that the scalarization
-        gives their losses, shape ``[k]``, and which tasks these are.
+        The Gramian of the losses that are labelled, shape ``[k, k]``, the weights that the scalarization
+        gives them, shape ``[k]``, and which losses these are; ``None`` where nothing is labelled or shared.
     """
     combiner = module.weighting
     assert isinstance(combiner, Scalarization)
-    present = present_tasks(masses_of(module, [batch], "task"), len(module.names))
-    kept = {name: buffer.clone() for name, buffer in module.trunk.named_buffers()}
-    devices = [module.device] if module.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        losses, rows = gradients_of(module, batch)
-    with torch.no_grad():
-        for name, buffer in module.trunk.named_buffers():
-            buffer.copy_(kept[name])
-    if module.processes > 1:
-        # Those of the whole batch are the means over processes.
+    step = module.step
+    with unobtrusive(module, train=True), torch.enable_grad():
+        found, counts = module.named_losses(batch)
+        losses = Losses(found)
+        here = counts_of(counts, losses)[0]
+        rows, shared = step.rows_of(losses)
+    values = losses.values[0].where(here.to(losses.values) > 0, 0.0)
+    if processes() > 1:
+        total = here.to(rows.device)
+        dist.all_reduce(total)
+        part = (here.to(rows.device) / total.clamp(min=_TINY)).to(rows)
+        rows, values, here = rows * part[:, None], values * part, total
         dist.all_reduce(rows)
-        rows = rows / module.processes
-    rows, leaf = rows[present], losses.detach()[present].requires_grad_()
-    with module.as_present(present), torch.enable_grad():
+        dist.all_reduce(values)
+    present = (here > 0).nonzero().flatten().tolist()
+    if not present or not shared:
+        return None
+    rows, leaf = rows[present], values[present].requires_grad_()
+    with step.as_present(present), torch.enable_grad():
         (weights,) = torch.autograd.grad(combiner(leaf), leaf)
     return inner_products(rows, rows), weights, present

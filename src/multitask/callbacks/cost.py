@@ -13,7 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from multitask.module import MultiTaskModule
+from multitask.lightning.module import MultiLossModule
 
 _SECTIONS = ("data", "forward", "task gradients", "solver", "optimizer", "step")
 # Steps at the start, in which caches are filled and kernels chosen.
@@ -41,7 +41,7 @@ class Cost(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the module a clock."""
-        assert isinstance(pl_module, MultiTaskModule)
+        assert isinstance(pl_module, MultiLossModule)
         pl_module.clock = self._clock
         self._steps_taken = trainer.global_step
         if torch.cuda.is_available():
@@ -87,7 +87,7 @@ class Cost(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Hand the step's times on; those of micro-batches add up until their step is taken."""
-        assert isinstance(pl_module, MultiTaskModule)
+        assert isinstance(pl_module, MultiLossModule)
         self._ended = self._now()
         self._add("step", self._ended - self._began)
         if trainer.global_step == self._steps_taken:

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from multitask.data.loading import derived_seed
+from multitask.randomness import derived_seed
 from multitask.randomness import seed
 
 

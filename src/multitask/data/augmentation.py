@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
-from multitask.data.loading import Arrays, derived_seed
+from multitask.data.loading import Arrays
+from multitask.randomness import derived_seed
 
 Examples = Arrays | Dataset[Arrays]
 

@@ -1,6 +1,5 @@
 """Batches in an order that depends on seed and epoch alone, so that a run can stop anywhere and go on."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,13 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from multitask.randomness import derived_seed
+
 Arrays = dict[str, Tensor]
-
-
-def derived_seed(*parts: object) -> int:
-    """Return a seed that depends on all the parts, the same on every machine."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 class Loader:

@@ -8,7 +8,8 @@ from torch.nn.functional import interpolate
 
 from multitask.data.base import DataModule, Split
 from multitask.data.digits import read_npz
-from multitask.data.loading import derived_seed, split_indices
+from multitask.data.loading import split_indices
+from multitask.randomness import derived_seed
 
 _CANVAS = 36
 _DIGIT = 28

@@ -8,7 +8,8 @@ from torch.utils.data import Dataset
 
 from multitask.data.base import DataModule, Split
 from multitask.data.celeba import read_image
-from multitask.data.loading import Arrays, derived_seed, split_indices
+from multitask.data.loading import Arrays, split_indices
+from multitask.randomness import derived_seed
 
 DOMAINS = ("amazon", "dslr", "webcam")
 MISSING = -100

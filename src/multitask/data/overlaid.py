@@ -8,7 +8,8 @@ from torch import Tensor
 
 from multitask.data.base import DataModule, Split
 from multitask.data.digits import read_idx_folder, read_npz
-from multitask.data.loading import Arrays, derived_seed, held_out, split_indices
+from multitask.data.loading import Arrays, held_out, split_indices
+from multitask.randomness import derived_seed
 from multitask.data.multi_mnist import compose
 
 Source = tuple[Tensor, Tensor]

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from multitask.data.base import DataModule, Split
-from multitask.data.loading import Arrays, Loader, derived_seed
+from multitask.data.loading import Arrays, Loader
+from multitask.randomness import derived_seed
 
 Rule = Literal["cycle", "shortest", "proportional"]
 MISSING = -100

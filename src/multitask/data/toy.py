@@ -3,7 +3,7 @@
 import torch
 
 from multitask.data.base import DataModule, Split
-from multitask.data.loading import derived_seed
+from multitask.randomness import derived_seed
 
 
 class Toy(DataModule):

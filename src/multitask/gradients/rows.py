@@ -99,8 +99,8 @@ class Rows(Engine):
         shape = (k, numbers(parameters))
         if old is None or old.shape != shape or old.dtype != like.dtype or old.device != like.device:
             old = self._buffer = like.new_empty(shape)
-            self._shapes = []
-        if shapes != self._shapes:
+            self._views = []
+        if shapes != self._shapes or not self._views:
             self._views, self._shapes = [split_like(row, parameters) for row in old], shapes
         return old
 
@@ -114,7 +114,7 @@ def written(rows: Iterable[Sequence[Tensor]], pulls: Pulls, parameters: Sequence
         pulls: The backward passes.
         parameters: The shared parameters.
     """
-    for i, row in zip(range(len(pulls)), rows, strict=False):
+    for i, row in enumerate(rows):
         write(row, pulls.pass_of(i)(parameters))
         yield i
 

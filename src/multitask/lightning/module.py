@@ -1,15 +1,16 @@
 """A base class for LightningModules that train on several losses, by any weighting."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -18,6 +19,7 @@ from multitask.gradients.task_gradients import Engine
 from multitask.gradients.window import Counts
 from multitask.finite import not_finite
 from multitask.lightning.batches import examples_in, halves
+from multitask.lightning.figures import Figures, logged, read
 from multitask.lightning.means import MeanLosses
 from multitask.lightning.schedulers import step_plateau_schedulers, step_schedulers
 from multitask.lightning.telemetry import Telemetry
@@ -88,6 +90,7 @@ class MultiLossModule(LightningModule):
         weighting_learning_rate: float | None = None,
         heads: str = "own",
         engine: str | Engine = "auto",
+        shared: Iterable[nn.Parameter] | None = None,
         names: list[str] | None = None,
         manual: bool | None = None,
         seed: int = 0,
@@ -102,6 +105,7 @@ class MultiLossModule(LightningModule):
             weighting_learning_rate: Learning rate of the weighting's own parameters, ``None`` for the optimizer's.
             heads: As for :class:`multitask.Step`.
             engine: As for :class:`multitask.Step`.
+            shared: As for :class:`multitask.Step`.
             names: The losses' names in the weighting's order.
             manual: Whether to optimize by hand; by default as far as the weighting or accumulation needs it.
             seed: Seed of the weighting's random numbers.
@@ -110,7 +114,7 @@ class MultiLossModule(LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.scheduler_options = dict(scheduler_options or {})
         self._weighting_learning_rate = weighting_learning_rate
-        self._step_options: dict[str, Any] = {"heads": heads, "engine": make_engine(engine), "seed": seed}
+        self._step_options: dict[str, Any] = {"heads": heads, "engine": make_engine(engine), "shared": shared, "seed": seed}
         self._manual = manual
         self._step = None
         if names is not None:
@@ -329,58 +333,80 @@ class MultiLossModule(LightningModule):
             self._after_step(self._result)
             self._result = StepResult([])
 
+    def on_validation_start(self) -> None:
+        """Measure by the first process's running statistics: those that a checkpoint holds."""
+        if self.processes > 1:
+            for buffer in self.buffers():
+                dist.broadcast(buffer, 0)
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add a batch to the mean losses of the validation split; a subclass may measure otherwise."""
-        self._measure(batch)
+        self.add_measured(batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Add a batch to the mean losses of the split that :meth:`measure` measures."""
-        self._measure(batch)
+        self.add_measured(batch)
 
-    def _measure(self, batch: Any) -> None:
+    def add_measured(self, batch: Any) -> None:
+        """Add a batch to what is measured."""
         # Losses may be of derivatives, which need a graph.
         with torch.enable_grad():
             losses, counts = self.named_losses(batch)
         self._means.add({name: loss.detach() for name, loss in losses.items()}, counts)
 
-    def _measured(self, prefix: str) -> dict[str, float]:
+    def measured(self) -> Figures:
+        """Return what was measured since the last call, over all processes."""
         means, self._means = self._means.by_name(), MeanLosses()
-        found = {f"{prefix}/loss/{name}": value for name, value in means.items()}
-        return found | ({f"{prefix}/loss": sum(means.values()) / len(means)} if means else {})
+        return {(name, "loss"): value for name, value in means.items()}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean losses of the validation split, where the subclass has no ``validation_step`` of its own."""
-        self.log_dict(self._measured("val"), sync_dist=self.processes > 1)
+        """Log losses and metrics of the validation split, and keep them for what watches one."""
+        found = logged(self.measured(), "val")
+        if not self.trainer.sanity_checking:
+            self.validated = {"epoch": self.current_epoch} | found
+        self._log(found)
+        for key in self.validation_keys - found.keys():
+            # Lightning keeps what the validation before gave, and its callbacks would take that for news.
+            self.trainer.callback_metrics[key] = torch.tensor(torch.nan)
 
     def on_validation_end(self) -> None:
-        """Keep what was logged for schedulers that watch a metric."""
+        """Keep what a subclass has logged by itself."""
         if not self.trainer.sanity_checking:
-            logged = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
-            self.validated = {"epoch": self.current_epoch} | logged
+            own = {k: float(v) for k, v in self.trainer.callback_metrics.items() if not k.startswith("train")}
+            self.validated = {k: v for k, v in own.items() if v == v} | self.validated
 
     def on_test_epoch_end(self) -> None:
-        """Log the mean losses of the split that :meth:`measure` measures."""
+        """Log losses and metrics of the split that :meth:`measure` measures."""
+        # Curves of a split stay apart from the figures of the chosen weights.
         prefix = self._split if self._split == "test" else f"final/{self._split}"
-        self.log_dict(self._measured(prefix), sync_dist=self.processes > 1)
+        self._log(logged(self.measured(), prefix))
+
+    def _log(self, found: Mapping[str, float]) -> None:
+        precise = torch.float32 if self.device.type == "mps" else torch.float64
+        values = torch.tensor(list(found.values()), dtype=precise, device=self.device)
+        self.log_dict(dict(zip(found, values, strict=True)), sync_dist=self.processes > 1)
 
     def measure(self, trainer: Trainer, loader: Any, split: str) -> dict[tuple[str, str], float]:
         """Return the figures of the present weights on a split, by task and metric (``loss`` among them).
 
-        What the subclass logs as ``test/<task>/<metric>`` and ``test/loss/<task>`` is taken for them.
+        What a subclass logs as ``test/<task>/<metric>`` and ``test/loss/<task>`` is taken for them.
         """
         self._split = split
-        (logged,) = trainer.test(self, dataloaders=loader, verbose=False)
-        found = {}
-        for key, value in logged.items():
-            _, _, name = key.removeprefix("final/").partition("/")
-            first, slash, second = name.partition("/")
-            if slash:
-                found[(second, "loss") if first == "loss" else (first, second)] = float(value)
-        return found
+        (found,) = trainer.test(self, dataloaders=loader, verbose=False)
+        return read(found)
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
         """Return whether more of a metric is better; ``None`` where that is not known."""
         return False if metric == "loss" else None
+
+    def keys_of(self, names: Iterable[str]) -> set[str]:
+        """Return the keys that validation logs where these losses have labels, as far as they are known."""
+        return set(logged({(name, "loss"): 0.0 for name in names}, "val"))
+
+    @property
+    def validation_keys(self) -> set[str]:
+        """The keys that validation logs where every loss has labels, as far as they are known."""
+        return self.keys_of(self.names) | (self.validated.keys() - {"epoch"})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Step schedulers that watch a metric by steps: after the validation of the batch before."""
@@ -425,11 +451,6 @@ class MultiLossModule(LightningModule):
         self.telemetry.load_state_dict(state["telemetry"])
         self.validated, self.names = state["validated"], list(state["names"])
         self._step, self._resumed = None, state["step"]
-
-    @property
-    def validation_keys(self) -> set[str]:
-        """The keys that validation logs where every loss has labels, as far as they are known."""
-        return {*self.validated, "val/loss", *(f"val/loss/{name}" for name in self.names)}
 
     def warn_once(self, key: str, sentence: str) -> None:
         """Print a warning about a key of the config, the first time that there is one."""

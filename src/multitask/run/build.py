@@ -17,12 +17,12 @@ from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
-from multitask.run.combiner import MANUAL_KEYS, build_combiner, build_manual, check_strategy
+from multitask.run.combiner import build_combiner, check_strategy, step_options
 from multitask.run.curves import MetricsCsv
-from multitask.run.engines import check_engine
 from multitask.run.errors import ConfigError
 from multitask.run.initialization import check_penalties, fit_targets, initialize, seeded
 from multitask.run.resolvers import plain
+from multitask.run.sharing import shared_in
 from multitask.task import Task
 
 
@@ -67,28 +67,24 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
     weighting = build_combiner(config, list(tasks))
     scheduler = dict(plain(config.scheduler) or {})
     options = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
-    module = MultiTaskModule(
-        trunk,
-        tasks,
+    module = MultiTaskModule(trunk, tasks)
+    module.train_with(
         weighting,
-        instantiate(config.optimizer, _partial_=True, _convert_="all"),
-        instantiate(scheduler, _partial_=True, _convert_="all") if "_target_" in scheduler else None,
-        options,
-        manual=build_manual(config, weighting, tasks),
+        optimizer=instantiate(config.optimizer, _partial_=True, _convert_="all"),
+        scheduler=instantiate(scheduler, _partial_=True, _convert_="all") if "_target_" in scheduler else None,
+        scheduler_options=options,
         weighting_learning_rate=config.weighting.get("learning_rate"),
         seed=config.seed,
+        shared=shared_in(module, batch) if config.compile else None,
+        **step_options(config, weighting, tasks),
     )
     module.config = plain(config)
-    check_engine(config, module, batch)
     if config.compile:
-        # What belongs to whom is read off the graph, which a compiled trunk hides.
-        module.ownership.find(module, batch)
-        torch._functorch.config.donated_buffer = False  # the graph is walked once a task
-        trunk.compile()
+        module.compile_trunk()
     return module
 
 
-def build_trainer(config: DictConfig, folder: Path, automatic: bool) -> tuple[Trainer, Interruption]:
+def build_trainer(config: DictConfig, folder: Path) -> tuple[Trainer, Interruption]:
     """Make the Trainer with its callbacks and loggers.
 
     The CSV logger, the seed of each step and the answer to signals are always there: no config can
@@ -96,8 +92,6 @@ def build_trainer(config: DictConfig, folder: Path, automatic: bool) -> tuple[Tr
     """
     options = plain(config.trainer)
     window = options["accumulate_grad_batches"]
-    if not automatic:
-        options = {key: value for key, value in options.items() if key not in MANUAL_KEYS}
     chosen: list[Callback] = [
         instantiate(node, _convert_="all") for node in (config.callbacks or {}).values() if node
     ]

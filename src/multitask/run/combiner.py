@@ -1,23 +1,20 @@
 """From a config to the combiner and to how it trains."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from omegaconf import DictConfig
 
-from multitask.optimization import ManualOptimization
+from multitask.gradients.engines import ENGINES
 from multitask.penalty import Penalty
-from multitask.run.engines import build_engine, several_processes
 from multitask.run.errors import ConfigError, choices
 from multitask.run.resolvers import plain
-from multitask.step import Step
 from multitask.task import Task
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
-from multitask.weighting.build import build_weighting
+from multitask.run.weighting import build_weighting
 
 # Keys of the weighting group that are for the module, not for the combiner's constructor.
 _FOR_MODULE = ("learning_rate", "engine", "heads")
-MANUAL_KEYS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
-"""Keys of the Trainer that manual optimization takes over."""
 
 
 def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
@@ -37,31 +34,26 @@ def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
     return combiner
 
 
-def build_manual(
+def step_options(
     config: DictConfig, weighting: Combiner, tasks: Mapping[str, Task | Penalty]
-) -> ManualOptimization | None:
-    """Return manual optimization, ``None`` where automatic optimization does the same.
-
-    Automatic optimization adds up the scalars of micro-batches, which is the scalar of the whole
-    batch only where there is one micro-batch; and it moves the head of a task without a label.
+) -> dict[str, Any]:
+    """Return how the losses are combined beside the combiner: engine, heads, manual optimization.
 
     Raises:
         ConfigError: If engine, heads and combiner do not go together.
     """
     heads = config.weighting.get("heads", "own")
     if heads not in ("own", "weighted"):
-        raise ConfigError(f"weighting.heads={heads} is not there; {choices(heads, ('own', 'weighted'))}")
+        raise ConfigError(f"weighting.heads={heads} is unknown; {choices(heads, ('own', 'weighted'))}")
     missing = any(isinstance(task, Task) and task.missing for task in tasks.values())
     penalties = [name for name, task in tasks.items() if isinstance(task, Penalty)]
-    engine = build_engine(config, weighting, penalties)
-    if isinstance(weighting, Scalarization):
-        if heads != "own":
-            raise ConfigError(
-                f"weighting={config.method} is a scalarization: its heads get the scalar's gradient; leave "
-                "weighting.heads=own."
-            )
-        if config.trainer.accumulate_grad_batches == 1 and not missing:
-            return None
+    engine = config.weighting.get("engine", "auto")
+    _check_engine(config, weighting, engine, penalties)
+    if isinstance(weighting, Scalarization) and heads != "own":
+        raise ConfigError(
+            f"weighting={config.method} is a scalarization: its heads get the scalar's gradient; leave "
+            "weighting.heads=own."
+        )
     if isinstance(weighting, JacobianMethod):
         if heads == "weighted" and not weighting.gives_weights:
             raise ConfigError(
@@ -70,8 +62,54 @@ def build_manual(
             )
         if weighting.rows == "example":
             _check_examples(config, missing, penalties)
-    keys = {key: config.trainer.get(key) for key in MANUAL_KEYS}
-    return ManualOptimization(Step(engine, heads == "weighted"), **keys)
+    # The Trainer's own reduction over processes waits for parameters that an absent task does not reach.
+    return {"heads": heads, "engine": engine, "manual": True if missing and several_processes(config) else None}
+
+
+def _check_engine(config: DictConfig, weighting: Combiner, name: str, penalties: list[str]) -> None:
+    """Refuse an engine that cannot do what the rest of the config asks for.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"weighting.engine={name} is unknown; {choices(name, ENGINES)}")
+    if isinstance(weighting, Scalarization):
+        if name != "auto":
+            raise ConfigError(
+                f"weighting={config.method} is a scalarization: it has no Jacobian to compute; leave "
+                "weighting.engine=auto."
+            )
+        return
+    assert isinstance(weighting, JacobianMethod)
+    if name == "layerwise":
+        needs = "weighting.engine=layerwise needs the whole batch in one forward pass of one process"
+        if config.trainer.accumulate_grad_batches > 1:
+            raise ConfigError(f"{needs}; set trainer.accumulate_grad_batches=1 or weighting.engine=auto.")
+        if several_processes(config):
+            raise ConfigError(f"{needs}; set trainer.devices=1, or weighting.engine=auto.")
+    if name != "features":
+        return
+    if weighting.of_parameters:
+        raise ConfigError(
+            f"weighting={config.method} needs gradients of the parameters, and weighting.engine=features has none; "
+            "take weighting.engine=auto."
+        )
+    if penalties:
+        raise ConfigError(
+            f"tasks.{penalties[0]} is a penalty on parameters, and weighting.engine=features sees gradients at the "
+            "features alone; take weighting.engine=auto, or leave the penalty out."
+        )
+    if not weighting.gives_weights and several_processes(config):
+        raise ConfigError(
+            f"weighting={config.method} needs the features' gradients of the whole batch, and with "
+            "weighting.engine=features no process has them all; take weighting.engine=auto or trainer.devices=1."
+        )
+
+
+def several_processes(config: DictConfig) -> bool:
+    """Return whether more than one process trains."""
+    return config.trainer.devices not in (1, "1", "auto") or config.trainer.num_nodes > 1
 
 
 def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> None:

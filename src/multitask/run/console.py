@@ -4,12 +4,14 @@ import logging
 import warnings
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from multitask.module import MultiTaskModule
-from multitask.run.sharing import compare, parts_of, told, unobtrusive
+from multitask.lightning.probing import unobtrusive
+from multitask.run.sharing import compare, parts_of, told
 from multitask.task import Batch
 
 # Nothing that a user of this template could act on.
@@ -45,7 +47,7 @@ def summarize(module: MultiTaskModule, batch: Batch) -> None:
         table.add_column(column, overflow="fold")
     table.add_column("parameters", justify="right")
     table.add_column("trained", justify="right")
-    with unobtrusive(module):
+    with unobtrusive(module), torch.enable_grad():
         _, losses = compare(module, batch)
         parts = parts_of(module, losses)
     for part in parts:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from multitask.data.base import DataModule, Split
-from multitask.data.loading import derived_seed
+from multitask.randomness import derived_seed
+from multitask.lightning.probing import unobtrusive
 from multitask.penalty import Penalty
 from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
+from multitask.run.loss_checks import check_loss, check_partly
 from multitask.task import Batch, Task, few_of, split_features
 
 
@@ -60,8 +62,13 @@ def initialize(
         ConfigError: If trunk, head, loss or a metric cannot take the data, naming the part.
     """
     few = few_of(batch)
-    for part in (trunk, *tasks.values()):
-        part.eval()
+    with unobtrusive(trunk, *tasks.values()):
+        _initialize(trunk, tasks, few, seed, splits)
+
+
+def _initialize(
+    trunk: nn.Module, tasks: Mapping[str, Task], few: Batch, seed: int, splits: Mapping[str, Split]
+) -> None:
     try:
         features = seeded(seed, "trunk", lambda: trunk(few["inputs"]))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -78,7 +85,8 @@ def initialize(
                 f"tasks.{name}.missing=true, or take the mask out."
             )
         try:
-            prediction = seeded(seed, name, partial(task.head, of_task))
+            task.copies_features = _changes(task.head, of_task, seed, name)
+            prediction = seeded(seed, name, partial(task.head, of_task.clone()))
             check_splits(name, task, prediction, splits)
             check_labels(
                 name, task, prediction, few, next(iter(splits)) if "train" not in splits else "train"
@@ -86,9 +94,17 @@ def initialize(
             outcome = task(of_task, few)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"tasks.{name}: {error}{_derivatives(error)}") from error
+        check_loss(name, task, outcome)
         check_metrics(name, task, outcome)
-    for part in (trunk, *tasks.values()):
-        part.train()
+        check_partly(name, task, outcome, few, splits)
+
+
+def _changes(head: nn.Module, features: Tensor, seed: int, name: str) -> bool:
+    """Return whether a head changes the features in place, before other heads have seen them."""
+    given = features.clone()
+    before = given._version
+    seeded(seed, name, partial(head, given))
+    return given._version != before
 
 
 def _misfit(inputs: Tensor, error: Exception) -> str:

@@ -1,14 +1,16 @@
 """Refuses labels and metrics that cannot be meant, before any step."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from multitask.counts import has_count, labelled_examples
 from multitask.data.base import Split
+from multitask.metrics.known import OfKnown
 from multitask.run.errors import ConfigError
 from multitask.task import Batch, Outcome, Task
 
@@ -30,7 +32,7 @@ def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str,
             continue
         batch = dict(arrays)
         check_labels(name, task, prediction, batch, split)
-        if split == "train" and not task.mass(batch):
+        if split == "train" and not task.count(batch):
             raise ConfigError(
                 f"tasks.{name}: nothing of the target '{task.target}' is labelled in the train split; "
                 f"ignore_index={task.ignore_index} and NaN mark what is missing."
@@ -58,16 +60,19 @@ def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split:
     if target.is_floating_point():
         _check_numbers(where, task, target, known, split)
         return
+    if task.loss_checks_shapes:
+        return
     given = list(prediction.shape)
     if len(given) < 2 or given[2:] != list(target.shape[1:]) or given[1] == 1:
         raise ConfigError(
             f"{where} holds integers {['batch', *target.shape[1:]]} and the head gives {['batch', *given[1:]]}; "
-            "classes want one score each, 0 and 1 want transform._target_=multitask.targets.Binary, and "
-            "numbers to regress want floats."
+            "classes want one score each, 0 and 1 want transform._target_=multitask.targets.Binary, "
+            "numbers to regress want floats, and a loss that takes both as they are wants "
+            f"tasks.{name}.loss_checks_shapes=true."
         )
     outside = (target < 0) | (target >= given[1])
     own = getattr(task.loss, "ignore_index", -100)
-    if own != -100:  # torch's default: nobody chose it
+    if isinstance(own, int) and own != -100:  # torch's default: nobody chose it
         outside &= target != own
     if known is not None:
         outside &= known
@@ -75,13 +80,14 @@ def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split:
         wrong = int(target[outside][0])
         raise ConfigError(
             f"{where} has the class {wrong} in the {split} split and the head gives scores for 0 to {given[1] - 1}; "
-            f"widen tasks.{name}.head, or set missing=true and ignore_index={wrong} if it marks what has no label."
+            f"widen tasks.{name}.head, set missing=true and ignore_index={wrong} if it marks what has no label, or set "
+            f"tasks.{name}.loss_checks_shapes=true if these are no classes and the loss takes them as they are."
         )
 
 
 def _check_numbers(where: str, task: Task, target: Tensor, known: Tensor | None, split: str) -> None:
     missing = target.isnan() if known is None else target.isnan() & known
-    if missing.any() and not hasattr(task.loss, "mass"):
+    if missing.any() and not has_count(task.loss):
         raise ConfigError(
             f"{where} is NaN at {int(missing.sum())} of {target.numel()} places of the {split} split; "
             "set missing=true to leave them out (on the command line +tasks.<task>.missing=true)."
@@ -111,29 +117,39 @@ def check_metrics(name: str, task: Task, outcome: Outcome) -> None:
     Raises:
         ConfigError: See :func:`metric_values`.
     """
-    prediction, target = task.shown(outcome)
-    if len(target) > 1:  # correlations and the like want two
-        metric_values(name, task, prediction, target)
+    shown = task.shown(outcome)
+    known = outcome.known
+    labelled = len(outcome.target) if known is None else int(labelled_examples(known).sum())
+    if labelled == 0:
+        return
+    for metric in task.metrics.values(copy_state=False):
+        if isinstance(metric, OfKnown):
+            metric.settle(*shown)
+    if labelled > 1:  # correlations and the like want two
+        metric_values(name, task, *shown)
 
 
-def metric_values(name: str, task: Task, prediction: Tensor, target: Tensor) -> dict[str, float]:
-    """Return what a task's metrics say of a prediction, both as metrics see them, leaving their state untouched.
+def metric_values(name: str, task: Task, *shown: Tensor | None) -> dict[str, float]:
+    """Return what a task's metrics say of what they are shown, leaving their state untouched.
 
     Raises:
         ConfigError: If a metric fails, or is not one number.
     """
     return {
-        key: _value(f"tasks.{name}.metrics.{key}", deepcopy(metric), prediction, target)
+        key: _value(f"tasks.{name}.metrics.{key}", deepcopy(metric), shown)
         for key, metric in task.metrics.items(keep_base=True, copy_state=False)
     }
 
 
-def _value(key: str, metric: Metric, prediction: Tensor, target: Tensor) -> float:
+def _value(key: str, metric: Metric, shown: Sequence[Tensor | None]) -> float:
+    prediction, target = shown[:2]
+    assert prediction is not None
+    assert target is not None
     try:
         with warnings.catch_warnings():
             # Of so few examples; what matters is warned of in validation.
             warnings.simplefilter("ignore")
-            metric.update(prediction, target)
+            metric.update(*shown)
             value = metric.compute()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ConfigError(
@@ -155,9 +171,9 @@ def labelled_share(task: Task, batch: Batch) -> float | None:
     target = batch[task.target]
     if task.missing:
         return float(task.labelled(target, batch).float().mean())
-    if not hasattr(task.loss, "mass"):
+    if not has_count(task.loss):
         return 1.0
     if getattr(task.loss, "weight", None) is not None:
         return None
     places = target[:, :1] if target.is_floating_point() and target.ndim > 2 else target
-    return float(torch.as_tensor(task.mass(batch))) / places.numel()
+    return float(torch.as_tensor(task.count(batch))) / places.numel()

@@ -1,27 +1,32 @@
 """Which part of a model serves which task, found by one forward pass."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
-from multitask.gradients.sharing import Part, parts, users
+from multitask.gradients.graph import Graph, users
+from multitask.gradients.parts import Part, parts
+from multitask.lightning.batches import picked
+from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
 from multitask.task import Batch, Outcome
 
 
-@contextmanager
-def unobtrusive(module: MultiTaskModule) -> Iterator[None]:
-    """Evaluate without a trace: running statistics and random numbers stay what they are."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            yield
-    finally:
-        for part in training:
-            part.training = True
+def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:
+    """Return the parameters that several losses reach in one forward pass, which a compiled trunk hides.
+
+    What is frozen now counts too: it may be trained later.
+    """
+    frozen = [p for p in module.parameters() if not p.requires_grad and p.is_floating_point()]
+    with unobtrusive(module), torch.enable_grad():
+        for p in frozen:
+            p.requires_grad_(True)
+        _, losses = compare(module, picked(batch, torch.arange(2)))
+        edges = [[get_gradient_edge(loss)] if loss.requires_grad else [] for loss in losses.values()]
+        reaching = dict(Graph(edges).leaves)
+        for p in frozen:
+            p.requires_grad_(False)
+    return [p for p in module.parameters() if (losses := reaching.get(p, 0)) & (losses - 1)]
 
 
 def compare(module: MultiTaskModule, batch: Batch) -> tuple[dict[str, Outcome], dict[str, Tensor]]:
@@ -45,8 +50,8 @@ def parts_of(module: MultiTaskModule, losses: dict[str, Tensor]) -> list[Part]:
         for room in ("trunk.", "tasks.")
     )
     return [
-        *parts(trunk, users(losses, trunk.values())),
-        *parts(tasks, users(losses, tasks.values()), depth=3),
+        *parts(trunk, users(losses, list(trunk.values()))),
+        *parts(tasks, users(losses, list(tasks.values())), depth=3),
     ]
 
 

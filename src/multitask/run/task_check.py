@@ -12,7 +12,8 @@ from multitask.data.base import DataModule
 from multitask.module import MultiTaskModule
 from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, labelled_share, metric_values
-from multitask.run.sharing import compare, parts_of, told, unobtrusive
+from multitask.lightning.probing import unobtrusive
+from multitask.run.sharing import compare, parts_of, told
 from multitask.targets import Binary
 from multitask.task import Batch, Outcome, Task
 from multitask.terminal import terminal
@@ -27,7 +28,7 @@ def check_tasks(module: MultiTaskModule, data: DataModule) -> None:
     """
     split = "train" if "train" in data.splits else next(iter(data.splits))
     batch = next(iter(data.loader(split, training=split == "train")))
-    with unobtrusive(module):
+    with unobtrusive(module), torch.enable_grad():
         outcomes, losses = compare(module, batch)
         _check_whole_splits(module, data, outcomes)
         for name, outcome in outcomes.items():
@@ -78,6 +79,8 @@ def extremes(task: Task, outcome: Outcome) -> tuple[Tensor, Tensor] | None:
 
     ``None`` where the targets do not say what is right: they are all the same, or have another shape.
     """
+    if task.loss_checks_shapes:
+        return None
     target, prediction = outcome.target, outcome.prediction.detach()
     known = target if outcome.known is None else target[outcome.known]
     if known.unique().numel() < 2:
@@ -146,7 +149,7 @@ def _of_tasks(
         f"Of {len(batch['inputs'])} training examples: the loss, that of the best constant predictor, and the norm of "
         "its gradient over what is shared."
     )
-    shared = module.shared_parameters()
+    shared = [p for p in module.trunk.parameters() if p.requires_grad]
     whole = data.splits.get("train")
     for name, loss in losses.items():
         found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True) if shared else ()

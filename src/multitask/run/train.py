@@ -146,7 +146,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         if config.init_from:
             load_initial(module, config.init_from)
         resumption = resume.check(config.ckpt_path, plain(config)) if config.ckpt_path else None
-        trainer, interruption = build_trainer(config, folder, module.automatic_optimization)
+        trainer, interruption = build_trainer(config, folder)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "check"):
                 callback.check(module)

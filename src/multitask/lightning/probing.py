@@ -1,0 +1,35 @@
+"""Looking at a model without changing it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+
+@contextmanager
+def unobtrusive(*modules: nn.Module, train: bool = False) -> Iterator[None]:
+    """Run forward passes that leave no trace: modes, buffers and random states are put back.
+
+    Args:
+        modules: The modules that are looked at, in evaluation mode.
+        train: Whether to leave them in the modes that they are in.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    modes = [(part, part.training) for part in parts]
+    kept = [(b, b.detach().clone()) for module in modules for b in module.buffers() if not is_lazy(b)]
+    devices = {b.device.index for b, _ in kept if b.device.type == "cuda"}
+    if not train:
+        for module in modules:
+            module.eval()
+    try:
+        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        with torch.no_grad():
+            for buffer, before in kept:
+                if buffer.shape == before.shape:
+                    buffer.copy_(before)

@@ -1,0 +1,188 @@
+"""Metrics of targets that miss values."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from multitask.known import heap, redrawn, whole_rows
+
+
+class OfKnown(Metric):
+    """Any metric, over the labelled values of a target that may miss some.
+
+    Rows that are missing as a whole are left out. Of a row that misses a few values, the others count, in the
+    first way that says the same as the metric itself where nothing is missing, found by trying:
+
+    - ``values``: the metric pools all values (a mean absolute error), and gets the labelled ones alone;
+    - ``columns``: the metric averages figures of columns (R², ``uniform_average``), and one of its kind gets each
+      column's labelled values; a column with fewer than two in a split is left out of the mean;
+    - ``marks``: the metric leaves out by itself what is marked: ``ignore_index`` among integers, NaN among floats;
+    - ``rows``: none of these, so that a row labelled in part raises ``ValueError``.
+
+    Args:
+        metric: The metric.
+        ignore_index: What marks a missing label to a metric that has no ``ignore_index`` of its own yet.
+    """
+
+    counts: Tensor
+
+    def __init__(self, metric: Metric, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.metric = metric
+        self.way: str | None = None
+        self._columns = nn.ModuleList()
+        self._mark = ignore_index
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]
+        """As the metric says."""
+        return self.metric.higher_is_better
+
+    def settle(self, prediction: Tensor, target: Tensor, known: Tensor | None = None) -> str:
+        """Find the way in which values can be left out, once, and return its name.
+
+        Args:
+            prediction: As metrics see it, ``[batch, …]``.
+            target: As metrics see it, ``[batch, …]``.
+            known: Which target values are labelled; ``None`` where all are.
+        """
+        if self.way is None:
+            self.way = self._way(prediction, target, known)
+            if self.way == "columns":
+                self._columns.extend(self.metric.clone() for _ in range(target.shape[1]))
+                self.add_state("counts", torch.zeros(target.shape[1], device=target.device), "sum")
+        return self.way
+
+    def update(self, prediction: Tensor, target: Tensor, known: Tensor | None = None) -> None:
+        """Take in what is labelled of a batch.
+
+        Raises:
+            ValueError: If a row is labelled in part and the metric cannot leave single values out.
+        """
+        if known is not None and not known.any():
+            return
+        way = self.settle(prediction, target, known)
+        if way == "columns":
+            there = torch.ones_like(target, dtype=torch.bool) if known is None else known
+            for j, metric in enumerate(self._columns):
+                if there[:, j].any():
+                    assert isinstance(metric, Metric)
+                    metric.update(prediction[:, j][there[:, j]], target[:, j][there[:, j]])
+            self.counts += there.movedim(1, -1).flatten(0, -2).sum(0)
+            return
+        rows = None if known is None else whole_rows(known)
+        if known is None:
+            self.metric.update(prediction, target)
+        elif rows is not None:
+            self.metric.update(prediction[rows], target[rows])
+        elif way == "values":
+            self.metric.update(*heap(prediction, target, known))
+        elif way == "marks":
+            self.metric.update(prediction, self._marked(target, known))
+        else:
+            raise ValueError(f"{type(self.metric).__name__} cannot leave out single values of a row")
+
+    def compute(self) -> Tensor:
+        """Return the metric of everything taken in; NaN where it is a mean over columns and none has two values."""
+        if self.way != "columns":
+            return self.metric.compute()
+        enough = self.counts >= 2
+        found = [
+            metric.compute()
+            for metric, there in zip(self._columns, enough, strict=True)
+            if there and isinstance(metric, Metric)
+        ]
+        return torch.stack(found).mean() if found else self.counts.new_tensor(torch.nan)
+
+    def reset(self) -> None:
+        """Forget what was taken in."""
+        super().reset()
+        for metric in (self.metric, *self._columns):
+            metric.reset()
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> "OfKnown":
+        """Keep states in another dtype."""
+        for metric in (self.metric, *self._columns):
+            metric.set_dtype(dst_type)
+        return self
+
+    def _way(self, prediction: Tensor, target: Tensor, known: Tensor | None) -> str:
+        if target.ndim < 2 or target[0].numel() == 1 or (known is not None and known.shape != target.shape):
+            return "rows"
+        of_scores = prediction.ndim == target.ndim + 1 and prediction.shape[2:] == target.shape[1:]
+        if prediction.shape != target.shape and not of_scores:
+            return "rows"
+        whole, complete = redrawn(prediction, target, known)
+        everything = torch.ones_like(complete, dtype=torch.bool)
+        wanted = _tried(lambda metric: metric.update(whole, complete), self.metric)
+        if wanted is None:
+            return "rows"
+        if _same(
+            _tried(lambda metric: metric.update(*heap(whole, complete, everything)), self.metric), wanted
+        ):
+            return "values"
+        if not of_scores:
+            clones = [self.metric.clone() for _ in range(target.shape[1])]
+            by_column = [
+                _tried(
+                    lambda metric, j=j: metric.update(whole[:, j].flatten(), complete[:, j].flatten()), clone
+                )
+                for j, clone in enumerate(clones)
+            ]
+            if all(value is not None and value.numel() == 1 for value in by_column):
+                mean = torch.stack([value.reshape(()) for value in by_column if value is not None]).mean()
+                if _same(mean, wanted):
+                    return "columns"
+        return "marks" if self._heeds_marks(whole, complete) else "rows"
+
+    def _heeds_marks(self, prediction: Tensor, target: Tensor) -> bool:
+        """Return whether what the prediction is where the target is marked makes no difference to the metric."""
+        if not target.is_floating_point() and not hasattr(self.metric, "ignore_index"):
+            return False
+        generator = torch.Generator().manual_seed(1)
+        known = (torch.rand(target.shape, generator=generator) < 0.7).to(target.device)
+        marks = self._marked(target, known)
+        by_value = known if known.shape == prediction.shape else known.unsqueeze(1)
+        other = prediction.where(by_value, prediction.roll(1, 0))
+        marking = self._marking()
+        first = _tried(lambda metric: metric.update(prediction, marks), marking)
+        second = _tried(lambda metric: metric.update(other, marks), marking)
+        if first is None or not first.isfinite().all() or not _same(first, second):
+            return False
+        self.metric = marking
+        return True
+
+    def _marking(self) -> Metric:
+        """Return the metric, with a mark of what it ignores where it takes one and has none."""
+        marking = self.metric.clone()
+        if getattr(marking, "ignore_index", 0) is None:
+            marking.ignore_index = self._mark
+        return marking
+
+    def _marked(self, target: Tensor, known: Tensor) -> Tensor:
+        own = getattr(self.metric, "ignore_index", None)
+        mark: Any = torch.nan if target.is_floating_point() else self._mark if own is None else own
+        return target.masked_fill(~known, mark)
+
+
+def _tried(update: Any, metric: Metric) -> Tensor | None:
+    """Return what a copy of a metric says after an update, ``None`` where it cannot take the update."""
+    metric = metric.clone()
+    metric.reset()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of drawn values: what matters is warned of in validation
+            update(metric)
+            value = metric.compute()
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return None
+    return value if isinstance(value, Tensor) else None
+
+
+def _same(value: Tensor | None, wanted: Tensor | None) -> bool:
+    if value is None or wanted is None or value.shape != wanted.shape:
+        return False
+    return torch.allclose(value.double(), wanted.double(), rtol=1e-4, atol=1e-6)

@@ -15,7 +15,7 @@ from multitask.gradients.layerwise import Layerwise
 from multitask.randomness import derived_seed
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
-from multitask.run.combiner import build_combiner, build_manual
+from multitask.run.combiner import build_combiner, step_options
 from multitask.run.errors import ConfigError
 from multitask.weighting.base import JacobianMethod
 from tests.conftest import Arrays, arrays, build, fit, regression
@@ -223,9 +223,9 @@ def test_what_does_not_go_together_is_refused_at_the_start(name: str, promise: s
     combiner = build_combiner(asked, list(tasks))
     if name in refusing(promise):
         with pytest.raises(ConfigError, match=rf"^weighting={name} [^\n]*\.$"):
-            build_manual(asked, combiner, tasks)
+            step_options(asked, combiner, tasks)
     else:
-        build_manual(asked, combiner, tasks)
+        step_options(asked, combiner, tasks)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_refusals_say_what_to_change(
     tasks = {**{n: regression(n) for n in names(3)}, **penalty}
     asked = _config(name, keys, trainer)
     with pytest.raises(ConfigError, match=said):
-        build_manual(asked, build_combiner(asked, list(tasks)), tasks)  # type: ignore[arg-type]
+        step_options(asked, build_combiner(asked, list(tasks)), tasks)  # type: ignore[arg-type]
 
 
 def _config(name: str, keys: dict[str, Any], trainer: dict[str, Any]) -> Any:

@@ -15,7 +15,8 @@ from torchmetrics import MeanSquaredError, Metric
 from multitask.callbacks.checkpoints import Checkpoints
 from multitask.callbacks.stopping import EarlyStopping
 from multitask.data.base import Split
-from multitask.measurement import Measurement, logged
+from multitask.lightning.figures import logged
+from multitask.measurement import Measurement
 from multitask.module import MultiTaskModule
 from multitask.task import Task
 from tests.conftest import Arrays, arrays, build, regression

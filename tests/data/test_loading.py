@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from multitask.data.loading import Loader
-from multitask.randomness import derived_seed, resident, split_indices
+from multitask.data.loading import resident, split_indices
+from multitask.randomness import derived_seed
 
 
 class Squares(Dataset):

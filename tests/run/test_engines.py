@@ -5,19 +5,19 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import nn
 from torchjd.aggregation import UPGradWeighting
 
-from multitask.gradients.autogram import Autogram
-from multitask.gradients.task_gradients import Engine
-from multitask.run.engines import ENGINES, build_engine, check_engine
+from multitask.gradients.engines import ENGINES, make_engine
+from multitask.run.combiner import step_options
 from multitask.run.errors import ConfigError
 from multitask.weighting.adapter import adapt
 from multitask.weighting.instance_wise import InstanceWise
 from tests.conftest import Arrays, arrays, build, fit
+from multitask.penalty import Penalty
 
 
-def config(engine: str = "autogram", **changes: Any) -> Any:
+def config(engine: str, **changes: Any) -> Any:
     made = OmegaConf.create(
         {
             "method": "upgrad",
@@ -31,13 +31,17 @@ def config(engine: str = "autogram", **changes: Any) -> Any:
     return made
 
 
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("rows", ["task", "example"])
-def test_every_exact_engine_takes_the_same_steps(rows: str) -> None:
+def test_every_exact_engine_takes_the_same_steps(rows: str, norm: bool) -> None:
+    """Also where examples depend on each other in training alone: what an engine cannot do gets rows."""
     found = {}
     for name in ENGINES.keys() - {"features"}:
         weighting: Any = adapt(UPGradWeighting())
         weighting = InstanceWise(weighting) if rows == "example" else weighting
-        module = build(weighting, engine=build_engine(config(name), weighting))
+        middle = [nn.BatchNorm1d(6, affine=False)] if norm else []
+        trunk = nn.Sequential(nn.Linear(5, 6), *middle, nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
+        module = build(weighting, trunk=trunk, engine=make_engine(name))
         fit(module, Arrays(arrays(count=6)), steps=3)
         found[name] = torch.cat([p.detach().flatten() for p in module.parameters()])
     for name, values in found.items():
@@ -45,80 +49,25 @@ def test_every_exact_engine_takes_the_same_steps(rows: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("engine", "changes", "says"),
     [
-        ({"engine": "autogramm"}, "did you mean 'autogram'?"),
-        ({"trainer__accumulate_grad_batches": 2}, "set trainer.accumulate_grad_batches=1"),
-        ({"trainer__devices": 2}, "set trainer.devices=1"),
-        ({"trainer__num_nodes": 2}, "set trainer.devices=1"),
-        ({"compile": True}, "set compile=false"),
-        ({"engine": "layerwise", "trainer__devices": 2}, "weighting.engine=auto"),
+        ("layerwisee", {}, "did you mean 'layerwise'?"),
+        ("layerwise", {"trainer__accumulate_grad_batches": 2}, "set trainer.accumulate_grad_batches=1"),
+        ("layerwise", {"trainer__devices": 2}, "set trainer.devices=1"),
+        ("layerwise", {"trainer__num_nodes": 2}, "weighting.engine=auto"),
     ],
 )  # fmt: skip
-def test_refused_by_the_config(changes: dict[str, Any], says: str) -> None:
+def test_refused_by_the_config(engine: str, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        build_engine(config(**changes), adapt(UPGradWeighting()))
+        step_options(config(engine, **changes), adapt(UPGradWeighting()), {})
 
 
-def test_accumulation_is_for_the_engines_that_add_rows_up() -> None:
-    for name in ("auto", "rows", "features"):
-        engine = build_engine(config(name, trainer__accumulate_grad_batches=2), adapt(UPGradWeighting()))
-        assert isinstance(engine, Engine)
+@pytest.mark.parametrize("engine", ["auto", "rows", "features"])
+def test_accumulation_is_for_the_engines_that_join_rows(engine: str) -> None:
+    options = step_options(config(engine, trainer__accumulate_grad_batches=2), adapt(UPGradWeighting()), {})
+    assert options["engine"] == engine
 
 
-class Bypassed(nn.Module):
-    """A layer's parameters are used without calling the layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(torch.tanh(self.first(x)), self.second.weight)
-
-
-def tied() -> nn.Module:
-    trunk = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 4))
-    trunk[2].weight = trunk[0].weight
-    return trunk
-
-
-def normalized() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4))
-
-
-@pytest.mark.parametrize(
-    ("trunk", "by_example", "says"),
-    [
-        (Bypassed, False, "another Gramian than plain rows"),
-        (tied, False, "fails on this trunk"),
-        (normalized, True, "BatchNorm1d"),
-        (lambda: nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True)), False, None),
-        (normalized, False, None),
-    ],
-)
-def test_trunks_are_tried(trunk: Any, by_example: bool, says: str | None) -> None:
-    weighting: Any = adapt(UPGradWeighting())
-    module = build(InstanceWise(weighting) if by_example else weighting, trunk=trunk())
-    batch = arrays(count=8)
-    before = {name: value.clone() for name, value in module.named_buffers()}
-    if says is None:
-        check_engine(config(), module, batch)
-    else:
-        with pytest.raises(ConfigError, match=f"(?s){says}.*take weighting.engine=auto"):
-            check_engine(config(), module, batch)
-    assert all(torch.equal(value, before[name]) for name, value in module.named_buffers())
-    assert all(part.training for part in module.trunk.modules())
-
-
-@pytest.mark.parametrize("engine", ["autogram", "features"])
-def test_penalties_are_refused(engine: str) -> None:
+def test_penalties_have_no_gradient_at_the_features() -> None:
     with pytest.raises(ConfigError, match=r"tasks\.small is a penalty"):
-        build_engine(config(engine), adapt(UPGradWeighting()), ["small"])
-
-
-def test_examples_are_kept_apart_where_they_have_rows() -> None:
-    weighting: Any = adapt(UPGradWeighting())
-    engine = build_engine(config(), InstanceWise(weighting))
-    assert isinstance(engine, Autogram)
-    assert engine._by_example
+        step_options(config("features"), adapt(UPGradWeighting()), {"small": Penalty()})

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from multitask.data.loading import Loader
-from multitask.model import MultiTaskModel
+from multitask.lightning.module import MultiLossModule
 from multitask.run.curves import MetricsCsv
 from multitask.run.errors import ConfigError, choices
 
@@ -110,7 +110,7 @@ class Checkpoints(Checkpoint):
             )
         score = known[self.monitor].detach().clone()
         if not score.isfinite():
-            if isinstance(pl_module, MultiTaskModel):
+            if isinstance(pl_module, MultiLossModule):
                 pl_module.warn_once(
                     "selection.metric",
                     f"={self.monitor} has no finite value in epoch {trainer.current_epoch + 1}, and cannot choose it.",

@@ -7,7 +7,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from multitask.model import MultiTaskModel
+from multitask.lightning.module import MultiLossModule
 from multitask.run.errors import ConfigError, choices
 
 
@@ -34,7 +34,7 @@ class EarlyStopping(callbacks.EarlyStopping):
                 f"callbacks.early_stopping.monitor={self.monitor} is not logged; "
                 f"{choices(self.monitor, trainer.callback_metrics)}"
             )
-        if isinstance(pl_module, MultiTaskModel) and not trainer.sanity_checking:
+        if isinstance(pl_module, MultiLossModule) and not trainer.sanity_checking:
             if self.monitor not in pl_module.validated:
                 pl_module.warn_once(
                     "callbacks.early_stopping.monitor",

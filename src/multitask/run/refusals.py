@@ -160,7 +160,7 @@ def _labelled(split: Split, module: MultiTaskModule) -> list[str]:
     if not isinstance(split, Mapping):
         return module.names
     return [
-        name for name in module.names if name not in module.by_name or module.by_name[name].mass(dict(split))
+        name for name in module.names if name not in module.by_name or module.by_name[name].count(dict(split))
     ]
 
 

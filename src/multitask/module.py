@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,14 +40,17 @@ class MultiTaskModule(MultiLossModule):
         self.tasks = nn.ModuleDict(tasks)
         self.inputs = inputs
         self.names = list(tasks)
-        self.by_name: dict[str, Task] = {n: task for n, task in tasks.items() if isinstance(task, Task)}
-        """The tasks that have a head, by name."""
         self.config: Mapping[str, Any] = {}
         """The resolved config, kept with the weights so that a checkpoint is enough to evaluate."""
         self._compiled: list[Any] = []
         self._measurement = Measurement(self.by_name)
         if options:
             self.train_with(**options)
+
+    @cached_property
+    def by_name(self) -> dict[str, Task]:
+        """The tasks that have a head, by name."""
+        return {name: task for name, task in self.tasks.items() if isinstance(task, Task)}
 
     def compile_trunk(self) -> None:
         """Run the trunk by ``torch.compile`` from now on; its parameters keep their names."""

@@ -110,7 +110,8 @@ def _changes(head: nn.Module, features: Tensor, seed: int, name: str) -> bool:
 def _misfit(inputs: Tensor, error: Exception) -> str:
     kind = str(inputs.dtype).removeprefix("torch.")
     hint = "" if inputs.is_floating_point() else "; all layers but embeddings want floats"
-    return f"trunk cannot take inputs of shape {list(inputs.shape[1:])} and type {kind}{hint}: {error}{_derivatives(error)}"
+    shape = list(inputs.shape[1:])
+    return f"trunk cannot take inputs of shape {shape} and type {kind}{hint}: {error}{_derivatives(error)}"
 
 
 def _derivatives(error: Exception) -> str:

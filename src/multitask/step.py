@@ -340,7 +340,7 @@ class Step:
             self._poison(seen, shared)
             return self._done(StepResult(present, losses, overflow=True))
         weights, factors = self._combine(losses, seen, present, shared)
-        if self._weighted and weights is None:
+        if self._weighted and weights is None and shared:
             raise ValueError(
                 f"weighting: {type(self.weighting).__name__} gives no weights; set weighting.heads=own."
             )
@@ -368,7 +368,9 @@ class Step:
         assert isinstance(method, JacobianMethod)
         with self.clock("solver"), self.as_present(present):
             factors = method.head_weights(losses)
-            weights = method.combine(losses, gradients) if shared or self._weighted else None
+            # Where nothing is shared there is nothing to combine: a zero Gramian says nothing about weights.
+            needed = shared or isinstance(method, Differentiated)
+            weights = method.combine(losses, gradients) if needed else None
             method.observe(losses)
             own = method.own_loss(losses)
             if own is not None:

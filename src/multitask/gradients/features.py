@@ -25,17 +25,21 @@ class FeatureGradients(TaskGradients):
     examples have other features, so that the Gramians of micro-batches and processes add up.
 
     Args:
-        parts: The micro-batches.
+        k: The number of rows.
+        parts: The micro-batches; none where this process has no label.
         parameters: The shared parameters.
     """
 
-    def __init__(self, parts: Sequence[Part], parameters: Sequence[Tensor]) -> None:
+    def __init__(self, k: int, parts: Sequence[Part], parameters: Sequence[Tensor]) -> None:
+        self._k = k
         self._parts = parts
         self._parameters = parameters
 
     def gramian(self) -> Tensor:
         """Return the Gramian of the feature gradients, shape ``[k, k]``, over all processes."""
-        gramian = torch.stack([inner_products(rows, rows) for *_, rows in self._parts]).sum(0)
+        gramian = row_like(self._parameters).new_zeros(self._k, self._k)
+        for *_, rows in self._parts:
+            gramian += inner_products(rows, rows)
         if _several():
             dist.all_reduce(gramian)
         return gramian
@@ -118,7 +122,7 @@ class Features(Engine):
         if parts is not None:
             here = torch.tensor(parts).to(like)[:, None]
             scaled = [(edges, shapes, rows * here) for edges, shapes, rows in scaled]
-        return FeatureGradients(scaled, parameters)
+        return FeatureGradients(k, scaled, parameters)
 
     def _part(
         self,

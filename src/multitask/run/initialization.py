@@ -12,7 +12,7 @@ from multitask.data.loading import derived_seed
 from multitask.penalty import Penalty
 from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
-from multitask.run.loss_checks import check_loss, check_partly
+from multitask.run.loss_checks import check_loss, check_partly, labelled_sample
 from multitask.task import Batch, Task, few_of, split_features
 
 
@@ -87,6 +87,7 @@ def initialize(
             outcome = task(of_task, few)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"tasks.{name}: {error}") from error
+        outcome = labelled_sample(task, outcome, splits)
         check_loss(name, task, outcome)
         check_metrics(name, task, outcome)
         check_partly(name, task, outcome, few, splits)

@@ -71,7 +71,7 @@ def loss_over_known(
 
 
 def redrawn(
-    prediction: Tensor, target: Tensor, known: Tensor | None, size: int = 24
+    prediction: Tensor, target: Tensor, known: Tensor | None = None, size: int = 24
 ) -> tuple[Tensor, Tensor]:
     """Return a batch like another, but with nothing missing: values drawn from each column's labelled ones.
 

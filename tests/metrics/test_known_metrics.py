@@ -1,14 +1,16 @@
 """Metrics of targets that miss values: per column over what is known, whatever the batches."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torchmetrics.classification as of_classes
 import torchmetrics.regression as of_numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -223,3 +225,27 @@ def test_a_task_shows_probabilities_and_what_is_known():
         task.measure(task(prediction.logit()[part], {"y": marked}))
     expected = by_column(of_classes.BinaryAUROC(), prediction, target, known)
     assert float(task.metrics.compute()["auroc"]) == pytest.approx(expected, rel=1e-5)
+
+
+def _on_two(rank: int, address: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    prediction, target, known = numbers(5)
+    known[::2, 0] = False  # one process has a column without a value
+    metric = OfKnown(of_numbers.R2Score())
+    metric.settle(prediction, target, known)
+    metric.set_dtype(torch.float64)
+    part = slice(rank, None, 2)
+    metric.update(prediction[part], target[part], known[part])
+    torch.save(metric.compute(), f"{out}.{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_columns_of_two_processes_are_those_of_one(tmp_path: Path):
+    out = str(tmp_path / "value")
+    multiprocessing.spawn(_on_two, (f"file://{tmp_path}/store", out), nprocs=2)
+    prediction, target, known = numbers(5)
+    known[::2, 0] = False
+    expected = by_column(of_numbers.R2Score().set_dtype(torch.float64), prediction, target, known)
+    for rank in range(2):
+        assert float(torch.load(f"{out}.{rank}")) == pytest.approx(expected, rel=1e-9)

@@ -257,3 +257,12 @@ def test_losses_that_leave_pixels_out_by_themselves_take_what_is_missing():
     arrays = {"inputs": torch.randn(8, 3, 4, 4), "y": y}
     initialize(nn.Identity(), {"a": task}, arrays, 0, {"train": arrays})
     assert task.count(arrays) == 8 * 16 - 4
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_metrics_are_tried_where_hardly_anything_is_labelled(rows: int):
+    y = torch.randn(rows, 2)
+    y[1:] = NAN
+    start(2, nn.MSELoss(), y, R2Score(), missing=rows > 1)
+    with pytest.raises(ConfigError, match=r"gives \[2\] and must give one number"):
+        start(2, nn.MSELoss(), y, R2Score(multioutput="raw_values"), missing=rows > 1)

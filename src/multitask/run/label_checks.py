@@ -126,10 +126,10 @@ def check_metrics(name: str, task: Task, outcome: Outcome) -> None:
     for metric in task.metrics.values(copy_state=False):
         if isinstance(metric, OfKnown):
             metric.settle(*shown)
-    # Correlations and the like want two.
-    metric_values(
-        name, task, *(shown if labelled > 1 and len(shown[0]) == len(shown[1]) else redrawn(*shown))
-    )
+    if labelled > 1 and len(shown[0]) == len(shown[1]):  # correlations and the like want two
+        metric_values(name, task, *shown)
+    elif not task.loss_checks_shapes:
+        metric_values(name, task, *redrawn(*shown))
 
 
 def metric_values(name: str, task: Task, *shown: Tensor | None) -> dict[str, float]:

@@ -18,7 +18,8 @@ class DataModule(LightningDataModule):
 
     Args:
         batch_size: Examples a process and training batch; ``None`` for the whole training split.
-        eval_batch_size: The same for validation and test, where it changes nothing but speed.
+        eval_batch_size: The same for validation and test, where it changes nothing but speed (and the
+            loss of a task with ``count: batch``).
         seed: Seed of the order of the training examples.
         num_workers: Worker processes, for data that is not in memory.
     """

@@ -21,6 +21,7 @@ from multitask.run.combiner import build_combiner, check_strategy, step_options
 from multitask.run.curves import MetricsCsv
 from multitask.run.errors import ConfigError
 from multitask.run.initialization import check_penalties, fit_targets, initialize, seeded
+from multitask.run.loss_checks import check_batch_losses
 from multitask.run.resolvers import plain
 from multitask.run.sharing import shared_in
 from multitask.task import Task
@@ -65,6 +66,7 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
     check_penalties(trunk, tasks)
     check_strategy(config)
     weighting = build_combiner(config, list(tasks))
+    check_batch_losses(config, heads, weighting)
     scheduler = dict(plain(config.scheduler) or {})
     options = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
     module = MultiTaskModule(trunk, tasks)

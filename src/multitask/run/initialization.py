@@ -13,7 +13,7 @@ from multitask.lightning.probing import unobtrusive
 from multitask.penalty import Penalty
 from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
-from multitask.run.loss_checks import check_loss, check_partly
+from multitask.run.loss_checks import check_loss, check_partly, labelled_sample
 from multitask.task import Batch, Task, few_of, split_features
 
 
@@ -94,6 +94,7 @@ def _initialize(
             outcome = task(of_task, few)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"tasks.{name}: {error}{_derivatives(error)}") from error
+        outcome = labelled_sample(task, outcome, splits)
         check_loss(name, task, outcome)
         check_metrics(name, task, outcome)
         check_partly(name, task, outcome, few, splits)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from multitask.evaluation import page, tables, terminal
 from multitask.evaluation.comparison import Comparison, Settings, compare_records
@@ -71,5 +72,5 @@ def compare(
     (folder / "index.html").write_text(page.render(comparisons, drawn), encoding="utf-8", newline="\n")
     if console is not None:
         terminal.show(comparisons, console)
-        console.print(f"\nTables, pictures and the page index.html are in {folder}.", highlight=False)
+        console.print(Text(f"\nTables, pictures and the page index.html are in {folder}."))
     return comparisons

@@ -118,4 +118,6 @@ def _varied(jobs: Sequence[Job]) -> list[str]:
     for job in jobs:
         for key, value in _by_key(job).items():
             values.setdefault(key, set()).add(value)
-    return [key for key, found in values.items() if len(found) > 1 and key not in ("weighting", "seed")]
+    return [
+        key for key, found in values.items() if len(found) > 1 and key not in ("weighting", "method", "seed")
+    ]

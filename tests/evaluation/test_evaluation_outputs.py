@@ -200,3 +200,32 @@ def test_no_training_code_is_imported() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                             env={"PYTHONPATH": str(Path(__file__).parents[2] / "src")})  # fmt: skip
     assert answer.stdout.strip() == "set()"
+
+
+def _table(file: Path, *names: tuple[str, str], experiment: str = "") -> Path:
+    row = {"method": "uw", "seed": 0, "split": "test", "value": 0.5, "higher_is_better": True}
+    return write_table(file, [row | {"task": t, "metric": m, "experiment": experiment} for t, m in names])
+
+
+def test_two_figures_are_never_averaged_under_one_key(tmp_path: Path) -> None:
+    source = str(_table(tmp_path / "theirs.csv", ("a/b", "c"), ("a", "b/c")))
+    with pytest.raises(
+        ComparisonError, match="the task 'a' with the metric 'b/c' and the task 'a/b' with 'c' are both"
+    ):
+        compare(source, tmp_path / "out")
+
+
+def test_two_columns_of_the_summary_never_share_a_name(tmp_path: Path) -> None:
+    names = [(task, metric) for task in ("left", "right") for metric in ("acc", "acc_low")]
+    source = str(_table(tmp_path / "theirs.csv", *names))
+    with pytest.raises(ComparisonError, match=r"two columns mean/acc_low, .* metrics=\[…\]\."):
+        compare(source, tmp_path / "out")
+    compare(source, tmp_path / "out", Settings(metrics=["acc_low"]))
+
+
+def test_experiments_of_similar_names_keep_their_pictures(tmp_path: Path) -> None:
+    names = ("a b", "a-b", "A/b")
+    sources = [str(_table(tmp_path / f"{i}.csv", ("left", "acc"), experiment=e)) for i, e in enumerate(names)]
+    compare(sources, tmp_path / "out")
+    found = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    assert found == ["A-b_tasks.png", "a-b-2_tasks.png", "a-b-3_tasks.png"]

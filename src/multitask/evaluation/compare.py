@@ -64,10 +64,10 @@ def compare(
     folder = Path(output)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn: list[list[Picture]] = []
-    for comparison in comparisons:
+    for slug, comparison in zip(page.slugs(comparisons), comparisons, strict=True):
         drawn.append(pictures(comparison, read_curves(comparison.counted_runs)))
         for picture in drawn[-1]:
-            (folder / "figures" / f"{page.slug(comparison)}_{picture.name}.png").write_bytes(picture.png)
+            (folder / "figures" / f"{slug}_{picture.name}.png").write_bytes(picture.png)
     tables.write(comparisons, folder)
     (folder / "index.html").write_text(page.render(comparisons, drawn), encoding="utf-8", newline="\n")
     if console is not None:

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from multitask.evaluation.names import DELTAS
 from multitask.evaluation.protocol import on_test
 from multitask.evaluation.records import BASELINE
 from multitask.evaluation.statistics import Interval, shifted_intervals
 
-DELTA_M, DELTA_P = "delta_m", "delta_p"
+DELTA_M, DELTA_P = DELTAS
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.table import Column, Table
 
 from multitask.data.base import DataModule
+from multitask.evaluation.names import COMBINED
 from multitask.module import MultiTaskModule
 from multitask.run.record import recipe_digest
 from multitask.run.resolvers import plain
@@ -50,14 +51,14 @@ def evaluate(
             "split": split,
             "value": repr(value),
             "higher_is_better": module.higher_is_better(task, metric),
-            "config_digest": recipe_digest(resolved, None if task == "combined" else task),
+            "config_digest": recipe_digest(resolved, None if task == COMBINED else task),
         }
 
     for split in splits:
         figures = module.measure(trainer, data.loader(split), split)
         rows += [row(split, task, metric, value) for (task, metric), value in figures.items()]
         if isinstance(module.weighting, Scalarization) and module.weighting.fixed:
-            rows.append(row(split, "combined", "loss", _combined(module, figures)))
+            rows.append(row(split, COMBINED, "loss", _combined(module, figures)))
     return rows
 
 

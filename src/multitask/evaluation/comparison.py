@@ -249,6 +249,8 @@ def _pairs(comparison: Comparison, directed: pd.DataFrame) -> tuple[pd.DataFrame
 
 def _cautions(comparison: Comparison) -> list[str]:
     cautions = [caution for entry in comparison.rows for caution in entry.cautions]
+    if _is_used(comparison.rows):
+        cautions += [f"No Δm and no Δp: {entry.refusal}." for entry in comparison.rows if entry.refusal]
     if comparison.baseline is not None and _is_used(comparison.rows):
         cautions += comparison.baseline.cautions
     rules = {entry.selection or "not stated" for entry in comparison.rows}

@@ -13,6 +13,7 @@ from torchmetrics import MeanAbsoluteError, MetricCollection
 from multitask.callbacks.conflict import Conflict
 from multitask.measurement import logged
 from multitask.module import MultiTaskModule
+from multitask.run.build import _is_model
 from multitask.run.errors import ConfigError
 from multitask.run.names import OF_COLLECTIONS, OF_MODULES, check_names
 from multitask.task import Task
@@ -122,3 +123,17 @@ def test_two_pairs_of_tasks_with_one_name_are_refused() -> None:
         ValueError, match="conflict/cosine/a__b__c would be of a and b__c and of a__b and c; rename"
     ):
         Conflict().check(module)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("trunk.0.weight", True),
+        ("tasks.head.head.weight", True),
+        ("tasks.head.loss.weight", False),
+        ("tasks.left.metrics.head.total", False),
+        ("weighting.head.logits", False),
+    ],
+)
+def test_a_task_or_metric_called_head_is_taken_for_no_parameter_of_one(name: str, given: bool) -> None:
+    assert _is_model(name) is given  # what init_from takes of a checkpoint

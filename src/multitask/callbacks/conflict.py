@@ -43,6 +43,21 @@ class Conflict(Callback):
         self.probe_every = probe_every
         self._solver = (0.0, 0)
 
+    def check(self, module: LightningModule) -> None:
+        """Refuse names of tasks that leave two pairs one name.
+
+        Raises:
+            ValueError: Naming both pairs.
+        """
+        assert isinstance(module, MultiTaskModule)
+        pairs: dict[str, tuple[str, str]] = {}
+        for pair in combinations(module.names, 2):
+            if (other := pairs.setdefault("__".join(pair), pair)) is not pair:
+                raise ValueError(
+                    f"tasks: conflict/cosine/{'__'.join(pair)} would be of {' and '.join(other)} and of "
+                    f"{' and '.join(pair)}; rename one of them, without two underscores in a row."
+                )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch."""
         assert isinstance(pl_module, MultiLossModule)

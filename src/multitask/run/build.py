@@ -146,4 +146,5 @@ def load_initial(module: MultiTaskModule, path: str) -> None:
 
 
 def _is_model(name: str) -> bool:
-    return name.startswith("trunk.") or (name.startswith("tasks.") and ".head." in name)
+    part = name.split(".")
+    return part[0] == "trunk" or (part[0] == "tasks" and part[2] == "head")  # a task may be called head, too

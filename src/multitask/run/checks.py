@@ -1,7 +1,6 @@
 """What can be said of a config before anything heavy is imported."""
 
 import errno
-import keyword
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from multitask.run import names
 from multitask.run.errors import ConfigError, check_names, choices, one_sentence
 from multitask.run.values import TRAIN, check_values
 
@@ -45,11 +45,12 @@ def check(config: DictConfig) -> None:
         )
     if not tasks:
         raise ConfigError("task=[] leaves no task; choose at least one, for example task=[multi_mnist/left].")
-    for name in tasks:
-        if not str(name).isidentifier() or keyword.iskeyword(name) or hasattr(dict, str(name)):
-            raise ConfigError(
-                f"tasks.{name}: a task's name must be a Python identifier that no dict method has."
-            )
+    if config.method == SINGLE_TASK and len(tasks) > 1:
+        raise ConfigError(
+            f"method={SINGLE_TASK} is the record's name for a task trained alone, and there are {', '.join(tasks)}; "
+            "call the method, or the weighting's file, otherwise."
+        )
+    names.check_names(config.tasks)
     for key, value in _plain(config.weighting).items():
         if isinstance(value, Mapping) and "_target_" not in value:
             check_names(f"weighting.{key}", value, tasks)

@@ -1,9 +1,5 @@
 """What can be said of a config once torch is there, before the first training step."""
 
-from collections.abc import Iterator, Mapping
-from importlib import import_module
-from typing import Any
-
 import torch
 from omegaconf import DictConfig
 
@@ -59,58 +55,6 @@ def check_averaging(config: DictConfig) -> None:
                 f"selection.metric={config.selection.metric} measures the weights of one epoch; set "
                 "selection.metric=null, or take lightning.pytorch.callbacks.EMAWeightAveraging, which is validated."
             )
-
-
-def check_targets(config: Mapping[str, Any]) -> None:
-    """Refuse a ``_target_`` that cannot be imported.
-
-    Raises:
-        ConfigError: Naming the key, the part that is not there and what is near it.
-    """
-    for key, target in _targets("", config):
-        _check_target(key, target)
-
-
-def _targets(key: str, node: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(node, Mapping):
-        for name, inner in node.items():
-            if name == "_target_" and isinstance(inner, str):
-                yield f"{key}._target_", inner
-            else:
-                yield from _targets(f"{key}.{name}" if key else str(name), inner)
-    elif isinstance(node, list):
-        for i, inner in enumerate(node):
-            yield from _targets(f"{key}.{i}", inner)
-
-
-def _check_target(key: str, target: str) -> None:
-    parts = target.split(".")
-    found: Any = None
-    for i, part in enumerate(parts):
-        name = ".".join(parts[: i + 1])
-        if found is not None and hasattr(found, part):
-            found = getattr(found, part)
-            continue
-        try:
-            found = import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and not name.startswith(error.name):
-                raise ConfigError(
-                    f"{key}={target} needs the package {error.name}, which is not installed."
-                ) from error
-            if i == 0:
-                raise ConfigError(f"{key}={target}: there is no package '{part}'.") from error
-            near = [n for n in dir(found) if not n.startswith("_")]
-            parent = ".".join(parts[:i])
-            raise ConfigError(f"{key}={target}: {parent} has no '{part}'; {_near(part, near)}") from error
-
-
-def _near(wrong: str, names: list[str]) -> str:
-    hint = choices(wrong, names)
-    if len(names) <= 20:
-        return hint
-    meant, _, _ = hint.rpartition(" Choices:")
-    return meant or "mind the spelling."
 
 
 def check_against_data(config: DictConfig, data: DataModule, module: MultiTaskModule) -> None:

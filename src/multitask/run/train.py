@@ -40,10 +40,10 @@ from multitask.run.refusals import (
     check_hardware,
     check_intervals,
     check_optimizer,
-    check_targets,
 )
 from multitask.run.resolvers import plain
 from multitask.run.selection import rule_of, select
+from multitask.run.targets import check_targets
 from multitask.run.task_check import check_tasks
 
 # What libraries raise at values that they cannot use.

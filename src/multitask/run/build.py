@@ -5,18 +5,21 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from lightning import Callback, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor
 
 from multitask.callbacks.checkpoints import Checkpoints
+from multitask.callbacks.fixed import Fixed
+from multitask.callbacks.frozen import Frozen
 from multitask.callbacks.interruption import Interruption
 from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
+from multitask.run.callbacks import build_callbacks
 from multitask.run.combiner import MANUAL_KEYS, build_combiner, build_manual, check_strategy
 from multitask.run.curves import MetricsCsv
 from multitask.run.engines import check_engine
@@ -94,13 +97,11 @@ def build_trainer(config: DictConfig, folder: Path, automatic: bool) -> tuple[Tr
     The CSV logger, the seed of each step and the answer to signals are always there: no config can
     leave out what makes a run readable afterwards and its resumption exact.
     """
-    options = plain(config.trainer)
+    options = instantiate(config.trainer, _convert_="all")
     window = options["accumulate_grad_batches"]
     if not automatic:
         options = {key: value for key, value in options.items() if key not in MANUAL_KEYS}
-    chosen: list[Callback] = [
-        instantiate(node, _convert_="all") for node in (config.callbacks or {}).values() if node
-    ]
+    chosen = build_callbacks(config, automatic)
     if not options["enable_progress_bar"]:
         chosen = [callback for callback in chosen if not isinstance(callback, ProgressBar)]
     checkpoints = next((callback for callback in chosen if isinstance(callback, Checkpoints)), None)
@@ -108,13 +109,17 @@ def build_trainer(config: DictConfig, folder: Path, automatic: bool) -> tuple[Tr
     options["enable_model_summary"] = False  # the run prints one of its own parts
     loggers: list[Logger] = [MetricsCsv(folder)]
     loggers += [instantiate(node, _convert_="all") for node in (config.logger or {}).values() if node]
-    trainer = Trainer(
-        **options,
-        callbacks=[StepSeed(config.seed), interruption, *chosen],
-        logger=loggers,
-        default_root_dir=folder,
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),
-    )
+    try:
+        trainer = Trainer(
+            **options,
+            # The last two see what the chosen ones have done before each epoch and batch.
+            callbacks=[StepSeed(config.seed), interruption, *chosen, Frozen(), Fixed(options)],
+            logger=loggers,
+            default_root_dir=folder,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),
+        )
+    except RuntimeError as error:  # two callbacks of one kind, whose states a checkpoint cannot tell apart
+        raise ConfigError(f"callbacks: {' '.join(str(error).split())}") from error
     return trainer, interruption
 
 

@@ -45,22 +45,6 @@ def _has_half(accelerator: str) -> bool:
     return accelerator != "cpu"
 
 
-def check_averaging(config: DictConfig) -> None:
-    """Refuse to average weights for the end of a run and measure those of its best epoch.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
-    for name, callback in (config.callbacks or {}).items():
-        target = str((callback or {}).get("_target_", ""))
-        if target.endswith("StochasticWeightAveraging") and config.selection.metric is not None:
-            raise ConfigError(
-                f"callbacks.{name} puts the averaged weights in place at the end, and "
-                f"selection.metric={config.selection.metric} measures the weights of one epoch; set "
-                "selection.metric=null, or take lightning.pytorch.callbacks.EMAWeightAveraging, which is validated."
-            )
-
-
 def check_targets(config: Mapping[str, Any]) -> None:
     """Refuse a ``_target_`` that cannot be imported.
 

@@ -35,7 +35,6 @@ from multitask.run.record import (
 )
 from multitask.run.refusals import (
     check_against_data,
-    check_averaging,
     check_hardware,
     check_intervals,
     check_optimizer,
@@ -124,7 +123,6 @@ def _build(config: DictConfig, folder: Path) -> _Run:
     try:
         torch.set_float32_matmul_precision(config.matmul_precision)
         check_hardware(config)
-        check_averaging(config)
         check_targets(plain(config))
         seed_everything(config.seed, workers=True, verbose=False)
         data = build_data(config)

@@ -272,7 +272,9 @@ class MultiTaskModule(MultiTaskModel):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Put trunk, heads and the combiner's own parameters into one optimizer."""
         own = list(self.weighting.parameters())
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if not _among(p, own)]}]
+        # Integers, as in a quantized encoder, take no step.
+        others = [p for p in self.parameters() if _is_real(p) and not _among(p, own)]
+        groups: list[dict[str, Any]] = [{"params": others}]
         if own:
             rate = self._weighting_learning_rate
             groups.append({"params": own, "weight_decay": 0.0} | ({} if rate is None else {"lr": rate}))
@@ -290,6 +292,10 @@ class MultiTaskModule(MultiTaskModel):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._scheduler(optimizer), **options},
         }
+
+
+def _is_real(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
 
 
 def _among(parameter: nn.Parameter, others: list[nn.Parameter]) -> bool:

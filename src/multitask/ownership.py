@@ -32,7 +32,7 @@ class Ownership:
         self._specific = {}
         if len(module.names) < 2:
             return
-        frozen = [p for p in module.trunk.parameters() if not p.requires_grad]
+        frozen = [p for p in module.trunk.parameters() if not p.requires_grad and p.is_floating_point()]
         training = module.trunk.training
         module.trunk.eval()
         for p in frozen:

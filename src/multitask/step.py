@@ -200,7 +200,7 @@ class Step:
     ) -> None:
         """One backward pass a micro-batch: the weights are known before the losses."""
         k = len(plan.present)
-        dtype = next(module.parameters()).dtype
+        dtype = next(p.dtype for p in module.parameters() if p.requires_grad)
         probe = torch.ones(k, device=module.device, dtype=dtype, requires_grad=True)
         with module.as_present(plan.present):
             (weights,) = torch.autograd.grad(combiner(probe), probe)

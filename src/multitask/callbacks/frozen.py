@@ -5,6 +5,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 
+from multitask.run.errors import ConfigError
+
 
 class Frozen(Callback):
     """Saves which parameters are frozen and which modules evaluate, and restores both when training resumes.
@@ -14,6 +16,7 @@ class Frozen(Callback):
     """
 
     def __init__(self) -> None:
+        self._trained: set[str] = set()
         self._evaluating: list[str] = []
         self._saved: dict[str, list[str]] | None = None
 
@@ -27,6 +30,7 @@ class Frozen(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore what the checkpoint says, after the callbacks have frozen what they freeze at the start."""
+        self._trained = _trained(pl_module)  # by DistributedDataParallel, which was made with them
         if self._saved is None:
             return
         frozen, evaluating, unmeasured = (
@@ -42,7 +46,21 @@ class Frozen(Callback):
         self._saved = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note which modules evaluate in training: during a validation all of them do."""
+        """Note which modules evaluate in training: during a validation all of them do.
+
+        Raises:
+            ConfigError: If several processes would train a parameter each by itself.
+        """
+        if (
+            pl_module.automatic_optimization
+            and trainer.world_size > 1
+            and _trained(pl_module) - self._trained
+        ):
+            raise ConfigError(
+                "a callback unfreezes parameters in the course of the run, and torch's DistributedDataParallel "
+                "averages over processes only the gradients of those that were trained from the start; set "
+                "trainer.devices=1, or choose a Jacobian method, such as weighting=upgrad."
+            )
         self._evaluating = [name for name, module in pl_module.named_modules() if not module.training]
 
     def on_save_checkpoint(
@@ -56,7 +74,9 @@ class Frozen(Callback):
             "parameters": [name for name, p in pl_module.named_parameters() if not p.requires_grad],
             "evaluating": self._evaluating,
             "unmeasured": [
-                name for name, module in modules.items() if getattr(module, "track_running_stats", True) is False
+                name
+                for name, module in modules.items()
+                if getattr(module, "track_running_stats", True) is False
             ],
         }
 
@@ -65,3 +85,7 @@ class Frozen(Callback):
     ) -> None:
         """Keep what was saved until training starts."""
         self._saved = checkpoint.get("frozen")
+
+
+def _trained(module: LightningModule) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}

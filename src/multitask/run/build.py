@@ -19,10 +19,11 @@ from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
+from multitask.run.batches import check_batches, first_batch
 from multitask.run.callbacks import build_callbacks
 from multitask.run.combiner import MANUAL_KEYS, build_combiner, build_manual, check_strategy
 from multitask.run.curves import MetricsCsv
-from multitask.run.engines import check_engine
+from multitask.run.engines import check_engine, processes, several_processes
 from multitask.run.errors import ConfigError
 from multitask.run.initialization import check_penalties, fit_targets, initialize, seeded
 from multitask.run.resolvers import plain
@@ -35,10 +36,14 @@ def build_data(config: DictConfig) -> DataModule:
     Raises:
         ConfigError: If there is not a single example.
     """
-    data: DataModule = instantiate(config.data, _convert_="all")
+    options = plain(config.data)
+    drop_last = bool(options.pop("drop_last", False))
+    data: DataModule = instantiate(options, _convert_="all")
+    data.drop_last = drop_last
     data.setup()
     if not data.splits:
-        raise ConfigError("data has no examples at all; mind data.path and data.split.")
+        raise ConfigError("data has no examples at all; check data.path and data.split.")
+    check_batches(data, processes(config))
     return data
 
 
@@ -62,8 +67,7 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
             f"no task but {', '.join(tasks)}, of parameters alone; choose one with a head, such as multi_mnist/left."
         )
     fit_targets(heads, data)
-    split = next(iter(data.splits))
-    batch = next(iter(data.loader(split, training=split == "train")))
+    batch = first_batch(data, next(iter(data.splits)))
     initialize(trunk, heads, batch, config.seed, data.splits)
     check_penalties(trunk, tasks)
     check_strategy(config)
@@ -91,14 +95,25 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
     return module
 
 
-def build_trainer(config: DictConfig, folder: Path, automatic: bool) -> tuple[Trainer, Interruption]:
+def build_trainer(
+    config: DictConfig, folder: Path, automatic: bool, unused: bool = False
+) -> tuple[Trainer, Interruption]:
     """Make the Trainer with its callbacks and loggers.
 
     The CSV logger, the seed of each step and the answer to signals are always there: no config can
     leave out what makes a run readable afterwards and its resumption exact.
+
+    Args:
+        config: The whole config.
+        folder: The run's.
+        automatic: Whether Lightning's automatic optimization trains.
+        unused: Whether there are trained parameters that no loss reaches.
     """
     options = instantiate(config.trainer, _convert_="all")
     window = options["accumulate_grad_batches"]
+    if unused and automatic and several_processes(config) and options["strategy"] in ("auto", "ddp"):
+        # As manual optimization allows them: torch's DistributedDataParallel waits for their gradients else.
+        options["strategy"] = "ddp_find_unused_parameters_true"
     if not automatic:
         options = {key: value for key, value in options.items() if key not in MANUAL_KEYS}
     chosen = build_callbacks(config, automatic)
@@ -151,7 +166,16 @@ def load_initial(module: MultiTaskModule, path: str) -> None:
             raise ConfigError(
                 f"init_from={path} does not fit: {name} is {list(given[name].shape)} there, {list(value.shape)} here."
             )
+        if _kind(given[name]) != _kind(value):
+            raise ConfigError(
+                f"init_from={path} does not fit: {name} is {given[name].dtype} there and {value.dtype} here, and would "
+                "be rounded; give the weights as the model has them."
+            )
     module.load_state_dict(given, strict=False)
+
+
+def _kind(values: Tensor) -> tuple[bool, bool]:
+    return values.is_floating_point(), values.is_complex()
 
 
 def _is_model(name: str) -> bool:

@@ -99,6 +99,17 @@ def several_processes(config: DictConfig) -> bool:
     return config.trainer.devices not in (1, "1", "auto") or config.trainer.num_nodes > 1
 
 
+def processes(config: DictConfig) -> int:
+    """Return how many processes train, as far as the config says it; 1 where Lightning counts the devices."""
+    devices = config.trainer.devices
+    if isinstance(devices, str):
+        devices = (
+            int(devices) if devices.isdecimal() else devices.strip("[]").split(",") if "," in devices else 1
+        )
+    count = devices if isinstance(devices, int) else len(devices)
+    return max(1, count) * int(config.trainer.num_nodes)
+
+
 def check_engine(config: DictConfig, module: MultiTaskModule, batch: Batch) -> None:
     """Refuse autogram where its Gramian is not that of rows, found by trying both on a few examples.
 

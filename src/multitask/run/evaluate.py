@@ -26,8 +26,19 @@ def evaluate(
     splits: Sequence[str],
     config: DictConfig,
     epoch: int,
+    selection: str,
 ) -> list[Row]:
-    """Measure the module on the splits and return one row a figure."""
+    """Measure the module on the splits and return one row per figure.
+
+    Args:
+        module: The module.
+        trainer: The trainer.
+        data: The data.
+        splits: Which of its splits.
+        config: The whole config.
+        epoch: The epoch of the weights.
+        selection: How the weights were chosen, as the record tells it.
+    """
     rows: list[Row] = []
     resolved = plain(config)  # once: it takes long
     known = {
@@ -38,9 +49,7 @@ def evaluate(
         "sweep": config.sweep,
         "run": HydraConfig.get().runtime.output_dir.rstrip("/").rpartition("/")[2],
         "epoch": epoch,
-        "selection": f"{config.selection.mode} {config.selection.metric}"
-        if config.selection.metric
-        else "last",
+        "selection": selection,
     }
 
     def row(split: str, task: str, metric: str, value: float) -> Row:

@@ -10,21 +10,24 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning import Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from multitask.callbacks.checkpoints import Checkpoints
 from multitask.callbacks.cost import Cost
 from multitask.callbacks.interruption import Interruption
 from multitask.data.base import DataModule
 from multitask.module import MultiTaskModule
 from multitask.run import resume, tracking
+from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer, load_initial
 from multitask.run.checks import keep_only
 from multitask.run.console import quiet, summarize
 from multitask.run.curves import carry_over
 from multitask.run.errors import ConfigError, RunFailed, RunInterrupted, one_sentence
 from multitask.run.evaluate import evaluate, show
+from multitask.run.optimizer_checks import check_optimizer
 from multitask.run.record import (
     RunRecord,
     git_commit,
@@ -37,9 +40,9 @@ from multitask.run.refusals import (
     check_against_data,
     check_hardware,
     check_intervals,
-    check_optimizer,
     check_targets,
 )
+from multitask.run.rehearsal import check_last_batch, rehearse
 from multitask.run.resolvers import plain
 from multitask.run.task_check import check_tasks
 
@@ -75,13 +78,16 @@ def train(config: DictConfig) -> float | None:
         trainer.fit(module, datamodule=run.data, ckpt_path=config.ckpt_path, weights_only=True)
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):  # type: ignore[attr-defined]
             print(profile)
-        epoch = select(module, trainer, config)
-        figures = evaluate(module, trainer, run.data, list(config.evaluation.splits), config, epoch)
-        status = {"status": "completed", "epoch": epoch, "selected_value": _selected_value(trainer)}
+        epoch = select(module, trainer)
+        selected = _selected_value(trainer)
+        rule = "last" if selected is None else record.facts["selection"]
+        splits = list(config.evaluation.splits)
+        figures = evaluate(module, trainer, run.data, splits, config, epoch, rule)
+        status = {"status": "completed", "epoch": epoch, "selected_value": selected, "selection": rule}
         if trainer.is_global_zero:
             write_results(folder / "results.csv", figures)
             show(figures)
-        return _selected_value(trainer)
+        return selected
     except RunInterrupted as error:
         status = {"status": "interrupted", "error": str(error)}
         raise
@@ -133,13 +139,18 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         module = build_module(config, data)
         check_against_data(config, data, module)
         check_intervals(config, data)
-        check_optimizer(module)
+        batch = first_batch(data, "train")
+        check_last_batch(config, module, data, batch)
+        rehearsed = rehearse(module, batch)
+        check_optimizer(config, module, rehearsed.sparse)
         if config.task_check:
             check_tasks(module, data)
         if config.init_from:
             load_initial(module, config.init_from)
         resumption = resume.check(config.ckpt_path, plain(config)) if config.ckpt_path else None
-        trainer, interruption = build_trainer(config, folder, module.automatic_optimization)
+        trainer, interruption = build_trainer(
+            config, folder, module.automatic_optimization, unused=bool(rehearsed.unused)
+        )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "check"):
                 callback.check(module)
@@ -182,19 +193,25 @@ def _end(run: _Run, record: RunRecord, status: Mapping[str, Any], folder: Path, 
             print(folder)
 
 
-def select(module: MultiTaskModule, trainer: Trainer, config: DictConfig) -> int:
+def select(module: MultiTaskModule, trainer: Trainer) -> int:
     """Load the weights that validation chose, and return their epoch; the last ones where nothing chose."""
-    checkpoint = trainer.checkpoint_callback
-    path = getattr(checkpoint, "best_model_path", "")
-    if config.selection.metric is None or not path:
+    checkpoints = _checkpoints(trainer)
+    if checkpoints is None or not checkpoints.best_model_path:
         return trainer.current_epoch
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = torch.load(checkpoints.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])
     return int(content["epoch"]) + 1
 
 
+def _checkpoints(trainer: Trainer) -> Checkpoints | None:
+    """Return what keeps the best weights, whatever other callbacks write checkpoints."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, Checkpoints)), None)
+
+
 def _selected_value(trainer: Trainer) -> float | None:
-    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    checkpoints = _checkpoints(trainer)
+    score = None if checkpoints is None else checkpoints.best_model_score
     return None if score is None else float(score)
 
 

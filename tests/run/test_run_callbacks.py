@@ -24,9 +24,14 @@ class Own(BatchSizeFinder):
     """A user's variant of a refused one."""
 
 
-def config(metric: str | None = None, **callback: Any) -> Any:
+def config(metric: str | None = None, ckpt_path: str | None = None, **callback: Any) -> Any:
     return OmegaConf.create(
-        {"method": "upgrad", "selection": {"metric": metric}, "callbacks": {"mine": callback, "none": None}}
+        {
+            "method": "upgrad",
+            "selection": {"metric": metric},
+            "ckpt_path": ckpt_path,
+            "callbacks": {"mine": callback, "none": None},
+        }
     )
 
 
@@ -57,6 +62,8 @@ def test_averages_for_the_end_of_a_run_go_without_a_selection() -> None:
     assert len(build_callbacks(config(**swa), automatic=True)) == 1
     with pytest.raises(ConfigError, match=r"set selection.metric=null"):
         build_callbacks(config("val/loss", **swa), automatic=True)
+    with pytest.raises(ConfigError, match="start the run again without ckpt_path"):
+        build_callbacks(config(ckpt_path="last.ckpt", **swa), automatic=True)
 
 
 def test_a_callback_that_changes_a_key_of_the_trainer_stops_the_run() -> None:

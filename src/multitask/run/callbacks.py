@@ -67,10 +67,21 @@ def build_callbacks(config: DictConfig, automatic: bool) -> list[Callback]:
                 f"{key} reads the one loss that a training step returns, and weighting={config.method} trains on "
                 "several; remove it."
             )
-        if isinstance(callback, StochasticWeightAveraging) and config.selection.metric is not None:
-            raise ConfigError(
-                f"{key} puts the averaged weights in place at the end, and selection.metric={config.selection.metric} "
-                "measures the weights of one epoch; set selection.metric=null, or take "
-                "lightning.pytorch.callbacks.EMAWeightAveraging, which is validated."
-            )
+        if isinstance(callback, StochasticWeightAveraging):
+            _check_swa(key, config)
     return list(made.values())
+
+
+def _check_swa(key: str, config: DictConfig) -> None:
+    instead = "take lightning.pytorch.callbacks.EMAWeightAveraging"
+    if config.selection.metric is not None:
+        raise ConfigError(
+            f"{key} puts the averaged weights in place at the end, and selection.metric={config.selection.metric} "
+            f"measures the weights of one epoch; set selection.metric=null, or {instead}, which is validated."
+        )
+    if config.ckpt_path is not None:
+        # Its scheduler is made at the start of an epoch, which a run that resumes in mid-epoch has behind it.
+        raise ConfigError(
+            f"{key} loses its schedule where a run is resumed; start the run again without ckpt_path, or {instead}, "
+            "which resumes."
+        )

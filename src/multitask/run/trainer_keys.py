@@ -44,7 +44,8 @@ def check_trainer(config: DictConfig) -> None:
             f"trainer.limit_test_batches=0 leaves nothing of evaluation.splits={list(config.evaluation.splits)} to "
             "measure; raise it, or set evaluation.splits=[]."
         )
-    _check_validation(config)
+    if "trained" not in config:  # by which eval.py's config is known: it trains nothing
+        _check_validation(config)
 
 
 def _check_validation(config: DictConfig) -> None:

@@ -1,5 +1,7 @@
 """Debug, optimizer, scheduler and trainer configs, each with the three kinds of weighting."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -80,3 +82,40 @@ def test_early_stopping_stops(method: str, small: Small) -> None:
     )
     assert ran.record["steps"] == 16
     assert ran.record["status"] == "completed"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("processes", [[], ["trainer=ddp_cpu", "data.batch_size=8"]])
+def test_a_layer_that_nobody_calls_changes_nothing(method: str, processes: list[str], small: Small) -> None:
+    """Beside an encoder of integers, which stays as it is; several processes share out a longer Jacobian."""
+    overrides = [f"weighting={method}", "trunk=encoded", "trainer.max_epochs=1", *processes]
+    without, beside = (small.run(*overrides, f"trunk.unused={on}") for on in ("false", "true"))
+    assert beside.record["status"] == "completed"
+    one, other = (checkpoint(ran.folder)["state_dict"] for ran in (without, beside))
+    for key, value in one.items():
+        if isinstance(value, torch.Tensor):
+            close = {"rtol": 1e-4, "atol": 1e-6} if processes else {"rtol": 0, "atol": 0}
+            torch.testing.assert_close(other[key], value, **close, msg=key)
+    assert one["trunk.codes"].dtype == torch.int8
+    assert torch.equal(one["trunk.codes"].flatten()[:6], torch.tensor([-2, -1, 0, 1, 2, -2]))
+
+
+def test_weights_that_nothing_chose_are_recorded_as_the_last(small: Small) -> None:
+    for overrides, selection in (
+        (["trainer.max_steps=5"], "last"),  # before the first validation
+        (["trainer.max_epochs=1"], "min val/loss"),
+        (["trainer.max_epochs=1", "selection.metric=null", "callbacks.early_stopping=null"], "last"),
+    ):
+        ran = small.run(*overrides)
+        assert ran.record["selection"] == selection
+        assert {row["selection"] for row in rows(ran.folder / "results.csv")} == {selection}
+
+
+def test_weights_of_another_kind_of_number_are_refused(small: Small, tmp_path: Path) -> None:
+    start = checkpoint(small.run("trunk=encoded", "trainer.max_epochs=1").folder)["state_dict"]
+    start["trunk.codes"] = start["trunk.codes"] + 0.5
+    torch.save(start, tmp_path / "start.pt")
+    ran = small.any("trunk=encoded", f"init_from={tmp_path}/start.pt")
+    assert ran.code == 1
+    assert "trunk.codes is torch.float32 there and torch.int8 here" in ran.err
+    assert "Traceback" not in ran.err

@@ -32,6 +32,8 @@ class DataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.num_workers = num_workers
+        self.drop_last = False
+        """Whether to leave out an epoch's last training batch where it is not full."""
         self.splits: dict[str, Split] = {}
         self._placed: dict[str, Split] = {}
 
@@ -51,13 +53,14 @@ class DataModule(LightningDataModule):
         return Loader(self.placed(split), size, **self.order(training))
 
     def order(self, training: bool) -> dict[str, Any]:
-        """Return what a loader needs to know of order and processes.
+        """Return what a loader needs to know of order, last batch and processes.
 
         Not shuffled where the Trainer is to overfit a few batches, which have to be the same each epoch.
         """
         trainer = self.trainer
         return {
             "shuffle": training and not getattr(trainer, "overfit_batches", 0),
+            "drop_last": training and self.drop_last,
             "seed": self.seed,
             "num_workers": self.num_workers,
             "rank": trainer.global_rank if trainer else 0,

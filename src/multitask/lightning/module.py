@@ -119,7 +119,7 @@ class MultiLossModule(LightningModule):
         self._step = None
         if names is not None:
             self.names = list(names)
-        self.automatic_optimization = not self._by_hand(1)
+        self.automatic_optimization = not self.by_hand(1)
 
     def losses(self, batch: Any) -> Mapping[str, LossAndCount]:
         """Return the mean losses of a batch by name, each alone or with the number of elements it is over.
@@ -174,8 +174,8 @@ class MultiLossModule(LightningModule):
             self.automatic_optimization or self.weighting.linear
         )
 
-    def _by_hand(self, accumulate: int) -> bool:
-        """Return whether optimization is manual.
+    def by_hand(self, accumulate: int) -> bool:
+        """Return whether optimization is manual, with so many micro-batches per step.
 
         Automatic optimization adds up the scalars of micro-batches, which is the scalar of the whole batch only
         where there is one micro-batch.
@@ -190,7 +190,7 @@ class MultiLossModule(LightningModule):
             return []
         if not hasattr(self, "weighting"):
             raise ValueError(f"{type(self).__name__} has no weighting; pass weighting= to its base class.")
-        self.automatic_optimization = not self._by_hand(self.trainer.accumulate_grad_batches)
+        self.automatic_optimization = not self.by_hand(self.trainer.accumulate_grad_batches)
         if self.automatic_optimization:
             return []
         self._keys = TrainerKeys()
@@ -470,7 +470,8 @@ class MultiLossModule(LightningModule):
                 "configure_optimizers."
             )
         own = list(self.weighting.parameters())
-        model = [p for p in self.parameters() if not any(p is other for other in own)]
+        # Integers, as in a quantized encoder, take no step.
+        model = [p for p in self.parameters() if _is_real(p) and not any(p is other for other in own)]
         groups: list[dict[str, Any]] = [{"params": model}]
         if own:
             rate = self._weighting_learning_rate
@@ -486,6 +487,10 @@ class MultiLossModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._scheduler(optimizer), **options},
         }
+
+
+def _is_real(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
 
 
 _SCHEDULER = {"interval": "epoch", "frequency": 1}

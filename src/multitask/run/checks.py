@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from multitask.run import names
 from multitask.run.errors import ConfigError, check_names, choices, one_sentence
+from multitask.run.sections import check_sections
+from multitask.run.trainer_keys import check_trainer
 from multitask.run.values import TRAIN, check_values
 
 # The method's name in the record of a run that trains one task alone, to compare others with.
@@ -24,10 +26,12 @@ def check(config: DictConfig) -> None:
     Raises:
         ConfigError: With a sentence that names the key.
     """
+    check_sections(config)
     keep_only(config)
     for key in _missing(_plain(config)):
         raise ConfigError(f"{key} has no value; set {key}=…")
     check_values(config, TRAIN)
+    check_trainer(config)
     scheduler = config.get("scheduler") or {}
     if str(scheduler.get("_target_")).endswith("ReduceLROnPlateau") and not scheduler.get("monitor"):
         raise ConfigError("scheduler.monitor is not set; name a logged metric, for example val/loss.")
@@ -54,8 +58,6 @@ def check(config: DictConfig) -> None:
     for key, value in _plain(config.weighting).items():
         if isinstance(value, Mapping) and "_target_" not in value:
             check_names(f"weighting.{key}", value, tasks)
-    if "_target_" not in config.weighting:
-        raise ConfigError("weighting names no _target_; choose a weighting, for example weighting=upgrad.")
 
 
 def keep_only(config: DictConfig) -> None:

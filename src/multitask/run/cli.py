@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from hydra._internal.hydra import Hydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
 from hydra.types import RunMode
 
 from multitask.run.arguments import prepared
-from multitask.run.errors import ConfigError, RunInterrupted, choices, one_sentence
+from multitask.run.errors import RunInterrupted, one_sentence
 from multitask.run.resolvers import register
+from multitask.run.sections import check_groups
 
 
 def launch(main: Callable[[], None], before: Callable[[], None] | None = None) -> None:
@@ -44,7 +43,7 @@ def _mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
     Hydra's own composes the config for it, swallows what goes wrong, and composes again only to meet
     the same error: this one raises it, in half the time.
     """
-    _check_groups(hydra, overrides)
+    check_groups(hydra.config_loader, overrides)
     config = hydra.compose_config(
         config_name=config_name,
         overrides=overrides,
@@ -53,22 +52,6 @@ def _mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
         validate_sweep_overrides=False,
     )
     return config.hydra.mode
-
-
-def _check_groups(hydra: Hydra, overrides: list[str]) -> None:
-    """Refuse `scheduler=null` and its like: Hydra raises at a group's choice that is no text, and names no key.
-
-    Raises:
-        ConfigError: Naming the group and its choices.
-    """
-    for override in OverridesParser.create().parse_overrides(overrides):
-        group = override.key_or_group
-        options = [] if override.is_delete() else hydra.config_loader.get_group_options(group, None)
-        values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
-        for value in values if options else ():
-            if not isinstance(value, str | QuotedString | list):
-                text = "null" if value is None else str(value)
-                raise ConfigError(f"{group}={text} names no choice of the group; {choices(text, options)}")
 
 
 @contextmanager

@@ -107,6 +107,17 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, penalties:
         )
 
 
+def processes(config: DictConfig) -> int:
+    """Return how many processes train, as far as the config says it; 1 where Lightning counts the devices."""
+    devices = config.trainer.devices
+    if isinstance(devices, str):
+        devices = (
+            int(devices) if devices.isdecimal() else devices.strip("[]").split(",") if "," in devices else 1
+        )
+    count = devices if isinstance(devices, int) else len(devices)
+    return max(1, count) * int(config.trainer.num_nodes)
+
+
 def several_processes(config: DictConfig) -> bool:
     """Return whether more than one process trains."""
     return config.trainer.devices not in (1, "1", "auto") or config.trainer.num_nodes > 1

@@ -29,16 +29,16 @@ def evaluate(
     epoch: int,
     selection: str,
 ) -> list[Row]:
-    """Measure the module on the splits and return one row a figure.
+    """Measure the module on the splits and return one row per figure.
 
     Args:
-        module: With the chosen weights.
-        trainer: Its trainer.
+        module: The module.
+        trainer: The trainer.
         data: The data.
-        splits: The splits to measure.
-        config: The run's config.
+        splits: Which of its splits.
+        config: The whole config.
         epoch: The epoch of the weights.
-        selection: How they were chosen: ``<mode> <metric>``, or ``last``.
+        selection: How the weights were chosen, as the record tells it.
     """
     rows: list[Row] = []
     resolved = plain(config)  # once: it takes long

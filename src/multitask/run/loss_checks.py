@@ -14,7 +14,7 @@ from multitask.counts import Count, count_of, has_count, labelled_examples, weig
 from multitask.data.base import Split
 from multitask.known import loss_over_known, redrawn
 from multitask.metrics.known import OfKnown
-from multitask.run.engines import several_processes
+from multitask.run.combiner import several_processes
 from multitask.run.errors import ConfigError
 from multitask.task import Batch, Outcome, Task
 from multitask.weighting.base import Combiner, JacobianMethod

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from multitask.data.base import DataModule, Split
 from multitask.module import MultiTaskModule
 from multitask.run.errors import ConfigError, choices
+from multitask.run.trainer_keys import watched
 
 
 def check_hardware(config: DictConfig) -> None:
@@ -41,20 +42,6 @@ def _has_half(accelerator: str) -> bool:
     return accelerator != "cpu"
 
 
-def check_averaging(config: DictConfig) -> None:
-    """Refuse to average weights for the end of a run and measure those of its best epoch.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
-    for name, callback in (config.callbacks or {}).items():
-        target = str((callback or {}).get("_target_", ""))
-        if target.endswith("StochasticWeightAveraging") and config.selection.metric is not None:
-            raise ConfigError(
-                f"callbacks.{name} puts the averaged weights in place at the end, and "
-                f"selection.metric={config.selection.metric} measures the weights of one epoch; set "
-                "selection.metric=null, or take lightning.pytorch.callbacks.EMAWeightAveraging, which is validated."
-            )
 
 
 def check_against_data(config: DictConfig, data: DataModule, module: MultiTaskModule) -> None:
@@ -68,16 +55,7 @@ def check_against_data(config: DictConfig, data: DataModule, module: MultiTaskMo
             raise ConfigError(
                 f"evaluation.splits names {split}, and the data has {', '.join(data.splits)}; name those you have."
             )
-    wanted = {
-        "selection.metric": config.selection.metric,
-        "scheduler.monitor": (config.scheduler or {}).get("monitor"),
-    }
-    wanted |= {
-        f"callbacks.{name}.monitor": callback.get("monitor")
-        for name, callback in (config.callbacks or {}).items()
-        if callback and name != "checkpoint"
-    }
-    wanted = {key: metric for key, metric in wanted.items() if metric is not None}
+    wanted = {key: metric for key, metric in watched(config).items() if metric is not None}
     if not wanted:
         return
     if "val" not in data.splits:
@@ -108,35 +86,32 @@ def _labelled(split: Split, module: MultiTaskModule) -> list[str]:
     ]
 
 
-def check_optimizer(module: MultiTaskModule) -> None:
-    """Refuse arguments that optimizer or scheduler do not take, by making both once.
-
-    Raises:
-        ConfigError: With what the class says of them.
-    """
-    try:
-        module.configure_optimizers()
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"optimizer and scheduler cannot be made: {' '.join(str(error).split())}; mind their keys."
-        ) from error
-
-
 def check_intervals(config: DictConfig, data: DataModule) -> None:
-    """Refuse a validation interval that is longer than an epoch.
+    """Refuse limits that leave no batch, and a validation interval that is longer than an epoch.
 
     Raises:
         ConfigError: Naming the key.
     """
-    interval, limit = config.trainer.val_check_interval, config.trainer.limit_train_batches
+    trainer = config.trainer
     batches = len(data.loader("train", training=True))
+    for key in ("limit_train_batches", "overfit_batches"):
+        _check_share(f"trainer.{key}", trainer[key], "train", batches)
+    if "val" in data.splits:
+        _check_share("trainer.limit_val_batches", trainer.limit_val_batches, "val", len(data.loader("val")))
+    for split in config.evaluation.splits:
+        _check_share("trainer.limit_test_batches", trainer.limit_test_batches, split, len(data.loader(split)))
+    interval, limit = trainer.val_check_interval, trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    if (
-        isinstance(interval, int)
-        and interval > batches
-        and config.trainer.check_val_every_n_epoch is not None
-    ):
+    if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
         raise ConfigError(
             f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch; make it at most "
             "that, or set trainer.check_val_every_n_epoch=null to count batches over epochs."
+        )
+
+
+def _check_share(key: str, share: int | float, split: str, batches: int) -> None:
+    if isinstance(share, float) and 0 < share < 1 and int(share * batches) == 0:
+        raise ConfigError(
+            f"{key}={share} is less than one of the {batches} batches of the {split} split; set at least "
+            f"{1 / batches:.3g}, or a whole number of batches."
         )

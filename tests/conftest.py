@@ -8,9 +8,9 @@ import torch
 from lightning import Trainer
 from torch import Tensor, nn
 
-from multitask.gradients.task_gradients import Engine
-from multitask.gradients.rows import Rows
 from multitask.data.base import DataModule, Split
+from multitask.gradients.rows import Rows
+from multitask.gradients.task_gradients import Engine
 from multitask.module import MultiTaskModule
 from multitask.task import Task
 from multitask.weighting.base import Combiner

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchjd.autojac import jac
 
 from multitask.gradients.layerwise import Layerwise
-from multitask.randomness import derived_seed
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
+from multitask.randomness import derived_seed
 from multitask.run.combiner import build_combiner, step_options
 from multitask.run.errors import ConfigError
 from multitask.weighting.base import JacobianMethod

@@ -141,7 +141,7 @@ class MultiTaskModule(MultiLossModule):
         """Return losses and metrics since the last call, over all processes."""
         figures = self._measurement.finish(self.by_name)
         penalties = [name for name in self.names if name not in self.by_name]
-        return figures | {(name, "loss"): float(self.penalty(name)) for name in penalties}
+        return {**figures} | {(name, "loss"): float(self.penalty(name)) for name in penalties}
 
     def keys_of(self, names: Iterable[str]) -> set[str]:
         """Return the keys that validation logs where these tasks have labels; penalties need none."""

@@ -291,7 +291,9 @@ class Step:
             elif one_count:
                 self._window.add_weighted(found, counts, last, self._constant)  # type: ignore[arg-type]
             else:
-                raise ValueError("counts must be one number for all losses, or one per loss, throughout a step.")
+                raise ValueError(
+                    "counts must be one number for all losses, or one per loss, throughout a step."
+                )
 
     def _linear_weights(self, losses: Losses) -> Tensor:
         probe = torch.ones_like(losses.values[0]).requires_grad_()
@@ -327,7 +329,11 @@ class Step:
         losses = window.losses[:, present].flatten()
         scale, shared = self._scale(), bool(self.ownership.shared())
         seen = self._seen(present, scale)
-        checked = [losses, *([seen.gramian()] if shared else []), *(window.own.all() if scale is not None else [])]
+        checked = [
+            losses,
+            *([seen.gramian()] if shared else []),
+            *(window.own.all() if scale is not None else []),
+        ]
         # The only time at which a step waits for the device: the weighting needs the Gramian now.
         of_losses, *of_gradients = are_finite(checked)
         if not of_losses:
@@ -345,7 +351,9 @@ class Step:
                 f"weighting: {type(self.weighting).__name__} gives no weights; set weighting.heads=own."
             )
         own = torch.ones(len(present)) if factors is None else factors
-        self._write_own(present, weights if self._weighted and weights is not None else (own / parts).repeat(parts))
+        self._write_own(
+            present, weights if self._weighted and weights is not None else (own / parts).repeat(parts)
+        )
         return self._done(StepResult(present, losses, weights, seen if shared else None))
 
     def _seen(self, present: list[int], scale: Tensor | None) -> SeenGradients:
@@ -356,7 +364,9 @@ class Step:
         rows: Tensor | None = None
         if window.tasks != present:
             width = len(window.tasks)
-            numbers = [part * width + window.tasks.index(i) for part in range(len(window.losses)) for i in present]
+            numbers = [
+                part * width + window.tasks.index(i) for part in range(len(window.losses)) for i in present
+            ]
             rows = torch.tensor(numbers, device=self._device)
         return SeenGradients(window.gradients, rows, scale, Layout(self.ownership, window.graph))
 
@@ -402,7 +412,9 @@ class Step:
         """Write infinities, so that the loss scaler skips the step and lowers its scale."""
         if shared:
             gradients.poison()
-        write({id(p): (p, torch.full_like(p, torch.inf)) for of_task in self.ownership.own() for p in of_task})
+        write(
+            {id(p): (p, torch.full_like(p, torch.inf)) for of_task in self.ownership.own() for p in of_task}
+        )
 
     def _everywhere(self, here: bool) -> bool:
         """Return whether something holds on every process."""

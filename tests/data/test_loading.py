@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from multitask.data.loading import Loader
-from multitask.data.loading import resident, split_indices
+from multitask.data.loading import Loader, resident, split_indices
 from multitask.randomness import derived_seed
 
 

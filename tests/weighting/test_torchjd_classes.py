@@ -11,9 +11,9 @@ from torchjd.aggregation import Aggregator, FairGradWeighting, Weighting
 from torchjd.aggregation._nash_mtl import _NashMTLWeighting
 from torchjd.scalarization import Scalarizer
 
+from multitask.run.weighting import build_weighting
 from multitask.weighting.adapter import MatrixMethod
 from multitask.weighting.base import Combiner
-from multitask.run.weighting import build_weighting
 from tests.weighting.weighting_members import Course, Toy, conflicting, losses_of, names, update
 
 M = 4

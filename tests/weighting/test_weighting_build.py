@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchjd.aggregation import PCGradWeighting, UPGradWeighting
 
-from multitask.weighting.adapter import GramianMethod
 from multitask.run.weighting import build_weighting
+from multitask.weighting.adapter import GramianMethod
 from multitask.weighting.cr_mogm import CRMOGM
 from multitask.weighting.rescaled import Rescaled
 from tests.weighting.weighting_members import make

@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from multitask.gradients.task_gradients import TaskGradients
 from multitask.gradients.rows import RowGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.run.resolvers import register
-from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
 from multitask.run.weighting import build_weighting
+from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "weighting").glob("*.yaml"))

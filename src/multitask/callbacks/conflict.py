@@ -49,7 +49,7 @@ class Conflict(Callback):
         Raises:
             ValueError: Naming both pairs.
         """
-        assert isinstance(module, MultiTaskModule)
+        assert isinstance(module, MultiLossModule)
         pairs: dict[str, tuple[str, str]] = {}
         for pair in combinations(module.names, 2):
             if (other := pairs.setdefault("__".join(pair), pair)) is not pair:

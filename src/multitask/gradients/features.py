@@ -62,7 +62,7 @@ class FeatureGradients(TaskGradients):
         for (edges, shapes, _), vector in zip(self._parts, vectors, strict=True):
             pieces = vector.split([shape.numel() for shape in shapes])
             found = torch.autograd.grad(
-                edges,  # type: ignore[arg-type]
+                edges,
                 list(self._parameters),
                 [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)],
                 allow_unused=True,
@@ -113,9 +113,7 @@ class Features(Engine):
         """
         like = row_like(parameters)
         shared = torch.tensor(shares).to(like)
-        self._parts = [
-            (edges, shapes, rows * (1 - shared)[:, None]) for edges, shapes, rows in self._parts
-        ]
+        self._parts = [(edges, shapes, rows * (1 - shared)[:, None]) for edges, shapes, rows in self._parts]
         if pulls and parameters:
             self._parts.append(self._part(k, pulls, shared, like, parameters))
         scaled = self._parts

@@ -119,8 +119,12 @@ def _layouts(
         there = [(edge, seed) for edge, seed in columns if edge is not None]
         return tap.listen(
             lambda inputs: torch.autograd.grad(
-                [edge for edge, _ in there], inputs, [seed for _, seed in there], retain_graph=True, allow_unused=True
-            )  # type: ignore[arg-type]
+                [edge for edge, _ in there],
+                inputs,  # type: ignore[arg-type]  # tensors and edges may be mixed
+                [seed for _, seed in there],
+                retain_graph=True,
+                allow_unused=True,
+            )
         )
 
     probes = dict(zip(nodes, zip(probe(1.0), probe(scales), strict=True), strict=True))

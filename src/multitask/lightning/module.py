@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from multitask.finite import not_finite
 from multitask.gradients.engines import make_engine
 from multitask.gradients.task_gradients import Engine
 from multitask.gradients.window import Counts
-from multitask.finite import not_finite
 from multitask.lightning.batches import examples_in, halves
 from multitask.lightning.figures import Figures, logged, read
 from multitask.lightning.means import MeanLosses
@@ -114,7 +114,12 @@ class MultiLossModule(LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.scheduler_options = dict(scheduler_options or {})
         self._weighting_learning_rate = weighting_learning_rate
-        self._step_options: dict[str, Any] = {"heads": heads, "engine": make_engine(engine), "shared": shared, "seed": seed}
+        self._step_options: dict[str, Any] = {
+            "heads": heads,
+            "engine": make_engine(engine),
+            "shared": shared,
+            "seed": seed,
+        }
         self._manual = manual
         self._step = None
         if names is not None:
@@ -138,8 +143,8 @@ class MultiLossModule(LightningModule):
         """
         if rows == "example":
             raise ValueError(
-                f"the weighting wants the losses of single examples; define losses_by_part in {type(self).__name__}, or "
-                "choose another weighting."
+                "the weighting wants the losses of single examples; define losses_by_part in "
+                f"{type(self).__name__}, or choose another weighting."
             )
         first, second = ((half, self._listed(self.losses(half))) for half in halves(batch))
         return {name: _in_two(name, first, second) for name in first[1]}

@@ -80,7 +80,9 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
     module.train_with(
         weighting,
         optimizer=instantiate(config.optimizer, _partial_=True, _convert_="all"),
-        scheduler=instantiate(scheduler, _partial_=True, _convert_="all") if "_target_" in scheduler else None,
+        scheduler=instantiate(scheduler, _partial_=True, _convert_="all")
+        if "_target_" in scheduler
+        else None,
         scheduler_options=options,
         weighting_learning_rate=config.weighting.get("learning_rate"),
         seed=config.seed,

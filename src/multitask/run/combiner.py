@@ -9,9 +9,9 @@ from multitask.gradients.engines import ENGINES
 from multitask.penalty import Penalty
 from multitask.run.errors import ConfigError, choices
 from multitask.run.resolvers import plain
+from multitask.run.weighting import build_weighting
 from multitask.task import Task
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
-from multitask.run.weighting import build_weighting
 
 # Keys of the weighting group that are for the module, not for the combiner's constructor.
 _FOR_MODULE = ("learning_rate", "engine", "heads")
@@ -63,7 +63,11 @@ def step_options(
         if weighting.rows == "example":
             _check_examples(config, missing, penalties)
     # The Trainer's own reduction over processes waits for parameters that an absent task does not reach.
-    return {"heads": heads, "engine": engine, "manual": True if missing and several_processes(config) else None}
+    return {
+        "heads": heads,
+        "engine": engine,
+        "manual": True if missing and several_processes(config) else None,
+    }
 
 
 def _check_engine(config: DictConfig, weighting: Combiner, name: str, penalties: list[str]) -> None:

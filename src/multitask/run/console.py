@@ -8,8 +8,8 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from multitask.module import MultiTaskModule
 from multitask.lightning.probing import unobtrusive
+from multitask.module import MultiTaskModule
 from multitask.run.sharing import compare, parts_of, told
 from multitask.task import Batch
 from multitask.terminal import terminal

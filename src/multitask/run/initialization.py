@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from multitask.data.base import DataModule, Split
-from multitask.randomness import derived_seed
 from multitask.lightning.probing import unobtrusive
 from multitask.penalty import Penalty
+from multitask.randomness import derived_seed
 from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
 from multitask.run.loss_checks import check_loss, check_partly, labelled_sample

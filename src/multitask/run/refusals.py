@@ -1,5 +1,7 @@
 """What can be said of a config once torch is there, before the first training step."""
 
+from collections.abc import Mapping
+
 import torch
 from omegaconf import DictConfig
 
@@ -40,8 +42,6 @@ def _has_half(accelerator: str) -> bool:
     if accelerator == "auto":
         return torch.cuda.is_available() or torch.backends.mps.is_available()
     return accelerator != "cpu"
-
-
 
 
 def check_against_data(config: DictConfig, data: DataModule, module: MultiTaskModule) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from multitask.run.errors import ConfigError, choices
 
 _HYDRA = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")
-# What of a scheduler's keys says when it steps.
-_OF_LIGHTNING = ("interval", "frequency", "monitor")
+# Keys of a section that are not for its constructor: when a scheduler steps, how training batches are cut.
+_APART = {"scheduler": ("interval", "frequency", "monitor"), "data": ("drop_last",)}
 _RATE = re.compile(r"(^|_)(lrs?|learning_rates?)(_|$)")
 
 
@@ -71,7 +71,7 @@ def _check_arguments(key: str, node: Mapping[str, Any], made: Any) -> None:
         return
     takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for name in node:
-        if name in takes or name in _HYDRA or (key == "scheduler" and name in _OF_LIGHTNING):
+        if name in takes or name in _HYDRA or name in _APART.get(key, ()):
             continue
         rate = " Trunk and heads share one learning rate, optimizer.lr." if _RATE.search(str(name)) else ""
         raise ConfigError(

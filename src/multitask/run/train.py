@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning import Callback, Trainer, seed_everything
+from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from multitask.callbacks.checkpoints import Checkpoints
 from multitask.callbacks.cost import Cost
 from multitask.callbacks.interruption import Interruption
 from multitask.data.base import DataModule

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.gradients.task_gradients import TaskGradients
 from multitask.finite import are_finite
+from multitask.gradients.task_gradients import TaskGradients
 
 Array = np.ndarray
 

@@ -11,7 +11,7 @@ from torch import nn
 from torchmetrics import MeanAbsoluteError, MetricCollection
 
 from multitask.callbacks.conflict import Conflict
-from multitask.measurement import logged
+from multitask.lightning.figures import logged
 from multitask.module import MultiTaskModule
 from multitask.run.build import _is_model
 from multitask.run.errors import ConfigError

@@ -42,6 +42,7 @@ class Conflict(Callback):
         self.most_pairs = most_pairs
         self.probe_every = probe_every
         self._solver = (0.0, 0)
+        self._probed = -1
 
     def check(self, module: LightningModule) -> None:
         """Refuse names of tasks that leave two pairs one name.
@@ -65,7 +66,7 @@ class Conflict(Callback):
         self._solver = (module.weighting.solver_seconds, module.weighting.failures)
 
         def observe(result: StepResult) -> None:
-            if result.gradients is not None:
+            if result.gradients is not None and self._probed != trainer.global_step:
                 self._observe(module, result.gradients.gramian(), result.weights, result.present)
 
         module.observers.append(observe)
@@ -82,6 +83,7 @@ class Conflict(Callback):
             and pl_module.needs_no_gramian
         ):
             found = probe(pl_module, batch)
+            self._probed = trainer.global_step
             if found is not None:
                 self._observe(pl_module, *found)
 

@@ -1,18 +1,32 @@
-# The two commands of the README. `make train` trains, `make test` checks and tests; both make .venv first.
+# The README's commands. Each makes .venv first, with the versions that this commit was tested with.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.made
+PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: train test check clean
+.PHONY: train test test-all check coverage docs clean
 
 train: $(STAMP)
 	$(VENV)/bin/python scripts/train.py
 
+# Every feature once, within four minutes on two cores.
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(PYTEST) -m "not slow"
+
+# Everything: the fast tests, then the rest.
+test-all: test
+	$(PYTEST) -m slow
 
 check: $(STAMP)
 	$(VENV)/bin/pre-commit run --all-files
+
+# Of all tests; the report of single lines is htmlcov/index.html.
+coverage: $(STAMP)
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=html
+
+# The site, in site/: built without network, and refused if a link leads nowhere.
+docs: $(STAMP)
+	$(VENV)/bin/mkdocs build --strict
 
 # Remade whenever the pins or the package's own requirements change.
 $(STAMP): constraints.txt pyproject.toml
@@ -21,4 +35,4 @@ $(STAMP): constraints.txt pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site htmlcov .coverage

@@ -43,6 +43,7 @@ def sweep(folder: Path, *overrides: str) -> dict[tuple[str, str], list[dict[str,
     return runs
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_embedded_and_generated_sets_run(tmp_path: Path):
     methods = ("upgrad", "weighted_sum")

@@ -11,11 +11,11 @@ train: $(STAMP)
 
 # Every feature once, within four minutes on two cores.
 test: $(STAMP)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow or smoke"
 
 # Everything: the fast tests, then the rest.
 test-all: test
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not smoke"
 
 check: $(STAMP)
 	$(VENV)/bin/pre-commit run --all-files
@@ -26,7 +26,7 @@ coverage: $(STAMP)
 
 # The site, in site/: built without network, and refused if a link leads nowhere.
 docs: $(STAMP)
-	$(VENV)/bin/mkdocs build --strict
+	$(VENV)/bin/sphinx-build -W --keep-going -q docs site
 
 # Remade whenever the pins or the package's own requirements change.
 $(STAMP): constraints.txt pyproject.toml

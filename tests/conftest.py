@@ -99,6 +99,27 @@ def gradients_of_step(before: Sequence[Tensor], module: MultiTaskModule, rate: f
     return [(b - a.detach()) / rate for b, a in zip(before, module.parameters(), strict=True)]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave `smoke` to the cases that it names, and skip `gpu` where there is none."""
+    cases: dict[str, dict[str, pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+        function, _, case = item.nodeid.partition("[")
+        cases.setdefault(function, {})[case.removesuffix("]")] = item
+    for function, by_case in cases.items():
+        mark = next(iter(by_case.values())).get_closest_marker("smoke")
+        if mark is None or not mark.args:
+            continue
+        unknown = set(mark.args) - set(by_case)
+        if unknown and not any("::" in argument for argument in config.args):
+            raise pytest.UsageError(f"{function} has no case {sorted(unknown)} to be marked smoke")
+        for case in set(by_case) - set(mark.args):
+            item = by_case[case]
+            item.own_markers = [own for own in item.own_markers if own.name != "smoke"]
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -129,6 +129,7 @@ def assert_one_sentence(err: str, said: str) -> None:
     assert len(err.strip().splitlines()) == 1, err
 
 
+@pytest.mark.smoke("weighting=upgrd", "optimizer.lrr=1")
 @pytest.mark.parametrize("overrides", LIGHT)
 def test_typing_errors(overrides: str, scripts: Scripts) -> None:
     ran = scripts.run(*quick(overrides))
@@ -138,6 +139,7 @@ def test_typing_errors(overrides: str, scripts: Scripts) -> None:
     assert not list(scripts.logs.glob("*/runs/*"))
 
 
+@pytest.mark.smoke("data.path=nope.npz", "trunk.width=wide")
 @pytest.mark.parametrize("overrides", HEAVY)
 def test_what_cannot_work(overrides: str, scripts: Scripts) -> None:
     ran = scripts.run(*quick(overrides))

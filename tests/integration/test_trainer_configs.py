@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 METHODS = ["weighted_sum", "imtl_l", "upgrad"]
 
 
+@pytest.mark.smoke("imtl_l")
 @pytest.mark.parametrize("method", METHODS)
 def test_one_batch(method: str, scripts: Scripts) -> None:
     ran = scripts.run("debug=one_batch", f"weighting={method}")
@@ -48,6 +49,7 @@ COMBINED = [
 ]
 
 
+@pytest.mark.smoke("adam-cosine-more1-weighted_sum", "adamw-step-more2-upgrad", "sgd-plateau-more3-imtl_l")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("optimizer", "scheduler", "more"), COMBINED)
 def test_groups_go_together(
@@ -71,6 +73,7 @@ def test_a_compiled_trunk_trains_as_it_is(small: Small) -> None:
             torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-5, msg=key)
 
 
+@pytest.mark.smoke("upgrad")
 @pytest.mark.parametrize("method", METHODS)
 def test_early_stopping_stops(method: str, small: Small) -> None:
     ran = small.run(

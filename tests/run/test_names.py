@@ -118,7 +118,7 @@ def test_what_is_not_refused_has_a_key_of_its_own(names: list[str], metrics: lis
 def test_two_pairs_of_tasks_with_one_name_are_refused() -> None:
     names = ("a", "b__c", "a__b", "c")
     made = {name: Task(nn.Identity(), nn.MSELoss()) for name in names}
-    module = MultiTaskModule(nn.Identity(), made, UPGrad(), partial(torch.optim.SGD, lr=0.1))
+    module = MultiTaskModule(nn.Identity(), made, weighting=UPGrad())
     with pytest.raises(
         ValueError, match="conflict/cosine/a__b__c would be of a and b__c and of a__b and c; rename"
     ):

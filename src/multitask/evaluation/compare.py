@@ -49,7 +49,7 @@ def compare(
     baselines: str | None = None,
     console: Console | None = None,
 ) -> list[Comparison]:
-    """Compare, print, and write summary.csv, figures.csv, pairs.csv, …, figures/*.png and index.html.
+    """Compare, print, and write summary.csv, figures.csv, pairs.csv, …, ``figures/*.png`` and index.html.
 
     Raises:
         ComparisonError: the sources hold nothing that can be compared, or a setting names what they lack.

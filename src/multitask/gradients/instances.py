@@ -40,7 +40,7 @@ class ExampleRows:
             example, or a parameter enters an operation whose gradients cannot be told apart by example.
         """
         examples = pulls.losses.parts
-        if pulls.losses.columns is None or examples < 2:
+        if pulls.losses.columns is None or not pulls.losses.of_examples or examples < 2:
             return None
         known: list[tuple[Tensor, Use, Make]] = []
         for parameter, use in zip(parameters, uses, strict=True):
@@ -133,7 +133,7 @@ def _layouts(
         lead = leading_dimensions(use, parameter.shape, one.ndim)
         layout = None
         if lead > 0:
-            plain, scaled = (g.flatten(0, lead - 1).flatten(1) for g in (one, other))
+            plain, scaled = (g.flatten(0, lead - 1)[..., None].flatten(1) for g in (one, other))
             layout = _layout(plain, scaled, scales.to(one.device))
         if layout is None:
             return None

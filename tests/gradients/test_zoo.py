@@ -305,3 +305,29 @@ def test_step_is_that_of_plain_rows(name: str, engine: str) -> None:
         losses = partial(losses_of, network, x, rows)
         for _ in range(2):
             assert_step(step, losses, leaves_of(network))
+
+
+class Positions(nn.Module):
+    """Two positions per example, in some order, of which the losses see the second; few examples have labels."""
+
+    def __init__(self, batch: int, places: Tensor) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 60)
+        self.heads = nn.ModuleList(nn.Linear(60, 2) for _ in range(2))
+        self.inputs = torch.randn(batch, 2, 3).double()
+        self.places = places
+        self.labelled = torch.zeros(batch).double()
+        self.labelled[torch.randint(0, batch, (1,))] = 1.0
+
+    def losses(self) -> dict[str, Tensor]:
+        positions = self.inputs.transpose(0, 1).flatten(0, 1)[self.places]
+        hidden = torch.tanh(self.layer(positions))[self.places.argsort()].unflatten(0, (2, -1))[-1]
+        return {str(i): head(hidden).square().sum(1) * self.labelled for i, head in enumerate(self.heads)}
+
+
+@pytest.mark.parametrize("order", [torch.arange, torch.randperm])
+def test_examples_are_told_apart_where_few_of_them_have_a_gradient(order: Callable[[int], Tensor]) -> None:
+    torch.manual_seed(0)
+    for batch in range(9, 200, 7):
+        model = Positions(batch, order(2 * batch)).double()
+        assert_step(Step(Known("example"), model), model.losses, leaves_of(model))

@@ -276,6 +276,7 @@ class Step:
         self._begin(found)
         found.scale = self._scale()
         rows = self._method.rows if isinstance(self._method, JacobianMethod) else "task"
+        found.of_examples = rows == "example"
         if (rows == "task" and found.parts > 1) or (rows == "half" and found.parts != 2):
             wanted = "[m], one per loss" if rows == "task" else "[2, m], those of two halves of the batch"
             raise ValueError(
@@ -393,7 +394,7 @@ class Step:
         window = self._window
         assert window.losses is not None
         parts = len(window.losses)
-        if parts > 2:
+        if window.last is not None and window.last.of_examples:
             matrix = torch.zeros_like(window.losses)
             matrix[:, present] = weights.to(matrix).view(parts, len(present))
             window.own_of_examples(matrix)

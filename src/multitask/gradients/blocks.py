@@ -96,8 +96,8 @@ class ProductBlock(Block):
 
     def combined(self, weights: Tensor) -> Sequence[Tensor]:
         """Return ``(Σ w_i D_i)ᵀ A``, and ``(Σ w_i D_i)ᵀ 1``."""
-        k, positions, q = self._gradients.shape
-        D = (weights @ self._gradients.view(k, -1)).view(positions, q)
+        _, positions, q = self._gradients.shape
+        D = (weights @ self._gradients.flatten(1)).view(positions, q)
         return [self._operand.product(D), D.sum(0)][: len(self.places)]
 
     def rows(self) -> Sequence[Tensor]:

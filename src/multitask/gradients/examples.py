@@ -89,7 +89,7 @@ class ExampleBlock(Block):
         b, m = self._gradients.shape[:2]
         A = self._inputs()
         total = self._gradients.new_zeros(b * m, b * m)
-        for D in self._gradients.split(max(1, _CHUNK // (b * m * self._operand.p)), 3):
+        for D in self._gradients.split(max(1, _CHUNK // max(1, b * m * self._operand.p)), 3):
             rows = torch.einsum("bmsq,bsp->bmqp", D, A).reshape(b * m, -1)
             total += rows @ rows.T
         return total

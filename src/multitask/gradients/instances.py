@@ -3,7 +3,8 @@
 If no example's loss depends on another example, the gradients that flow back for all examples at once are
 those of each example alone, side by side. Whether that is so is not taken from the kinds of the layers: two more
 backward passes, the second of which has each example scaled by another power of two, show it at every layer, and
-show which positions of the layer belong to which example.
+show which positions of the layer belong to which example. (A large batch takes a third pass: every example has a
+scale, or a pair of scales, of its own.)
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ from multitask.gradients.taps import Gatherer, Pull, Tap
 
 Make = Callable[[int, Tensor, Layout], Block]
 
+# How many scales there are: powers of two from 2⁻³² on, and from 2⁻⁴ on in half precision, of both signs.
+_WIDE, _NARROW = 128, 16
+
 
 class ExampleRows:
     """Differentiates the losses of every example of the batch, if that is exact."""
@@ -40,7 +44,7 @@ class ExampleRows:
             example, or a parameter enters an operation whose gradients cannot be told apart by example.
         """
         examples = pulls.losses.parts
-        if pulls.losses.columns is None or examples < 2:
+        if pulls.losses.columns is None or not pulls.losses.of_examples or examples < 2:
             return None
         known: list[tuple[Tensor, Use, Make]] = []
         for parameter, use in zip(parameters, uses, strict=True):
@@ -109,9 +113,6 @@ def _layouts(
     """
     losses = pulls.losses
     generator = torch.Generator().manual_seed(0)
-    # Eight in a row differ, and so do the examples that different layouts put at the same place.
-    order = torch.cat([torch.randperm(8, generator=generator) for _ in range(-(-losses.parts // 8))])
-    scales = (order[: losses.parts] - 4.0).exp2()
     weights = [torch.randn(losses.parts, generator=generator) for _ in pulls.tasks]
 
     def probe(scale: Tensor | float) -> list[Tensor | None]:
@@ -127,34 +128,50 @@ def _layouts(
             )
         )
 
-    probes = dict(zip(nodes, zip(probe(1.0), probe(scales), strict=True), strict=True))
+    plain = probe(1.0)
+    half = any(gradient is not None and gradient.dtype == torch.float16 for gradient in plain)
+    scales = _scales(losses.parts, _NARROW if half else _WIDE)
+    probes = dict(zip(nodes, zip(plain, *map(probe, scales), strict=True), strict=True))
     layouts: list[Layout | None] = []
     for parameter, use, _ in known:
-        one, other = probes[use.node]
-        if one is None or other is None:
+        there = [gradient for gradient in probes[use.node] if gradient is not None]
+        if not there:
             layouts.append(None)
             continue
-        lead = leading_dimensions(use, parameter.shape, one.ndim)
+        lead = leading_dimensions(use, parameter.shape, there[0].ndim)
         layout = None
         if lead > 0:
-            plain, scaled = (g.flatten(0, lead - 1).flatten(1) for g in (one, other))
-            layout = _layout(plain, scaled, scales.to(one.device))
+            one, *others = (g.flatten(0, lead - 1)[..., None].flatten(1) for g in there)
+            layout = _layout(one, others, [scale.to(one.device) for scale in scales])
         if layout is None:
             return None
         layouts.append(layout)
     return layouts
 
 
-def _layout(plain: Tensor, scaled: Tensor, scales: Tensor) -> Layout | None:
-    """Return the layout in which one gradient, ``[positions, numbers]``, is the other scaled by example."""
-    examples, positions = len(scales), len(plain)
+def _scales(examples: int, base: int) -> list[Tensor]:
+    """Return scales ``[examples]``, powers of two of both signs, that together differ from example to example."""
+    scales, digits = [], torch.arange(examples)
+    while not scales or digits.any():
+        digit = digits % base
+        scales.append((1.0 - 2.0 * (digit % 2)) * (digit // 2 - base // 4).exp2())
+        digits = digits // base
+    return scales
+
+
+def _layout(plain: Tensor, scaled: Sequence[Tensor], scales: Sequence[Tensor]) -> Layout | None:
+    """Return the layout in which one gradient, ``[positions, numbers]``, is the others scaled by example."""
+    examples, positions = len(scales[0]), len(plain)
     if positions % examples:
         return None
     # A power of two commutes with rounding, so that a difference has come from another example.
     allowed = min(1e-5, 64 * torch.finfo(plain.dtype).eps) * plain.abs().amax(1, keepdim=True)
     for first in (True, False):
         layout = Layout(examples, first, positions)
-        scale = layout.flat(scales[:, None].expand(-1, positions // examples)).to(plain)[:, None]
-        if bool(((scaled - scale * plain).abs() <= scale * allowed).all()):
+        factors = [layout.flat(s[:, None].expand(-1, positions // examples)).to(plain)[:, None] for s in scales]
+        if all(
+            bool(((other - factor * plain).abs() <= factor.abs() * allowed).all())
+            for factor, other in zip(factors, scaled, strict=True)
+        ):
             return layout
     return None

@@ -47,6 +47,8 @@ class Losses:
         self._shape = whole.shape
         self.values = whole.reshape(-1, whole.shape[-1])
         """Detached, shape ``[parts, m]``."""
+        self.of_examples = self.parts > 2
+        """Whether the parts are single examples, whatever their number."""
         self.scale: Tensor | None = None
         """The factor that guards half-precision gradients against underflow."""
 

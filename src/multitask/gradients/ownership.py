@@ -62,9 +62,11 @@ class Ownership:
         self._divide()
 
     def _is_trained(self, leaf: Tensor) -> bool:
-        if leaf not in self._names:
+        parameter = isinstance(leaf, nn.Parameter)
+        # Inputs that require a gradient are other tensors in every step, and no part of a module.
+        if leaf not in self._names and (parameter or not isinstance(self._model, nn.Module)):
             self._name_all()
-        return isinstance(leaf, nn.Parameter) or leaf in self._names
+        return parameter or leaf in self._names
 
     def _name_all(self) -> None:
         self._names = {p: name for name, p in self.named()}

@@ -80,7 +80,7 @@ class Window:
                 "loss has a count of zero."
             )
         whole = last and self.is_empty and processes() == 1
-        if losses.parts > 2 and not whole:
+        if losses.of_examples and not whole:
             raise ValueError("losses of single examples need the whole batch in one call on one process.")
         self.graph = graph = Graph(losses.edges())
         self._ownership.find(graph, losses.m)
@@ -91,7 +91,7 @@ class Window:
         self.names, self.last = losses.names, losses
         if last:
             self._agree()
-        pulls = Pulls(losses, graph, self._own_of(losses), tasks, retain_graph=losses.parts > 2)
+        pulls = Pulls(losses, graph, self._own_of(losses), tasks, retain_graph=losses.of_examples)
         if whole:
             self._add_whole(losses, pulls)
         else:
@@ -124,7 +124,7 @@ class Window:
 
     def _own_of(self, losses: Losses) -> list[list[Tensor]]:
         """Return the tasks' own parameters; those of examples' losses are differentiated at the end, all at once."""
-        return [[] for _ in range(losses.m)] if losses.parts > 2 else self._ownership.own()
+        return [[] for _ in range(losses.m)] if losses.of_examples else self._ownership.own()
 
     def _add_whole(self, losses: Losses, pulls: Pulls) -> None:
         self.losses, self.tasks = losses.values, pulls.tasks

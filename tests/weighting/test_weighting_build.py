@@ -7,7 +7,6 @@ import torch
 from torchjd.aggregation import DualProjWeighting, UPGradWeighting
 
 from multitask.run.weighting import build_weighting
-from multitask.weighting.adapter import GramianMethod
 from multitask.weighting.cr_mogm import CRMOGM
 from multitask.weighting.rescaled import Rescaled
 from multitask.weighting.torchjds import GramianMethod

@@ -51,7 +51,7 @@ class OfTorchjd(Combiner):
         remember(self.method, state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         move_plain_tensors(self.method, fn)
         return self
 

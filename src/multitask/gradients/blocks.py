@@ -152,4 +152,4 @@ class BlockGradients(TaskGradients):
 
     def assign(self, vector: Tensor) -> None:
         """Add ``vector``, shape ``[n]``, to the gradients of the shared parameters."""
-        add_to_gradients(self._parameters, split_like(vector, self._parameters))
+        add_to_gradients(self._parameters, split_like(vector.clone(), self._parameters))

@@ -147,7 +147,8 @@ def _layouts(
 
 def _scales(examples: int, base: int) -> list[Tensor]:
     """Return scales ``[examples]``, powers of two of both signs, that together differ from example to example."""
-    scales, digits = [], torch.arange(examples)
+    scales: list[Tensor] = []
+    digits = torch.arange(examples)
     while not scales or digits.any():
         digit = digits % base
         scales.append((1.0 - 2.0 * (digit % 2)) * (digit // 2 - base // 4).exp2())

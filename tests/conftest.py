@@ -8,9 +8,9 @@ import torch
 from lightning import Trainer
 from torch import Tensor, nn
 
-from multitask.gradients.task_gradients import Engine
-from multitask.gradients.rows import Rows
 from multitask.data.base import DataModule, Split
+from multitask.gradients.rows import Rows
+from multitask.gradients.task_gradients import Engine
 from multitask.module import MultiTaskModule
 from multitask.task import Task
 from multitask.weighting.base import Combiner
@@ -97,6 +97,27 @@ def fit(
 def gradients_of_step(before: Sequence[Tensor], module: MultiTaskModule, rate: float = 0.1) -> list[Tensor]:
     """Read the gradient of one plain SGD step off the parameters."""
     return [(b - a.detach()) / rate for b, a in zip(before, module.parameters(), strict=True)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave `smoke` to the cases that it names, and skip `gpu` where there is none."""
+    cases: dict[str, dict[str, pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+        function, _, case = item.nodeid.partition("[")
+        cases.setdefault(function, {})[case.removesuffix("]")] = item
+    for function, by_case in cases.items():
+        mark = next(iter(by_case.values())).get_closest_marker("smoke")
+        if mark is None or not mark.args:
+            continue
+        unknown = set(mark.args) - set(by_case)
+        if unknown and not any("::" in argument for argument in config.args):
+            raise pytest.UsageError(f"{function} has no case {sorted(unknown)} to be marked smoke")
+        for case in set(by_case) - set(mark.args):
+            item = by_case[case]
+            item.own_markers = [own for own in item.own_markers if own.name != "smoke"]
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multitask.losses import DepthL1, NormalCosine, PixelCrossEntropy
+from multitask.losses import DepthL1, NormalCosine, Pinball, PixelCrossEntropy
 from multitask.task import Task
 
 
@@ -154,3 +154,26 @@ def test_a_task_counts_valid_pixels_and_gives_losses_by_example(name: str):
     torch.testing.assert_close(outcome.loss, reference(prediction, target))
     expected = torch.stack([reference(prediction[i : i + 1], target[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(task.each(prediction, {"t": target}), expected)
+
+
+def test_the_pinball_loss_of_a_constant_is_least_at_the_quantiles():
+    generator = torch.Generator().manual_seed(0)
+    target, quantiles = torch.randn(999, generator=generator), torch.tensor([0.1, 0.5, 0.9])
+    loss = Pinball(quantiles.tolist())
+    best = target.quantile(quantiles)
+    least = loss(best.expand(999, 3), target)
+    for column in range(3):
+        for step in (-0.05, 0.05):
+            moved = best.clone()
+            moved[column] += step
+            assert loss(moved.expand(999, 3), target) > least
+    torch.testing.assert_close(2 * Pinball([0.5])(target[:, None] * 0, target), target.abs().mean())
+
+
+def test_quantiles_and_shapes_that_cannot_be_meant_are_refused():
+    with pytest.raises(ValueError, match=r"loss\.quantiles are numbers between 0 and 1"):
+        Pinball([0.5, 1.0])
+    with pytest.raises(ValueError, match="as wide as the quantiles"):
+        Pinball([0.5, 0.9])(torch.rand(4, 3), torch.rand(4))
+    with pytest.raises(ValueError, match="of one number"):
+        Pinball([0.5])(torch.rand(4, 1), torch.rand(4, 2))

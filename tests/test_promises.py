@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchjd.autojac import jac
 
 from multitask.gradients.layerwise import Layerwise
-from multitask.randomness import derived_seed
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
+from multitask.randomness import derived_seed
 from multitask.run.combiner import build_combiner, step_options
 from multitask.run.errors import ConfigError
 from multitask.weighting.base import JacobianMethod
@@ -95,6 +95,7 @@ def autojac(module: MultiTaskModule, batch: dict[str, Tensor], step: int) -> dic
     copy = MultiTaskModule.__new__(MultiTaskModule)
     nn.Module.__init__(copy)
     copy.trunk, copy.tasks, copy.weighting = deepcopy((module.trunk, module.tasks, module.weighting))
+    copy.names = module.names
     torch.manual_seed(step)
     count = len(batch["inputs"])
     rows = getattr(copy.weighting, "rows", "task")
@@ -112,11 +113,12 @@ def autojac(module: MultiTaskModule, batch: dict[str, Tensor], step: int) -> dic
         ]
     )
     heads = {n: p for n, p in copy.named_parameters() if n.startswith("tasks.")}
-    shared = {n: p for n, p in copy.named_parameters() if n.startswith("trunk.") and p.requires_grad}
-    used = [p for n, p in shared.items() if "unused" not in n]
+    reached = {n: p for n, p in copy.named_parameters() if n.startswith("trunk.") and "unused" not in n}
+    shared = {n: p for n, p in reached.items() if p.requires_grad}
+    used = list(shared.values())
     found = dict(zip(used, jac(losses, used, retain_graph=True, parallel_chunk_size=1), strict=True))
     J = torch.cat([found.get(p, p.new_zeros(len(losses), p.numel())).flatten(1) for p in shared.values()], 1)
-    layout = [(n.removeprefix("trunk."), p.numel()) for n, p in shared.items()]
+    layout = [(n, p.numel()) for n, p in shared.items()]
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed("combiner", 0, step))
         done = update(copy.weighting, losses, J, layout)
@@ -241,8 +243,8 @@ def test_what_does_not_go_together_is_refused_at_the_start(name: str, promise: s
             {"devices": 2},
             "no process has them all; take weighting.engine=auto",
         ),
-        ("upgrad", {"engine": "row"}, {}, r"weighting.engine=row is not there; did you mean 'rows'\?"),
-        ("upgrad", {"heads": "both"}, {}, "weighting.heads=both is not there; choices: own, weighted"),
+        ("upgrad", {"engine": "row"}, {}, r"weighting.engine=row is unknown; did you mean 'rows'\?"),
+        ("upgrad", {"heads": "both"}, {}, "weighting.heads=both is unknown; choices: own, weighted"),
         (
             "upgrad",
             {"learning_rate": 0.1},

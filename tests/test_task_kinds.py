@@ -38,6 +38,7 @@ def arrays() -> dict[str, Any]:
         "binary": random.integers(0, 2, COUNT),
         "classes": classes,
         "labels": labels,
+        "quantiles": images[:, 0, 0, 1],
         "scalar": 100 + 5 * images[:, 0, 0, 0],
         "vector": vector,
         "segmentation": random.integers(-1, 3, (COUNT, 4, 4)),
@@ -174,6 +175,15 @@ def test_dense_numbers_under_a_mask(tmp_path: Path):
     torch.testing.assert_close(loss, F.l1_loss(prediction[known], ((target - mean) / std)[known]))
     error = (prediction * std + mean - target).abs()[known].mean()
     assert metrics["mae"] == pytest.approx(float(error), rel=1e-5)
+
+
+def test_quantiles(tmp_path: Path):
+    module, batch = built(tmp_path, arrays(), "task=[kinds/quantiles]", *FLAT)
+    loss, prediction, metrics = measured(module, batch, "quantiles")
+    error = batch["quantiles"][:, None] - prediction
+    levels = torch.tensor([0.1, 0.5, 0.9])
+    torch.testing.assert_close(loss, torch.where(error > 0, levels * error, (levels - 1) * error).mean())
+    assert metrics["mae"] == pytest.approx(float(error[:, 1].abs().mean()), rel=1e-5)
 
 
 def test_reconstruction(tmp_path: Path):

@@ -70,7 +70,7 @@ def run(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         callbacks=[rates, *callbacks],
-        **trainer,
+        **{**module.trainer_keys, **trainer},
     )
     runner.fit(module, datamodule=Validated(arrays(len(module.names), dtype=module.dtype), batch_size=6))
     return values(module), rates.seen

@@ -1,1 +1,60 @@
-"""A research template for multi-task learning in which the loss combiner is a config group."""
+"""Train one network on several losses: losses in, ``.grad`` of every parameter out, by any weighting.
+
+``Step`` takes a step from the losses; ``MultiLossModule`` is the same step for one's own LightningModule.
+Names are imported when they are first used: the library needs torch and torchjd, Lightning only for
+``MultiLossModule``. Whatever is not listed here is private.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multitask.gradients.task_gradients import TaskGradients
+    from multitask.lightning.module import MultiLossModule
+    from multitask.step import Step, StepResult
+    from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
+    from multitask.weighting.cagrad import CAGrad
+    from multitask.weighting.famo import FAMO
+    from multitask.weighting.mgda import MGDA
+    from multitask.weighting.pcgrad import PCGrad
+    from multitask.weighting.upgrad import UPGrad
+
+__all__ = [
+    "FAMO",
+    "MGDA",
+    "CAGrad",
+    "Combiner",
+    "JacobianMethod",
+    "MultiLossModule",
+    "PCGrad",
+    "Scalarization",
+    "Step",
+    "StepResult",
+    "TaskGradients",
+    "UPGrad",
+    "WeightedMethod",
+]
+
+_HOMES = {
+    "multitask.gradients.task_gradients": ("TaskGradients",),
+    "multitask.lightning.module": ("MultiLossModule",),
+    "multitask.step": ("Step", "StepResult"),
+    "multitask.weighting.base": ("Combiner", "JacobianMethod", "Scalarization", "WeightedMethod"),
+    "multitask.weighting.cagrad": ("CAGrad",),
+    "multitask.weighting.famo": ("FAMO",),
+    "multitask.weighting.mgda": ("MGDA",),
+    "multitask.weighting.pcgrad": ("PCGrad",),
+    "multitask.weighting.upgrad": ("UPGrad",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -71,7 +71,7 @@ def loss_over_known(
 
 
 def redrawn(
-    prediction: Tensor, target: Tensor, known: Tensor | None, size: int = 24
+    prediction: Tensor, target: Tensor, known: Tensor | None = None, size: int = 24
 ) -> tuple[Tensor, Tensor]:
     """Return a batch like another, but with nothing missing: values drawn from each column's labelled ones.
 
@@ -87,7 +87,7 @@ def redrawn(
     generator = torch.Generator().manual_seed(0)
     known = torch.ones_like(target, dtype=torch.bool) if known is None else known
     # Dimension 1 is columns or channels where prediction and target agree, places where they do not.
-    by_column = target.ndim > 1 and prediction.shape == target.shape
+    by_column = target.ndim > 1 and prediction.shape[1:] == target.shape[1:]
     columns, masks = (target.unbind(1), known.unbind(1)) if by_column else ((target,), (known,))
     every = target[known]
     drawn = []

@@ -1,6 +1,7 @@
-"""Losses that torch lacks: dense regression over the pixels that have a target."""
+"""Losses that torch lacks: dense regression over the pixels that have a target, and quantiles."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -122,3 +123,36 @@ class PixelCrossEntropy(nn.Module):
             return error.sum() / counts.sum().clamp(min=least)
         totals = counts.reshape(len(counts), -1).sum(1).clamp(min=least)
         return error.reshape(len(error), -1).sum(1) / totals
+
+
+class Pinball(nn.Module):
+    """Mean over examples and quantiles of max(q·d, (q − 1)·d), d = target − prediction (Regression Quantiles, 1978).
+
+    ``prediction``: ``[batch, quantiles]``; ``target``: ``[batch]`` or ``[batch, 1]``. A task of it says
+    ``loss_checks_shapes: true``.
+
+    Args:
+        quantiles: Numbers in (0, 1), one for each column of the prediction.
+
+    Raises:
+        ValueError: If a quantile is not in (0, 1); when called, if the shapes are others.
+    """
+
+    quantiles: Tensor
+
+    def __init__(self, quantiles: Sequence[float]) -> None:
+        super().__init__()
+        if not quantiles or not all(0 < q < 1 for q in quantiles):
+            raise ValueError(f"tasks.*.loss.quantiles are numbers between 0 and 1, not {list(quantiles)}.")
+        self.register_buffer("quantiles", torch.tensor(quantiles), persistent=False)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the loss, a scalar."""
+        wanted = (len(target), len(self.quantiles))
+        if prediction.shape != wanted or target.numel() != len(target):
+            raise ValueError(
+                f"Pinball got predictions of shape {list(prediction.shape)} for targets of shape {list(target.shape)} "
+                f"and {len(self.quantiles)} quantiles; make tasks.*.head as wide as the quantiles, of one number."
+            )
+        error = target.view(-1, 1) - prediction
+        return torch.maximum(self.quantiles * error, (self.quantiles - 1) * error).mean()

@@ -85,4 +85,3 @@ class _Losses(Metric):
     def compute(self) -> Tensor:
         """Return both sums, ``[2, tasks]``."""
         return self.sums
-

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,14 +40,17 @@ class MultiTaskModule(MultiLossModule):
         self.tasks = nn.ModuleDict(tasks)
         self.inputs = inputs
         self.names = list(tasks)
-        self.by_name: dict[str, Task] = {n: task for n, task in tasks.items() if isinstance(task, Task)}
-        """The tasks that have a head, by name."""
         self.config: Mapping[str, Any] = {}
         """The resolved config, kept with the weights so that a checkpoint is enough to evaluate."""
         self._compiled: list[Any] = []
         self._measurement = Measurement(self.by_name)
         if options:
             self.train_with(**options)
+
+    @cached_property
+    def by_name(self) -> dict[str, Task]:
+        """The tasks that have a head, by name."""
+        return {name: task for name, task in self.tasks.items() if isinstance(task, Task)}
 
     def compile_trunk(self) -> None:
         """Run the trunk by ``torch.compile`` from now on; its parameters keep their names."""
@@ -137,7 +141,7 @@ class MultiTaskModule(MultiLossModule):
         """Return losses and metrics since the last call, over all processes."""
         figures = self._measurement.finish(self.by_name)
         penalties = [name for name in self.names if name not in self.by_name]
-        return figures | {(name, "loss"): float(self.penalty(name)) for name in penalties}
+        return {**figures} | {(name, "loss"): float(self.penalty(name)) for name in penalties}
 
     def keys_of(self, names: Iterable[str]) -> set[str]:
         """Return the keys that validation logs where these tasks have labels; penalties need none."""

@@ -135,12 +135,16 @@ class Task(nn.Module):
     def counts_examples(self) -> bool:
         """Whether every batch's mean loss is over the same number of elements per example."""
         ignored = getattr(self.loss, "ignore_index", None)
-        weighted = weighs_classes(self.loss, self.counts_by) and getattr(self.loss, "weight", None) is not None
+        weighted = (
+            weighs_classes(self.loss, self.counts_by) and getattr(self.loss, "weight", None) is not None
+        )
         return (
             self.counts_by == "batch"
-            or not (has_count(self.loss) and self.counts_by is None)
-            and not weighted
-            and ignored in (None, _UNSPOKEN)
+            or (
+                not (has_count(self.loss) and self.counts_by is None)
+                and not weighted
+                and ignored in (None, _UNSPOKEN)
+            )
         ) and not self.missing
 
     @property

@@ -10,8 +10,13 @@ if TYPE_CHECKING:
 _FILE_WIDTH = 400
 
 
-def terminal() -> "Console":
-    """Return the terminal, or what its output is led to."""
+def terminal(file_width: int | None = _FILE_WIDTH) -> "Console":
+    """Return the terminal, or what its output is led to; text is printed as it is, brackets and colons too.
+
+    Args:
+        file_width: The width of a file, ``None`` for that of the environment.
+    """
     from rich.console import Console  # here, for a quick start
 
-    return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    # Names, overrides and paths are the user's: [kinds/scalar] is a list of tasks, and no style of rich's.
+    return Console(width=None if sys.stdout.isatty() else file_width, markup=False, emoji=False)

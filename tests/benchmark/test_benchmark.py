@@ -48,6 +48,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Scripts:
     return Scripts(tmp_path_factory.mktemp("benchmark"))
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_every_cell_that_was_asked_for(scripts: Scripts, tmp_path: Path) -> None:
     page = tmp_path / "page.md"

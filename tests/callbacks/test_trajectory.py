@@ -13,10 +13,10 @@ from multitask.callbacks.trajectory import Trajectory, _losses
 from multitask.data.toy import Toy
 from multitask.module import MultiTaskModule
 from multitask.nn.point import Point
+from multitask.run.weighting import build_weighting
 from multitask.task import Task
 from multitask.toys import Quadratic, Valleys
 from multitask.weighting.base import Combiner
-from multitask.run.weighting import build_weighting
 from tests.conftest import build, fit
 
 MEAN = "torchjd.scalarization.Mean"

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from multitask.data.loading import Loader
-from multitask.data.loading import resident, split_indices
+from multitask.data.loading import Loader, resident, split_indices
 from multitask.randomness import derived_seed
 
 
@@ -102,3 +101,31 @@ def test_arrays_move_to_a_device_where_a_quarter_of_its_memory_is_enough() -> No
     batches = list(Loader(moved, 4, shuffle=True))
     assert [len(batch["y"]) for batch in batches] == [4, 4, 2]
     assert all(v.device.type == "meta" for batch in batches for v in batch.values())
+
+
+@given(
+    count=st.integers(1, 60),
+    batch=st.integers(1, 12),
+    ranks=st.integers(1, 3),
+    drop=st.booleans(),
+    epoch=st.integers(0, 2),
+)
+def test_drops_the_last_batch_where_it_is_not_full(
+    count: int, batch: int, ranks: int, drop: bool, epoch: int
+) -> None:
+    def of(rank: int, drop_last: bool) -> Loader:
+        loader = Loader(
+            whole(count), batch, drop_last=drop_last, shuffle=True, seed=1, rank=rank, world_size=ranks
+        )
+        loader.set_epoch(epoch)
+        return loader
+
+    full = count // (batch * ranks)
+    smallest = []
+    for rank in range(ranks):
+        complete, found = seen(of(rank, False)), seen(of(rank, drop))
+        assert found == (complete[:full] if drop else complete)
+        assert len(of(rank, drop)) == len(found)
+        smallest += [len(one) for one in found]
+    if smallest:
+        assert Loader(whole(count), batch, drop_last=drop).smallest(ranks) == min(smallest)

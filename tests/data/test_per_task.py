@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,6 +15,7 @@ from multitask.data.base import DataModule, Split
 from multitask.data.images import LabelledImages
 from multitask.data.loading import Arrays
 from multitask.data.per_task import JointLoader, PerTask
+from multitask.run.build import build_data
 from multitask.run.resolvers import register
 from tests.data.test_disk_layouts import write_office
 
@@ -241,8 +241,7 @@ def test_office31_with_a_loader_a_domain(tmp_path: Path):
                 "data.batch_size=2",
             ],
         )
-    data = instantiate(config.data, _convert_="all")
-    data.setup()
+    data = build_data(config)
     batch = next(iter(data.train_dataloader()))
     assert set(batch) == {"inputs", "amazon", "dslr", "webcam"}
     assert [int((batch[domain] >= 0).sum()) for domain in ("amazon", "dslr", "webcam")] == [2, 2, 2]

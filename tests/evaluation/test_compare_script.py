@@ -17,6 +17,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_a_sweep_is_compared_from_the_command_line(tmp_path: Path) -> None:
     write_sweep(tmp_path / "logs" / "toy" / "sweeps" / "s1", {"weighted_sum": 0.02, "upgrad": 0.01}, range(3))

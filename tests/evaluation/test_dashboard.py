@@ -121,6 +121,7 @@ def run(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=tmp_path, env=known | env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_it_is_saved_and_takes_the_place_of_an_earlier_one(tmp_path: Path, server: WandbServer) -> None:
     write_sweep(tmp_path / "sweep", {"weighted_sum": 0.02, "upgrad": 0.01}, range(2))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats._delta_method import NonlinearDeltaCov
 
-from multitask.evaluation.deltas import Baseline, deltas, find_baseline
+from multitask.evaluation.deltas import MOST_TIMES, Baseline, deltas, dwarfed, find_baseline
+from multitask.evaluation.statistics import mean_intervals
 
 
 def make_metrics(directions: dict[str, bool]) -> pd.DataFrame:
@@ -159,3 +160,54 @@ def test_another_selection_rule_of_the_baseline_is_named() -> None:
     found, _ = find_baseline(single_task({"0": ALL, "1": ALL}), METRICS, [MINE], {"last"})
     assert found is not None
     assert any("another rule" in caution for caution in found.cautions)
+
+
+def with_values(values: dict[str, list[float]]) -> pd.DataFrame:
+    """Rows of single-task runs, seed by seed, with the given values of one metric and 0.5 of all others."""
+    count = len(next(iter(values.values())))
+    rows = single_task({str(seed): ALL for seed in range(count)})
+    for key, each in values.items():
+        rows.loc[rows["key"] == key, "value"] = each
+    return rows
+
+
+@pytest.mark.parametrize("values", [[0.01, -0.005, 0.02], [1e-9, 5.0, 0.1], [0.5, 0.6]])
+def test_a_baseline_whose_interval_holds_zero_is_refused(values: list[float]) -> None:
+    baseline, reason = find_baseline(with_values({"seg/miou": values}), METRICS, [MINE], {"val"})
+    assert baseline is None
+    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    low, high = (f"{np.mean(values) + sign * half:.4g}" for sign in (-1, 1))
+    assert f"the baseline of seg/miou is {np.mean(values):.4g}" in reason
+    assert f"{low} … {high}, holds zero" in reason
+    assert "metrics=[…]" in reason
+
+
+def test_a_baseline_is_used_as_soon_as_its_interval_leaves_zero_out() -> None:
+    for values in ([0.01, 0.011, 0.012], [1e-9, 1.1e-9, 1.2e-9]):
+        baseline, reason = find_baseline(with_values({"seg/miou": values}), METRICS, [MINE], {"val"})
+        assert (baseline is not None, reason) == (True, "")
+
+
+ANY = st.floats(1e-12, 1e12)
+
+
+@given(
+    st.lists(st.tuples(ANY, ANY, ANY), min_size=1, max_size=4),
+    st.lists(st.tuples(ANY, ANY, ANY), min_size=1, max_size=4),
+)
+def test_no_change_is_larger_than_a_figure_may_be(
+    method: list[tuple[float, float, float]], alone: list[tuple[float, float, float]]
+) -> None:
+    x, b = table([list(row) for row in method]), table([list(row) for row in alone])
+    baseline = Baseline(b, MINE)
+    means = dict(zip(x.columns, mean_intervals(x), strict=True))
+    ratios = x.mean() / b.mean()
+    why = dwarfed(means, baseline)
+    assert (why is None) == (ratios.max() <= MOST_TIMES)
+    if why is None:
+        found = deltas(x, baseline, METRICS)
+        for interval in (found.delta_m, found.delta_p, *found.gains.values()):
+            assert abs(interval.mean) <= 100 * MOST_TIMES + 1e-6
+    else:
+        first = next(key for key in b.columns if ratios[key] > MOST_TIMES)
+        assert why.startswith(f"its {first} is {x[first].mean():.4g}, ")

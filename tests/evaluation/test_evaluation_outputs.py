@@ -200,3 +200,78 @@ def test_no_training_code_is_imported() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                             env={"PYTHONPATH": str(Path(__file__).parents[2] / "src")})  # fmt: skip
     assert answer.stdout.strip() == "set()"
+
+
+def _table(file: Path, *names: tuple[str, str], experiment: str = "") -> Path:
+    row = {"method": "uw", "seed": 0, "split": "test", "value": 0.5, "higher_is_better": True}
+    return write_table(file, [row | {"task": t, "metric": m, "experiment": experiment} for t, m in names])
+
+
+def test_two_figures_are_never_averaged_under_one_key(tmp_path: Path) -> None:
+    source = str(_table(tmp_path / "theirs.csv", ("a/b", "c"), ("a", "b/c")))
+    with pytest.raises(
+        ComparisonError, match="the task 'a' with the metric 'b/c' and the task 'a/b' with 'c' are both"
+    ):
+        compare(source, tmp_path / "out")
+
+
+def test_two_columns_of_the_summary_never_share_a_name(tmp_path: Path) -> None:
+    names = [(task, metric) for task in ("left", "right") for metric in ("acc", "acc_low")]
+    source = str(_table(tmp_path / "theirs.csv", *names))
+    with pytest.raises(ComparisonError, match=r"two columns mean/acc_low, .* metrics=\[…\]\."):
+        compare(source, tmp_path / "out")
+    compare(source, tmp_path / "out", Settings(metrics=["acc_low"]))
+
+
+def test_experiments_of_similar_names_keep_their_pictures(tmp_path: Path) -> None:
+    names = ("a b", "a-b", "A/b")
+    sources = [str(_table(tmp_path / f"{i}.csv", ("left", "acc"), experiment=e)) for i, e in enumerate(names)]
+    compare(sources, tmp_path / "out")
+    found = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    assert found == ["A-b_tasks.png", "a-b-2_tasks.png", "a-b-3_tasks.png"]
+
+
+def _against(baseline: list[float], methods: dict[str, float], folder: Path) -> tuple[str, str, pd.DataFrame]:
+    """What terminal, page and summary.csv say of methods whose figure right/r2 is as given, left/r2 0.8."""
+    for seed, value in enumerate(baseline):
+        figures = {"left/r2": 0.8 + 0.01 * seed, "right/r2": value}
+        write_run(folder / "runs" / f"single{seed}", "single_task", seed, figures)
+        for method, own in methods.items():
+            figures = {"left/r2": 0.79 + 0.01 * seed, "right/r2": own * (1 + 0.01 * seed)}
+            write_run(folder / "runs" / f"{method}{seed}", method, seed, figures)
+    said = io.StringIO()
+    compare(str(folder / "runs"), folder / "out", console=Console(file=said, width=1000))
+    page = " ".join(
+        " ".join(Reader((folder / "out" / "index.html").read_text(encoding="utf-8")).text).split()
+    )
+    return said.getvalue(), page, pd.read_csv(folder / "out" / "summary.csv").set_index("method")
+
+
+def test_a_baseline_near_zero_gives_no_change_and_all_outputs_say_why(tmp_path: Path) -> None:
+    said, page, summary = _against([0.02, -0.01, 0.03], {"uw": 0.6, "upgrad": 0.5}, tmp_path)
+    why = "the baseline of right/r2 is 0.01333, and its interval over 3 seeds, "
+    assert f"There is no Δm: {why}" in said
+    assert f"There is no Δm: {why}" in page
+    assert summary["no_delta_because"].str.contains(why, regex=False).all()
+    assert summary["delta_m"].isna().all()
+    assert summary["mean_rank"].notna().all()
+
+
+def test_a_figure_that_dwarfs_the_baseline_gives_no_change_and_leaves_the_others_theirs(
+    tmp_path: Path,
+) -> None:
+    said, page, summary = _against([1e-9, 1.1e-9, 1.2e-9], {"uw": 1e-9, "upgrad": 0.5, "mgda": 0.4}, tmp_path)
+    for text in (said, page):
+        assert "uw has the Δm" in text
+        for method, value in (("upgrad", "0.505"), ("mgda", "0.404")):
+            why = f"{method} cannot be compared with the baseline: its right/r2 is {value}, "
+            assert f"No Δm and no Δp: {why}" in text
+    assert summary["delta_m"].notna().to_dict() == {"uw": True, "upgrad": False, "mgda": False}
+    assert summary["no_delta_because"].notna().to_dict() == {"uw": False, "upgrad": True, "mgda": True}
+    assert abs(summary["delta_m"]["uw"]) < 100
+
+
+def test_without_the_metric_the_others_are_compared(tmp_path: Path) -> None:
+    _against([0.02, -0.01, 0.03], {"uw": 0.6}, tmp_path)
+    compare(str(tmp_path / "runs"), tmp_path / "out", Settings(metrics=["left/r2"]))
+    assert pd.read_csv(tmp_path / "out" / "summary.csv")["delta_m"].notna().all()

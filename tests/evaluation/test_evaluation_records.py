@@ -111,3 +111,42 @@ def test_what_a_spreadsheet_saves_is_read_or_refused(tmp_path: Path) -> None:
     file.write_text(text, encoding="latin-1")
     with pytest.raises(ComparisonError, match="is no CSV file in UTF-8"):
         read(find(str(file)))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (
+            "mean/mae",
+            "has a task called 'mean', and <split>/mean/<metric> is the mean over tasks; rename it there",
+        ),
+        ("combined/mae", "has a task called 'combined', and the record keeps the weighting's own scalar"),
+        (
+            "loss/mae",
+            "has a task called 'loss', and <split>/loss/<task> is the loss of a task; rename it there",
+        ),
+        ("left/delta_m", "has a metric called 'delta_m', and the record keeps changes"),
+    ],
+)
+def test_a_name_of_two_meanings_is_refused_in_records_of_older_runs(
+    key: str, said: str, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "run", "uw", 0, {"left/mae": 1.0, key: 2.0})
+    with pytest.raises(ComparisonError, match=r"results\.csv") as error:
+        read(find(str(tmp_path)))
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_table_of_another_origin_may_quote_changes_and_a_run_its_own_scalar(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "uw", 0, {"left/mae": 1.0, "combined/loss": 2.0})
+    quoted = [ROW | {"task": task, "metric": "delta_m"} for task in ("all", "combined", "")]
+    write_table(tmp_path / "theirs.csv", [ROW, *quoted])
+    assert len(read(find([str(tmp_path / "run"), str(tmp_path / "theirs.csv")])).figures) == 6
+
+
+def test_two_figures_of_one_name_in_a_run_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "uw", 0, {"left/mae": 1.0})
+    write_table(run / "results.csv", [ROW, ROW | {"value": 0.75}])
+    with pytest.raises(ComparisonError, match="two figures of left/accuracy on the split test"):
+        read(find(str(tmp_path)))

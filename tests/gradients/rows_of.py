@@ -31,7 +31,8 @@ class Cotangents:
                 else:
                     chosen = self.groups == group
                     yield [
-                        None if g is None else g * chosen.view(-1, *[1] * (g.ndim - 1)).to(g) for g in gradients
+                        None if g is None else g * chosen.view(-1, *[1] * (g.ndim - 1)).to(g)
+                        for g in gradients
                     ]
 
 

@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from multitask.gradients import taps
 from multitask.gradients.blocks import BlockGradients, ProductBlock
 from multitask.gradients.examples import ExampleBlock
-from multitask.gradients.task_gradients import TaskGradients
 from multitask.gradients.layerwise import Layerwise
 from multitask.gradients.rows import RowGradients
+from multitask.gradients.task_gradients import TaskGradients
 from tests.gradients.rows_of import Cotangents, differentiate
 
 ROUNDING = {"rtol": 1e-10, "atol": 1e-12}

@@ -33,6 +33,36 @@ LIGHT = {
     "seed=abc": "seed=abc is not a whole number of at least 0.",
     "logger.wandb.mode=onlin": "did you mean 'online'?",
     "scheduler=cosine trainer.max_epochs=-1": "scheduler.T_max=-1 is not a whole number of at least 1.",
+    "+tasks.mean=${tasks.left}": "tasks.mean cannot be the name of a task: <split>/mean/<metric> is the mean",
+    "+tasks.type=${tasks.left}": "tasks.type cannot be the name of a task: a torch module has an attribute",
+    "+tasks.left.metrics.loss=${tasks.left.metrics.accuracy}": "tasks.left.metrics.loss cannot be the name of a metric",
+    "method=single_task": "method=single_task is the record's name for a task trained alone",
+    "optimizer=null": "optimizer=null chooses nothing from the group optimizer; leave it out, or choose one of adam, ",
+    "scheduler=null": "choose one of cosine, none, plateau, step.",
+    "trainer=3": "trainer=3 chooses nothing from the group trainer",
+    "task=null": "task=null chooses nothing from the group task",
+    "task=[null]": "task=[null] chooses nothing from the group task",
+    "experiment=null": "experiment=null chooses nothing from the group experiment; leave it out",
+    "-m weighting=upgrad,null": "chooses nothing from the group weighting",
+    "taks=[multi_mnist/left]": "taks is not a key of the config; did you mean 'tasks' or 'task'?",
+    "~optimizer": "optimizer names no _target_; choose one with optimizer=",
+    "~scheduler": "scheduler is missing from the config; choose scheduler=none.",
+    "trunk._target_=null": "trunk names no _target_; choose one with trunk=",
+    "selection=null": "selection has no keys",
+    "evaluation.splits=null": "evaluation.splits is not a list of splits",
+    "tasks.left=null": "tasks.left names no _target_",
+    "tasks.left.head=null": "tasks.left.head=null; a task needs a head.",
+    "+trainer.callbacks=[]": "trainer.callbacks is not set by itself; remove it and choose callbacks=",
+    "+trainer.logger=false": "trainer.logger is not set by itself; remove it and choose logger=",
+    "+trainer.barebones=true": "trainer.barebones=true leaves out the loggers",
+    "+trainer.sync_batchnorm=true": "trainer.sync_batchnorm=true is for several GPUs",
+    "trainer.val_check_interval=0": "trainer.val_check_interval=0 is no interval",
+    "trainer.limit_val_batches=0": "selection.metric=val/loss needs a validation, and trainer.limit_val_batches=0",
+    "trainer.check_val_every_n_epoch=11": "trainer.check_val_every_n_epoch=11 comes after the last of",
+    "trainer.limit_val_batches=0 selection.metric=null scheduler=plateau": "scheduler.monitor=val/loss needs",
+    "trainer.limit_test_batches=0": "trainer.limit_test_batches=0 leaves nothing of evaluation.splits",
+    "callbacks.checkpoint=null": "chooses the best of the checkpoints, and there is no callbacks.checkpoint",
+    "data.drop_last=maybe": "data.drop_last=maybe is not true or false.",
     "max_epochs": "the override max_epochs cannot be read",
     "a=[1": "the override a=[1 cannot be read",
     "hydra.run.dir=/dev/null/run": "hydra.run.dir=/dev/null/run cannot be written: Not a directory",
@@ -54,7 +84,11 @@ HEAVY = {
     "scheduler=plateau scheduler.monitor=val/los": "scheduler.monitor=val/los is not logged; did you mean 'val/loss'?",
     "callbacks=early_stopping callbacks.early_stopping.monitor=val/los": "monitor=val/los is not logged",
     "evaluation.splits=[tst]": "evaluation.splits names tst, and the data has train, val, test",
-    "+optimizer.lrr=1": "unexpected keyword argument 'lrr'",
+    "+optimizer.lrr=1": "optimizer.lrr is no argument of torch.optim.Adam; did you mean 'lr'?",
+    "+optimizer.trunk_lr=1e-4": "Trunk and heads share one learning rate, optimizer.lr.",
+    "+trunk.lr=1e-4": "trunk.lr is no argument of multitask.nn.lenet.lenet; ",
+    "+tasks.left.head.lr=1e-4": "tasks.left.head.lr is no argument of torch.nn.LazyLinear; ",
+    "scheduler=cosine +scheduler.warmup=3": "scheduler.warmup is no argument of torch.optim.lr_sch",
     "trainer.val_check_interval=100": "trainer.val_check_interval=100 is more than the 6 batches of an epoch",
     "trainer.precision=17": "Precision 17 is invalid",
     "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU, and the run is on the CPU; take trainer=gpu",
@@ -68,6 +102,13 @@ HEAVY = {
     "+callbacks.swa._target_=lightning.pytorch.callbacks.StochasticWeightAveraging +callbacks.swa.swa_lrs=0.1": (
         "callbacks.swa puts the averaged weights in place at the end"
     ),
+    "+callbacks.find._target_=lightning.pytorch.callbacks.BatchSizeFinder": "remove it and set data.batch_size.",
+    "weighting=upgrad optimizer._target_=torch.optim.LBFGS ~optimizer.weight_decay": (
+        "optimizer=LBFGS computes the loss several times in a step, and weighting=upgrad fills the gradients once"
+    ),
+    "trainer.overfit_batches=0.001": "trainer.overfit_batches=0.001 is less than one of the",
+    "trainer.limit_val_batches=0.01": "trainer.limit_val_batches=0.01 is less than one of the",
+    "data.batch_size=4000 data.drop_last=true": "data.drop_last=true leaves no batch of 4000",
     "trainer.accelerator=quantum": "invalid accelerator name",
     "data.split=[0.8,0.1]": "must be three shares",
     "data.split=[1.0,0.0,0.0] evaluation.splits=[train]": "needs a validation split and the data has none",
@@ -88,6 +129,7 @@ def assert_one_sentence(err: str, said: str) -> None:
     assert len(err.strip().splitlines()) == 1, err
 
 
+@pytest.mark.smoke("weighting=upgrd", "optimizer.lrr=1")
 @pytest.mark.parametrize("overrides", LIGHT)
 def test_typing_errors(overrides: str, scripts: Scripts) -> None:
     ran = scripts.run(*quick(overrides))
@@ -97,6 +139,7 @@ def test_typing_errors(overrides: str, scripts: Scripts) -> None:
     assert not list(scripts.logs.glob("*/runs/*"))
 
 
+@pytest.mark.smoke("data.path=nope.npz", "trunk.width=wide")
 @pytest.mark.parametrize("overrides", HEAVY)
 def test_what_cannot_work(overrides: str, scripts: Scripts) -> None:
     ran = scripts.run(*quick(overrides))

@@ -27,6 +27,7 @@ def poisoned(arrays: Path, scripts: Scripts, tmp_path: Path) -> Small:
     return Small(scripts, path)
 
 
+@pytest.mark.smoke("1-upgrad")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("window", [1, 3])
 def test_stops_at_a_loss_that_is_not_finite_and_keeps_the_state_before_it(

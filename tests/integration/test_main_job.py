@@ -10,6 +10,7 @@ from tests.integration.small import rows
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.smoke
 def test_says_what_matters_and_nothing_else(tmp_path: Path) -> None:
     arguments = [argument for argument in QUICK if argument != "logger=csv"]
     home = tmp_path / "home"

@@ -31,6 +31,12 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert rows(one / "metrics.csv") == rows(other / "metrics.csv")
 
 
+def unfreeze(callback: str, *arguments: str) -> list[str]:
+    """Return the overrides of a run whose callback freezes at the start and unfreezes at an epoch."""
+    given = [f"_target_=tests.integration.unfreeze.{callback}", *arguments]
+    return [f"+callbacks.unfreeze.{argument}" for argument in given]
+
+
 EVERY_5 = "callbacks.checkpoint.every_n_train_steps=5"
 SGD = ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.momentum=0.9"]
 CASES = {
@@ -79,6 +85,27 @@ CASES = {
         ],
         stop("on_train_batch_end", 11, "SIGTERM"),
     ),
+    "unfrozen by a callback": (
+        ["weighting=upgrad", *unfreeze("ByHand", "epoch=1")],
+        stop("on_train_epoch_end", 2, "SIGTERM"),
+    ),
+    "still frozen by a callback": (unfreeze("ByHand", "epoch=2"), stop("on_train_batch_end", 11, "SIGTERM")),
+    "unfrozen, stopped in a validation": (
+        [*unfreeze("ByHand", "epoch=1"), "trainer.val_check_interval=0.5"],
+        stop("on_validation_batch_end", 11, "SIGTERM"),
+    ),
+    "finetuning of Lightning": (
+        ["weighting=upgrad", *unfreeze("Finetuning", "epoch=1", "rate=0.001")],
+        stop("on_train_batch_end", 21, "SIGTERM"),
+    ),
+    "finetuning of Lightning, not yet": (
+        unfreeze("Finetuning", "epoch=2", "rate=0.001"),
+        stop("on_train_batch_end", 9, "SIGTERM"),
+    ),
+    "reloaded data": (
+        ["weighting=upgrad", "+trainer.reload_dataloaders_every_n_epochs=1"],
+        stop("on_train_batch_end", 11, "SIGTERM"),
+    ),
     "two processes, Jacobian": (
         ["weighting=upgrad", "trainer=ddp_cpu", "data.batch_size=8"],
         stop("on_train_batch_end", 11, "SIGTERM"),
@@ -94,6 +121,7 @@ CASES = {
 }
 
 
+@pytest.mark.smoke("mid-epoch, Jacobian", "killed")
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_run_ends_where_the_whole_run_ends(
     case: str, small: Small, wholes: dict[tuple[str, ...], Path]

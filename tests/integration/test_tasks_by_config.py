@@ -25,6 +25,7 @@ def figures(folder: Path) -> dict[tuple[str, str], float]:
         }
 
 
+@pytest.mark.smoke("classification_l2-expected0-upgrad", "mnist_and_fashion-expected2-weighted_sum")
 @pytest.mark.parametrize("weighting", ["weighted_sum", "upgrad"])
 @pytest.mark.parametrize(
     ("experiment", "expected"),
@@ -42,6 +43,7 @@ def test_experiments(
     assert all(math.isfinite(value) for value in found.values())
 
 
+@pytest.mark.smoke("mmoe")
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_trunks_train_under_a_jacobian_method(scripts: Scripts, trunk: str) -> None:
     small = {"resnet18": ["trunk.width=8"], "mtan": ["trunk.channels=[4,8]"]}.get(trunk, [])
@@ -49,6 +51,7 @@ def test_trunks_train_under_a_jacobian_method(scripts: Scripts, trunk: str) -> N
     assert {("left", "accuracy"), ("right", "accuracy")} <= set(figures(ran.folder))
 
 
+@pytest.mark.smoke("trunk0")
 @pytest.mark.parametrize(
     "trunk",
     [
@@ -67,6 +70,7 @@ def test_dense_kinds_on_dense_trunks(scripts: Scripts, tmp_path: Path, trunk: tu
     )
 
 
+@pytest.mark.smoke
 def test_task_check_prints_before_training_and_changes_nothing(scripts: Scripts, tmp_path: Path) -> None:
     np.savez(tmp_path / "file.npz", **arrays())
     common = [

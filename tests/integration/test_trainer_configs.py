@@ -1,5 +1,7 @@
 """Debug, optimizer, scheduler and trainer configs, each with the three kinds of weighting."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ pytestmark = pytest.mark.slow
 METHODS = ["weighted_sum", "imtl_l", "upgrad"]
 
 
+@pytest.mark.smoke("imtl_l")
 @pytest.mark.parametrize("method", METHODS)
 def test_one_batch(method: str, scripts: Scripts) -> None:
     ran = scripts.run("debug=one_batch", f"weighting={method}")
@@ -46,6 +49,7 @@ COMBINED = [
 ]
 
 
+@pytest.mark.smoke("adam-cosine-more1-weighted_sum", "adamw-step-more2-upgrad", "sgd-plateau-more3-imtl_l")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("optimizer", "scheduler", "more"), COMBINED)
 def test_groups_go_together(
@@ -69,6 +73,7 @@ def test_a_compiled_trunk_trains_as_it_is(small: Small) -> None:
             torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-5, msg=key)
 
 
+@pytest.mark.smoke("upgrad")
 @pytest.mark.parametrize("method", METHODS)
 def test_early_stopping_stops(method: str, small: Small) -> None:
     ran = small.run(
@@ -80,3 +85,40 @@ def test_early_stopping_stops(method: str, small: Small) -> None:
     )
     assert ran.record["steps"] == 16
     assert ran.record["status"] == "completed"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("processes", [[], ["trainer=ddp_cpu", "data.batch_size=8"]])
+def test_a_layer_that_nobody_calls_changes_nothing(method: str, processes: list[str], small: Small) -> None:
+    """Beside an encoder of integers, which stays as it is; several processes share out a longer Jacobian."""
+    overrides = [f"weighting={method}", "trunk=encoded", "trainer.max_epochs=1", *processes]
+    without, beside = (small.run(*overrides, f"trunk.unused={on}") for on in ("false", "true"))
+    assert beside.record["status"] == "completed"
+    one, other = (checkpoint(ran.folder)["state_dict"] for ran in (without, beside))
+    for key, value in one.items():
+        if isinstance(value, torch.Tensor):
+            close = {"rtol": 1e-4, "atol": 1e-6} if processes else {"rtol": 0, "atol": 0}
+            torch.testing.assert_close(other[key], value, **close, msg=key)
+    assert one["trunk.codes"].dtype == torch.int8
+    assert torch.equal(one["trunk.codes"].flatten()[:6], torch.tensor([-2, -1, 0, 1, 2, -2]))
+
+
+def test_weights_that_nothing_chose_are_recorded_as_the_last(small: Small) -> None:
+    for overrides, selection in (
+        (["trainer.max_steps=5"], "last"),  # before the first validation
+        (["trainer.max_epochs=1"], "min val/loss"),
+        (["trainer.max_epochs=1", "selection.metric=null", "callbacks.early_stopping=null"], "last"),
+    ):
+        ran = small.run(*overrides)
+        assert ran.record["selection"] == selection
+        assert {row["selection"] for row in rows(ran.folder / "results.csv")} == {selection}
+
+
+def test_weights_of_another_kind_of_number_are_refused(small: Small, tmp_path: Path) -> None:
+    start = checkpoint(small.run("trunk=encoded", "trainer.max_epochs=1").folder)["state_dict"]
+    start["trunk.codes"] = start["trunk.codes"] + 0.5
+    torch.save(start, tmp_path / "start.pt")
+    ran = small.any("trunk=encoded", f"init_from={tmp_path}/start.pt")
+    assert ran.code == 1
+    assert "trunk.codes is torch.float32 there and torch.int8 here" in ran.err
+    assert "Traceback" not in ran.err

@@ -33,6 +33,7 @@ def by_hand(state: dict, x: np.ndarray, targets: dict[str, np.ndarray], alpha: f
     return new
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_one_step_from_given_parameters(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

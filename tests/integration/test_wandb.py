@@ -77,6 +77,7 @@ def assert_same_curves(history: list[dict[str, Any]], folder: Path) -> None:
         assert all(math.isclose(read[key], written[key], rel_tol=1e-12) for key in read)
 
 
+@pytest.mark.smoke
 def test_offline_by_default(small: Small, server: WandbServer, nobody: dict[str, str]) -> None:
     ran = small.run("logger=wandb", "weighting=imtl_l", env=nobody)
     assert server.requests == []
@@ -149,6 +150,7 @@ def test_each_job_of_a_sweep_is_a_run_of_its_own_in_the_sweeps_group(small: Smal
         assert_same_curves(each.history, job)
 
 
+@pytest.mark.smoke
 def test_online(small: Small, server: WandbServer, nobody: dict[str, str]) -> None:
     env = {"HOME": nobody["HOME"], "WANDB_BASE_URL": server.base, "WANDB_API_KEY": KEY}
     ran = small.run("logger=wandb", "logger.wandb.mode=online", env=env)

@@ -52,11 +52,11 @@ MOVED: dict[str, Reference] = {
 }
 """What ships and is unchanged where target and prediction move by one constant."""
 OTHERS = {
-    *(f"torchmetrics.classification.Binary{n}" for n in ("Accuracy", "AUROC", "F1Score")),
+    *(f"torchmetrics.classification.Binary{n}" for n in ("Accuracy", "F1Score")),
     "torchmetrics.classification.MulticlassAccuracy",
     *(
         f"multitask.metrics.{n}"
-        for n in ("AngleMean", "AngleMedian", "AngleWithin", "MeanIoU", "PixelAccuracy")
+        for n in ("BinaryAUROC", "AngleMean", "AngleMedian", "AngleWithin", "MeanIoU", "PixelAccuracy")
     ),
     "multitask.metrics.DepthRelativeError",  # relative to zero
 }

@@ -31,3 +31,11 @@ def test_what_a_checkpoint_would_override_or_break() -> None:
     assert changed(scheduler={"_target_": "StepLR"}) == [("scheduler._target_", None, "StepLR")]
     assert changed(data={"batch_size": 4}) == [("data.batch_size", 8, 4)]
     assert changed(trainer={"accumulate_grad_batches": 2}) == [("trainer.accumulate_grad_batches", 1, 2)]
+
+
+def test_a_switch_that_came_later_is_off() -> None:
+    old = {"data": {"batch_size": 3}}
+    assert not list(differences(old, {"data": {"batch_size": 3, "drop_last": False}}))
+    assert list(differences(old, {"data": {"batch_size": 3, "drop_last": True}})) == [
+        ("data.drop_last", None, True)
+    ]

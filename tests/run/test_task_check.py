@@ -133,7 +133,7 @@ def joint(**heads: Task) -> MultiTaskModule:
     torch.manual_seed(0)
     trunk = nn.Sequential(Branches(list(heads), mlp([4]), lambda: nn.Linear(4, 3)))
     tasks = heads
-    module = MultiTaskModule(trunk, tasks, adapt(Mean()), torch.optim.SGD)
+    module = MultiTaskModule(trunk, tasks, weighting=adapt(Mean()))
     module({"inputs": torch.randn(2, 5), **{task.target: torch.zeros(2, 1) for task in heads.values()}})
     return module
 

@@ -26,6 +26,7 @@ def trained(scripts: Scripts, arrays: Path, tmp_path: Path) -> Path:
     return ran.folder
 
 
+@pytest.mark.smoke("best")
 @pytest.mark.parametrize("kept", ["best", "last"])
 def test_the_table_comes_back_from_the_file_alone(
     trained: Path, scripts: Scripts, tmp_path: Path, kept: str

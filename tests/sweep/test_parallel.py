@@ -23,6 +23,7 @@ def swept(logs: Path, arrays: Path, *arguments: str) -> tuple[int, str, str, Pat
     return ran.returncode, ran.stdout, ran.stderr, next((logs / "npz" / "sweeps").iterdir())
 
 
+@pytest.mark.smoke("joblib")
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_every_launcher_runs_the_sweep(tmp_path: Path, arrays: Path, launcher: str) -> None:
     grid = (f"hydra/launcher={launcher}", "optimizer.lr=0.1,1e30")

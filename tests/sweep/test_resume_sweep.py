@@ -76,6 +76,7 @@ def test_what_runs_elsewhere_is_left_alone(scripts: Scripts, arrays: Path) -> No
     assert not any("resumed_from" in record for record in records_of(sweep))
 
 
+@pytest.mark.smoke
 def test_failed_jobs_are_tried_again(scripts: Scripts, arrays: Path) -> None:
     late = arrays.with_name("late.npz")
     ran = scripts.run("-m", *SMALL, f"data.path={arrays},{late}", "sweep=tried")
@@ -96,6 +97,7 @@ def test_failed_jobs_are_tried_again(scripts: Scripts, arrays: Path) -> None:
     assert "has 2 jobs that this command leaves out" in changed.err
 
 
+@pytest.mark.smoke
 def test_a_job_on_two_processes_is_one_job(scripts: Scripts, arrays: Path) -> None:
     small = [argument for argument in SMALL if "batch_size" not in argument and "logger" not in argument]
     ran = scripts.run("-m", *small, f"data.path={arrays}", "trainer=ddp_cpu", "data.batch_size=8", "seed=0,1")

@@ -121,6 +121,7 @@ def test_a_search_that_was_killed_goes_on_with_its_trial(scripts: Scripts, array
     assert "has optimized something else so far" in other.err
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_the_front_of_the_tasks(scripts: Scripts, arrays: Path) -> None:
     # Two trials at once; the second rate cannot work.

@@ -42,6 +42,7 @@ def test_two_sweeps_started_together_keep_every_run_apart(scripts: Scripts, arra
         assert progress_of(each.out)[-1].endswith(f"{count} of {count} done, 0 running, 0 failed")
 
 
+@pytest.mark.smoke
 def test_failing_jobs_leave_their_reason_and_spoil_nothing(scripts: Scripts, arrays: Path) -> None:
     # lr=1e30 makes the second step's loss infinite, and no layer is -1 wide.
     grid = ("optimizer.lr=1e30,0.01", "trunk.widths=[8],[-1]")
@@ -120,6 +121,7 @@ def test_a_wrong_value_is_refused_before_any_job(
     assert not scripts.logs.exists()
 
 
+@pytest.mark.smoke
 def test_methods_and_their_baseline_in_one_sweep(scripts: Scripts, arrays: Path) -> None:
     grid = ("baseline=none,single_task", "weighting=imtl_l,uw", "weighting.learning_rate=0.1")
     ran = scripts.run("-m", *SMALL, f"data.path={arrays}", "weighting.heads=own", *grid)

@@ -33,6 +33,7 @@ def test_draws_are_of_the_distribution_and_the_same_again() -> None:
     assert override("k", ["a", "b"], [[0.25, 0.75], [0.5, 0.5]]) == "k={a:0.25,b:0.75},{a:0.5,b:0.5}"
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_a_grid_of_weights_is_a_front(scripts: Scripts, arrays: Path, tmp_path: Path) -> None:
     small = (*SMALL, f"data.path={arrays}", "hparams_search=weights", "hydra.sweeper.steps=4")

@@ -2,19 +2,23 @@
 
 import io
 import logging
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torchjd import aggregation, scalarization
 from torchjd.aggregation import Aggregator, FairGradWeighting, Weighting
-from torchjd.aggregation._nash_mtl import _NashMTLWeighting
+from torchjd.linalg import Matrix
 from torchjd.scalarization import Scalarizer
 
-from multitask.weighting.adapter import MatrixMethod
-from multitask.weighting.base import Combiner
 from multitask.run.weighting import build_weighting
-from tests.weighting.weighting_members import Course, Toy, conflicting, losses_of, names, update
+from multitask.weighting.adapter import adapt
+from multitask.weighting.base import Combiner
+from multitask.weighting.torchjds import AggregatorMethod, GramianMethod, MatrixMethod
+from tests.weighting.weighting_members import Course, Toy, conflicting, losses_of, make, names, update
 
 M = 4
 BASES = {
@@ -75,9 +79,7 @@ def test_it_goes_on_where_it_stopped(target: str) -> None:
 def test_a_solver_that_is_not_installed_is_named_at_the_start(
     target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchjd import _mixins
-
-    monkeypatch.setattr(_mixins, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "cvxpy", None)
     with pytest.raises(
         ValueError, match=r'needs a solver .* pip install -c constraints\.txt -e "\.\[solvers\]"'
     ):
@@ -131,29 +133,75 @@ def test_a_solver_that_fails_leaves_the_trunk_and_is_counted(
     assert "the trunk is left as it is in this step" in caplog.text
 
 
-def test_nash_makes_its_program_again_in_a_resumed_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for its solver, which returns what torchjd's falls back to: that is no solution."""
-    from torchjd import _mixins
+@pytest.mark.parametrize(
+    ("target", "arguments", "name", "changes"),
+    [
+        ("AlignedMTLWeighting", {"scale_mode": "median"}, "aligned_mtl", {"scale_mode": "median"}),
+        ("AlignedMTL", {"pref_vector": {"t1": 3}}, "aligned_mtl", {"pref_vector": {"t1": 3}}),
+        ("IMTLG", {}, "imtl_g", {}),
+        ("PCGradWeighting", {}, "pcgrad", {}),
+    ],
+)
+def test_what_is_exact_here_is_taken_from_here(
+    target: str, arguments: dict, name: str, changes: dict
+) -> None:
+    J = conflicting(M) * torch.tensor([[1e-3], [1.0], [1.0], [1e3]])
+    built = build_weighting({"_target_": f"torchjd.aggregation.{target}", **arguments}, names(M)).double()
+    torch.manual_seed(0)
+    found = update(built, losses_of(M), J).vector
+    torch.manual_seed(0)
+    assert torch.equal(found, update(make(name, M, **changes), losses_of(M), J).vector)
 
-    class Nash(_NashMTLWeighting):
-        made = 0
 
-        def __init__(self) -> None:
-            torch.nn.Module.__init__(self)
-            self._n_tasks, self._max_norm, self._update_weights_every, self._optim_niter = M, 0.0, 1, 20
-            self.step, self.prvs_alpha = 3.0, torch.ones(M, dtype=torch.float64).numpy()
+@pytest.mark.parametrize("every", [1, 3])
+def test_nash_mtl_is_solved_exactly_here(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the packages that torchjd's class asks for."""
+    method = aggregation.NashMTL.__new__(aggregation.NashMTL)
+    torch.nn.Module.__init__(method)
+    for name, value in {"n_tasks": M, "max_norm": 0.5, "update_weights_every": every}.items():
+        monkeypatch.setattr(aggregation.NashMTL, name, value)
+    changes = {"max_norm": 0.5, "every": every}
+    combiner, expected = adapt(method).double(), make("nash_mtl", M, **changes)
+    for seed in range(4):
+        J = conflicting(M, seed=seed)
+        assert torch.equal(update(combiner, losses_of(M), J).vector, update(expected, losses_of(M), J).vector)
 
-        def _init_optim_problem(self) -> None:
-            self.made += 1
-            self.prob = None
 
-        def _solve_optimization(self, gtg: Any) -> Any:
-            return self.prvs_alpha
+class Rows(Weighting[Matrix]):
+    """A weighting of someone's own that takes the Jacobian."""
 
-    monkeypatch.setattr(_mixins, "find_spec", lambda name: True)
-    method = Nash()
-    combiner = MatrixMethod(method)
-    for _ in range(2):
-        update(combiner, losses_of(M), conflicting(M))
-    assert method.made == 1
-    assert combiner.failures == 2
+    def forward(self, matrix: Matrix, /) -> torch.Tensor:
+        return matrix.abs().sum(1)
+
+
+class Derived(Rows):
+    """Takes it too."""
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        (Rows(), MatrixMethod),
+        (Derived(), MatrixMethod),
+        (aggregation.WeightedAggregator(Rows()), MatrixMethod),
+        (aggregation.ExcessMTLWeighting(), MatrixMethod),
+        (aggregation.ExcessMTL(), MatrixMethod),
+        (aggregation.MeanWeighting(), GramianMethod),
+        (aggregation.Mean(), GramianMethod),
+        (aggregation.GradVacWeighting(), GramianMethod),
+        (aggregation.UPGrad(), GramianMethod),
+        (aggregation.TrimmedMean(1), AggregatorMethod),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_weighting_gets_what_its_class_is_derived_for(method: object, kind: type) -> None:
+    """By torchjd's public types: a version that derives them from something else fails here, by name."""
+    assert type(adapt(method)) is kind
+
+
+def test_nothing_private_of_torchjd_is_used() -> None:
+    sources = (Path(__file__).parents[2] / "src").rglob("*.py")
+    private = re.compile(
+        r"^\s*(from|import) torchjd(\.\w+)*\._|from torchjd[\w.]* import .*\b_\w", re.MULTILINE
+    )
+    assert [str(path) for path in sources if private.search(path.read_text())] == []

@@ -1,13 +1,15 @@
 """From YAML keys to a combiner: names, lists, nested objects, refusals."""
 
+import sys
+
 import pytest
 import torch
-from torchjd.aggregation import PCGradWeighting, UPGradWeighting
+from torchjd.aggregation import DualProjWeighting, UPGradWeighting
 
-from multitask.weighting.adapter import GramianMethod
 from multitask.run.weighting import build_weighting
 from multitask.weighting.cr_mogm import CRMOGM
 from multitask.weighting.rescaled import Rescaled
+from multitask.weighting.torchjds import GramianMethod
 from tests.weighting.weighting_members import make
 
 TASKS = ["left", "right"]
@@ -31,9 +33,9 @@ def test_a_bound_that_is_not_named_is_zero() -> None:
 
 
 def test_an_aggregator_is_taken_for_its_weighting() -> None:
-    built = build_weighting({"_target_": "torchjd.aggregation.PCGrad"}, TASKS)
+    built = build_weighting({"_target_": "torchjd.aggregation.DualProj"}, TASKS)
     assert isinstance(built, GramianMethod)
-    assert isinstance(built.method, PCGradWeighting)
+    assert isinstance(built.method, DualProjWeighting)
 
 
 def test_nested_weightings_take_names_too() -> None:
@@ -93,7 +95,7 @@ def test_wrappers_lie_in_one_order() -> None:
             r"weighting.schedule.left=.* list of \[time, weight\] pairs",
         ),
         ("scheduled_sum", {"unit": "hour"}, "weighting.unit=hour is not there; choose step or epoch"),
-        ("mgda", {"normalization": "l1"}, "weighting.normalization=l1 is not there; choose none, l2"),
+        ("mgda", {"normalization": "l1"}, "weighting.normalization=l1 is unknown; choose none, l2"),
         ("cagrad", {"c": -1}, "weighting.c=-1 must not be negative"),
         ("cagrad", {"norm_eps": 0}, "weighting.norm_eps=0 must be positive"),
         ("nash_mtl", {"max_norm": -1}, "weighting.max_norm=-1 must not be negative"),
@@ -121,7 +123,7 @@ def test_wrappers_lie_in_one_order() -> None:
             "weighting.method must be a weighting",
         ),
         ("mgda", {"every": 0}, "weighting.every=0 must be at least 1"),
-        ("mgda", {"groups": "block"}, "weighting.groups=block is not there; choose trunk, layer or tensor"),
+        ("mgda", {"groups": "block"}, "weighting.groups=block is unknown; choose trunk, layer or tensor"),
         ("mgda", {"rows": "half"}, "weighting.rows=half is not there; choose task or example"),
     ],
 )
@@ -150,9 +152,7 @@ def test_famo_needs_losses_above_its_bounds() -> None:
 def test_a_solver_that_is_not_installed_is_answered_with_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from torchjd import _mixins
-
-    monkeypatch.setattr(_mixins, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "cvxpy", None)
     with pytest.raises(
         ValueError, match=r'needs a solver .* pip install -c constraints\.txt -e "\.\[solvers\]"'
     ):

@@ -11,17 +11,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from multitask.gradients.task_gradients import TaskGradients
 from multitask.gradients.rows import RowGradients
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.run.resolvers import register
-from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
 from multitask.run.weighting import build_weighting
+from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "weighting").glob("*.yaml"))
 STOCHASTIC = {"rlw", "random", "pcgrad", "gradvac", "graddrop"}
 NEEDS_THREE = {"krum", "trimmed_mean"}
 PARAMETERS = (("0.weight", 6), ("0.bias", 2), ("2.weight", 4))
+DISTANCES = (6, 5, 2)
 N = sum(size for _, size in PARAMETERS)
 
 
@@ -62,6 +63,7 @@ def gradients(
     parameter = nn.Parameter(torch.zeros(jacobian.shape[1], dtype=jacobian.dtype))
     rows = RowGradients(jacobian, [parameter])
     rows.layout = layout or (PARAMETERS if jacobian.shape[1] == N else [("0.weight", jacobian.shape[1])])
+    rows.distances = DISTANCES[-len(rows.layout) :]
     return rows, parameter
 
 

@@ -137,7 +137,7 @@ def measure_framework(tasks: int, effort: Effort, device: str, seed: int) -> Ite
         _write_data(folder / "data.npz", tasks, (turns * _TURN + 1) * TRUNKS[TRUNK].batch, seed)
         data = build_data(config)
         module = build_module(config, data)
-        trainer, _ = build_trainer(config, folder)
+        trainer, _ = build_trainer(config, folder, module.automatic_optimization)
         combiner = build_combiner(config, module.names)
         assert isinstance(combiner, WeightedMethod)
         split: Any = data.splits["train"]

@@ -11,11 +11,11 @@ from torchjd.aggregation import UPGrad, UPGradWeighting
 from torchjd.autogram import Engine as Autogram
 from torchjd.autojac import jac_to_grad, mtl_backward
 
-from multitask.gradients.rows import add_to_gradients, split_like
 from multitask.benchmark.problems import Problem
 from multitask.benchmark.reference import Meaning
-from multitask.step import Step
+from multitask.gradients.rows import add_to_gradients, split_like
 from multitask.run.weighting import build_weighting
+from multitask.step import Step
 
 
 class Method(ABC):

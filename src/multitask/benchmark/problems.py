@@ -8,11 +8,11 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from multitask.randomness import derived_seed
 from multitask.nn.lenet import lenet
 from multitask.nn.mlp import mlp
 from multitask.nn.resnet import resnet
 from multitask.nn.tokens import Mean, Patches
+from multitask.randomness import derived_seed
 from multitask.task import Batch, Task
 
 CLASSES = 10

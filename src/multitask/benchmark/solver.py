@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torchjd.aggregation import UPGradWeighting
 
-from multitask.gradients.task_gradients import TaskGradients
 from multitask.benchmark.cells import Cell, Effort
 from multitask.benchmark.timing import interleaved, peak_mib
-from multitask.weighting.base import WeightedMethod
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.run.weighting import build_weighting
+from multitask.weighting.base import WeightedMethod
 
 # Cosine that any two random rows have in the mean.
 CONFLICTS = {"few": 0.3, "many": 0.0}

@@ -42,6 +42,22 @@ class Conflict(Callback):
         self.most_pairs = most_pairs
         self.probe_every = probe_every
         self._solver = (0.0, 0)
+        self._probed = -1
+
+    def check(self, module: LightningModule) -> None:
+        """Refuse names of tasks that leave two pairs one name.
+
+        Raises:
+            ValueError: Naming both pairs.
+        """
+        assert isinstance(module, MultiLossModule)
+        pairs: dict[str, tuple[str, str]] = {}
+        for pair in combinations(module.names, 2):
+            if (other := pairs.setdefault("__".join(pair), pair)) is not pair:
+                raise ValueError(
+                    f"tasks: conflict/cosine/{'__'.join(pair)} would be of {' and '.join(other)} and of "
+                    f"{' and '.join(pair)}; rename one of them, without two underscores in a row."
+                )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch."""
@@ -50,7 +66,7 @@ class Conflict(Callback):
         self._solver = (module.weighting.solver_seconds, module.weighting.failures)
 
         def observe(result: StepResult) -> None:
-            if result.gradients is not None:
+            if result.gradients is not None and self._probed != trainer.global_step:
                 self._observe(module, result.gradients.gramian(), result.weights, result.present)
 
         module.observers.append(observe)
@@ -67,6 +83,7 @@ class Conflict(Callback):
             and pl_module.needs_no_gramian
         ):
             found = probe(pl_module, batch)
+            self._probed = trainer.global_step
             if found is not None:
                 self._observe(pl_module, *found)
 

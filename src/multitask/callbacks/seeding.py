@@ -4,8 +4,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from multitask.randomness import derived_seed
-from multitask.randomness import seed
+from multitask.randomness import derived_seed, seed
 
 
 class StepSeed(Callback):

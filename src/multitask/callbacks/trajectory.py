@@ -16,6 +16,8 @@ from multitask.module import MultiTaskModule
 from multitask.nn.point import Point
 from multitask.toys import Objective, non_dominated
 
+_COLUMNS = ("step", "x1", "x2")
+
 
 class Trajectory(Callback):
     """Leaves ``trajectory.csv``, ``trajectory.png`` and ``landscape.npz`` in the run's folder when training
@@ -59,6 +61,12 @@ class Trajectory(Callback):
             ValueError: Unless the trunk is a point in the plane and the tasks are two objectives.
         """
         losses = _losses(module)
+        taken = [name for name in losses if name in _COLUMNS]
+        if taken:
+            raise ValueError(
+                f"tasks.{taken[0]}: trajectory.csv has a column of this name already; rename the task, for example "
+                f"objective_{taken[0]}."
+            )
         trunk = module.trunk
         if not isinstance(trunk, Point) or trunk.point.shape != (2,):
             raise ValueError("callbacks=trajectory draws a point in the plane; set trunk=point.")
@@ -107,7 +115,7 @@ class Trajectory(Callback):
         folder = Path(trainer.default_root_dir)
         with (folder / "trajectory.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["step", "x1", "x2", *names])
+            writer.writerow([*_COLUMNS, *names])
             for step, row in enumerate(torch.cat([points, values], dim=-1).tolist()):
                 writer.writerow([step, *row])
         axes = [torch.linspace(a, b, self.resolution) for a, b in zip(self.lower, self.upper, strict=True)]

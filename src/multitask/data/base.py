@@ -18,7 +18,8 @@ class DataModule(LightningDataModule):
 
     Args:
         batch_size: Examples a process and training batch; ``None`` for the whole training split.
-        eval_batch_size: The same for validation and test, where it changes nothing but speed.
+        eval_batch_size: The same for validation and test, where it changes nothing but speed (and the
+            loss of a task with ``count: batch``).
         seed: Seed of the order of the training examples.
         num_workers: Worker processes, for data that is not in memory.
     """
@@ -31,6 +32,8 @@ class DataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.num_workers = num_workers
+        self.drop_last = False
+        """Whether to leave out an epoch's last training batch where it is not full."""
         self.splits: dict[str, Split] = {}
         self._placed: dict[str, Split] = {}
 
@@ -50,13 +53,14 @@ class DataModule(LightningDataModule):
         return Loader(self.placed(split), size, **self.order(training))
 
     def order(self, training: bool) -> dict[str, Any]:
-        """Return what a loader needs to know of order and processes.
+        """Return what a loader needs to know of order, last batch and processes.
 
         Not shuffled where the Trainer is to overfit a few batches, which have to be the same each epoch.
         """
         trainer = self.trainer
         return {
             "shuffle": training and not getattr(trainer, "overfit_batches", 0),
+            "drop_last": training and self.drop_last,
             "seed": self.seed,
             "num_workers": self.num_workers,
             "rank": trainer.global_rank if trainer else 0,

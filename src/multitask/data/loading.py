@@ -24,6 +24,7 @@ class Loader:
         data: Tensors by name with the same first dimension, or a map-style data set whose items
             are tensors by name.
         batch_size: Examples a rank and batch; ``None`` for the whole of the data.
+        drop_last: Whether to leave out a last batch that is not full.
         shuffle: Whether to draw a new order each epoch.
         seed: Seed of the order.
         num_workers: Worker processes, for data sets that are not in memory.
@@ -36,6 +37,7 @@ class Loader:
         data: Arrays | Dataset[Any],
         batch_size: int | None,
         *,
+        drop_last: bool = False,
         shuffle: bool = False,
         seed: int = 0,
         num_workers: int = 0,
@@ -45,6 +47,7 @@ class Loader:
         self.data = data
         self.examples = len(next(iter(data.values()))) if isinstance(data, Mapping) else len(data)  # type: ignore[arg-type]
         self.batch_size = batch_size or max(1, -(-self.examples // world_size))
+        self.drop_last = drop_last and batch_size is not None
         self.shuffle = shuffle
         self.seed = seed
         self.num_workers = num_workers
@@ -71,7 +74,17 @@ class Loader:
             self.data.set_epoch(self.epoch)
 
     def __len__(self) -> int:
-        return -(-self.examples // (self.batch_size * self.world_size))
+        return self.batches_of(self.examples, self.batch_size * self.world_size)
+
+    def batches_of(self, examples: int, size: int) -> int:
+        """Return how many batches of ``size`` there are in so many examples."""
+        return examples // size if self.drop_last else -(-examples // size)
+
+    def smallest(self, processes: int) -> int:
+        """Return how many examples a process's smallest batch has where so many processes share the data."""
+        size = self.batch_size * processes
+        left = self.examples % size
+        return self.batch_size if self.drop_last or not left else left // processes
 
     def __iter__(self) -> Iterator[Arrays]:
         start, self._resume_at = self._resume_at, 0
@@ -103,7 +116,7 @@ class Loader:
             order = torch.randperm(self.examples, generator=generator)
         else:
             order = torch.arange(self.examples)
-        whole = order.split(self.batch_size * self.world_size)
+        whole = order.split(self.batch_size * self.world_size)[: len(self)]
         return [batch.tensor_split(self.world_size)[self.rank] for batch in whole]
 
     def _fetch(self, batches: list[Tensor]) -> Iterator[Arrays]:

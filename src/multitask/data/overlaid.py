@@ -9,8 +9,8 @@ from torch import Tensor
 from multitask.data.base import DataModule, Split
 from multitask.data.digits import read_idx_folder, read_npz
 from multitask.data.loading import Arrays, held_out, split_indices
-from multitask.randomness import derived_seed
 from multitask.data.multi_mnist import compose
+from multitask.randomness import derived_seed
 
 Source = tuple[Tensor, Tensor]
 

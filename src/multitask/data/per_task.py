@@ -143,8 +143,16 @@ class JointLoader(Loader):
     def __len__(self) -> int:
         if self._rule == "proportional":
             return super().__len__()
-        lengths = [-(-size // chunk) for size, chunk in zip(self._sizes, self._chunks, strict=True)]
+        lengths = [
+            self.batches_of(size, chunk) for size, chunk in zip(self._sizes, self._chunks, strict=True)
+        ]
         return max(lengths) if self._rule == "cycle" else min(lengths)
+
+    def smallest(self, processes: int) -> int:
+        """Return how many examples a process's smallest batch has; all but the longest source fill theirs."""
+        if self._rule == "proportional" or len(self._sizes) == 1:
+            return super().smallest(processes)
+        return self.batch_size // len(self._sizes)
 
     def _batches(self) -> list[Tensor]:
         if self._rule == "proportional":
@@ -161,7 +169,8 @@ class JointLoader(Loader):
         rounds = -(-len(self) * chunk // size)
         order = torch.cat([start + self._permutation(source, i) for i in range(rounds)])
         # The longest source ends where its examples end; the others fill their part of every batch.
-        wanted = size if -(-size // chunk) == len(self) else len(self) * chunk
+        ends = -(-size // chunk) == len(self) and not self.drop_last
+        wanted = size if ends else len(self) * chunk
         return list(order[:wanted].split(chunk))
 
     def _permutation(self, source: int, number: int) -> Tensor:

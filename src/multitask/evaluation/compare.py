@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from multitask.evaluation import page, tables, terminal
 from multitask.evaluation.comparison import Comparison, Settings, compare_records
@@ -48,7 +49,7 @@ def compare(
     baselines: str | None = None,
     console: Console | None = None,
 ) -> list[Comparison]:
-    """Compare, print, and write summary.csv, figures.csv, pairs.csv, …, figures/*.png and index.html.
+    """Compare, print, and write summary.csv, figures.csv, pairs.csv, …, ``figures/*.png`` and index.html.
 
     Raises:
         ComparisonError: the sources hold nothing that can be compared, or a setting names what they lack.
@@ -63,13 +64,13 @@ def compare(
     folder = Path(output)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn: list[list[Picture]] = []
-    for comparison in comparisons:
+    for slug, comparison in zip(page.slugs(comparisons), comparisons, strict=True):
         drawn.append(pictures(comparison, read_curves(comparison.counted_runs)))
         for picture in drawn[-1]:
-            (folder / "figures" / f"{page.slug(comparison)}_{picture.name}.png").write_bytes(picture.png)
+            (folder / "figures" / f"{slug}_{picture.name}.png").write_bytes(picture.png)
     tables.write(comparisons, folder)
     (folder / "index.html").write_text(page.render(comparisons, drawn), encoding="utf-8", newline="\n")
     if console is not None:
         terminal.show(comparisons, console)
-        console.print(f"\nTables, pictures and the page index.html are in {folder}.", highlight=False)
+        console.print(Text(f"\nTables, pictures and the page index.html are in {folder}."))
     return comparisons

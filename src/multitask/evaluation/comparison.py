@@ -152,6 +152,13 @@ def _with_keys(figures: pd.DataFrame) -> pd.DataFrame:
 def _metrics(figures: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The metrics that count: those asked for; or all but the losses, or the losses if there is nothing else."""
     found = figures.drop_duplicates(["key", "higher"])[["key", "task", "metric", "higher"]]
+    names = figures.drop_duplicates(["task", "metric"])
+    if (alike := names["key"].duplicated(keep=False)).any():
+        first, second, *_ = names[alike].sort_values("key").itertuples()
+        raise ComparisonError(
+            f"source: the task '{first.task}' with the metric '{first.metric}' and the task '{second.task}' with "
+            f"'{second.metric}' are both {first.key}; rename one of them."
+        )
     twice = found[found["key"].duplicated()]["key"]
     if len(twice):
         raise ComparisonError(
@@ -242,6 +249,8 @@ def _pairs(comparison: Comparison, directed: pd.DataFrame) -> tuple[pd.DataFrame
 
 def _cautions(comparison: Comparison) -> list[str]:
     cautions = [caution for entry in comparison.rows for caution in entry.cautions]
+    if _is_used(comparison.rows):
+        cautions += [f"No Δm and no Δp: {entry.refusal}." for entry in comparison.rows if entry.refusal]
     if comparison.baseline is not None and _is_used(comparison.rows):
         cautions += comparison.baseline.cautions
     rules = {entry.selection or "not stated" for entry in comparison.rows}

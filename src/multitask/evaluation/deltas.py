@@ -12,16 +12,20 @@ LibMTL (2023).
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from multitask.evaluation.names import DELTAS
 from multitask.evaluation.protocol import on_test
 from multitask.evaluation.records import BASELINE
-from multitask.evaluation.statistics import Interval, shifted_intervals
+from multitask.evaluation.statistics import Interval, mean_intervals, shifted_intervals
 
-DELTA_M, DELTA_P = "delta_m", "delta_p"
+DELTA_M, DELTA_P = DELTAS
+# A figure so many times the baseline's has no relative change: see docs/comparison.md, The baseline.
+MOST_TIMES = 100
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,28 @@ def find_baseline(
     if len(poor):
         why = f"the baseline of {poor.index[0]} is {poor.iloc[0]:.4g}"
         return None, f"{why}; a relative change needs a positive one"
+    for key, interval in zip(values.columns, mean_intervals(values), strict=True):
+        if interval.low <= 0:
+            return None, (
+                f"the baseline of {key} is {interval.mean:.4g}, and its interval over {interval.n} seeds, "
+                f"{interval.low:.4g} … {interval.high:.4g}, holds zero, so that a relative change could be any number; "
+                "give it more seeds, or name the other metrics with metrics=[…]"
+            )
     cautions = _cautions(figures, values, selections)
     return Baseline(values, {str(task): digest for task, digest in chosen.items()}, tuple(cautions)), ""
+
+
+def dwarfed(means: Mapping[str, Interval], baseline: Baseline) -> str | None:
+    """Why a method's figures have no relative change: one of them dwarfs the baseline's. None if none does."""
+    for key, of_baseline in baseline.values.mean().items():
+        of_method = means[str(key)].mean
+        if abs(of_method) > MOST_TIMES * of_baseline:
+            return (
+                f"its {key} is {of_method:.4g}, {abs(of_method) / of_baseline:.3g} times the baseline's "
+                f"{of_baseline:.4g}, so that this metric alone would decide the mean; name the other metrics with "
+                "metrics=[…]"
+            )
+    return None
 
 
 def _usual_recipe(task: str, rows: pd.DataFrame, recipes: list[dict[str, str]]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from multitask.evaluation.cost import Cost
-from multitask.evaluation.deltas import Baseline, Deltas, deltas, task_recipes, wide
+from multitask.evaluation.deltas import Baseline, Deltas, deltas, dwarfed, task_recipes, wide
 from multitask.evaluation.protocol import on_test
 from multitask.evaluation.statistics import Interval, mean_intervals
 
@@ -120,6 +120,9 @@ def add_deltas(
             )
             return
         entry.cautions.append(f"Δm and Δp are against a baseline of another recipe: {named}.")
+    if why := dwarfed(entry.means, baseline):
+        entry.refusal = f"{entry.label} cannot be compared with the baseline: {why}"
+        return
     if len(complete) < len(entry.values):
         lost = ", ".join(sorted(set(entry.values.index) - set(complete.index)))
         entry.cautions.append(f"Δm and Δp of {entry.label} leave out seeds without every metric: {lost}.")

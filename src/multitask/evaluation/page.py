@@ -1,6 +1,7 @@
 """One self-contained HTML page: tables, pictures and style all inside, no script, no network."""
 
 import base64
+import itertools
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -26,15 +27,22 @@ class Cell:
     title: str
 
 
-def slug(comparison: Comparison) -> str:
-    """The comparison's name in file names and links."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", comparison.experiment).strip("-") or "experiment"
-    return name + ("-published" if comparison.published else "")
+def slugs(comparisons: list[Comparison]) -> list[str]:
+    """Every comparison's name in file names and links, each another one even where letter case is ignored."""
+    found: list[str] = []
+    for comparison in comparisons:
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", comparison.experiment).strip("-") or "experiment"
+        name += "-published" if comparison.published else ""
+        taken = {each.lower() for each in found}
+        numbered = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
+        found.append(next(each for each in numbered if each.lower() not in taken))
+    return found
 
 
 def render(comparisons: list[Comparison], drawn: list[list[Picture]]) -> str:
     """The page; `drawn` holds the pictures of each comparison."""
-    sections = [_section(each, pictures) for each, pictures in zip(comparisons, drawn, strict=True)]
+    named = zip(slugs(comparisons), comparisons, drawn, strict=True)
+    sections = [_section(slug, each, pictures) for slug, each, pictures in named]
     return _template().render(sections=sections)
 
 
@@ -57,9 +65,9 @@ def _template() -> Template:
     return environment.get_template("page.html.jinja")
 
 
-def _section(comparison: Comparison, pictures: list[Picture]) -> Row:
+def _section(slug: str, comparison: Comparison, pictures: list[Picture]) -> Row:
     return {
-        "slug": slug(comparison),
+        "slug": slug,
         "comparison": comparison,
         "digits": wording.column_digits(comparison),
         "findings": wording.findings(comparison),

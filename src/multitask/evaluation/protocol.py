@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from multitask.evaluation.errors import ComparisonError
-from multitask.evaluation.records import BASELINE, FINISHED, NOT_A_TASK, QUOTED, Records
+from multitask.evaluation.names import DELTAS
+from multitask.evaluation.records import BASELINE, FINISHED, NOT_A_TASK, Records
 
 SHARED = "shared"
 PER_METHOD = "per_method"
@@ -58,8 +59,8 @@ def apply(records: Records, *, split: str, recipe: str = SHARED, selection: str 
     runs = records.runs.assign(label=labels(records.runs))
     table = records.figures.drop(columns="selection").join(runs.drop(columns="selection"), on="run")
     table["selection"] = records.figures["selection"]
-    quoted = table[table["metric"].isin(QUOTED)]
-    table = table[~table["metric"].isin(QUOTED) & ~table["task"].isin(NOT_A_TASK)]
+    quoted = table[table["metric"].isin(DELTAS)]
+    table = table[~table["metric"].isin(DELTAS) & ~table["task"].isin(NOT_A_TASK)]
     sieve = _Sieve(runs, table[table["split"] == split])
 
     finished = runs["status"].isin(FINISHED)

@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 
 from multitask.evaluation.errors import ComparisonError
+from multitask.evaluation.names import COMBINED, conflict
 from multitask.evaluation.sources import RUN_RECORD, RUN_STATUS, Sources
 
 COLUMNS = ("method", "seed", "task", "metric", "split", "value", "higher_is_better")
 OPTIONAL = ("experiment", "sweep", "run", "epoch", "selection", "config_digest", "variant", "source")
 BASELINE = "single_task"
-NOT_A_TASK = ("", "combined")  # figures of a whole run, for example the weighted sum of its losses
-QUOTED = ("delta_m", "delta_p")  # figures that others derived: shown, never averaged or tested
+NOT_A_TASK = ("", COMBINED)  # figures of a whole run, for example the weighted sum of its losses
 RECORDED = "recorded"  # the status of rows from a table, which has no run folder
 FINISHED = ("completed", RECORDED)
 
@@ -46,7 +46,8 @@ def read(sources: Sources) -> Records:
     """Read every run folder and record file.
 
     Raises:
-        ComparisonError: a record lacks one of the seven columns or holds a value that is no number.
+        ComparisonError: a record lacks one of the seven columns, holds a value that is no number, or a name that
+            means two things.
     """
     reader = _Reader()
     for folder in sources.run_folders:
@@ -97,7 +98,7 @@ class _Reader:
             "commit": _text(status.get("git_commit")),
             "metrics_file": str(folder / "metrics.csv") if (folder / "metrics.csv").exists() else "",
         }
-        self._add(run, rows, folder / RUN_RECORD)
+        self._add(run, rows, folder / RUN_RECORD, own=True)
 
     def add_table(self, file: Path) -> None:
         """Add a table of any origin.
@@ -130,12 +131,21 @@ class _Reader:
                 "parameters": math.nan,
                 "versions": "{}",
             }
-            self._add(run, rows, file)
+            self._add(run, rows, file, own=False)
 
-    def _add(self, run: dict[str, Any], rows: list[dict[str, str]], file: Path) -> None:
+    def _add(self, run: dict[str, Any], rows: list[dict[str, str]], file: Path, own: bool) -> None:
         number = len(self.runs)
         self.runs.append(run)
+        if wrong := conflict(rows, own):
+            raise ComparisonError(f"source: {file} has {wrong}, or leave its rows out.")
+        seen: set[tuple[str, ...]] = set()
         for row in rows:
+            what = (row["task"], row["metric"], row["split"], row.get("selection", ""))
+            if what in seen:
+                raise ComparisonError(
+                    f"source: {file} has two figures of {'/'.join(what[:2])} on the split {what[2]}; leave one out."
+                )
+            seen.add(what)
             self.figures.append(
                 (
                     number,

@@ -7,6 +7,7 @@ import pandas as pd
 
 from multitask.evaluation.comparison import Comparison
 from multitask.evaluation.entries import Entry
+from multitask.evaluation.errors import ComparisonError
 from multitask.evaluation.plane import plane
 from multitask.evaluation.records import BASELINE
 from multitask.evaluation.statistics import Interval
@@ -42,11 +43,17 @@ def _summary(comparison: Comparison, entry: Entry) -> dict[str, object]:
         "mean_rank_high": rank_high,
     }
     for name, interval in entry.macro.items():
-        row |= {
+        columns = {
             f"mean/{name}": interval.mean,
             f"mean/{name}_low": interval.low,
             f"mean/{name}_high": interval.high,
         }
+        if taken := row.keys() & columns.keys():
+            raise ComparisonError(
+                f"metrics: summary.csv would have two columns {min(taken)}, of the metric {name} and of another; "
+                "compare one of them at a time with metrics=[…]."
+            )
+        row |= columns
     cost = entry.cost
     return row | {
         "step_seconds": cost.step_seconds,

@@ -64,12 +64,13 @@ def show(comparisons: list[Comparison], console: Console) -> None:
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
+    """Return a table; names in its title and its heads are text, whatever signs they have."""
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
-    table.add_column(first, no_wrap=True)
+    table.add_column(Text(first), no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(Text(column), justify="right")
     return table
 
 
@@ -171,5 +172,5 @@ def _set_aside(comparison: Comparison) -> Table:
     table.add_column("reason")
     table.add_column("run", overflow="fold")
     for row in comparison.set_aside.itertuples():
-        table.add_row(Text(row.method), row.seed, Text(row.reason), Text(row.run))
+        table.add_row(Text(row.method), Text(row.seed), Text(row.reason), Text(row.run))
     return table

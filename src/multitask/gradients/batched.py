@@ -65,7 +65,7 @@ def stacked(pulls: Pulls, parameters: Sequence[Tensor]) -> tuple[list[GradientEd
 
 def is_hooked(edge: GradientEdge, gradient: Tensor) -> bool:
     """Return whether a hook changes what arrives at an edge: it would change it again on the way on from there."""
-    (seen,) = torch.autograd.grad([edge], [edge], [gradient], retain_graph=True)  # type: ignore[arg-type]
+    (seen,) = torch.autograd.grad([edge], [edge], [gradient], retain_graph=True)
     return seen.data_ptr() != gradient.data_ptr()
 
 

@@ -25,17 +25,21 @@ class FeatureGradients(TaskGradients):
     examples have other features, so that the Gramians of micro-batches and processes add up.
 
     Args:
-        parts: The micro-batches.
+        k: The number of rows.
+        parts: The micro-batches; none where this process has no label.
         parameters: The shared parameters.
     """
 
-    def __init__(self, parts: Sequence[Part], parameters: Sequence[Tensor]) -> None:
+    def __init__(self, k: int, parts: Sequence[Part], parameters: Sequence[Tensor]) -> None:
+        self._k = k
         self._parts = parts
         self._parameters = parameters
 
     def gramian(self) -> Tensor:
         """Return the Gramian of the feature gradients, shape ``[k, k]``, over all processes."""
-        gramian = torch.stack([inner_products(rows, rows) for *_, rows in self._parts]).sum(0)
+        gramian = row_like(self._parameters).new_zeros(self._k, self._k)
+        for *_, rows in self._parts:
+            gramian += inner_products(rows, rows)
         if _several():
             dist.all_reduce(gramian)
         return gramian
@@ -58,7 +62,7 @@ class FeatureGradients(TaskGradients):
         for (edges, shapes, _), vector in zip(self._parts, vectors, strict=True):
             pieces = vector.split([shape.numel() for shape in shapes])
             found = torch.autograd.grad(
-                edges,  # type: ignore[arg-type]
+                edges,
                 list(self._parameters),
                 [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)],
                 allow_unused=True,
@@ -109,16 +113,14 @@ class Features(Engine):
         """
         like = row_like(parameters)
         shared = torch.tensor(shares).to(like)
-        self._parts = [
-            (edges, shapes, rows * (1 - shared)[:, None]) for edges, shapes, rows in self._parts
-        ]
+        self._parts = [(edges, shapes, rows * (1 - shared)[:, None]) for edges, shapes, rows in self._parts]
         if pulls and parameters:
             self._parts.append(self._part(k, pulls, shared, like, parameters))
         scaled = self._parts
         if parts is not None:
             here = torch.tensor(parts).to(like)[:, None]
             scaled = [(edges, shapes, rows * here) for edges, shapes, rows in scaled]
-        return FeatureGradients(scaled, parameters)
+        return FeatureGradients(k, scaled, parameters)
 
     def _part(
         self,

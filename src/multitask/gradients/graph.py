@@ -81,7 +81,9 @@ class Graph:
                 if after is not None:
                     farthest[after] = max(farthest[after], farthest[node] + 1)
         return {
-            leaf: farthest[node] for node in self._order if (leaf := getattr(node, "variable", None)) is not None
+            leaf: farthest[node]
+            for node in self._order
+            if (leaf := getattr(node, "variable", None)) is not None
         }
 
     def shared_nodes(self) -> Iterator[Node]:

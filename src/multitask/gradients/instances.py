@@ -120,8 +120,12 @@ def _layouts(
         there = [(edge, seed) for edge, seed in columns if edge is not None]
         return tap.listen(
             lambda inputs: torch.autograd.grad(
-                [edge for edge, _ in there], inputs, [seed for _, seed in there], retain_graph=True, allow_unused=True
-            )  # type: ignore[arg-type]
+                [edge for edge, _ in there],
+                inputs,  # type: ignore[arg-type]  # tensors and edges may be mixed
+                [seed for _, seed in there],
+                retain_graph=True,
+                allow_unused=True,
+            )
         )
 
     plain = probe(1.0)
@@ -165,7 +169,9 @@ def _layout(plain: Tensor, scaled: Sequence[Tensor], scales: Sequence[Tensor]) -
     allowed = min(1e-5, 64 * torch.finfo(plain.dtype).eps) * plain.abs().amax(1, keepdim=True)
     for first in (True, False):
         layout = Layout(examples, first, positions)
-        factors = [layout.flat(s[:, None].expand(-1, positions // examples)).to(plain)[:, None] for s in scales]
+        factors = [
+            layout.flat(s[:, None].expand(-1, positions // examples)).to(plain)[:, None] for s in scales
+        ]
         if all(
             bool(((other - factor * plain).abs() <= factor.abs() * allowed).all())
             for factor, other in zip(factors, scaled, strict=True)

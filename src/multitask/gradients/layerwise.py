@@ -8,7 +8,6 @@ need no more than that. So a backward pass a row skips the larger half of itself
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from multitask.gradients.affine import is_bias

@@ -55,7 +55,7 @@ class OwnGradients:
         """Return the gradients of parameters in one last backward pass."""
         if not edges or not parameters:
             return [None] * len(parameters)
-        return torch.autograd.grad(edges, list(parameters), seeds, allow_unused=True)  # type: ignore[arg-type]
+        return torch.autograd.grad(edges, list(parameters), seeds, allow_unused=True)
 
     def take(self, shared: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Remove and yield row, parameter and gradient of what has become shared."""

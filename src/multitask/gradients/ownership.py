@@ -97,7 +97,9 @@ class Ownership:
                 "need a name for each; pass model= with all of them."
             )
         words = range(-(-self._m // _WORD))
-        mine = [[self._reaching.get(p, 0) >> _WORD * w & (1 << _WORD) - 1 for w in words] for p in self._names]
+        mine = [
+            [self._reaching.get(p, 0) >> _WORD * w & (1 << _WORD) - 1 for w in words] for p in self._names
+        ]
         sent = torch.tensor(mine, dtype=torch.int64, device=device).view(len(mine), len(words))
         received = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
         dist.all_gather(received, sent)

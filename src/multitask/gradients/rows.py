@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from multitask.gradients.products import inner_products
 from multitask.gradients.pulls import Pulls
 from multitask.gradients.task_gradients import Engine, TaskGradients
-from multitask.gradients.products import inner_products
 
 
 class RowGradients(TaskGradients):
@@ -125,9 +125,7 @@ def written(rows: Iterable[Sequence[Tensor]], pulls: Pulls, parameters: Sequence
 def write(row: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
     """Write gradients into the views ``row``, zeros where there is none."""
     there = [
-        (view, _real(gradient))
-        for view, gradient in zip(row, gradients, strict=True)
-        if gradient is not None
+        (view, _real(gradient)) for view, gradient in zip(row, gradients, strict=True) if gradient is not None
     ]
     if len(there) < len(row):
         torch._foreach_zero_([view for view, g in zip(row, gradients, strict=True) if g is None])

@@ -44,7 +44,7 @@ class SeenGradients(TaskGradients):
         return self._columns.distances()
 
     def gramian(self) -> Tensor:
-        """Return the unscaled Gramian, computed at the first call; divided twice, as the scale's square may overflow."""
+        """Return the unscaled Gramian, computed once; divided twice, as the square of the scale may overflow."""
         if self._gramian is None:
             gramian = self._gradients.gramian()
             self._k = len(gramian)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from multitask.gradients.task_gradients import TaskGradients
 from multitask.gradients.products import inner_products
 from multitask.gradients.rows import add_to_gradients, split_like
+from multitask.gradients.task_gradients import TaskGradients
 
 # torch 2.13 renamed the collectives.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -27,7 +27,7 @@ class Reduction:
         parameters: The shared parameters, n numbers in all.
     """
 
-    def __init__(self, rows: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, rows: Tensor, parameters: Sequence[Tensor]) -> None:
         self._rows = rows
         self._parameters = parameters
         self._shards = rows.new_empty(len(rows), rows.shape[1] // dist.get_world_size())
@@ -54,7 +54,7 @@ class ShardedRows(TaskGradients):
         parameters: The shared parameters, n numbers in all; columns beyond are padding.
     """
 
-    def __init__(self, shards: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, shards: Tensor, parameters: Sequence[Tensor]) -> None:
         self._shards = shards
         self._parameters = parameters
         self._n = sum(p.numel() for p in parameters)

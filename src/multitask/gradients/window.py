@@ -186,7 +186,9 @@ class Window:
         if processes() == 1:
             return
         if self._parts is None:
-            raise ValueError("on several processes the last micro-batch of a step goes to backward, not to add.")
+            raise ValueError(
+                "on several processes the last micro-batch of a step goes to backward, not to add."
+            )
         assert self.losses is not None
         self.losses = self.losses * torch.tensor(self._parts).view_as(self.losses).to(self.losses)
         dist.all_reduce(self.losses)

@@ -1,8 +1,8 @@
 """A base class for LightningModules that train on several losses, by any weighting."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from multitask.finite import not_finite
 from multitask.gradients.engines import make_engine
 from multitask.gradients.task_gradients import Engine
 from multitask.gradients.window import Counts
-from multitask.finite import not_finite
 from multitask.lightning.batches import examples_in, halves
 from multitask.lightning.figures import Figures, logged, read
 from multitask.lightning.means import MeanLosses
@@ -60,7 +60,9 @@ class MultiLossModule(LightningModule):
         self.telemetry = Telemetry()
         self.observers: list[Observer] = []
         """Called with the result of each step, before the optimizer's step."""
-        self.clock: Callable[[str], AbstractContextManager[None]] = lambda section: nullcontext()
+        self.now: Callable[[], float] = time.perf_counter
+        self.times: dict[str, float] = {}
+        """Seconds spent in the sections of a step; whoever reads them clears them."""
         self.validated: dict[str, float] = {}
         """What the last validation logged, and its epoch; what had no value there is absent."""
         self.scheduler_options: dict[str, Any] = {}
@@ -71,6 +73,7 @@ class MultiLossModule(LightningModule):
         self._resumed: dict[str, Any] | None = None
         self._batches: list[Any] = []
         self._result = StepResult([])
+        self._mark = 0.0
         self._means = MeanLosses()
         self._split = "test"
         self._optimizer: Callable[..., Optimizer] | None = None
@@ -114,12 +117,17 @@ class MultiLossModule(LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.scheduler_options = dict(scheduler_options or {})
         self._weighting_learning_rate = weighting_learning_rate
-        self._step_options: dict[str, Any] = {"heads": heads, "engine": make_engine(engine), "shared": shared, "seed": seed}
+        self._step_options: dict[str, Any] = {
+            "heads": heads,
+            "engine": make_engine(engine),
+            "shared": shared,
+            "seed": seed,
+        }
         self._manual = manual
         self._step = None
         if names is not None:
             self.names = list(names)
-        self.automatic_optimization = not self._by_hand(1)
+        self.automatic_optimization = not self.by_hand(1)
 
     def losses(self, batch: Any) -> Mapping[str, LossAndCount]:
         """Return the mean losses of a batch by name, each alone or with the number of elements it is over.
@@ -138,8 +146,8 @@ class MultiLossModule(LightningModule):
         """
         if rows == "example":
             raise ValueError(
-                f"the weighting wants the losses of single examples; define losses_by_part in {type(self).__name__}, or "
-                "choose another weighting."
+                "the weighting wants the losses of single examples; define losses_by_part in "
+                f"{type(self).__name__}, or choose another weighting."
             )
         first, second = ((half, self._listed(self.losses(half))) for half in halves(batch))
         return {name: _in_two(name, first, second) for name in first[1]}
@@ -150,6 +158,7 @@ class MultiLossModule(LightningModule):
         if self._step is None:
             named = {n: p for n, p in self.named_parameters() if not n.startswith("weighting.")}
             self._step = Step(self.weighting, named, **self._step_options)
+            self._step.now, self._step.times = self.now, self.times
             if self._resumed is not None:
                 self._step.load_state_dict(self._resumed)
                 self._resumed = None
@@ -174,8 +183,8 @@ class MultiLossModule(LightningModule):
             self.automatic_optimization or self.weighting.linear
         )
 
-    def _by_hand(self, accumulate: int) -> bool:
-        """Return whether optimization is manual.
+    def by_hand(self, accumulate: int) -> bool:
+        """Return whether optimization is manual, with so many micro-batches per step.
 
         Automatic optimization adds up the scalars of micro-batches, which is the scalar of the whole batch only
         where there is one micro-batch.
@@ -190,7 +199,7 @@ class MultiLossModule(LightningModule):
             return []
         if not hasattr(self, "weighting"):
             raise ValueError(f"{type(self).__name__} has no weighting; pass weighting= to its base class.")
-        self.automatic_optimization = not self._by_hand(self.trainer.accumulate_grad_batches)
+        self.automatic_optimization = not self.by_hand(self.trainer.accumulate_grad_batches)
         if self.automatic_optimization:
             return []
         self._keys = TrainerKeys()
@@ -234,14 +243,25 @@ class MultiLossModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Return the scalar to minimize, or take a step by hand."""
-        self.step.clock = self.clock
         if self.automatic_optimization:
-            self._batches = [batch]
-            with self.clock("forward"):
-                losses, counts = self.named_losses(batch)
-                return self.step.scalarize(losses, counts)
+            self._batches, start = [batch], self.now()
+            losses, counts = self.named_losses(batch)
+            scalar = self.step.scalarize(losses, counts)
+            self._spent("forward", start)
+            return scalar
         self._step_by_hand(batch, batch_idx)
         return None
+
+    def _spent(self, section: str, start: float) -> None:
+        self.times[section] = self.times.get(section, 0.0) + self.now() - start
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Begin the backward pass of automatic optimization."""
+        self._mark = self.now()
+
+    def on_after_backward(self) -> None:
+        """End the backward pass of automatic optimization."""
+        self._spent("task gradients", self._mark)
 
     def _step_by_hand(self, batch: Any, batch_idx: int) -> None:
         trainer = self.trainer
@@ -252,8 +272,9 @@ class MultiLossModule(LightningModule):
             return
         step = self.step
         step.scaler = getattr(trainer.precision_plugin, "scaler", None)
-        with self.clock("forward"):
-            losses, counts = self.named_losses(batch)
+        start = self.now()
+        losses, counts = self.named_losses(batch)
+        self._spent("forward", start)
         if type(self.weighting).after_step is not Combiner.after_step:
             self._batches.append(batch)
         if (batch_idx + 1) % self.window and not trainer.is_last_batch:
@@ -265,8 +286,9 @@ class MultiLossModule(LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         if result.present:
-            with self.clock("optimizer"):
-                optimizer.step()
+            start = self.now()
+            optimizer.step()
+            self._spent("optimizer", start)
             if not result.overflow:
                 self._after_step(result)
         optimizer.zero_grad()
@@ -321,12 +343,15 @@ class MultiLossModule(LightningModule):
         elif self.step.is_open:
             self._result = self.step.close()
             self._close(self._result)
+            self._mark = self.now()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the weighting see the losses after the step (automatic optimization)."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale() if scaler and self.automatic_optimization else 0.0
         super().optimizer_step(*args, **kwargs)
+        if self.automatic_optimization:
+            self._spent("optimizer", self._mark)
         # A loss scaler that lowers its scale has met an overflow, and skipped the step.
         skipped = scaler is not None and scaler.get_scale() < scale
         if self.automatic_optimization and not skipped:
@@ -470,7 +495,8 @@ class MultiLossModule(LightningModule):
                 "configure_optimizers."
             )
         own = list(self.weighting.parameters())
-        model = [p for p in self.parameters() if not any(p is other for other in own)]
+        # Integers, as in a quantized encoder, take no step.
+        model = [p for p in self.parameters() if _is_real(p) and not any(p is other for other in own)]
         groups: list[dict[str, Any]] = [{"params": model}]
         if own:
             rate = self._weighting_learning_rate
@@ -486,6 +512,10 @@ class MultiLossModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._scheduler(optimizer), **options},
         }
+
+
+def _is_real(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
 
 
 _SCHEDULER = {"interval": "epoch", "frequency": 1}

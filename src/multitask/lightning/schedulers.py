@@ -49,9 +49,8 @@ def step_plateau_schedulers(
         if not isinstance(config.scheduler, ReduceLROnPlateau) or config.interval != interval:
             continue
         if monitor not in module.validation_keys:
-            raise KeyError(
-                f"scheduler.monitor={monitor} was not logged; choose one of {', '.join(sorted(module.validation_keys))}."
-            )
+            known_keys = ", ".join(sorted(module.validation_keys))
+            raise KeyError(f"scheduler.monitor={monitor} was not logged; choose one of {known_keys}.")
         value = known.get(monitor, math.nan)
         if not math.isfinite(value):
             module.warn_once(

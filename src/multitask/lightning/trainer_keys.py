@@ -1,5 +1,7 @@
 """The Trainer's keys that Lightning refuses under manual optimization, with the meaning they have under automatic."""
 
+from collections.abc import Mapping
+
 from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
@@ -48,6 +50,6 @@ class TrainerKeys(Callback):
             )
 
     @staticmethod
-    def _set(trainer: Trainer, values: dict[str, object]) -> None:
+    def _set(trainer: Trainer, values: Mapping[str, object]) -> None:
         for key, value in values.items():
             setattr(trainer, key, value)

@@ -1,5 +1,6 @@
 """Metrics that torchmetrics lacks: dense prediction as the multi-task papers report it, R² without cancellation."""
 
+from multitask.metrics.classification import BinaryAUROC
 from multitask.metrics.depth import DepthAbsoluteError, DepthRelativeError
 from multitask.metrics.normals import AngleMean, AngleMedian, AngleWithin
 from multitask.metrics.regression import R2
@@ -10,6 +11,7 @@ __all__ = [
     "AngleMean",
     "AngleMedian",
     "AngleWithin",
+    "BinaryAUROC",
     "DepthAbsoluteError",
     "DepthRelativeError",
     "MeanIoU",

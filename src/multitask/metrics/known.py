@@ -113,9 +113,12 @@ class OfKnown(Metric):
         if target.ndim < 2 or target[0].numel() == 1 or (known is not None and known.shape != target.shape):
             return "rows"
         of_scores = prediction.ndim == target.ndim + 1 and prediction.shape[2:] == target.shape[1:]
-        if prediction.shape != target.shape and not of_scores:
+        if prediction.shape[1:] != target.shape[1:] and not of_scores:
             return "rows"
-        whole, complete = redrawn(prediction, target, known)
+        # In double precision: what differs then is another figure, not rounding.
+        whole, complete = (
+            v.double() if v.is_floating_point() else v for v in redrawn(prediction, target, known)
+        )
         everything = torch.ones_like(complete, dtype=torch.bool)
         wanted = _tried(lambda metric: metric.update(whole, complete), self.metric)
         if wanted is None:
@@ -170,7 +173,7 @@ class OfKnown(Metric):
 
 def _tried(update: Any, metric: Metric) -> Tensor | None:
     """Return what a copy of a metric says after an update, ``None`` where it cannot take the update."""
-    metric = metric.clone()
+    metric = metric.clone().set_dtype(torch.float64)
     metric.reset()
     try:
         with warnings.catch_warnings():

@@ -5,22 +5,27 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from lightning import Callback, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor
 
 from multitask.callbacks.checkpoints import Checkpoints
+from multitask.callbacks.fixed import Fixed
+from multitask.callbacks.frozen import Frozen
 from multitask.callbacks.interruption import Interruption
 from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
-from multitask.run.combiner import build_combiner, check_strategy, step_options
+from multitask.run.batches import check_batches, first_batch
+from multitask.run.callbacks import build_callbacks
+from multitask.run.combiner import build_combiner, check_strategy, processes, several_processes, step_options
 from multitask.run.curves import MetricsCsv
 from multitask.run.errors import ConfigError
 from multitask.run.initialization import check_penalties, fit_targets, initialize, seeded
+from multitask.run.loss_checks import check_batch_losses
 from multitask.run.resolvers import plain
 from multitask.run.sharing import shared_in
 from multitask.task import Task
@@ -32,10 +37,14 @@ def build_data(config: DictConfig) -> DataModule:
     Raises:
         ConfigError: If there is not a single example.
     """
-    data: DataModule = instantiate(config.data, _convert_="all")
+    options = plain(config.data)
+    drop_last = bool(options.pop("drop_last", False))
+    data: DataModule = instantiate(options, _convert_="all")
+    data.drop_last = drop_last
     data.setup()
     if not data.splits:
-        raise ConfigError("data has no examples at all; mind data.path and data.split.")
+        raise ConfigError("data has no examples at all; check data.path and data.split.")
+    check_batches(data, processes(config))
     return data
 
 
@@ -59,42 +68,54 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
             f"no task but {', '.join(tasks)}, of parameters alone; choose one with a head, such as multi_mnist/left."
         )
     fit_targets(heads, data)
-    split = next(iter(data.splits))
-    batch = next(iter(data.loader(split, training=split == "train")))
+    batch = first_batch(data, next(iter(data.splits)))
     initialize(trunk, heads, batch, config.seed, data.splits)
     check_penalties(trunk, tasks)
     check_strategy(config)
     weighting = build_combiner(config, list(tasks))
+    check_batch_losses(config, heads, weighting)
     scheduler = dict(plain(config.scheduler) or {})
     options = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
     module = MultiTaskModule(trunk, tasks)
     module.train_with(
         weighting,
         optimizer=instantiate(config.optimizer, _partial_=True, _convert_="all"),
-        scheduler=instantiate(scheduler, _partial_=True, _convert_="all") if "_target_" in scheduler else None,
+        scheduler=instantiate(scheduler, _partial_=True, _convert_="all")
+        if "_target_" in scheduler
+        else None,
         scheduler_options=options,
         weighting_learning_rate=config.weighting.get("learning_rate"),
         seed=config.seed,
         shared=shared_in(module, batch) if config.compile else None,
         **step_options(config, weighting, tasks),
     )
+    module.automatic_optimization = not module.by_hand(config.trainer.accumulate_grad_batches)
     module.config = plain(config)
     if config.compile:
         module.compile_trunk()
     return module
 
 
-def build_trainer(config: DictConfig, folder: Path) -> tuple[Trainer, Interruption]:
+def build_trainer(
+    config: DictConfig, folder: Path, automatic: bool, unused: bool = False
+) -> tuple[Trainer, Interruption]:
     """Make the Trainer with its callbacks and loggers.
 
     The CSV logger, the seed of each step and the answer to signals are always there: no config can
     leave out what makes a run readable afterwards and its resumption exact.
+
+    Args:
+        config: The whole config.
+        folder: The run's.
+        automatic: Whether Lightning's automatic optimization trains.
+        unused: Whether there are trained parameters that no loss reaches.
     """
-    options = plain(config.trainer)
+    options = instantiate(config.trainer, _convert_="all")
     window = options["accumulate_grad_batches"]
-    chosen: list[Callback] = [
-        instantiate(node, _convert_="all") for node in (config.callbacks or {}).values() if node
-    ]
+    if unused and automatic and several_processes(config) and options["strategy"] in ("auto", "ddp"):
+        # As manual optimization allows them: torch's DistributedDataParallel waits for their gradients else.
+        options["strategy"] = "ddp_find_unused_parameters_true"
+    chosen = build_callbacks(config, automatic)
     if not options["enable_progress_bar"]:
         chosen = [callback for callback in chosen if not isinstance(callback, ProgressBar)]
     checkpoints = next((callback for callback in chosen if isinstance(callback, Checkpoints)), None)
@@ -102,13 +123,17 @@ def build_trainer(config: DictConfig, folder: Path) -> tuple[Trainer, Interrupti
     options["enable_model_summary"] = False  # the run prints one of its own parts
     loggers: list[Logger] = [MetricsCsv(folder)]
     loggers += [instantiate(node, _convert_="all") for node in (config.logger or {}).values() if node]
-    trainer = Trainer(
-        **options,
-        callbacks=[StepSeed(config.seed), interruption, *chosen],
-        logger=loggers,
-        default_root_dir=folder,
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),
-    )
+    try:
+        trainer = Trainer(
+            **options,
+            # The last two see what the chosen ones have done before each epoch and batch.
+            callbacks=[StepSeed(config.seed), interruption, *chosen, Frozen(), Fixed(options)],
+            logger=loggers,
+            default_root_dir=folder,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),
+        )
+    except RuntimeError as error:  # two callbacks of one kind, whose states a checkpoint cannot tell apart
+        raise ConfigError(f"callbacks: {' '.join(str(error).split())}") from error
     return trainer, interruption
 
 
@@ -140,8 +165,18 @@ def load_initial(module: MultiTaskModule, path: str) -> None:
             raise ConfigError(
                 f"init_from={path} does not fit: {name} is {list(given[name].shape)} there, {list(value.shape)} here."
             )
+        if _kind(given[name]) != _kind(value):
+            raise ConfigError(
+                f"init_from={path} does not fit: {name} is {given[name].dtype} there and {value.dtype} here, and would "
+                "be rounded; give the weights as the model has them."
+            )
     module.load_state_dict(given, strict=False)
 
 
+def _kind(values: Tensor) -> tuple[bool, bool]:
+    return values.is_floating_point(), values.is_complex()
+
+
 def _is_model(name: str) -> bool:
-    return name.startswith("trunk.") or (name.startswith("tasks.") and ".head." in name)
+    part = name.split(".")
+    return part[0] == "trunk" or (part[0] == "tasks" and part[2] == "head")  # a task may be called head, too

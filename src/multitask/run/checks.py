@@ -1,7 +1,6 @@
 """What can be said of a config before anything heavy is imported."""
 
 import errno
-import keyword
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from multitask.run import names
 from multitask.run.errors import ConfigError, check_names, choices, one_sentence
+from multitask.run.sections import check_sections
+from multitask.run.trainer_keys import check_trainer
 from multitask.run.values import TRAIN, check_values
 
 # The method's name in the record of a run that trains one task alone, to compare others with.
@@ -24,10 +26,12 @@ def check(config: DictConfig) -> None:
     Raises:
         ConfigError: With a sentence that names the key.
     """
+    check_sections(config)
     keep_only(config)
     for key in _missing(_plain(config)):
         raise ConfigError(f"{key} has no value; set {key}=…")
     check_values(config, TRAIN)
+    check_trainer(config)
     scheduler = config.get("scheduler") or {}
     if str(scheduler.get("_target_")).endswith("ReduceLROnPlateau") and not scheduler.get("monitor"):
         raise ConfigError("scheduler.monitor is not set; name a logged metric, for example val/loss.")
@@ -45,16 +49,15 @@ def check(config: DictConfig) -> None:
         )
     if not tasks:
         raise ConfigError("task=[] leaves no task; choose at least one, for example task=[multi_mnist/left].")
-    for name in tasks:
-        if not str(name).isidentifier() or keyword.iskeyword(name) or hasattr(dict, str(name)):
-            raise ConfigError(
-                f"tasks.{name}: a task's name must be a Python identifier that no dict method has."
-            )
+    if config.method == SINGLE_TASK and len(tasks) > 1:
+        raise ConfigError(
+            f"method={SINGLE_TASK} is the record's name for a task trained alone, and there are {', '.join(tasks)}; "
+            "call the method, or the weighting's file, otherwise."
+        )
+    names.check_names(config.tasks)
     for key, value in _plain(config.weighting).items():
         if isinstance(value, Mapping) and "_target_" not in value:
             check_names(f"weighting.{key}", value, tasks)
-    if "_target_" not in config.weighting:
-        raise ConfigError("weighting names no _target_; choose a weighting, for example weighting=upgrad.")
 
 
 def keep_only(config: DictConfig) -> None:

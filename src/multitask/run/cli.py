@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from multitask.run.arguments import prepared
 from multitask.run.errors import RunInterrupted, one_sentence
 from multitask.run.resolvers import register
+from multitask.run.sections import check_groups
 
 
 def launch(main: Callable[[], None], before: Callable[[], None] | None = None) -> None:
@@ -42,6 +43,7 @@ def _mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
     Hydra's own composes the config for it, swallows what goes wrong, and composes again only to meet
     the same error: this one raises it, in half the time.
     """
+    check_groups(hydra.config_loader, overrides)
     config = hydra.compose_config(
         config_name=config_name,
         overrides=overrides,

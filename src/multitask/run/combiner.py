@@ -9,9 +9,9 @@ from multitask.gradients.engines import ENGINES
 from multitask.penalty import Penalty
 from multitask.run.errors import ConfigError, choices
 from multitask.run.resolvers import plain
+from multitask.run.weighting import build_weighting
 from multitask.task import Task
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
-from multitask.run.weighting import build_weighting
 
 # Keys of the weighting group that are for the module, not for the combiner's constructor.
 _FOR_MODULE = ("learning_rate", "engine", "heads")
@@ -63,7 +63,11 @@ def step_options(
         if weighting.rows == "example":
             _check_examples(config, missing, penalties)
     # The Trainer's own reduction over processes waits for parameters that an absent task does not reach.
-    return {"heads": heads, "engine": engine, "manual": True if missing and several_processes(config) else None}
+    return {
+        "heads": heads,
+        "engine": engine,
+        "manual": True if missing and several_processes(config) else None,
+    }
 
 
 def _check_engine(config: DictConfig, weighting: Combiner, name: str, penalties: list[str]) -> None:
@@ -105,6 +109,17 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, penalties:
             f"weighting={config.method} needs the features' gradients of the whole batch, and with "
             "weighting.engine=features no process has them all; take weighting.engine=auto or trainer.devices=1."
         )
+
+
+def processes(config: DictConfig) -> int:
+    """Return how many processes train, as far as the config says it; 1 where Lightning counts the devices."""
+    devices = config.trainer.devices
+    if isinstance(devices, str):
+        devices = (
+            int(devices) if devices.isdecimal() else devices.strip("[]").split(",") if "," in devices else 1
+        )
+    count = devices if isinstance(devices, int) else len(devices)
+    return max(1, count) * int(config.trainer.num_nodes)
 
 
 def several_processes(config: DictConfig) -> bool:

@@ -5,14 +5,14 @@ import warnings
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from multitask.module import MultiTaskModule
 from multitask.lightning.probing import unobtrusive
+from multitask.module import MultiTaskModule
 from multitask.run.sharing import compare, parts_of, told
 from multitask.task import Batch
+from multitask.terminal import terminal
 
 # Nothing that a user of this template could act on.
 _NOISE = (
@@ -56,7 +56,7 @@ def summarize(module: MultiTaskModule, batch: Batch) -> None:
     table.add_row("weighting", _type(module.weighting), "", *_counts(module.weighting))
     table.add_section()
     table.add_row("total", "", "", *_counts(module))
-    Console().print(table)
+    terminal(file_width=None).print(table)
 
 
 def _find(module: nn.Module, name: str) -> nn.Module | nn.Parameter:

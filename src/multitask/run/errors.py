@@ -28,6 +28,9 @@ _UNWRITABLE = {
 }
 
 
+_CONFIGS = Path(__file__).parents[3] / "configs"
+
+
 class ConfigError(Exception):
     """A config that cannot work; the message is one sentence for the user."""
 
@@ -57,12 +60,18 @@ class RunInterrupted(BaseException):
         super().__init__(f"stopped by {signal.Signals(number).name}; {more}")
 
 
-def choices(wrong: str, known: Iterable[str]) -> str:
-    """Return ``did you mean …? Choices: …``, or the choices alone, for a name that is not known."""
+def choices(wrong: str, known: Iterable[str], most: int = 1) -> str:
+    """Return ``did you mean …? Choices: …``, or the choices alone, for a name that is not known.
+
+    Args:
+        wrong: The name.
+        known: The names that are known.
+        most: How many near ones to suggest.
+    """
     names = sorted(known)
-    close = difflib.get_close_matches(wrong, names, n=1)
+    close = [f"'{name}'" for name in difflib.get_close_matches(wrong, names, n=most)]
     listed = f"hoices: {', '.join(names)}."
-    return f"did you mean '{close[0]}'? C{listed}" if close else f"c{listed}"
+    return f"did you mean {' or '.join(close)}? C{listed}" if close else f"c{listed}"
 
 
 def one_sentence(error: BaseException) -> str | None:
@@ -131,9 +140,11 @@ def _unknown_key(error: OmegaConfBaseException) -> str | None:
     where = full_key.rpartition(".")[0]
     if str(error.key) in parent:
         return None
-    keys = [str(k) for k in parent if str(k) != "hydra"]
+    keys = {str(k) for k in parent if str(k) != "hydra"}
+    if not where:  # groups as well, such as task, whose choices are merged under another key
+        keys |= {folder.name for folder in _CONFIGS.iterdir() if folder.is_dir()} - {"hydra", full_key}
     return (
-        f"{full_key} is not a key of {where or 'the config'}; {choices(str(error.key), keys)} "
+        f"{full_key} is not a key of {where or 'the config'}; {choices(str(error.key), keys, 1 if where else 2)} "
         f"Write +{full_key}=… to add it."
     )
 

@@ -59,9 +59,8 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         load(module, content["state_dict"])
         trainer, _ = build_trainer(config, folder, module.automatic_optimization)
         epoch = int(content["epoch"]) + 1
-        rows = evaluate(
-            module, trainer, data, list(config.evaluation.splits), config, epoch, _selection(content, config)
-        )
+        rule = _selection(content, config)
+        rows = evaluate(module, trainer, data, list(config.evaluation.splits), config, epoch, rule)
     except _ERRORS as error:
         with suppress(OSError):
             folder.rmdir()  # where nothing was written yet
@@ -70,7 +69,7 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         sentence = one_sentence(error) or " ".join(str(error).split())
         raise ConfigError(f"ckpt_path={config.ckpt_path} cannot be measured: {sentence}") from error
     for row in rows:
-        row |= {"run": Path(config.trained.run_folder).name}
+        row["run"] = Path(config.trained.run_folder).name
     save_config(folder, plain(config), list(HydraConfig.get().overrides.task))
     write_results(folder / "results.csv", rows)
     show(rows)

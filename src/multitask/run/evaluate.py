@@ -7,13 +7,14 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Column, Table
 
 from multitask.data.base import DataModule
+from multitask.evaluation.names import COMBINED
 from multitask.module import MultiTaskModule
 from multitask.run.record import recipe_digest
 from multitask.run.resolvers import plain
+from multitask.terminal import terminal
 from multitask.weighting.base import Scalarization
 
 Row = dict[str, Any]
@@ -28,16 +29,16 @@ def evaluate(
     epoch: int,
     selection: str,
 ) -> list[Row]:
-    """Measure the module on the splits and return one row a figure.
+    """Measure the module on the splits and return one row per figure.
 
     Args:
-        module: With the chosen weights.
-        trainer: Its trainer.
+        module: The module.
+        trainer: The trainer.
         data: The data.
-        splits: The splits to measure.
-        config: The run's config.
+        splits: Which of its splits.
+        config: The whole config.
         epoch: The epoch of the weights.
-        selection: How they were chosen: ``<mode> <metric>``, or ``last``.
+        selection: How the weights were chosen, as the record tells it.
     """
     rows: list[Row] = []
     resolved = plain(config)  # once: it takes long
@@ -59,7 +60,7 @@ def evaluate(
             "split": split,
             "value": repr(value),
             "higher_is_better": module.higher_is_better(task, metric),
-            "config_digest": recipe_digest(resolved, None if task == "combined" else task),
+            "config_digest": recipe_digest(resolved, None if task == COMBINED else task),
         }
 
     for split in splits:
@@ -67,7 +68,7 @@ def evaluate(
         rows += [row(split, task, metric, value) for (task, metric), value in figures.items()]
         whole = all((name, "loss") in figures for name in module.names)
         if whole and isinstance(module.weighting, Scalarization) and module.weighting.fixed:
-            rows.append(row(split, "combined", "loss", _combined(module, figures)))
+            rows.append(row(split, COMBINED, "loss", _combined(module, figures)))
     return rows
 
 
@@ -93,8 +94,8 @@ def show(rows: Sequence[Row], split: str = "test") -> None:
     values = {(row["task"], row["metric"]): float(row["value"]) for row in chosen}
     for task in dict.fromkeys(row["task"] for row in chosen):
         table.add_row(task, *(f"{values[task, m]:.4f}" if (task, m) in values else "" for m in metrics))
-    console = Console()
-    if Console(width=1000).measure(table).maximum > console.width:
+    console = terminal(file_width=None)
+    if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
         table = Table(
             "task", "metric", Column("value", justify="right"), title=table.title, title_justify="left"
         )

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from multitask.data.base import DataModule, Split
-from multitask.randomness import derived_seed
 from multitask.lightning.probing import unobtrusive
 from multitask.penalty import Penalty
+from multitask.randomness import derived_seed
 from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
-from multitask.run.loss_checks import check_loss, check_partly
+from multitask.run.loss_checks import check_loss, check_partly, labelled_sample
 from multitask.task import Batch, Task, few_of, split_features
 
 
@@ -94,6 +94,7 @@ def _initialize(
             outcome = task(of_task, few)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"tasks.{name}: {error}{_derivatives(error)}") from error
+        outcome = labelled_sample(task, outcome, splits)
         check_loss(name, task, outcome)
         check_metrics(name, task, outcome)
         check_partly(name, task, outcome, few, splits)
@@ -110,7 +111,8 @@ def _changes(head: nn.Module, features: Tensor, seed: int, name: str) -> bool:
 def _misfit(inputs: Tensor, error: Exception) -> str:
     kind = str(inputs.dtype).removeprefix("torch.")
     hint = "" if inputs.is_floating_point() else "; all layers but embeddings want floats"
-    return f"trunk cannot take inputs of shape {list(inputs.shape[1:])} and type {kind}{hint}: {error}{_derivatives(error)}"
+    shape = list(inputs.shape[1:])
+    return f"trunk cannot take inputs of shape {shape} and type {kind}{hint}: {error}{_derivatives(error)}"
 
 
 def _derivatives(error: Exception) -> str:

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from multitask.counts import has_count, labelled_examples
 from multitask.data.base import Split
+from multitask.known import redrawn
 from multitask.metrics.known import OfKnown
 from multitask.run.errors import ConfigError
 from multitask.task import Batch, Outcome, Task
@@ -125,8 +126,10 @@ def check_metrics(name: str, task: Task, outcome: Outcome) -> None:
     for metric in task.metrics.values(copy_state=False):
         if isinstance(metric, OfKnown):
             metric.settle(*shown)
-    if labelled > 1:  # correlations and the like want two
+    if labelled > 1 and len(shown[0]) == len(shown[1]):  # correlations and the like want two
         metric_values(name, task, *shown)
+    elif not task.loss_checks_shapes:
+        metric_values(name, task, *redrawn(*shown))
 
 
 def metric_values(name: str, task: Task, *shown: Tensor | None) -> dict[str, float]:

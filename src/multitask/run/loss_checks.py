@@ -3,16 +3,21 @@
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from omegaconf import DictConfig
 from torch import Tensor
 
 from multitask.counts import Count, count_of, has_count, labelled_examples, weighs_classes
 from multitask.data.base import Split
-from multitask.known import loss_over_known, redrawn, whole_rows
+from multitask.known import loss_over_known, redrawn
 from multitask.metrics.known import OfKnown
+from multitask.run.combiner import several_processes
 from multitask.run.errors import ConfigError
 from multitask.task import Batch, Outcome, Task
+from multitask.weighting.base import Combiner, JacobianMethod
 
 _MEANINGS = {
     "examples": "a mean over all examples alike",
@@ -33,16 +38,10 @@ def check_loss(name: str, task: Task, outcome: Outcome) -> None:
         ConfigError: If it is not, or they do not: accumulation, processes and evaluation in batches would each
             give another loss.
     """
-    rows = None if outcome.known is None else whole_rows(outcome.known)
-    prediction, target = outcome.prediction, outcome.target
-    if rows is not None:
-        prediction, target = prediction[rows], target[rows]
     _check_number(name, task, outcome)
-    if len(target) < 2 or len(prediction) != len(target) or task.counts_by == "batch":
+    prediction, target = _examples(task, outcome)
+    if len(target) < 2 or task.counts_by == "batch":
         return
-    if outcome.known is not None and rows is None:
-        prediction, target = redrawn(prediction, target, outcome.known)
-    prediction, target = _arranged(task, prediction, target)
     loss = deepcopy(task.loss)
     try:
         pair = _apart(loss, task.counts_by, prediction, target)
@@ -107,6 +106,32 @@ def check_partly(name: str, task: Task, outcome: Outcome, batch: Batch, splits: 
             )
 
 
+def check_batch_losses(config: DictConfig, tasks: Mapping[str, Task], weighting: Combiner) -> None:
+    """Say what losses that are one number for each batch mean where a step, or a row, has several batches.
+
+    Raises:
+        ConfigError: If the weighting wants a loss of each example.
+    """
+    names = [name for name, task in tasks.items() if task.counts_by == "batch"]
+    if not names:
+        return
+    if isinstance(weighting, JacobianMethod) and weighting.rows == "example":
+        raise ConfigError(
+            f"tasks.{names[0]}.count=batch says that an example alone has no loss, and weighting={config.method} "
+            "weighs the losses of examples; choose another weighting."
+        )
+    parts = int(config.trainer.accumulate_grad_batches) > 1, several_processes(config)
+    if any(parts):
+        where = " and ".join(
+            name for name, there in zip(("micro-batch", "process"), parts, strict=True) if there
+        )
+        said = ", ".join(f"tasks.{name}.count=batch" for name in names)
+        rank_zero_warn(
+            f"{said}: the loss of a step is the mean of the losses of each {where}, which is another function than the "
+            "loss of one batch of all their examples."
+        )
+
+
 def _check_number(name: str, task: Task, outcome: Outcome) -> None:
     """Refuse a loss that is not a scalar."""
     loss = outcome.loss
@@ -130,14 +155,41 @@ def _partly(task: Task, batch: Batch) -> int:
     return int((labelled_examples(known) & labelled_examples(~known)).sum())
 
 
-def _arranged(task: Task, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a batch whose two parts differ in what a loss may count by: the classes, and what it ignores."""
+def labelled_sample(task: Task, outcome: Outcome, splits: Mapping[str, Split]) -> Outcome:
+    """Return an outcome; one with labels of a split in memory where the few examples that it is of have none.
+
+    Its target may then be of other examples than its prediction.
+    """
+    if outcome.known is None or outcome.known.any():
+        return outcome
+    for arrays in splits.values():
+        if isinstance(arrays, Mapping):
+            known = task.labelled(arrays[task.target], dict(arrays))
+            chosen = labelled_examples(known).nonzero().flatten()[:64]
+            if len(chosen):
+                shape = (len(chosen), *outcome.target.shape[1:])
+                target = task.transform(arrays[task.target][chosen]).view(shape)
+                return replace(outcome, target=target, known=known[chosen].view(shape))
+    return outcome
+
+
+def _examples(task: Task, outcome: Outcome) -> tuple[Tensor, Tensor]:
+    """Return labelled examples, whose two parts differ in what a loss may count by: classes, and what it ignores."""
+    prediction, target, known = outcome.prediction, outcome.target, outcome.known
+    if known is not None:
+        if not known.any():
+            return prediction[:0], target[:0]
+        if task.loss_checks_shapes:
+            rows = known.flatten(1).all(1) if known.ndim > 1 else known
+            prediction, target = prediction[rows[: len(prediction)]], target[rows]
+        else:
+            prediction, target = redrawn(prediction, target, known)
     if target.is_floating_point() or task.loss_checks_shapes:
         return prediction, target
     classes = torch.arange(target.numel(), device=target.device).view_as(target) % prediction.shape[1]
     target = classes.flatten().sort().values.view_as(target)
     ignored = getattr(task.loss, "ignore_index", None)
-    # Of torch's default nobody speaks, unless the data holds it; then it has been left out as missing.
+    # Torch's default is nobody's choice, and what the data marks by it has been left out as missing.
     if isinstance(ignored, int) and ignored != -100 and len(target) > 3:
         target.view(-1)[: max(1, target.numel() // 8)] = ignored
     return prediction, target

@@ -108,6 +108,8 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
     """
     root = str(config["paths"]["root"])
     data = {k: v for k, v in config["data"].items() if k not in ("seed", "num_workers", "targets")}
+    if not data.get("drop_last"):
+        data.pop("drop_last", None)  # recipes from before there was the key
     trainer = {k: v for k, v in config["trainer"].items() if k not in _COSMETIC}
     parts = {key: config.get(key) for key in ("optimizer", "scheduler", "selection", "init_from")}
     # A trunk that is told the tasks is the same trunk with other tasks.

@@ -96,6 +96,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[t
         old, new = _flat(section, there.get(section)), _flat(section, here.get(section))
         free = {f"{section}.{key}" for key in _FREE.get(section, ())}
         for key in sorted(old.keys() | new.keys()):
+            if key not in old and new[key] is False:
+                continue  # a switch that there was not yet is off
             if key not in free and old.get(key) != new.get(key):
                 yield key, old.get(key), new.get(key)
 

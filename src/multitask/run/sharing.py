@@ -26,7 +26,7 @@ def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:
         reaching = dict(Graph(edges).leaves)
         for p in frozen:
             p.requires_grad_(False)
-    return [p for p in module.parameters() if (losses := reaching.get(p, 0)) & (losses - 1)]
+    return [p for p in module.parameters() if (found := reaching.get(p, 0)) & (found - 1)]
 
 
 def compare(module: MultiTaskModule, batch: Batch) -> tuple[dict[str, Outcome], dict[str, Tensor]]:

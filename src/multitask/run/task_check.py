@@ -9,10 +9,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from multitask.data.base import DataModule
+from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
 from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, labelled_share, metric_values
-from multitask.lightning.probing import unobtrusive
 from multitask.run.sharing import compare, parts_of, told
 from multitask.targets import Binary
 from multitask.task import Batch, Outcome, Task

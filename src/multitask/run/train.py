@@ -20,12 +20,14 @@ from multitask.callbacks.interruption import Interruption
 from multitask.data.base import DataModule
 from multitask.module import MultiTaskModule
 from multitask.run import resume, tracking
+from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer, load_initial
 from multitask.run.checks import keep_only
 from multitask.run.console import quiet, summarize
 from multitask.run.curves import carry_over
 from multitask.run.errors import ConfigError, RunFailed, RunInterrupted, one_sentence
 from multitask.run.evaluate import evaluate, show
+from multitask.run.optimizer_checks import check_optimizer
 from multitask.run.record import (
     RunRecord,
     git_commit,
@@ -36,14 +38,13 @@ from multitask.run.record import (
 )
 from multitask.run.refusals import (
     check_against_data,
-    check_averaging,
     check_hardware,
     check_intervals,
-    check_optimizer,
-    check_targets,
 )
+from multitask.run.rehearsal import check_last_batch, rehearse
 from multitask.run.resolvers import plain
 from multitask.run.selection import rule_of, select
+from multitask.run.targets import check_targets
 from multitask.run.task_check import check_tasks
 
 # What libraries raise at values that they cannot use.
@@ -129,7 +130,6 @@ def _build(config: DictConfig, folder: Path) -> _Run:
     try:
         torch.set_float32_matmul_precision(config.matmul_precision)
         check_hardware(config)
-        check_averaging(config)
         check_targets(plain(config))
         seed_everything(config.seed, workers=True, verbose=False)
         data = build_data(config)
@@ -140,13 +140,18 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         module = build_module(config, data)
         check_against_data(config, data, module)
         check_intervals(config, data)
-        check_optimizer(module)
+        batch = first_batch(data, "train")
+        check_last_batch(config, module, data, batch)
+        rehearsed = rehearse(module, batch)
+        check_optimizer(config, module, rehearsed.sparse)
         if config.task_check:
             check_tasks(module, data)
         if config.init_from:
             load_initial(module, config.init_from)
         resumption = resume.check(config.ckpt_path, plain(config)) if config.ckpt_path else None
-        trainer, interruption = build_trainer(config, folder)
+        trainer, interruption = build_trainer(
+            config, folder, module.automatic_optimization, unused=bool(rehearsed.unused)
+        )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "check"):
                 callback.check(module)

@@ -76,6 +76,7 @@ TRAIN: Values = {
     "selection.mode": OneOf(("min", "max")),
     "data.batch_size": Number(1, whole=True, optional=True),
     "data.eval_batch_size": _COUNT,
+    "data.drop_last": Switch(),
     "data.num_workers": Number(0, whole=True),
     "optimizer.lr": Number(0),
     "optimizer.weight_decay": Number(0),

@@ -21,6 +21,15 @@ from multitask.weighting.rescaled import Rescaled
 WRAPPER_KEYS = ("rows", "every", "groups", "rescale")
 """Keys of the weighting group that put something around the combiner."""
 
+# Where classes were before 0.2: checkpoints hold the config that they were trained with.
+_MOVED = {
+    "multitask.weighting.byzantine.krum": "multitask.weighting.byzantine.Krum",
+    "multitask.weighting.gls.GLS": "multitask.weighting.logarithmic.GLS",
+    "multitask.weighting.imtl_l.IMTLL": "multitask.weighting.imtl.IMTLL",
+    "multitask.weighting.loss_balanced.LossBalanced": "multitask.weighting.logarithmic.LossBalanced",
+    "multitask.weighting.si.SI": "multitask.weighting.logarithmic.SI",
+}
+
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -91,7 +100,7 @@ def wrap(
 
 
 def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
-    target = get_object(config["_target_"])
+    target = get_object(_MOVED.get(config["_target_"], config["_target_"]))
     parameters = inspect.signature(target).parameters
     vectors = {name for name, parameter in parameters.items() if "Tensor" in str(parameter.annotation)}
     made: dict[str, Any] = {"tasks": list(tasks)} if "tasks" in parameters else {}

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from multitask.evaluation.names import COMBINED, conflict
 from multitask.run.checks import SINGLE_TASK
 from multitask.run.errors import ConfigError
 from multitask.run.record import COLUMNS, write_results
@@ -61,9 +62,16 @@ def _rows(sources: Iterable[Path]) -> list[Row]:
                     f"source={source}: {folder.name} has the status {known.get('status')}; finish the sweep first with "
                     f"sweep={folder.parent.name}."
                 )
-            # The combined loss is no task's.
-            rows += [row for row in _read(folder / "results.csv") if row["task"] != "combined"]
+            rows += _of_tasks(folder / "results.csv")
     return rows
+
+
+def _of_tasks(path: Path) -> list[Row]:
+    """Return a run's rows but for the combined loss, which is no task's."""
+    rows = _read(path)
+    if wrong := conflict(rows, own=True):
+        raise ConfigError(f"source: {path} has {wrong}.")
+    return [row for row in rows if row["task"] != COMBINED]
 
 
 def _read(path: Path) -> list[Row]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
+from multitask.evaluation.names import COMBINED
 from multitask.run.errors import ConfigError, choices
 from multitask.sweep.plan import Job
 from multitask.sweep.state import COMPLETED, read_record, status_of
@@ -99,7 +100,7 @@ def _value(job: Job, key: str, selection: str | None) -> float:
 
 def _key(row: Mapping[str, str]) -> str:
     if row["metric"] == "loss":
-        return f"{row['split']}/loss" + ("" if row["task"] == "combined" else f"/{row['task']}")
+        return f"{row['split']}/loss" + ("" if row["task"] == COMBINED else f"/{row['task']}")
     return f"{row['split']}/{row['task']}/{row['metric']}"
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from multitask.evaluation.names import COMBINED
 from multitask.sweep.plan import Job
 from multitask.sweep.state import COMPLETED, FAILED, read_record, status_of
 from multitask.terminal import terminal
@@ -84,7 +85,7 @@ def read_figures(folder: Path) -> Figures:
     if not path.is_file():
         return {}
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["task"] != "combined"]
+        rows = [row for row in csv.DictReader(file) if row["task"] != COMBINED]
     if not rows:
         return {}
     split = "test" if any(row["split"] == "test" for row in rows) else rows[-1]["split"]
@@ -118,4 +119,6 @@ def _varied(jobs: Sequence[Job]) -> list[str]:
     for job in jobs:
         for key, value in _by_key(job).items():
             values.setdefault(key, set()).add(value)
-    return [key for key, found in values.items() if len(found) > 1 and key not in ("weighting", "seed")]
+    return [
+        key for key, found in values.items() if len(found) > 1 and key not in ("weighting", "method", "seed")
+    ]

@@ -1,7 +1,7 @@
 """What every combiner is: a rule from the losses of all tasks to one update."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -45,6 +45,13 @@ class Combiner(nn.Module, ABC):
     def reset(self) -> None:
         """Forget everything learned or remembered, as before the first step."""
 
+    def check_parameters(self, names: Sequence[str]) -> None:
+        """Refuse, before training, what does not fit a model whose parameters have these names.
+
+        Raises:
+            ValueError: Naming the key.
+        """
+
     def observe(self, losses: Tensor) -> None:
         """See, before the optimizer's step, the detached losses of the whole step, one a row."""
 
@@ -82,6 +89,12 @@ class Combiner(nn.Module, ABC):
                     yield value
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state = f"{prefix}_extra_state"
+        if type(self).get_extra_state is nn.Module.get_extra_state and not any(
+            state_dict.get(state, {0: 0}).values()
+        ):
+            # Until 0.2 some methods were torchjd's, which remembered nothing.
+            state_dict.pop(state, None)
         materialize_buffers(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

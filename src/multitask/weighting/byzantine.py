@@ -2,25 +2,58 @@
 
 from collections.abc import Sequence
 
-from torchjd.aggregation import KrumWeighting, TrimmedMean
+import numpy as np
+from torch import Tensor
+from torchjd.aggregation import TrimmedMean
+
+from multitask.weighting.gramian import Array, CosineMethod
 
 
-def krum(tasks: Sequence[str], n_byzantine: int = 0, n_selected: int = 1) -> KrumWeighting:
-    """Return the mean of the ``n_selected`` gradients that have the nearest neighbours.
+class Krum(CosineMethod):
+    """The mean of the ``n_selected`` gradients whose k − ``n_byzantine`` − 2 nearest neighbours are nearest.
 
     "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent" (Blanchard et al., 2017).
+
+    Args:
+        tasks: The tasks' names.
+        n_byzantine: How many gradients may be anything.
+        n_selected: How many are taken.
 
     Raises:
         ValueError: If there are fewer tasks than ``n_byzantine + 3`` or ``n_selected``.
     """
-    least = max(n_byzantine + 3, n_selected)
-    if len(tasks) < least:
-        raise ValueError(
-            f"weighting=krum needs {least} tasks with weighting.n_byzantine={n_byzantine} and "
-            f"weighting.n_selected={n_selected}, and there are {len(tasks)}; choose more tasks or another "
-            "weighting."
-        )
-    return KrumWeighting(n_byzantine, n_selected)
+
+    def __init__(self, tasks: Sequence[str], n_byzantine: int = 0, n_selected: int = 1) -> None:
+        super().__init__()
+        if n_byzantine < 0 or n_selected < 1:
+            raise ValueError(
+                f"weighting.n_byzantine={n_byzantine} must not be negative, and weighting.n_selected={n_selected} must "
+                "be at least 1."
+            )
+        self.n_byzantine = n_byzantine
+        self.n_selected = n_selected
+        self._check(len(tasks))
+
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
+        """Return 1 / ``n_selected`` for each gradient that is taken."""
+        k = len(C)
+        self._check(k)
+        squares = norms**2
+        distances = np.sqrt(np.clip(squares[:, None] + squares - 2 * C * np.outer(norms, norms), 0.0, None))
+        np.fill_diagonal(distances, np.inf)
+        scores = np.sort(distances, axis=1)[:, : k - self.n_byzantine - 2].sum(1)
+        weights = np.zeros(k)
+        weights[np.argsort(scores, kind="stable")[: self.n_selected]] = 1 / self.n_selected
+        return weights
+
+    def _check(self, tasks: int) -> None:
+        least = max(self.n_byzantine + 3, self.n_selected)
+        if tasks < least:
+            raise ValueError(
+                f"weighting=krum needs {least} tasks with weighting.n_byzantine={self.n_byzantine} and "
+                f"weighting.n_selected={self.n_selected}, and there are {tasks}; choose more tasks or another "
+                "weighting."
+            )
 
 
 def trimmed_mean(tasks: Sequence[str], trim_number: int = 1) -> TrimmedMean:

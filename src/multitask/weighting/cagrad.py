@@ -4,14 +4,12 @@ import numpy as np
 from scipy.optimize import brentq
 from torch import Tensor
 
-from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.gramian import Array, checked, cosines, like, rounding
+from multitask.weighting.gramian import Array, CosineMethod
 from multitask.weighting.min_norm import least
 from multitask.weighting.tally import Tally
 
 
-class CAGrad(WeightedMethod):
+class CAGrad(CosineMethod):
     """The direction within c ‖g₀‖ of the mean gradient g₀ along which the worst task gains most.
 
     It is g₀ + c ‖g₀‖ g_w / ‖g_w‖, with g_w the convex combination that has the least
@@ -35,15 +33,12 @@ class CAGrad(WeightedMethod):
         self.norm_eps = norm_eps
         self.solver = Tally("cagrad")
 
-    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return 1/k + c ‖g₀‖ w / ‖g_w‖."""
-        gramian = checked(gradients)
-        C, norms = cosines(gramian)
         with self.solver.timed():
-            weights = self._solve(C, norms, rounding(gramian))
-        return like(gramian, weights)
+            return self._weights(C, norms, ridge)
 
-    def _solve(self, C: Array, norms: Array, ridge: float) -> Array:
+    def _weights(self, C: Array, norms: Array, ridge: float) -> Array:
         k = len(C)
         mean = np.full(k, 1 / k)
         moving = norms > 0

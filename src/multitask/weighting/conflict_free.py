@@ -2,16 +2,14 @@
 
 from typing import ClassVar
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.gramian import checked, cosines, like, rounding
+from multitask.weighting.gramian import Array, CosineMethod, per_unit, with_products
 from multitask.weighting.present import Kind
 
 
-class ConFIG(WeightedMethod):
+class ConFIG(CosineMethod):
     """The direction whose cosines with the gradients are as the preferences.
 
     It is as long as the gradients' projections on it together.
@@ -32,17 +30,12 @@ class ConFIG(WeightedMethod):
         super().__init__()
         self.pref_vector = pref_vector
 
-    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the weights of the rows in that direction."""
-        gramian = checked(gradients)
-        C, norms = (torch.as_tensor(a) for a in cosines(gramian))
-        wanted = torch.ones_like(norms) if self.pref_vector is None else self.pref_vector.to(norms)
-        wanted = torch.where(norms > 0, wanted, 0.0)
-        beta = torch.linalg.pinv(C, hermitian=True, rtol=rounding(gramian)) @ wanted
+        wanted = np.ones_like(norms) if self.pref_vector is None else self.pref_vector.double().cpu().numpy()
+        beta = with_products(C, np.where(norms > 0, wanted, 0.0), ridge)
         products = C @ beta
-        size = (beta @ products).clamp(min=0).sqrt()
-        if size <= rounding(gramian) * beta.abs().sum():
-            return torch.zeros_like(gramian[0])
-        length = (norms * products).sum() / size
-        weights = torch.where(norms > 0, length * beta / size / norms, 0.0)
-        return like(gramian, weights.numpy())
+        size = np.sqrt(max(float(beta @ products), 0.0))
+        if size <= ridge * np.abs(beta).sum():
+            return np.zeros_like(norms)
+        return per_unit(float(norms @ products) / size * beta / size, norms)

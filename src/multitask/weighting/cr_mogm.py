@@ -12,7 +12,7 @@ from multitask.weighting.present import Kind
 from multitask.weighting.wrapper import Wrapper
 
 
-class CRMOGM(Wrapper, WeightedMethod):
+class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):
     """λ ← α λ + (1 − α) λ̂, with λ̂ the weights of another method; λ starts as its first weights.
 
     "On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond" (Zhou et al., 2022).
@@ -27,7 +27,6 @@ class CRMOGM(Wrapper, WeightedMethod):
     """
 
     per_task: ClassVar[dict[str, Kind]] = {"smoothed": "vector"}
-    method: WeightedMethod
     smoothed: Tensor
 
     def __init__(self, tasks: Sequence[str], method: WeightedMethod, alpha: float = 0.9) -> None:

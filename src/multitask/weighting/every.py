@@ -12,7 +12,7 @@ from multitask.weighting.present import Kind
 from multitask.weighting.wrapper import Wrapper
 
 
-class Every(Wrapper, WeightedMethod):
+class Every(Wrapper[WeightedMethod], WeightedMethod):
     """Another method's weights, kept for ``steps`` optimizer steps.
 
     A task that has no weight yet, since it was absent when they were computed, has all computed anew.
@@ -27,7 +27,6 @@ class Every(Wrapper, WeightedMethod):
     """
 
     per_task: ClassVar[dict[str, Kind]] = {"kept": "vector", "factors": "vector"}
-    method: WeightedMethod
     kept: Tensor
     factors: Tensor
     age: Tensor

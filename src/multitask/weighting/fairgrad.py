@@ -3,14 +3,12 @@
 import numpy as np
 from torch import Tensor
 
-from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.bargaining import bargain
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.gramian import checked, cosines, like, rounding
+from multitask.weighting.gramian import Array, CosineMethod
 from multitask.weighting.tally import Tally
 
 
-class FairGrad(WeightedMethod):
+class FairGrad(CosineMethod):
     """The weights w with G w = w^(−1/α).
 
     The larger α, the more the tasks that gain least count; α = 1 is proportional fairness (Nash-MTL
@@ -30,12 +28,10 @@ class FairGrad(WeightedMethod):
         self.alpha = alpha
         self.solver = Tally("fairgrad")
 
-    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the fair weights."""
-        gramian = checked(gradients)
-        C, norms = cosines(gramian)
         if self.alpha == 0:
-            return like(gramian, np.full(len(C), 1 / len(C)))
+            return np.full(len(C), 1 / len(C))
         weights = np.zeros(len(C))
         moving = norms > 0
         if moving.any():
@@ -43,8 +39,6 @@ class FairGrad(WeightedMethod):
             size = norms[moving]
             # With w = v / ‖g‖ the equation is that of the cosines, its right side ‖g‖^(power − 1).
             with self.solver.timed():
-                v = bargain(
-                    C[np.ix_(moving, moving)], size ** (power - 1), power, rounding(gramian), self.solver
-                )
+                v = bargain(C[np.ix_(moving, moving)], size ** (power - 1), power, ridge, self.solver)
             weights[moving] = v / size
-        return like(gramian, weights)
+        return weights

@@ -9,7 +9,7 @@ from torch import Tensor
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.gramian import checked
-from multitask.weighting.layers import last_layer
+from multitask.weighting.layers import closest, is_part, last_layer, layer_of
 from multitask.weighting.present import Kind
 from multitask.weighting.task_adam import TaskAdam
 
@@ -18,7 +18,7 @@ class GradNorm(WeightedMethod):
     """Weights of mean one, moved so that each weighted gradient norm nears the mean norm times r^α.
 
     r is a task's loss over its first loss, in units of the tasks' mean of that: tasks that are behind
-    get larger gradients. The norms are those at the trunk's last layer. Each step uses the weights as
+    get larger gradients. The norms are those at the last layer that all losses reach. Each step uses the weights as
     they are, for the heads too, and then moves them by Adam against Σ |w ‖g‖ − target|.
 
     "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks" (Chen et
@@ -28,6 +28,10 @@ class GradNorm(WeightedMethod):
         tasks: The tasks' names.
         alpha: Strength of the pull to equal rates.
         lr: Learning rate of the weights.
+        layer: Full name of the layer, module or parameter at which norms are measured instead.
+
+    Raises:
+        ValueError: If the learning rate is negative.
     """
 
     of_parameters = True
@@ -35,19 +39,28 @@ class GradNorm(WeightedMethod):
     factors: Tensor
     first: Tensor
 
-    def __init__(self, tasks: Sequence[str], alpha: float = 1.5, lr: float = 0.025) -> None:
+    def __init__(
+        self, tasks: Sequence[str], alpha: float = 1.5, lr: float = 0.025, layer: str | None = None
+    ) -> None:
         super().__init__()
         if lr < 0:
             raise ValueError(f"weighting.lr={lr} must not be negative.")
         self.alpha = alpha
+        self.layer = layer
         self.register_buffer("factors", torch.ones(len(tasks)))
         self.register_buffer("first", torch.full((len(tasks),), torch.nan))
         self.adam = TaskAdam(len(tasks), lr)
 
+    def check_parameters(self, names: Sequence[str]) -> None:
+        """Refuse a layer that the model does not have."""
+        if self.layer is not None and not any(is_part(name, self.layer) for name in names):
+            known = closest(self.layer, map(layer_of, names))
+            raise ValueError(f"weighting.layer={self.layer} is no layer of the model; choose {known}.")
+
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the present weights, and move them."""
         checked(gradients)
-        norms = last_layer(gradients).gramian().diagonal().clamp(min=0).sqrt()
+        norms = last_layer(gradients, self.layer, "weighting.layer").gramian().diagonal().clamp(min=0).sqrt()
         used = self.factors
         self.first = torch.where(self.first.isnan(), losses.to(self.first), self.first)
         rates = losses / self.first.to(losses).clamp(min=torch.finfo(losses.dtype).tiny)

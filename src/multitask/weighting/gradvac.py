@@ -7,13 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.gramian import checked, cosines, like
+from multitask.weighting.gramian import Array, CosineMethod, per_unit
 from multitask.weighting.present import Kind
 
 
-class GradVac(WeightedMethod):
+class GradVac(CosineMethod):
     """Each gradient is turned towards each other until their cosine reaches that pair's moving average.
 
     The others come in random order; the result is the sum of the turned gradients.
@@ -36,10 +34,8 @@ class GradVac(WeightedMethod):
         self.beta = beta
         self.register_buffer("targets", torch.zeros(len(tasks), len(tasks)))
 
-    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the weights of the sum of the turned gradients."""
-        gramian = checked(gradients)
-        C, norms = cosines(gramian)
         targets = self.targets.double().cpu().numpy()
         total = np.zeros(len(C))
         for i in range(len(C)):
@@ -47,14 +43,14 @@ class GradVac(WeightedMethod):
             order = [others[j] for j in torch.randperm(len(others)).tolist()]
             total += norms[i] * _turned(C, i, order, targets[i], self.beta)
         self.targets = torch.as_tensor(targets).to(self.targets)
-        return like(gramian, np.divide(total, norms, out=np.zeros_like(total), where=norms > 0))
+        return per_unit(total, norms)
 
     def reset(self) -> None:
         """Set every average to zero."""
         self.targets.zero_()
 
 
-def _turned(C: np.ndarray, i: int, order: list[int], targets: np.ndarray, beta: float) -> np.ndarray:
+def _turned(C: Array, i: int, order: list[int], targets: Array, beta: float) -> Array:
     """Return the turned unit gradient i as weights of all unit gradients; ``targets`` move along."""
     weights = np.zeros(len(C))
     weights[i] = 1.0

@@ -1,7 +1,7 @@
 """One aggregation for each group of shared parameters."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from multitask.weighting.layers import By, Part, groups
 from multitask.weighting.wrapper import Wrapper
 
 
-class Grouped(Wrapper):
+class Grouped(Wrapper[JacobianMethod]):
     """Another method applied to each layer's or tensor's part of the gradients on its own.
 
     Each group has a copy of the method with a memory of its own. The weights that it returns are the
@@ -30,7 +30,7 @@ class Grouped(Wrapper):
 
     def __init__(self, method: JacobianMethod, by: By) -> None:
         if by not in ("layer", "tensor"):
-            raise ValueError(f"weighting.groups={by} is not there; choose trunk, layer or tensor.")
+            raise ValueError(f"weighting.groups={by} is unknown; choose trunk, layer or tensor.")
         if any(True for _ in method.parameters()):
             raise ValueError(
                 f"weighting.groups={by} cannot share out the trained parameters of {type(method).__name__}; "
@@ -56,8 +56,10 @@ class Grouped(Wrapper):
         jacobian = gradients.jacobian()
         vector = torch.empty_like(jacobian[0])
         total: Tensor | None = torch.zeros_like(losses)
-        for name, columns in groups(gradients, self.by).items():
-            part = Part(jacobian, columns)
+        found = groups(gradients, self.by)
+        self._take_over(found)
+        for name, columns in found.items():
+            part = Part(gradients, jacobian, columns)
             member = self._member(name)
             with self._restricted(member):
                 weights = member.combine(losses, part)
@@ -108,6 +110,14 @@ class Grouped(Wrapper):
 
     def _all(self) -> list[JacobianMethod]:
         return [cast(JacobianMethod, member) for member in self.members.values()] or [self.method]
+
+    def _take_over(self, names: Iterable[str]) -> None:
+        """Rename the groups of a checkpoint from before 0.2, whose names were those within the trunk."""
+        current = {_key(name) for name in names}
+        for key in [key for key in self.members if key not in current]:
+            full = _key("trunk") + ("" if key == _key("") else key)
+            if full in current and full not in self.members:
+                self.members[full] = self.members.pop(key)
 
     def _member(self, name: str) -> JacobianMethod:
         key = _key(name)

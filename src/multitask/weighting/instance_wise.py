@@ -4,11 +4,11 @@ from torch import Tensor, nn
 from torchjd import Stateful
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import Rows, WeightedMethod
+from multitask.weighting.base import WeightedMethod
 from multitask.weighting.wrapper import Wrapper
 
 
-class InstanceWise(Wrapper, WeightedMethod):
+class InstanceWise(Wrapper[WeightedMethod], WeightedMethod):
     """A Gramian weighting of the losses of every example and task, ``[batch · m]`` rows.
 
     "Jacobian Descent for Multi-Objective Optimization" (Quinton & Rey, 2024), Section 5, and torchjd's
@@ -20,9 +20,6 @@ class InstanceWise(Wrapper, WeightedMethod):
     Raises:
         ValueError: If the method has either.
     """
-
-    rows: Rows
-    method: WeightedMethod
 
     def __init__(self, method: WeightedMethod) -> None:
         if (

@@ -5,16 +5,14 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.gramian import checked, cosines, like, rounding
+from multitask.weighting.gramian import Array, CosineMethod
 from multitask.weighting.min_norm import least
 from multitask.weighting.tally import Tally
 
 Normalization = Literal["none", "l2", "loss", "loss+"]
 
 
-class MGDA(WeightedMethod):
+class MGDA(CosineMethod):
     """The convex combination of the (normalized) gradients that has the least norm, exact.
 
     Every task's loss falls along it, or it is zero: then the parameters are Pareto stationary. A
@@ -33,36 +31,33 @@ class MGDA(WeightedMethod):
         super().__init__()
         if normalization not in ("none", "l2", "loss", "loss+"):
             raise ValueError(
-                f"weighting.normalization={normalization} is not there; choose none, l2, loss or loss+."
+                f"weighting.normalization={normalization} is unknown; choose none, l2, loss or loss+."
             )
         self.normalization = normalization
         self.solver = Tally("mgda")
 
-    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the weights of the shortest combination, divided by what the gradients are divided by."""
-        gramian = checked(gradients)
-        C, norms = cosines(gramian)
-        divisors = self._divisors(losses.detach().double().cpu().numpy(), norms)
-        lengths = norms / divisors
+        divisors = self._divisors(losses, norms)
         with self.solver.timed():
-            alpha = shortest(C, lengths, rounding(gramian))
-        return like(gramian, alpha / divisors)
+            return shortest(C, norms / divisors, ridge) / divisors
 
-    def _divisors(self, losses: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    def _divisors(self, losses: Tensor, norms: Array) -> Array:
         divisors = np.ones_like(norms)
         if self.normalization in ("loss", "loss+"):
-            if (losses <= 0).any():
+            sizes = losses.double().cpu().numpy()
+            if (sizes <= 0).any():
                 raise ValueError(
                     f"weighting.normalization={self.normalization} needs losses above zero, and one is "
-                    f"{losses.min():.3g}; take weighting.normalization=l2."
+                    f"{sizes.min():.3g}; take weighting.normalization=l2."
                 )
-            divisors = divisors * losses
+            divisors = divisors * sizes
         if self.normalization in ("l2", "loss+"):
             divisors = divisors * np.where(norms > 0, norms, 1.0)
         return divisors
 
 
-def shortest(C: np.ndarray, lengths: np.ndarray, ridge: float) -> np.ndarray:
+def shortest(C: Array, lengths: Array, ridge: float) -> Array:
     """Return the weights of the shortest convex combination of vectors with cosines ``C``, shape ``[k]``."""
     zero = lengths == 0
     if zero.any():

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import Rows, WeightedMethod
-from multitask.weighting.gramian import checked
+from multitask.weighting.gramian import checked, like
 from multitask.weighting.present import Kind
-from multitask.weighting.simplex import project_onto_simplex
+from multitask.weighting.simplex import nearest_on_simplex
 
 
 class MoDo(WeightedMethod):
@@ -45,12 +46,12 @@ class MoDo(WeightedMethod):
         """Return the weights of both halves' rows, shape ``[2k]``."""
         gramian = checked(gradients)
         k = len(gramian) // 2
-        product = gramian[:k, k:]
-        shares = self.shares.to(gramian)
+        product = gramian[:k, k:].double().cpu().numpy()
+        shares = self.shares.double().cpu().numpy()
         step = product @ shares + self.rho * shares
-        shares = project_onto_simplex(shares - self.gamma * step)
-        self.shares = shares.to(self.shares)
-        return (shares / 2).repeat(2)
+        shares = nearest_on_simplex(shares - self.gamma * step)
+        self.shares = torch.as_tensor(shares).to(self.shares)
+        return like(gramian, np.tile(shares / 2, 2))
 
     def reset(self) -> None:
         """Start again from equal weights."""

@@ -3,14 +3,12 @@
 import numpy as np
 from torch import Tensor
 
-from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.bargaining import bargain
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.gramian import checked, cosines, like, rounding
+from multitask.weighting.gramian import Array, CosineMethod
 from multitask.weighting.tally import Tally
 
 
-class NashMTL(WeightedMethod):
+class NashMTL(CosineMethod):
     """The weights α with G α = 1 / α: each task gains the same in proportion.
 
     The combined gradient has norm √k whatever the scale of the losses; one longer than ``max_norm`` is
@@ -31,18 +29,16 @@ class NashMTL(WeightedMethod):
         self.max_norm = max_norm
         self.solver = Tally("nash_mtl")
 
-    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the bargaining weights."""
-        gramian = checked(gradients)
-        C, norms = cosines(gramian)
         weights = np.zeros(len(C))
         moving = norms > 0
         if moving.any():
             part = C[np.ix_(moving, moving)]
             with self.solver.timed():
-                v = bargain(part, np.ones(len(part)), 1.0, rounding(gramian), self.solver)
+                v = bargain(part, np.ones(len(part)), 1.0, ridge, self.solver)
             weights[moving] = v / norms[moving]
             length = np.sqrt(max(float(v @ part @ v), 0.0))
             if self.max_norm and length > self.max_norm:
                 weights *= self.max_norm / length
-        return like(gramian, weights)
+        return weights

@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+import quadprog
 import torch
 from torch import Tensor
-from torchjd.aggregation._pcd import _solve_qp
 
-from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.gramian import checked
+from multitask.weighting.gramian import Array, CosineMethod, factored, per_unit
 from multitask.weighting.present import Kind
 from multitask.weighting.tally import Tally
 
 
-class PCD(WeightedMethod):
+class PCD(CosineMethod):
     """The direction next to the primary task's gradient along which every other task gains its minimum.
 
     Gradients are divided by the root of a moving average of their squared norm; each other task is
@@ -23,7 +22,7 @@ class PCD(WeightedMethod):
     the trunk rests; where the minima exclude one another they are dropped, which counts as a failure.
 
     "Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical Multi-Objective
-    Optimization" (2026), with torchjd's exact solver.
+    Optimization" (2026).
 
     Args:
         tasks: The tasks' names.
@@ -65,37 +64,49 @@ class PCD(WeightedMethod):
         self.register_buffer("squares", torch.zeros(len(tasks), dtype=torch.float64))
         self.register_buffer("steps", torch.zeros(len(tasks), dtype=torch.float64))
 
-    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the weights of the direction."""
-        gramian = checked(gradients)
-        G = gramian.double().cpu()
-        squares = G.diagonal()
-        scale = self._scales(squares)
-        weights = torch.zeros_like(squares)
-        first = (self.index.cpu() == self.primary).nonzero().flatten()
-        if len(first) and squares[first] > 0:
-            order = torch.cat([first, (self.index.cpu() != self.primary).nonzero().flatten()])
-            divided = (G * torch.outer(scale, scale))[order][:, order]
-            precision = 10 * torch.finfo(gramian.dtype).eps
-            taus = torch.full((len(order) - 1,), self.tau, dtype=torch.float64)
+        sizes = norms * self._scales(norms)
+        index = self.index.tolist()
+        weights = np.zeros_like(norms)
+        first = index.index(self.primary) if self.primary in index else -1
+        if first >= 0 and norms[first] > 0:
+            others = np.flatnonzero((norms > 0) & (np.arange(len(norms)) != first))
             with self.solver.timed():
-                w = _solve_qp(divided, taus, dependence_tol=max(1e-9, precision))
-            short = taus * divided.diagonal()[1:] - divided[1:] @ w
-            if (short > max(1e-8, precision) * (divided[1:].abs() @ w + 1)).any():
+                units = self._direction(C, first, others, self.tau * sizes[others] / sizes[first], ridge)
+            length = float(units @ C @ units)
+            if length > ridge * np.abs(units).sum() ** 2:
+                weights = per_unit(units * (norms[first] / np.sqrt(length)), norms)
+        return weights
+
+    def _direction(self, C: Array, first: int, others: Array, gains: Array, ridge: float) -> Array:
+        """Return the direction next to unit gradient ``first`` along which each other gains its minimum.
+
+        As weights of the unit gradients, shape ``[k]``. In orthonormal coordinates of what they span, so that the
+        program is as well conditioned as can be.
+        """
+        weights = np.zeros(len(C))
+        weights[first] = 1.0
+        values, V = factored(C, ridge)
+        units = V * np.sqrt(values)
+        if len(others) and (units[others] @ units[first] < gains).any():
+            try:
+                found = quadprog.solve_qp(np.eye(len(values)), units[first], units[others].T, gains)
+            except ValueError:
                 self.solver.failed("the minima exclude one another, and are dropped in this step")
-            length = w @ divided @ w
-            if length > precision * (w.abs() @ divided.diagonal().sqrt()) ** 2:
-                weights[order] = w * scale[order] * (squares[first] / length).sqrt()
-        return weights.to(gramian)
+            else:
+                weights[others] = found[4]
+        return weights
 
     def reset(self) -> None:
         """Forget the averages."""
         self.squares.zero_()
         self.steps.zero_()
 
-    def _scales(self, squares: Tensor) -> Tensor:
+    def _scales(self, norms: Array) -> Array:
         self.steps = self.steps + 1
-        self.squares = self.beta * self.squares + (1 - self.beta) * squares.to(self.squares)
-        average = (self.squares / (1 - self.beta**self.steps)).to(squares)
-        roots = (average + self.eps).sqrt()
-        return torch.where(roots > 0, 1 / roots, 0.0)
+        squares = torch.as_tensor(norms**2).to(self.squares)
+        self.squares = self.beta * self.squares + (1 - self.beta) * squares
+        average = (self.squares / (1 - self.beta**self.steps)).cpu().numpy()
+        roots = np.sqrt(average + self.eps)
+        return np.divide(1.0, roots, out=np.zeros_like(roots), where=roots > 0)

@@ -4,12 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.gramian import checked, cosines, like
+from multitask.weighting.gramian import Array, CosineMethod, per_unit
 
 
-class PCGrad(WeightedMethod):
+class PCGrad(CosineMethod):
     """Each gradient is projected onto the normal plane of each other that it conflicts with.
 
     The others come in random order; the result is the sum of the projected gradients. It is torchjd's
@@ -18,10 +16,8 @@ class PCGrad(WeightedMethod):
     "Gradient Surgery for Multi-Task Learning" (Yu et al., 2020), Algorithm 1.
     """
 
-    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the weights of the sum of the projected gradients."""
-        gramian = checked(gradients)
-        C, norms = cosines(gramian)
         total = np.zeros(len(C))
         for i in range(len(C)):
             weights = np.zeros(len(C))
@@ -32,4 +28,4 @@ class PCGrad(WeightedMethod):
                     weights[j] -= products[j]
                     products -= products[j] * C[j]
             total += norms[i] * weights
-        return like(gramian, np.divide(total, norms, out=np.zeros_like(total), where=norms > 0))
+        return per_unit(total, norms)

@@ -164,7 +164,8 @@ class ExactProjector(DualConeProjector):
             return torch.as_tensor(self._solve_by_quadprog(G.cpu().numpy(), Q.cpu().numpy())).to(Q)
         directions, bounds = np.eye(len(G)), np.zeros(len(G))
         try:
-            return np.stack([quadprog.solve_qp(G, -q, directions, bounds)[0] for q in Q])
+            # Its solutions can be negative by a rounding.
+            return np.stack([quadprog.solve_qp(G, -q, directions, bounds)[0] for q in Q]).clip(0.0)
         except ValueError as error:
             raise ValueError(
                 f"The projection onto the dual cone failed ({error}); raise the projector's reg_eps above "

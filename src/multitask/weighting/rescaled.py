@@ -1,13 +1,16 @@
 """The combined gradient made as long as the mean gradient."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
+from multitask.weighting.base import JacobianMethod
 from multitask.weighting.wrapper import Wrapper
 
 
-class Rescaled(Wrapper):
+class Rescaled(Wrapper[JacobianMethod]):
     """Another method's direction with the norm of the mean of the rows.
 
     Methods differ in the length of what they give; with equal lengths, one learning rate serves all. A
@@ -30,11 +33,18 @@ class _Kept(TaskGradients):
 
     def __init__(self, gradients: TaskGradients) -> None:
         self._gradients = gradients
-        self.layout = gradients.layout
         self._gramian: Tensor | None = None
         self._weights: Tensor | None = None
         self._vector: Tensor | None = None
         self.factor = torch.ones(())
+
+    @property
+    def layout(self) -> Sequence[tuple[str, int]]:  # type: ignore[override]
+        return self._gradients.layout
+
+    @property
+    def distances(self) -> Sequence[int | None]:  # type: ignore[override]
+        return self._gradients.distances
 
     def gramian(self) -> Tensor:
         if self._gramian is None:

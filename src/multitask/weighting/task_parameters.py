@@ -1,10 +1,12 @@
-"""One trainable number a task, each a parameter of its own."""
+"""One trainable number per task, each a parameter of its own."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from multitask.weighting.base import Combiner
 from multitask.weighting.present import Kind
 
 
@@ -32,3 +34,35 @@ class TaskParameters(nn.Module):
         with torch.no_grad():
             for value in self.values:
                 value.zero_()
+
+
+class Learned(Combiner):
+    """A combiner with one number per task that the optimizer trains, in the attribute named by ``learned``.
+
+    Args:
+        tasks: The tasks' names.
+    """
+
+    learned: ClassVar[str]
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        super().__init__()
+        setattr(self, self.learned, TaskParameters(len(tasks)))
+
+    @property
+    def _numbers(self) -> TaskParameters:
+        numbers = getattr(self, self.learned)
+        assert isinstance(numbers, TaskParameters)
+        return numbers
+
+    def reset(self) -> None:
+        """Set the numbers to zero."""
+        self._numbers.reset()
+
+    def parameters_of(self, task: int) -> list[nn.Parameter]:
+        """Return the task's number."""
+        return [self._numbers.values[task]]
+
+    def figures(self) -> dict[str, Tensor]:
+        """Return the numbers."""
+        return {self.learned: self._numbers().detach()}

@@ -1,15 +1,13 @@
 """Uncertainty weighting."""
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multitask.weighting.base import Scalarization
-from multitask.weighting.task_parameters import TaskParameters
+from multitask.weighting.task_parameters import Learned, TaskParameters
 
 
-class UW(Scalarization):
+class UW(Learned, Scalarization):
     """Σ ½ exp(−s) L + ½ s, with a log-variance s for each task, trained by the optimizer.
 
     "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics" (Kendall,
@@ -19,9 +17,8 @@ class UW(Scalarization):
         tasks: The tasks' names.
     """
 
-    def __init__(self, tasks: Sequence[str]) -> None:
-        super().__init__()
-        self.log_variance = TaskParameters(len(tasks))
+    learned = "log_variance"
+    log_variance: TaskParameters
 
     @property
     def linear(self) -> bool:
@@ -32,15 +29,3 @@ class UW(Scalarization):
         """Return the scalar to minimize; ``losses`` is ``[k]``."""
         s = self.log_variance()
         return 0.5 * (torch.exp(-s) * losses + s).sum()
-
-    def reset(self) -> None:
-        """Set the log-variances to zero."""
-        self.log_variance.reset()
-
-    def parameters_of(self, task: int) -> list[nn.Parameter]:
-        """Return the task's log-variance."""
-        return [self.log_variance.values[task]]
-
-    def figures(self) -> dict[str, Tensor]:
-        """Return the log-variances."""
-        return {"log_variance": self.log_variance().detach()}

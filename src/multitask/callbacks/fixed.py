@@ -1,0 +1,41 @@
+"""Stops a run in which a callback changes a key of the Trainer that has to stay what it is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from multitask.run.errors import ConfigError
+
+
+class Fixed(Callback):
+    """Checks before each batch that accumulation and clipping are as the config says.
+
+    Manual optimization, checkpoints and schedulers go by the config: a change would be ignored by
+    some of them in silence.
+
+    Args:
+        options: What the Trainer was made with.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._window = options.get("accumulate_grad_batches", 1)
+        self._clip = options.get("gradient_clip_val")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Compare.
+
+        Raises:
+            ConfigError: Naming the key that was changed.
+        """
+        if trainer.accumulate_grad_batches == self._window and trainer.gradient_clip_val == self._clip:
+            return
+        if trainer.fit_loop._skip_backward:
+            return  # Lightning's SWA passes the data once more, in one window, without a step
+        key = "gradient_clip_val" if trainer.gradient_clip_val != self._clip else "accumulate_grad_batches"
+        raise ConfigError(
+            f"a callback set trainer.{key} to {getattr(trainer, key)} in the course of the run, and it has to stay as "
+            f"the config says; remove the callback and set trainer.{key}."
+        )

@@ -1,0 +1,91 @@
+"""Keeps in the checkpoint what callbacks have frozen and unfrozen, so that a resumed run trains the same parameters."""
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
+
+from multitask.run.errors import ConfigError
+
+
+class Frozen(Callback):
+    """Saves which parameters are frozen and which modules evaluate, and restores both when training resumes.
+
+    A callback that unfreezes by epoch freezes first, in the resumed run too, and does not come back to
+    the epochs in which it unfroze (https://github.com/Lightning-AI/pytorch-lightning/issues/21901).
+    """
+
+    def __init__(self) -> None:
+        self._trained: set[str] = set()
+        self._evaluating: list[str] = []
+        self._saved: dict[str, list[str]] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave to Lightning's finetuning callbacks to give the optimizer what they unfreeze, at the rate they name."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self._saved is None and any(isinstance(callback, BaseFinetuning) for callback in callbacks):
+            for optimizer in trainer.optimizers:
+                for group in optimizer.param_groups:
+                    group["params"] = [p for p in group["params"] if p.requires_grad]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore what the checkpoint says, after the callbacks have frozen what they freeze at the start."""
+        self._trained = _trained(pl_module)  # by DistributedDataParallel, which was made with them
+        if self._saved is None:
+            return
+        frozen, evaluating, unmeasured = (
+            set(self._saved[key]) for key in ("parameters", "evaluating", "unmeasured")
+        )
+        for name, parameter in pl_module.named_parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.requires_grad_(name not in frozen)
+        for name, module in pl_module.named_modules():
+            module.training = name not in evaluating
+            if hasattr(module, "track_running_stats"):
+                module.track_running_stats = name not in unmeasured
+        self._saved = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note which modules evaluate in training: during a validation all of them do.
+
+        Raises:
+            ConfigError: If several processes would train a parameter each by itself.
+        """
+        if (
+            pl_module.automatic_optimization
+            and trainer.world_size > 1
+            and _trained(pl_module) - self._trained
+        ):
+            raise ConfigError(
+                "a callback unfreezes parameters in the course of the run, and torch's DistributedDataParallel "
+                "averages over processes only the gradients of those that were trained from the start; set "
+                "trainer.devices=1, or choose a Jacobian method, such as weighting=upgrad."
+            )
+        self._evaluating = [name for name, module in pl_module.named_modules() if not module.training]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save names alone."""
+        modules = dict(pl_module.named_modules())
+        if trainer.training:
+            self._evaluating = [name for name, module in modules.items() if not module.training]
+        checkpoint["frozen"] = {
+            "parameters": [name for name, p in pl_module.named_parameters() if not p.requires_grad],
+            "evaluating": self._evaluating,
+            "unmeasured": [
+                name
+                for name, module in modules.items()
+                if getattr(module, "track_running_stats", True) is False
+            ],
+        }
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep what was saved until training starts."""
+        self._saved = checkpoint.get("frozen")
+
+
+def _trained(module: LightningModule) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,87 @@
+"""A run's callbacks, made from the config; those that cannot do what they say are refused."""
+
+from hydra.utils import instantiate
+from lightning import Callback
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    SpikeDetection,
+    StochasticWeightAveraging,
+)
+from omegaconf import DictConfig
+
+from multitask.run.errors import ConfigError
+
+_REFUSED: dict[type[Callback], str] = {
+    BatchSizeFinder: (
+        "trains to find a batch size, and the record would hold neither the size nor these steps; remove it and set "
+        "data.batch_size"
+    ),
+    LearningRateFinder: (
+        "trains to find a learning rate, and the record would hold neither the rate nor these steps; remove it and set "
+        "optimizer.lr"
+    ),
+    GradientAccumulationScheduler: (
+        "changes the accumulation from epoch to epoch, and a run accumulates the same number of batches throughout; "
+        "remove it and set trainer.accumulate_grad_batches"
+    ),
+    ModelPruning: (
+        "changes the weights after they were validated and keeps its masks in no checkpoint; remove it and prune the "
+        "weights of best.ckpt after the run"
+    ),
+    BackboneFinetuning: (
+        "freezes pl_module.backbone, which is pl_module.trunk here; subclass "
+        "lightning.pytorch.callbacks.BaseFinetuning to freeze the trunk"
+    ),
+}
+
+
+def build_callbacks(config: DictConfig, automatic: bool) -> list[Callback]:
+    """Make the callbacks of the group ``callbacks``.
+
+    Args:
+        config: The whole config.
+        automatic: Whether Lightning's automatic optimization trains.
+
+    Raises:
+        ConfigError: If one is no callback, or cannot do what it says in a run.
+    """
+    made = {
+        f"callbacks.{name}": instantiate(node, _convert_="all")
+        for name, node in (config.callbacks or {}).items()
+        if node
+    }
+    for key, callback in made.items():
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"{key} is a {type(callback).__name__}; give the _target_ of a lightning.pytorch.Callback."
+            )
+        for refused, reason in _REFUSED.items():
+            if isinstance(callback, refused):
+                raise ConfigError(f"{key} ({type(callback).__name__}) {reason}.")
+        if isinstance(callback, SpikeDetection) and not automatic:
+            raise ConfigError(
+                f"{key} reads the one loss that a training step returns, and weighting={config.method} trains on "
+                "several; remove it."
+            )
+        if isinstance(callback, StochasticWeightAveraging):
+            _check_swa(key, config)
+    return list(made.values())
+
+
+def _check_swa(key: str, config: DictConfig) -> None:
+    instead = "take lightning.pytorch.callbacks.EMAWeightAveraging"
+    if config.selection.metric is not None:
+        raise ConfigError(
+            f"{key} puts the averaged weights in place at the end, and selection.metric={config.selection.metric} "
+            f"measures the weights of one epoch; set selection.metric=null, or {instead}, which is validated."
+        )
+    if config.ckpt_path is not None:
+        # Its scheduler is made at the start of an epoch, which a run that resumes in mid-epoch has behind it.
+        raise ConfigError(
+            f"{key} loses its schedule where a run is resumed; start the run again without ckpt_path, or {instead}, "
+            "which resumes."
+        )

@@ -1,0 +1,111 @@
+"""A training step on a few examples before the run, for what only a backward pass in training mode shows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from multitask.data.base import DataModule
+from multitask.lightning.probing import unobtrusive
+from multitask.module import MultiTaskModule
+from multitask.run.combiner import processes
+from multitask.run.errors import ConfigError
+from multitask.run.sharing import compare
+from multitask.task import Batch, few_of
+
+
+@contextmanager
+def _as_in_training(module: nn.Module) -> Iterator[None]:
+    """Train without a trace; a compiled trunk is not compiled yet."""
+    with unobtrusive(module, train=True), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@dataclass
+class Rehearsed:
+    """What a backward pass has shown."""
+
+    sparse: list[str]
+    """The parameters whose gradient is sparse."""
+    unused: list[str]
+    """The trained parameters that no loss reaches."""
+
+
+def rehearse(module: MultiTaskModule, batch: Batch) -> Rehearsed:
+    """Differentiate the losses of two examples.
+
+    Args:
+        module: The module, in training mode.
+        batch: A training batch.
+
+    Raises:
+        ConfigError: If gradients by task are wanted, and the graph allows backward passes alone.
+    """
+    few = few_of(batch, 2)
+    if len(few["inputs"]) < 2:
+        return Rehearsed([], [])
+    own = {id(p) for p in module.weighting.parameters()}
+    parameters = {n: p for n, p in module.named_parameters() if p.requires_grad and id(p) not in own}
+    with _as_in_training(module):
+        total = torch.stack(list(compare(module, few)[1].values())).sum()
+        if not total.requires_grad:
+            return Rehearsed([], list(parameters))
+        if module.needs_no_gramian:
+            total.backward()
+            found = [parameter.grad for parameter in parameters.values()]
+            for parameter in parameters.values():
+                parameter.grad = None
+        else:
+            try:
+                found = list(torch.autograd.grad(total, list(parameters.values()), allow_unused=True))
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                raise ConfigError(
+                    "the trunk or a head calls torch.utils.checkpoint with use_reentrant=True, which allows no "
+                    "gradient by task; set use_reentrant=False in it, or choose a scalarization such as "
+                    "weighting=weighted_sum."
+                ) from error
+    gradients = dict(zip(parameters, found, strict=True))
+    return Rehearsed(
+        [name for name, g in gradients.items() if g is not None and g.layout != torch.strided],
+        [name for name, g in gradients.items() if g is None],
+    )
+
+
+def check_last_batch(config: DictConfig, module: MultiTaskModule, data: DataModule, batch: Batch) -> None:
+    """Refuse a last batch that is too small to train on, as one example is for batch normalization.
+
+    Args:
+        config: The whole config.
+        module: The module, in training mode.
+        data: The data.
+        batch: A training batch.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    loader = data.loader("train", training=True)
+    limit, count = config.trainer.limit_train_batches, processes(config)
+    smallest = loader.smallest(count)
+    batches = len(loader)
+    seen = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if smallest > 1 or (seen < batches and loader.batch_size > 1):
+        return
+    few = {name: values[:smallest] for name, values in batch.items()}
+    try:
+        with _as_in_training(module), torch.no_grad():
+            for task, features in zip(module.by_name.values(), module.features(few), strict=True):
+                task.head(features)
+    except (ValueError, RuntimeError, IndexError) as error:
+        where = "an epoch's last batch has" if loader.batch_size > smallest else "every batch has"
+        advice = "set data.drop_last=true, or another data.batch_size"
+        if loader.batch_size == smallest:
+            advice = f"raise data.batch_size={smallest}"
+        raise ConfigError(
+            f"{where} {smallest} example{'s' * (smallest != 1)}{' on one process' * (count > 1)}, which the model "
+            f"cannot be trained on ({' '.join(str(error).split())}); {advice}."
+        ) from error

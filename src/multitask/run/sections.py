@@ -1,0 +1,90 @@
+"""Refuses a config whose groups and sections are not there: set to null, taken away, or misspelled."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from omegaconf import DictConfig, OmegaConf
+
+from multitask.run.errors import ConfigError
+
+# What each section is chosen by, where it must name something to make.
+_MADE = {"data": "data", "trunk": "trunk", "weighting": "weighting", "optimizer": "optimizer"}
+_SECTIONS = ("trainer", "selection", "evaluation", "paths")
+_MAYBE_EMPTY = {"scheduler": "scheduler=none", "callbacks": "callbacks=default", "logger": "logger=csv"}
+
+
+def check_groups(loader: ConfigLoader, overrides: Sequence[str]) -> None:
+    """Refuse overrides that choose from a group what is no name, as ``scheduler=null``.
+
+    Args:
+        loader: Hydra's, which knows the groups.
+        overrides: From the command line.
+
+    Raises:
+        ConfigError: Naming the group and its choices.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group = override.key_or_group
+        if override.is_delete() or all(map(_is_name, _values(override))):
+            continue
+        # Groups with folders of their own, as task, have no choices of one word.
+        names, folders = loader.get_group_options(group), loader.list_groups(group)
+        if names or folders:
+            listed = ", ".join(names or [f"{folder}/…" for folder in folders])
+            raise ConfigError(
+                f"{override.input_line} chooses nothing from the group {group}; leave it out, or choose one of "
+                f"{listed}."
+            )
+
+
+def _values(override: Override) -> list[Any]:
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        return list(value.list)
+    return list(value) if isinstance(value, list) and value else [value]
+
+
+def _is_name(value: Any) -> bool:
+    # A mapping sets keys of what the group has chosen; other sweeps are no names of Hydra's to check.
+    return value is not None and not isinstance(value, bool | int | float)
+
+
+def check_sections(config: DictConfig) -> None:
+    """Refuse a config in which a section is missing, or names nothing to make.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    content: Any = OmegaConf.to_container(config, resolve=False)
+    for key, group in _MADE.items():
+        node = content.get(key)
+        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+            raise ConfigError(f"{key} names no _target_; choose one with {group}=…")
+    for key in _SECTIONS:
+        if not isinstance(content.get(key), dict):
+            raise ConfigError(
+                f"{key} has no keys, and a run needs those of the config; leave {key} as it is and set {key}.<key>=…"
+            )
+    # What eval.py measures has neither callbacks nor loggers.
+    for key, advice in _MAYBE_EMPTY.items() if "trained" not in content else ():
+        if key not in content or not isinstance(content[key], dict | None):
+            raise ConfigError(f"{key} is missing from the config; choose {advice}.")
+    if not isinstance(content["evaluation"].get("splits"), list):
+        raise ConfigError(
+            "evaluation.splits is not a list of splits; set evaluation.splits=[val,test], or [] to measure none."
+        )
+    for name, node in (content.get("tasks") or {}).items():
+        _check_task(f"tasks.{name}", node)
+
+
+def _check_task(key: str, node: Any) -> None:
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise ConfigError(
+            f"{key} names no _target_; leave it out of task=[…], or set {key}._target_=multitask.task.Task."
+        )
+    for part in ("head", "loss", "target"):
+        if part in node and node[part] is None:
+            raise ConfigError(f"{key}.{part}=null; a task needs a {part}.")

@@ -1,0 +1,87 @@
+"""What a ``_target_`` names, and which keys it takes."""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from multitask.run.errors import ConfigError, choices
+
+_HYDRA = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")
+# Keys of a section that are not for its constructor: when a scheduler steps, how training batches are cut.
+_APART = {"scheduler": ("interval", "frequency", "monitor"), "data": ("drop_last",)}
+_RATE = re.compile(r"(^|_)(lrs?|learning_rates?)(_|$)")
+
+
+def check_targets(config: Mapping[str, Any]) -> None:
+    """Refuse a ``_target_`` that cannot be imported, and keys beside it that it does not take.
+
+    Raises:
+        ConfigError: Naming the key, what is unknown and what is near it.
+    """
+    for key, node in _nodes("", config):
+        made = _imported(f"{key}._target_", node["_target_"])
+        if (
+            key.partition(".")[0] != "weighting"
+        ):  # build_weighting fills in what is of the tasks, and checks the rest
+            _check_arguments(key, node, made)
+
+
+def _nodes(key: str, node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield key, node
+        for name, inner in node.items():
+            yield from _nodes(f"{key}.{name}" if key else str(name), inner)
+    elif isinstance(node, list):
+        for i, inner in enumerate(node):
+            yield from _nodes(f"{key}.{i}", inner)
+
+
+def _imported(key: str, target: str) -> Any:
+    parts = target.split(".")
+    found: Any = None
+    for i, part in enumerate(parts):
+        name = ".".join(parts[: i + 1])
+        if found is not None and hasattr(found, part):
+            found = getattr(found, part)
+            continue
+        try:
+            found = import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and not name.startswith(error.name):
+                raise ConfigError(
+                    f"{key}={target} needs the package {error.name}, which is not installed."
+                ) from error
+            if i == 0:
+                raise ConfigError(f"{key}={target}: there is no package '{part}'.") from error
+            near = [n for n in dir(found) if not n.startswith("_")]
+            parent = ".".join(parts[:i])
+            raise ConfigError(f"{key}={target}: {parent} has no '{part}'; {_near(part, near)}") from error
+    return found
+
+
+def _check_arguments(key: str, node: Mapping[str, Any], made: Any) -> None:
+    try:
+        parameters = inspect.signature(made).parameters.values()
+    except (TypeError, ValueError):  # not every class of C has a signature
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for name in node:
+        if name in takes or name in _HYDRA or name in _APART.get(key, ()):
+            continue
+        rate = " Trunk and heads share one learning rate, optimizer.lr." if _RATE.search(str(name)) else ""
+        raise ConfigError(
+            f"{key}.{name} is no argument of {node['_target_']}; {choices(str(name), takes)}{rate}"
+        )
+
+
+def _near(wrong: str, names: list[str]) -> str:
+    hint = choices(wrong, names)
+    if len(names) <= 20:
+        return hint
+    meant, _, _ = hint.rpartition(" Choices:")
+    return meant or "mind the spelling."

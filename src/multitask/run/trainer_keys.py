@@ -1,0 +1,90 @@
+"""Refuses what the Trainer's keys cannot mean in a run, before anything heavy is imported."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from multitask.run.errors import ConfigError
+
+# Keys of Lightning's Trainer that other keys of the config decide.
+_ELSEWHERE = {
+    "callbacks": "choose callbacks=… or add +callbacks.<name>._target_=…",
+    "logger": "choose logger=csv or logger=wandb",
+    "default_root_dir": "set hydra.run.dir=… or paths.logs=…",
+    "enable_checkpointing": "set callbacks.checkpoint=null and selection.metric=null for a run without checkpoints",
+}
+
+
+def check_trainer(config: DictConfig) -> None:
+    """Refuse keys that are set elsewhere, contradict others, or would do nothing.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    trainer = config.trainer
+    for key, advice in _ELSEWHERE.items():
+        if key in trainer:
+            raise ConfigError(f"trainer.{key} is not set by itself; remove it and {advice}.")
+    if trainer.get("barebones"):
+        raise ConfigError(
+            "trainer.barebones=true leaves out the loggers, checkpoints and progress by which a run is recorded; "
+            "remove it."
+        )
+    if trainer.get("sync_batchnorm") and (trainer.accelerator == "cpu" or trainer.devices in (1, "1")):
+        raise ConfigError(
+            "trainer.sync_batchnorm=true is for several GPUs; remove it, or take trainer=ddp trainer.devices=<more>."
+        )
+    if trainer.val_check_interval == 0:
+        raise ConfigError(
+            "trainer.val_check_interval=0 is no interval; set trainer.limit_val_batches=0 and selection.metric=null "
+            "for a run without validation."
+        )
+    if trainer.limit_test_batches == 0 and config.evaluation.splits:
+        raise ConfigError(
+            f"trainer.limit_test_batches=0 leaves nothing of evaluation.splits={list(config.evaluation.splits)} to "
+            "measure; raise it, or set evaluation.splits=[]."
+        )
+    if "trained" not in config:  # by which eval.py's config is known: it trains nothing
+        _check_validation(config)
+
+
+def _check_validation(config: DictConfig) -> None:
+    """Refuse to watch a metric where no validation takes place."""
+    trainer = config.trainer
+    key = next((key for key, metric in watched(config).items() if metric is not None), None)
+    if key is None or trainer.fast_dev_run:
+        return
+    if trainer.limit_val_batches == 0:
+        reason = "trainer.limit_val_batches=0 leaves validation out"
+    elif (
+        trainer.check_val_every_n_epoch is not None
+        and 0 < (trainer.max_epochs or 0) < trainer.check_val_every_n_epoch
+    ):
+        reason = (
+            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch} comes after the last of "
+            f"trainer.max_epochs={trainer.max_epochs}"
+        )
+    else:
+        checkpoint = (config.callbacks or {}).get("checkpoint")
+        if config.selection.metric is not None and not checkpoint:
+            raise ConfigError(
+                f"selection.metric={config.selection.metric} chooses the best of the checkpoints, and there is no "
+                "callbacks.checkpoint; keep it, or set selection.metric=null."
+            )
+        return
+    raise ConfigError(
+        f"{key}={watched(config)[key]} needs a validation, and {reason}; set {key}=null, or validate."
+    )
+
+
+def watched(config: DictConfig) -> dict[str, Any]:
+    """Return the keys that name a metric of the validation, with the metric."""
+    keys = {
+        "selection.metric": config.selection.metric,
+        "scheduler.monitor": (config.scheduler or {}).get("monitor"),
+    }
+    return keys | {
+        f"callbacks.{name}.monitor": callback.get("monitor")
+        for name, callback in (config.callbacks or {}).items()
+        if callback and name != "checkpoint"
+    }

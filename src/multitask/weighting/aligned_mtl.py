@@ -1,0 +1,74 @@
+"""Aligned-MTL: gradients whose principal components have one size."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from scipy.linalg.lapack import dgejsv
+from torch import Tensor
+
+from multitask.weighting.gramian import Array, CosineMethod, factored
+from multitask.weighting.present import Kind
+
+ScaleMode = Literal["min", "median", "rmse"]
+
+
+class AlignedMTL(CosineMethod):
+    """The preferences' combination of the aligned gradients σ U Vᵀ, for gradients J = U Σ Vᵀ.
+
+    Where gradients depend linearly, of all weights with that combination those with the least Σ (w ‖g‖)² are taken.
+
+    "Independent Component Alignment for Multi-Task Learning" (Senushkin et al., 2023), Algorithm 1.
+
+    Args:
+        pref_vector: The preferences, shape ``[m]``; 1/k each by default.
+        scale_mode: What σ is of the singular values that are not zero: the smallest (``min``), the median of them
+            (the lower one of two), or the root of the mean of their squares (``rmse``).
+    """
+
+    per_task: ClassVar[dict[str, Kind]] = {"pref_vector": "vector"}
+
+    def __init__(self, pref_vector: Tensor | None = None, scale_mode: ScaleMode = "min") -> None:
+        super().__init__()
+        if scale_mode not in ("min", "median", "rmse"):
+            raise ValueError(f"weighting.scale_mode={scale_mode} is unknown; choose min, median or rmse.")
+        self.pref_vector = pref_vector
+        self.scale_mode = scale_mode
+
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
+        """Return the weights of the rows in that combination."""
+        k = len(C)
+        wanted = np.full(k, 1 / k) if self.pref_vector is None else self.pref_vector.double().cpu().numpy()
+        moving = norms > 0
+        if not moving.any():
+            return wanted
+        values, V = factored(C[np.ix_(moving, moving)], ridge)
+        # The gradients in orthonormal coordinates of what they span.
+        coordinates = norms[moving, None] * V * np.sqrt(values)
+        sizes, U, W = _singular(coordinates)
+        weights = np.zeros(k)
+        aligned = W @ (U.T @ wanted[moving])
+        weights[moving] = _size(sizes, self.scale_mode) * (V / np.sqrt(values) @ aligned) / norms[moving]
+        return weights
+
+
+def _size(sizes: Array, mode: ScaleMode) -> float:
+    match mode:
+        case "min":
+            return float(sizes.min())
+        case "median":
+            return float(np.sort(sizes)[(len(sizes) - 1) // 2])
+    return float(np.sqrt((sizes**2).mean()))
+
+
+def _singular(matrix: Array) -> tuple[Array, Array, Array]:
+    """Return singular values ``[r]`` and vectors ``[k, r]``, ``[r, r]``, the small ones as accurate as the large.
+
+    For rows of very different length: Jacobi's method, which their lengths do not disturb ("New Fast and Accurate
+    Jacobi SVD Algorithm", Drmač & Veselić, 2008).
+    """
+    sizes, U, W, work, _, failed = dgejsv(matrix, joba=2, jobu=0, jobv=0, jobp=0)
+    if failed:
+        raise ValueError(
+            f"weighting=aligned_mtl: the singular values of the gradients were not found ({failed})."
+        )
+    return sizes * (work[0] / work[1]), U, W

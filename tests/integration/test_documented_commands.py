@@ -1,0 +1,131 @@
+"""Every command in the README, the docs and the configs composes, and what the README runs runs."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from multitask.run.resolvers import register
+from tests.integration.script_runner import QUICK, ROOT, Scripts
+
+CONFIGS = ROOT / "configs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"python scripts/(\w+)\.py(.*)")
+# What stands for a choice of the reader's, and one that exists.
+CHOICES = {
+    "experiment=<name>": "experiment=abalone",
+    "experiment=<a dense one>": "experiment=rooms",
+    "experiment=<data set> task=[<data set>/<name>]": "experiment=abalone task=[abalone/sex]",
+    "<the run's overrides>": "",
+    "…/": "x/",
+    "…": "",
+}
+
+
+def commands(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each command's script, and its arguments as they are written."""
+    text = re.sub(r"\\\n *(# *)?", "", text)
+    text = re.sub(r"`(python scripts/[^`]*)`", lambda code: "\n" + code[1].replace("\n", " ") + "\n", text)
+    for line in text.splitlines():
+        found = COMMAND.search(line)
+        if found is None or not re.fullmatch(r"(#|\s|\.venv/bin/)*", line[: found.start()]):
+            continue
+        arguments = found[2]
+        for written, meant in CHOICES.items():
+            arguments = arguments.replace(written, meant)
+        yield found[1], re.sub(r"<[^>]*>", "x", arguments)
+
+
+def examples(folder: Path) -> list[str]:
+    """Write the YAMLs that the README shows, each to the place it names; return the option that finds them."""
+    for block in re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    ):
+        task = re.search(r"^# @package tasks\.(\w+)\n.*?task=\[(?:.*,)?(\w+)/\1\]", block)
+        named = re.match(r"# /my/configs/(\S+)\n", block)
+        if task or named:
+            path = folder / (f"task/{task[2]}/{task[1]}.yaml" if task else named[1])  # type: ignore[index]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block, encoding="utf-8")
+    return [f"hydra.searchpath=[file://{folder}]"]
+
+
+def choices(override: Override) -> list[str]:
+    """Return the values of an override, each as one that sets it."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    key = override.get_key_element()
+    if override.is_choice_sweep() or override.is_range_sweep():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [f"{key}={override.value().start}"]  # type: ignore[union-attr]
+
+
+def check(script: str, arguments: str, searched: list[str]) -> None:
+    """Compose a command's config: all of its first values, then each other value in the place of the first."""
+    given = shlex.split(arguments, comments=True)
+    if "--help" in given:
+        return
+    if "--config-dir" in given:
+        at = given.index("--config-dir")
+        del given[at : at + 2]
+    overrides = [
+        choices(each) for each in OverridesParser.create().parse_overrides([a for a in given if a != "-m"])
+    ]
+    # eval.py takes the keys of the run whose checkpoint it is given.
+    name = "train" if script == "eval" else script
+    first = [values[0] for values in overrides]
+    jobs = [
+        first,
+        *([*first[:i], value, *first[i + 1 :]] for i, v in enumerate(overrides) for value in v[1:]),
+    ]
+    for job in jobs:
+        compose(name, overrides=[*searched, *job])
+
+
+def documented(*files: Path) -> list[tuple[str, str]]:
+    found = {command for file in files for command in commands(file.read_text(encoding="utf-8"))}
+    return sorted(found)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield examples(tmp_path_factory.mktemp("configs"))
+
+
+@pytest.mark.parametrize(("script", "arguments"), documented(*PAGES))
+def test_commands_of_the_pages_compose(script: str, arguments: str, searched: list[str]) -> None:
+    assert (ROOT / "scripts" / f"{script}.py").is_file()
+    check(script, arguments, searched)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONFIGS))
+)
+def test_a_config_opens_with_a_command_that_composes(file: Path, searched: list[str]) -> None:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    opening = lines[1] if lines[0].startswith("# @package") else lines[0]
+    assert list(commands(opening)), f"{file} opens with no command"
+    for script, arguments in documented(file):
+        check(script, arguments, searched)
+
+
+def runnable() -> list[str]:
+    """Return what the README trains on embedded data, in one run."""
+    found = [arguments for script, arguments in documented(ROOT / "README.md") if script == "train"]
+    return [each for each in found if not re.search(r"-m |\.npz|ckpt_path|/my/configs|left_again", each)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", runnable())
+def test_commands_of_the_readme_run(arguments: str, scripts: Scripts) -> None:
+    ran = scripts.run(*QUICK, *shlex.split(arguments, comments=True))
+    assert ran.code == 0, ran.err
+    assert ran.record["status"] == "completed"

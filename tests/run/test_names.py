@@ -1,0 +1,138 @@
+"""Names of tasks and metrics: one that means something else is refused, and every other one works."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchmetrics import MeanAbsoluteError, MetricCollection
+
+from multitask.callbacks.conflict import Conflict
+from multitask.lightning.figures import logged
+from multitask.module import MultiTaskModule
+from multitask.run.build import _is_model
+from multitask.run.errors import ConfigError
+from multitask.run.names import OF_COLLECTIONS, OF_MODULES, check_names
+from multitask.task import Task
+from multitask.weighting.upgrad import UPGrad
+
+TASKS = [
+    "mean",
+    "combined",
+    "loss",
+    "type",
+    "forward",
+    "half",
+    "to",
+    "keys",
+    "a.b",
+    "a/b",
+    "class",
+    "_modules",
+    "trunk",
+]
+METRICS = [
+    "loss",
+    "delta_m",
+    "delta_p",
+    "type",
+    "compute",
+    "prefix",
+    "update",
+    "items",
+    "a.b",
+    "",
+    "__class__",
+]
+
+
+def tasks(*names: str, metrics: tuple[str, ...] = ("mae",)) -> dict[str, dict[str, dict[str, int]]]:
+    return {name: {"metrics": dict.fromkeys(metrics, 0)} for name in names}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_refused_in_a_sentence(name: str) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=rf"^tasks\.{re.escape(name)} cannot be the name of a task: .*; rename it .*_task\.$",
+    ):
+        check_names(tasks("left", name))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_is_refused_in_a_sentence(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^tasks\.left\.metrics\.{re.escape(name)} cannot be the name of a metric: .*\.$"
+    ):
+        check_names(tasks("left", metrics=("mae", name)))
+
+
+def test_the_lists_are_those_of_the_installed_versions() -> None:
+    of_modules = {name for name in dir(nn.ModuleDict()) if not name.startswith("_")}
+    of_collections = {name for name in dir(MetricCollection({})) if not name.startswith("_")}
+    assert of_modules <= OF_MODULES
+    assert of_collections <= OF_COLLECTIONS
+
+
+WORDS = (
+    sorted(OF_COLLECTIONS)
+    + TASKS
+    + METRICS
+    + ["left", "right", "train", "weight", "trunk", "epoch", "step", "head"]
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.sampled_from(WORDS) | st.from_regex(r"[a-z_]{1,6}", fullmatch=True),
+        min_size=1,
+        max_size=4,
+        unique=True,
+    ),
+    st.lists(st.sampled_from(WORDS) | st.text("ab_/.@-1", max_size=4), max_size=4, unique=True),
+)
+def test_what_is_not_refused_has_a_key_of_its_own(names: list[str], metrics: list[str]) -> None:
+    try:
+        check_names(tasks(*names, metrics=tuple(metrics)))
+    except ConfigError:
+        return
+    made = {
+        name: Task(nn.Identity(), nn.MSELoss(), {m: MeanAbsoluteError() for m in metrics}) for name in names
+    }
+    assert list(nn.ModuleDict(made)) == names
+    figures = {
+        (name, metric): torch.tensor(10.0 * i + j)
+        for i, name in enumerate(names)
+        for j, metric in enumerate(["loss", *metrics])
+    }
+    found = logged(figures, "val")
+    assert len(found) == len(figures) + len(metrics) + 1  # each figure, and each metric's mean over tasks
+    for (name, metric), value in figures.items():
+        assert found[f"val/loss/{name}" if metric == "loss" else f"val/{name}/{metric}"] == value
+
+
+def test_two_pairs_of_tasks_with_one_name_are_refused() -> None:
+    names = ("a", "b__c", "a__b", "c")
+    made = {name: Task(nn.Identity(), nn.MSELoss()) for name in names}
+    module = MultiTaskModule(nn.Identity(), made, weighting=UPGrad())
+    with pytest.raises(
+        ValueError, match="conflict/cosine/a__b__c would be of a and b__c and of a__b and c; rename"
+    ):
+        Conflict().check(module)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("trunk.0.weight", True),
+        ("tasks.head.head.weight", True),
+        ("tasks.head.loss.weight", False),
+        ("tasks.left.metrics.head.total", False),
+        ("weighting.head.logits", False),
+    ],
+)
+def test_a_task_or_metric_called_head_is_taken_for_no_parameter_of_one(name: str, given: bool) -> None:
+    assert _is_model(name) is given  # what init_from takes of a checkpoint

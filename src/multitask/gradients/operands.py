@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.graph import Node, Use
+from multitask.gradients.products import inner_products
 
 # Numbers that the patches of a convolution may take where they are no must.
 _LARGEST = 2**23
@@ -47,11 +48,6 @@ class Operand(ABC):
     def inputs(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """Return ``A``, shape ``[positions, p]``; in ``out`` if it has to be made."""
 
-    def kernel(self, dtype: torch.dtype) -> Tensor:
-        """Return ``A Aᵀ``, shape ``[positions, positions]``."""
-        inputs = self.inputs(dtype)
-        return inputs @ inputs.T
-
     def centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return the columns' means μ, ``[p]``, and of ``C = A − 1 μᵀ`` the kernel ``C Cᵀ`` and ``C μ``.
 
@@ -61,6 +57,21 @@ class Operand(ABC):
         mean = inputs.mean(0)
         centred = inputs - mean
         return mean, centred @ centred.T, centred @ mean
+
+    def gramian(self, D: Tensor, bias: float) -> Tensor:
+        """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, shape ``[k, k]``; ``D`` is ``[k, positions, q]``.
+
+        With ``A = C + 1 μᵀ``, where μ are the means of its columns, that is ``⟨D_i, C Cᵀ D_j⟩`` and three products
+        of sums over positions. Where a row cancels over the batch and inputs lie far from zero, only these sums
+        are large: the products of what is far from zero would leave nothing but rounding.
+        """
+        mean, kernel, along = self.centred(D.dtype)
+        sums = D.sum(1)
+        gramian = inner_products(D.flatten(1), (kernel @ D).flatten(1))
+        if mean is None:
+            return gramian + bias * (sums @ sums.T) if bias else gramian
+        cross = sums @ (along @ D).T
+        return gramian + cross + cross.T + (mean @ mean + bias) * (sums @ sums.T)
 
     def product(self, D: Tensor) -> Tensor:
         """Return ``Dᵀ A`` in the shape of the weight; ``D`` is ``[positions, q]``."""
@@ -129,6 +140,28 @@ class ConvolutionOperand(Operand):
         out.view(patches.shape).copy_(patches)
         return out
 
+    def gramian(self, D: Tensor, bias: float) -> Tensor:
+        """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``; see :class:`Operand`.
+
+        Patches at a padded border lie far from the mean of all patches, so that means are taken pixel by pixel too:
+        ``A = C + P + 1 νᵀ``, where ν are the means of the channels, and P those of ``A − 1 νᵀ`` at each pixel over
+        the images.
+        """
+        batch = len(self._images)
+        if batch == 1 or not any(self._geometry["padding"]):
+            return super().gramian(D, bias)
+        centre = self._images.to(D.dtype).mean((0, 2, 3)).repeat(self.p // self._images.shape[1])
+        C = (self.inputs(D.dtype) - centre).unflatten(0, (batch, -1))
+        pixels = C.mean(0)
+        C = (C - pixels).flatten(0, 1)
+        of_pixels = D.unflatten(1, (batch, -1)).sum(1)
+        sums = of_pixels.sum(1)
+        images = inner_products(D.flatten(1), ((C @ C.T) @ D).flatten(1))
+        means = inner_products(of_pixels.flatten(1), ((pixels @ pixels.T) @ of_pixels).flatten(1))
+        both = inner_products(D.flatten(1), ((C @ pixels.T) @ of_pixels).flatten(1))
+        both = both + ((C @ centre) @ D + (pixels @ centre) @ of_pixels) @ sums.T
+        return images + means + both + both.T + (centre @ centre + bias) * (sums @ sums.T)
+
     def as_weights(self, products: Tensor) -> Tensor:
         """Return products ``[…, q, p]``, whose channels come last, in the shape of the weight."""
         _, channels, *kernel = self.shape
@@ -166,14 +199,10 @@ class EmbeddingOperand(Operand):
         return ones
 
     def centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Return the kernel as it is: ones and zeros lie close to zero."""
-        kernel = self.kernel(dtype)
-        return None, kernel, kernel.new_empty(0)
-
-    def kernel(self, dtype: torch.dtype) -> Tensor:
-        """Return where two positions looked up the same row, shape ``[positions, positions]``."""
+        """Return where two positions looked up the same row: ones and zeros lie close to zero."""
         same = self._indices[:, None] == self._indices
-        return (same & (self._indices != self._padding)).to(dtype)
+        kernel = (same & (self._indices != self._padding)).to(dtype)
+        return None, kernel, kernel.new_empty(0)
 
     def product(self, D: Tensor) -> Tensor:
         """Add each position's gradient to the row that it looked up."""

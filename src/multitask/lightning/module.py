@@ -69,10 +69,11 @@ class MultiLossModule(LightningModule):
         self.names: list[str] = []
         """The losses' names, in their order; set by the first batch unless given."""
         self._keys = TrainerKeys()
+        self._window = 1
         self._step: Step | None = None
         self._resumed: dict[str, Any] | None = None
         self._batches: list[Any] = []
-        self._result = StepResult([])
+        self._result: StepResult | None = None
         self._mark = 0.0
         self._means = MeanLosses()
         self._split = "test"
@@ -172,9 +173,7 @@ class MultiLossModule(LightningModule):
     @property
     def window(self) -> int:
         """How many batches an optimizer step takes."""
-        if self.automatic_optimization:
-            return int(self.trainer.accumulate_grad_batches)
-        return self._keys.accumulate_grad_batches
+        return int(self.trainer.accumulate_grad_batches) if self.automatic_optimization else self._window
 
     @property
     def needs_no_gramian(self) -> bool:
@@ -204,6 +203,7 @@ class MultiLossModule(LightningModule):
             return []
         self._keys = TrainerKeys()
         self._keys.take(self.trainer)
+        self._window = self._keys.accumulate_grad_batches
         return [self._keys]
 
     def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:
@@ -222,7 +222,8 @@ class MultiLossModule(LightningModule):
         losses = {name: found.get(name, absent)[0] for name in self.names}
         counts = {name: found.get(name, absent)[1] for name in self.names}
         if all(count is None for count in counts.values()):
-            return losses, self._examples(batch)
+            whole = self.window == 1 and self.processes == 1
+            return losses, None if whole else self._examples(batch)
         default = None if all(c is not None for c in counts.values()) else self._examples(batch)
         return losses, {name: default if c is None else c for name, c in counts.items()}  # type: ignore[misc]
 
@@ -281,8 +282,7 @@ class MultiLossModule(LightningModule):
             step.add(losses, counts)
             return
         result = step.backward(losses, counts)
-        del losses
-        self._close(result)
+        self._result = result
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         if result.present:
@@ -293,10 +293,14 @@ class MultiLossModule(LightningModule):
                 self._after_step(result)
         optimizer.zero_grad()
         self._batches = []
-        step_schedulers(self, batch_idx)
+        if trainer.lr_scheduler_configs:
+            step_schedulers(self, batch_idx)
 
-    def _close(self, result: StepResult) -> None:
+    def _report(self) -> None:
         """Keep what happened in a step for the loggers, and show it to who watches."""
+        result, self._result = self._result, None
+        if result is None:
+            return
         self.record_labelled(result.present)
         if result.losses is None or result.overflow:
             return
@@ -339,10 +343,10 @@ class MultiLossModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop at a loss that is not finite; clip the combined, unscaled gradient."""
         if not self.automatic_optimization:
-            self._keys.clip(self, optimizer)
+            if self._keys.clips:
+                self._keys.clip(self, optimizer)
         elif self.step.is_open:
             self._result = self.step.close()
-            self._close(self._result)
             self._mark = self.now()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -354,9 +358,8 @@ class MultiLossModule(LightningModule):
             self._spent("optimizer", self._mark)
         # A loss scaler that lowers its scale has met an overflow, and skipped the step.
         skipped = scaler is not None and scaler.get_scale() < scale
-        if self.automatic_optimization and not skipped:
+        if self.automatic_optimization and not skipped and self._result is not None:
             self._after_step(self._result)
-            self._result = StepResult([])
 
     def on_validation_start(self) -> None:
         """Measure by the first process's running statistics: those that a checkpoint holds."""
@@ -439,7 +442,8 @@ class MultiLossModule(LightningModule):
             step_plateau_schedulers(self, "step", batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Hand the losses to the loggers, every so many steps."""
+        """Keep what happened in the step, and hand it to the loggers every so many steps."""
+        self._report()
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.global_step % every == 0 or self.trainer.is_last_batch:
             self.telemetry.flush(self)

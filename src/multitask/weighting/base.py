@@ -91,7 +91,7 @@ class Combiner(nn.Module, ABC):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state = f"{prefix}_extra_state"
         if type(self).get_extra_state is nn.Module.get_extra_state and not any(
-            state_dict.get(state, {0: 0}).values()
+            state_dict.get(state, {}).values()
         ):
             # Until 0.2 some methods were torchjd's, which remembered nothing.
             state_dict.pop(state, None)

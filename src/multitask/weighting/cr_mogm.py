@@ -47,8 +47,3 @@ class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):
         old = torch.where(self.smoothed.isnan(), by_task, self.smoothed)
         self.smoothed = self.alpha * old + (1 - self.alpha) * by_task
         return self.smoothed.T.flatten().to(new)
-
-    def reset(self) -> None:
-        """Forget the weights, and what the method remembers."""
-        super().reset()
-        self.smoothed.fill_(torch.nan)

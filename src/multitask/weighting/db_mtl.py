@@ -66,8 +66,3 @@ class DBMTL(JacobianMethod):
                 "choose another weighting, or add a constant to that loss."
             )
         return 1 / (losses + _EPSILON)
-
-    def reset(self) -> None:
-        """Forget the averages."""
-        self.average = None
-        self.steps.zero_()

@@ -64,10 +64,3 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
 
     def _is_due(self) -> bool:
         return int(self.age) % self.steps == 0 or bool(self.kept.isnan().any())
-
-    def reset(self) -> None:
-        """Forget the weights, and what the method remembers."""
-        super().reset()
-        self.kept.fill_(torch.nan)
-        self.factors.fill_(torch.nan)
-        self.age.zero_()

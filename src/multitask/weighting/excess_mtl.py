@@ -77,11 +77,3 @@ class ExcessMTL(WeightedMethod):
     def on_epoch_end(self) -> None:
         """Count an epoch."""
         self.epochs += 1
-
-    def reset(self) -> None:
-        """Forget all gradients and start again from equal shares."""
-        self.squares = None
-        self.shares.fill_(1 / len(self.shares))
-        self.first.zero_()
-        self.counts.zero_()
-        self.epochs.zero_()

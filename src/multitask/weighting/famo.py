@@ -68,12 +68,6 @@ class FAMO(Scalarization):
         z = torch.softmax(self.logits, 0)
         self.logits = self.adam.step(self.logits, z * (delta - (z * delta).sum()))
 
-    def reset(self) -> None:
-        """Start again from equal logits."""
-        self.logits.zero_()
-        self.before.fill_(torch.nan)
-        self.adam.reset()
-
     def figures(self) -> dict[str, Tensor]:
         """Return the logits."""
         return {"logits": self.logits}

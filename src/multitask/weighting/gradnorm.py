@@ -75,9 +75,3 @@ class GradNorm(WeightedMethod):
     def head_weights(self, losses: Tensor) -> Tensor:
         """Return the present weights."""
         return self.factors
-
-    def reset(self) -> None:
-        """Start again from equal weights."""
-        self.factors.fill_(1.0)
-        self.first.fill_(torch.nan)
-        self.adam.reset()

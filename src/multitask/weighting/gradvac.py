@@ -45,10 +45,6 @@ class GradVac(CosineMethod):
         self.targets = torch.as_tensor(targets).to(self.targets)
         return per_unit(total, norms)
 
-    def reset(self) -> None:
-        """Set every average to zero."""
-        self.targets.zero_()
-
 
 def _turned(C: Array, i: int, order: list[int], targets: Array, beta: float) -> Array:
     """Return the turned unit gradient i as weights of all unit gradients; ``targets`` move along."""

@@ -75,12 +75,6 @@ class MoCo(JacobianMethod):
         self.tracked, self.shares = tracked, shares.to(self.shares)
         gradients.assign(shares @ tracked)
 
-    def reset(self) -> None:
-        """Forget the tracked gradients and start again from equal weights."""
-        self.tracked = None
-        self.steps.zero_()
-        self.shares.fill_(1 / len(self.shares))
-
     def figures(self) -> dict[str, Tensor]:
         """Return the weights λ of the tracked gradients."""
         return {"shares": self.shares}

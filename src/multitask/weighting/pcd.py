@@ -98,11 +98,6 @@ class PCD(CosineMethod):
                 weights[others] = found[4]
         return weights
 
-    def reset(self) -> None:
-        """Forget the averages."""
-        self.squares.zero_()
-        self.steps.zero_()
-
     def _scales(self, norms: Array) -> Array:
         self.steps = self.steps + 1
         squares = torch.as_tensor(norms**2).to(self.squares)

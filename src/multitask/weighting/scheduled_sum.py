@@ -68,10 +68,6 @@ class ScheduledSum(Scalarization):
         if self.unit == "epoch":
             self.time += 1
 
-    def reset(self) -> None:
-        """Start again at time zero."""
-        self.time.zero_()
-
 
 def _points(task: str, points: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
     key = f"weighting.schedule.{task}={[list(point) for point in points]}"

@@ -18,7 +18,7 @@ class Combiner(Memory, ABC):
     """Turns the losses of all tasks into one update of the shared parameters.
 
     The hooks are the whole life of a combiner; each does nothing unless a method needs it. What a
-    combiner remembers lies in buffers, which ``reset`` sets to what they were registered with, and
+    combiner remembers lies in buffers, made by ``keep``, which ``reset`` sets back to their start;
     ``per_task`` says how each is laid out over the tasks.
 
     One optimizer step calls, with only the present tasks' entries and inside ``restricted_to``:

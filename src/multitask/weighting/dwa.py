@@ -39,7 +39,7 @@ class DWA(Scalarization):
         super().__init__()
         self.temperature = temperature
         for name, start in (("sums", 0.0), ("counts", 0.0), ("older", torch.nan), ("newer", torch.nan)):
-            self.register_buffer(name, torch.full((len(tasks),), start))
+            self.keep(name, torch.full((len(tasks),), start))
 
     @property
     def linear(self) -> bool:

@@ -41,9 +41,9 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
             )
         super().__init__(method)
         self.steps = steps
-        self.register_buffer("kept", torch.full((len(tasks), 2 if method.rows == "half" else 1), torch.nan))
-        self.register_buffer("factors", torch.full((len(tasks),), torch.nan))
-        self.register_buffer("age", torch.zeros((), dtype=torch.long))
+        self.keep("kept", torch.full((len(tasks), 2 if method.rows == "half" else 1), torch.nan))
+        self.keep("factors", torch.full((len(tasks),), torch.nan))
+        self.keep("age", torch.zeros((), dtype=torch.long))
 
     def head_weights(self, losses: Tensor) -> Tensor | None:
         """Return the heads' factors, kept as long as the weights that they belong to."""

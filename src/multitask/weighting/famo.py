@@ -43,8 +43,8 @@ class FAMO(Scalarization):
         super().__init__()
         bounds = torch.zeros(len(tasks)) if min_losses is None else min_losses
         self.register_buffer("min_losses", bounds, persistent=False)
-        self.register_buffer("logits", torch.zeros(len(tasks)))
-        self.register_buffer("before", torch.full((len(tasks),), torch.nan))
+        self.keep("logits", torch.zeros(len(tasks)))
+        self.keep("before", torch.full((len(tasks),), torch.nan))
         self.adam = TaskAdam(len(tasks), lr, weight_decay)
 
     def forward(self, losses: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class GradVac(CosineMethod):
         if not 0 <= beta <= 1:
             raise ValueError(f"weighting.beta={beta} must lie between 0 and 1.")
         self.beta = beta
-        self.register_buffer("targets", torch.zeros(len(tasks), len(tasks)))
+        self.keep("targets", torch.zeros(len(tasks), len(tasks)))
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the weights of the sum of the turned gradients."""

@@ -27,7 +27,7 @@ class HalvesMethod(WeightedMethod):
 
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()
-        self.register_buffer("shares", torch.full((len(tasks),), 1 / len(tasks)))
+        self.keep("shares", torch.full((len(tasks),), 1 / len(tasks)))
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weights of both halves' rows, shape ``[2k]``."""

@@ -54,10 +54,10 @@ class MoCo(JacobianMethod):
         self.beta, self.beta_sigma = beta, beta_sigma
         self.gamma, self.gamma_sigma = gamma, gamma_sigma
         self.rho = rho
-        self.register_buffer("steps", torch.zeros(len(tasks)))
-        self.register_buffer("shares", torch.full((len(tasks),), 1 / len(tasks)))
+        self.keep("steps", torch.zeros(len(tasks)))
+        self.keep("shares", torch.full((len(tasks),), 1 / len(tasks)))
         # Last, as it begins later: callbacks that average weights pair buffers by their order.
-        self.register_buffer("tracked", None)
+        self.keep("tracked", None)
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
         """Track the gradients and put their combination in place of the rows'."""

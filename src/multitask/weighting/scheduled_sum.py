@@ -45,7 +45,7 @@ class ScheduledSum(Scalarization):
         self.unit = unit
         self.points = [_points(name, schedule.get(name, [[0, 1]])) for name in tasks]
         self.index = torch.arange(len(tasks))
-        self.register_buffer("time", torch.zeros((), dtype=torch.long))
+        self.keep("time", torch.zeros((), dtype=torch.long))
 
     @property
     def linear(self) -> bool:

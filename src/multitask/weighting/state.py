@@ -17,11 +17,11 @@ class Memory(nn.Module):
         super().__init__()
         self._starts: dict[str, Tensor | None] = {}
 
-    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Register a buffer, and the value that it starts with."""
-        super().register_buffer(name, tensor, persistent)
-        if name not in self._starts:  # an assignment to a buffer may register it again
-            self._starts[name] = None if tensor is None else tensor.detach().clone()
+    def keep(self, name: str, start: Tensor | None) -> None:
+        """Register a buffer for what is remembered, and its value before the first step."""
+        # No override of register_buffer: torch would inspect its signature at each assignment to a buffer.
+        self.register_buffer(name, start)
+        self._starts[name] = None if start is None else start.clone()
 
     def reset(self) -> None:
         """Forget everything learned or remembered, as before the first step."""

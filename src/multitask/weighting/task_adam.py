@@ -30,7 +30,7 @@ class TaskAdam(Memory):
         self.lr = lr
         self.weight_decay = weight_decay
         for name in self.per_task:
-            self.register_buffer(name, torch.zeros(tasks))
+            self.keep(name, torch.zeros(tasks))
 
     def step(self, values: Tensor, gradient: Tensor) -> Tensor:
         """Return the values after a step against the gradient; both are ``[k]``."""

@@ -92,6 +92,8 @@ class Step:
             raise ValueError(f"heads={heads} is unknown; choose own or weighted.")
         self.weighting: Combiner = adapt(weighting)
         self.ownership = Ownership(model, shared)
+        if model is not None:
+            self.weighting.check_parameters([name for name, _ in self.ownership.named()])
         self.scaler = scaler
         self.seed = seed
         self.steps = 0

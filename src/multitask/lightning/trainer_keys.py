@@ -40,6 +40,10 @@ class TrainerKeys(Callback):
         """Give the keys back."""
         self._set(trainer, self._kept)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the keys back, for a fit that follows."""
+        self._set(trainer, self._kept)
+
     def clip(self, module: LightningModule, optimizer: Optimizer) -> None:
         """Clip the gradients: called when they are unscaled, right before the optimizer's step."""
         if self._kept["gradient_clip_val"]:

@@ -227,7 +227,7 @@ class MultiLossModule(LightningModule):
                 f"first batch or names= has them; pass names= with all of them to {type(self).__name__}'s base class."
             )
         like = next(iter(found.values()))[0].detach()
-        absent = (torch.zeros_like(like), 0.0)
+        absent = (torch.zeros_like(like), torch.zeros(len(like)) if like.ndim else 0.0)
         losses = {name: found.get(name, absent)[0] for name in self.names}
         counts = {name: found.get(name, absent)[1] for name in self.names}
         known = [count is not None for count in counts.values()]
@@ -461,7 +461,7 @@ class MultiLossModule(LightningModule):
         if not self.trainer.is_last_batch:
             return
         self.weighting.on_epoch_end()
-        step_plateau_schedulers(self, "step", int(self.trainer.num_training_batches))
+        step_plateau_schedulers(self, "step", self.trainer.fit_loop.batch_idx + 1)
         step_plateau_schedulers(self, "epoch", self.current_epoch + 1)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:

@@ -64,10 +64,10 @@ def data(count: int = 7 * BATCH) -> Batch:
 
 
 def loader(
-    values: Batch, batch_size: int = BATCH, made: Callable[[Batch], Any] = lambda batch: batch
+    values: Batch, size: int = BATCH, made: Callable[[Batch], Any] = dict, **options: Any
 ) -> DataLoader:
     rows = [{key: v[i] for key, v in values.items()} for i in range(len(values["inputs"]))]
-    return DataLoader(rows, batch_size, collate_fn=lambda some: made(_stacked(some)))
+    return DataLoader(rows, size, collate_fn=lambda some: made(_stacked(some)), **options)
 
 
 def _stacked(rows: list[Batch]) -> Batch:

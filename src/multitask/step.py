@@ -470,6 +470,6 @@ def _cut(losses: LossesLike, present: Sequence[bool]) -> Tensor:
 
 def _as_computed(device: torch.device) -> AbstractContextManager[object]:
     """Keep autocast, where it is on, from gradients."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

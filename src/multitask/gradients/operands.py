@@ -59,25 +59,34 @@ class Operand(ABC):
         """Return whether products of the inputs are mostly those of their means; on a device, without a look."""
         return kernel.device.type != "cpu" or float(kernel.mean()) > _FAR * float(kernel.diagonal().mean())
 
-    def gramian(self, D: Tensor, bias: float) -> Tensor:
-        """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, shape ``[k, k]``; ``D`` is ``[k, positions, q]``."""
-        kernel = self.kernel(D.dtype)
-        if self.lies_far(kernel):
-            return self.centred_gramian(D, bias)
-        return inner_products(D.flatten(1), ((kernel.add_(bias) if bias else kernel) @ D).flatten(1))
+    def centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return the columns' means μ, ``[p]``, and of ``C = A − 1 μᵀ`` the kernel ``C Cᵀ`` and ``C μ``.
 
-    def centred_gramian(self, D: Tensor, bias: float) -> Tensor:
-        """Return the same for inputs that lie far from zero.
+        Where the inputs lie close to zero, so that nothing is gained by it, μ is ``None`` and C is ``A``.
+        """
+        kernel = self.kernel(dtype)
+        if not self.lies_far(kernel):
+            return None, kernel, kernel[0]
+        inputs = self.inputs(dtype)
+        mean = inputs.mean(0)
+        centred = inputs - mean
+        return mean, centred @ centred.T, centred @ mean
+
+    def gramian(self, D: Tensor, bias: float) -> Tensor:
+        """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, shape ``[k, k]``; ``D`` is ``[k, positions, q]``.
 
         With ``A = C + 1 μᵀ``, where μ are the means of its columns, it is ``⟨D_i, C Cᵀ D_j⟩`` and three products
-        of sums over positions. Where a row cancels over the batch only these sums are large: the products of what
-        is far from zero would leave nothing but rounding.
+        of sums over positions. Where a row cancels over the batch and inputs lie far from zero, only these sums
+        are large: the products of what is far from zero would leave nothing but rounding.
         """
-        inputs = self.inputs(D.dtype)
-        mean = inputs.mean(0)
-        C, sums = inputs - mean, D.sum(1)
-        cross = sums @ ((C @ mean) @ D).T
-        gramian = inner_products(D.flatten(1), ((C @ C.T) @ D).flatten(1))
+        mean, kernel, along = self.centred(D.dtype)
+        if mean is None and bias:
+            kernel += bias
+        gramian = inner_products(D.flatten(1), (kernel @ D).flatten(1))
+        if mean is None:
+            return gramian
+        sums = D.sum(1)
+        cross = sums @ (along @ D).T
         return gramian + cross + cross.T + (mean @ mean + bias) * (sums @ sums.T)
 
     def product(self, D: Tensor) -> Tensor:
@@ -154,7 +163,7 @@ class ConvolutionOperand(Operand):
         means = self._images.mean((0, 2, 3), dtype=torch.float32)
         return float(means @ means) > _FAR * float(self._images.float().square().mean()) * len(means)
 
-    def centred_gramian(self, D: Tensor, bias: float) -> Tensor:
+    def gramian(self, D: Tensor, bias: float) -> Tensor:
         """Return the Gramian; see :class:`Operand`.
 
         Patches at a padded border lie far from the mean of all patches, so that means are taken pixel by pixel too:
@@ -162,8 +171,8 @@ class ConvolutionOperand(Operand):
         the images.
         """
         batch = len(self._images)
-        if batch == 1 or not any(self._geometry["padding"]):
-            return super().centred_gramian(D, bias)
+        if batch == 1 or not any(self._geometry["padding"]) or not self.lies_far(self._images):
+            return super().gramian(D, bias)
         centre = self._images.to(D.dtype).mean((0, 2, 3)).repeat(self.p // self._images.shape[1])
         C = (self.inputs(D.dtype) - centre).unflatten(0, (batch, -1))
         pixels = C.mean(0)

@@ -1,7 +1,8 @@
 """Batches of any nesting: dicts, sequences, dataclasses, objects."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -18,9 +19,19 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, list | tuple):
         for value in batch:
             yield from tensors_of(value)
-    elif is_dataclass(batch) or hasattr(batch, "__dict__"):
-        for value in vars(batch).values():
-            yield from tensors_of(value)
+    else:
+        for name in _attributes(batch):
+            yield from tensors_of(getattr(batch, name))
+
+
+def _attributes(batch: Any) -> list[str]:
+    if isinstance(batch, type):
+        return []
+    return (
+        [field.name for field in fields(batch)]
+        if is_dataclass(batch)
+        else list(getattr(batch, "__dict__", []))
+    )
 
 
 def examples_in(batch: Any) -> int | None:
@@ -32,7 +43,7 @@ def picked(batch: Any, indices: Tensor) -> Any:
     """Return some examples of a batch: every tensor with one entry per example is indexed.
 
     Args:
-        batch: A tensor, or any nesting of mappings, lists, tuples and dataclasses.
+        batch: A tensor, or any nesting of mappings, lists, tuples and objects.
         indices: Which examples, shape ``[k]``.
     """
     count = examples_in(batch)
@@ -54,9 +65,12 @@ def mapped(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return type(batch)(*(mapped(value, function) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(mapped(value, function) for value in batch)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{f.name: mapped(getattr(batch, f.name), function) for f in fields(batch)})
-    return batch
+    if next(tensors_of(batch), None) is None:
+        return batch
+    changed = copy(batch)
+    for name in _attributes(batch):
+        object.__setattr__(changed, name, mapped(getattr(batch, name), function))  # frozen ones too
+    return changed
 
 
 def _like(batch: Mapping[Any, Any], made: dict[Any, Any]) -> Any:
@@ -66,14 +80,19 @@ def _like(batch: Mapping[Any, Any], made: dict[Any, Any]) -> Any:
         return made
 
 
-def halves(batch: Any) -> tuple[Any, Any]:
+def halves(batch: Any) -> list[Any]:
     """Return the even and the odd examples of a batch: so cut, halves of micro-batches join to halves of the whole.
 
+    Of a batch of one example there is only the first half.
+
     Raises:
-        ValueError: If there are no two examples to part.
+        ValueError: If there are no tensors to cut.
     """
     count = examples_in(batch)
-    if count is None or count < 2:
-        raise ValueError("a batch of one example, or without tensors, has no two halves.")
+    if count is None:
+        raise ValueError(
+            "the weighting wants two halves of every batch, and the batch has no tensors to cut; define "
+            "losses_by_part, or choose another weighting."
+        )
     order = torch.arange(count)
-    return picked(batch, order[::2]), picked(batch, order[1::2])
+    return [picked(batch, order[::2]), picked(batch, order[1::2])][: min(count, 2)]

@@ -18,9 +18,11 @@ from multitask.finite import not_finite
 from multitask.gradients.engines import make_engine
 from multitask.gradients.task_gradients import Engine
 from multitask.gradients.window import Counts
-from multitask.lightning.batches import examples_in, halves
+from multitask.lightning.batches import examples_in
 from multitask.lightning.figures import Figures, logged, read
 from multitask.lightning.means import MeanLosses
+from multitask.lightning.overrides import check_extends
+from multitask.lightning.parts import LossAndCount, losses_of_halves
 from multitask.lightning.schedulers import step_plateau_schedulers, step_schedulers
 from multitask.lightning.telemetry import Telemetry
 from multitask.lightning.trainer_keys import TrainerKeys
@@ -29,8 +31,12 @@ from multitask.weighting.adapter import adapt
 from multitask.weighting.base import Combiner, JacobianMethod, Rows, Scalarization
 
 Observer = Callable[[StepResult], None]
-LossAndCount = Tensor | tuple[Tensor, float | Tensor]
-"""A mean loss over a batch, and how many elements it is over; alone, it is over the examples."""
+_HOOKS = (
+    "configure_callbacks", "training_step", "on_before_optimizer_step", "optimizer_step", "lr_scheduler_step",
+    "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end",
+    "on_validation_start", "on_validation_epoch_end", "on_validation_end", "on_test_epoch_end",
+    "on_save_checkpoint", "on_load_checkpoint",
+)  # fmt: skip
 
 
 class MultiLossModule(LightningModule):
@@ -54,6 +60,10 @@ class MultiLossModule(LightningModule):
     Args:
         options: As for :meth:`train_with`.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_extends(cls, MultiLossModule, _HOOKS)
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -150,8 +160,7 @@ class MultiLossModule(LightningModule):
                 "the weighting wants the losses of single examples; define losses_by_part in "
                 f"{type(self).__name__}, or choose another weighting."
             )
-        first, second = ((half, self._listed(self.losses(half))) for half in halves(batch))
-        return {name: _in_two(name, first, second) for name in first[1]}
+        return losses_of_halves(self.losses, batch)
 
     @property
     def step(self) -> Step:
@@ -190,7 +199,10 @@ class MultiLossModule(LightningModule):
         """
         if isinstance(self.weighting, JacobianMethod):
             return True
-        return accumulate > 1 if self._manual is None else self._manual
+        if self._manual is not None:
+            return self._manual
+        # The Trainer's own reduction over processes waits for parameters that an absent loss does not reach.
+        return accumulate > 1 or (self.processes > 1 and self.labels_can_be_missing)
 
     def configure_callbacks(self) -> list[Callback]:
         """Take over the Trainer's keys that Lightning refuses under manual optimization."""
@@ -211,21 +223,34 @@ class MultiLossModule(LightningModule):
         rows: Rows = self.weighting.rows if isinstance(self.weighting, JacobianMethod) else "task"
         found = self._listed(self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows))
         if not self.names:
-            self.names = list(found)
+            self.names = self._names_anywhere(found)
         unknown = [name for name in found if name not in self.names]
         if unknown or not found:
             raise ValueError(
-                f"losses gave {', '.join(unknown) or 'nothing'}, and the losses are {', '.join(self.names)}."
+                f"losses gave {', '.join(unknown) or 'nothing'}, and the losses are {', '.join(self.names)}, as the "
+                f"first batch or names= has them; pass names= with all of them to {type(self).__name__}'s base class."
             )
         like = next(iter(found.values()))[0].detach()
-        absent = (torch.zeros_like(like), 0.0)
+        absent = (torch.zeros_like(like), torch.zeros(len(like)) if like.ndim else 0.0)
         losses = {name: found.get(name, absent)[0] for name in self.names}
         counts = {name: found.get(name, absent)[1] for name in self.names}
-        if all(count is None for count in counts.values()):
-            whole = self.window == 1 and self.processes == 1
-            return losses, None if whole else self._examples(batch)
-        default = None if all(c is not None for c in counts.values()) else self._examples(batch)
+        known = [count is not None for count in counts.values()]
+        whole = self.window == 1 and self.processes == 1
+        if whole and not any(known):
+            return losses, None
+        default = None if all(known) else self._examples(batch)
+        # Throughout a step, and on all processes, counts are one number, or else one per loss.
+        if not any(known) and not self.labels_can_be_missing:
+            return losses, default
         return losses, {name: default if c is None else c for name, c in counts.items()}  # type: ignore[misc]
+
+    def _names_anywhere(self, found: Iterable[str]) -> list[str]:
+        """Return the names of the first batch's losses on all processes."""
+        each: list[Any] = [list(found)]
+        if self.processes > 1:
+            each = [None] * self.processes
+            dist.all_gather_object(each, list(found))
+        return list(dict.fromkeys(name for names in each for name in names))
 
     @staticmethod
     def _listed(losses: Mapping[str, LossAndCount]) -> dict[str, tuple[Tensor, float | Tensor | None]]:
@@ -284,7 +309,10 @@ class MultiLossModule(LightningModule):
         result = step.backward(losses, counts)
         self._result = result
         optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
+        if isinstance(optimizer, list):
+            raise ValueError(
+                "configure_optimizers made several optimizers, and a step takes one; make groups of one."
+            )
         if result.present:
             start = self.now()
             optimizer.step()
@@ -316,8 +344,12 @@ class MultiLossModule(LightningModule):
 
     @property
     def labels_can_be_missing(self) -> bool:
-        """Whether a loss can be absent from a step: the loggers then get the share of steps that had it."""
-        return False
+        """Whether a loss can be absent from a batch: the loggers then get the share of steps that had it.
+
+        Of losses that are always there a linear scalarization needs one backward pass per micro-batch, in place of
+        one per loss: a subclass whose losses are may return ``False``.
+        """
+        return True
 
     def record_labelled(self, present: list[int]) -> None:
         """Keep for the loggers which losses were present in a step."""
@@ -393,7 +425,8 @@ class MultiLossModule(LightningModule):
         if not self.trainer.sanity_checking:
             self.validated = {"epoch": self.current_epoch} | found
         self._log(found)
-        for key in self.validation_keys - found.keys():
+        own = not found and type(self).validation_step is not MultiLossModule.validation_step
+        for key in (self.validated.keys() - {"epoch"} if own else self.validation_keys) - found.keys():
             # Lightning keeps what the validation before gave, and its callbacks would take that for news.
             self.trainer.callback_metrics[key] = torch.tensor(torch.nan)
 
@@ -453,7 +486,7 @@ class MultiLossModule(LightningModule):
         if not self.trainer.is_last_batch:
             return
         self.weighting.on_epoch_end()
-        step_plateau_schedulers(self, "step", int(self.trainer.num_training_batches))
+        step_plateau_schedulers(self, "step", self.trainer.fit_loop.batch_idx + 1)
         step_plateau_schedulers(self, "epoch", self.current_epoch + 1)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -523,10 +556,3 @@ def _is_real(parameter: nn.Parameter) -> bool:
 
 
 _SCHEDULER = {"interval": "epoch", "frequency": 1}
-
-
-def _in_two(name: str, *halves: tuple[Any, dict[str, tuple[Tensor, float | Tensor | None]]]) -> LossAndCount:
-    """Return a loss on two halves, ``[2]``, and its counts."""
-    losses, counts = zip(*(found[name] for _, found in halves), strict=True)
-    known = [examples_in(half) if c is None else c for (half, _), c in zip(halves, counts, strict=True)]
-    return torch.stack(losses), torch.stack([torch.as_tensor(1.0 if c is None else c) for c in known])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from lightning import Trainer
 from torch import Tensor, nn
 
@@ -16,6 +17,10 @@ from multitask.optimization import ManualOptimization
 from multitask.step import Step
 from multitask.task import Task
 from multitask.weighting.base import Combiner, Scalarization
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 
 class Arrays(DataModule):

@@ -123,13 +123,14 @@ class Step:
             ValueError: If the shapes do not fit the weighting.
         """
         if isinstance(self.weighting, Scalarization) and self._window.is_empty:
+            together = self.ownership.trained() if processes() > 1 else []
             start, scalar = self.now(), self.scalarize(losses, counts)
             if scalar is None:
                 return StepResult([])
             scale = self._scale()
             (scalar if scale is None else scalar * scale).backward()
             if processes() > 1:
-                average_gradients([p for _, p in self.ownership.named()])
+                average_gradients(together)
             self._spent("task gradients", start)
             return self.close()
         self._add(losses, counts, last=True)
@@ -317,7 +318,7 @@ class Step:
             raise not_finite(losses, [self._name(self._window.names, i) for i in present], self.steps)
         gradients = self._window.own.weighted({0: self._window.part(0)})
         if processes() > 1:
-            gradients = sum_over_processes(gradients, [p for _, p in self.ownership.named()])
+            gradients = sum_over_processes(gradients, self.ownership.trained())
         write(gradients)
         with self.as_present(present):
             scalar, scale = self.weighting(losses), self._scale()

@@ -125,13 +125,14 @@ class Step:
             ValueError: If the shapes do not fit the weighting.
         """
         if isinstance(self.weighting, Scalarization) and self._window.is_empty:
+            together = self.ownership.trained() if processes() > 1 else []
             start, scalar = self.now(), self.scalarize(losses, counts)
             if scalar is None:
                 return StepResult([])
             scale = self._scale()
             (scalar if scale is None else scalar * scale).backward()
             if processes() > 1:
-                average_gradients([p for _, p in self.ownership.named()])
+                average_gradients(together)
             self._spent("task gradients", start)
             return self.close()
         self._add(losses, counts, last=True)
@@ -319,7 +320,7 @@ class Step:
             raise not_finite(losses, [self._name(self._window.names, i) for i in present], self.steps)
         gradients = self._window.own.weighted({0: self._window.part(0)})
         if processes() > 1:
-            gradients = sum_over_processes(gradients, [p for _, p in self.ownership.named()])
+            gradients = sum_over_processes(gradients, self.ownership.trained())
         write(gradients)
         with self.as_present(present):
             scalar, scale = self.weighting(losses), self._scale()
@@ -460,10 +461,14 @@ def _cut(losses: LossesLike, present: Sequence[bool]) -> Tensor:
     """Return losses ``[m]`` of which no gradient flows into absent ones, where a zero could turn into NaN."""
     if not isinstance(losses, Tensor):
         each = list(losses.values()) if isinstance(losses, Mapping) else list(losses)
-        return torch.stack([loss if there else loss.detach() for loss, there in zip(each, present, strict=True)])
+        return torch.stack(
+            [loss if there else loss.detach() for loss, there in zip(each, present, strict=True)]
+        )
     if not all(present) and losses.grad_fn is not None and losses.grad_fn.name() == "StackBackward0":
         losses.grad_fn.register_hook(
-            lambda inputs, outputs: tuple(g if there else None for g, there in zip(inputs, present, strict=True))
+            lambda inputs, outputs: tuple(
+                g if there else None for g, there in zip(inputs, present, strict=True)
+            )
         )
     return losses
 

@@ -196,6 +196,26 @@ def test_a_dense_gradient_is_added_to_a_sparse_one() -> None:
     torch.testing.assert_close(table.weight.grad.to_dense(), before - row + 2 * other_row)
 
 
+@pytest.mark.parametrize("make", [UPGrad, lambda: Constant(torch.ones(2).double())])
+def test_sparse_gradients_of_micro_batches_add_up(make: Callable[[], object]) -> None:
+    table, a = nn.Embedding(5, 2, sparse=True).double(), numbers(2)
+    step, parameters = Step(make(), {"table": table.weight, "a": a}), [table.weight, a]
+
+    def losses(*ids: int) -> list[Tensor]:
+        return [(table(torch.tensor(ids)) * a).square().sum(1).mean(), a.square().sum()]
+
+    found = []
+    for windows in ([[1, 3, 3, 0]], [[1, 3], [3, 0]], [[1], [3], [3], [0]]):
+        for p in parameters:
+            p.grad = None
+        for ids in windows[:-1]:
+            step.add(losses(*ids), len(ids))
+        step.backward(losses(*windows[-1]), len(windows[-1]))
+        found.append([p.grad.to_dense() for p in parameters if p.grad is not None])
+    for gradients in found[1:]:
+        torch.testing.assert_close(gradients, found[0])
+
+
 def test_what_is_frozen_and_unfrozen_between_steps() -> None:
     w, k, u, v = numbers(4, 4), numbers(4), numbers(4), numbers(4)
 

@@ -39,11 +39,13 @@ class OwnGradients:
         if share == 1.0:
             self._rows[row] = {key: (p, self._apart(p, g)) for key, (p, g) in new.items()}
             return
-        for key, (_, mean) in old.items():
-            if key in new:
-                mean.lerp_(_dense(new[key][1]), share)
-            else:
+        for key, (p, mean) in old.items():
+            if key not in new:
                 mean.mul_(1 - share)
+            elif mean.is_sparse:
+                old[key] = (p, _dense(mean).lerp_(_dense(new[key][1]), share))
+            else:
+                mean.lerp_(_dense(new[key][1]), share)
         for key, (p, gradient) in new.items():
             if key not in old:
                 old[key] = (p, _dense(gradient) * share)
@@ -132,7 +134,6 @@ def _as_weight(factor: float | Tensor, like: Tensor) -> float | Tensor:
 
 def _dense(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
-
 
 
 def _numbers(gradient: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def add_to_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) 
     """Add to ``.grad`` as ``backward`` does: set where there is none, accumulate elsewhere."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if parameter.is_complex() and not gradient.is_complex():
-            gradient = torch.view_as_complex(gradient.contiguous())
+            gradient = torch.complex(*gradient.unbind(-1))  # a view could begin at an odd number
         if parameter.grad is None:
             parameter.grad = gradient.to(parameter.dtype)
         elif parameter.grad.is_sparse:

@@ -74,12 +74,15 @@ class MultiTaskModule(MultiLossModule):
         self, features: list[Tensor], batch: Batch, groups: Tensor | None = None, count: int = 1
     ) -> list[list[Outcome]]:
         """Return what each task makes of its features: one list of tasks per group of examples."""
-        by_task = []
-        for (name, task), of_task in zip(self.by_name.items(), features, strict=True):
-            with _naming(name):
+        by_task, at = [], ""
+        try:
+            for (name, task), of_task in zip(self.by_name.items(), features, strict=True):
+                at = name
                 by_task.append(
                     [task(of_task, batch)] if groups is None else task.by_group(of_task, batch, groups, count)
                 )
+        except (KeyError, ValueError, RuntimeError, IndexError) as error:
+            raise ValueError(f"tasks.{at}: {error}") from error
         return [list(of_group) for of_group in zip(*by_task, strict=True)]
 
     def forward(self, batch: Batch) -> list[Outcome]:

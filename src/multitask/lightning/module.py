@@ -301,7 +301,7 @@ class MultiLossModule(LightningModule):
         start = self.now()
         losses, counts = self.named_losses(batch)
         self._spent("forward", start)
-        if type(self.weighting).after_step is not Combiner.after_step:
+        if step.looks_after:
             self._batches.append(batch)
         if (batch_idx + 1) % self.window and not trainer.is_last_batch:
             step.add(losses, counts)
@@ -317,7 +317,7 @@ class MultiLossModule(LightningModule):
             start = self.now()
             optimizer.step()
             self._spent("optimizer", start)
-            if not result.overflow:
+            if step.looks_after and not result.overflow:
                 self._after_step(result)
         optimizer.zero_grad()
         self._batches = []

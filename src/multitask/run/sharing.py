@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from multitask.gradients.graph import Graph, users
+from multitask.gradients.graph import Graph
 from multitask.gradients.parts import Part, parts
+from multitask.gradients.uses import users
 from multitask.lightning.batches import picked
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule

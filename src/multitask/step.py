@@ -1,5 +1,6 @@
 """One optimizer step, from the losses to the ``.grad`` of every parameter that they reach."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -95,7 +96,9 @@ class Step:
         self.seed = seed
         self.steps = 0
         """How many steps were taken: the weighting's random numbers depend on it."""
-        self.clock: Callable[[str], AbstractContextManager[None]] = lambda section: nullcontext()
+        self.now: Callable[[], float] = time.perf_counter
+        self.times: dict[str, float] = {}
+        """Seconds spent in the sections of a step; whoever reads them clears them."""
         scalar = isinstance(self.weighting, Scalarization)
         self._method = Differentiated(self.weighting) if scalar else self.weighting  # type: ignore[arg-type]
         self._weighted = scalar or heads == "weighted"
@@ -120,14 +123,14 @@ class Step:
             ValueError: If the shapes do not fit the weighting.
         """
         if isinstance(self.weighting, Scalarization) and self._window.is_empty:
-            with self.clock("task gradients"):
-                scalar = self.scalarize(losses, counts)
-                if scalar is None:
-                    return StepResult([])
-                scale = self._scale()
-                (scalar if scale is None else scalar * scale).backward()
-                if processes() > 1:
-                    average_gradients([p for _, p in self.ownership.named()])
+            start, scalar = self.now(), self.scalarize(losses, counts)
+            if scalar is None:
+                return StepResult([])
+            scale = self._scale()
+            (scalar if scale is None else scalar * scale).backward()
+            if processes() > 1:
+                average_gradients([p for _, p in self.ownership.named()])
+            self._spent("task gradients", start)
             return self.close()
         self._add(losses, counts, last=True)
         return self.finish()
@@ -286,7 +289,8 @@ class Step:
         one_count = counts is None or isinstance(counts, int | float)
         if linear and one_count and self._window.is_empty:
             self._constant = self._linear_weights(found)
-        with self.clock("task gradients"), _as_computed(self._device):
+        start = self.now()
+        with _as_computed(self._device):
             if self._constant is None:
                 self._window.add(found, counts, last)
             elif one_count:
@@ -295,6 +299,7 @@ class Step:
                 raise ValueError(
                     "counts must be one number for all losses, or one per loss, throughout a step."
                 )
+        self._spent("task gradients", start)
 
     def _linear_weights(self, losses: Losses) -> Tensor:
         probe = torch.ones_like(losses.values[0]).requires_grad_()
@@ -377,7 +382,8 @@ class Step:
         """Let the weighting write the shared gradient; return the rows' weights and the heads' own factors."""
         method = self._method
         assert isinstance(method, JacobianMethod)
-        with self.clock("solver"), self.as_present(present):
+        start = self.now()
+        with self.as_present(present):
             factors = method.head_weights(losses)
             # Where nothing is shared there is nothing to combine: a zero Gramian says nothing about weights.
             needed = shared or isinstance(method, Differentiated)
@@ -387,7 +393,11 @@ class Step:
             if own is not None:
                 scale = self._scale()
                 (own if scale is None else own * scale).backward()
+        self._spent("solver", start)
         return weights, factors
+
+    def _spent(self, section: str, start: float) -> None:
+        self.times[section] = self.times.get(section, 0.0) + self.now() - start
 
     def _write_own(self, present: list[int], weights: Tensor) -> None:
         """Write the gradients of what one loss alone reaches, times the weight of each row, ``[parts · k]``."""

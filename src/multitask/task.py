@@ -238,7 +238,9 @@ class Task(nn.Module):
     def _compared(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return what the loss compares, and which of its values are labelled (``None``: all)."""
         target = batch[self.target]
-        return self.transform(target), self.labelled(target, batch) if self.missing else None
+        known = self.labelled(target, batch) if self.missing else None
+        target = target if type(self.transform) is Transform else self.transform(target)
+        return target, known
 
     def labelled(self, target: Tensor, batch: Batch) -> Tensor:
         """Return which values of a target are labelled, in its shape."""

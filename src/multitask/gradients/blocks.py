@@ -86,13 +86,15 @@ class ProductBlock(Block):
         are large: the products of what is far from zero would leave nothing but rounding.
         """
         mean, kernel, along = self._operand.centred(self._gradients.dtype)
-        sums = self._gradients.sum(1)
-        bias = 1.0 if len(self.places) > 1 else 0.0
-        gramian = inner_products(self._gradients.flatten(1), (kernel @ self._gradients).flatten(1))
+        bias = len(self.places) > 1
         if mean is None:
-            return gramian + bias * (sums @ sums.T) if bias else gramian
+            if bias:
+                kernel += 1.0
+            return inner_products(self._gradients.flatten(1), (kernel @ self._gradients).flatten(1))
+        gramian = inner_products(self._gradients.flatten(1), (kernel @ self._gradients).flatten(1))
+        sums = self._gradients.sum(1)
         cross = sums @ (along @ self._gradients).T
-        return gramian + cross + cross.T + (mean @ mean + bias) * (sums @ sums.T)
+        return gramian + cross + cross.T + (mean @ mean + float(bias)) * (sums @ sums.T)
 
     def combined(self, weights: Tensor) -> Sequence[Tensor]:
         """Return ``(Σ w_i D_i)ᵀ A``, and ``(Σ w_i D_i)ᵀ 1``."""

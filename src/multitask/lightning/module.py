@@ -1,8 +1,8 @@
 """A base class for LightningModules that train on several losses, by any weighting."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -70,17 +70,21 @@ class MultiLossModule(LightningModule):
         self.telemetry = Telemetry()
         self.observers: list[Observer] = []
         """Called with the result of each step, before the optimizer's step."""
-        self.clock: Callable[[str], AbstractContextManager[None]] = lambda section: nullcontext()
+        self.now: Callable[[], float] = time.perf_counter
+        self.times: dict[str, float] = {}
+        """Seconds spent in the sections of a step; whoever reads them clears them."""
         self.validated: dict[str, float] = {}
         """What the last validation logged, and its epoch; what had no value there is absent."""
         self.scheduler_options: dict[str, Any] = {}
         self.names: list[str] = []
         """The losses' names, in their order; set by the first batch unless given."""
         self._keys = TrainerKeys()
+        self._window = 1
         self._step: Step | None = None
         self._resumed: dict[str, Any] | None = None
         self._batches: list[Any] = []
-        self._result = StepResult([])
+        self._result: StepResult | None = None
+        self._mark = 0.0
         self._means = MeanLosses()
         self._split = "test"
         self._optimizer: Callable[..., Optimizer] | None = None
@@ -164,6 +168,7 @@ class MultiLossModule(LightningModule):
         if self._step is None:
             named = {n: p for n, p in self.named_parameters() if not n.startswith("weighting.")}
             self._step = Step(self.weighting, named, **self._step_options)
+            self._step.now, self._step.times = self.now, self.times
             if self._resumed is not None:
                 self._step.load_state_dict(self._resumed)
                 self._resumed = None
@@ -177,9 +182,7 @@ class MultiLossModule(LightningModule):
     @property
     def window(self) -> int:
         """How many batches an optimizer step takes."""
-        if self.automatic_optimization:
-            return int(self.trainer.accumulate_grad_batches)
-        return self._keys.accumulate_grad_batches
+        return int(self.trainer.accumulate_grad_batches) if self.automatic_optimization else self._window
 
     @property
     def needs_no_gramian(self) -> bool:
@@ -212,6 +215,7 @@ class MultiLossModule(LightningModule):
             return []
         self._keys = TrainerKeys()
         self._keys.take(self.trainer)
+        self._window = self._keys.accumulate_grad_batches
         return [self._keys]
 
     def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:
@@ -231,10 +235,12 @@ class MultiLossModule(LightningModule):
         losses = {name: found.get(name, absent)[0] for name in self.names}
         counts = {name: found.get(name, absent)[1] for name in self.names}
         known = [count is not None for count in counts.values()]
+        whole = self.window == 1 and self.processes == 1
+        if whole and not any(known):
+            return losses, None
         default = None if all(known) else self._examples(batch)
         # Throughout a step, and on all processes, counts are one number, or else one per loss.
-        whole = self.window == 1 and self.processes == 1
-        if not any(known) and (whole or not self.labels_can_be_missing):
+        if not any(known) and not self.labels_can_be_missing:
             return losses, default
         return losses, {name: default if c is None else c for name, c in counts.items()}  # type: ignore[misc]
 
@@ -263,14 +269,25 @@ class MultiLossModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Return the scalar to minimize, or take a step by hand."""
-        self.step.clock = self.clock
         if self.automatic_optimization:
-            self._batches = [batch]
-            with self.clock("forward"):
-                losses, counts = self.named_losses(batch)
-                return self.step.scalarize(losses, counts)
+            self._batches, start = [batch], self.now()
+            losses, counts = self.named_losses(batch)
+            scalar = self.step.scalarize(losses, counts)
+            self._spent("forward", start)
+            return scalar
         self._step_by_hand(batch, batch_idx)
         return None
+
+    def _spent(self, section: str, start: float) -> None:
+        self.times[section] = self.times.get(section, 0.0) + self.now() - start
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Begin the backward pass of automatic optimization."""
+        self._mark = self.now()
+
+    def on_after_backward(self) -> None:
+        """End the backward pass of automatic optimization."""
+        self._spent("task gradients", self._mark)
 
     def _step_by_hand(self, batch: Any, batch_idx: int) -> None:
         trainer = self.trainer
@@ -281,32 +298,34 @@ class MultiLossModule(LightningModule):
             return
         step = self.step
         step.scaler = getattr(trainer.precision_plugin, "scaler", None)
-        with self.clock("forward"):
-            losses, counts = self.named_losses(batch)
+        start = self.now()
+        losses, counts = self.named_losses(batch)
+        self._spent("forward", start)
         if type(self.weighting).after_step is not Combiner.after_step:
             self._batches.append(batch)
         if (batch_idx + 1) % self.window and not trainer.is_last_batch:
             step.add(losses, counts)
             return
         result = step.backward(losses, counts)
-        del losses
-        self._close(result)
+        self._result = result
         optimizer = self.optimizers()
-        if isinstance(optimizer, list):
-            raise ValueError(
-                "configure_optimizers made several optimizers, and a step takes one; make groups of one."
-            )
+        assert not isinstance(optimizer, list)  # Lightning has refused several
         if result.present:
-            with self.clock("optimizer"):
-                optimizer.step()
+            start = self.now()
+            optimizer.step()
+            self._spent("optimizer", start)
             if not result.overflow:
                 self._after_step(result)
         optimizer.zero_grad()
         self._batches = []
-        step_schedulers(self, batch_idx)
+        if trainer.lr_scheduler_configs:
+            step_schedulers(self, batch_idx)
 
-    def _close(self, result: StepResult) -> None:
+    def _report(self) -> None:
         """Keep what happened in a step for the loggers, and show it to who watches."""
+        result, self._result = self._result, None
+        if result is None:
+            return
         self.record_labelled(result.present)
         if result.losses is None or result.overflow:
             return
@@ -353,21 +372,23 @@ class MultiLossModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop at a loss that is not finite; clip the combined, unscaled gradient."""
         if not self.automatic_optimization:
-            self._keys.clip(self, optimizer)
+            if self._keys.clips:
+                self._keys.clip(self, optimizer)
         elif self.step.is_open:
             self._result = self.step.close()
-            self._close(self._result)
+            self._mark = self.now()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the weighting see the losses after the step (automatic optimization)."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale() if scaler and self.automatic_optimization else 0.0
         super().optimizer_step(*args, **kwargs)
+        if self.automatic_optimization:
+            self._spent("optimizer", self._mark)
         # A loss scaler that lowers its scale has met an overflow, and skipped the step.
         skipped = scaler is not None and scaler.get_scale() < scale
-        if self.automatic_optimization and not skipped:
+        if self.automatic_optimization and not skipped and self._result is not None:
             self._after_step(self._result)
-            self._result = StepResult([])
 
     def on_validation_start(self) -> None:
         """Measure by the first process's running statistics: those that a checkpoint holds."""
@@ -451,7 +472,8 @@ class MultiLossModule(LightningModule):
             step_plateau_schedulers(self, "step", batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Hand the losses to the loggers, every so many steps."""
+        """Keep what happened in the step, and hand it to the loggers every so many steps."""
+        self._report()
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.global_step % every == 0 or self.trainer.is_last_batch:
             self.telemetry.flush(self)

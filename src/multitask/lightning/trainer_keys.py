@@ -18,6 +18,8 @@ class TrainerKeys(Callback):
 
     def __init__(self) -> None:
         self._kept = dict(_NEUTRAL)
+        self.clips = False
+        """Whether gradients are clipped."""
 
     @property
     def accumulate_grad_batches(self) -> int:
@@ -27,6 +29,7 @@ class TrainerKeys(Callback):
     def take(self, trainer: Trainer) -> None:
         """Take the keys over, before Lightning checks them."""
         self._kept = {key: getattr(trainer, key) for key in _NEUTRAL}
+        self.clips = bool(self._kept["gradient_clip_val"])
         self._set(trainer, _NEUTRAL)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -49,12 +52,11 @@ class TrainerKeys(Callback):
 
     def clip(self, module: LightningModule, optimizer: Optimizer) -> None:
         """Clip the gradients: called when they are unscaled, right before the optimizer's step."""
-        if self._kept["gradient_clip_val"]:
-            module.clip_gradients(
-                optimizer,
-                gradient_clip_val=self._kept["gradient_clip_val"],
-                gradient_clip_algorithm=self._kept["gradient_clip_algorithm"],  # type: ignore[arg-type]
-            )
+        module.clip_gradients(
+            optimizer,
+            gradient_clip_val=self._kept["gradient_clip_val"],
+            gradient_clip_algorithm=self._kept["gradient_clip_algorithm"],  # type: ignore[arg-type]
+        )
 
     @staticmethod
     def _set(trainer: Trainer, values: Mapping[str, object]) -> None:

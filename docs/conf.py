@@ -26,7 +26,11 @@ myst_heading_anchors = 3
 suppress_warnings = ["misc.highlighting_failure"]  # <placeholders> in commands are not bash
 # One page for each package, in reference/, which git ignores; names are described in their own modules alone.
 apidoc_modules: list[dict[str, Any]] = [
-    {"path": "../src/multitask", "destination": "reference", "automodule_options": {"members", "ignore-module-all"}}
+    {
+        "path": "../src/multitask",
+        "destination": "reference",
+        "automodule_options": {"members", "ignore-module-all"},
+    }
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

@@ -309,10 +309,7 @@ class MultiLossModule(LightningModule):
         result = step.backward(losses, counts)
         self._result = result
         optimizer = self.optimizers()
-        if isinstance(optimizer, list):
-            raise ValueError(
-                "configure_optimizers made several optimizers, and a step takes one; make groups of one."
-            )
+        assert not isinstance(optimizer, list)  # Lightning has refused several
         if result.present:
             start = self.now()
             optimizer.step()

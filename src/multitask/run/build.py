@@ -34,7 +34,14 @@ from multitask.run.combiner import (
 from multitask.run.curves import MetricsCsv
 from multitask.run.data import Data, OtherData, check_other
 from multitask.run.errors import ConfigError
-from multitask.run.initialization import check_batch, check_penalties, fit_targets, initialize, seeded
+from multitask.run.initialization import (
+    batches_of_run,
+    check_batch,
+    check_penalties,
+    fit_targets,
+    initialize,
+    seeded,
+)
 from multitask.run.loss_checks import check_batch_losses
 from multitask.run.model_choice import TRUNK_AND_HEADS, is_own
 from multitask.run.own_model import build_own
@@ -108,7 +115,7 @@ def build_module(config: DictConfig, data: Data) -> MultiLossModule:
     module: MultiTaskModule = instantiate(model, _partial_=True, _convert_="all")(trunk=trunk, tasks=tasks)
     batch = first_batch(data, next(iter(data.splits)), module)
     check_batch(batch, module.inputs)
-    fit_targets(heads, data)
+    fit_targets(heads, data, batches_of_run(config))
     initialize(trunk, heads, batch, config.seed, data.splits, module.inputs)
     check_penalties(trunk, tasks)
     weighting = build_combiner(config, list(tasks))

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from multitask.data.base import Split
@@ -27,8 +29,13 @@ def seeded(seed: int, name: str, make: Callable[[], Any]) -> Any:
         return make()
 
 
-def fit_targets(tasks: Mapping[str, Task], data: Data) -> None:
+def fit_targets(tasks: Mapping[str, Task], data: Data, most: int | None = None) -> None:
     """Show the training targets once to what is fitted to them: scalings, class weights.
+
+    Args:
+        tasks: The tasks that have a head.
+        data: The data.
+        most: How many batches of a stream without a length to take; ``None`` for all, where it has an end.
 
     Raises:
         ConfigError: If there is no training split, or its targets cannot be fitted.
@@ -41,12 +48,7 @@ def fit_targets(tasks: Mapping[str, Task], data: Data) -> None:
             f"tasks.{next(iter(wanting))} is fitted to the training split, and the data has none."
         )
     loader = data.loader("train")
-    if batches_in(loader) is None:
-        raise ConfigError(
-            f"tasks.{next(iter(wanting))} is fitted to the whole training split, whose loader has no length; choose a "
-            "transform and loss that are not, or give a data set with one."
-        )
-    for batch in loader:
+    for batch in loader if batches_in(loader) is not None else islice(loader, most):
         for name, task in wanting.items():
             if task.target not in batch:
                 raise ConfigError(
@@ -59,6 +61,16 @@ def fit_targets(tasks: Mapping[str, Task], data: Data) -> None:
                 part.finish()
             except ValueError as error:
                 raise ConfigError(f"tasks.{name}: {error}.") from error
+
+
+def batches_of_run(config: DictConfig) -> int | None:
+    """Return how many training batches an epoch, or a run without epochs, takes of a stream; ``None`` for all."""
+    trainer = config.trainer
+    if isinstance(trainer.limit_train_batches, int):
+        return int(trainer.limit_train_batches)
+    if trainer.max_steps > 0 and trainer.max_epochs in (-1, None):
+        return int(trainer.max_steps * trainer.accumulate_grad_batches)
+    return None  # the run ends only if an epoch does
 
 
 @torch.no_grad()

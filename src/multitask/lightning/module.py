@@ -239,6 +239,7 @@ class MultiLossModule(LightningModule):
         absent = (torch.zeros_like(like), torch.zeros(len(like)) if like.ndim else 0.0)
         losses = {name: found.get(name, absent)[0] for name in self.names}
         counts = {name: found.get(name, absent)[1] for name in self.names}
+        known = [count is not None for count in counts.values()]
         whole = self.window == 1 and self.processes == 1
         if whole and not any(known):
             return losses, None

@@ -8,7 +8,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from multitask.gradients.graph import users
+from multitask.gradients.uses import users
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule

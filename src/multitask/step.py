@@ -177,6 +177,8 @@ class Step:
         whole = _cut(losses, (here > 0).tolist())
         if processes() > 1:
             whole, here = mean_over_processes(whole, here)
+            if not whole.requires_grad:
+                whole.requires_grad_()  # where this process has no labels
         present = [i for i, count in enumerate(here.tolist()) if count > 0]
         if not present:
             return None
@@ -459,10 +461,14 @@ def _cut(losses: LossesLike, present: Sequence[bool]) -> Tensor:
     """Return losses ``[m]`` of which no gradient flows into absent ones, where a zero could turn into NaN."""
     if not isinstance(losses, Tensor):
         each = list(losses.values()) if isinstance(losses, Mapping) else list(losses)
-        return torch.stack([loss if there else loss.detach() for loss, there in zip(each, present, strict=True)])
+        return torch.stack(
+            [loss if there else loss.detach() for loss, there in zip(each, present, strict=True)]
+        )
     if not all(present) and losses.grad_fn is not None and losses.grad_fn.name() == "StackBackward0":
         losses.grad_fn.register_hook(
-            lambda inputs, outputs: tuple(g if there else None for g, there in zip(inputs, present, strict=True))
+            lambda inputs, outputs: tuple(
+                g if there else None for g, there in zip(inputs, present, strict=True)
+            )
         )
     return losses
 

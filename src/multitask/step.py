@@ -178,6 +178,8 @@ class Step:
         whole = _cut(losses, [count > 0 for count in here])
         if processes() > 1:
             whole, here = mean_over_processes(whole, here)
+            if not whole.requires_grad:
+                whole.requires_grad_()  # where this process has no labels
         present = [i for i, count in enumerate(here) if count > 0]
         if not present:
             return None

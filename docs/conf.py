@@ -1,6 +1,7 @@
 """The site: `make docs`. Its pages are the files beside this one, the root's own, and the reference.
 
-Nothing is fetched, neither by the build nor by who reads the site. A link that leads nowhere fails the build.
+Nothing is fetched, neither by the build nor by who reads the site (so no :math:, which fetches MathJax). A link that
+leads nowhere fails the build.
 """
 
 import re

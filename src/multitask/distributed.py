@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from multitask.gradients.own import sum_over_processes
+from multitask.gradients.rows import add_to_gradients
 
 
 def mean_over_processes(losses: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,4 +33,5 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     candidates = [p for p in parameters if p.requires_grad]
     there = {id(p): (p, p.grad) for p in candidates if p.grad is not None}
     for p, total in sum_over_processes(there, candidates).values():
-        p.grad = total.div_(dist.get_world_size()).view_as(p)
+        p.grad = None
+        add_to_gradients([p], [total.div_(dist.get_world_size())])

@@ -92,6 +92,8 @@ class Step:
             raise ValueError(f"heads={heads} is unknown; choose own or weighted.")
         self.weighting: Combiner = adapt(weighting)
         self.ownership = Ownership(model, shared)
+        if model is not None:
+            self.weighting.check_parameters([name for name, _ in self.ownership.named()])
         self.scaler = scaler
         self.seed = seed
         self.steps = 0
@@ -123,13 +125,14 @@ class Step:
             ValueError: If the shapes do not fit the weighting.
         """
         if isinstance(self.weighting, Scalarization) and self._window.is_empty:
+            together = self.ownership.trained() if processes() > 1 else []
             start, scalar = self.now(), self.scalarize(losses, counts)
             if scalar is None:
                 return StepResult([])
             scale = self._scale()
             (scalar if scale is None else scalar * scale).backward()
             if processes() > 1:
-                average_gradients([p for _, p in self.ownership.named()])
+                average_gradients(together)
             self._spent("task gradients", start)
             return self.close()
         self._add(losses, counts, last=True)
@@ -170,10 +173,10 @@ class Step:
             A scalar; ``None`` where every loss is absent.
         """
         assert isinstance(self.weighting, Scalarization)
-        whole = losses if isinstance(losses, Tensor) else torch.stack(_listed(losses))
         found = Losses(losses)
         self._begin(found)
         here = counts_of(counts, found)[0]
+        whole = _cut(losses, (here > 0).tolist())
         if processes() > 1:
             whole, here = mean_over_processes(whole, here)
         present = [i for i, count in enumerate(here.tolist()) if count > 0]
@@ -311,11 +314,13 @@ class Step:
         assert isinstance(self.weighting, Scalarization)
         assert self._window.losses is not None
         losses, present = self._window.losses[0], list(range(self._m))
+        if self._window.counts is not None and not self._window.counts.any():
+            return StepResult([])
         if not all(are_finite([losses])):
             raise not_finite(losses, [self._name(self._window.names, i) for i in present], self.steps)
         gradients = self._window.own.weighted({0: self._window.part(0)})
         if processes() > 1:
-            gradients = sum_over_processes(gradients, [p for _, p in self.ownership.named()])
+            gradients = sum_over_processes(gradients, self.ownership.trained())
         write(gradients)
         with self.as_present(present):
             scalar, scale = self.weighting(losses), self._scale()
@@ -452,8 +457,20 @@ class Step:
         return names[i] if names else str(i)
 
 
-def _listed(losses: Sequence[Tensor] | Mapping[str, Tensor]) -> list[Tensor]:
-    return list(losses.values()) if isinstance(losses, Mapping) else list(losses)
+def _cut(losses: LossesLike, present: Sequence[bool]) -> Tensor:
+    """Return losses ``[m]`` of which no gradient flows into absent ones, where a zero could turn into NaN."""
+    if not isinstance(losses, Tensor):
+        each = list(losses.values()) if isinstance(losses, Mapping) else list(losses)
+        return torch.stack(
+            [loss if there else loss.detach() for loss, there in zip(each, present, strict=True)]
+        )
+    if not all(present) and losses.grad_fn is not None and losses.grad_fn.name() == "StackBackward0":
+        losses.grad_fn.register_hook(
+            lambda inputs, outputs: tuple(
+                g if there else None for g, there in zip(inputs, present, strict=True)
+            )
+        )
+    return losses
 
 
 def _as_computed(device: torch.device) -> AbstractContextManager[object]:

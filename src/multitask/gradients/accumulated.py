@@ -98,6 +98,8 @@ class AccumulatedRows:
             self._scratch = None
         elif not self._begun and n < shape[1]:
             old[:, n:] = 0.0
+            if self._scratch is not None:
+                self._scratch[n:] = 0.0
         self._parameters = list(parameters)
         return old
 

@@ -79,22 +79,8 @@ class ProductBlock(Block):
         self._gradients = gradients
 
     def gramian(self) -> Tensor:
-        """Return ``⟨D_i, (A Aᵀ + 1 1ᵀ) D_j⟩``.
-
-        With ``A = C + 1 μᵀ``, where μ are the means of its columns, that is ``⟨D_i, C Cᵀ D_j⟩`` and three products
-        of sums over positions. Where a row cancels over the batch and inputs lie far from zero, only these sums
-        are large: the products of what is far from zero would leave nothing but rounding.
-        """
-        mean, kernel, along = self._operand.centred(self._gradients.dtype)
-        bias = len(self.places) > 1
-        if mean is None:
-            if bias:
-                kernel += 1.0
-            return inner_products(self._gradients.flatten(1), (kernel @ self._gradients).flatten(1))
-        gramian = inner_products(self._gradients.flatten(1), (kernel @ self._gradients).flatten(1))
-        sums = self._gradients.sum(1)
-        cross = sums @ (along @ self._gradients).T
-        return gramian + cross + cross.T + (mean @ mean + float(bias)) * (sums @ sums.T)
+        """Return ``⟨D_i, (A Aᵀ + 1 1ᵀ) D_j⟩``."""
+        return self._operand.gramian(self._gradients, 1.0 if len(self.places) > 1 else 0.0)
 
     def combined(self, weights: Tensor) -> Sequence[Tensor]:
         """Return ``(Σ w_i D_i)ᵀ A``, and ``(Σ w_i D_i)ᵀ 1``."""
@@ -154,4 +140,4 @@ class BlockGradients(TaskGradients):
 
     def assign(self, vector: Tensor) -> None:
         """Add ``vector``, shape ``[n]``, to the gradients of the shared parameters."""
-        add_to_gradients(self._parameters, split_like(vector, self._parameters))
+        add_to_gradients(self._parameters, split_like(vector.clone(), self._parameters))

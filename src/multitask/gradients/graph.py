@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 Node = Any  # torch.autograd.graph.Node, with the saved values of its operation as attributes
@@ -62,6 +63,10 @@ class Graph:
             for after, _ in following:
                 if after is not None:
                     reaching[after] |= losses_here
+
+    def runs_python(self) -> bool:
+        """Return whether some operation is written in Python, or compiled."""
+        return any(isinstance(node, BackwardCFunction) for node in self._order)
 
     def reached_alone(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether one loss alone reaches some of the parameters in this graph."""

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from multitask.gradients.rows import add_to_gradients, numbers, split_like
+from multitask.gradients.rows import add_to_gradients, numbers, row_like, split_like
 
 
 class OwnGradients:
@@ -15,10 +15,13 @@ class OwnGradients:
 
     def __init__(self) -> None:
         self._rows: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+        self._memory: set[int] = set()
+        self.from_python = False
+        """Whether gradients come from functions written in Python, which may hand out what others still use."""
 
     def clear(self) -> None:
         """Forget everything."""
-        self._rows = {}
+        self._rows, self._memory = {}, set()
 
     def add(
         self, row: int, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], share: float = 1.0
@@ -34,13 +37,15 @@ class OwnGradients:
         new = {id(p): (p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None}
         old = self._rows.setdefault(row, {})
         if share == 1.0:
-            self._rows[row] = {key: (p, _apart(p, g)) for key, (p, g) in new.items()}
+            self._rows[row] = {key: (p, self._apart(p, g)) for key, (p, g) in new.items()}
             return
-        for key, (_, mean) in old.items():
-            if key in new:
-                mean.lerp_(_dense(new[key][1]), share)
-            else:
+        for key, (p, mean) in old.items():
+            if key not in new:
                 mean.mul_(1 - share)
+            elif mean.is_sparse:
+                old[key] = (p, _dense(mean).lerp_(_dense(new[key][1]), share))
+            else:
+                mean.lerp_(_dense(new[key][1]), share)
         for key, (p, gradient) in new.items():
             if key not in old:
                 old[key] = (p, _dense(gradient) * share)
@@ -76,8 +81,21 @@ class OwnGradients:
         return total
 
     def all(self) -> list[Tensor]:
-        """Return all gradients."""
-        return [gradient for row in self._rows.values() for _, gradient in row.values()]
+        """Return the numbers of all gradients, real ones."""
+        return [_numbers(gradient) for row in self._rows.values() for _, gradient in row.values()]
+
+    def _apart(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """Return a gradient in memory of its own, laid out as its parameter.
+
+        Autograd hands out views, and to the two parameters of a sum one and the same tensor.
+        """
+        if gradient.is_sparse:
+            return gradient.clone()
+        new = gradient.data_ptr() not in self._memory and not self.from_python
+        if not new or gradient.stride() != parameter.stride() or gradient._is_view():
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        self._memory.add(gradient.data_ptr())
+        return gradient
 
 
 def write(gradients: Mapping[int, tuple[Tensor, Tensor]]) -> None:
@@ -101,11 +119,10 @@ def sum_over_processes(
     some = [p for p, anywhere in zip(candidates, there.tolist(), strict=True) if anywhere]
     if not some:
         return {}
-    like = some[0]
-    flat = torch.zeros(numbers(some), dtype=like.dtype.to_real(), device=like.device)
+    flat = row_like(some).new_zeros(numbers(some))
     for p, view in zip(some, split_like(flat, some), strict=True):
         if id(p) in gradients:
-            gradient = gradients[id(p)][1]
+            gradient = _dense(gradients[id(p)][1])
             view.copy_(torch.view_as_real(gradient) if gradient.is_complex() else gradient)
     dist.all_reduce(flat)
     return {id(p): (p, view) for p, view in zip(some, split_like(flat, some), strict=True)}
@@ -119,8 +136,6 @@ def _dense(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _apart(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """Return a gradient in memory of its own, laid out as its parameter: autograd hands out views and shares them."""
-    if gradient.is_sparse or (gradient.stride() == parameter.stride() and not gradient._is_view()):
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
+def _numbers(gradient: Tensor) -> Tensor:
+    gradient = gradient._values() if gradient.is_sparse else gradient
+    return torch.view_as_real(gradient) if gradient.is_complex() else gradient

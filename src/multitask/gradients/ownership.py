@@ -87,15 +87,17 @@ class Ownership:
         Raises:
             ValueError: If parameters have no names by which processes could speak of them.
         """
-        if self._given is not None:
-            return
         self._name_all()
-        unnamed = [p for p in self._reaching if p not in self._names]
+        known = set(self._given or ())
+        unnamed = [p for p in self._reaching if p not in self._names and p not in known]
         if unnamed:
             raise ValueError(
                 f"{len(unnamed)} parameters are not part of the model that Step was given, and several processes "
                 "need a name for each; pass model= with all of them."
             )
+        if self._given is not None:
+            self.agreed = True
+            return
         words = range(-(-self._m // _WORD))
         mine = [
             [self._reaching.get(p, 0) >> _WORD * w & (1 << _WORD) - 1 for w in words] for p in self._names
@@ -115,6 +117,16 @@ class Ownership:
         if self._model is None:
             return []
         return self._model.named_parameters() if isinstance(self._model, nn.Module) else self._model.items()
+
+    def trained(self) -> list[Tensor]:
+        """Return the model's parameters.
+
+        Raises:
+            ValueError: If there is no model, from which several processes know what they have in common.
+        """
+        if self._model is None:
+            raise ValueError("several processes need a name for each parameter; pass model= to Step.")
+        return [p for _, p in self.named()]
 
     def own(self) -> list[list[Tensor]]:
         """Return for each loss the parameters of the last graph that it reaches and that are not shared."""

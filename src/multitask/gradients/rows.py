@@ -28,7 +28,8 @@ class RowGradients(TaskGradients):
 
     def combine(self, weights: Tensor) -> None:
         """Add ``weightsᵀ J`` to the gradients of the shared parameters."""
-        self.assign(weights.to(self._jacobian.dtype) @ self._jacobian)
+        vector = weights.to(self._jacobian.dtype) @ self._jacobian
+        add_to_gradients(self._parameters, split_like(vector, self._parameters))
 
     def jacobian(self) -> Tensor:
         """Return ``J``, shape ``[k, n]``."""
@@ -36,7 +37,7 @@ class RowGradients(TaskGradients):
 
     def assign(self, vector: Tensor) -> None:
         """Add ``vector``, shape ``[n]``, to the gradients of the shared parameters."""
-        add_to_gradients(self._parameters, split_like(vector, self._parameters))
+        add_to_gradients(self._parameters, split_like(vector.clone(), self._parameters))
 
 
 def real_shape(parameter: Tensor) -> torch.Size:
@@ -70,9 +71,11 @@ def add_to_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) 
     """Add to ``.grad`` as ``backward`` does: set where there is none, accumulate elsewhere."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if parameter.is_complex() and not gradient.is_complex():
-            gradient = torch.view_as_complex(gradient.contiguous())
+            gradient = torch.complex(*gradient.unbind(-1))  # a view could begin at an odd number
         if parameter.grad is None:
             parameter.grad = gradient.to(parameter.dtype)
+        elif parameter.grad.is_sparse:
+            parameter.grad = gradient.to(parameter.dtype) + parameter.grad
         else:
             parameter.grad += gradient.to(parameter.dtype)
 

@@ -67,7 +67,8 @@ class ShardedRows(TaskGradients):
 
     def combine(self, weights: Tensor) -> None:
         """Combine the slices and gather the result."""
-        self.assign(self._gathered(weights.to(self._shards.dtype) @ self._shards))
+        vector = self._gathered(weights.to(self._shards.dtype) @ self._shards)
+        add_to_gradients(self._parameters, split_like(vector, self._parameters))
 
     def jacobian(self) -> Tensor:
         """Gather the whole Jacobian, shape ``[k, n]``: m·n numbers more on the wire."""
@@ -75,7 +76,7 @@ class ShardedRows(TaskGradients):
 
     def assign(self, vector: Tensor) -> None:
         """Add ``vector``, shape ``[n]``, the same on every process."""
-        add_to_gradients(self._parameters, split_like(vector, self._parameters))
+        add_to_gradients(self._parameters, split_like(vector.clone(), self._parameters))
 
     def _gathered(self, shard: Tensor) -> Tensor:
         whole = shard.new_empty(shard.numel() * dist.get_world_size())

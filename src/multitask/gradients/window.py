@@ -82,8 +82,7 @@ class Window:
         whole = last and self.is_empty and processes() == 1
         if losses.of_examples and not whole:
             raise ValueError("losses of single examples need the whole batch in one call on one process.")
-        self.graph = graph = Graph(losses.edges())
-        self._ownership.find(graph, losses.m)
+        graph = self._look(losses)
         before = torch.zeros_like(here) if self.counts is None else self.counts
         first, self.counts = self.counts is None, before + here
         tasks = [i for i in range(losses.m) if bool((here[:, i] > 0).all())]
@@ -105,7 +104,7 @@ class Window:
         here = counts_of(counts, losses)
         self.counts = here if self.counts is None else self.counts + here
         share = float(here[0, 0] / self.counts[0, 0].clamp(min=torch.finfo(here.dtype).tiny))
-        self._ownership.find(Graph(losses.edges()), losses.m)
+        self._look(losses)
         self.names, self.last = losses.names, losses
         if last:
             self._agree()
@@ -113,7 +112,17 @@ class Window:
         edges, seeds = losses.combination(weights.view(1, -1))
         found = self.own.differentiate(edges, seeds, leaves) if share > 0 else [None] * len(leaves)
         self.own.add(0, leaves, found, share)
-        self.losses = losses.values if self.losses is None else self.losses.lerp(losses.values, share)
+        if self.losses is None:
+            self.losses = losses.values if share > 0 else torch.zeros_like(losses.values)
+        elif share > 0:
+            self.losses = self.losses.lerp(losses.values, share)
+
+    def _look(self, losses: Losses) -> Graph:
+        """Find out which losses reach which parameters."""
+        self.graph = graph = Graph(losses.edges())
+        self._ownership.find(graph, losses.m)
+        self.own.from_python = graph.runs_python()
+        return graph
 
     def own_of_examples(self, weights: Tensor) -> None:
         """Differentiate the losses of examples with weights, ``[parts, m]``: the gradients are left in row 0."""

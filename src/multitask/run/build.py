@@ -89,6 +89,9 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
         shared=shared_in(module, batch) if config.compile else None,
         **step_options(config, weighting, tasks),
     )
+    weighting.check_parameters(
+        [name for name, _ in module.named_parameters() if not name.startswith("weighting.")]
+    )
     module.automatic_optimization = not module.by_hand(config.trainer.accumulate_grad_batches)
     module.config = plain(config)
     if config.compile:

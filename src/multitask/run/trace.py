@@ -7,10 +7,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import multitask
 from lightning import Trainer
 from omegaconf import DictConfig
 
+import multitask
 from multitask.run.build import build_data, build_module
 from multitask.run.console import quiet
 from multitask.run.resolvers import plain

@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.present import Kind, only
-from multitask.weighting.state import materialize_buffers
+from multitask.weighting.state import Memory, materialize_buffers
 
 Rows = Literal["task", "half", "example"]
 
 
-class Combiner(nn.Module, ABC):
+class Combiner(Memory, ABC):
     """Turns the losses of all tasks into one update of the shared parameters.
 
     The hooks are the whole life of a combiner; each does nothing unless a method needs it. What a
-    combiner remembers lies in buffers, and ``per_task`` says how each is laid out over the tasks.
+    combiner remembers lies in buffers, made by ``keep``, which ``reset`` sets back to their start;
+    ``per_task`` says how each is laid out over the tasks.
 
     One optimizer step calls, with only the present tasks' entries and inside ``restricted_to``:
     ``forward`` of a scalarization, as often as needed and without effect on what it remembers, or
@@ -41,9 +42,6 @@ class Combiner(nn.Module, ABC):
         """
         with only(self, present):
             yield
-
-    def reset(self) -> None:
-        """Forget everything learned or remembered, as before the first step."""
 
     def check_parameters(self, names: Sequence[str]) -> None:
         """Refuse, before training, what does not fit a model whose parameters have these names.
@@ -91,7 +89,7 @@ class Combiner(nn.Module, ABC):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state = f"{prefix}_extra_state"
         if type(self).get_extra_state is nn.Module.get_extra_state and not any(
-            state_dict.get(state, {0: 0}).values()
+            state_dict.get(state, {}).values()
         ):
             # Until 0.2 some methods were torchjd's, which remembered nothing.
             state_dict.pop(state, None)

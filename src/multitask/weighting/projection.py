@@ -24,14 +24,14 @@ _ROUNDING = {
 
 
 class ExactProjector(DualConeProjector):
-    r"""Weights of the projection onto the dual cone of the task gradients, exact and independent of scale.
+    """Weights of the projection onto the dual cone of the task gradients, exact and independent of scale.
 
-    For every row :math:`u` of ``U`` this finds the :math:`w \ge u` with the least :math:`w^\top G w`, as
+    For every row ``u`` of ``U`` this finds the ``w ≥ u`` with the least ``wᵀ G w``, as
     torchjd's ``QuadprogProjector`` does, with these differences:
 
     - the Gramian is divided by its trace however small that is, so that multiplying all losses by a number
-      changes no weight; of a Gramian that is exactly zero the weights are :math:`u` themselves;
-    - a row without conflict (:math:`G u \ge 0`) needs no program: there :math:`w = u`;
+      changes no weight; of a Gramian that is exactly zero the weights are ``u`` themselves;
+    - a row without conflict (``G u ≥ 0``) needs no program: there ``w = u``;
     - up to four tasks are solved row by row in Python numbers (one and two conflicting tasks in closed
       form), more for all rows together by block pivoting, which for many tasks starts from a first-order
       guess; always in float64, and for more than sixteen tasks on the Gramian's device if that is a CUDA

@@ -37,11 +37,6 @@ class OfTorchjd(Combiner):
         super().__init__()
         self.method = method
 
-    def reset(self) -> None:
-        """Forget everything learned or remembered, as before the first step."""
-        if isinstance(self.method, Stateful):
-            self.method.reset()
-
     def get_extra_state(self) -> dict[str, Any]:
         """Return what ``state_dict`` leaves out."""
         return memory(self.method)

@@ -30,10 +30,6 @@ class Around(Combiner, Generic[C]):
         """Show the combiner the losses of the step."""
         self.method.observe(losses)
 
-    def reset(self) -> None:
-        """Reset the combiner."""
-        self.method.reset()
-
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
         """Let the combiner see the losses after the step."""
         self.method.after_step(recompute)

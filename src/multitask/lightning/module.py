@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from multitask.data.batches import examples_in
 from multitask.finite import not_finite
 from multitask.gradients.engines import make_engine
 from multitask.gradients.task_gradients import Engine
 from multitask.gradients.window import Counts
-from multitask.lightning.batches import examples_in
 from multitask.lightning.figures import Figures, logged, read
 from multitask.lightning.losses_beside import LossesBeside
 from multitask.lightning.means import MeanLosses

@@ -18,6 +18,8 @@ from multitask.callbacks.interruption import Interruption
 from multitask.callbacks.recipe import Recipe
 from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
+from multitask.errors import ConfigError
+from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
@@ -31,9 +33,7 @@ from multitask.run.combiner import (
     step_options,
     train_with,
 )
-from multitask.run.curves import MetricsCsv
 from multitask.run.data import Data, OtherData, check_other
-from multitask.run.errors import ConfigError
 from multitask.run.initialization import (
     batches_of_run,
     check_batch,

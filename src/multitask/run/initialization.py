@@ -10,13 +10,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from multitask.data.base import Split
-from multitask.lightning.batches import few_of, picked, tensors_of
+from multitask.data.batches import few_of, picked, tensors_of
+from multitask.errors import ConfigError
 from multitask.lightning.probing import unobtrusive
 from multitask.module import call_with_inputs
 from multitask.penalty import Penalty
 from multitask.randomness import derived_seed
 from multitask.run.data import Data, batches_in
-from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
 from multitask.run.loss_checks import check_loss, check_partly, labelled_sample
 from multitask.task import Batch, Task, split_features

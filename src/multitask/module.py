@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multitask.lightning.batches import examples_in
 from multitask.lightning.figures import Figures, logged
 from multitask.lightning.module import LossAndCount, MultiLossModule
 from multitask.measurement import Measurement
@@ -23,8 +23,7 @@ class MultiTaskModule(MultiLossModule):
     Args:
         trunk: Inputs → features: one tensor for all tasks, or a mapping with one per task.
         tasks: The tasks by name, in the order of the losses.
-        inputs: The key of the trunk's inputs in the batch; a mapping there is passed by keyword. Several keys
-            are passed by keyword too.
+        inputs: The key of the trunk's inputs in the batch, or several keys; see :func:`call_with_inputs`.
         options: As for :meth:`multitask.lightning.module.MultiLossModule.train_with`.
     """
 
@@ -40,8 +39,6 @@ class MultiTaskModule(MultiLossModule):
         self.tasks = nn.ModuleDict(tasks)
         self.inputs = inputs
         self.names = list(tasks)
-        self.config: Mapping[str, Any] = {}
-        """The resolved config, kept with the weights so that a checkpoint is enough to evaluate."""
         self._compiled: list[Any] = []
         self._measurement = Measurement(self.by_name)
         if options:
@@ -74,12 +71,15 @@ class MultiTaskModule(MultiLossModule):
         self, features: list[Tensor], batch: Batch, groups: Tensor | None = None, count: int = 1
     ) -> list[list[Outcome]]:
         """Return what each task makes of its features: one list of tasks per group of examples."""
-        by_task = []
-        for (name, task), of_task in zip(self.by_name.items(), features, strict=True):
-            with _naming(name):
+        by_task, at = [], ""
+        try:
+            for (name, task), of_task in zip(self.by_name.items(), features, strict=True):
+                at = name
                 by_task.append(
                     [task(of_task, batch)] if groups is None else task.by_group(of_task, batch, groups, count)
                 )
+        except (KeyError, ValueError, RuntimeError, IndexError) as error:
+            raise ValueError(f"tasks.{at}: {error}") from error
         return [list(of_group) for of_group in zip(*by_task, strict=True)]
 
     def forward(self, batch: Batch) -> list[Outcome]:
@@ -103,8 +103,6 @@ class MultiTaskModule(MultiLossModule):
     def losses_by_part(self, batch: Batch, rows: Rows) -> dict[str, LossAndCount]:
         """Return losses of halves, ``[2]``, or of examples, ``[batch]``, from one forward pass."""
         features = self.features(batch)
-        count = examples_in(batch)
-        assert count is not None
         if rows == "example":
             if len(self.by_name) < len(self.names):
                 raise ValueError("a penalty has no loss per example, and the weighting has a row for each.")
@@ -114,7 +112,7 @@ class MultiTaskModule(MultiLossModule):
                     each[name] = task.each(of_task, batch)
             return each
         # Alternating, so that halves of micro-batches join to halves of the whole.
-        groups = torch.arange(count, device=features[0].device) % 2
+        groups = torch.arange(int(self.examples(batch)), device=features[0].device) % 2
         by_half = [
             dict(zip(self.by_name, half, strict=True)) for half in self.outcomes(features, batch, groups, 2)
         ]
@@ -127,6 +125,11 @@ class MultiTaskModule(MultiLossModule):
             else:
                 found[name] = (self.penalty(name).expand(2), torch.ones(2))
         return found
+
+    def examples(self, batch: Batch) -> float:
+        """Return how many examples a batch has: those of its first target, whatever its inputs are made of."""
+        target = batch[next(iter(self.by_name.values())).target]
+        return float(len(target)) if isinstance(target, Tensor) else super().examples(batch)
 
     @property
     def labels_can_be_missing(self) -> bool:
@@ -155,22 +158,32 @@ class MultiTaskModule(MultiLossModule):
         """Return whether more of a metric is better; ``None`` where the metric does not say."""
         return False if metric == "loss" else self.by_name[task].metrics[metric].higher_is_better
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the resolved config with the weights, so that a checkpoint is enough to evaluate."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["config"] = self.config
-
 
 def call_with_inputs(trunk: Any, batch: Batch, inputs: str | Sequence[str]) -> Any:
-    """Return what a trunk makes of a batch's inputs: one tensor by position, or several by keyword.
+    """Return what a trunk makes of a batch's inputs, which several keys name or one.
+
+    What lies under one key goes in as it is: a tensor, a tuple, an object. A mapping goes in by keyword where the
+    trunk takes these keywords, and as one argument where it does not. Several keys go in by keyword.
 
     Raises:
         KeyError: If the batch has no such key.
     """
-    if isinstance(inputs, str):
-        given = batch[inputs]
-        return trunk(**given) if isinstance(given, Mapping) else trunk(given)
-    return trunk(**{key: batch[key] for key in inputs})
+    if not isinstance(inputs, str):
+        return trunk(**{key: batch[key] for key in inputs})
+    given = batch[inputs]
+    if isinstance(given, Mapping) and _takes(trunk, given):
+        return trunk(**given)
+    return trunk(given)
+
+
+def _takes(trunk: Any, keywords: Mapping[str, Any]) -> bool:
+    try:
+        signature(getattr(trunk, "_orig_mod", trunk).forward).bind(
+            **keywords
+        )  # torch.compile's keeps the module there
+    except TypeError:
+        return False
+    return True
 
 
 @contextmanager

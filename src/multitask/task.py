@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from multitask.metrics.known import OfKnown
 from multitask.metrics.precision import Exact, exact, home
 from multitask.targets import Fitted, Transform
 
-Batch = dict[str, Tensor]
+Batch = Mapping[str, Any]
+"""Targets by name, beside the trunk's inputs and whatever else the data gives."""
 
 # What torch's losses ignore by default; where the data holds it, the task has to say that labels can be missing.
 _UNSPOKEN = -100
@@ -287,13 +289,6 @@ class Task(nn.Module):
 
 def _itself(count: Tensor | float) -> Tensor | float:
     return count
-
-
-def few_of(batch: Batch, count: int = 8) -> Batch:
-    """Return a few examples from all over a batch: its beginning may be of one source, labelled for one task."""
-    size = len(batch["inputs"])
-    picked = torch.linspace(0, size - 1, min(count, size)).long()
-    return {name: values[picked] for name, values in batch.items()}
 
 
 def _only(target: Tensor, known: Tensor | None) -> Tensor:

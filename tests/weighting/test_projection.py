@@ -12,8 +12,7 @@ from torchjd.linalg import QuadprogProjector
 
 from multitask.weighting import complementarity, projection
 from multitask.weighting.complementarity import solve
-from multitask.weighting.few_tasks import MOST_TASKS
-from multitask.weighting.projection import ExactProjector
+from multitask.weighting.projection import MOST_TASKS, ExactProjector
 from multitask.weighting.splitting import likely_free
 from multitask.weighting.upgrad import UPGrad
 

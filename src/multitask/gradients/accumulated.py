@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from multitask.gradients.pulls import Pulls
+from multitask.gradients.losses import Pulls
 from multitask.gradients.rows import RowGradients, numbers, row_like, split_like, write
 from multitask.gradients.sharded import Reduction
 from multitask.gradients.task_gradients import TaskGradients

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.operands import Operand
-from multitask.gradients.products import inner_products
-from multitask.gradients.rows import add_to_gradients, real_shape, row_like, split_like
+from multitask.gradients.rows import add_to_gradients, inner_products, real_shape, row_like, split_like
 from multitask.gradients.task_gradients import TaskGradients
 
 

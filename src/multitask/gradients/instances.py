@@ -15,12 +15,12 @@ from torch import Tensor
 from multitask.gradients.affine import affine_columns, leading_dimensions
 from multitask.gradients.blocks import Block, BlockGradients, StoredBlock
 from multitask.gradients.examples import ExampleBlock, Layout
-from multitask.gradients.graph import Node, Use
-from multitask.gradients.losses import gradients_at
+from multitask.gradients.graph import Node
+from multitask.gradients.losses import Pulls, gradients_at
 from multitask.gradients.operands import operand_of
-from multitask.gradients.pulls import Pulls
 from multitask.gradients.rows import row_like
 from multitask.gradients.taps import Gatherer, Pull, Tap
+from multitask.gradients.uses import Use
 
 Make = Callable[[int, Tensor, Layout], Block]
 

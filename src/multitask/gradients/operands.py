@@ -9,8 +9,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from multitask.gradients.graph import Node, Use
-from multitask.gradients.products import inner_products
+from multitask.gradients.graph import Node
+from multitask.gradients.rows import inner_products
+from multitask.gradients.uses import Use
 
 # From which share of their squares on the inputs' mean is taken off: below it ten roundings are lost at most.
 _FAR = 0.9

@@ -6,8 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from multitask.gradients.products import inner_products
-from multitask.gradients.rows import add_to_gradients, split_like
+from multitask.gradients.rows import add_to_gradients, inner_products, split_like
 from multitask.gradients.task_gradients import TaskGradients
 
 # torch 2.13 renamed the collectives.

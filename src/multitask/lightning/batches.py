@@ -40,7 +40,7 @@ def examples_in(batch: Any) -> int | None:
 
 
 def picked(batch: Any, indices: Tensor) -> Any:
-    """Return some examples of a batch: every tensor with one entry per example is indexed.
+    """Return some examples of a batch: every tensor, and every list without tensors, with one entry per example.
 
     Args:
         batch: A tensor, or any nesting of mappings, lists, tuples and objects.
@@ -51,25 +51,42 @@ def picked(batch: Any, indices: Tensor) -> Any:
     def pick(tensor: Tensor) -> Tensor:
         return tensor[indices.to(tensor.device)] if tensor.ndim and len(tensor) == count else tensor
 
-    return mapped(batch, pick)
+    def pick_plain(values: list[Any] | tuple[Any, ...]) -> Any:
+        return type(values)(values[int(i)] for i in indices) if len(values) == count else values
+
+    return mapped(batch, pick, pick_plain)
 
 
-def mapped(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Return a batch of the same nesting with a function applied to its tensors."""
+def mapped(
+    batch: Any, function: Callable[[Tensor], Tensor], plain: Callable[[Any], Any] | None = None
+) -> Any:
+    """Return a batch of the same nesting with a function applied to its tensors.
+
+    Args:
+        batch: Any nesting of mappings, lists, tuples and dataclasses.
+        function: For tensors.
+        plain: For lists and tuples without tensors, as of file names; they stay as they are by default.
+    """
+
+    def within(value: Any) -> Any:
+        return mapped(value, function, plain)
+
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
-        made = {key: mapped(value, function) for key, value in batch.items()}
+        made = {key: within(value) for key, value in batch.items()}
         return made if type(batch) is dict else _like(batch, made)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(mapped(value, function) for value in batch))
+        return type(batch)(*map(within, batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(mapped(value, function) for value in batch)
+        if plain is not None and next(tensors_of(batch), None) is None:
+            return plain(batch)
+        return type(batch)(map(within, batch))
     if next(tensors_of(batch), None) is None:
         return batch
     changed = copy(batch)
     for name in _attributes(batch):
-        object.__setattr__(changed, name, mapped(getattr(batch, name), function))  # frozen ones too
+        object.__setattr__(changed, name, within(getattr(batch, name)))  # frozen ones too
     return changed
 
 
@@ -78,6 +95,18 @@ def _like(batch: Mapping[Any, Any], made: dict[Any, Any]) -> Any:
         return type(batch)(made)  # type: ignore[call-arg]
     except TypeError:
         return made
+
+
+def few_of(batch: Any, most: int = 8) -> Any:
+    """Return a few examples from all over a batch: its beginning may be of one source, labelled for one task.
+
+    The whole batch where its tensors have not one entry per example each, as in graphs and packed sequences.
+    """
+    sizes = {len(tensor) for tensor in tensors_of(batch) if tensor.ndim}
+    if len(sizes) != 1:
+        return batch
+    (size,) = sizes
+    return picked(batch, torch.linspace(0, size - 1, min(most, size)).long()) if size else batch
 
 
 def halves(batch: Any) -> list[Any]:

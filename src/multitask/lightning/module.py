@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,6 +21,7 @@ from multitask.gradients.task_gradients import Engine
 from multitask.gradients.window import Counts
 from multitask.lightning.batches import examples_in
 from multitask.lightning.figures import Figures, logged, read
+from multitask.lightning.losses_beside import LossesBeside
 from multitask.lightning.means import MeanLosses
 from multitask.lightning.overrides import check_extends
 from multitask.lightning.parts import LossAndCount, losses_of_halves
@@ -75,6 +77,8 @@ class MultiLossModule(LightningModule):
         """Seconds spent in the sections of a step; whoever reads them clears them."""
         self.validated: dict[str, float] = {}
         """What the last validation logged, and its epoch; what had no value there is absent."""
+        self.seen_keys: set[str] | None = None
+        """The keys that a validation was seen to log, where a subclass logs by itself; ``None`` before one."""
         self.scheduler_options: dict[str, Any] = {}
         self.names: list[str] = []
         """The losses' names, in their order; set by the first batch unless given."""
@@ -86,7 +90,6 @@ class MultiLossModule(LightningModule):
         self._result: StepResult | None = None
         self._mark = 0.0
         self._means = MeanLosses()
-        self._split = "test"
         self._optimizer: Callable[..., Optimizer] | None = None
         self._scheduler: Callable[[Optimizer], Any] | None = None
         self._manual: bool | None = None
@@ -182,7 +185,9 @@ class MultiLossModule(LightningModule):
     @property
     def window(self) -> int:
         """How many batches an optimizer step takes."""
-        return int(self.trainer.accumulate_grad_batches) if self.automatic_optimization else self._window
+        if self.automatic_optimization:
+            return int(self.trainer.accumulate_grad_batches) if self._trainer else 1
+        return self._window
 
     @property
     def needs_no_gramian(self) -> bool:
@@ -238,7 +243,7 @@ class MultiLossModule(LightningModule):
         whole = self.window == 1 and self.processes == 1
         if whole and not any(known):
             return losses, None
-        default = None if all(known) else self._examples(batch)
+        default = None if all(known) else self.examples(batch)
         # Throughout a step, and on all processes, counts are one number, or else one per loss.
         if not any(known) and not self.labels_can_be_missing:
             return losses, default
@@ -256,7 +261,12 @@ class MultiLossModule(LightningModule):
     def _listed(losses: Mapping[str, LossAndCount]) -> dict[str, tuple[Tensor, float | Tensor | None]]:
         return {name: loss if isinstance(loss, tuple) else (loss, None) for name, loss in losses.items()}
 
-    def _examples(self, batch: Any) -> float:
+    def examples(self, batch: Any) -> float:
+        """Return how many examples a batch has: what a loss that comes alone is over.
+
+        Raises:
+            ValueError: If it has no tensor, and there is another batch to weight it against.
+        """
         count = examples_in(batch)
         if count is None:
             if self.window > 1 or self.processes > 1:
@@ -301,7 +311,7 @@ class MultiLossModule(LightningModule):
         start = self.now()
         losses, counts = self.named_losses(batch)
         self._spent("forward", start)
-        if type(self.weighting).after_step is not Combiner.after_step:
+        if step.looks_after:
             self._batches.append(batch)
         if (batch_idx + 1) % self.window and not trainer.is_last_batch:
             step.add(losses, counts)
@@ -314,7 +324,7 @@ class MultiLossModule(LightningModule):
             start = self.now()
             optimizer.step()
             self._spent("optimizer", start)
-            if not result.overflow:
+            if step.looks_after and not result.overflow:
                 self._after_step(result)
         optimizer.zero_grad()
         self._batches = []
@@ -396,11 +406,11 @@ class MultiLossModule(LightningModule):
             for buffer in self.buffers():
                 dist.broadcast(buffer, 0)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the mean losses of the validation split; a subclass may measure otherwise."""
         self.add_measured(batch)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the mean losses of the split that :meth:`measure` measures."""
         self.add_measured(batch)
 
@@ -434,23 +444,43 @@ class MultiLossModule(LightningModule):
             self.validated = {k: v for k, v in own.items() if v == v} | self.validated
 
     def on_test_epoch_end(self) -> None:
-        """Log losses and metrics of the split that :meth:`measure` measures."""
-        # Curves of a split stay apart from the figures of the chosen weights.
-        prefix = self._split if self._split == "test" else f"final/{self._split}"
-        self._log(logged(self.measured(), prefix))
+        """Log losses and metrics of the split that is tested."""
+        self._log(logged(self.measured(), "test"))
 
     def _log(self, found: Mapping[str, float]) -> None:
         precise = torch.float32 if self.device.type == "mps" else torch.float64
         values = torch.tensor(list(found.values()), dtype=precise, device=self.device)
         self.log_dict(dict(zip(found, values, strict=True)), sync_dist=self.processes > 1)
 
-    def measure(self, trainer: Trainer, loader: Any, split: str) -> dict[tuple[str, str], float]:
+    def measure(self, trainer: Trainer, data: Any, split: str) -> dict[tuple[str, str], float]:
         """Return the figures of the present weights on a split, by task and metric (``loss`` among them).
 
-        What a subclass logs as ``test/<task>/<metric>`` and ``test/loss/<task>`` is taken for them.
+        What a subclass logs as ``test/<task>/<metric>`` and ``test/loss/<task>`` is taken for them. Loggers get those
+        of another split than ``test`` under ``final/<split>``, apart from its curves.
+
+        Args:
+            trainer: The trainer.
+            data: The split's loader, or a data module that tests on it.
+            split: The split's name.
         """
-        self._split = split
-        (found,) = trainer.test(self, dataloaders=loader, verbose=False)
+        where = {"datamodule" if isinstance(data, LightningDataModule) else "dataloaders": data}
+        loggers, trainer.loggers = trainer.loggers, []
+        extra: list[Callback] = [LossesBeside()] if is_overridden("test_step", self, MultiLossModule) else []
+        trainer.callbacks += extra  # type: ignore[attr-defined]
+        try:
+            by_loader = trainer.test(self, verbose=False, **where)
+        finally:
+            trainer.loggers = loggers
+            for callback in extra:
+                trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+        found: dict[str, float] = {}
+        for callback in extra:
+            found |= logged(callback.figures, "test")  # type: ignore[attr-defined]
+        for one in by_loader:
+            found |= one
+        if split != "test":
+            found = {_of_split(key, split): value for key, value in found.items()}
+        trainer._logger_connector.log_metrics(found)  # type: ignore[arg-type]
         return read(found)
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
@@ -464,6 +494,8 @@ class MultiLossModule(LightningModule):
     @property
     def validation_keys(self) -> set[str]:
         """The keys that validation logs where every loss has labels, as far as they are known."""
+        if is_overridden("validation_step", self, MultiLossModule):
+            return self.seen_keys or set()
         return self.keys_of(self.names) | (self.validated.keys() - {"epoch"})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -546,6 +578,10 @@ class MultiLossModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._scheduler(optimizer), **options},
         }
+
+
+def _of_split(key: str, split: str) -> str:
+    return f"final/{split}/{key.removeprefix('test/')}"
 
 
 def _is_real(parameter: nn.Parameter) -> bool:

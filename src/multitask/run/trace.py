@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 import multitask
 from multitask.run.build import build_data, build_module
 from multitask.run.console import quiet
+from multitask.run.data import trained_on
 from multitask.run.resolvers import plain
 
 _ROOT = Path(multitask.__file__).parent
@@ -83,5 +84,5 @@ def trace_step(config: DictConfig) -> Trace:
         return step(batch, batch_idx)
 
     module.training_step = training_step  # type: ignore[method-assign]
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=trained_on(data))
     return trace

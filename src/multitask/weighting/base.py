@@ -27,6 +27,9 @@ class Combiner(Memory, ABC):
     After the optimizer's step it calls ``after_step``, and after an epoch's last step ``on_epoch_end``.
     """
 
+    draws: bool = True
+    """Whether it may draw random numbers; a step then seeds the generators for it."""
+
     per_task: ClassVar[Mapping[str, Kind]] = {}
     """The buffers and plain tensors with entries a task."""
 
@@ -179,3 +182,15 @@ class WeightedMethod(JacobianMethod):
     @abstractmethod
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weight of each row, shape ``[k]``; arguments as for :meth:`combine`."""
+
+
+def hooks_of(combiner: Combiner) -> frozenset[str]:
+    """Return the hooks that a combiner defines beyond those of the bases here, which do nothing."""
+    bases = (Combiner, Scalarization, JacobianMethod, WeightedMethod)
+    names = ("head_weights", "combine", "observe", "own_loss", "after_step")
+    return frozenset(
+        name
+        for name in names
+        if hasattr(combiner, name)
+        and not any(getattr(type(combiner), name) is vars(b).get(name) for b in bases)
+    )

@@ -15,6 +15,8 @@ from multitask.weighting.projection import ExactProjector
 from multitask.weighting.state import materialize_buffers, memory, move_plain_tensors, remember
 
 _LINEAR = (Constant, Mean, Sum, Random)
+# Known to draw no random numbers: the generators need no seed.
+_DRAW_NOTHING = (Constant, Mean, Sum, aggregation.UPGradWeighting, aggregation.MGDAWeighting)
 
 # Weights of these are the same whatever the losses are multiplied by, were it not for absolute
 # thresholds: their Gramian is divided by its trace first.
@@ -36,6 +38,7 @@ class OfTorchjd(Combiner):
     def __init__(self, method: nn.Module) -> None:
         super().__init__()
         self.method = method
+        self.draws = not isinstance(method, _DRAW_NOTHING)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what ``state_dict`` leaves out."""

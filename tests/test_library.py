@@ -42,6 +42,7 @@ ROOMS = [
     "gradients",
     "finite",
     "randomness",
+    "batches",
     "quiet_wandb",
     "terminal",
 ]

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from multitask.batches import examples_in
 from multitask.data.base import DataModule, check_stream
 from multitask.data.loading import Loader
-from multitask.lightning.batches import examples_in
 from multitask.run.data import Data, OtherData, first_of, looked_at, transferred
 from multitask.run.errors import ConfigError
 

@@ -9,8 +9,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from multitask.batches import few_of, picked, tensors_of
 from multitask.data.base import Split
-from multitask.lightning.batches import few_of, picked, tensors_of
 from multitask.lightning.probing import unobtrusive
 from multitask.module import call_with_inputs
 from multitask.penalty import Penalty

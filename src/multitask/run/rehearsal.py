@@ -9,8 +9,8 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from multitask.batches import examples_in, few_of, picked
 from multitask.data.loading import Loader
-from multitask.lightning.batches import examples_in, few_of, picked
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule

@@ -91,9 +91,9 @@ class Elsewhere(LightningDataModule):
         sampler = None if self.kind == "stream" else WeightedRandomSampler(torch.ones(48).tolist(), 32)
         return self._loader(sampler=sampler)
 
-    def val_dataloader(self) -> list[DataLoader[Any]]:
-        """Two loaders."""
-        return [self._loader(), self._loader()]
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """One loader, or two."""
+        return [self._loader(), self._loader()] if self.kind == "tuple" else self._loader()
 
     def test_dataloader(self) -> DataLoader[Any]:
         """One loader, which there is only once its stage has been set up."""
@@ -137,11 +137,11 @@ class Measured(Autoencoder):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the accuracy."""
-        self.log("val/class/accuracy", self.accuracy(batch), batch_size=8, add_dataloader_idx=False)
+        self.log("val/class/accuracy", self.accuracy(batch), batch_size=8)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the accuracy."""
-        self.log("test/class/accuracy", self.accuracy(batch), batch_size=8, add_dataloader_idx=False)
+        self.log("test/class/accuracy", self.accuracy(batch), batch_size=8)
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
         """Return whether more is better."""

@@ -173,7 +173,7 @@ class MultiLossModule(LightningModule):
             self._step = Step(self.weighting, named, **self._step_options)
             self._step.now, self._step.times = self.now, self.times
             if self._resumed is not None:
-                self._step.load_state_dict(self._resumed)
+                self._step.load_state_dict({"ownership": self._step.ownership.state_dict(), **self._resumed})
                 self._resumed = None
         return self._step
 
@@ -536,11 +536,11 @@ class MultiLossModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume with the losses that no logger has received yet, and with the last validation."""
-        state = checkpoint.get("multitask")
+        state = checkpoint.get("multitask") or _before(checkpoint)
         if state is None:
             return
         self.telemetry.load_state_dict(state["telemetry"])
-        self.validated, self.names = state["validated"], list(state["names"])
+        self.validated, self.names = state["validated"], list(state["names"] or self.names)
         self._step, self._resumed = None, state["step"]
 
     def warn_once(self, key: str, sentence: str) -> None:
@@ -578,6 +578,17 @@ class MultiLossModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._scheduler(optimizer), **options},
         }
+
+
+def _before(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the state in a checkpoint of 0.1, which lies at its top; what is shared is found again from the graph."""
+    if "telemetry" not in checkpoint:
+        return None
+    return {
+        "step": {"steps": checkpoint["global_step"]},
+        "names": [],
+        **{key: checkpoint[key] for key in ("telemetry", "validated")},
+    }
 
 
 def _of_split(key: str, split: str) -> str:

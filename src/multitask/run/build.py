@@ -110,7 +110,7 @@ def build_module(config: DictConfig, data: Data) -> MultiLossModule:
         raise ConfigError(
             f"no task but {', '.join(tasks)}, of parameters alone; choose one with a head, such as multi_mnist/left."
         )
-    model = plain(config.get("model")) or {"_target_": TRUNK_AND_HEADS}
+    model = plain(config.model) if "model" in config else {"_target_": TRUNK_AND_HEADS}
     # Not as further keys: Hydra would copy them.
     module: MultiTaskModule = instantiate(model, _partial_=True, _convert_="all")(trunk=trunk, tasks=tasks)
     batch = first_batch(data, next(iter(data.splits)), module)

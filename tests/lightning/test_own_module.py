@@ -260,7 +260,9 @@ def test_batches_of_any_nesting(name: str, nesting: str) -> None:
     runs[1].fit(nested, loader(values, made=made), loader(values, made=made))
     assert_bits(state(nested), state(plain))
     assert runs[0].callback_metrics == runs[1].callback_metrics
-    assert plain.step.steps == 2 * 2
+    assert plain.step.steps == runs[1].global_step == 2 * 2
+    runs[1].test(nested, loader(values, made=made), verbose=False)
+    assert runs[1].global_step == 2 * 2
 
 
 @pytest.mark.parametrize("nesting", NESTINGS)

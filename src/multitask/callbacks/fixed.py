@@ -30,11 +30,13 @@ class Fixed(Callback):
         Raises:
             ConfigError: Naming the key that was changed.
         """
-        if trainer.accumulate_grad_batches == self._window and trainer.gradient_clip_val == self._clip:
+        # Under manual optimization the module has taken them over, and left the Trainer none.
+        window, clip = (self._window, self._clip) if pl_module.automatic_optimization else (1, None)
+        if trainer.accumulate_grad_batches == window and trainer.gradient_clip_val == clip:
             return
         if trainer.fit_loop._skip_backward:
             return  # Lightning's SWA passes the data once more, in one window, without a step
-        key = "gradient_clip_val" if trainer.gradient_clip_val != self._clip else "accumulate_grad_batches"
+        key = "gradient_clip_val" if trainer.gradient_clip_val != clip else "accumulate_grad_batches"
         raise ConfigError(
             f"a callback set trainer.{key} to {getattr(trainer, key)} in the course of the run, and it has to stay as "
             f"the config says; remove the callback and set trainer.{key}."

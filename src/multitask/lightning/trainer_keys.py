@@ -35,7 +35,8 @@ class TrainerKeys(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the Trainer's own values again."""
         self._set(trainer, self._kept)
-        pl_module.automatic_optimization = True
+        if stage == "fit":
+            pl_module.automatic_optimization = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the Trainer from acting on them."""

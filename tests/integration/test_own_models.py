@@ -1,9 +1,12 @@
 """Models of the user's own through the scripts: trained, swept, compared, resumed and measured."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -201,3 +204,31 @@ def test_starts_from_weights(scripts: Scripts, tmp_path: Path) -> None:
     torch.save({"encoder.0.weight": torch.zeros(5, 6)}, tmp_path / "part.pt")
     ran = scripts.run(*MINE, f"init_from={tmp_path}/part.pt")
     assert "does not fit: it lacks" in ran.err
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/own_models.md"])
+def test_the_documented_model_runs(page: str, tmp_path: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    code = re.search(r"```python\n(# mine\.py.*?)```", text, re.DOTALL)
+    assert code
+    (tmp_path / "mine.py").write_text(code[1])
+    x = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    np.savez(tmp_path / "file.npz", inputs=x, classes=(x[:, 0] > 0).astype(int))
+    given = (
+        "model._target_=mine.Autoencoder",
+        "data=npz",
+        f"data.path={tmp_path}/file.npz",
+        "weighting=upgrad",
+    )
+    logs = (f"paths.logs={tmp_path}/logs", "logger=csv", "trainer.max_epochs=1")
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    script = str(ROOT / "scripts" / "train.py")
+    ran = plainly(script, *given, *logs, cwd=tmp_path, env={"PYTHONPATH": path})
+    assert ran.returncode == 0, ran.stderr
+    assert "rebuilt" in ran.stdout
+
+
+@pytest.mark.smoke
+def test_an_experiment_says_that_it_has_no_trunk(scripts: Scripts) -> None:
+    ran = run(scripts, f"--config-dir={CONFIGS}", "experiment=own", "trainer.max_epochs=1")
+    assert ran.record["experiment"] == "own"

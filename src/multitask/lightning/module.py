@@ -202,9 +202,14 @@ class MultiLossModule(LightningModule):
         self._keys.take(self.trainer)
         return [self._keys]
 
+    @property
+    def rows(self) -> Rows:
+        """What the weighting has a row for: each task, or its loss on each half of a batch or each example."""
+        return self.weighting.rows if isinstance(self.weighting, JacobianMethod) else "task"
+
     def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:
         """Return the losses of a batch in the order of :attr:`names`, and their counts, as a step takes them."""
-        rows: Rows = self.weighting.rows if isinstance(self.weighting, JacobianMethod) else "task"
+        rows = self.rows
         found = self._listed(self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows))
         if not self.names:
             self.names = list(found)

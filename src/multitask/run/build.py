@@ -17,11 +17,18 @@ from multitask.callbacks.frozen import Frozen
 from multitask.callbacks.interruption import Interruption
 from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
-from multitask.module import MultiTaskModule
+from multitask.module import AnyTask, MultiTaskModule
 from multitask.penalty import Penalty
 from multitask.run.batches import check_batches, first_batch
 from multitask.run.callbacks import build_callbacks
-from multitask.run.combiner import build_combiner, check_strategy, processes, several_processes, step_options
+from multitask.run.combiner import (
+    build_combiner,
+    check_compiled,
+    check_strategy,
+    processes,
+    several_processes,
+    step_options,
+)
 from multitask.run.curves import MetricsCsv
 from multitask.run.errors import ConfigError
 from multitask.run.initialization import check_penalties, fit_targets, initialize, seeded
@@ -58,22 +65,22 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
         ConfigError: If no task has a head, or a part cannot take the data.
     """
     trunk = seeded(config.seed, "trunk", lambda: instantiate(config.trunk, _convert_="all"))
-    tasks: dict[str, Task | Penalty] = {
+    tasks: dict[str, AnyTask] = {
         name: seeded(config.seed, name, partial(instantiate, node, _convert_="all"))
         for name, node in config.tasks.items()
     }
-    heads = {name: task for name, task in tasks.items() if isinstance(task, Task)}
-    if not heads:
+    if all(isinstance(task, Penalty) for task in tasks.values()):
         raise ConfigError(
             f"no task but {', '.join(tasks)}, of parameters alone; choose one with a head, such as multi_mnist/left."
         )
-    fit_targets(heads, data)
+    check_compiled(config, tasks)
+    fit_targets({name: task for name, task in tasks.items() if isinstance(task, Task)}, data)
     batch = first_batch(data, next(iter(data.splits)))
-    initialize(trunk, heads, batch, config.seed, data.splits)
+    initialize(trunk, tasks, batch, config.seed, data.splits)
     check_penalties(trunk, tasks)
     check_strategy(config)
     weighting = build_combiner(config, list(tasks))
-    check_batch_losses(config, heads, weighting)
+    check_batch_losses(config, tasks, weighting)
     scheduler = dict(plain(config.scheduler) or {})
     options = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
     module = MultiTaskModule(trunk, tasks)
@@ -152,8 +159,8 @@ def load_initial(module: MultiTaskModule, path: str) -> None:
             f"init_from={path} cannot be read: it is cut short, no state dict, or holds more than weights."
         ) from error
     given: dict[str, Tensor] = content.get("state_dict", content)
-    given = {name: value for name, value in given.items() if _is_model(name)}
-    own = {name: value for name, value in module.state_dict().items() if _is_model(name)}
+    given = {name: value for name, value in given.items() if _is_model(name, module)}
+    own = {name: value for name, value in module.state_dict().items() if _is_model(name, module)}
     missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or unknown:
         raise ConfigError(
@@ -177,6 +184,10 @@ def _kind(values: Tensor) -> tuple[bool, bool]:
     return values.is_floating_point(), values.is_complex()
 
 
-def _is_model(name: str) -> bool:
+def _is_model(name: str, module: MultiTaskModule) -> bool:
+    """Return whether a value is a weight of the model, rather than of a combiner, a scaling or a metric."""
     part = name.split(".")
-    return part[0] == "trunk" or (part[0] == "tasks" and part[2] == "head")  # a task may be called head, too
+    if part[0] != "tasks":
+        return part[0] == "trunk"
+    # A task may be called head, too.
+    return part[2] in ("head", "prediction") or (part[2] == "loss" and part[1] in module.terms)

@@ -1,6 +1,7 @@
 """Initial values, the widths of lazy layers, and what is fitted to the training targets."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -8,12 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from multitask.data.base import DataModule, Split
+from multitask.derived import Derivative
 from multitask.lightning.probing import unobtrusive
+from multitask.module import AnyTask, MultiTaskModule, takes_derivatives
+from multitask.nn.with_losses import WithLosses
 from multitask.penalty import Penalty
 from multitask.randomness import derived_seed
 from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
 from multitask.run.loss_checks import check_loss, check_partly, labelled_sample
+from multitask.run.term_checks import check_term
+from multitask.seen import Seen
+from multitask.targets import Transform
 from multitask.task import Batch, Task, few_of, split_features
 
 
@@ -52,60 +59,79 @@ def fit_targets(tasks: Mapping[str, Task], data: DataModule) -> None:
                 raise ConfigError(f"tasks.{name}: {error}.") from error
 
 
-@torch.no_grad()
 def initialize(
-    trunk: nn.Module, tasks: Mapping[str, Task], batch: Batch, seed: int, splits: Mapping[str, Split]
+    trunk: nn.Module, tasks: Mapping[str, AnyTask], batch: Batch, seed: int, splits: Mapping[str, Split]
 ) -> None:
     """Run one small batch through everything: lazy layers take their widths, misfits are found.
 
     Raises:
-        ConfigError: If trunk, head, loss or a metric cannot take the data, naming the part.
+        ConfigError: If trunk, head, prediction, loss or a metric cannot take the data, naming the part.
     """
     few = few_of(batch)
-    with unobtrusive(trunk, *tasks.values()):
-        _initialize(trunk, tasks, few, seed, splits)
+    graph = any(takes_derivatives(task) for task in tasks.values())
+    with unobtrusive(trunk, *tasks.values()), torch.set_grad_enabled(graph):
+        _widths(trunk, tasks, few, seed, splits)
+        module = MultiTaskModule(trunk, tasks)
+        seen = module.see(few)
+        for name, task in module.by_name.items():
+            _check(name, task, seen, splits)
+        for name, term in module.terms.items():
+            check_term(name, partial(seeded, seed, name, partial(term, seen)), term, module, few)
 
 
-def _initialize(
-    trunk: nn.Module, tasks: Mapping[str, Task], few: Batch, seed: int, splits: Mapping[str, Split]
+def _widths(
+    trunk: nn.Module, tasks: Mapping[str, AnyTask], few: Batch, seed: int, splits: Mapping[str, Split]
 ) -> None:
+    """Let lazy layers of trunk and heads take their widths, each drawn by its own name."""
     try:
-        features = seeded(seed, "trunk", lambda: trunk(few["inputs"]))
+        output = seeded(seed, "trunk", lambda: trunk(few["inputs"]))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ConfigError(_misfit(few["inputs"], error)) from error
     check_inputs(trunk, splits)
-    for (name, task), of_task in zip(tasks.items(), split_features(features, list(tasks)), strict=True):
-        if task.target not in few:
-            raise ConfigError(
-                f"tasks.{name}.target={task.target} is not in the data; it has {', '.join(k for k in few)}."
-            )
-        if not task.missing and f"mask/{task.target}" in few:
-            raise ConfigError(
-                f"tasks.{name}: the data has mask/{task.target}, which says what of the target is labelled; set "
-                f"tasks.{name}.missing=true, or take the mask out."
-            )
-        try:
-            task.copies_features = _changes(task.head, of_task, seed, name)
-            prediction = seeded(seed, name, partial(task.head, of_task.clone()))
-            check_splits(name, task, prediction, splits)
-            check_labels(
-                name, task, prediction, few, next(iter(splits)) if "train" not in splits else "train"
-            )
-            outcome = task(of_task, few)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ConfigError(f"tasks.{name}: {error}{_derivatives(error)}") from error
-        outcome = labelled_sample(task, outcome, splits)
-        check_loss(name, task, outcome)
-        check_metrics(name, task, outcome)
-        check_partly(name, task, outcome, few, splits)
+    heads = {name: task for name, task in tasks.items() if isinstance(task, Task) and task.head is not None}
+    features = split_features(output.features if isinstance(output, WithLosses) else output, list(heads))
+    for (name, task), of_task in zip(heads.items(), features, strict=True):
+        with _saying(name):
+            seeded(seed, name, partial(task.predict, of_task))
 
 
-def _changes(head: nn.Module, features: Tensor, seed: int, name: str) -> bool:
-    """Return whether a head changes the features in place, before other heads have seen them."""
-    given = features.clone()
-    before = given._version
-    seeded(seed, name, partial(head, given))
-    return given._version != before
+def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split]) -> None:
+    """Find what of a task does not fit the data."""
+    few = seen.batch
+    if task.target not in few:
+        raise ConfigError(
+            f"tasks.{name}.target={task.target} is not in the data; it has {', '.join(k for k in few)}."
+        )
+    if not task.missing and f"mask/{task.target}" in few:
+        raise ConfigError(
+            f"tasks.{name}: the data has mask/{task.target}, which says what of the target is labelled; set "
+            f"tasks.{name}.missing=true, or take the mask out."
+        )
+    if isinstance(task.prediction, Derivative) and type(task.transform) is not Transform:
+        raise ConfigError(
+            f"tasks.{name}.transform changes the target's units, and a derivative has those of the inputs and of "
+            f"tasks.{task.prediction.task}; leave transform out."
+        )
+    with _saying(name):
+        prediction = seen.predictions[name]
+        check_splits(name, task, prediction, splits)
+        check_labels(name, task, prediction, few, next(iter(splits)) if "train" not in splits else "train")
+        outcome = task.outcome(prediction, few)
+    outcome = labelled_sample(task, outcome, splits)
+    check_loss(name, task, outcome)
+    check_metrics(name, task, outcome)
+    check_partly(name, task, outcome, few, splits)
+
+
+@contextmanager
+def _saying(name: str) -> Iterator[None]:
+    """Name the task in what goes wrong inside."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        said = str(error)
+        named = said if said.startswith(f"tasks.{name}") else f"tasks.{name}: {said}"
+        raise ConfigError(f"{named}{_derivatives(error)}") from error
 
 
 def _misfit(inputs: Tensor, error: Exception) -> str:
@@ -133,7 +159,8 @@ def check_inputs(trunk: nn.Module, splits: Mapping[str, Split]) -> None:
         wrong = ~inputs.flatten(1).isfinite().all(1)
         if not wrong.any():
             continue
-        features = trunk(inputs[wrong][:8])
+        output = trunk(inputs[wrong][:8])
+        features = output.features if isinstance(output, WithLosses) else output
         found = features.values() if isinstance(features, Mapping) else [features]
         if not all(isinstance(one, Tensor) and one.isfinite().all() for one in found):
             raise ConfigError(
@@ -142,7 +169,7 @@ def check_inputs(trunk: nn.Module, splits: Mapping[str, Split]) -> None:
             )
 
 
-def check_penalties(trunk: nn.Module, tasks: Mapping[str, Task | Penalty]) -> None:
+def check_penalties(trunk: nn.Module, tasks: Mapping[str, AnyTask]) -> None:
     """Find a penalty on parameters that are not there.
 
     Raises:

@@ -98,8 +98,10 @@ def check_last_batch(config: DictConfig, module: MultiTaskModule, data: DataModu
     few = {name: values[:smallest] for name, values in batch.items()}
     try:
         with _as_in_training(module), torch.no_grad():
-            for task, features in zip(module.by_name.values(), module.features(few), strict=True):
-                task.head(features)
+            seen = module.see(few)
+            for name, task in module.by_name.items():
+                if task.head is not None:
+                    seen.predictions[name]
     except (ValueError, RuntimeError, IndexError) as error:
         where = "an epoch's last batch has" if loader.batch_size > smallest else "every batch has"
         advice = "set data.drop_last=true, or another data.batch_size"

@@ -1,0 +1,66 @@
+"""Refuses terms that are not the means they are taken for, found by computing a batch whole and in parts."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from multitask.lightning.batches import examples_in, picked
+from multitask.module import MultiTaskModule
+from multitask.run.errors import ConfigError
+from multitask.run.loss_checks import close
+from multitask.task import Batch
+from multitask.terms.term import Term
+
+
+def check_term(
+    name: str,
+    first: Callable[[], tuple[Tensor, float | Tensor | None]],
+    term: Term,
+    module: MultiTaskModule,
+    batch: Batch,
+) -> None:
+    """Check that a term can be computed, and that two parts of a batch add up to the whole of it.
+
+    Args:
+        name: The task's name.
+        first: Computes the term of the batch, lazy layers of its loss being drawn.
+        term: The term.
+        module: Trunk and tasks, in evaluation mode.
+        batch: A few examples.
+
+    Raises:
+        ConfigError: If it cannot, or they do not: accumulation, processes and evaluation in batches would each give
+            another loss.
+    """
+    try:
+        loss, count = first()
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ConfigError(f"tasks.{name}: {' '.join(str(said).split()).rstrip('.')}.") from error
+    examples = examples_in(batch) or 0
+    whole = float(loss)
+    if term.counts_by == "batch" or examples < 2 or not math.isfinite(whole) or (count is not None and not count):
+        return
+    cut = max(1, 3 * examples // 8)
+    sums = counts = 0.0
+    for rows in (torch.arange(cut), torch.arange(cut, examples)):
+        part = picked(batch, rows)
+        try:
+            found, its = module.term(name, module.see(part))
+        except ValueError as error:
+            raise ConfigError(
+                f"tasks.{name}.loss fails on a part of a batch ({' '.join(str(error).split())}); set "
+                f"tasks.{name}.count=batch if it is no mean over examples."
+            ) from error
+        if its:
+            sums, counts = sums + float(its) * float(found), counts + float(its)
+    if not counts or not close(whole, sums / counts):
+        joined = sums / counts if counts else math.nan
+        raise ConfigError(
+            f"tasks.{name}.loss is not the mean over {'its examples' if count is None else 'its count'} that it is "
+            f"taken for: a batch gives {whole:.6g} and its two parts together {joined:.6g}; set tasks.{name}.count="
+            "batch (one number for each batch, averaged over micro-batches, processes and evaluation batches), or "
+            "return (mean, what it is over)."
+        )

@@ -66,7 +66,7 @@ def test_the_loss_of_a_split_does_not_depend_on_its_batches() -> None:
             rows = {name: values[part : part + size] for name, values in batch.items()}
             module._measurement.update(module.by_name, module(rows))
         figures = module._measurement.finish(module.by_name)
-        found.append(torch.stack([figures[name, "loss"].double() for name in LOSSES]))
+        found.append(torch.tensor([figures[name, "loss"] for name in LOSSES], dtype=torch.float64))
     expected = torch.stack([outcome.loss for outcome in module(batch)]).detach()
     for values in found:
         torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)

@@ -91,12 +91,10 @@ class MultiTaskModule(MultiLossModule):
                 found[name] = task.outcome(prediction, seen.batch)
         return found
 
-    def term(self, name: str, seen: Seen) -> tuple[Tensor, float | Tensor]:
-        """Return the mean loss of a term, a scalar, and what it is over."""
+    def term(self, name: str, seen: Seen) -> tuple[Tensor, float | Tensor | None]:
+        """Return the mean loss of a term, a scalar, and what it is over; ``None`` for the batch's examples."""
         with naming(name):
-            loss, count = self.terms[name](seen)
-        examples = examples_in(seen.batch)
-        return loss, (float(examples or 1) if count is None else count)
+            return self.terms[name](seen)
 
     def penalty(self, name: str) -> Tensor:
         """Return the loss of a task that is a penalty, a scalar."""
@@ -120,11 +118,10 @@ class MultiTaskModule(MultiLossModule):
         for name, task in self.tasks.items():
             if isinstance(task, Penalty):
                 found[name] = self.penalty(name)
-                continue
-            bare = whole and not task.missing
-            if isinstance(task, Term):
-                found[name] = self.term(name, seen)[0] if bare else self.term(name, seen)
-            elif bare or task.counts_examples:
+            elif isinstance(task, Term):
+                loss, count = self.term(name, seen)
+                found[name] = loss if count is None else (loss, count)
+            elif (whole and not task.missing) or task.counts_examples:
                 found[name] = outcomes[name].loss
             else:
                 found[name] = (outcomes[name].loss, outcomes[name].count)
@@ -185,7 +182,12 @@ class MultiTaskModule(MultiLossModule):
             seen = self.see(batch)
             outcomes = self.outcomes(seen)
             terms = [self.term(name, seen) for name in self.terms]
-        self._measurement.update(self.by_name, outcomes.values(), terms)
+        examples = float(examples_in(batch) or 1)
+        self._measurement.update(
+            self.by_name,
+            outcomes.values(),
+            [(loss, examples if count is None else count) for loss, count in terms],
+        )
 
     def measured(self) -> Figures:
         """Return losses and metrics since the last call, over all processes."""

@@ -1,5 +1,6 @@
 """From a config to the objects of a run."""
 
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
 
@@ -159,8 +160,8 @@ def load_initial(module: MultiTaskModule, path: str) -> None:
             f"init_from={path} cannot be read: it is cut short, no state dict, or holds more than weights."
         ) from error
     given: dict[str, Tensor] = content.get("state_dict", content)
-    given = {name: value for name, value in given.items() if _is_model(name, module)}
-    own = {name: value for name, value in module.state_dict().items() if _is_model(name, module)}
+    given = {name: value for name, value in given.items() if _is_model(name, module.terms)}
+    own = {name: value for name, value in module.state_dict().items() if _is_model(name, module.terms)}
     missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or unknown:
         raise ConfigError(
@@ -184,10 +185,10 @@ def _kind(values: Tensor) -> tuple[bool, bool]:
     return values.is_floating_point(), values.is_complex()
 
 
-def _is_model(name: str, module: MultiTaskModule) -> bool:
+def _is_model(name: str, terms: Container[str] = ()) -> bool:
     """Return whether a value is a weight of the model, rather than of a combiner, a scaling or a metric."""
     part = name.split(".")
     if part[0] != "tasks":
         return part[0] == "trunk"
     # A task may be called head, too.
-    return part[2] in ("head", "prediction") or (part[2] == "loss" and part[1] in module.terms)
+    return part[2] in ("head", "prediction") or (part[2] == "loss" and part[1] in terms)

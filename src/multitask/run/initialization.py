@@ -76,7 +76,8 @@ def initialize(
         for name, task in module.by_name.items():
             _check(name, task, seen, splits)
         for name, term in module.terms.items():
-            check_term(name, partial(seeded, seed, name, partial(term, seen)), term, module, few)
+            # More examples, among which pairs and labels are likelier.
+            check_term(name, term, module, few_of(batch, 32), partial(seeded, seed, name))
 
 
 def _widths(
@@ -113,14 +114,16 @@ def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split]) -> No
             f"tasks.{task.prediction.task}; leave transform out."
         )
     with _saying(name):
-        prediction = seen.predictions[name]
+        prediction = seen.predictions[name].detach()
+    with _saying(name), torch.no_grad():
         check_splits(name, task, prediction, splits)
         check_labels(name, task, prediction, few, next(iter(splits)) if "train" not in splits else "train")
         outcome = task.outcome(prediction, few)
-    outcome = labelled_sample(task, outcome, splits)
-    check_loss(name, task, outcome)
-    check_metrics(name, task, outcome)
-    check_partly(name, task, outcome, few, splits)
+    with torch.no_grad():
+        outcome = labelled_sample(task, outcome, splits)
+        check_loss(name, task, outcome)
+        check_metrics(name, task, outcome)
+        check_partly(name, task, outcome, few, splits)
 
 
 @contextmanager
@@ -131,7 +134,7 @@ def _saying(name: str) -> Iterator[None]:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         said = str(error)
         named = said if said.startswith(f"tasks.{name}") else f"tasks.{name}: {said}"
-        raise ConfigError(f"{named}{_derivatives(error)}") from error
+        raise ConfigError(named + (_derivatives(error) or "." * (not said.endswith(".")))) from error
 
 
 def _misfit(inputs: Tensor, error: Exception) -> str:

@@ -13,34 +13,39 @@ from multitask.run.loss_checks import close
 from multitask.task import Batch
 from multitask.terms.term import Term
 
+Found = tuple[Tensor, float | Tensor | None]
+
 
 def check_term(
     name: str,
-    first: Callable[[], tuple[Tensor, float | Tensor | None]],
     term: Term,
     module: MultiTaskModule,
     batch: Batch,
+    drawn: Callable[[Callable[[], Found]], Found] = lambda make: make(),
 ) -> None:
     """Check that a term can be computed, and that two parts of a batch add up to the whole of it.
 
     Args:
         name: The task's name.
-        first: Computes the term of the batch, lazy layers of its loss being drawn.
         term: The term.
         module: Trunk and tasks, in evaluation mode.
         batch: A few examples.
+        drawn: Calls a function in which lazy layers of the loss draw their initial values.
 
     Raises:
         ConfigError: If it cannot, or they do not: accumulation, processes and evaluation in batches would each give
             another loss.
     """
     try:
-        loss, count = first()
+        seen = module.see(batch)
+        loss, count = drawn(lambda: term(seen))
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise ConfigError(f"tasks.{name}: {' '.join(str(said).split()).rstrip('.')}.") from error
     examples = examples_in(batch) or 0
-    whole = float(loss)
+    if term.derivatives:
+        _check_reach(name, loss, module)
+    whole = float(loss.detach())
     if term.counts_by == "batch" or examples < 2 or not math.isfinite(whole) or (count is not None and not count):
         return
     cut = max(1, 3 * examples // 8)
@@ -54,8 +59,9 @@ def check_term(
                 f"tasks.{name}.loss fails on a part of a batch ({' '.join(str(error).split())}); set "
                 f"tasks.{name}.count=batch if it is no mean over examples."
             ) from error
-        if its:
-            sums, counts = sums + float(its) * float(found), counts + float(its)
+        here = float(len(rows) if its is None else its)
+        if here:
+            sums, counts = sums + here * float(found.detach()), counts + here
     if not counts or not close(whole, sums / counts):
         joined = sums / counts if counts else math.nan
         raise ConfigError(
@@ -63,4 +69,21 @@ def check_term(
             f"taken for: a batch gives {whole:.6g} and its two parts together {joined:.6g}; set tasks.{name}.count="
             "batch (one number for each batch, averaged over micro-batches, processes and evaluation batches), or "
             "return (mean, what it is over)."
+        )
+
+
+def _check_reach(name: str, loss: Tensor, module: MultiTaskModule) -> None:
+    """Refuse a loss of derivatives that are the same whatever the weights are, as those of a piecewise linear network.
+
+    Raises:
+        ConfigError: Naming the task.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        return
+    found = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else [None]
+    if not any(gradient is not None and gradient.any() for gradient in found):
+        raise ConfigError(
+            f"tasks.{name}.loss does not depend on a single trained weight: second derivatives of a network of ReLUs "
+            "are zero; take a smooth activation such as Tanh, for example trunk=mlp_smooth."
         )

@@ -23,7 +23,7 @@ class Term(nn.Module):
         weight: A constant factor of the loss, whatever the combiner does with it afterwards.
         count: ``batch`` for a loss that is no mean over examples (contrastive pairs, the balance of experts): that of
             several batches is defined as their mean, each weighted by its count.
-        missing: Whether a batch can be without this loss: its count is 0 then.
+        missing: Whether a batch can be without this loss: its count is 0 there, and its value may be anything.
         derivatives: Whether the loss calls :meth:`multitask.seen.Seen.derivative`.
 
     Raises:
@@ -51,16 +51,12 @@ class Term(nn.Module):
         """Return the mean loss, a scalar, and what it is over; ``None`` for the batch's examples.
 
         Raises:
-            ValueError: If the loss is nothing of this kind, or nothing is labelled where nothing may be missing.
+            ValueError: If the loss is nothing of this kind.
         """
         values, count = self._found(seen)
         if values.ndim:
             values = values.mean()
-        if count is not None and not count:
-            if not self.missing:
-                raise ValueError(
-                    "the loss of a batch is over nothing; set missing=true if that may be, or let it have a count"
-                )
+        if self.missing and count is not None and not count:
             values = torch.zeros_like(values)  # the mean of nothing is NaN
         return self.weight * values, count
 

@@ -105,7 +105,7 @@ class MultiTaskModule(MultiLossModule):
 
     def forward(self, batch: Batch) -> list[Outcome]:
         """Return loss, prediction and target of each task that predicts."""
-        with self._graph():
+        with self.graph():
             return list(self.outcomes(self.see(batch)).values())
 
     def losses(self, batch: Batch) -> dict[str, LossAndCount]:
@@ -160,15 +160,14 @@ class MultiTaskModule(MultiLossModule):
             if isinstance(task, Penalty):
                 raise ValueError("a penalty has no loss per example, and the weighting has a row for each.")
             with naming(name):
-                found[name] = (
-                    task.each(seen.predictions[name], seen.batch)
-                    if isinstance(task, Task)
-                    else task.each(seen)
-                )
+                if isinstance(task, Term):
+                    found[name] = task.each(seen)
+                else:
+                    found[name] = self.by_name[name].each(seen.predictions[name], seen.batch)
         return found
 
-    def _graph(self) -> AbstractContextManager[object]:
-        """Keep the graph where a loss is of derivatives, in evaluation too."""
+    def graph(self) -> AbstractContextManager[object]:
+        """Return a context for losses that no step follows: with a graph where one is of derivatives."""
         return torch.enable_grad() if self.derivatives else nullcontext()
 
     @property
@@ -178,7 +177,7 @@ class MultiTaskModule(MultiLossModule):
 
     def add_measured(self, batch: Batch) -> None:
         """Add a batch to the tasks' losses and metrics."""
-        with self._graph():
+        with self.graph():
             seen = self.see(batch)
             outcomes = self.outcomes(seen)
             terms = [self.term(name, seen) for name in self.terms]

@@ -133,7 +133,9 @@ class _Once(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._made:
             if name not in self._names:
-                raise ValueError(f"no task {name!r} predicts anything; there are {', '.join(self._names) or 'none'}")
+                raise ValueError(
+                    f"no task {name!r} predicts anything; there are {', '.join(self._names) or 'none'}"
+                )
             self._made[name] = self._make(name)
         return self._made[name]
 

@@ -139,7 +139,8 @@ class Task(nn.Module):
             self._changes_features[self.training] = before != _version(given)
         elif changes is False and before != _version(given):
             raise ValueError(
-                "the head changes its features in place in some batches only; let it work on a copy, or set inplace=False"
+                "the head changes its features in place in some batches only; let it work on a copy, or set "
+                "inplace=False"
             )
         return prediction
 

@@ -1,7 +1,6 @@
 """Names of tasks and metrics: one that means something else is refused, and every other one works."""
 
 import re
-from functools import partial
 
 import pytest
 import torch

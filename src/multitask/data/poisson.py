@@ -11,8 +11,8 @@ from multitask.data.base import DataModule, Split
 class Poisson(DataModule):
     """Points of u″ = −π² sin(πx), u(±1) = 0, whose solution is sin(πx).
 
-    ``inputs`` ``[1]``: in training uniform from −1 to 1, and the two ends by turns; ``u`` ``[1]``: 0 at the ends and NaN
-    between them. Validation and test have the solution on grids.
+    ``inputs`` ``[1]``: in training uniform from −1 to 1, and the two ends by turns; ``u`` ``[1]``: 0 at the ends and
+    NaN between them. Validation and test have the solution on grids.
 
     Args:
         examples: How many points between the ends for training, and how many on the grids of validation and test.

@@ -202,6 +202,10 @@ class MultiLossModule(LightningModule):
         self._keys.take(self.trainer)
         return [self._keys]
 
+    def graph(self) -> AbstractContextManager[object]:
+        """Return a context for losses that no step follows: with a graph, since they may be of derivatives."""
+        return torch.enable_grad()
+
     @property
     def rows(self) -> Rows:
         """What the weighting has a row for: each task, or its loss on each half of a batch or each example."""
@@ -257,7 +261,7 @@ class MultiLossModule(LightningModule):
         trainer = self.trainer
         if trainer.fit_loop._skip_backward:
             # Lightning's SWA passes the data once more, for the running statistics of the averaged weights.
-            with torch.no_grad():
+            with torch.no_grad(), self.graph():
                 self.named_losses(batch)
             return
         step = self.step
@@ -316,7 +320,8 @@ class MultiLossModule(LightningModule):
         def recompute() -> Tensor:
             mean = MeanLosses()
             for batch in batches:
-                mean.add(*self.named_losses(batch))
+                with self.graph():
+                    mean.add(*self.named_losses(batch))
             found = mean.over_processes()
             if not found[result.present].isfinite().all():
                 raise not_finite(found, self.names, self.trainer.global_step)
@@ -359,8 +364,7 @@ class MultiLossModule(LightningModule):
 
     def add_measured(self, batch: Any) -> None:
         """Add a batch to what is measured."""
-        # Losses may be of derivatives, which need a graph.
-        with torch.enable_grad():
+        with self.graph():
             losses, counts = self.named_losses(batch)
         self._means.add({name: loss.detach() for name, loss in losses.items()}, counts)
 

@@ -13,9 +13,7 @@ class MLP(nn.Sequential):
         return super().forward(inputs.flatten(1))
 
 
-def mlp(
-    widths: Sequence[int] = (512, 512), activation: Callable[[], nn.Module] = nn.ReLU
-) -> nn.Sequential:
+def mlp(widths: Sequence[int] = (512, 512), activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
     """Return linear layers, each followed by an activation; the first takes the width of its input.
 
     Args:

@@ -9,8 +9,8 @@ from multitask.nn.with_losses import WithLosses
 class Variational(nn.Module):
     """A normal distribution of features for each example: in training a draw, in evaluation its mean.
 
-    Its loss ``kl`` is the divergence from the standard normal distribution, one value per example. With tasks of classes
-    it is "Deep Variational Information Bottleneck" (Alemi et al., 2017), with a reconstruction of the inputs
+    Its loss ``kl`` is the divergence from the standard normal distribution, one value per example. With tasks of
+    classes it is "Deep Variational Information Bottleneck" (Alemi et al., 2017), with a reconstruction of the inputs
     "Auto-Encoding Variational Bayes" (Kingma and Welling, 2014).
 
     Args:

@@ -36,9 +36,7 @@ def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
     return combiner
 
 
-def step_options(
-    config: DictConfig, weighting: Combiner, tasks: Mapping[str, AnyTask]
-) -> dict[str, Any]:
+def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, AnyTask]) -> dict[str, Any]:
     """Return how the losses are combined beside the combiner: engine, heads, manual optimization.
 
     Raises:
@@ -104,11 +102,7 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Map
     for task, part in tasks.items():
         if isinstance(part, Task) and part.head is not None:
             continue
-        kind = (
-            "penalty on parameters"
-            if isinstance(part, Penalty)
-            else "loss of more than a head's features"
-        )
+        kind = "penalty on parameters" if isinstance(part, Penalty) else "loss of more than a head's features"
         raise ConfigError(
             f"tasks.{task} is a {kind}, and weighting.engine=features sees gradients at the features alone; take "
             f"weighting.engine=auto, or leave the {'penalty' if isinstance(part, Penalty) else 'task'} out."

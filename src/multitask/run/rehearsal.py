@@ -92,22 +92,25 @@ def check_last_batch(config: DictConfig, module: MultiTaskModule, data: DataModu
     limit, count = config.trainer.limit_train_batches, processes(config)
     smallest = loader.smallest(count)
     batches = len(loader)
-    seen = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    if smallest > 1 or (seen < batches and loader.batch_size > 1):
+    taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if smallest > 1 or (taken < batches and loader.batch_size > 1):
         return
+    where = "an epoch's last batch has" if loader.batch_size > smallest else "every batch has"
+    where += f" {smallest} example{'s' * (smallest != 1)}{' on one process' * (count > 1)}"
+    advice = "set data.drop_last=true, or another data.batch_size"
+    if loader.batch_size == smallest:
+        advice = f"raise data.batch_size={smallest}"
+    if module.rows == "half" and module.terms:
+        raise ConfigError(
+            f"{where}, and weighting={config.method} wants tasks.{next(iter(module.terms))} of two halves; {advice}."
+        )
     few = {name: values[:smallest] for name, values in batch.items()}
     try:
-        with _as_in_training(module), torch.no_grad():
+        with _as_in_training(module), torch.set_grad_enabled(module.derivatives):
             seen = module.see(few)
-            for name, task in module.by_name.items():
-                if task.head is not None:
-                    seen.predictions[name]
+            for name in module.by_name:
+                seen.predictions[name]
     except (ValueError, RuntimeError, IndexError) as error:
-        where = "an epoch's last batch has" if loader.batch_size > smallest else "every batch has"
-        advice = "set data.drop_last=true, or another data.batch_size"
-        if loader.batch_size == smallest:
-            advice = f"raise data.batch_size={smallest}"
         raise ConfigError(
-            f"{where} {smallest} example{'s' * (smallest != 1)}{' on one process' * (count > 1)}, which the model "
-            f"cannot be trained on ({' '.join(str(error).split())}); {advice}."
+            f"{where}, which the model cannot be trained on ({' '.join(str(error).split())}); {advice}."
         ) from error

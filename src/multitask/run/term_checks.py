@@ -46,7 +46,12 @@ def check_term(
     if term.derivatives:
         _check_reach(name, loss, module)
     whole = float(loss.detach())
-    if term.counts_by == "batch" or examples < 2 or not math.isfinite(whole) or (count is not None and not count):
+    if (
+        term.counts_by == "batch"
+        or examples < 2
+        or not math.isfinite(whole)
+        or (count is not None and not count)
+    ):
         return
     cut = max(1, 3 * examples // 8)
     sums = counts = 0.0

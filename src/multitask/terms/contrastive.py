@@ -8,7 +8,7 @@ from multitask.seen import Seen
 
 
 class SupervisedContrastive(nn.Module):
-    """"Supervised Contrastive Learning" (Khosla et al., 2020), equation 2, of the trunk's features.
+    """ "Supervised Contrastive Learning" (Khosla et al., 2020), equation 2, of the trunk's features.
 
     A loss of pairs, and so no mean over examples: its term has ``count: batch``.
 

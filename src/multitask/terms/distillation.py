@@ -8,8 +8,8 @@ from multitask.seen import Seen
 class Distillation(nn.Module):
     """T² · KL(teacher ‖ student) of the softmax of two predictions at temperature T.
 
-    "Distilling the Knowledge in a Neural Network" (Hinton et al., 2015); with ``mutual`` the gradient reaches the teacher
-    too, as in consistency between two heads.
+    "Distilling the Knowledge in a Neural Network" (Hinton et al., 2015); with ``mutual`` the gradient reaches the
+    teacher too, as in consistency between two heads.
 
     Args:
         student: The task that learns, with scores ``[batch, classes]``.

@@ -42,4 +42,4 @@ $(STAMP): constraints.txt pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) site htmlcov .coverage
+	rm -rf $(VENV) site htmlcov .coverage* docs/reference

@@ -1,6 +1,7 @@
 """The site: `make docs`. Its pages are the files beside this one, the root's own, and the reference.
 
-Nothing is fetched, neither by the build nor by who reads the site. A link that leads nowhere fails the build.
+Nothing is fetched, neither by the build nor by who reads the site (so no :math:, which fetches MathJax). A link that
+leads nowhere fails the build.
 """
 
 import re
@@ -24,9 +25,13 @@ extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.
 exclude_patterns = ["benchmark/*", "narrow/*"]  # tables that a page includes or links to
 myst_heading_anchors = 3
 suppress_warnings = ["misc.highlighting_failure"]  # <placeholders> in commands are not bash
-# One page for each package, in reference/, which git ignores.
+# One page for each package, in reference/, which git ignores; names are described in their own modules alone.
 apidoc_modules: list[dict[str, Any]] = [
-    {"path": "../src/multitask", "destination": "reference", "automodule_options": {"members"}}
+    {
+        "path": "../src/multitask",
+        "destination": "reference",
+        "automodule_options": {"members", "ignore-module-all"},
+    }
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

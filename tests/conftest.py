@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from lightning import Trainer
 from torch import Tensor, nn
 
@@ -14,6 +15,10 @@ from multitask.gradients.task_gradients import Engine
 from multitask.module import MultiTaskModule
 from multitask.task import Task
 from multitask.weighting.base import Combiner
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 
 class Arrays(DataModule):

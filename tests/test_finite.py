@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multitask.finite import are_finite
+from multitask.gradients.rows import are_finite
 
 LARGEST = torch.finfo(torch.float32).max
 numbers = st.sampled_from([0.0, 1.0, -1.0, LARGEST, -LARGEST, float("inf"), -float("inf"), float("nan")])

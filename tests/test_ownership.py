@@ -1,6 +1,6 @@
 """What is shared grows: networks that route by the data, over batches, micro-batches and resumes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torchjd.aggregation import UPGrad, UPGradWeighting
+from torchjd.scalarization import Mean
 
 from multitask.step import Step
 from tests.gradients.reference import assert_usable, expected, leaves_of, real, rows
@@ -150,3 +151,55 @@ def test_every_step_of_two_processes_is_that_of_the_union(micro: int, tmp_path: 
                 for p, gradient in zip(model.parameters(), found[number], strict=True):
                     p.grad = gradient
                 assert_same(model, gradients)
+
+
+def every_kind() -> dict[str, Tensor]:
+    """Parameters of which one loss alone reaches some: sparse, complex, and of another precision."""
+    torch.manual_seed(0)
+    return {
+        "shared": nn.Parameter(torch.randn(3).double()),
+        "half": nn.Parameter(torch.randn(3).bfloat16()),
+        "spectrum": nn.Parameter(torch.randn(3, dtype=torch.complex128)),
+        "table": nn.Embedding(5, 3, sparse=True).double().weight,
+    }
+
+
+def losses_on(model: dict[str, Tensor], rank: int) -> list[Tensor]:
+    looked_up = nn.functional.embedding(torch.tensor([rank, 4]), model["table"], sparse=True)
+    first = (model["shared"] * model["half"] * (1 + rank)).sum() + looked_up.square().sum()
+    return [first, (model["spectrum"] * model["shared"]).abs().sum() * (1 + rank)]
+
+
+WEIGHTINGS: dict[str, Callable[[], object]] = {"upgrad": UPGrad, "mean": Mean}
+
+
+def run_every_kind(rank: int, store: str, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    found = {}
+    for name, weighting in WEIGHTINGS.items():
+        model = every_kind()
+        Step(weighting(), model).backward(losses_on(model, rank))
+        found[name] = [real(p.grad).clone() for p in model.values() if p.grad is not None]
+        with pytest.raises(ValueError, match="pass model="):
+            Step(weighting()).backward(losses_on(model, rank))
+        with pytest.raises(ValueError, match="pass model="):
+            Step(weighting(), shared=[model["shared"]]).backward(losses_on(model, rank))
+    torch.save(found, f"{out}.{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_own_gradients_of_every_kind_on_two_processes(tmp_path: Path) -> None:
+    mp.spawn(run_every_kind, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2)
+    for name, weighting in WEIGHTINGS.items():
+        model = every_kind()
+        step = Step(weighting(), model)
+        for rank in range(2):
+            (step.add, step.backward)[rank](losses_on(model, rank))
+        for rank in range(2):
+            found = torch.load(tmp_path / f"out.{rank}")[name]
+            for p, gradient in zip(model.values(), found, strict=True):
+                assert p.grad is not None
+                rounding = 1e-2 if p.dtype == torch.bfloat16 else 1e-9
+                torch.testing.assert_close(gradient, real(p.grad), rtol=rounding, atol=1e-12)

@@ -1,15 +1,16 @@
 """Losses and gradients of several processes as those of one process with the whole batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from multitask.gradients.own import sum_over_processes
+from multitask.gradients.rows import add_to_gradients
+from multitask.gradients.window import sum_over_processes
 
 
-def mean_over_processes(losses: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def mean_over_processes(losses: Tensor, counts: Sequence[float]) -> tuple[Tensor, list[float]]:
     """Return the whole batch's mean losses, with gradients that average to those of the whole batch, and counts.
 
     The value is the mean over all processes, so that a scalarization weighs by it. The gradient is
@@ -17,14 +18,14 @@ def mean_over_processes(losses: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]
 
     Args:
         losses: This process's mean losses, shape ``[m]``.
-        counts: How many elements each is a mean over here, shape ``[m]``, on the CPU.
+        counts: How many elements each is a mean over here, ``[m]``.
     """
-    here = counts.to(losses)
+    here = torch.tensor(counts).to(losses)
     totals = torch.stack([losses.detach().where(here > 0, 0.0) * here, here])
     dist.all_reduce(totals)
     whole = totals[1].clamp(min=torch.finfo(totals.dtype).tiny)
     local = losses.where(here > 0, 0.0) * (here * dist.get_world_size() / whole)
-    return local + (totals[0] / whole - local).detach(), totals[1].double().cpu()
+    return local + (totals[0] / whole - local).detach(), totals[1].tolist()
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
@@ -32,4 +33,5 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     candidates = [p for p in parameters if p.requires_grad]
     there = {id(p): (p, p.grad) for p in candidates if p.grad is not None}
     for p, total in sum_over_processes(there, candidates).values():
-        p.grad = total.div_(dist.get_world_size()).view_as(p)
+        p.grad = None
+        add_to_gradients([p], [total.div_(dist.get_world_size())])

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multitask.lightning.batches import examples_in
 from multitask.lightning.figures import Figures, logged
 from multitask.lightning.module import LossAndCount, MultiLossModule
 from multitask.measurement import Measurement
@@ -29,8 +29,7 @@ class MultiTaskModule(MultiLossModule):
         trunk: Inputs → features: one tensor for all tasks, or a mapping with one per task; with losses of its own
             in a :class:`multitask.nn.with_losses.WithLosses`.
         tasks: The tasks by name, in the order of the losses.
-        inputs: The key of the trunk's inputs in the batch; a mapping there is passed by keyword. Several keys
-            are passed by keyword too.
+        inputs: The key of the trunk's inputs in the batch, or several keys; see :func:`call_with_inputs`.
         options: As for :meth:`multitask.lightning.module.MultiLossModule.train_with`.
     """
 
@@ -46,8 +45,6 @@ class MultiTaskModule(MultiLossModule):
         self.tasks = nn.ModuleDict(tasks)
         self.inputs = inputs
         self.names = list(tasks)
-        self.config: Mapping[str, Any] = {}
-        """The resolved config, kept with the weights so that a checkpoint is enough to evaluate."""
         self._compiled: list[Any] = []
         self._measurement = Measurement([*self.by_name, *self.terms])
         if options:
@@ -77,10 +74,12 @@ class MultiTaskModule(MultiLossModule):
     def see(self, batch: Batch) -> Seen:
         """Return what the trunk makes of a batch; heads follow when their predictions are asked for."""
         trunk = self._compiled[0] if self._compiled else self.trunk
-        given = inputs_of(batch, self.inputs)
+        given = batch
         if self.derivatives:
-            given = with_gradients(given)
-        return Seen(batch, given, call_with_inputs(trunk, given), self.by_name)
+            keys = [self.inputs] if isinstance(self.inputs, str) else self.inputs
+            given = {**batch, **{key: with_gradients(batch[key]) for key in keys}}
+        output = call_with_inputs(trunk, given, self.inputs)
+        return Seen(batch, inputs_of(given, self.inputs), output, self.by_name, int(self.examples(batch)))
 
     def outcomes(self, seen: Seen) -> dict[str, Outcome]:
         """Return loss, prediction and target of each task that predicts."""
@@ -105,7 +104,7 @@ class MultiTaskModule(MultiLossModule):
 
     def forward(self, batch: Batch) -> list[Outcome]:
         """Return loss, prediction and target of each task that predicts."""
-        with self.graph():
+        with self._graph():
             return list(self.outcomes(self.see(batch)).values())
 
     def losses(self, batch: Batch) -> dict[str, LossAndCount]:
@@ -113,7 +112,7 @@ class MultiTaskModule(MultiLossModule):
         seen = self.see(batch)
         outcomes = self.outcomes(seen)
         # A batch alone is its own mean, whatever the mean is over.
-        whole = self.window == 1 and self.processes == 1 and self.rows == "task"
+        whole = self.window == 1 and self.processes == 1 and self._rows == "task"
         found: dict[str, LossAndCount] = {}
         for name, task in self.tasks.items():
             if isinstance(task, Penalty):
@@ -138,8 +137,6 @@ class MultiTaskModule(MultiLossModule):
         if self.terms:
             return dict(super().losses_by_part(batch, rows))
         seen = self.see(batch)
-        count = examples_in(batch)
-        assert count is not None
         found: dict[str, LossAndCount] = {}
         for name in self.names:
             if name not in self.by_name:
@@ -147,7 +144,7 @@ class MultiTaskModule(MultiLossModule):
                 continue
             prediction = seen.predictions[name]
             # Alternating, so that halves of micro-batches join to halves of the whole.
-            groups = torch.arange(count, device=prediction.device) % 2
+            groups = torch.arange(seen.examples, device=prediction.device) % 2
             with naming(name):
                 by_half = self.by_name[name].by_group(prediction, batch, groups, 2)
             counts = [torch.as_tensor(half.count, dtype=torch.float64).cpu() for half in by_half]
@@ -166,9 +163,14 @@ class MultiTaskModule(MultiLossModule):
                     found[name] = self.by_name[name].each(seen.predictions[name], seen.batch)
         return found
 
-    def graph(self) -> AbstractContextManager[object]:
+    def _graph(self) -> AbstractContextManager[object]:
         """Return a context for losses that no step follows: with a graph where one is of derivatives."""
         return torch.enable_grad() if self.derivatives else nullcontext()
+
+    def examples(self, batch: Batch) -> float:
+        """Return how many examples a batch has: those of its first target, whatever its inputs are made of."""
+        target = next((batch[task.target] for task in self.by_name.values()), None)
+        return float(len(target)) if isinstance(target, Tensor) else super().examples(batch)
 
     @property
     def labels_can_be_missing(self) -> bool:
@@ -177,11 +179,11 @@ class MultiTaskModule(MultiLossModule):
 
     def add_measured(self, batch: Batch) -> None:
         """Add a batch to the tasks' losses and metrics."""
-        with self.graph():
+        with self._graph():
             seen = self.see(batch)
             outcomes = self.outcomes(seen)
             terms = [self.term(name, seen) for name in self.terms]
-        examples = float(examples_in(batch) or 1)
+        examples = float(seen.examples)
         self._measurement.update(
             self.by_name,
             outcomes.values(),
@@ -206,11 +208,6 @@ class MultiTaskModule(MultiLossModule):
         """Return whether more of a metric is better; ``None`` where the metric does not say."""
         return False if metric == "loss" else self.by_name[task].metrics[metric].higher_is_better
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the resolved config with the weights, so that a checkpoint is enough to evaluate."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["config"] = self.config
-
 
 def inputs_of(batch: Batch, keys: str | Sequence[str]) -> Any:
     """Return the trunk's inputs: what lies under one key, or several by name.
@@ -221,9 +218,28 @@ def inputs_of(batch: Batch, keys: str | Sequence[str]) -> Any:
     return batch[keys] if isinstance(keys, str) else {key: batch[key] for key in keys}
 
 
-def call_with_inputs(trunk: Any, inputs: Any) -> Any:
-    """Return what a trunk makes of inputs: one tensor by position, or several by keyword."""
-    return trunk(**inputs) if isinstance(inputs, Mapping) else trunk(inputs)
+def call_with_inputs(trunk: Any, batch: Batch, inputs: str | Sequence[str]) -> Any:
+    """Return what a trunk makes of a batch's inputs, which several keys name or one.
+
+    What lies under one key goes in as it is: a tensor, a tuple, an object. A mapping goes in by keyword where the
+    trunk takes these keywords, and as one argument where it does not. Several keys go in by keyword.
+
+    Raises:
+        KeyError: If the batch has no such key.
+    """
+    given = inputs_of(batch, inputs)
+    if not isinstance(inputs, str) or (isinstance(given, Mapping) and _takes(trunk, given)):
+        return trunk(**given)
+    return trunk(given)
+
+
+def _takes(trunk: Any, keywords: Mapping[str, Any]) -> bool:
+    module = getattr(trunk, "_orig_mod", trunk)  # torch.compile's keeps the module there
+    try:
+        signature(module.forward).bind(**keywords)
+    except TypeError:
+        return False
+    return True
 
 
 def takes_derivatives(task: object) -> bool:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from multitask.lightning.batches import examples_in, mapped
 from multitask.nn.with_losses import WithLosses
 from multitask.task import Batch, Task, split_features
 
@@ -31,10 +32,11 @@ class Seen:
 
     Args:
         batch: The batch.
-        inputs: What the trunk was given: a tensor, or several by name. Floating-point inputs require gradients where
-            anything takes derivatives with respect to them.
+        inputs: What the trunk was given: a tensor, several by name, or anything else. Floating-point tensors require
+            gradients where a loss is of derivatives with respect to them.
         output: What the trunk returned.
         tasks: The tasks that predict, by name.
+        examples: How many examples the batch has; by default as many as its first tensor.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Seen:
         inputs: Tensor | Mapping[str, Tensor],
         output: Tensor | Mapping[str, Tensor] | WithLosses,
         tasks: Mapping[str, Task],
+        examples: int | None = None,
     ) -> None:
         self.batch = batch
+        self.examples = (examples_in(batch) or 0) if examples is None else examples
         self.inputs = inputs
         features, losses = output if isinstance(output, WithLosses) else (output, {})
         self.features = features
@@ -73,16 +77,16 @@ class Seen:
             inputs: Which of several inputs.
 
         Returns:
-            ``[batch, …]``, as large as the inputs.
+            A tensor as large as the inputs.
 
         Raises:
             ValueError: If the output is not one number per example, or does not depend on the inputs.
         """
         given = self._floats(inputs)
-        if output.numel() != len(given):
+        if output.numel() != self.examples:
             raise ValueError(
-                f"a derivative is of one number for each of {len(given)} examples, not of {list(output.shape)}; take "
-                "a column"
+                f"a derivative is of one number for each of {self.examples} examples, not of {list(output.shape)}; "
+                "take a column"
             )
         found = None
         if output.requires_grad:
@@ -95,13 +99,17 @@ class Seen:
         return found
 
     def _floats(self, name: str | None) -> Tensor:
-        given = self.inputs
+        given: Any = self.inputs
         if isinstance(given, Mapping):
             if name is None or name not in given:
                 raise ValueError(f"the inputs are {', '.join(given)}; name one of them, not {name!r}")
             given = given[name]
         elif name is not None:
             raise ValueError(f"there is one tensor of inputs, and {name!r} is asked for; leave the name out")
+        if not isinstance(given, Tensor):
+            raise ValueError(
+                f"the inputs are a {type(given).__name__}; derivatives want a tensor, or tensors by name"
+            )
         if not given.requires_grad:
             raise ValueError(
                 "the inputs require no gradient; set derivatives=true, and give floating-point inputs"
@@ -149,13 +157,9 @@ class _Once(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def with_gradients(inputs: Tensor | Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
-    """Return inputs of which those that are floating-point require gradients, apart from the batch's own tensors."""
-    if isinstance(inputs, Mapping):
-        return {name: with_gradients(value) for name, value in inputs.items()}  # type: ignore[misc]
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        return inputs
-    return inputs.detach().requires_grad_()
+def with_gradients(inputs: Any) -> Any:
+    """Return inputs whose floating-point tensors require gradients, apart from the batch's own tensors."""
+    return mapped(inputs, lambda t: t.detach().requires_grad_() if t.is_floating_point() else t)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """One optimizer step, from the losses to the ``.grad`` of every parameter that they reach."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,20 +11,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multitask.distributed import average_gradients, mean_over_processes
-from multitask.finite import FiniteLosses, are_finite, not_finite
+from multitask.finite import FiniteLosses, not_finite
 from multitask.gradients.engines import make_engine
-from multitask.gradients.graph import Graph
-from multitask.gradients.losses import Losses, LossesLike
-from multitask.gradients.own import sum_over_processes, write
-from multitask.gradients.ownership import Layout, Ownership
-from multitask.gradients.pulls import Pulls
-from multitask.gradients.rows import Rows
-from multitask.gradients.seen import SeenGradients
+from multitask.gradients.graph import Graph, Layout, Ownership
+from multitask.gradients.losses import Losses, LossesLike, Pulls
+from multitask.gradients.rows import Rows, SeenGradients, are_finite
 from multitask.gradients.task_gradients import Engine, TaskGradients
-from multitask.gradients.window import Counts, Window, counts_of, processes
+from multitask.gradients.window import Counts, Window, counts_of, processes, sum_over_processes, write
 from multitask.randomness import derived_seed, seeded_apart
 from multitask.weighting.adapter import adapt
-from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
+from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod, hooks_of
 from multitask.weighting.differentiated import Differentiated
 
 
@@ -91,13 +88,20 @@ class Step:
             raise ValueError(f"heads={heads} is unknown; choose own or weighted.")
         self.weighting: Combiner = adapt(weighting)
         self.ownership = Ownership(model, shared)
+        if model is not None:
+            self.weighting.check_parameters([name for name, _ in self.ownership.named()])
         self.scaler = scaler
         self.seed = seed
         self.steps = 0
         """How many steps were taken: the weighting's random numbers depend on it."""
-        self.clock: Callable[[str], AbstractContextManager[None]] = lambda section: nullcontext()
+        self.now: Callable[[], float] = time.perf_counter
+        self.times: dict[str, float] = {}
+        """Seconds spent in the sections of a step; whoever reads them clears them."""
         scalar = isinstance(self.weighting, Scalarization)
         self._method = Differentiated(self.weighting) if scalar else self.weighting  # type: ignore[arg-type]
+        self._uses = hooks_of(self._method)
+        self.looks_after = "after_step" in hooks_of(self.weighting)
+        """Whether the weighting wants :meth:`after_step`."""
         self._weighted = scalar or heads == "weighted"
         self._window = Window(make_engine(engine), self.ownership)
         self._m = 0
@@ -120,14 +124,15 @@ class Step:
             ValueError: If the shapes do not fit the weighting.
         """
         if isinstance(self.weighting, Scalarization) and self._window.is_empty:
-            with self.clock("task gradients"):
-                scalar = self.scalarize(losses, counts)
-                if scalar is None:
-                    return StepResult([])
-                scale = self._scale()
-                (scalar if scale is None else scalar * scale).backward()
-                if processes() > 1:
-                    average_gradients([p for _, p in self.ownership.named()])
+            together = self.ownership.trained() if processes() > 1 else []
+            start, scalar = self.now(), self.scalarize(losses, counts)
+            if scalar is None:
+                return StepResult([])
+            scale = self._scale()
+            (scalar if scale is None else scalar * scale).backward()
+            if processes() > 1:
+                average_gradients(together)
+            self._spent("task gradients", start)
             return self.close()
         self._add(losses, counts, last=True)
         return self.finish()
@@ -167,13 +172,15 @@ class Step:
             A scalar; ``None`` where every loss is absent.
         """
         assert isinstance(self.weighting, Scalarization)
-        whole = losses if isinstance(losses, Tensor) else torch.stack(_listed(losses))
         found = Losses(losses)
         self._begin(found)
         here = counts_of(counts, found)[0]
+        whole = _cut(losses, [count > 0 for count in here])
         if processes() > 1:
             whole, here = mean_over_processes(whole, here)
-        present = [i for i, count in enumerate(here.tolist()) if count > 0]
+            if not whole.requires_grad:
+                whole.requires_grad_()  # where this process has no labels
+        present = [i for i, count in enumerate(here) if count > 0]
         if not present:
             return None
         whole = whole if len(present) == self._m else whole[present]
@@ -213,7 +220,7 @@ class Step:
             recompute: Returns the mean losses of the whole batch, ``[m]``.
             present: The losses that were present in the step.
         """
-        if type(self.weighting).after_step is Combiner.after_step or not present:
+        if not self.looks_after or not present:
             return
         with torch.no_grad(), self.as_present(list(present), self.steps - 1):
             self.weighting.after_step(lambda: recompute()[list(present)])
@@ -252,15 +259,18 @@ class Step:
 
         They are then the same on every process, and after a resume.
         """
-        chosen = derived_seed("combiner", self.seed, self.steps if number is None else number)
-        with seeded_apart(chosen, self._device):
-            if len(present) == self._m:
-                yield
-                return
+        restricted: AbstractContextManager[None] = nullcontext()
+        if len(present) < self._m:
             mask = torch.zeros(self._m, dtype=torch.bool)
             mask[present] = True
-            with self.weighting.restricted_to(mask):
+            restricted = self.weighting.restricted_to(mask)
+        if not self.weighting.draws:
+            with restricted:
                 yield
+            return
+        chosen = derived_seed("combiner", self.seed, self.steps if number is None else number)
+        with seeded_apart(chosen, self._device), restricted:
+            yield
 
     def _begin(self, losses: Losses) -> None:
         self._m = losses.m
@@ -286,7 +296,8 @@ class Step:
         one_count = counts is None or isinstance(counts, int | float)
         if linear and one_count and self._window.is_empty:
             self._constant = self._linear_weights(found)
-        with self.clock("task gradients"), _as_computed(self._device):
+        start = self.now()
+        with _as_computed(self._device):
             if self._constant is None:
                 self._window.add(found, counts, last)
             elif one_count:
@@ -295,6 +306,7 @@ class Step:
                 raise ValueError(
                     "counts must be one number for all losses, or one per loss, throughout a step."
                 )
+        self._spent("task gradients", start)
 
     def _linear_weights(self, losses: Losses) -> Tensor:
         probe = torch.ones_like(losses.values[0]).requires_grad_()
@@ -306,11 +318,13 @@ class Step:
         assert isinstance(self.weighting, Scalarization)
         assert self._window.losses is not None
         losses, present = self._window.losses[0], list(range(self._m))
+        if not any(self._window.counts[0]):
+            return StepResult([])
         if not all(are_finite([losses])):
             raise not_finite(losses, [self._name(self._window.names, i) for i in present], self.steps)
         gradients = self._window.own.weighted({0: self._window.part(0)})
         if processes() > 1:
-            gradients = sum_over_processes(gradients, [p for _, p in self.ownership.named()])
+            gradients = sum_over_processes(gradients, self.ownership.trained())
         write(gradients)
         with self.as_present(present):
             scalar, scale = self.weighting(losses), self._scale()
@@ -322,13 +336,12 @@ class Step:
     def _finish(self) -> StepResult:
         window, m = self._window, self._m
         assert window.losses is not None
-        assert window.counts is not None
-        present = [i for i in range(m) if bool((window.counts[:, i] > 0).all())]
+        present = [i for i in range(m) if all(part[i] > 0 for part in window.counts)]
         if not present:
             return StepResult([])
         parts = len(window.losses)
         losses = window.losses[:, present].flatten()
-        scale, shared = self._scale(), bool(self.ownership.shared())
+        scale, shared = self._scale(), window.shares
         seen = self._seen(present, scale)
         checked = [
             losses,
@@ -360,8 +373,9 @@ class Step:
     def _seen(self, present: list[int], scale: Tensor | None) -> SeenGradients:
         window = self._window
         assert window.gradients is not None
-        assert window.graph is not None
         assert window.losses is not None
+        graph = window.graph
+        assert graph is not None
         rows: Tensor | None = None
         if window.tasks != present:
             width = len(window.tasks)
@@ -369,7 +383,7 @@ class Step:
                 part * width + window.tasks.index(i) for part in range(len(window.losses)) for i in present
             ]
             rows = torch.tensor(numbers, device=self._device)
-        return SeenGradients(window.gradients, rows, scale, Layout(self.ownership, window.graph))
+        return SeenGradients(window.gradients, rows, scale, lambda: Layout(self.ownership, graph))
 
     def _combine(
         self, losses: Tensor, gradients: TaskGradients, present: list[int], shared: bool
@@ -377,17 +391,28 @@ class Step:
         """Let the weighting write the shared gradient; return the rows' weights and the heads' own factors."""
         method = self._method
         assert isinstance(method, JacobianMethod)
-        with self.clock("solver"), self.as_present(present):
-            factors = method.head_weights(losses)
+        start, uses, weights = self.now(), self._uses, None
+        with self.as_present(present):
+            factors = method.head_weights(losses) if "head_weights" in uses else None
             # Where nothing is shared there is nothing to combine: a zero Gramian says nothing about weights.
-            needed = shared or isinstance(method, Differentiated)
-            weights = method.combine(losses, gradients) if needed else None
-            method.observe(losses)
-            own = method.own_loss(losses)
+            if shared or isinstance(method, Differentiated):
+                if "combine" in uses:
+                    weights = method.combine(losses, gradients)
+                else:
+                    assert isinstance(method, WeightedMethod)
+                    weights = method.weigh(losses, gradients)
+                    gradients.combine(weights)
+            if "observe" in uses:
+                method.observe(losses)
+            own = method.own_loss(losses) if "own_loss" in uses else None
             if own is not None:
                 scale = self._scale()
                 (own if scale is None else own * scale).backward()
+        self._spent("solver", start)
         return weights, factors
+
+    def _spent(self, section: str, start: float) -> None:
+        self.times[section] = self.times.get(section, 0.0) + self.now() - start
 
     def _write_own(self, present: list[int], weights: Tensor) -> None:
         """Write the gradients of what one loss alone reaches, times the weight of each row, ``[parts · k]``."""
@@ -419,7 +444,7 @@ class Step:
 
     def _everywhere(self, here: bool) -> bool:
         """Return whether something holds on every process."""
-        if processes() == 1 or self.scaler is None:
+        if self.scaler is None or processes() == 1:
             return here
         flag = torch.tensor(float(here), device=self._device)
         dist.all_reduce(flag, op=dist.ReduceOp.MIN)
@@ -442,12 +467,24 @@ class Step:
         return names[i] if names else str(i)
 
 
-def _listed(losses: Sequence[Tensor] | Mapping[str, Tensor]) -> list[Tensor]:
-    return list(losses.values()) if isinstance(losses, Mapping) else list(losses)
+def _cut(losses: LossesLike, present: Sequence[bool]) -> Tensor:
+    """Return losses ``[m]`` of which no gradient flows into absent ones, where a zero could turn into NaN."""
+    if not isinstance(losses, Tensor):
+        each = list(losses.values()) if isinstance(losses, Mapping) else list(losses)
+        return torch.stack(
+            [loss if there else loss.detach() for loss, there in zip(each, present, strict=True)]
+        )
+    if not all(present) and losses.grad_fn is not None and losses.grad_fn.name() == "StackBackward0":
+        losses.grad_fn.register_hook(
+            lambda inputs, outputs: tuple(
+                g if there else None for g, there in zip(inputs, present, strict=True)
+            )
+        )
+    return losses
 
 
 def _as_computed(device: torch.device) -> AbstractContextManager[object]:
     """Keep autocast, where it is on, from gradients."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

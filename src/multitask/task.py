@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from multitask.metrics.known import OfKnown
 from multitask.metrics.precision import Exact, exact, home
 from multitask.targets import Fitted, Transform
 
-Batch = dict[str, Tensor]
+Batch = Mapping[str, Any]
+"""Targets by name, beside the trunk's inputs and whatever else the data gives."""
 
 # What torch's losses ignore by default; where the data holds it, the task has to say that labels can be missing.
 _UNSPOKEN = -100
@@ -273,7 +275,9 @@ class Task(nn.Module):
     def _compared(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return what the loss compares, and which of its values are labelled (``None``: all)."""
         target = batch[self.target]
-        return self.transform(target), self.labelled(target, batch) if self.missing else None
+        known = self.labelled(target, batch) if self.missing else None
+        target = target if type(self.transform) is Transform else self.transform(target)
+        return target, known
 
     def labelled(self, target: Tensor, batch: Batch) -> Tensor:
         """Return which values of a target are labelled, in its shape."""
@@ -325,13 +329,6 @@ def _version(features: Tensor) -> int | None:
 
 def _itself(count: Tensor | float) -> Tensor | float:
     return count
-
-
-def few_of(batch: Batch, count: int = 8) -> Batch:
-    """Return a few examples from all over a batch: its beginning may be of one source, labelled for one task."""
-    size = len(batch["inputs"])
-    picked = torch.linspace(0, size - 1, min(count, size)).long()
-    return {name: values[picked] for name, values in batch.items()}
 
 
 def _only(target: Tensor, known: Tensor | None) -> Tensor:

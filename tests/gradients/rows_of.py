@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.graph import Graph
-from multitask.gradients.losses import Losses
-from multitask.gradients.pulls import Pulls
+from multitask.gradients.losses import Losses, Pulls
 from multitask.gradients.task_gradients import Engine, TaskGradients
 
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from multitask.gradients.graph import Graph, users
+from multitask.gradients.graph import Graph
 from multitask.gradients.losses import Losses
+from multitask.gradients.uses import users
 
 
 def test_a_parameter_is_shared_where_both_outputs_depend_on_it():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multitask.gradients.products import _BLOCK, _SHORT, inner_products
+from multitask.gradients.rows import _BLOCK, _SHORT, inner_products
 
 
 @given(

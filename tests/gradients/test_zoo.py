@@ -238,6 +238,7 @@ ZOO: dict[str, tuple[Make, Callable[[int], Tensor]]] = {
     "scaled product": (lambda: By(lambda s, x: torch.addmm(s.b, x, s.w.t(), beta=0.5, alpha=2), w=numbers(6, 8), b=numbers(6)), vectors),
     "einsum": (lambda: By(lambda s, x: torch.einsum("nld,qd->nq", x, s.w), w=numbers(6, 8)), tokens),
     "complex": (lambda: By(complex_layer, w=nn.Parameter(torch.randn(8, 8, dtype=torch.complex128)), b=nn.Parameter(torch.randn(8, dtype=torch.complex128)), real=numbers(8, 6)), vectors),
+    "complex behind an odd number": (lambda: By(lambda s, x: (x[:, :3] * s.a * s.w).abs() + s.a, a=numbers(3), w=nn.Parameter(torch.randn(3, dtype=torch.complex128))), vectors),
     "fourier": (lambda: By(fourier, w=nn.Parameter(torch.randn(8, 6, 3, dtype=torch.complex128))), tokens),
     "hook that scales": (lambda: By(hooked(lambda g: g * 2), a=nn.Linear(8, 9), b=nn.Linear(9, 6)), vectors),
     "hook that clips": (lambda: By(hooked(lambda g: g.clamp(-0.05, 0.05)), a=nn.Linear(8, 9), b=nn.Linear(9, 6)), vectors),

@@ -139,7 +139,7 @@ def test_typing_errors(overrides: str, scripts: Scripts) -> None:
     assert not list(scripts.logs.glob("*/runs/*"))
 
 
-@pytest.mark.smoke("data.path=nope.npz", "trunk.width=wide")
+@pytest.mark.smoke("data.path=nope.npz")
 @pytest.mark.parametrize("overrides", HEAVY)
 def test_what_cannot_work(overrides: str, scripts: Scripts) -> None:
     ran = scripts.run(*quick(overrides))

@@ -27,7 +27,6 @@ def poisoned(arrays: Path, scripts: Scripts, tmp_path: Path) -> Small:
     return Small(scripts, path)
 
 
-@pytest.mark.smoke("1-upgrad")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("window", [1, 3])
 def test_stops_at_a_loss_that_is_not_finite_and_keeps_the_state_before_it(
@@ -73,6 +72,7 @@ def test_resumed_after_the_data_was_mended(poisoned: Small, arrays: Path, tmp_pa
     assert rows(whole.folder / "results.csv", "run") == rows(resumed.folder / "results.csv", "run")
 
 
+@pytest.mark.smoke
 def test_divergence_keeps_the_last_finite_state(small: Small) -> None:
     ran = small.any("optimizer=sgd", "optimizer.lr=1e18", "callbacks.checkpoint.every_n_train_steps=1")
     assert ran.code == 1

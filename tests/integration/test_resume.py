@@ -121,7 +121,7 @@ CASES = {
 }
 
 
-@pytest.mark.smoke("mid-epoch, Jacobian", "killed")
+@pytest.mark.smoke("mid-epoch, Jacobian")
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_run_ends_where_the_whole_run_ends(
     case: str, small: Small, wholes: dict[tuple[str, ...], Path]

@@ -25,7 +25,7 @@ def figures(folder: Path) -> dict[tuple[str, str], float]:
         }
 
 
-@pytest.mark.smoke("classification_l2-expected0-upgrad", "mnist_and_fashion-expected2-weighted_sum")
+@pytest.mark.smoke("classification_l2-expected0-upgrad")
 @pytest.mark.parametrize("weighting", ["weighted_sum", "upgrad"])
 @pytest.mark.parametrize(
     ("experiment", "expected"),

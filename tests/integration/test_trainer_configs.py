@@ -73,7 +73,6 @@ def test_a_compiled_trunk_trains_as_it_is(small: Small) -> None:
             torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-5, msg=key)
 
 
-@pytest.mark.smoke("upgrad")
 @pytest.mark.parametrize("method", METHODS)
 def test_early_stopping_stops(method: str, small: Small) -> None:
     ran = small.run(

@@ -44,6 +44,7 @@ def test_step_through_a_library_s_network_is_exact(tmp_path: Path, trunk: str):
         torch.testing.assert_close(parameter, plain[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.slow
 def test_torchvision_is_not_needed():
     """Importing everything that trunks are made of leaves it out, whether it is installed or not."""
     modules = "multitask.run.train, multitask.nn.resnet, multitask.nn.segnet, multitask.nn.tokens, monai.networks.nets"

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from multitask.gradients.graph import users
+from multitask.gradients.uses import users
 from multitask.nn.blocks import convolution, pooled_convolution
 from multitask.nn.branches import Branches
 from multitask.nn.copies import several

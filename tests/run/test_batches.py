@@ -1,4 +1,4 @@
-"""Data whose batches are not tensors by name is refused in one sentence."""
+"""Batches are what the data makes of its examples; examples of which none can be made are refused in one sentence."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -47,18 +47,39 @@ def made(split: Any) -> Data:
 
 
 X = torch.zeros(3)
-REFUSED: dict[str, tuple[Any, str]] = {
-    "stream": (Stream(), "is an IterableDataset"),
-    "tuple": (lambda i: (X, i), "gives a tuple for an example"),
-    "dict": (lambda i: {"inputs": {"ids": X, "mask": X}}, "gives a dict for 'inputs'"),
-    "list": (lambda i: {"inputs": [X, X]}, "gives a list for 'inputs'"),
-    "text": (lambda i: {"inputs": "a sentence"}, "gives a str for 'inputs'"),
-    "path beside": (lambda i: {"inputs": X, "path": f"{i}.png"}, "gives a str for 'path'"),
-    "none": (lambda i: {"inputs": X, "y": None}, "gives a NoneType for 'y'"),
-    "no inputs": (lambda i: {"x": X}, "and no 'inputs'"),
-    "ragged": (lambda i: {"inputs": torch.zeros(1 + i)}, "cannot be stacked"),
-    "in memory": ({"inputs": np.zeros((5, 3))}, "gives a ndarray for 'inputs'"),
+TAKEN: dict[str, Any] = {
+    "stream": Stream(),
+    "tuple": lambda i: (X, i),
+    "tensors by name": lambda i: {"inputs": {"ids": X, "mask": X}},
+    "list": lambda i: {"inputs": [X, X]},
+    "text": lambda i: {"inputs": "a sentence"},
+    "path beside": lambda i: {"inputs": X, "path": f"{i}.png"},
+    "nested, in memory": {"x": {"ids": torch.zeros(5, 3), "mask": torch.zeros(5)}, "y": torch.zeros(5)},
 }
+REFUSED: dict[str, tuple[Any, str]] = {
+    "none": (lambda i: {"inputs": X, "y": None}, "cannot be stacked .*; set data.collate_fn"),
+    "ragged": (lambda i: {"inputs": torch.zeros(1 + i)}, "cannot be stacked .*; set data.collate_fn"),
+    "in memory": ({"inputs": np.zeros((5, 3))}, "gives a ndarray for 'inputs'"),
+    "nested, in memory": ({"x": {"a": X, "b": "text"}}, "gives a str for 'x.b'"),
+    "unlike, in memory": ({"x": {"a": X, "b": torch.zeros(4)}}, r"has \[4\] for 'x.b' beside 3 examples"),
+}
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_taken_as_they_are(kind: str) -> None:
+    data = made(TAKEN[kind])
+    check_batches(data, 1)
+    first_batch(data, "train")
+
+
+def test_nested_arrays_are_indexed_together() -> None:
+    count = torch.arange(6.0)
+    data = made({"x": {"a": count, "b": (count, count.view(6, 1))}, "y": count})
+    for batch in data.loader("train", training=True):
+        a, (b, c) = batch["x"]["a"], batch["x"]["b"]
+        assert torch.equal(a, b)
+        assert torch.equal(a, c[:, 0])
+        assert torch.equal(a, batch["y"])
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -66,6 +87,40 @@ def test_refused(kind: str) -> None:
     split, says = REFUSED[kind]
     with pytest.raises(ConfigError, match=f"data: the train split .*{says}"):
         check_batches(made(split), 1)
+
+
+def test_streams_are_no_ones_to_share() -> None:
+    with pytest.raises(ValueError, match=r"every process the same examples; set trainer.devices=1"):
+        check_batches(made(Stream()), 2)
+    whole = Data(Stream(), None)
+    whole.setup()
+    with pytest.raises(ValueError, match=r"data.batch_size=null is the whole of a split"):
+        check_batches(whole, 1)
+
+
+def padded(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "inputs": torch.nn.utils.rnn.pad_sequence([each["inputs"] for each in examples], batch_first=True)
+    }
+
+
+def test_a_function_of_the_users_makes_the_batch() -> None:
+    data = made(lambda i: {"inputs": torch.ones(1 + i)})
+    data.collate_fn = padded
+    check_batches(data, 1)
+    batch = first_batch(data, "train")
+    assert batch["inputs"].shape == (4, int(batch["inputs"].sum(1).max()))
+
+
+def test_a_data_module_makes_the_batch() -> None:
+    class Padded(Data):
+        def collate(self, examples: list[Any]) -> Any:
+            return padded(examples)
+
+    data = Padded(Items(lambda i: {"inputs": torch.ones(1 + i)}))
+    data.setup()
+    check_batches(data, 1)
+    assert first_batch(data, "train")["inputs"].shape[0] == 4
 
 
 def test_ragged_in_a_later_example() -> None:

@@ -12,9 +12,9 @@ from torchmetrics import MeanAbsoluteError, MetricCollection
 from multitask.callbacks.conflict import Conflict
 from multitask.lightning.figures import logged
 from multitask.module import MultiTaskModule
-from multitask.run.build import _is_model
 from multitask.run.errors import ConfigError
 from multitask.run.names import OF_COLLECTIONS, OF_MODULES, check_names
+from multitask.run.weights import _is_model
 from multitask.task import Task
 from multitask.weighting.upgrad import UPGrad
 
@@ -135,4 +135,5 @@ def test_two_pairs_of_tasks_with_one_name_are_refused() -> None:
     ],
 )
 def test_a_task_or_metric_called_head_is_taken_for_no_parameter_of_one(name: str, given: bool) -> None:
-    assert _is_model(name) is given  # what init_from takes of a checkpoint
+    module = MultiTaskModule(nn.Identity(), {})
+    assert _is_model(module, name) is given  # what init_from takes of a checkpoint

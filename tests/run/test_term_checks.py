@@ -12,9 +12,8 @@ from multitask.run.term_checks import check_term
 from multitask.seen import Seen
 from multitask.terms import Auxiliary, Term
 from tests.conftest import arrays, regression
-from tests.test_task_kinds import FLAT
+from tests.test_task_kinds import FLAT, built
 from tests.test_task_kinds import arrays as content
-from tests.test_task_kinds import built
 
 
 def distances(seen: Seen) -> Tensor:
@@ -90,7 +89,10 @@ SECOND = ["task=[kinds/scalar,kinds/second_loss]", "tasks.rings_l1.prediction.ta
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([*SECOND, "tasks.rings_l1.target=vector"], r"tasks\.rings_l1: .*make the head's output as wide"),
+        (
+            [*SECOND, "tasks.rings_l1.target=vector", "+tasks.rings_l1.missing=true"],
+            r"tasks\.rings_l1: .*make the head's output as wide",
+        ),
         (
             ["task=[kinds/forces]", "tasks.forces.target=inputs"],
             r"tasks\.forces: no task 'energy' predicts anything; there are forces\.",

@@ -7,11 +7,10 @@ import torch
 from torchjd.aggregation import DualProjWeighting, UPGradWeighting
 
 from multitask.run.weighting import build_weighting
-from multitask.weighting.adapter import GramianMethod
 from multitask.weighting.cr_mogm import CRMOGM
 from multitask.weighting.rescaled import Rescaled
 from multitask.weighting.torchjds import GramianMethod
-from tests.weighting.weighting_members import make
+from tests.weighting.weighting_members import config, make
 
 TASKS = ["left", "right"]
 
@@ -158,3 +157,26 @@ def test_a_solver_that_is_not_installed_is_answered_with_how_to_get_it(
         ValueError, match=r'needs a solver .* pip install -c constraints\.txt -e "\.\[solvers\]"'
     ):
         build_weighting({"_target_": "torchjd.aggregation.CAGradWeighting", "c": 0.4}, TASKS)
+
+
+@pytest.mark.parametrize(
+    ("before", "name", "state"),
+    [
+        ("multitask.weighting.gls.GLS", "gls", {}),
+        ("multitask.weighting.si.SI", "si", {}),
+        ("multitask.weighting.loss_balanced.LossBalanced", "loss_balanced", {}),
+        ("torchjd.aggregation.IMTLGWeighting", "imtl_g", {"": {}}),
+        ("torchjd.aggregation.AlignedMTLWeighting", "aligned_mtl", {"": {}, "weighting": {}}),
+        ("multitask.weighting.byzantine.krum", "krum", {"": {}}),
+    ],
+)
+def test_a_checkpoint_from_before_0_2_has_its_weighting(before: str, name: str, state: dict) -> None:
+    """Its config names the class where it was, and its state may hold the memory of torchjd's, which is empty."""
+    tasks = ["a", "b", "c"]
+    built = build_weighting({**config(name, tasks), "_target_": before}, tasks)
+    assert type(built) is type(make(name, tasks))
+    module = torch.nn.ModuleDict({"weighting": built})
+    module.load_state_dict({"weighting._extra_state": state} if state else {}, strict=True)
+    if state:
+        with pytest.raises(RuntimeError, match=r"weighting\._extra_state"):
+            module.load_state_dict({"weighting._extra_state": {"": {"step": 3}}}, strict=True)

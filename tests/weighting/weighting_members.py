@@ -22,7 +22,6 @@ NAMES = sorted(path.stem for path in (CONFIGS / "weighting").glob("*.yaml"))
 STOCHASTIC = {"rlw", "random", "pcgrad", "gradvac", "graddrop"}
 NEEDS_THREE = {"krum", "trimmed_mean"}
 PARAMETERS = (("0.weight", 6), ("0.bias", 2), ("2.weight", 4))
-DISTANCES = (6, 5, 2)
 N = sum(size for _, size in PARAMETERS)
 
 
@@ -63,7 +62,7 @@ def gradients(
     parameter = nn.Parameter(torch.zeros(jacobian.shape[1], dtype=jacobian.dtype))
     rows = RowGradients(jacobian, [parameter])
     rows.layout = layout or (PARAMETERS if jacobian.shape[1] == N else [("0.weight", jacobian.shape[1])])
-    rows.distances = DISTANCES[-len(rows.layout) :]
+    rows.distances = range(len(rows.layout), 0, -1)  # registered in the order in which they run
     return rows, parameter
 
 

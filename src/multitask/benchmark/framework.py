@@ -19,6 +19,7 @@ from multitask.benchmark.cells import Cell
 from multitask.benchmark.problems import CLASSES, TRUNKS, Problem
 from multitask.benchmark.reference import Reference
 from multitask.benchmark.timing import Effort, PeakMemory
+from multitask.data.base import DataModule
 from multitask.module import MultiTaskModule
 from multitask.run import tracking
 from multitask.run.build import build_data, build_module, build_trainer
@@ -137,6 +138,8 @@ def measure_framework(tasks: int, effort: Effort, device: str, seed: int) -> Ite
         _write_data(folder / "data.npz", tasks, (turns * _TURN + 1) * TRUNKS[TRUNK].batch, seed)
         data = build_data(config)
         module = build_module(config, data)
+        assert isinstance(module, MultiTaskModule)
+        assert isinstance(data, DataModule)
         trainer, _ = build_trainer(config, folder, module.automatic_optimization)
         combiner = build_combiner(config, module.names)
         assert isinstance(combiner, WeightedMethod)

@@ -131,7 +131,8 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state, and keep it as the best if it is."""
         if trainer.is_last_batch:
-            _loader(trainer).end_pass()
+            if (loader := _loader(trainer)) is not None:
+                loader.end_pass()
             self._save(trainer, self.last)
         else:
             # Cut short by max_steps: a run that goes on from here goes on in this epoch.
@@ -163,7 +164,8 @@ class Checkpoints(Checkpoint):
                 counter.completed -= batches
             # On resuming, Lightning counts this batch as stepped where it was not completed.
             loop._batches_that_stepped -= steps
-            loader.give_back(steps)
+            if loader is not None:
+                loader.give_back(steps)
 
         turn_back(taken, taken + 1)
         self._save(trainer, self.last)
@@ -211,10 +213,10 @@ def _dry(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
-def _loader(trainer: Trainer) -> Loader:
+def _loader(trainer: Trainer) -> Loader | None:
+    """Return the training loader where it is one that keeps its position."""
     loader = trainer.train_dataloader
-    assert isinstance(loader, Loader)
-    return loader
+    return loader if isinstance(loader, Loader) else None
 
 
 def find_best(source: Path, states: Mapping[str, Any]) -> Path | None:

@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from multitask.gradients.losses import Losses
-from multitask.gradients.products import inner_products
+from multitask.gradients.rows import inner_products
 from multitask.gradients.window import counts_of, processes
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
@@ -42,7 +42,7 @@ class Conflict(Callback):
         self.most_pairs = most_pairs
         self.probe_every = probe_every
         self._solver = (0.0, 0)
-        self._probed = -1
+        self._probed = False
 
     def check(self, module: LightningModule) -> None:
         """Refuse names of tasks that leave two pairs one name.
@@ -66,8 +66,9 @@ class Conflict(Callback):
         self._solver = (module.weighting.solver_seconds, module.weighting.failures)
 
         def observe(result: StepResult) -> None:
-            if result.gradients is not None and self._probed != trainer.global_step:
+            if result.gradients is not None and not self._probed:
                 self._observe(module, result.gradients.gramian(), result.weights, result.present)
+            self._probed = False
 
         module.observers.append(observe)
 
@@ -83,7 +84,7 @@ class Conflict(Callback):
             and pl_module.needs_no_gramian
         ):
             found = probe(pl_module, batch)
-            self._probed = trainer.global_step
+            self._probed = True
             if found is not None:
                 self._observe(pl_module, *found)
 
@@ -155,7 +156,7 @@ def probe(module: MultiLossModule, batch: Any) -> tuple[Tensor, Tensor, list[int
     with unobtrusive(module, train=True), torch.enable_grad():
         found, counts = module.named_losses(batch)
         losses = Losses(found)
-        here = counts_of(counts, losses)[0]
+        here = torch.tensor(counts_of(counts, losses)[0], dtype=torch.float64)
         rows, shared = step.rows_of(losses)
     values = losses.values[0].where(here.to(losses.values) > 0, 0.0)
     if processes() > 1:

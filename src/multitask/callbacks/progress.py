@@ -27,7 +27,8 @@ class Progress(TQDMProgressBar):
         self._monitor = monitor
         self._moving = sys.stdout.isatty()
         self._started = self._printed = time.monotonic()
-        self._done = self._total = 0
+        self._done = 0
+        self._total: int | None = None
         self._line: str | None = None
         """The bar of an epoch that has not been printed."""
 
@@ -41,16 +42,21 @@ class Progress(TQDMProgressBar):
     def on_train_start(self, *_: Any) -> None:
         """Draw nothing before an epoch begins."""
         self.train_progress_bar = Tqdm(disable=True)
-        self._total = int(self.total_train_batches)  # a run that goes on in mid-epoch does not begin one
+        self._total = self._batches()  # a run that goes on in mid-epoch does not begin one
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Begin a line."""
         self._started = time.monotonic()
-        self._total = int(self.total_train_batches)  # now: later it is what is left of the last epoch
+        self._total = self._batches()  # now: later it is what is left of the last epoch
         if self._moving:
             self.train_progress_bar = self.init_train_tqdm()
             self.train_progress_bar.reset(total=self._total)
             self.train_progress_bar.set_description(_title(trainer))
+
+    def _batches(self) -> int | None:
+        """Return how many batches an epoch has; ``None`` where that is not known."""
+        count = self.total_train_batches
+        return int(count) if math.isfinite(count) else None
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Begin a line where a resumed run goes on in the middle of an epoch."""
@@ -75,7 +81,7 @@ class Progress(TQDMProgressBar):
             shown = self.get_metrics(trainer, pl_module).items()
             self._line = Tqdm.format_meter(
                 self._done,
-                self._total,
+                self._total or self._done,
                 now - self._started,
                 prefix=_title(trainer),
                 postfix=", ".join(f"{key}={value}" for key, value in shown),
@@ -107,7 +113,7 @@ def _epochs(trainer: Trainer) -> int:
     """Return how many epochs the run has, as far as its length is known."""
     if trainer.max_epochs and trainer.max_epochs > 0:
         return trainer.max_epochs
-    return math.ceil(trainer.max_steps / trainer.num_training_batches) if trainer.max_steps > 0 else 1
+    return max(1, math.ceil(trainer.max_steps / trainer.num_training_batches)) if trainer.max_steps > 0 else 1
 
 
 def _title(trainer: Trainer) -> str:

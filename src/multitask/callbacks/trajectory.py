@@ -60,6 +60,8 @@ class Trajectory(Callback):
         Raises:
             ValueError: Unless the trunk is a point in the plane and the tasks are two objectives.
         """
+        if not isinstance(module, MultiTaskModule):
+            raise ValueError("callbacks=trajectory draws trunk=point, and the model has no trunk; remove it.")
         losses = _losses(module)
         taken = [name for name in losses if name in _COLUMNS]
         if taken:

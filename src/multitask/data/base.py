@@ -6,11 +6,29 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from multitask.data.loading import Arrays, Loader, resident
+from multitask.data.loading import Arrays, Collate, Loader, resident
 
 Split = Arrays | Dataset[Any]
+Batches = Loader | DataLoader[Any]
+
+
+def check_stream(processes: int, batch_size: int | None) -> None:
+    """Refuse what an ``IterableDataset`` cannot do.
+
+    Raises:
+        ValueError: If several processes are to share it, or a batch is to be the whole of it.
+    """
+    if processes > 1:
+        raise ValueError(
+            "data: an IterableDataset would give every process the same examples; set trainer.devices=1, or give a "
+            "LightningDataModule of your own that shares them."
+        )
+    if batch_size is None:
+        raise ValueError(
+            "data.batch_size=null is the whole of a split, and an IterableDataset has no length; give a number."
+        )
 
 
 class DataModule(LightningDataModule):
@@ -34,6 +52,8 @@ class DataModule(LightningDataModule):
         self.num_workers = num_workers
         self.drop_last = False
         """Whether to leave out an epoch's last training batch where it is not full."""
+        self.collate_fn: Collate | None = None
+        """A function from a list of examples to a batch, in place of :meth:`collate`."""
         self.splits: dict[str, Split] = {}
         self._placed: dict[str, Split] = {}
 
@@ -46,11 +66,27 @@ class DataModule(LightningDataModule):
         if not self.splits:
             self.splits = self.load()
 
-    def loader(self, split: str, *, training: bool = False) -> Loader:
-        """Return batches of one split; in training batches where ``training`` is set, and shuffled then."""
+    def collate(self, examples: list[Any]) -> Any:
+        """Make a batch of any nesting of a data set's examples; by default their tensors are stacked."""
+        return default_collate(examples)
+
+    def loader(self, split: str, *, training: bool = False) -> Batches:
+        """Return batches of one split; in training batches where ``training`` is set, and shuffled then.
+
+        An ``IterableDataset`` comes in its own order.
+
+        Raises:
+            ValueError: See :func:`check_stream`.
+        """
         self.setup()
         size = self.batch_size if training else self.eval_batch_size
-        return Loader(self.placed(split), size, **self.order(training))
+        data, order, collate = self.placed(split), self.order(training), self.collate_fn or self.collate
+        if not isinstance(data, IterableDataset):
+            return Loader(data, size, collate=collate, **order)
+        check_stream(order["world_size"], size)
+        return DataLoader(
+            data, size, collate_fn=collate, drop_last=order["drop_last"], num_workers=self.num_workers
+        )
 
     def order(self, training: bool) -> dict[str, Any]:
         """Return what a loader needs to know of order, last batch and processes.
@@ -79,14 +115,14 @@ class DataModule(LightningDataModule):
             self._placed[split] = resident(dict(arrays), device, torch.cuda.mem_get_info(device)[0])
         return self._placed[split]
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> Batches:
         """Return shuffled batches of the training split."""
         return self.loader("train", training=True)
 
-    def val_dataloader(self) -> Loader | list[Loader]:
+    def val_dataloader(self) -> Batches | list[Batches]:
         """Return batches of the validation split, nothing where there is none."""
         return self.loader("val") if "val" in self.splits else []
 
-    def test_dataloader(self) -> Loader | list[Loader]:
+    def test_dataloader(self) -> Batches | list[Batches]:
         """Return batches of the test split, nothing where there is none."""
         return self.loader("test") if "test" in self.splits else []

@@ -1,15 +1,20 @@
 """Batches in an order that depends on seed and epoch alone, so that a run can stop anywhere and go on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from multitask.lightning.batches import examples_in, mapped, tensors_of
 from multitask.randomness import derived_seed
 
-Arrays = dict[str, Tensor]
+Arrays = dict[str, Any]
+"""Tensors by name with the same first dimension, nested where inputs are several."""
+Collate = Callable[[list[Any]], Any]
+"""Makes a batch of a list of examples."""
 
 
 class Loader:
@@ -21,8 +26,7 @@ class Loader:
     with batches of b see what one process with batches of w·b sees.
 
     Args:
-        data: Tensors by name with the same first dimension, or a map-style data set whose items
-            are tensors by name.
+        data: Tensors by name with the same first dimension, or a map-style data set.
         batch_size: Examples a rank and batch; ``None`` for the whole of the data.
         drop_last: Whether to leave out a last batch that is not full.
         shuffle: Whether to draw a new order each epoch.
@@ -30,6 +34,7 @@ class Loader:
         num_workers: Worker processes, for data sets that are not in memory.
         rank: This process's number.
         world_size: How many processes share the data.
+        collate: Makes a batch of a data set's items.
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class Loader:
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        collate: Collate = default_collate,
     ) -> None:
         self.data = data
-        self.examples = len(next(iter(data.values()))) if isinstance(data, Mapping) else len(data)  # type: ignore[arg-type]
+        self.examples = (examples_in(data) or 0) if isinstance(data, Mapping) else len(data)  # type: ignore[arg-type]
+        self.collate = collate
         self.batch_size = batch_size or max(1, -(-self.examples // world_size))
         self.drop_last = drop_last and batch_size is not None
         self.shuffle = shuffle
@@ -86,7 +93,7 @@ class Loader:
         left = self.examples % size
         return self.batch_size if self.drop_last or not left else left // processes
 
-    def __iter__(self) -> Iterator[Arrays]:
+    def __iter__(self) -> Iterator[Any]:
         start, self._resume_at = self._resume_at, 0
         self._position = start
         for batch in self._fetch(self._batches()[start:]):
@@ -119,14 +126,15 @@ class Loader:
         whole = order.split(self.batch_size * self.world_size)[: len(self)]
         return [batch.tensor_split(self.world_size)[self.rank] for batch in whole]
 
-    def _fetch(self, batches: list[Tensor]) -> Iterator[Arrays]:
+    def _fetch(self, batches: list[Tensor]) -> Iterator[Any]:
         if isinstance(self.data, Mapping):
-            for indices in _moved(batches, next(iter(self.data.values())).device):
-                yield {name: values.index_select(0, indices) for name, values in self.data.items()}
+            for indices in _moved(batches, next(tensors_of(self.data)).device):
+                yield mapped(self.data, partial(torch.index_select, dim=0, index=indices))
         else:
             yield from DataLoader(
                 self.data,
                 batch_sampler=[indices.tolist() for indices in batches],
+                collate_fn=self.collate,
                 num_workers=self.num_workers,
                 generator=torch.Generator().manual_seed(derived_seed("workers", self.seed, self.epoch)),
             )
@@ -147,8 +155,8 @@ def resident(arrays: Arrays, device: torch.device, free: int) -> Arrays:
         device: Where they are wanted.
         free: How many bytes are free there.
     """
-    size = sum(values.numel() * values.element_size() for values in arrays.values())
-    return {name: values.to(device) for name, values in arrays.items()} if 4 * size <= free else arrays
+    size = sum(values.numel() * values.element_size() for values in tensors_of(arrays))
+    return dict(mapped(arrays, lambda values: values.to(device))) if 4 * size <= free else arrays
 
 
 def split_indices(count: int, fractions: Sequence[float], seed: int) -> tuple[Tensor, Tensor, Tensor]:

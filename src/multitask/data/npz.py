@@ -19,7 +19,7 @@ class Npz(DataModule):
     Args:
         path: The file. Pickled objects in it are refused, never loaded.
         inputs: Name of the array of inputs.
-        targets: Names of the arrays to read as targets, as the tasks name them. An array
+        targets: Names of the arrays to read as targets, as the tasks name them; ``None`` for all. An array
             ``mask/<target>`` beside one says by true and false what of it is labelled.
         split: Shares of train, validation and test; or the name of an array in the file that
             gives each example's split as ``train``/``val``/``test`` or 0/1/2.
@@ -32,7 +32,7 @@ class Npz(DataModule):
     def __init__(
         self,
         path: str | None,
-        targets: Sequence[str],
+        targets: Sequence[str] | None,
         inputs: str = "inputs",
         split: Sequence[float] | str = (0.7, 0.1, 0.2),
         split_seed: int = 0,
@@ -43,7 +43,7 @@ class Npz(DataModule):
         super().__init__(batch_size, eval_batch_size, seed)
         self.path = path
         self.inputs = inputs
-        self.targets = [name for name in targets if name != "inputs"]
+        self.targets = None if targets is None else [name for name in targets if name != "inputs"]
         self.split = split
         self.split_seed = split_seed
 
@@ -57,11 +57,14 @@ class Npz(DataModule):
         arrays = self._read()
         where = f"data.path={self.path}"
         tensors = {"inputs": _tensor(f"{where}: '{self.inputs}'", arrays[self.inputs])}
-        tensors |= {name: _tensor(f"{where}: '{name}'", arrays[name]) for name in self.targets}
         masks = [name for name in arrays if name.startswith("mask/")]
+        targets = self.targets
+        if targets is None:
+            targets = [name for name in arrays if name not in ("inputs", self.inputs, self.split, *masks)]
+        tensors |= {name: _tensor(f"{where}: '{name}'", arrays[name]) for name in targets}
         tensors |= {name: _mask(f"{where}: '{name}'", arrays[name]) for name in masks}
         count = len(tensors["inputs"])
-        for name in (*self.targets, *masks):
+        for name in (*targets, *masks):
             if len(tensors[name]) != count:
                 raise ValueError(
                     f"{where}: '{name}' has {len(tensors[name])} rows and '{self.inputs}' {count}; all arrays need "
@@ -78,9 +81,12 @@ class Npz(DataModule):
         if self.path is None or not Path(self.path).is_file():
             what = "data.path is null" if self.path is None else f"data.path={self.path} is not there"
             raise FileNotFoundError(
-                f"{what}; give an .npz with '{self.inputs}' and one array for each of {', '.join(self.targets)}."
+                f"{what}; give an .npz with '{self.inputs}' and one array for each of "
+                f"{', '.join(self.targets or ['your targets'])}."
             )
         named = [self.split] if isinstance(self.split, str) else []
+        if self.targets is None:
+            return read_arrays(Path(self.path), "data.path", [self.inputs, *named], None)
         masks = [f"mask/{name}" for name in self.targets]
         return read_arrays(Path(self.path), "data.path", [self.inputs, *self.targets, *named], masks)
 

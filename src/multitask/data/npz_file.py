@@ -9,15 +9,15 @@ import numpy as np
 
 
 def read_arrays(
-    path: Path, key: str, wanted: Sequence[str], optional: Sequence[str] = ()
+    path: Path, key: str, wanted: Sequence[str], optional: Sequence[str] | None = ()
 ) -> dict[str, np.ndarray]:
-    """Arrays of an ``.npz`` by name, the optional ones where they are there.
+    """Arrays of an ``.npz`` by name, the optional ones where the file has them.
 
     Args:
         path: The file.
         key: The config key that it comes from, for messages.
         wanted: Names of arrays that must be there.
-        optional: Names of arrays that may be there.
+        optional: Names of arrays that may be there; ``None`` for all.
 
     Raises:
         ValueError: If it is no ``.npz``, is damaged, lacks an array, or an array holds pickled objects.
@@ -30,7 +30,11 @@ def read_arrays(
         missing = [name for name in wanted if name not in file.files]
         if missing:
             raise ValueError(f"{key}={path} has no '{', '.join(missing)}'; it has {', '.join(file.files)}.")
-        names = [*wanted, *(name for name in optional if name in file.files)]
+        names = [
+            *wanted,
+            *(name for name in (file.files if optional is None else optional) if name in file.files),
+        ]
+        names = list(dict.fromkeys(names))
         return {name: _read(file, name, f"{key}={path}") for name in names}
 
 

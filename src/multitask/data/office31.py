@@ -50,7 +50,7 @@ class Office31(DataModule):
 
     Args:
         path: The folder that holds ``<domain>/images/<class>/*.jpg``, or ``<domain>/<class>/*.jpg``.
-        domains: The domains to read, each the target of a task.
+        domains: The domains to read, each the target of a task; ``None`` for all.
         split: Shares of each domain for train, validation and test.
         split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
         height: Height of the pictures in pixels.
@@ -64,7 +64,7 @@ class Office31(DataModule):
     def __init__(
         self,
         path: str,
-        domains: Sequence[str] = DOMAINS,
+        domains: Sequence[str] | None = None,
         split: Sequence[float] = (0.6, 0.2, 0.2),
         split_seed: int = 0,
         height: int = 224,
@@ -76,7 +76,7 @@ class Office31(DataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed, num_workers)
         self.path = Path(path)
-        self.domains = list(domains)
+        self.domains = list(DOMAINS if domains is None else domains)
         self.split = split
         self.split_seed = split_seed
         self.size = height, width

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import Batches, DataModule, Split
 from multitask.data.loading import Arrays, Loader
 from multitask.randomness import derived_seed
 
@@ -97,14 +97,14 @@ class PerTask(DataModule):
     def _wanted(self, part: "_Part") -> bool:
         return self.targets is None or any(key in self.targets for key in part.blanks)
 
-    def loader(self, split: str, *, training: bool = False) -> Loader:
+    def loader(self, split: str, *, training: bool = False) -> Batches:
         """Return batches of one split; by the rule where ``training`` is set."""
         if not training:
             return super().loader(split)
         self.setup()
-        return JointLoader(
-            self.placed(split), self._sizes, self.rule, self.batch_size, **self.order(training)
-        )
+        collate = self.collate_fn or self.collate
+        options = {"collate": collate, **self.order(training)}
+        return JointLoader(self.placed(split), self._sizes, self.rule, self.batch_size, **options)
 
 
 class JointLoader(Loader):

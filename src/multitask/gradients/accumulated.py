@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from multitask.gradients.pulls import Pulls
+from multitask.gradients.losses import Pulls
 from multitask.gradients.rows import RowGradients, numbers, row_like, split_like, write
 from multitask.gradients.sharded import Reduction
 from multitask.gradients.task_gradients import TaskGradients
@@ -98,6 +98,8 @@ class AccumulatedRows:
             self._scratch = None
         elif not self._begun and n < shape[1]:
             old[:, n:] = 0.0
+            if self._scratch is not None:
+                self._scratch[n:] = 0.0
         self._parameters = list(parameters)
         return old
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from multitask.gradients.graph import Use
 from multitask.gradients.operands import saved
+from multitask.gradients.uses import Use
 
 Columns = Callable[[Tensor], Tensor]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from multitask.gradients.pulls import Inputs, Pulls
+from multitask.gradients.losses import Inputs, Pulls
 from multitask.gradients.rows import real_shape
 from multitask.gradients.taps import Gathered, Tap
 

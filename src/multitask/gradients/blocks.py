@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.operands import Operand
-from multitask.gradients.products import inner_products
-from multitask.gradients.rows import add_to_gradients, real_shape, row_like, split_like
+from multitask.gradients.rows import add_to_gradients, inner_products, real_shape, row_like, split_like
 from multitask.gradients.task_gradients import TaskGradients
 
 
@@ -79,20 +78,8 @@ class ProductBlock(Block):
         self._gradients = gradients
 
     def gramian(self) -> Tensor:
-        """Return ``⟨D_i, (A Aᵀ + 1 1ᵀ) D_j⟩``.
-
-        With ``A = C + 1 μᵀ``, where μ are the means of its columns, that is ``⟨D_i, C Cᵀ D_j⟩`` and three products
-        of sums over positions. Where a row cancels over the batch and inputs lie far from zero, only these sums
-        are large: the products of what is far from zero would leave nothing but rounding.
-        """
-        mean, kernel, along = self._operand.centred(self._gradients.dtype)
-        sums = self._gradients.sum(1)
-        bias = 1.0 if len(self.places) > 1 else 0.0
-        gramian = inner_products(self._gradients.flatten(1), (kernel @ self._gradients).flatten(1))
-        if mean is None:
-            return gramian + bias * (sums @ sums.T) if bias else gramian
-        cross = sums @ (along @ self._gradients).T
-        return gramian + cross + cross.T + (mean @ mean + bias) * (sums @ sums.T)
+        """Return ``⟨D_i, (A Aᵀ + 1 1ᵀ) D_j⟩``."""
+        return self._operand.gramian(self._gradients, 1.0 if len(self.places) > 1 else 0.0)
 
     def combined(self, weights: Tensor) -> Sequence[Tensor]:
         """Return ``(Σ w_i D_i)ᵀ A``, and ``(Σ w_i D_i)ᵀ 1``."""
@@ -152,4 +139,4 @@ class BlockGradients(TaskGradients):
 
     def assign(self, vector: Tensor) -> None:
         """Add ``vector``, shape ``[n]``, to the gradients of the shared parameters."""
-        add_to_gradients(self._parameters, split_like(vector, self._parameters))
+        add_to_gradients(self._parameters, split_like(vector.clone(), self._parameters))

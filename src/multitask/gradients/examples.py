@@ -71,18 +71,38 @@ class ExampleBlock(Block):
         return self._formed() if self._operand.dense and formed < paired else self._paired()
 
     def _paired(self) -> Tensor:
-        """``Σ_ss' ⟨D_bts, D_ct's'⟩ ⟨A_bs, A_cs'⟩`` over the positions s of b and s' of c."""
+        """``Σ_ss' ⟨D_bts, D_ct's'⟩ ⟨A_bs, A_cs'⟩`` over the positions s of b and s' of c.
+
+        Of inputs far from zero the means are taken out, as in :meth:`ProductBlock.gramian`.
+        """
         b, m, t, q = self._gradients.shape
         dtype = self._gradients.dtype
         order = self._layout.by_example(torch.arange(b * t, device=self._gradients.device), 0).flatten()
-        kernel = self._operand.kernel(dtype)[order][:, order].view(b, 1, t, b, 1, t)
-        D = self._gradients.reshape(b * m * t, q)
+        mean, kernel, along = self._operand.centred(dtype)
+        kernel = kernel[order][:, order].view(b, 1, t, b, 1, t)
+        gradients = self._gradients if self._operand.dense else self._merged(kernel)
+        D = gradients.reshape(b * m * t, q)
         parts = []
         size = max(1, _CHUNK // max(1, b * (m * t) ** 2))
-        for some, near in zip(self._gradients.split(size), kernel.split(size), strict=True):
+        for some, near in zip(gradients.split(size), kernel.split(size), strict=True):
             products = (some.reshape(-1, q) @ D.T).view(len(some), m, t, b, m, t)
             parts.append((products * near).sum((2, 5)))
-        return torch.cat(parts).reshape(b * m, b * m)
+        gramian = torch.cat(parts).reshape(b * m, b * m)
+        if mean is None:
+            return gramian
+        sums = self._gradients.sum(2).reshape(b * m, q)
+        moved = torch.einsum("bmsq,bs->bmq", self._gradients, along[order].view(b, t)).reshape(b * m, q)
+        cross = moved @ sums.T
+        return gramian + cross + cross.T + (mean @ mean) * (sums @ sums.T)
+
+    def _merged(self, kernel: Tensor) -> Tensor:
+        """Return gradients added up over the positions of an example with the same input, at the first of them.
+
+        Where they cancel, products of the single ones would leave nothing but rounding.
+        """
+        same = kernel[:, 0, :, :, 0].diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        first = same.tril(-1).sum(2, keepdim=True) == 0
+        return (same * first)[:, None] @ self._gradients
 
     def _formed(self) -> Tensor:
         """Form the rows, some columns at a time."""

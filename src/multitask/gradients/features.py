@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from multitask.gradients.batched import is_hooked
-from multitask.gradients.products import inner_products
-from multitask.gradients.pulls import Pulls
-from multitask.gradients.rows import add_to_gradients, numbers, row_like, split_like
+from multitask.gradients.losses import Pulls
+from multitask.gradients.rows import add_to_gradients, inner_products, numbers, row_like, split_like
 from multitask.gradients.task_gradients import Engine, TaskGradients
 
 Part = tuple[list[GradientEdge], list[torch.Size], Tensor]

@@ -1,33 +1,20 @@
-"""The graph behind a step's losses: which of them reach each parameter, and the operation that it enters."""
+"""The graph behind a step's losses: which of them reach each parameter, in this step and in all so far."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import GradientEdge
+
+from multitask.gradients.rows import real_shape
+
+# Losses that fit into one word of what processes send each other.
+_WORD = 62
 
 Node = Any  # torch.autograd.graph.Node, with the saved values of its operation as attributes
-
-
-@dataclass(frozen=True)
-class Use:
-    """The one operation that a parameter enters.
-
-    Args:
-        node: The operation's node in the graph.
-        place: The number of the operation's argument.
-        transposed: Whether the parameter enters transposed.
-    """
-
-    node: Node
-    place: int
-    transposed: bool
-
-    @property
-    def operation(self) -> str:
-        """The name of the operation's node, such as ``AddmmBackward0``."""
-        return self.node.name()
 
 
 class Graph:
@@ -45,16 +32,16 @@ class Graph:
     """
 
     def __init__(self, losses: Sequence[Sequence[GradientEdge]]) -> None:
-        self._roots = [(edge, i) for i, of_loss in enumerate(losses) for edge in of_loss]
-        self._order = _topological([edge.node for edge, _ in self._roots])
-        self.reaching: dict[Node, int] = dict.fromkeys(self._order, 0)
+        self.roots = [(edge, i) for i, of_loss in enumerate(losses) for edge in of_loss]
+        self.order = _topological([edge.node for edge, _ in self.roots])
+        self.reaching: dict[Node, int] = dict.fromkeys(self.order, 0)
         """The losses that reach each node."""
-        for edge, i in self._roots:
+        for edge, i in self.roots:
             self.reaching[edge.node] |= 1 << i
         self.leaves: list[tuple[Tensor, int]] = []
         """Each leaf with the losses that reach it."""
         reaching = self.reaching
-        for node in self._order:
+        for node in self.order:
             losses_here = reaching[node]
             following = node.next_functions
             if not following and (leaf := getattr(node, "variable", None)) is not None:
@@ -63,6 +50,10 @@ class Graph:
                 if after is not None:
                     reaching[after] |= losses_here
 
+    def runs_python(self) -> bool:
+        """Return whether some operation is written in Python, or compiled."""
+        return any(isinstance(node, BackwardCFunction) for node in self.order)
+
     def reached_alone(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether one loss alone reaches some of the parameters in this graph."""
         alone = {id(leaf) for leaf, losses in self.leaves if not _several(losses)}
@@ -70,14 +61,14 @@ class Graph:
 
     def distances(self) -> dict[Tensor, int]:
         """Return how many operations lie at most between the losses and each leaf."""
-        farthest = dict.fromkeys(self._order, 0)
-        for node in self._order:
+        farthest = dict.fromkeys(self.order, 0)
+        for node in self.order:
             for after, _ in node.next_functions:
                 if after is not None:
                     farthest[after] = max(farthest[after], farthest[node] + 1)
         return {
             leaf: farthest[node]
-            for node in self._order
+            for node in self.order
             if (leaf := getattr(node, "variable", None)) is not None
         }
 
@@ -91,7 +82,7 @@ class Graph:
         An edge is a node and the number of its output.
         """
         found: dict[tuple[Node, int], int] = {}
-        for edge, i in self._roots:
+        for edge, i in self.roots:
             if _several(self.reaching[edge.node]):
                 key = (edge.node, edge.output_nr)
                 found[key] = found.get(key, 0) | 1 << i
@@ -102,29 +93,6 @@ class Graph:
                 if after is not None and _several(self.reaching[after]):
                     found[after, output] = found.get((after, output), 0) | losses
         return found
-
-    def sole_uses(self, parameters: Sequence[Tensor]) -> list[Use | None]:
-        """Return the operation that each parameter enters, ``None`` unless there is exactly one.
-
-        A parameter that is reused or tied, penalized, changed by a hook, unreached, or hidden in a compiled
-        region's single node together with others has no such operation that one could look into.
-        """
-        consumers: dict[Node, list[tuple[Node, int]]] = {node: [] for node in self._order}
-        leaves: dict[int, Node] = {}
-        for edge, _ in self._roots:
-            # A root is consumed from outside: a parameter must not be seen through it.
-            consumers[edge.node].append((None, -1))
-        for node in self._order:
-            following = node.next_functions
-            if not following and (leaf := getattr(node, "variable", None)) is not None:
-                leaves[id(leaf)] = node
-            for place, (after, _) in enumerate(following):
-                if after is not None:
-                    consumers[after].append((node, place))
-        return [
-            None if p._backward_hooks else _climb(leaves.get(id(p)), consumers, p.ndim == 2)
-            for p in parameters
-        ]
 
 
 def _several(losses: int) -> bool:
@@ -159,49 +127,200 @@ def _topological(roots: Sequence[Node]) -> list[Node]:
     return finished
 
 
-def _climb(node: Node | None, consumers: dict[Node, list[tuple[Node, int]]], matrix: bool) -> Use | None:
-    transposed = False
-    while node is not None:
-        if len(consumers[node]) != 1:
-            return None
-        node, place = consumers[node][0]
-        if node is None:
-            return None
-        turned = _turns(node, matrix)
-        if turned is None:
-            return None if _is_complex(node) else Use(node, place, transposed)
-        transposed ^= turned
-    return None
+class Ownership:
+    """The losses that have reached each parameter so far.
 
+    A parameter is shared once a second loss has reached it, in any micro-batch, on any process, in this step
+    or an earlier one. Routing may differ from batch to batch: a parameter that is one task's own in one batch
+    can be shared in the next.
 
-def _is_complex(node: Node) -> bool:
-    """Return whether an operation writes complex numbers, whose products are other ones."""
-    return any(output.dtype.is_complex for output in node._input_metadata)
-
-
-def _turns(node: Node, matrix: bool) -> bool | None:
-    """Return whether an operation only transposes (True) or only casts (False) a matrix; None for others."""
-    match node.name():
-        case "ToCopyBackward0":
-            return False
-        case "TBackward0" if matrix:
-            return True
-        case "TransposeBackward0" if matrix:
-            return (node._saved_dim0 - node._saved_dim1) % 2 == 1
-        case "PermuteBackward0" if matrix:
-            return node._saved_dims[0] % 2 == 1
-    return None
-
-
-def users(losses: dict[str, Tensor], parameters: Sequence[nn.Parameter]) -> list[tuple[str, ...]]:
-    """Return the losses that reach each parameter, by name and in the order of ``losses``.
-
-    Outputs of one operation, such as the parts of a split or all of a compiled network, cannot be told
-    apart: what any of them reaches counts as reached by each.
+    Args:
+        model: What is trained, for the order and the names of the parameters: a module, or tensors by name.
+            Every ``nn.Parameter`` that a loss reaches counts, named or not; other tensors only if named.
+        shared: The shared parameters, if they are not to be found from the graph. All others then belong to
+            every loss that reaches them.
     """
-    edges = [[get_gradient_edge(loss)] if loss.requires_grad else [] for loss in losses.values()]
-    reaching = {id(leaf): bits for leaf, bits in Graph(edges).leaves}
-    names = list(losses)
-    return [
-        tuple(name for i, name in enumerate(names) if reaching.get(id(p), 0) >> i & 1) for p in parameters
-    ]
+
+    def __init__(
+        self, model: nn.Module | Mapping[str, Tensor] | None = None, shared: Iterable[Tensor] | None = None
+    ) -> None:
+        self._model = model
+        self._given = None if shared is None else list(shared)
+        self._reaching: dict[Tensor, int] = {}
+        """The losses that have reached each parameter, in the order in which they were first reached."""
+        self._names: dict[Tensor, str] = {}
+        self._shared: list[Tensor] | None = None
+        self._leaves: list[tuple[Tensor, int]] = []
+        self._own: list[list[Tensor]] = []
+        self._m = 0
+        self._grew = False
+        self.agreed = True
+        """Whether all that this process has found was in the last :meth:`exchange`."""
+
+    def find(self, graph: Graph, m: int) -> None:
+        """Record which of m losses reach which parameters in a graph."""
+        if self._shared is not None and _same(graph.leaves, self._leaves):
+            return
+        new = False
+        for leaf, losses in graph.leaves:
+            known = self._reaching.get(leaf)
+            if known is None and not self._is_trained(leaf):
+                continue
+            if known is None or losses & ~known:
+                self._reaching[leaf] = losses | (known or 0)
+                new = True
+        if new:
+            self._grew = self._grew or bool(self._m)
+            self._shared, self.agreed = None, False
+        self._m, self._leaves = m, graph.leaves
+        self._divide()
+
+    def _is_trained(self, leaf: Tensor) -> bool:
+        parameter = isinstance(leaf, nn.Parameter)
+        # Inputs that require a gradient are other tensors in every step, and no part of a module.
+        if leaf not in self._names and (parameter or not isinstance(self._model, nn.Module)):
+            self._name_all()
+        return parameter or leaf in self._names
+
+    def _name_all(self) -> None:
+        self._names = {p: name for name, p in self.named()}
+
+    def _divide(self) -> None:
+        """Give each loss what it reaches and what is not shared."""
+        shared = set(self.shared())
+        self._own = [[] for _ in range(self._m)]
+        for leaf, losses in self._leaves:
+            if leaf not in shared and leaf in self._reaching:
+                while losses:
+                    self._own[(losses & -losses).bit_length() - 1].append(leaf)
+                    losses &= losses - 1
+
+    def exchange(self, device: torch.device) -> None:
+        """Add what all other processes have found.
+
+        Raises:
+            ValueError: If parameters have no names by which processes could speak of them.
+        """
+        self._name_all()
+        known = set(self._given or ())
+        unnamed = [p for p in self._reaching if p not in self._names and p not in known]
+        if unnamed:
+            raise ValueError(
+                f"{len(unnamed)} parameters are not part of the model that Step was given, and several processes "
+                "need a name for each; pass model= with all of them."
+            )
+        if self._given is not None:
+            self.agreed = True
+            return
+        words = range(-(-self._m // _WORD))
+        mine = [
+            [self._reaching.get(p, 0) >> _WORD * w & (1 << _WORD) - 1 for w in words] for p in self._names
+        ]
+        sent = torch.tensor(mine, dtype=torch.int64, device=device).view(len(mine), len(words))
+        received = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
+        dist.all_gather(received, sent)
+        for found in received:
+            for p, row in zip(self._names, found.tolist(), strict=True):
+                if losses := sum(word << _WORD * w for w, word in enumerate(row)):
+                    self._reaching[p] = self._reaching.get(p, 0) | losses
+        self._shared, self.agreed = None, True
+        self._divide()
+
+    def named(self) -> Iterable[tuple[str, Tensor]]:
+        """Return the model's parameters by name."""
+        if self._model is None:
+            return []
+        return self._model.named_parameters() if isinstance(self._model, nn.Module) else self._model.items()
+
+    def trained(self) -> list[Tensor]:
+        """Return the model's parameters.
+
+        Raises:
+            ValueError: If there is no model, from which several processes know what they have in common.
+        """
+        if self._model is None:
+            raise ValueError("several processes need a name for each parameter; pass model= to Step.")
+        return [p for _, p in self.named()]
+
+    def own(self) -> list[list[Tensor]]:
+        """Return for each loss the parameters of the last graph that it reaches and that are not shared."""
+        return self._own
+
+    def leaves(self) -> list[Tensor]:
+        """Return the parameters that the last graph reaches."""
+        return [leaf for leaf, _ in self._leaves if leaf in self._reaching]
+
+    def candidates(self) -> list[Tensor]:
+        """Return all trainable parameters of the model that are not shared."""
+        shared = set(self.shared())
+        return [p for _, p in self.named() if p not in shared and p.requires_grad]
+
+    def shared(self) -> list[Tensor]:
+        """Return the shared parameters, in the order of the model, and those without a name as they were found."""
+        if self._shared is None:
+            several = [p for p, losses in self._reaching.items() if losses & (losses - 1)]
+            order = {p: i for i, p in enumerate(self._names)}
+            several.sort(key=lambda p: order.get(p, len(order)))
+            self._shared = several if self._given is None else self._given
+        return [p for p in self._shared if p.requires_grad]
+
+    def name(self, parameter: Tensor) -> str:
+        """Return a parameter's name in the model, or its number among those found without one."""
+        return self._names.get(parameter) or str(list(self._reaching).index(parameter))
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the losses that have reached each parameter, as the bits of a number, by its name.
+
+        Raises:
+            ValueError: If these depend on the data, and parameters have no names.
+        """
+        if self._given is not None:
+            return {}
+        if self._model is None and self._grew:
+            raise ValueError(
+                "which losses reach which parameters has changed between steps, and without names it cannot be "
+                "saved; pass model= to Step."
+            )
+        return {self._names[p]: losses for p, losses in self._reaching.items() if p in self._names}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Resume from :meth:`state_dict`."""
+        self._name_all()
+        by_name = {name: p for p, name in self._names.items()}
+        for name, losses in state.items():
+            if name in by_name:
+                self._reaching[by_name[name]] = self._reaching.get(by_name[name], 0) | losses
+        self._shared = None
+
+
+class Layout:
+    """The columns of the Jacobian: which parameter each belongs to, and how far from the losses that one is.
+
+    Args:
+        ownership: Tells what is shared.
+        graph: The graph of the step's last micro-batch.
+    """
+
+    def __init__(self, ownership: Ownership, graph: Graph) -> None:
+        self._ownership = ownership
+        self._graph = graph
+
+    def parameters(self) -> list[tuple[str, int]]:
+        """Return name and size of each shared parameter."""
+        return [(self._ownership.name(p), real_shape(p).numel()) for p in self._ownership.shared()]
+
+    def distances(self) -> list[int | None]:
+        """Return how many operations lie between losses and each parameter; ``None`` unless all losses reach it."""
+        distances, reaching = self._graph.distances(), dict(self._graph.leaves)
+        every = 0
+        for losses in reaching.values():
+            every |= losses
+        shared = self._ownership.shared()
+        return [distances[p] if reaching.get(p, 0) == every else None for p in shared]
+
+
+def _same(leaves: Sequence[tuple[Tensor, int]], others: Sequence[tuple[Tensor, int]]) -> bool:
+    return len(leaves) == len(others) and all(
+        leaf is other and losses == before
+        for (leaf, losses), (other, before) in zip(leaves, others, strict=True)
+    )

@@ -15,12 +15,12 @@ from torch import Tensor
 from multitask.gradients.affine import affine_columns, leading_dimensions
 from multitask.gradients.blocks import Block, BlockGradients, StoredBlock
 from multitask.gradients.examples import ExampleBlock, Layout
-from multitask.gradients.graph import Node, Use
-from multitask.gradients.losses import gradients_at
+from multitask.gradients.graph import Node
+from multitask.gradients.losses import Pulls, gradients_at
 from multitask.gradients.operands import operand_of
-from multitask.gradients.pulls import Pulls
 from multitask.gradients.rows import row_like
 from multitask.gradients.taps import Gatherer, Pull, Tap
+from multitask.gradients.uses import Use
 
 Make = Callable[[int, Tensor, Layout], Block]
 
@@ -151,7 +151,8 @@ def _layouts(
 
 def _scales(examples: int, base: int) -> list[Tensor]:
     """Return scales ``[examples]``, powers of two of both signs, that together differ from example to example."""
-    scales, digits = [], torch.arange(examples)
+    scales: list[Tensor] = []
+    digits = torch.arange(examples)
     while not scales or digits.any():
         digit = digits % base
         scales.append((1.0 - 2.0 * (digit % 2)) * (digit // 2 - base // 4).exp2())
@@ -168,7 +169,9 @@ def _layout(plain: Tensor, scaled: Sequence[Tensor], scales: Sequence[Tensor]) -
     allowed = min(1e-5, 64 * torch.finfo(plain.dtype).eps) * plain.abs().amax(1, keepdim=True)
     for first in (True, False):
         layout = Layout(examples, first, positions)
-        factors = [layout.flat(s[:, None].expand(-1, positions // examples)).to(plain)[:, None] for s in scales]
+        factors = [
+            layout.flat(s[:, None].expand(-1, positions // examples)).to(plain)[:, None] for s in scales
+        ]
         if all(
             bool(((other - factor * plain).abs() <= factor.abs() * allowed).all())
             for factor, other in zip(factors, scaled, strict=True)

@@ -14,11 +14,12 @@ from multitask.gradients.affine import is_bias
 from multitask.gradients.batched import pull, stacked
 from multitask.gradients.blocks import Block, BlockGradients, ProductBlock, StoredBlock
 from multitask.gradients.instances import ExampleRows
+from multitask.gradients.losses import Pulls
 from multitask.gradients.operands import Operand, operand_of
-from multitask.gradients.pulls import Pulls
 from multitask.gradients.rows import Rows, real_shape, row_like
 from multitask.gradients.taps import Formed, Gatherer, Tap
 from multitask.gradients.task_gradients import Engine, TaskGradients
+from multitask.gradients.uses import sole_uses
 
 # What writing, copying and reading a number costs, in multiplications of a matrix product.
 _MEMORY = 10
@@ -50,7 +51,7 @@ class Layerwise(Engine):
         where = (k, len(parameters), len(pulls.graph.reaching))
         if where == self._all_rows:
             return self._rows.differentiate(pulls, parameters)
-        uses = pulls.graph.sole_uses(parameters)
+        uses = sole_uses(pulls.graph, parameters)
         found = self._examples.differentiate(pulls, parameters, uses)
         if found is not None:
             return found

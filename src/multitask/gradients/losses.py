@@ -1,11 +1,16 @@
-"""The losses of one forward pass as the roots of its graph."""
+"""The losses of one forward pass as the roots of its graph, and the backward pass from each."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+if TYPE_CHECKING:
+    from multitask.gradients.graph import Graph
+
+Inputs = Sequence[Tensor | GradientEdge]
 
 LossesLike = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """Losses as a model gives them: a tensor ``[m]`` or ``[parts, m]``, or one tensor per loss, ``[]`` or ``[parts]``."""
@@ -47,20 +52,11 @@ class Losses:
         self._shape = whole.shape
         self.values = whole.reshape(-1, whole.shape[-1])
         """Detached, shape ``[parts, m]``."""
+        self.parts, self.m = self.values.shape
         self.of_examples = self.parts > 2
         """Whether the parts are single examples, whatever their number."""
         self.scale: Tensor | None = None
         """The factor that guards half-precision gradients against underflow."""
-
-    @property
-    def parts(self) -> int:
-        """How many parts of the batch have losses of their own."""
-        return len(self.values)
-
-    @property
-    def m(self) -> int:
-        """How many losses there are."""
-        return self.values.shape[1]
 
     @property
     def columns(self) -> list[GradientEdge | None] | None:
@@ -151,3 +147,62 @@ def _stacked(edge: GradientEdge | None, dim: int, dims: int, count: int) -> list
     if len(following) != count:
         return None
     return [None if node is None else GradientEdge(node, output) for node, output in following]
+
+
+class Pulls:
+    """One backward pass per row, each from its loss.
+
+    A row is a task's loss on a part of the batch; rows are ordered part by part, tasks within a part. A
+    pass also leaves in ``own`` the gradients of the parameters that its task alone reaches, so that the
+    graph of a head is walked through once.
+
+    Args:
+        losses: The losses.
+        graph: The graph behind them.
+        own: The parameters that each task alone reaches.
+        tasks: The tasks that have rows; all by default.
+        retain_graph: Whether the graph is needed after the last pass.
+    """
+
+    def __init__(
+        self,
+        losses: Losses,
+        graph: "Graph",
+        own: Sequence[Sequence[Tensor]],
+        tasks: Sequence[int] | None = None,
+        retain_graph: bool = False,
+    ) -> None:
+        self.losses = losses
+        self.graph = graph
+        self.tasks = list(range(losses.m)) if tasks is None else list(tasks)
+        self.parameters = own
+        self.own: dict[int, list[Tensor | None]] = {}
+        """Of each row that was pulled, the gradients of its task's own parameters."""
+        self.retain_graph = retain_graph
+
+    def __len__(self) -> int:
+        return self.losses.parts * len(self.tasks)
+
+    def task_of(self, row: int) -> int:
+        """Return the task of a row."""
+        return self.tasks[row % len(self.tasks)]
+
+    def pass_of(self, row: int, last: bool | None = None) -> Callable[[Inputs], list[Tensor | None]]:
+        """Return the backward pass of a row: from inputs to the gradients there.
+
+        Args:
+            row: The row.
+            last: Whether it is the last pass through the graph; by default, whether this is the last row.
+        """
+        last = row == len(self) - 1 if last is None else last
+
+        def pull(inputs: Inputs) -> list[Tensor | None]:
+            own = self.parameters[self.task_of(row)]
+            edge, seed = self.losses.root(row // len(self.tasks), self.task_of(row))
+            found = gradients_at(edge, seed, [*inputs, *own], retain_graph=self.retain_graph or not last)
+            if own:
+                self.own[row] = found[len(inputs) :]
+                return found[: len(inputs)]
+            return found
+
+        return pull

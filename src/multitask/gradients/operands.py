@@ -9,8 +9,12 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from multitask.gradients.graph import Node, Use
+from multitask.gradients.graph import Node
+from multitask.gradients.rows import inner_products
+from multitask.gradients.uses import Use
 
+# From which share of their squares on the inputs' mean is taken off: below it ten roundings are lost at most.
+_FAR = 0.9
 # Numbers that the patches of a convolution may take where they are no must.
 _LARGEST = 2**23
 
@@ -52,15 +56,39 @@ class Operand(ABC):
         inputs = self.inputs(dtype)
         return inputs @ inputs.T
 
+    def lies_far(self, kernel: Tensor) -> bool:
+        """Return whether products of the inputs are mostly those of their means; on a device, without a look."""
+        return kernel.device.type != "cpu" or float(kernel.mean()) > _FAR * float(kernel.diagonal().mean())
+
     def centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return the columns' means μ, ``[p]``, and of ``C = A − 1 μᵀ`` the kernel ``C Cᵀ`` and ``C μ``.
 
-        Where the inputs are such that nothing is gained by it, μ is ``None`` and C is ``A``.
+        Where the inputs lie close to zero, so that nothing is gained by it, μ is ``None`` and C is ``A``.
         """
+        kernel = self.kernel(dtype)
+        if not self.lies_far(kernel):
+            return None, kernel, kernel[0]
         inputs = self.inputs(dtype)
         mean = inputs.mean(0)
         centred = inputs - mean
         return mean, centred @ centred.T, centred @ mean
+
+    def gramian(self, D: Tensor, bias: float) -> Tensor:
+        """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, shape ``[k, k]``; ``D`` is ``[k, positions, q]``.
+
+        With ``A = C + 1 μᵀ``, where μ are the means of its columns, it is ``⟨D_i, C Cᵀ D_j⟩`` and three products
+        of sums over positions. Where a row cancels over the batch and inputs lie far from zero, only these sums
+        are large: the products of what is far from zero would leave nothing but rounding.
+        """
+        mean, kernel, along = self.centred(D.dtype)
+        if mean is None and bias:
+            kernel += bias
+        gramian = inner_products(D.flatten(1), (kernel @ D).flatten(1))
+        if mean is None:
+            return gramian
+        sums = D.sum(1)
+        cross = sums @ (along @ D).T
+        return gramian + cross + cross.T + (mean @ mean + bias) * (sums @ sums.T)
 
     def product(self, D: Tensor) -> Tensor:
         """Return ``Dᵀ A`` in the shape of the weight; ``D`` is ``[positions, q]``."""
@@ -129,6 +157,35 @@ class ConvolutionOperand(Operand):
         out.view(patches.shape).copy_(patches)
         return out
 
+    def lies_far(self, kernel: Tensor) -> bool:
+        """Return whether the images do: patches at a padded border hold zeros, which do not help the others."""
+        if kernel.device.type != "cpu":
+            return True
+        means = self._images.mean((0, 2, 3), dtype=torch.float32)
+        return float(means @ means) > _FAR * float(self._images.float().square().mean()) * len(means)
+
+    def gramian(self, D: Tensor, bias: float) -> Tensor:
+        """Return the Gramian; see :class:`Operand`.
+
+        Patches at a padded border lie far from the mean of all patches, so that means are taken pixel by pixel too:
+        ``A = C + P + 1 νᵀ``, where ν are the means of the channels, and P those of ``A − 1 νᵀ`` at each pixel over
+        the images.
+        """
+        batch = len(self._images)
+        if batch == 1 or not any(self._geometry["padding"]) or not self.lies_far(self._images):
+            return super().gramian(D, bias)
+        centre = self._images.to(D.dtype).mean((0, 2, 3)).repeat(self.p // self._images.shape[1])
+        C = (self.inputs(D.dtype) - centre).unflatten(0, (batch, -1))
+        pixels = C.mean(0)
+        C = (C - pixels).flatten(0, 1)
+        of_pixels = D.unflatten(1, (batch, -1)).sum(1)
+        sums = of_pixels.sum(1)
+        images = inner_products(D.flatten(1), ((C @ C.T) @ D).flatten(1))
+        means = inner_products(of_pixels.flatten(1), ((pixels @ pixels.T) @ of_pixels).flatten(1))
+        both = inner_products(D.flatten(1), ((C @ pixels.T) @ of_pixels).flatten(1))
+        both = both + ((C @ centre) @ D + (pixels @ centre) @ of_pixels) @ sums.T
+        return images + means + both + both.T + (centre @ centre + bias) * (sums @ sums.T)
+
     def as_weights(self, products: Tensor) -> Tensor:
         """Return products ``[…, q, p]``, whose channels come last, in the shape of the weight."""
         _, channels, *kernel = self.shape
@@ -165,10 +222,9 @@ class EmbeddingOperand(Operand):
             ones[:, self._padding] = 0.0
         return ones
 
-    def centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Return the kernel as it is: ones and zeros lie close to zero."""
-        kernel = self.kernel(dtype)
-        return None, kernel, kernel.new_empty(0)
+    def lies_far(self, kernel: Tensor) -> bool:
+        """Return that ones and zeros do not."""
+        return False
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
         """Return where two positions looked up the same row, shape ``[positions, positions]``."""

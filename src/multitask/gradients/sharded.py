@@ -6,8 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from multitask.gradients.products import inner_products
-from multitask.gradients.rows import add_to_gradients, split_like
+from multitask.gradients.rows import add_to_gradients, inner_products, split_like
 from multitask.gradients.task_gradients import TaskGradients
 
 # torch 2.13 renamed the collectives.
@@ -67,7 +66,8 @@ class ShardedRows(TaskGradients):
 
     def combine(self, weights: Tensor) -> None:
         """Combine the slices and gather the result."""
-        self.assign(self._gathered(weights.to(self._shards.dtype) @ self._shards))
+        vector = self._gathered(weights.to(self._shards.dtype) @ self._shards)
+        add_to_gradients(self._parameters, split_like(vector, self._parameters))
 
     def jacobian(self) -> Tensor:
         """Gather the whole Jacobian, shape ``[k, n]``: m·n numbers more on the wire."""
@@ -75,7 +75,7 @@ class ShardedRows(TaskGradients):
 
     def assign(self, vector: Tensor) -> None:
         """Add ``vector``, shape ``[n]``, the same on every process."""
-        add_to_gradients(self._parameters, split_like(vector, self._parameters))
+        add_to_gradients(self._parameters, split_like(vector.clone(), self._parameters))
 
     def _gathered(self, shard: Tensor) -> Tensor:
         whole = shard.new_empty(shard.numel() * dist.get_world_size())

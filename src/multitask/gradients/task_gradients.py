@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from multitask.gradients.pulls import Pulls
+    from multitask.gradients.losses import Pulls
 
 
 class TaskGradients(ABC):

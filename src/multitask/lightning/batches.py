@@ -1,7 +1,8 @@
 """Batches of any nesting: dicts, sequences, dataclasses, objects."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -18,9 +19,19 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, list | tuple):
         for value in batch:
             yield from tensors_of(value)
-    elif is_dataclass(batch) or hasattr(batch, "__dict__"):
-        for value in vars(batch).values():
-            yield from tensors_of(value)
+    else:
+        for name in _attributes(batch):
+            yield from tensors_of(getattr(batch, name))
+
+
+def _attributes(batch: Any) -> list[str]:
+    if isinstance(batch, type):
+        return []
+    return (
+        [field.name for field in fields(batch)]
+        if is_dataclass(batch)
+        else list(getattr(batch, "__dict__", []))
+    )
 
 
 def examples_in(batch: Any) -> int | None:
@@ -29,10 +40,10 @@ def examples_in(batch: Any) -> int | None:
 
 
 def picked(batch: Any, indices: Tensor) -> Any:
-    """Return some examples of a batch: every tensor with one entry per example is indexed.
+    """Return some examples of a batch: every tensor, and every list without tensors, with one entry per example.
 
     Args:
-        batch: A tensor, or any nesting of mappings, lists, tuples and dataclasses.
+        batch: A tensor, or any nesting of mappings, lists, tuples and objects.
         indices: Which examples, shape ``[k]``.
     """
     count = examples_in(batch)
@@ -40,23 +51,43 @@ def picked(batch: Any, indices: Tensor) -> Any:
     def pick(tensor: Tensor) -> Tensor:
         return tensor[indices.to(tensor.device)] if tensor.ndim and len(tensor) == count else tensor
 
-    return mapped(batch, pick)
+    def pick_plain(values: list[Any] | tuple[Any, ...]) -> Any:
+        return type(values)(values[int(i)] for i in indices) if len(values) == count else values
+
+    return mapped(batch, pick, pick_plain)
 
 
-def mapped(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Return a batch of the same nesting with a function applied to its tensors."""
+def mapped(
+    batch: Any, function: Callable[[Tensor], Tensor], plain: Callable[[Any], Any] | None = None
+) -> Any:
+    """Return a batch of the same nesting with a function applied to its tensors.
+
+    Args:
+        batch: Any nesting of mappings, lists, tuples and dataclasses.
+        function: For tensors.
+        plain: For lists and tuples without tensors, as of file names; they stay as they are by default.
+    """
+
+    def within(value: Any) -> Any:
+        return mapped(value, function, plain)
+
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
-        made = {key: mapped(value, function) for key, value in batch.items()}
+        made = {key: within(value) for key, value in batch.items()}
         return made if type(batch) is dict else _like(batch, made)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(mapped(value, function) for value in batch))
+        return type(batch)(*map(within, batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(mapped(value, function) for value in batch)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{f.name: mapped(getattr(batch, f.name), function) for f in fields(batch)})
-    return batch
+        if plain is not None and next(tensors_of(batch), None) is None:
+            return plain(batch)
+        return type(batch)(map(within, batch))
+    if next(tensors_of(batch), None) is None:
+        return batch
+    changed = copy(batch)
+    for name in _attributes(batch):
+        object.__setattr__(changed, name, within(getattr(batch, name)))  # frozen ones too
+    return changed
 
 
 def _like(batch: Mapping[Any, Any], made: dict[Any, Any]) -> Any:
@@ -66,14 +97,31 @@ def _like(batch: Mapping[Any, Any], made: dict[Any, Any]) -> Any:
         return made
 
 
-def halves(batch: Any) -> tuple[Any, Any]:
+def few_of(batch: Any, most: int = 8) -> Any:
+    """Return a few examples from all over a batch: its beginning may be of one source, labelled for one task.
+
+    The whole batch where its tensors have not one entry per example each, as in graphs and packed sequences.
+    """
+    sizes = {len(tensor) for tensor in tensors_of(batch) if tensor.ndim}
+    if len(sizes) != 1:
+        return batch
+    (size,) = sizes
+    return picked(batch, torch.linspace(0, size - 1, min(most, size)).long()) if size else batch
+
+
+def halves(batch: Any) -> list[Any]:
     """Return the even and the odd examples of a batch: so cut, halves of micro-batches join to halves of the whole.
 
+    Of a batch of one example there is only the first half.
+
     Raises:
-        ValueError: If there are no two examples to part.
+        ValueError: If there are no tensors to cut.
     """
     count = examples_in(batch)
-    if count is None or count < 2:
-        raise ValueError("a batch of one example, or without tensors, has no two halves.")
+    if count is None:
+        raise ValueError(
+            "the weighting wants two halves of every batch, and the batch has no tensors to cut; define "
+            "losses_by_part, or choose another weighting."
+        )
     order = torch.arange(count)
-    return picked(batch, order[::2]), picked(batch, order[1::2])
+    return [picked(batch, order[::2]), picked(batch, order[1::2])][: min(count, 2)]

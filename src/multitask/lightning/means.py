@@ -21,7 +21,8 @@ class MeanLosses:
     def add(self, losses: Mapping[str, Tensor], counts: Counts) -> None:
         """Add a batch's mean losses, scalars or one number per part of the batch, and their counts."""
         found = Losses(losses)
-        here = counts_of(counts, found).to(found.values.device, self._dtype(found.values))
+        dtype = self._dtype(found.values)
+        here = torch.tensor(counts_of(counts, found), dtype=dtype, device=found.values.device)
         sums = found.values.to(here).where(here > 0, 0.0) * here
         self._names = found.names
         self._sums = sums.sum(0) if self._sums is None else self._sums + sums.sum(0)

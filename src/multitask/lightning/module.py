@@ -1,14 +1,16 @@
 """A base class for LightningModules that train on several losses, by any weighting."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,9 +20,12 @@ from multitask.finite import not_finite
 from multitask.gradients.engines import make_engine
 from multitask.gradients.task_gradients import Engine
 from multitask.gradients.window import Counts
-from multitask.lightning.batches import examples_in, halves
+from multitask.lightning.batches import examples_in
 from multitask.lightning.figures import Figures, logged, read
+from multitask.lightning.losses_beside import LossesBeside
 from multitask.lightning.means import MeanLosses
+from multitask.lightning.overrides import check_extends
+from multitask.lightning.parts import LossAndCount, losses_of_halves
 from multitask.lightning.schedulers import step_plateau_schedulers, step_schedulers
 from multitask.lightning.telemetry import Telemetry
 from multitask.lightning.trainer_keys import TrainerKeys
@@ -29,8 +34,12 @@ from multitask.weighting.adapter import adapt
 from multitask.weighting.base import Combiner, JacobianMethod, Rows, Scalarization
 
 Observer = Callable[[StepResult], None]
-LossAndCount = Tensor | tuple[Tensor, float | Tensor]
-"""A mean loss over a batch, and how many elements it is over; alone, it is over the examples."""
+_HOOKS = (
+    "configure_callbacks", "training_step", "on_before_optimizer_step", "optimizer_step", "lr_scheduler_step",
+    "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end",
+    "on_validation_start", "on_validation_epoch_end", "on_validation_end", "on_test_epoch_end",
+    "on_save_checkpoint", "on_load_checkpoint",
+)  # fmt: skip
 
 
 class MultiLossModule(LightningModule):
@@ -55,24 +64,33 @@ class MultiLossModule(LightningModule):
         options: As for :meth:`train_with`.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_extends(cls, MultiLossModule, _HOOKS)
+
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.telemetry = Telemetry()
         self.observers: list[Observer] = []
         """Called with the result of each step, before the optimizer's step."""
-        self.clock: Callable[[str], AbstractContextManager[None]] = lambda section: nullcontext()
+        self.now: Callable[[], float] = time.perf_counter
+        self.times: dict[str, float] = {}
+        """Seconds spent in the sections of a step; whoever reads them clears them."""
         self.validated: dict[str, float] = {}
         """What the last validation logged, and its epoch; what had no value there is absent."""
+        self.seen_keys: set[str] | None = None
+        """The keys that a validation was seen to log, where a subclass logs by itself; ``None`` before one."""
         self.scheduler_options: dict[str, Any] = {}
         self.names: list[str] = []
         """The losses' names, in their order; set by the first batch unless given."""
         self._keys = TrainerKeys()
+        self._window = 1
         self._step: Step | None = None
         self._resumed: dict[str, Any] | None = None
         self._batches: list[Any] = []
-        self._result = StepResult([])
+        self._result: StepResult | None = None
+        self._mark = 0.0
         self._means = MeanLosses()
-        self._split = "test"
         self._optimizer: Callable[..., Optimizer] | None = None
         self._scheduler: Callable[[Optimizer], Any] | None = None
         self._manual: bool | None = None
@@ -146,8 +164,7 @@ class MultiLossModule(LightningModule):
                 "the weighting wants the losses of single examples; define losses_by_part in "
                 f"{type(self).__name__}, or choose another weighting."
             )
-        first, second = ((half, self._listed(self.losses(half))) for half in halves(batch))
-        return {name: _in_two(name, first, second) for name in first[1]}
+        return losses_of_halves(self.losses, batch)
 
     @property
     def step(self) -> Step:
@@ -155,6 +172,7 @@ class MultiLossModule(LightningModule):
         if self._step is None:
             named = {n: p for n, p in self.named_parameters() if not n.startswith("weighting.")}
             self._step = Step(self.weighting, named, **self._step_options)
+            self._step.now, self._step.times = self.now, self.times
             if self._resumed is not None:
                 self._step.load_state_dict(self._resumed)
                 self._resumed = None
@@ -169,8 +187,8 @@ class MultiLossModule(LightningModule):
     def window(self) -> int:
         """How many batches an optimizer step takes."""
         if self.automatic_optimization:
-            return int(self.trainer.accumulate_grad_batches)
-        return self._keys.accumulate_grad_batches
+            return int(self.trainer.accumulate_grad_batches) if self._trainer else 1
+        return self._window
 
     @property
     def needs_no_gramian(self) -> bool:
@@ -187,7 +205,10 @@ class MultiLossModule(LightningModule):
         """
         if isinstance(self.weighting, JacobianMethod):
             return True
-        return accumulate > 1 if self._manual is None else self._manual
+        if self._manual is not None:
+            return self._manual
+        # The Trainer's own reduction over processes waits for parameters that an absent loss does not reach.
+        return accumulate > 1 or (self.processes > 1 and self.labels_can_be_missing)
 
     def configure_callbacks(self) -> list[Callback]:
         """Take over the Trainer's keys that Lightning refuses under manual optimization."""
@@ -200,42 +221,62 @@ class MultiLossModule(LightningModule):
             return []
         self._keys = TrainerKeys()
         self._keys.take(self.trainer)
+        self._window = self._keys.accumulate_grad_batches
         return [self._keys]
 
-    def graph(self) -> AbstractContextManager[object]:
+    def _graph(self) -> AbstractContextManager[object]:
         """Return a context for losses that no step follows: with a graph, since they may be of derivatives."""
         return torch.enable_grad()
 
     @property
-    def rows(self) -> Rows:
+    def _rows(self) -> Rows:
         """What the weighting has a row for: each task, or its loss on each half of a batch or each example."""
         return self.weighting.rows if isinstance(self.weighting, JacobianMethod) else "task"
 
     def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:
         """Return the losses of a batch in the order of :attr:`names`, and their counts, as a step takes them."""
-        rows = self.rows
+        rows = self._rows
         found = self._listed(self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows))
         if not self.names:
-            self.names = list(found)
+            self.names = self._names_anywhere(found)
         unknown = [name for name in found if name not in self.names]
         if unknown or not found:
             raise ValueError(
-                f"losses gave {', '.join(unknown) or 'nothing'}, and the losses are {', '.join(self.names)}."
+                f"losses gave {', '.join(unknown) or 'nothing'}, and the losses are {', '.join(self.names)}, as the "
+                f"first batch or names= has them; pass names= with all of them to {type(self).__name__}'s base class."
             )
         like = next(iter(found.values()))[0].detach()
-        absent = (torch.zeros_like(like), 0.0)
+        absent = (torch.zeros_like(like), torch.zeros(len(like)) if like.ndim else 0.0)
         losses = {name: found.get(name, absent)[0] for name in self.names}
         counts = {name: found.get(name, absent)[1] for name in self.names}
-        if all(count is None for count in counts.values()):
-            return losses, self._examples(batch)
-        default = None if all(c is not None for c in counts.values()) else self._examples(batch)
+        known = [count is not None for count in counts.values()]
+        whole = self.window == 1 and self.processes == 1
+        if whole and not any(known):
+            return losses, None
+        default = None if all(known) else self.examples(batch)
+        # Throughout a step, and on all processes, counts are one number, or else one per loss.
+        if not any(known) and not self.labels_can_be_missing:
+            return losses, default
         return losses, {name: default if c is None else c for name, c in counts.items()}  # type: ignore[misc]
+
+    def _names_anywhere(self, found: Iterable[str]) -> list[str]:
+        """Return the names of the first batch's losses on all processes."""
+        each: list[Any] = [list(found)]
+        if self.processes > 1:
+            each = [None] * self.processes
+            dist.all_gather_object(each, list(found))
+        return list(dict.fromkeys(name for names in each for name in names))
 
     @staticmethod
     def _listed(losses: Mapping[str, LossAndCount]) -> dict[str, tuple[Tensor, float | Tensor | None]]:
         return {name: loss if isinstance(loss, tuple) else (loss, None) for name, loss in losses.items()}
 
-    def _examples(self, batch: Any) -> float:
+    def examples(self, batch: Any) -> float:
+        """Return how many examples a batch has: what a loss that comes alone is over.
+
+        Raises:
+            ValueError: If it has no tensor, and there is another batch to weight it against.
+        """
         count = examples_in(batch)
         if count is None:
             if self.window > 1 or self.processes > 1:
@@ -248,47 +289,63 @@ class MultiLossModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Return the scalar to minimize, or take a step by hand."""
-        self.step.clock = self.clock
         if self.automatic_optimization:
-            self._batches = [batch]
-            with self.clock("forward"):
-                losses, counts = self.named_losses(batch)
-                return self.step.scalarize(losses, counts)
+            self._batches, start = [batch], self.now()
+            losses, counts = self.named_losses(batch)
+            scalar = self.step.scalarize(losses, counts)
+            self._spent("forward", start)
+            return scalar
         self._step_by_hand(batch, batch_idx)
         return None
+
+    def _spent(self, section: str, start: float) -> None:
+        self.times[section] = self.times.get(section, 0.0) + self.now() - start
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Begin the backward pass of automatic optimization."""
+        self._mark = self.now()
+
+    def on_after_backward(self) -> None:
+        """End the backward pass of automatic optimization."""
+        self._spent("task gradients", self._mark)
 
     def _step_by_hand(self, batch: Any, batch_idx: int) -> None:
         trainer = self.trainer
         if trainer.fit_loop._skip_backward:
             # Lightning's SWA passes the data once more, for the running statistics of the averaged weights.
-            with torch.no_grad(), self.graph():
+            with torch.no_grad(), self._graph():
                 self.named_losses(batch)
             return
         step = self.step
         step.scaler = getattr(trainer.precision_plugin, "scaler", None)
-        with self.clock("forward"):
-            losses, counts = self.named_losses(batch)
-        if type(self.weighting).after_step is not Combiner.after_step:
+        start = self.now()
+        losses, counts = self.named_losses(batch)
+        self._spent("forward", start)
+        if step.looks_after:
             self._batches.append(batch)
         if (batch_idx + 1) % self.window and not trainer.is_last_batch:
             step.add(losses, counts)
             return
         result = step.backward(losses, counts)
-        del losses
-        self._close(result)
+        self._result = result
         optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
+        assert not isinstance(optimizer, list)  # Lightning has refused several
         if result.present:
-            with self.clock("optimizer"):
-                optimizer.step()
-            if not result.overflow:
+            start = self.now()
+            optimizer.step()
+            self._spent("optimizer", start)
+            if step.looks_after and not result.overflow:
                 self._after_step(result)
         optimizer.zero_grad()
         self._batches = []
-        step_schedulers(self, batch_idx)
+        if trainer.lr_scheduler_configs:
+            step_schedulers(self, batch_idx)
 
-    def _close(self, result: StepResult) -> None:
+    def _report(self) -> None:
         """Keep what happened in a step for the loggers, and show it to who watches."""
+        result, self._result = self._result, None
+        if result is None:
+            return
         self.record_labelled(result.present)
         if result.losses is None or result.overflow:
             return
@@ -304,8 +361,12 @@ class MultiLossModule(LightningModule):
 
     @property
     def labels_can_be_missing(self) -> bool:
-        """Whether a loss can be absent from a step: the loggers then get the share of steps that had it."""
-        return False
+        """Whether a loss can be absent from a batch: the loggers then get the share of steps that had it.
+
+        Of losses that are always there a linear scalarization needs one backward pass per micro-batch, in place of
+        one per loss: a subclass whose losses are may return ``False``.
+        """
+        return True
 
     def record_labelled(self, present: list[int]) -> None:
         """Keep for the loggers which losses were present in a step."""
@@ -320,7 +381,7 @@ class MultiLossModule(LightningModule):
         def recompute() -> Tensor:
             mean = MeanLosses()
             for batch in batches:
-                with self.graph():
+                with self._graph():
                     mean.add(*self.named_losses(batch))
             found = mean.over_processes()
             if not found[result.present].isfinite().all():
@@ -332,21 +393,23 @@ class MultiLossModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop at a loss that is not finite; clip the combined, unscaled gradient."""
         if not self.automatic_optimization:
-            self._keys.clip(self, optimizer)
+            if self._keys.clips:
+                self._keys.clip(self, optimizer)
         elif self.step.is_open:
             self._result = self.step.close()
-            self._close(self._result)
+            self._mark = self.now()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the weighting see the losses after the step (automatic optimization)."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale() if scaler and self.automatic_optimization else 0.0
         super().optimizer_step(*args, **kwargs)
+        if self.automatic_optimization:
+            self._spent("optimizer", self._mark)
         # A loss scaler that lowers its scale has met an overflow, and skipped the step.
         skipped = scaler is not None and scaler.get_scale() < scale
-        if self.automatic_optimization and not skipped:
+        if self.automatic_optimization and not skipped and self._result is not None:
             self._after_step(self._result)
-            self._result = StepResult([])
 
     def on_validation_start(self) -> None:
         """Measure by the first process's running statistics: those that a checkpoint holds."""
@@ -354,17 +417,17 @@ class MultiLossModule(LightningModule):
             for buffer in self.buffers():
                 dist.broadcast(buffer, 0)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the mean losses of the validation split; a subclass may measure otherwise."""
         self.add_measured(batch)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the mean losses of the split that :meth:`measure` measures."""
         self.add_measured(batch)
 
     def add_measured(self, batch: Any) -> None:
         """Add a batch to what is measured."""
-        with self.graph():
+        with self._graph():
             losses, counts = self.named_losses(batch)
         self._means.add({name: loss.detach() for name, loss in losses.items()}, counts)
 
@@ -379,7 +442,8 @@ class MultiLossModule(LightningModule):
         if not self.trainer.sanity_checking:
             self.validated = {"epoch": self.current_epoch} | found
         self._log(found)
-        for key in self.validation_keys - found.keys():
+        own = not found and type(self).validation_step is not MultiLossModule.validation_step
+        for key in (self.validated.keys() - {"epoch"} if own else self.validation_keys) - found.keys():
             # Lightning keeps what the validation before gave, and its callbacks would take that for news.
             self.trainer.callback_metrics[key] = torch.tensor(torch.nan)
 
@@ -390,23 +454,43 @@ class MultiLossModule(LightningModule):
             self.validated = {k: v for k, v in own.items() if v == v} | self.validated
 
     def on_test_epoch_end(self) -> None:
-        """Log losses and metrics of the split that :meth:`measure` measures."""
-        # Curves of a split stay apart from the figures of the chosen weights.
-        prefix = self._split if self._split == "test" else f"final/{self._split}"
-        self._log(logged(self.measured(), prefix))
+        """Log losses and metrics of the split that is tested."""
+        self._log(logged(self.measured(), "test"))
 
     def _log(self, found: Mapping[str, float]) -> None:
         precise = torch.float32 if self.device.type == "mps" else torch.float64
         values = torch.tensor(list(found.values()), dtype=precise, device=self.device)
         self.log_dict(dict(zip(found, values, strict=True)), sync_dist=self.processes > 1)
 
-    def measure(self, trainer: Trainer, loader: Any, split: str) -> dict[tuple[str, str], float]:
+    def measure(self, trainer: Trainer, data: Any, split: str) -> dict[tuple[str, str], float]:
         """Return the figures of the present weights on a split, by task and metric (``loss`` among them).
 
-        What a subclass logs as ``test/<task>/<metric>`` and ``test/loss/<task>`` is taken for them.
+        What a subclass logs as ``test/<task>/<metric>`` and ``test/loss/<task>`` is taken for them. Loggers get those
+        of another split than ``test`` under ``final/<split>``, apart from its curves.
+
+        Args:
+            trainer: The trainer.
+            data: The split's loader, or a data module that tests on it.
+            split: The split's name.
         """
-        self._split = split
-        (found,) = trainer.test(self, dataloaders=loader, verbose=False)
+        where = {"datamodule" if isinstance(data, LightningDataModule) else "dataloaders": data}
+        loggers, trainer.loggers = trainer.loggers, []
+        extra: list[Callback] = [LossesBeside()] if is_overridden("test_step", self, MultiLossModule) else []
+        trainer.callbacks += extra  # type: ignore[attr-defined]
+        try:
+            by_loader = trainer.test(self, verbose=False, **where)
+        finally:
+            trainer.loggers = loggers
+            for callback in extra:
+                trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+        found: dict[str, float] = {}
+        for callback in extra:
+            found |= logged(callback.figures, "test")  # type: ignore[attr-defined]
+        for one in by_loader:
+            found |= one
+        if split != "test":
+            found = {_of_split(key, split): value for key, value in found.items()}
+        trainer._logger_connector.log_metrics(found)  # type: ignore[arg-type]
         return read(found)
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
@@ -420,6 +504,8 @@ class MultiLossModule(LightningModule):
     @property
     def validation_keys(self) -> set[str]:
         """The keys that validation logs where every loss has labels, as far as they are known."""
+        if is_overridden("validation_step", self, MultiLossModule):
+            return self.seen_keys or set()
         return self.keys_of(self.names) | (self.validated.keys() - {"epoch"})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -428,7 +514,8 @@ class MultiLossModule(LightningModule):
             step_plateau_schedulers(self, "step", batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Hand the losses to the loggers, every so many steps."""
+        """Keep what happened in the step, and hand it to the loggers every so many steps."""
+        self._report()
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.global_step % every == 0 or self.trainer.is_last_batch:
             self.telemetry.flush(self)
@@ -438,7 +525,7 @@ class MultiLossModule(LightningModule):
         if not self.trainer.is_last_batch:
             return
         self.weighting.on_epoch_end()
-        step_plateau_schedulers(self, "step", int(self.trainer.num_training_batches))
+        step_plateau_schedulers(self, "step", self.trainer.fit_loop.batch_idx + 1)
         step_plateau_schedulers(self, "epoch", self.current_epoch + 1)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -503,15 +590,12 @@ class MultiLossModule(LightningModule):
         }
 
 
+def _of_split(key: str, split: str) -> str:
+    return f"final/{split}/{key.removeprefix('test/')}"
+
+
 def _is_real(parameter: nn.Parameter) -> bool:
     return parameter.is_floating_point() or parameter.is_complex()
 
 
 _SCHEDULER = {"interval": "epoch", "frequency": 1}
-
-
-def _in_two(name: str, *halves: tuple[Any, dict[str, tuple[Tensor, float | Tensor | None]]]) -> LossAndCount:
-    """Return a loss on two halves, ``[2]``, and its counts."""
-    losses, counts = zip(*(found[name] for _, found in halves), strict=True)
-    known = [examples_in(half) if c is None else c for (half, _), c in zip(halves, counts, strict=True)]
-    return torch.stack(losses), torch.stack([torch.as_tensor(1.0 if c is None else c) for c in known])

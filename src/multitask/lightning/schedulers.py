@@ -43,11 +43,10 @@ def step_plateau_schedulers(
     known = module.validated
     if not known or (interval == "epoch" and known["epoch"] != module.current_epoch):
         return
-    # Not the config's: Lightning forgets it under manual optimization.
-    monitor = module.scheduler_options.get("monitor", "")
     for config in module.trainer.lr_scheduler_configs:
         if not isinstance(config.scheduler, ReduceLROnPlateau) or config.interval != interval:
             continue
+        monitor = module.scheduler_options.get("monitor") or config.monitor
         if monitor not in module.validation_keys:
             known_keys = ", ".join(sorted(module.validation_keys))
             raise KeyError(f"scheduler.monitor={monitor} was not logged; choose one of {known_keys}.")

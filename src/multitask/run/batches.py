@@ -1,52 +1,47 @@
-"""Refuses data whose batches are not tensors by name."""
+"""The first batches of a run's data; refuses examples of which no batch can be made."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, default_collate
+from torch.utils.data import IterableDataset
 
-from multitask.data.base import DataModule
+from multitask.data.base import DataModule, check_stream
+from multitask.data.loading import Loader
+from multitask.lightning.batches import examples_in
+from multitask.run.data import Data, OtherData, first_of, looked_at, transferred
 from multitask.run.errors import ConfigError
-from multitask.task import Batch
 
-_WANTED = (
-    "a data set gives each example as a mapping of tensors by name, 'inputs' among them, all of one shape"
-)
+_WAY_OUT = "set data.collate_fn to a function from a list of examples to a batch, or define the data module's collate"
 
 
 def check_batches(data: DataModule, processes: int) -> None:
-    """Look at each split's type and, where it is read when needed, at its first two examples.
+    """Look at each split's type and, where it is read when needed, make a batch of its first two examples.
 
     Args:
         data: With its splits.
         processes: How many share the training batches.
 
     Raises:
-        ConfigError: If a split has no length and order, batches of it would not be tensors by name, or
-            there is not one full training batch where others are left out.
+        ConfigError: If a split in memory is not made of tensors of one length, its examples do not make a batch,
+            or there is not one full training batch where others are left out.
     """
     for name, split in data.splits.items():
         where = f"data: the {name} split"
         if isinstance(split, IterableDataset):
-            raise ConfigError(
-                f"{where} is an IterableDataset, which has neither a length nor an order that a run can resume; give a "
-                "map-style data set with __len__ and __getitem__."
-            )
-        if isinstance(split, Mapping):
-            _check(where, split)
-            continue
-        examples = [split[i] for i in range(min(2, len(split)))]  # type: ignore[arg-type]
-        for example in examples:
-            _check(where, _tensors(where, example))
-        with _stacking(where):
-            default_collate(examples)
+            check_stream(processes, data.batch_size if name == "train" else data.eval_batch_size)
+        elif isinstance(split, Mapping):
+            _check_arrays(where, split)
+        else:
+            examples = [split[i] for i in range(min(2, len(split)))]  # type: ignore[arg-type]
+            with _stacking(where):
+                (data.collate_fn or data.collate)(examples)
 
-    if not data.drop_last or "train" not in data.splits:
+    if not data.drop_last or isinstance(data.splits.get("train"), IterableDataset | None):
         return
     loader = data.loader("train", training=True)
+    assert isinstance(loader, Loader)
     size = loader.batch_size * processes
     if len(loader) == 0 or loader.examples < size:
         raise ConfigError(
@@ -55,14 +50,27 @@ def check_batches(data: DataModule, processes: int) -> None:
         )
 
 
-def first_batch(data: DataModule, split: str) -> Batch:
-    """Return a batch of a split, as in training for that of the training split.
+def first_batch(data: Data, split: str, *models: Any) -> Any:
+    """Return a batch of a split as a step gets it, as in training for that of the training split.
+
+    Args:
+        data: The data.
+        split: Which of its splits.
+        models: The model, for its transfer hooks, once there is one.
 
     Raises:
-        ConfigError: If its examples cannot be stacked.
+        ConfigError: If there is none, or its examples cannot be stacked.
     """
     with _stacking(f"data: the {split} split"):
-        return next(iter(data.loader(split, training=split == "train")))
+        try:
+            if not isinstance(data, OtherData):
+                return first_of(data.loader(split, training=split == "train"))
+            with looked_at(data.module, *models):
+                return transferred(
+                    first_of(data.loader(split, training=split == "train")), data.module, *models
+                )
+        except StopIteration:
+            raise ConfigError(f"data: the {split} split has no batch; check its loader.") from None
 
 
 @contextmanager
@@ -73,28 +81,24 @@ def _stacking(where: str) -> Iterator[None]:
         if "stack" not in str(error) and "collate" not in str(error):
             raise
         raise ConfigError(
-            f"{where} has examples that cannot be stacked ({_first_sentence(error)}); {_WANTED}."
+            f"{where} has examples that cannot be stacked ({_first_sentence(error)}); {_WAY_OUT}."
         ) from error
 
 
-def _tensors(where: str, example: Any) -> Mapping[str, Any]:
-    """Return an example with its numbers and arrays as the tensors that a batch makes of them."""
-    if not isinstance(example, Mapping):
-        raise ConfigError(f"{where} gives a {type(example).__name__} for an example; {_WANTED}.")
-    numbers = {
-        k: v for k, v in example.items() if isinstance(v, bool | int | float) or hasattr(v, "__array__")
-    }
-    return {**example, **{key: torch.as_tensor(value) for key, value in numbers.items()}}
-
-
-def _check(where: str, values: Mapping[str, Any]) -> None:
-    if "inputs" not in values:
+def _check_arrays(where: str, values: Any, key: str = "", count: int | None = None) -> None:
+    """Refuse a split in memory that is not made of tensors with one entry per example."""
+    if isinstance(values, Mapping | list | tuple):
+        count = examples_in(values) if count is None else count
+        for name, inner in values.items() if isinstance(values, Mapping) else enumerate(values):
+            _check_arrays(where, inner, f"{key}.{name}" if key else str(name), count)
+    elif not isinstance(values, Tensor):
         raise ConfigError(
-            f"{where} has {', '.join(map(str, values)) or 'nothing'}, and no 'inputs'; {_WANTED}."
+            f"{where} gives a {type(values).__name__} for '{key}'; a split in memory is made of tensors, by name."
         )
-    for key, value in values.items():
-        if not isinstance(value, Tensor):
-            raise ConfigError(f"{where} gives a {type(value).__name__} for '{key}'; {_WANTED}.")
+    elif not values.ndim or len(values) != count:
+        raise ConfigError(
+            f"{where} has {list(values.shape)} for '{key}' beside {count} examples; give one entry per example."
+        )
 
 
 def _first_sentence(error: Exception) -> str:

@@ -1,23 +1,24 @@
 """From a config to the objects of a run."""
 
-from collections.abc import Container
 from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
-import torch
 from hydra.utils import instantiate
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
-from torch import Tensor
 
 from multitask.callbacks.checkpoints import Checkpoints
 from multitask.callbacks.fixed import Fixed
 from multitask.callbacks.frozen import Frozen
 from multitask.callbacks.interruption import Interruption
+from multitask.callbacks.recipe import Recipe
 from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
+from multitask.lightning.module import MultiLossModule
 from multitask.module import AnyTask, MultiTaskModule
 from multitask.penalty import Penalty
 from multitask.run.batches import check_batches, first_batch
@@ -29,26 +30,53 @@ from multitask.run.combiner import (
     processes,
     several_processes,
     step_options,
+    train_with,
 )
 from multitask.run.curves import MetricsCsv
+from multitask.run.data import Data, OtherData, check_other
 from multitask.run.errors import ConfigError
-from multitask.run.initialization import check_penalties, fit_targets, initialize, seeded
+from multitask.run.initialization import (
+    batches_of_run,
+    check_batch,
+    check_penalties,
+    fit_targets,
+    initialize,
+    seeded,
+)
 from multitask.run.loss_checks import check_batch_losses
+from multitask.run.model_choice import TRUNK_AND_HEADS, is_own
+from multitask.run.own_model import build_own
 from multitask.run.resolvers import plain
 from multitask.run.sharing import shared_in
-from multitask.task import Task
+from multitask.run.targets import imported
 
 
-def build_data(config: DictConfig) -> DataModule:
-    """Make the DataModule and load its splits.
+def build_data(config: DictConfig) -> Data:
+    """Make the data module and load its splits.
 
     Raises:
-        ConfigError: If there is not a single example.
+        ConfigError: If there is not a single example, or it cannot do what is asked of it.
     """
     options = plain(config.data)
-    drop_last = bool(options.pop("drop_last", False))
-    data: DataModule = instantiate(options, _convert_="all")
-    data.drop_last = drop_last
+    made = imported("data._target_", options["_target_"])
+    apart = {
+        key: options.pop(key)
+        for key in ("drop_last", "collate_fn")
+        if key in options and not _takes(made, key)
+    }
+    data = instantiate(options, _convert_="all")
+    if not isinstance(data, DataModule):
+        if not isinstance(data, LightningDataModule):
+            raise ConfigError(
+                f"data._target_={options['_target_']} gives a {type(data).__name__}; give a LightningDataModule."
+            )
+        other = OtherData(data)
+        check_other(other, apart)
+        other.setup()
+        return other
+    data.drop_last = bool(apart.get("drop_last"))
+    if apart.get("collate_fn"):
+        data.collate_fn = imported("data.collate_fn", apart["collate_fn"])
     data.setup()
     if not data.splits:
         raise ConfigError("data has no examples at all; check data.path and data.split.")
@@ -56,15 +84,22 @@ def build_data(config: DictConfig) -> DataModule:
     return data
 
 
-def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
-    """Make trunk, tasks and combiner, and find the widths of lazy layers on a first batch.
+def _takes(made: Any, key: str) -> bool:
+    return not (isinstance(made, type) and issubclass(made, DataModule)) and key in signature(made).parameters
+
+
+def build_module(config: DictConfig, data: Data) -> MultiLossModule:
+    """Make the model and how it is trained.
 
     Each part draws its initial values from a seed of its own name, so that a task starts the same
     whatever other tasks there are.
 
     Raises:
-        ConfigError: If no task has a head, or a part cannot take the data.
+        ConfigError: If the model cannot take the data, or a key does nothing or cannot be obeyed.
     """
+    check_strategy(config)
+    if is_own(config):
+        return build_own(config, data)
     trunk = seeded(config.seed, "trunk", lambda: instantiate(config.trunk, _convert_="all"))
     tasks: dict[str, AnyTask] = {
         name: seeded(config.seed, name, partial(instantiate, node, _convert_="all"))
@@ -75,30 +110,26 @@ def build_module(config: DictConfig, data: DataModule) -> MultiTaskModule:
             f"no task but {', '.join(tasks)}, of parameters alone; choose one with a head, such as multi_mnist/left."
         )
     check_compiled(config, tasks)
-    fit_targets({name: task for name, task in tasks.items() if isinstance(task, Task)}, data)
-    batch = first_batch(data, next(iter(data.splits)))
-    initialize(trunk, tasks, batch, config.seed, data.splits)
+    model = plain(config.get("model")) or {"_target_": TRUNK_AND_HEADS}
+    # Not as further keys: Hydra would copy them.
+    module: MultiTaskModule = instantiate(model, _partial_=True, _convert_="all")(trunk=trunk, tasks=tasks)
+    batch = first_batch(data, next(iter(data.splits)), module)
+    check_batch(batch, module.inputs)
+    fit_targets(module.by_name, data, batches_of_run(config))
+    initialize(trunk, tasks, batch, config.seed, data.splits, module.inputs)
     check_penalties(trunk, tasks)
-    check_strategy(config)
     weighting = build_combiner(config, list(tasks))
     check_batch_losses(config, tasks, weighting)
-    scheduler = dict(plain(config.scheduler) or {})
-    options = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
-    module = MultiTaskModule(trunk, tasks)
-    module.train_with(
+    train_with(
+        config,
+        module,
         weighting,
-        optimizer=instantiate(config.optimizer, _partial_=True, _convert_="all"),
-        scheduler=instantiate(scheduler, _partial_=True, _convert_="all")
-        if "_target_" in scheduler
-        else None,
-        scheduler_options=options,
-        weighting_learning_rate=config.weighting.get("learning_rate"),
-        seed=config.seed,
         shared=shared_in(module, batch) if config.compile else None,
         **step_options(config, weighting, tasks),
     )
-    module.automatic_optimization = not module.by_hand(config.trainer.accumulate_grad_batches)
-    module.config = plain(config)
+    weighting.check_parameters(
+        [name for name, _ in module.named_parameters() if not name.startswith("weighting.")]
+    )
     if config.compile:
         module.compile_trunk()
     return module
@@ -135,7 +166,14 @@ def build_trainer(
         trainer = Trainer(
             **options,
             # The last two see what the chosen ones have done before each epoch and batch.
-            callbacks=[StepSeed(config.seed), interruption, *chosen, Frozen(), Fixed(options)],
+            callbacks=[
+                StepSeed(config.seed),
+                Recipe(plain(config)),
+                interruption,
+                *chosen,
+                Frozen(),
+                Fixed(options),
+            ],
             logger=loggers,
             default_root_dir=folder,
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),
@@ -143,52 +181,3 @@ def build_trainer(
     except RuntimeError as error:  # two callbacks of one kind, whose states a checkpoint cannot tell apart
         raise ConfigError(f"callbacks: {' '.join(str(error).split())}") from error
     return trainer, interruption
-
-
-def load_initial(module: MultiTaskModule, path: str) -> None:
-    """Start from the parameters in a state dict or checkpoint, strict about names and shapes.
-
-    Raises:
-        ConfigError: If the file is not there, or does not hold exactly this trunk and these heads.
-    """
-    if not Path(path).is_file():
-        raise ConfigError(f"init_from={path} is not there; give a state dict or a checkpoint.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader runs through whatever bytes there are
-        raise ConfigError(
-            f"init_from={path} cannot be read: it is cut short, no state dict, or holds more than weights."
-        ) from error
-    given: dict[str, Tensor] = content.get("state_dict", content)
-    given = {name: value for name, value in given.items() if _is_model(name, module.terms)}
-    own = {name: value for name, value in module.state_dict().items() if _is_model(name, module.terms)}
-    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    if missing or unknown:
-        raise ConfigError(
-            f"init_from={path} does not fit: it lacks {missing or 'nothing'} and has {unknown or 'nothing'} that the "
-            "model has not; names are trunk.… and tasks.<name>.head.…"
-        )
-    for name, value in own.items():
-        if given[name].shape != value.shape:
-            raise ConfigError(
-                f"init_from={path} does not fit: {name} is {list(given[name].shape)} there, {list(value.shape)} here."
-            )
-        if _kind(given[name]) != _kind(value):
-            raise ConfigError(
-                f"init_from={path} does not fit: {name} is {given[name].dtype} there and {value.dtype} here, and would "
-                "be rounded; give the weights as the model has them."
-            )
-    module.load_state_dict(given, strict=False)
-
-
-def _kind(values: Tensor) -> tuple[bool, bool]:
-    return values.is_floating_point(), values.is_complex()
-
-
-def _is_model(name: str, terms: Container[str] = ()) -> bool:
-    """Return whether a value is a weight of the model, rather than of a combiner, a scaling or a metric."""
-    part = name.split(".")
-    if part[0] != "tasks":
-        return part[0] == "trunk"
-    # A task may be called head, too.
-    return part[2] in ("head", "prediction") or (part[2] == "loss" and part[1] in terms)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from multitask.run import names
 from multitask.run.errors import ConfigError, check_names, choices, one_sentence
+from multitask.run.model_choice import check_choices, is_own, leave_out_trunk_and_tasks
 from multitask.run.sections import check_sections
 from multitask.run.trainer_keys import check_trainer
 from multitask.run.values import TRAIN, check_values
@@ -26,8 +27,11 @@ def check(config: DictConfig) -> None:
     Raises:
         ConfigError: With a sentence that names the key.
     """
-    check_sections(config)
-    keep_only(config)
+    own = is_own(config)
+    if own:
+        check_choices(config)
+    settle(config, own)
+    check_sections(config, own)
     for key in _missing(_plain(config)):
         raise ConfigError(f"{key} has no value; set {key}=…")
     check_values(config, TRAIN)
@@ -41,6 +45,27 @@ def check(config: DictConfig) -> None:
             "callbacks=early_stopping watches selection.metric, which is null; name a logged metric, or take "
             "callbacks=default."
         )
+    if not own:
+        _check_tasks(config)
+
+
+def settle(config: DictConfig, own: bool) -> None:
+    """Leave in the config what the run is made of: no trunk and tasks for a model of the user's own, or ``only`` one.
+
+    Args:
+        config: The whole config.
+        own: Whether the model is the user's own.
+
+    Raises:
+        ConfigError: See :func:`keep_only`.
+    """
+    if own:
+        leave_out_trunk_and_tasks(config)
+    else:
+        keep_only(config)
+
+
+def _check_tasks(config: DictConfig) -> None:
     tasks = list(config.get("tasks") or {})
     if OmegaConf.select(config, "hydra.runtime.choices.baseline") == SINGLE_TASK and len(tasks) > 1:
         raise ConfigError(
@@ -69,8 +94,10 @@ def keep_only(config: DictConfig) -> None:
     name = config.get("only")
     if name is None:
         return
-    if name not in config.tasks:
-        raise ConfigError(f"only={name}: there is no such task; {choices(str(name), map(str, config.tasks))}")
+    if name not in (config.get("tasks") or {}):
+        raise ConfigError(
+            f"only={name}: there is no such task; {choices(str(name), map(str, config.get('tasks') or {}))}"
+        )
     with open_dict(config):
         config.tasks = {name: config.tasks[name]}
         for key, value in config.weighting.items():

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from multitask.gradients.engines import ENGINES
+from multitask.lightning.module import MultiLossModule
 from multitask.module import AnyTask, takes_derivatives
 from multitask.penalty import Penalty
 from multitask.run.errors import ConfigError, choices
@@ -68,6 +70,34 @@ def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, An
         "engine": engine,
         "manual": True if missing and several_processes(config) else None,
     }
+
+
+def train_with(config: DictConfig, module: MultiLossModule, weighting: Combiner, **options: Any) -> None:
+    """Give a module the combiner, optimizer and scheduler of the config.
+
+    Args:
+        config: The whole config.
+        module: The module.
+        weighting: The combiner.
+        options: As of :func:`step_options`.
+    """
+    scheduler = dict(plain(config.scheduler) or {})
+    apart = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
+    module.train_with(
+        weighting,
+        optimizer=_made(config.optimizer),
+        scheduler=_made(scheduler),
+        scheduler_options=apart,
+        weighting_learning_rate=config.weighting.get("learning_rate"),
+        seed=config.seed,
+        **options,
+    )
+    module.automatic_optimization = not module.by_hand(config.trainer.accumulate_grad_batches)
+
+
+def _made(node: Mapping[str, Any]) -> Any:
+    """Return what a node's ``_target_`` makes of further arguments; ``None`` where it names none."""
+    return instantiate(node, _partial_=True, _convert_="all") if "_target_" in node else None
 
 
 def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Mapping[str, AnyTask]) -> None:

@@ -8,10 +8,9 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
-from multitask.module import MultiTaskModule
-from multitask.run.sharing import compare, parts_of, told
-from multitask.task import Batch
+from multitask.run.sharing import losses_of, parts_of, told
 from multitask.terminal import terminal
 
 # Nothing that a user of this template could act on.
@@ -35,7 +34,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=pattern)
 
 
-def summarize(module: MultiTaskModule, batch: Batch) -> None:
+def summarize(module: MultiLossModule, batch: Any) -> None:
     """Print what is trained, part by part, and which tasks use it: found from the graph of a forward pass.
 
     Args:
@@ -48,7 +47,7 @@ def summarize(module: MultiTaskModule, batch: Batch) -> None:
     table.add_column("parameters", justify="right")
     table.add_column("trained", justify="right")
     with unobtrusive(module), torch.enable_grad():
-        _, losses = compare(module, batch)
+        losses = losses_of(module, batch)
         parts = parts_of(module, losses)
     for part in parts:
         inside = _find(module, part.name)

@@ -28,6 +28,7 @@ class MetricsCsv(Logger):
         super().__init__()
         self.path = folder / "metrics.csv"
         self._columns: list[str] = []
+        self._expected: set[str] = set()
         self._begun = False
         self.rows = 0
         """How many rows the file has."""
@@ -47,6 +48,10 @@ class MetricsCsv(Logger):
         """Where the file lies."""
         return str(self.path.parent)
 
+    def expect(self, keys: Iterable[str]) -> None:
+        """Give the file columns of these keys from its first row on: a figure without a value is an empty cell."""
+        self._expected |= set(keys)
+
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Leave the config to config.yaml."""
 
@@ -60,7 +65,7 @@ class MetricsCsv(Logger):
         row = {"step": step, **{key: float(value) for key, value in metrics.items()}}
         if "epoch" in row:
             row["epoch"] = int(row["epoch"] or 0)
-        new = [key for key in row if key not in self._columns]
+        new = [key for key in (*row, *self._expected) if key not in self._columns]
         if new:
             rest = sorted({*self._columns, *new} - set(_FIRST))
             self._columns = [*_FIRST, *rest]

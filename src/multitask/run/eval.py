@@ -12,7 +12,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from multitask.module import MultiTaskModule
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.checkpoint import read_checkpoint
 from multitask.run.console import quiet
@@ -21,6 +20,7 @@ from multitask.run.evaluate import Row, evaluate, show
 from multitask.run.record import save_config, write_results
 from multitask.run.resolvers import plain
 from multitask.run.selection import rule_of
+from multitask.run.weights import load
 
 _ERRORS = (
     ConfigError,
@@ -75,29 +75,6 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
     show(rows)
     print(folder)
     return rows
-
-
-def load(module: MultiTaskModule, weights: dict[str, torch.Tensor]) -> None:
-    """Load the weights, strict about names and shapes.
-
-    Raises:
-        ConfigError: If the module that the config describes is not the one that was saved.
-    """
-    own = {
-        name: value for name, value in module.state_dict().items() if name.startswith(("trunk.", "tasks."))
-    }
-    given = {name: value for name, value in weights.items() if name.startswith(("trunk.", "tasks."))}
-    advice = "leave trunk and tasks as the checkpoint has them"
-    for name in sorted(own.keys() ^ given.keys()):
-        where = "the checkpoint" if name in given else "the config's model"
-        raise ConfigError(f"{name} is in {where} alone; {advice}.")
-    for name, value in own.items():
-        if given[name].shape != value.shape:
-            raise ConfigError(
-                f"{name} is {list(given[name].shape)} in the checkpoint and {list(value.shape)} by the "
-                f"config; {advice}, and give data of the same shape."
-            )
-    module.load_state_dict(weights)
 
 
 def _check_splits(config: DictConfig, known: list[str]) -> None:

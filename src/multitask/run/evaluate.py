@@ -9,9 +9,9 @@ from lightning import Trainer
 from omegaconf import DictConfig
 from rich.table import Column, Table
 
-from multitask.data.base import DataModule
 from multitask.evaluation.names import COMBINED
-from multitask.module import MultiTaskModule
+from multitask.lightning.module import MultiLossModule
+from multitask.run.data import Data, measured_on
 from multitask.run.record import recipe_digest
 from multitask.run.resolvers import plain
 from multitask.terminal import terminal
@@ -21,9 +21,9 @@ Row = dict[str, Any]
 
 
 def evaluate(
-    module: MultiTaskModule,
+    module: MultiLossModule,
     trainer: Trainer,
-    data: DataModule,
+    data: Data,
     splits: Sequence[str],
     config: DictConfig,
     epoch: int,
@@ -64,7 +64,7 @@ def evaluate(
         }
 
     for split in splits:
-        figures = module.measure(trainer, data.loader(split), split)
+        figures = module.measure(trainer, measured_on(data, split), split)
         rows += [row(split, task, metric, value) for (task, metric), value in figures.items()]
         whole = all((name, "loss") in figures for name in module.names)
         if whole and isinstance(module.weighting, Scalarization) and module.weighting.fixed:
@@ -72,7 +72,7 @@ def evaluate(
     return rows
 
 
-def _combined(module: MultiTaskModule, figures: dict[tuple[str, str], float]) -> float:
+def _combined(module: MultiLossModule, figures: dict[tuple[str, str], float]) -> float:
     """Return the scalarization of the mean losses."""
     losses = torch.tensor([figures[name, "loss"] for name in module.names], device=module.device)
     with torch.no_grad():

@@ -1,27 +1,31 @@
 """Initial values, the widths of lazy layers, and what is fitted to the training targets."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import Split
 from multitask.derived import Derivative
+from multitask.lightning.batches import few_of, picked, tensors_of
 from multitask.lightning.probing import unobtrusive
-from multitask.module import AnyTask, MultiTaskModule, takes_derivatives
+from multitask.module import AnyTask, MultiTaskModule, call_with_inputs, inputs_of, takes_derivatives
 from multitask.nn.with_losses import WithLosses
 from multitask.penalty import Penalty
 from multitask.randomness import derived_seed
+from multitask.run.data import Data, batches_in
 from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
 from multitask.run.loss_checks import check_loss, check_partly, labelled_sample
 from multitask.run.term_checks import check_term
 from multitask.seen import Seen
 from multitask.targets import Transform
-from multitask.task import Batch, Task, few_of, split_features
+from multitask.task import Batch, Task, split_features
 
 
 def seeded(seed: int, name: str, make: Callable[[], Any]) -> Any:
@@ -31,8 +35,13 @@ def seeded(seed: int, name: str, make: Callable[[], Any]) -> Any:
         return make()
 
 
-def fit_targets(tasks: Mapping[str, Task], data: DataModule) -> None:
+def fit_targets(tasks: Mapping[str, Task], data: Data, most: int | None = None) -> None:
     """Show the training targets once to what is fitted to them: scalings, class weights.
+
+    Args:
+        tasks: The tasks that have a head.
+        data: The data.
+        most: How many batches of a stream without a length to take; ``None`` for all, where it has an end.
 
     Raises:
         ConfigError: If there is no training split, or its targets cannot be fitted.
@@ -44,7 +53,8 @@ def fit_targets(tasks: Mapping[str, Task], data: DataModule) -> None:
         raise ConfigError(
             f"tasks.{next(iter(wanting))} is fitted to the training split, and the data has none."
         )
-    for batch in data.loader("train"):
+    loader = data.loader("train")
+    for batch in loader if batches_in(loader) is not None else islice(loader, most):
         for name, task in wanting.items():
             if task.target not in batch:
                 raise ConfigError(
@@ -59,10 +69,33 @@ def fit_targets(tasks: Mapping[str, Task], data: DataModule) -> None:
                 raise ConfigError(f"tasks.{name}: {error}.") from error
 
 
+def batches_of_run(config: DictConfig) -> int | None:
+    """Return how many training batches an epoch, or a run without epochs, takes of a stream; ``None`` for all."""
+    trainer = config.trainer
+    if isinstance(trainer.limit_train_batches, int):
+        return int(trainer.limit_train_batches)
+    if trainer.max_steps > 0 and trainer.max_epochs in (-1, None):
+        return int(trainer.max_steps * trainer.accumulate_grad_batches)
+    return None  # the run ends only if an epoch does
+
+
 def initialize(
-    trunk: nn.Module, tasks: Mapping[str, AnyTask], batch: Batch, seed: int, splits: Mapping[str, Split]
+    trunk: nn.Module,
+    tasks: Mapping[str, AnyTask],
+    batch: Batch,
+    seed: int,
+    splits: Mapping[str, Split | None],
+    inputs: str | Sequence[str] = "inputs",
 ) -> None:
     """Run one small batch through everything: lazy layers take their widths, misfits are found.
+
+    Args:
+        trunk: The trunk.
+        tasks: The tasks that have a head.
+        batch: A batch.
+        seed: The run's.
+        splits: The data's, of which those in memory are checked whole.
+        inputs: As for :class:`~multitask.module.MultiTaskModule`.
 
     Raises:
         ConfigError: If trunk, head, prediction, loss or a metric cannot take the data, naming the part.
@@ -70,8 +103,8 @@ def initialize(
     few = few_of(batch)
     graph = any(takes_derivatives(task) for task in tasks.values())
     with unobtrusive(trunk, *tasks.values()), torch.set_grad_enabled(graph):
-        _widths(trunk, tasks, few, seed, splits)
-        module = MultiTaskModule(trunk, tasks)
+        _widths(trunk, tasks, few, seed, splits, inputs)
+        module = MultiTaskModule(trunk, tasks, inputs)
         seen = module.see(few)
         for name, task in module.by_name.items():
             _check(name, task, seen, splits)
@@ -81,14 +114,19 @@ def initialize(
 
 
 def _widths(
-    trunk: nn.Module, tasks: Mapping[str, AnyTask], few: Batch, seed: int, splits: Mapping[str, Split]
+    trunk: nn.Module,
+    tasks: Mapping[str, AnyTask],
+    few: Batch,
+    seed: int,
+    splits: Mapping[str, Split | None],
+    inputs: str | Sequence[str],
 ) -> None:
     """Let lazy layers of trunk and heads take their widths, each drawn by its own name."""
     try:
-        output = seeded(seed, "trunk", lambda: trunk(few["inputs"]))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ConfigError(_misfit(few["inputs"], error)) from error
-    check_inputs(trunk, splits)
+        output = seeded(seed, "trunk", lambda: call_with_inputs(trunk, few, inputs))
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise ConfigError(_misfit(inputs_of(few, inputs), error)) from error
+    check_inputs(trunk, splits, inputs)
     heads = {name: task for name, task in tasks.items() if isinstance(task, Task) and task.head is not None}
     features = split_features(output.features if isinstance(output, WithLosses) else output, list(heads))
     for (name, task), of_task in zip(heads.items(), features, strict=True):
@@ -96,7 +134,7 @@ def _widths(
             seeded(seed, name, partial(task.predict, of_task))
 
 
-def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split]) -> None:
+def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None]) -> None:
     """Find what of a task does not fit the data."""
     few = seen.batch
     if task.target not in few:
@@ -137,11 +175,15 @@ def _saying(name: str) -> Iterator[None]:
         raise ConfigError(named + (_derivatives(error) or "." * (not said.endswith(".")))) from error
 
 
-def _misfit(inputs: Tensor, error: Exception) -> str:
+def _misfit(inputs: Any, error: Exception) -> str:
+    reason = f"{' '.join(str(error).split())}{_derivatives(error)}"
+    if not isinstance(inputs, Tensor):
+        keys = f" of {', '.join(map(str, inputs))}" if isinstance(inputs, Mapping) else ""
+        return f"trunk cannot take a {type(inputs).__name__}{keys} for its inputs: {type(error).__name__}: {reason}"
     kind = str(inputs.dtype).removeprefix("torch.")
     hint = "" if inputs.is_floating_point() else "; all layers but embeddings want floats"
     shape = list(inputs.shape[1:])
-    return f"trunk cannot take inputs of shape {shape} and type {kind}{hint}: {error}{_derivatives(error)}"
+    return f"trunk cannot take inputs of shape {shape} and type {kind}{hint}: {reason}"
 
 
 def _derivatives(error: Exception) -> str:
@@ -149,26 +191,49 @@ def _derivatives(error: Exception) -> str:
     return "; take derivatives inside torch.enable_grad()." if "does not require grad" in str(error) else ""
 
 
-def check_inputs(trunk: nn.Module, splits: Mapping[str, Split]) -> None:
+def check_batch(batch: Any, inputs: str | Sequence[str]) -> None:
+    """Refuse batches in which trunk and tasks find nothing by name.
+
+    Raises:
+        ConfigError: If a batch is no mapping, or lacks the inputs.
+    """
+    if not isinstance(batch, Mapping):
+        raise ConfigError(
+            f"data gives a {type(batch).__name__} for a batch, and trunk and heads look for inputs and targets by "
+            "name; give each example as a mapping, set data.collate_fn, or take your own model (docs/own_models.md)."
+        )
+    for key in [inputs] if isinstance(inputs, str) else inputs:
+        if key not in batch:
+            raise ConfigError(
+                f"data has {', '.join(map(str, batch)) or 'nothing'}, and no '{key}'; set model.inputs to the key, or "
+                "the keys, of the trunk's inputs."
+            )
+
+
+def check_inputs(
+    trunk: nn.Module, splits: Mapping[str, Split | None], inputs: str | Sequence[str] = "inputs"
+) -> None:
     """Find inputs in memory that are NaN or infinite, and that the trunk does not deal with by itself.
 
     Raises:
         ConfigError: Naming the split.
     """
     for split, arrays in splits.items():
-        if not isinstance(arrays, Mapping) or not arrays["inputs"].is_floating_point():
+        if not isinstance(arrays, Mapping):
             continue
-        inputs = arrays["inputs"]
-        wrong = ~inputs.flatten(1).isfinite().all(1)
+        given = [t for t in tensors_of(inputs_of(arrays, inputs)) if t.is_floating_point()]
+        if not given:
+            continue
+        wrong = torch.stack([~t.flatten(1).isfinite().all(1) for t in given]).any(0)
         if not wrong.any():
             continue
-        output = trunk(inputs[wrong][:8])
+        output = call_with_inputs(trunk, picked(arrays, wrong.nonzero().flatten()[:8]), inputs)
         features = output.features if isinstance(output, WithLosses) else output
         found = features.values() if isinstance(features, Mapping) else [features]
         if not all(isinstance(one, Tensor) and one.isfinite().all() for one in found):
             raise ConfigError(
                 f"data: the inputs of {int(wrong.sum())} of {len(wrong)} examples of the {split} split are NaN or "
-                "infinite; mend the data, or leave these examples out."
+                "infinite; fix the data, or leave these examples out."
             )
 
 

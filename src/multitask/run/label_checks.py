@@ -16,7 +16,7 @@ from multitask.run.errors import ConfigError
 from multitask.task import Batch, Outcome, Task
 
 
-def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str, Split]) -> None:
+def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str, Split | None]) -> None:
     """Check all of one task's targets in the splits that lie in memory.
 
     Args:

@@ -71,7 +71,9 @@ def check_loss(name: str, task: Task, outcome: Outcome) -> None:
     )
 
 
-def check_partly(name: str, task: Task, outcome: Outcome, batch: Batch, splits: Mapping[str, Split]) -> None:
+def check_partly(
+    name: str, task: Task, outcome: Outcome, batch: Batch, splits: Mapping[str, Split | None]
+) -> None:
     """Check that loss and metrics can leave out single values of rows that are labelled in part.
 
     Args:
@@ -156,7 +158,7 @@ def _partly(task: Task, batch: Batch) -> int:
     return int((labelled_examples(known) & labelled_examples(~known)).sum())
 
 
-def labelled_sample(task: Task, outcome: Outcome, splits: Mapping[str, Split]) -> Outcome:
+def labelled_sample(task: Task, outcome: Outcome, splits: Mapping[str, Split | None]) -> Outcome:
     """Return an outcome; one with labels of a split in memory where the few examples that it is of have none.
 
     Its target may then be of other examples than its prediction.

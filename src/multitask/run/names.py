@@ -1,7 +1,8 @@
 """Which names tasks and metrics can have, known before torch is loaded."""
 
 import keyword
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from multitask.evaluation.names import METRICS, TASKS, renamed
@@ -49,6 +50,20 @@ def check_names(tasks: Mapping[str, Any]) -> None:
                     f"tasks.{name}.metrics.{metric} cannot be the name of a metric: {why}; rename it, for example "
                     f"{renamed(str(metric), 'metric')}."
                 )
+
+
+def check_losses(losses: Iterable[str]) -> None:
+    """Refuse names of losses that mean something else in the logs or the record.
+
+    Raises:
+        ConfigError: Naming the loss.
+    """
+    for name in losses:
+        why = TASKS.get(name)
+        if not re.fullmatch(r"[\w.+-]+", str(name)):
+            why = "it has to be a word without a slash"
+        if why:
+            raise ConfigError(f"model: losses(batch) calls a loss '{name}', and {why}; rename it there.")
 
 
 def _of_task(name: str) -> str | None:

@@ -8,12 +8,12 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
 
-from multitask.module import MultiTaskModule
+from multitask.lightning.module import MultiLossModule
 from multitask.run.combiner import several_processes
 from multitask.run.errors import ConfigError
 
 
-def check_optimizer(config: DictConfig, module: MultiTaskModule, sparse: Sequence[str]) -> None:
+def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequence[str]) -> None:
     """Make optimizer and scheduler once, and try the optimizer on numbers of its own.
 
     Args:
@@ -25,6 +25,8 @@ def check_optimizer(config: DictConfig, module: MultiTaskModule, sparse: Sequenc
         ConfigError: If an argument is not taken, the optimizer wants a closure that a step by hand has
             not, or sparse gradients cannot be used.
     """
+    if "_target_" not in config.optimizer:
+        return  # the module's own, which may ask the Trainer how long it trains
     try:
         module.configure_optimizers()
     except (TypeError, ValueError) as error:
@@ -74,7 +76,7 @@ def _fails(
 
 def _check_sparse(
     config: DictConfig,
-    module: MultiTaskModule,
+    module: MultiLossModule,
     make: Callable[..., Optimizer],
     optimizer: str,
     parameter: str,

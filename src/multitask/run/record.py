@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from multitask.run.model_choice import TRUNK_AND_HEADS
+
 COLUMNS = (
     "method",
     "seed",
@@ -110,10 +112,14 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
     data = {k: v for k, v in config["data"].items() if k not in ("seed", "num_workers", "targets")}
     if not data.get("drop_last"):
         data.pop("drop_last", None)  # recipes from before there was the key
+    if data.get("collate_fn") is None:
+        data.pop("collate_fn", None)
     trainer = {k: v for k, v in config["trainer"].items() if k not in _COSMETIC}
     parts = {key: config.get(key) for key in ("optimizer", "scheduler", "selection", "init_from")}
     # A trunk that is told the tasks is the same trunk with other tasks.
     parts["trunk"] = {k: v for k, v in config["trunk"].items() if k != "tasks"}
+    if config.get("model") not in (None, {"_target_": TRUNK_AND_HEADS, "inputs": "inputs"}):
+        parts["model"] = config["model"]
     tasks = config["tasks"] if task is None else config["tasks"].get(task)
     recipe = json.dumps(
         {**parts, "data": data, "trainer": trainer, "task": tasks}, sort_keys=True, default=str

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 import torch
 from omegaconf import DictConfig
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import Split
+from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
+from multitask.run.data import Data, OtherData, batches_in
 from multitask.run.errors import ConfigError, choices
 from multitask.run.trainer_keys import watched
 
@@ -44,7 +46,7 @@ def _has_half(accelerator: str) -> bool:
     return accelerator != "cpu"
 
 
-def check_against_data(config: DictConfig, data: DataModule, module: MultiTaskModule) -> None:
+def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) -> None:
     """Refuse splits that the data has not and figures that validation does not log.
 
     Raises:
@@ -55,6 +57,11 @@ def check_against_data(config: DictConfig, data: DataModule, module: MultiTaskMo
             raise ConfigError(
                 f"evaluation.splits names {split}, and the data has {', '.join(data.splits)}; name those you have."
             )
+        if split == "train" and isinstance(data, OtherData):
+            raise ConfigError(
+                "evaluation.splits names train, and the training loader of "
+                f"{type(data.module).__name__} may shuffle, repeat or augment; name val or test."
+            )
     wanted = {key: metric for key, metric in watched(config).items() if metric is not None}
     if not wanted:
         return
@@ -64,8 +71,9 @@ def check_against_data(config: DictConfig, data: DataModule, module: MultiTaskMo
             f"{key}={metric} needs a validation split and the data has none; give data.split a share for it, or set "
             f"{key}=null to keep the last weights."
         )
-    known, labelled = module.validation_keys, _labelled(data.splits["val"], module)
-    valued = module.keys_of(labelled)
+    known = module.validation_keys
+    labelled = _labelled(data.splits["val"], module)
+    valued = known if labelled == module.names else module.keys_of(labelled)
     for key, metric in wanted.items():
         if metric not in known:
             raise ConfigError(f"{key}={metric} is not logged; {choices(metric, known)}")
@@ -77,30 +85,38 @@ def check_against_data(config: DictConfig, data: DataModule, module: MultiTaskMo
             )
 
 
-def _labelled(split: Split, module: MultiTaskModule) -> list[str]:
+def _labelled(split: Split | None, module: MultiLossModule) -> list[str]:
     """Return the tasks that can have a loss on a split: all, where it does not lie in memory."""
-    if not isinstance(split, Mapping):
+    if not isinstance(split, Mapping) or not isinstance(module, MultiTaskModule):
         return module.names
     return [
         name for name in module.names if name not in module.by_name or module.by_name[name].count(dict(split))
     ]
 
 
-def check_intervals(config: DictConfig, data: DataModule) -> None:
+def check_intervals(config: DictConfig, data: Data) -> None:
     """Refuse limits that leave no batch, and a validation interval that is longer than an epoch.
 
     Raises:
         ConfigError: Naming the key.
     """
     trainer = config.trainer
-    batches = len(data.loader("train", training=True))
+    batches = batches_in(data.loader("train", training=True))
     for key in ("limit_train_batches", "overfit_batches"):
         _check_share(f"trainer.{key}", trainer[key], "train", batches)
     if "val" in data.splits:
-        _check_share("trainer.limit_val_batches", trainer.limit_val_batches, "val", len(data.loader("val")))
+        _check_share(
+            "trainer.limit_val_batches", trainer.limit_val_batches, "val", batches_in(data.loader("val"))
+        )
     for split in config.evaluation.splits:
-        _check_share("trainer.limit_test_batches", trainer.limit_test_batches, split, len(data.loader(split)))
+        if split != "test" or not isinstance(
+            data, OtherData
+        ):  # whose test stage is set up when its turn comes
+            share = trainer.limit_test_batches
+            _check_share("trainer.limit_test_batches", share, split, batches_in(data.loader(split)))
     interval, limit = trainer.val_check_interval, trainer.limit_train_batches
+    if batches is None:
+        return
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
         raise ConfigError(
@@ -109,7 +125,14 @@ def check_intervals(config: DictConfig, data: DataModule) -> None:
         )
 
 
-def _check_share(key: str, share: int | float, split: str, batches: int) -> None:
+def _check_share(key: str, share: int | float, split: str, batches: int | None) -> None:
+    if batches is None:
+        if isinstance(share, float) and 0 < share < 1:
+            raise ConfigError(
+                f"{key}={share} is a share of the {split} split, whose loader has no "
+                "length; give a number of batches."
+            )
+        return
     if isinstance(share, float) and 0 < share < 1 and int(share * batches) == 0:
         raise ConfigError(
             f"{key}={share} is less than one of the {batches} batches of the {split} split; set at least "

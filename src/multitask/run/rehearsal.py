@@ -3,18 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from multitask.data.base import DataModule
+from multitask.data.loading import Loader
+from multitask.lightning.batches import examples_in, few_of, picked
+from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
 from multitask.run.combiner import processes
+from multitask.run.data import Data
 from multitask.run.errors import ConfigError
-from multitask.run.sharing import compare
-from multitask.task import Batch, few_of
+from multitask.run.sharing import losses_of
 
 
 @contextmanager
@@ -34,7 +37,7 @@ class Rehearsed:
     """The trained parameters that no loss reaches."""
 
 
-def rehearse(module: MultiTaskModule, batch: Batch) -> Rehearsed:
+def rehearse(module: MultiLossModule, batch: Any) -> Rehearsed:
     """Differentiate the losses of two examples.
 
     Args:
@@ -45,12 +48,12 @@ def rehearse(module: MultiTaskModule, batch: Batch) -> Rehearsed:
         ConfigError: If gradients by task are wanted, and the graph allows backward passes alone.
     """
     few = few_of(batch, 2)
-    if len(few["inputs"]) < 2:
+    if (examples_in(few) or 0) < 2:
         return Rehearsed([], [])
     own = {id(p) for p in module.weighting.parameters()}
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad and id(p) not in own}
     with _as_in_training(module):
-        total = torch.stack(list(compare(module, few)[1].values())).sum()
+        total = torch.stack([loss.float() for loss in losses_of(module, few).values()]).sum()
         if not total.requires_grad:
             return Rehearsed([], list(parameters))
         if module.needs_no_gramian:
@@ -76,7 +79,7 @@ def rehearse(module: MultiTaskModule, batch: Batch) -> Rehearsed:
     )
 
 
-def check_last_batch(config: DictConfig, module: MultiTaskModule, data: DataModule, batch: Batch) -> None:
+def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) -> None:
     """Refuse a last batch that is too small to train on, as one example is for batch normalization.
 
     Args:
@@ -89,28 +92,30 @@ def check_last_batch(config: DictConfig, module: MultiTaskModule, data: DataModu
         ConfigError: Naming the key.
     """
     loader = data.loader("train", training=True)
+    if not isinstance(loader, Loader):
+        return
     limit, count = config.trainer.limit_train_batches, processes(config)
     smallest = loader.smallest(count)
     batches = len(loader)
     taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if smallest > 1 or (taken < batches and loader.batch_size > 1):
         return
-    where = "an epoch's last batch has" if loader.batch_size > smallest else "every batch has"
-    where += f" {smallest} example{'s' * (smallest != 1)}{' on one process' * (count > 1)}"
-    advice = "set data.drop_last=true, or another data.batch_size"
-    if loader.batch_size == smallest:
-        advice = f"raise data.batch_size={smallest}"
-    if module.rows == "half" and module.terms:
-        raise ConfigError(
-            f"{where}, and weighting={config.method} wants tasks.{next(iter(module.terms))} of two halves; {advice}."
-        )
-    few = {name: values[:smallest] for name, values in batch.items()}
+    few = picked(batch, torch.arange(smallest))
     try:
-        with _as_in_training(module), torch.set_grad_enabled(module.derivatives):
-            seen = module.see(few)
-            for name in module.by_name:
-                seen.predictions[name]
+        graph = not isinstance(module, MultiTaskModule) or module.derivatives
+        with _as_in_training(module), torch.set_grad_enabled(graph):
+            if isinstance(module, MultiTaskModule):  # a loss may be of no value of so few, and is then absent
+                seen = module.see(few)
+                for name in module.by_name:
+                    seen.predictions[name]
+            elif examples_in(few) == smallest:
+                module.losses(few)
     except (ValueError, RuntimeError, IndexError) as error:
+        where = "an epoch's last batch has" if loader.batch_size > smallest else "every batch has"
+        advice = "set data.drop_last=true, or another data.batch_size"
+        if loader.batch_size == smallest:
+            advice = f"raise data.batch_size={smallest}"
         raise ConfigError(
-            f"{where}, which the model cannot be trained on ({' '.join(str(error).split())}); {advice}."
+            f"{where} {smallest} example{'s' * (smallest != 1)}{' on one process' * (count > 1)}, which the model "
+            f"cannot be trained on ({' '.join(str(error).split())}); {advice}."
         ) from error

@@ -21,7 +21,7 @@ def register() -> None:
     """Make the resolvers known to OmegaConf; calling it again changes nothing."""
     new = OmegaConf.register_new_resolver
     new("project_root", lambda: str(Path(__file__).parents[3]), replace=True)
-    new("num_tasks", lambda *, _root_: len(_root_.tasks), replace=True)
+    new("num_tasks", lambda *, _root_: len(_root_.tasks) or None, replace=True)
     new("task_names", _task_names, replace=True)
     new("targets", _targets, replace=True)
     new("complement", lambda share: 1.0 - share, replace=True)
@@ -79,7 +79,10 @@ def _task_names(*, _root_: DictConfig) -> list[str]:
     return [str(name) for name, node in _root_.tasks.items() if "head" in node]
 
 
-def _targets(*, _root_: DictConfig) -> list[str]:
+def _targets(*, _root_: DictConfig) -> list[str] | None:
+    """Return the targets that the tasks want, ``None`` for all where a model has no tasks."""
+    if not _root_.tasks:
+        return None
     return sorted({_root_.tasks[name].target for name in _root_.tasks if "target" in _root_.tasks[name]})
 
 

@@ -10,11 +10,14 @@ import torch
 from multitask.callbacks.checkpoints import bring, find_best
 from multitask.run.curves import carry_over
 from multitask.run.errors import ConfigError
+from multitask.run.model_choice import TRUNK_AND_HEADS
 
 # A checkpoint's optimizer, scheduler and combiner go on as they were: here another value in the
 # config would be ignored in silence, or break the promise that a resumed run ends where the whole
 # run ends.
-_SAME = ("seed", "trunk", "tasks", "weighting", "optimizer", "scheduler", "data", "trainer")
+_SAME = ("seed", "model", "trunk", "tasks", "weighting", "optimizer", "scheduler", "data", "trainer")
+# Keys that there were not always, and what a run did before; a switch was off.
+_BEFORE = {"data.collate_fn": None, "model._target_": TRUNK_AND_HEADS, "model.inputs": "inputs"}
 _FREE = {
     "data": {"path", "root", "eval_batch_size", "num_workers", "targets"},
     "trainer": {
@@ -96,8 +99,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[t
         old, new = _flat(section, there.get(section)), _flat(section, here.get(section))
         free = {f"{section}.{key}" for key in _FREE.get(section, ())}
         for key in sorted(old.keys() | new.keys()):
-            if key not in old and new[key] is False:
-                continue  # a switch that there was not yet is off
+            if key not in old and (new[key] is False or (key in _BEFORE and new[key] == _BEFORE[key])):
+                continue  # what a run from before there was the key did
             if key not in free and old.get(key) != new.get(key):
                 yield key, old.get(key), new.get(key)
 

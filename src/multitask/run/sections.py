@@ -52,8 +52,12 @@ def _is_name(value: Any) -> bool:
     return value is not None and not isinstance(value, bool | int | float)
 
 
-def check_sections(config: DictConfig) -> None:
+def check_sections(config: DictConfig, own: bool = False) -> None:
     """Refuse a config in which a section is missing, or names nothing to make.
+
+    Args:
+        config: The whole config.
+        own: Whether the model is the user's own, which has no trunk, and may have an optimizer of its own.
 
     Raises:
         ConfigError: Naming the key.
@@ -61,8 +65,13 @@ def check_sections(config: DictConfig) -> None:
     content: Any = OmegaConf.to_container(config, resolve=False)
     for key, group in _MADE.items():
         node = content.get(key)
+        if own and (key == "trunk" or (key == "optimizer" and node == {})):
+            continue
         if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
             raise ConfigError(f"{key} names no _target_; choose one with {group}=…")
+    model = content.get("model")
+    if "trained" not in content and not isinstance((model or {}).get("_target_"), str):
+        raise ConfigError("model names no _target_; choose model=trunk_and_heads, or set model._target_=…")
     for key in _SECTIONS:
         if not isinstance(content.get(key), dict):
             raise ConfigError(

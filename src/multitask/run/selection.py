@@ -8,7 +8,7 @@ import torch
 from lightning import Trainer
 from omegaconf import DictConfig
 
-from multitask.module import MultiTaskModule
+from multitask.lightning.module import MultiLossModule
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def rule_of(metric: str | None, mode: str) -> str:
     return f"{mode} {metric}" if metric else "last"
 
 
-def select(module: MultiTaskModule, trainer: Trainer, config: DictConfig) -> Selected:
+def select(module: MultiLossModule, trainer: Trainer, config: DictConfig) -> Selected:
     """Load the weights that validation chose; the last ones stay where nothing chose."""
     metric, callback = config.selection.metric, trainer.checkpoint_callback
     if metric is None:
@@ -50,7 +50,7 @@ def select(module: MultiTaskModule, trainer: Trainer, config: DictConfig) -> Sel
     return Selected(int(content["epoch"]) + 1, rule_of(metric, config.selection.mode), value)
 
 
-def _reason(module: MultiTaskModule, trainer: Trainer, metric: str) -> str:
+def _reason(module: MultiLossModule, trainer: Trainer, metric: str) -> str:
     if trainer.checkpoint_callback is None:
         return "no callback keeps the best"
     if getattr(trainer, "fast_dev_run", False):

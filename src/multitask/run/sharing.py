@@ -1,12 +1,16 @@
 """Which part of a model serves which task, found by one forward pass."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from multitask.gradients.graph import Graph, users
+from multitask.gradients.graph import Graph
 from multitask.gradients.parts import Part, parts
-from multitask.lightning.batches import picked
+from multitask.gradients.uses import users
+from multitask.lightning.batches import few_of
+from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
 from multitask.task import Batch, Outcome
@@ -21,7 +25,7 @@ def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:
     with unobtrusive(module), torch.enable_grad():
         for p in frozen:
             p.requires_grad_(True)
-        _, losses = compare(module, picked(batch, torch.arange(2)))
+        _, losses = compare(module, few_of(batch, 2))
         edges = [[get_gradient_edge(loss)] if loss.requires_grad else [] for loss in losses.values()]
         reaching = dict(Graph(edges).leaves)
         for p in frozen:
@@ -44,13 +48,24 @@ def compare(module: MultiTaskModule, batch: Batch) -> tuple[dict[str, Outcome], 
     return outcomes, losses
 
 
-def parts_of(module: MultiTaskModule, losses: dict[str, Tensor]) -> list[Part]:
-    """Return the largest parts of trunk and heads that serve the same tasks.
+def losses_of(module: MultiLossModule, batch: Any) -> dict[str, Tensor]:
+    """Return the losses that a batch gives, with their graphs."""
+    if isinstance(module, MultiTaskModule):
+        return compare(module, batch)[1]
+    given = module.losses(batch)
+    return {name: loss[0] if isinstance(loss, tuple) else loss for name, loss in given.items()}
+
+
+def parts_of(module: MultiLossModule, losses: dict[str, Tensor]) -> list[Part]:
+    """Return the largest parts of a model that serve the same losses.
 
     Args:
         module: The module.
-        losses: The loss of every task, with its graph.
+        losses: The losses, with their graphs.
     """
+    if not isinstance(module, MultiTaskModule):
+        own = {n: p for n, p in module.named_parameters() if not n.startswith("weighting.")}
+        return parts(own, users(losses, list(own.values())))
     trunk, tasks = (
         {name: p for name, p in module.named_parameters() if name.startswith(room)}
         for room in ("trunk.", "tasks.")

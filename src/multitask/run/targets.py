@@ -10,7 +10,7 @@ from multitask.run.errors import ConfigError, choices
 
 _HYDRA = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")
 # Keys of a section that are not for its constructor: when a scheduler steps, how training batches are cut.
-_APART = {"scheduler": ("interval", "frequency", "monitor"), "data": ("drop_last",)}
+_APART = {"scheduler": ("interval", "frequency", "monitor"), "data": ("drop_last", "collate_fn")}
 _RATE = re.compile(r"(^|_)(lrs?|learning_rates?)(_|$)")
 
 
@@ -21,7 +21,7 @@ def check_targets(config: Mapping[str, Any]) -> None:
         ConfigError: Naming the key, what is unknown and what is near it.
     """
     for key, node in _nodes("", config):
-        made = _imported(f"{key}._target_", node["_target_"])
+        made = imported(f"{key}._target_", node["_target_"])
         if (
             key.partition(".")[0] != "weighting"
         ):  # build_weighting fills in what is of the tasks, and checks the rest
@@ -39,7 +39,12 @@ def _nodes(key: str, node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from _nodes(f"{key}.{i}", inner)
 
 
-def _imported(key: str, target: str) -> Any:
+def imported(key: str, target: str) -> Any:
+    """Return what a ``_target_`` names.
+
+    Raises:
+        ConfigError: If it cannot be imported, with what is near it.
+    """
     parts = target.split(".")
     found: Any = None
     for i, part in enumerate(parts):

@@ -8,26 +8,37 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from multitask.data.base import DataModule
+from multitask.gradients.uses import users
+from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
+from multitask.run.batches import first_batch
+from multitask.run.data import Data, looked_at, trained_on
 from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, labelled_share, metric_values
-from multitask.run.sharing import compare, parts_of, told
+from multitask.run.sharing import compare, losses_of, parts_of, told
 from multitask.targets import Binary
 from multitask.task import Batch, Outcome, Task
 from multitask.terminal import terminal
 
 
-def check_tasks(module: MultiTaskModule, data: DataModule) -> None:
+def check_tasks(module: MultiLossModule, data: Data) -> None:
     """Print the tasks at initialization, and refuse labels and metrics that cannot be meant.
+
+    Of a model of the user's own: its losses, since of targets, metrics and constant predictors nothing is known.
 
     Raises:
         ConfigError: See :func:`multitask.run.label_checks.check_labels`; or if a metric is the same for
             right and wrong predictions.
     """
-    split = "train" if "train" in data.splits else next(iter(data.splits))
-    batch = next(iter(data.loader(split, training=split == "train")))
+    batch = first_batch(data, "train" if "train" in data.splits else next(iter(data.splits)), module)
+    if not isinstance(module, MultiTaskModule):
+        with looked_at(module, trained_on(data)), unobtrusive(module), torch.enable_grad():
+            losses = losses_of(module, batch)
+            console = terminal()
+            console.print(_of_losses(module, losses))
+            console.print(_of_parts(module, losses))
+        return
     with unobtrusive(module), torch.enable_grad():
         outcomes, losses = compare(module, batch)
         _check_whole_splits(module, data, outcomes)
@@ -38,7 +49,7 @@ def check_tasks(module: MultiTaskModule, data: DataModule) -> None:
         console.print(_of_parts(module, losses))
 
 
-def _check_whole_splits(module: MultiTaskModule, data: DataModule, outcomes: Mapping[str, Outcome]) -> None:
+def _check_whole_splits(module: MultiTaskModule, data: Data, outcomes: Mapping[str, Outcome]) -> None:
     """Go through the splits that do not lie in memory; the others were checked at the start."""
     for split, content in data.splits.items():
         if not isinstance(content, Mapping):
@@ -136,7 +147,7 @@ def constant_loss(task: Task, outcome: Outcome) -> float:
 
 def _of_tasks(
     module: MultiTaskModule,
-    data: DataModule,
+    data: Data,
     batch: Batch,
     outcomes: Mapping[str, Outcome],
     losses: Mapping[str, Tensor],
@@ -146,14 +157,13 @@ def _of_tasks(
     for column in ("labelled", "loss", "constant", "gradient"):
         table.add_column(column, justify="right", no_wrap=True)
     table.caption = (
-        f"Of {len(batch['inputs'])} training examples: the loss, that of the best constant predictor, and the norm of "
-        "its gradient over what is shared."
+        f"Of {module.examples(batch):.0f} training examples: the loss, that of the best constant predictor, and the "
+        "norm of its gradient over what is shared."
     )
     shared = [p for p in module.trunk.parameters() if p.requires_grad]
     whole = data.splits.get("train")
     for name, loss in losses.items():
-        found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True) if shared else ()
-        norm = math.sqrt(sum(float(g.double().square().sum()) for g in found if g is not None))
+        norm = _norm(loss, shared)
         if name in outcomes:
             task, target = module.by_name[name], batch[module.by_name[name].target]
             share = labelled_share(task, dict(whole) if isinstance(whole, Mapping) else batch)
@@ -171,7 +181,29 @@ def _of_tasks(
     return table
 
 
-def _of_parts(module: MultiTaskModule, losses: Mapping[str, Tensor]) -> Table:
+def _norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
+    """Return the norm of a loss's gradient."""
+    if not parameters or not loss.requires_grad:
+        return 0.0
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return math.sqrt(sum(float(g.double().square().sum()) for g in found if g is not None))
+
+
+def _of_losses(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
+    table = _titled("losses at initialization", "name")
+    for column in ("loss", "gradient"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.caption = (
+        "Of one training batch: the loss, and the norm of its gradient over what several losses reach."
+    )
+    named = [p for n, p in module.named_parameters() if p.requires_grad and not n.startswith("weighting.")]
+    shared = [p for p, its in zip(named, users(dict(losses), named), strict=True) if len(its) > 1]
+    for name, loss in losses.items():
+        table.add_row(name, f"{loss.item():.4g}", f"{_norm(loss, shared):.4g}")
+    return table
+
+
+def _of_parts(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
     """Return what is shared by which tasks, and what is one task's own."""
     table = _titled("what is shared", "part", "used by")
     table.add_column("parameters", justify="right")

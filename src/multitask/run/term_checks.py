@@ -42,13 +42,14 @@ def check_term(
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise ConfigError(f"tasks.{name}: {' '.join(str(said).split()).rstrip('.')}.") from error
-    examples = examples_in(batch) or 0
+    examples = seen.examples
     if term.derivatives:
         _check_reach(name, loss, module)
     whole = float(loss.detach())
+    parted = examples > 1 and examples == examples_in(batch)
     if (
         term.counts_by == "batch"
-        or examples < 2
+        or not parted
         or not math.isfinite(whole)
         or (count is not None and not count)
     ):

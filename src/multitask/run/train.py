@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,17 @@ from omegaconf import DictConfig
 
 from multitask.callbacks.cost import Cost
 from multitask.callbacks.interruption import Interruption
-from multitask.data.base import DataModule
-from multitask.module import MultiTaskModule
+from multitask.lightning.module import MultiLossModule
 from multitask.run import resume, tracking
 from multitask.run.batches import first_batch
-from multitask.run.build import build_data, build_module, build_trainer, load_initial
-from multitask.run.checks import keep_only
+from multitask.run.build import build_data, build_module, build_trainer
+from multitask.run.checks import settle
 from multitask.run.console import quiet, summarize
-from multitask.run.curves import carry_over
+from multitask.run.curves import MetricsCsv, carry_over
+from multitask.run.data import Data, looked_at, resumption_of, trained_on
 from multitask.run.errors import ConfigError, RunFailed, RunInterrupted, one_sentence
 from multitask.run.evaluate import evaluate, show
+from multitask.run.model_choice import is_own
 from multitask.run.optimizer_checks import check_optimizer
 from multitask.run.record import (
     RunRecord,
@@ -46,6 +48,7 @@ from multitask.run.resolvers import plain
 from multitask.run.selection import rule_of, select
 from multitask.run.targets import check_targets
 from multitask.run.task_check import check_tasks
+from multitask.run.weights import load_initial
 
 # What libraries raise at values that they cannot use.
 _BY_CONFIG = (OSError, ValueError, TypeError, MisconfigurationException)
@@ -62,12 +65,12 @@ def train(config: DictConfig) -> float | None:
         RunFailed: If the run ended early.
         RunInterrupted: If a signal stopped it.
     """
-    keep_only(config)
+    settle(config, is_own(config))
     folder = Path(HydraConfig.get().runtime.output_dir)
     run = _build(config, folder)
     interruption, trainer, module = run.interruption, run.trainer, run.module
     resolved, overrides = plain(config), list(HydraConfig.get().overrides.task)
-    record = RunRecord(folder, _facts(resolved, overrides, module))
+    record = RunRecord(folder, {**_facts(resolved, overrides, module), "resume": run.resume})
     status: dict[str, Any] = {"status": "failed"}
     start = time.monotonic()
     interruption.listen()
@@ -75,8 +78,8 @@ def train(config: DictConfig) -> float | None:
         if trainer.is_global_zero:
             _begin(resolved, folder, record, run)
             if config.trainer.enable_model_summary:
-                summarize(module, next(iter(run.data.loader(next(iter(run.data.splits))))))
-        trainer.fit(module, datamodule=run.data, ckpt_path=config.ckpt_path, weights_only=True)
+                summarize(module, run.batch)
+        trainer.fit(module, datamodule=trained_on(run.data), ckpt_path=config.ckpt_path, weights_only=True)
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):  # type: ignore[attr-defined]
             print(profile)
         chosen = select(module, trainer, config)
@@ -116,11 +119,15 @@ def train(config: DictConfig) -> float | None:
 class _Run:
     """The objects of a run."""
 
-    data: DataModule
-    module: MultiTaskModule
+    data: Data
+    module: MultiLossModule
+    batch: Any
+    """A training batch."""
     trainer: Trainer
     interruption: Interruption
     resumption: resume.Resumption | None
+    resume: str
+    """``exact``, or why a run that resumes ends otherwise than an uninterrupted one."""
 
 
 def _build(config: DictConfig, folder: Path) -> _Run:
@@ -140,15 +147,17 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         module = build_module(config, data)
         check_against_data(config, data, module)
         check_intervals(config, data)
-        batch = first_batch(data, "train")
-        check_last_batch(config, module, data, batch)
-        rehearsed = rehearse(module, batch)
+        batch = first_batch(data, "train", module)
+        with looked_at(module, trained_on(data)) if is_own(config) else nullcontext():
+            check_last_batch(config, module, data, batch)
+            rehearsed = rehearse(module, batch)
         check_optimizer(config, module, rehearsed.sparse)
         if config.task_check:
             check_tasks(module, data)
         if config.init_from:
             load_initial(module, config.init_from)
         resumption = resume.check(config.ckpt_path, plain(config)) if config.ckpt_path else None
+        kind = resumption_of(data)
         trainer, interruption = build_trainer(
             config, folder, module.automatic_optimization, unused=bool(rehearsed.unused)
         )
@@ -163,7 +172,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         if sentence is None:
             raise
         raise ConfigError(sentence) from error
-    return _Run(data, module, trainer, interruption, resumption)
+    return _Run(data, module, batch, trainer, interruption, resumption, kind)
 
 
 def _begin(config: Mapping[str, Any], folder: Path, record: RunRecord, run: _Run) -> None:
@@ -175,6 +184,11 @@ def _begin(config: Mapping[str, Any], folder: Path, record: RunRecord, run: _Run
     else:
         carry_over(folder / "metrics.csv", folder / "metrics.csv", count=0)
     record.update(status="running")
+    if run.resume != "exact":
+        print(f"warning: {run.resume}.", file=sys.stderr)
+    for logger in run.trainer.loggers:
+        if isinstance(logger, MetricsCsv) and "val" in run.data.splits:
+            logger.expect(run.module.validation_keys)
     known = {key: record.facts[key] for key in ("overrides", "git_commit", "versions")}
     tracking.start(run.trainer.loggers, {**config, **known})
 
@@ -194,7 +208,7 @@ def _end(run: _Run, record: RunRecord, status: Mapping[str, Any], folder: Path, 
             print(folder)
 
 
-def _facts(config: Mapping[str, Any], overrides: list[str], module: MultiTaskModule) -> dict[str, Any]:
+def _facts(config: Mapping[str, Any], overrides: list[str], module: MultiLossModule) -> dict[str, Any]:
     selection = config["selection"]
     return {
         "method": config["method"],

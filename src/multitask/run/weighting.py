@@ -41,7 +41,7 @@ def build_weighting(config: Mapping[str, Any], tasks: Sequence[str]) -> Combiner
     empty mapping, and a list where the constructor wants a
     tensor gives them in task order: both become a tensor of shape ``[m]``, unnamed tasks with a one,
     or a zero in ``reference`` and ``min_losses``. Null for a tensor that has to be given names none of the
-    tasks: all ones. A constructor with an argument ``tasks`` is given
+    tasks: all ones; ``shape: null`` is their number. A constructor with an argument ``tasks`` is given
     their names. Arguments with a ``_target_`` are made first, in the same way.
 
     Args:
@@ -108,6 +108,8 @@ def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
     _check_arguments(key, config["_target_"], given, parameters)
     for name in given:
         value = config[name]
+        if value is None and name == "shape":
+            value = len(tasks)
         if value is None and _is_needed(parameters.get(name)):
             value = {}
         if isinstance(value, Mapping) and "_target_" in value:

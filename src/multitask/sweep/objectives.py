@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from multitask.evaluation.names import COMBINED
 from multitask.run.errors import ConfigError, choices
+from multitask.run.model_choice import is_own
 from multitask.sweep.plan import Job
 from multitask.sweep.state import COMPLETED, read_record, status_of
 
@@ -56,6 +57,11 @@ def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> lis
             )
         return [Objective(str(selection.metric), str(selection.mode))]
     if given == TASKS:
+        if is_own(config):
+            raise ConfigError(
+                f"hydra.sweeper.objectives={TASKS} takes the losses of task=[…], and the model has losses of its own; "
+                "name them, for example hydra.sweeper.objectives={val/loss/<name>:min}."
+            )
         return [Objective(f"val/loss/{name}", "min") for name, task in config.tasks.items() if "head" in task]
     if isinstance(given, str):
         raise ConfigError(f"hydra.sweeper.objectives={given} is not there; give {TASKS}, or {{key:min}}.")
@@ -68,7 +74,7 @@ def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> lis
                 f"hydra.sweeper.objectives.{key}: settings chosen by the test split make its figures worthless; take "
                 "one of val/…"
             )
-        if key not in known:
+        if key not in known and not is_own(config):
             raise ConfigError(f"hydra.sweeper.objectives.{key} is not measured; {choices(key, known)}")
     return [Objective(key, mode) for key, mode in given.items()]
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from multitask.run.arguments import quoted
 from multitask.run.checks import SINGLE_TASK, check
 from multitask.run.errors import ConfigError
+from multitask.run.model_choice import is_own
 from multitask.run.record import recipe_digest
 from multitask.run.resolvers import plain
 
@@ -104,7 +105,7 @@ def _one_a_task(configs: "_Configs", overrides: Sequence[str]) -> list[Sequence[
     Alone there is nothing to weigh: a baseline's jobs have no say in the weighting.
     """
     config = configs.get(overrides)
-    if config.hydra.runtime.choices.get("baseline") != SINGLE_TASK or config.get("only"):
+    if config.hydra.runtime.choices.get("baseline") != SINGLE_TASK or config.get("only") or is_own(config):
         return [overrides]
     # A penalty has no head, and nothing to be learned alone.
     own = [override for override in overrides if not _OF_WEIGHTING.match(override)]

@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from multitask.lightning.batches import examples_in
 from multitask.seen import Seen
 
 LossOfSeen = Tensor | tuple[Tensor, float | Tensor]
@@ -78,7 +77,7 @@ class Term(nn.Module):
         given: Any = self.loss(seen)
         values, count = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
         fits = isinstance(values, Tensor) and (
-            values.ndim == 0 or (count is None and values.shape == (examples_in(seen.batch),))
+            values.ndim == 0 or (count is None and values.shape == (seen.examples,))
         )
         if not fits:
             shape = list(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"

@@ -8,7 +8,7 @@ from torchjd.aggregation import Aggregator, GramianWeightedAggregator, WeightedA
 from torchjd.linalg import Matrix
 from torchjd.scalarization import FAMO, IMTLL, UW, Scalarizer
 
-from multitask.weighting import aligned_mtl, famo, imtl, nash_mtl, pcgrad, uw
+from multitask.weighting import aligned_mtl, famo, imtl, nash_mtl, pcgrad, upgrad, uw
 from multitask.weighting.base import Combiner, Scalarization
 from multitask.weighting.every import Every
 from multitask.weighting.outside import Outside
@@ -48,6 +48,8 @@ def adapt(method: object) -> Combiner:
             return _trained(method)
         case Scalarizer():
             return TorchjdScalarization(method)
+        case upgrad.UPGrad():
+            return upgrad.UPGradMethod(method)
         case GramianWeightedAggregator():
             return adapt(method.gramian_weighting)
         case aggregation.NashMTL():

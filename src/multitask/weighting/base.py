@@ -9,22 +9,26 @@ from torch import Tensor, nn
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.present import Kind, only
-from multitask.weighting.state import materialize_buffers
+from multitask.weighting.state import Memory, materialize_buffers
 
 Rows = Literal["task", "half", "example"]
 
 
-class Combiner(nn.Module, ABC):
+class Combiner(Memory, ABC):
     """Turns the losses of all tasks into one update of the shared parameters.
 
     The hooks are the whole life of a combiner; each does nothing unless a method needs it. What a
-    combiner remembers lies in buffers, and ``per_task`` says how each is laid out over the tasks.
+    combiner remembers lies in buffers, made by ``keep``, which ``reset`` sets back to their start;
+    ``per_task`` says how each is laid out over the tasks.
 
     One optimizer step calls, with only the present tasks' entries and inside ``restricted_to``:
     ``forward`` of a scalarization, as often as needed and without effect on what it remembers, or
     ``head_weights``, ``combine`` and ``own_loss`` of a Jacobian method, once each; then ``observe`` once.
     After the optimizer's step it calls ``after_step``, and after an epoch's last step ``on_epoch_end``.
     """
+
+    draws: bool = True
+    """Whether it may draw random numbers; a step then seeds the generators for it."""
 
     per_task: ClassVar[Mapping[str, Kind]] = {}
     """The buffers and plain tensors with entries a task."""
@@ -41,9 +45,6 @@ class Combiner(nn.Module, ABC):
         """
         with only(self, present):
             yield
-
-    def reset(self) -> None:
-        """Forget everything learned or remembered, as before the first step."""
 
     def check_parameters(self, names: Sequence[str]) -> None:
         """Refuse, before training, what does not fit a model whose parameters have these names.
@@ -91,7 +92,7 @@ class Combiner(nn.Module, ABC):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state = f"{prefix}_extra_state"
         if type(self).get_extra_state is nn.Module.get_extra_state and not any(
-            state_dict.get(state, {0: 0}).values()
+            state_dict.get(state, {}).values()
         ):
             # Until 0.2 some methods were torchjd's, which remembered nothing.
             state_dict.pop(state, None)
@@ -181,3 +182,15 @@ class WeightedMethod(JacobianMethod):
     @abstractmethod
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weight of each row, shape ``[k]``; arguments as for :meth:`combine`."""
+
+
+def hooks_of(combiner: Combiner) -> frozenset[str]:
+    """Return the hooks that a combiner defines beyond those of the bases here, which do nothing."""
+    bases = (Combiner, Scalarization, JacobianMethod, WeightedMethod)
+    names = ("head_weights", "combine", "observe", "own_loss", "after_step")
+    return frozenset(
+        name
+        for name in names
+        if hasattr(combiner, name)
+        and not any(getattr(type(combiner), name) is vars(b).get(name) for b in bases)
+    )

@@ -52,11 +52,10 @@ def solve(G: Array, U: Array, Q: Array, tolerance: float) -> tuple[Array, Array 
     Hanson, 1974).
     """
     if len(G) <= MOST_AT_ONCE and namespace(Q) is np:
-        X, unsolved = _exchange_at_once(G, Q, tolerance)
+        X = _exchange_at_once(G, Q, tolerance)
     else:
-        X, unsolved = _exchange_by_row(G, U, Q, tolerance), None
-    if unsolved is None:
-        unsolved = _unsolved(X, G, Q, tolerance)
+        X = _exchange_by_row(G, U, Q, tolerance)
+    unsolved = _unsolved(X, G, Q, tolerance)
     if unsolved is not None:
         X[unsolved] = _by_active_set(G, U[unsolved])
         unsolved = _unsolved(X, G, Q, tolerance)
@@ -74,7 +73,7 @@ def _unsolved(X: Array, G: Array, Q: Array, tolerance: float) -> Array | None:
     return unsolved if bool(unsolved.any()) else None
 
 
-def _exchange_at_once(G: np.ndarray, Q: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray | None]:
+def _exchange_at_once(G: np.ndarray, Q: np.ndarray, tolerance: float) -> np.ndarray:
     """Pivot in all rows, also in those that are solved: for few tasks, telling them apart takes longer."""
     right, slack = -Q[:, :, None], -tolerance * Q.max()
     identity = _negative_identity(len(G))
@@ -90,11 +89,10 @@ def _exchange_at_once(G: np.ndarray, Q: np.ndarray, tolerance: float) -> tuple[n
         except np.linalg.LinAlgError:  # exactly singular
             signed = np.full_like(Q, np.nan)
         wrong = signed < slack
-        some_wrong = wrong.any()
-        if not some_wrong:
+        if not wrong.any():
             break
         exchanged = free ^ wrong
-    return np.maximum(signed, 0.0) * free, wrong.any(1) if some_wrong else None
+    return np.maximum(signed, 0.0) * free
 
 
 def _exchange_by_row(G: Array, u: Array, q: Array, tolerance: float) -> Array:

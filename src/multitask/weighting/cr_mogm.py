@@ -36,9 +36,7 @@ class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):
             raise ValueError(f"weighting.alpha={alpha} must lie between 0 and 1.")
         super().__init__(method)
         self.alpha = alpha
-        self.register_buffer(
-            "smoothed", torch.full((len(tasks), 2 if method.rows == "half" else 1), torch.nan)
-        )
+        self.keep("smoothed", torch.full((len(tasks), 2 if method.rows == "half" else 1), torch.nan))
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the smoothed weights."""
@@ -47,8 +45,3 @@ class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):
         old = torch.where(self.smoothed.isnan(), by_task, self.smoothed)
         self.smoothed = self.alpha * old + (1 - self.alpha) * by_task
         return self.smoothed.T.flatten().to(new)
-
-    def reset(self) -> None:
-        """Forget the weights, and what the method remembers."""
-        super().reset()
-        self.smoothed.fill_(torch.nan)

@@ -39,9 +39,9 @@ class DBMTL(JacobianMethod):
             raise ValueError(f"weighting.beta={beta} must be at least 0 and less than 1.")
         self.beta = beta
         self.beta_sigma = beta_sigma
-        self.register_buffer("steps", torch.zeros(len(tasks)))
+        self.keep("steps", torch.zeros(len(tasks)))
         # Last, as it begins later: callbacks that average weights pair buffers by their order.
-        self.register_buffer("average", None)
+        self.keep("average", None)
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
         """Average the gradients and put their balanced sum in place of the rows'."""
@@ -66,8 +66,3 @@ class DBMTL(JacobianMethod):
                 "choose another weighting, or add a constant to that loss."
             )
         return 1 / (losses + _EPSILON)
-
-    def reset(self) -> None:
-        """Forget the averages."""
-        self.average = None
-        self.steps.zero_()

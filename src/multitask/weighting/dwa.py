@@ -38,9 +38,8 @@ class DWA(Scalarization):
             raise ValueError(f"weighting.temperature={temperature} must be positive.")
         super().__init__()
         self.temperature = temperature
-        for name in self.per_task:
-            self.register_buffer(name, torch.zeros(len(tasks)))
-        self.reset()
+        for name, start in (("sums", 0.0), ("counts", 0.0), ("older", torch.nan), ("newer", torch.nan)):
+            self.keep(name, torch.full((len(tasks),), start))
 
     @property
     def linear(self) -> bool:
@@ -64,10 +63,3 @@ class DWA(Scalarization):
         self.newer = torch.where(seen, self.sums / self.counts, self.newer)
         self.sums = torch.zeros_like(self.sums)
         self.counts = torch.zeros_like(self.counts)
-
-    def reset(self) -> None:
-        """Forget all epochs."""
-        self.sums.zero_()
-        self.counts.zero_()
-        self.older.fill_(torch.nan)
-        self.newer.fill_(torch.nan)

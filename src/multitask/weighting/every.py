@@ -41,9 +41,9 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
             )
         super().__init__(method)
         self.steps = steps
-        self.register_buffer("kept", torch.full((len(tasks), 2 if method.rows == "half" else 1), torch.nan))
-        self.register_buffer("factors", torch.full((len(tasks),), torch.nan))
-        self.register_buffer("age", torch.zeros((), dtype=torch.long))
+        self.keep("kept", torch.full((len(tasks), 2 if method.rows == "half" else 1), torch.nan))
+        self.keep("factors", torch.full((len(tasks),), torch.nan))
+        self.keep("age", torch.zeros((), dtype=torch.long))
 
     def head_weights(self, losses: Tensor) -> Tensor | None:
         """Return the heads' factors, kept as long as the weights that they belong to."""
@@ -64,10 +64,3 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
 
     def _is_due(self) -> bool:
         return int(self.age) % self.steps == 0 or bool(self.kept.isnan().any())
-
-    def reset(self) -> None:
-        """Forget the weights, and what the method remembers."""
-        super().reset()
-        self.kept.fill_(torch.nan)
-        self.factors.fill_(torch.nan)
-        self.age.zero_()

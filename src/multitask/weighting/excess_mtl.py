@@ -47,13 +47,13 @@ class ExcessMTL(WeightedMethod):
             raise ValueError(f"weighting.warmup_epochs={warmup_epochs} must not be negative.")
         self.robust_step_size = robust_step_size
         self.warmup_epochs = warmup_epochs
-        self.register_buffer("shares", torch.full((len(tasks),), 1 / len(tasks)))
+        self.keep("shares", torch.full((len(tasks),), 1 / len(tasks)))
         # Sum of the excess risks that make up E₀, and their number.
-        self.register_buffer("first", torch.zeros(len(tasks)))
-        self.register_buffer("counts", torch.zeros(len(tasks)))
-        self.register_buffer("epochs", torch.zeros((), dtype=torch.long))
+        self.keep("first", torch.zeros(len(tasks)))
+        self.keep("counts", torch.zeros(len(tasks)))
+        self.keep("epochs", torch.zeros((), dtype=torch.long))
         # Last, as it begins later: callbacks that average weights pair buffers by their order.
-        self.register_buffer("squares", None)
+        self.keep("squares", None)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the shares, moved after the first epochs."""
@@ -77,11 +77,3 @@ class ExcessMTL(WeightedMethod):
     def on_epoch_end(self) -> None:
         """Count an epoch."""
         self.epochs += 1
-
-    def reset(self) -> None:
-        """Forget all gradients and start again from equal shares."""
-        self.squares = None
-        self.shares.fill_(1 / len(self.shares))
-        self.first.zero_()
-        self.counts.zero_()
-        self.epochs.zero_()

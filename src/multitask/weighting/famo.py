@@ -43,8 +43,8 @@ class FAMO(Scalarization):
         super().__init__()
         bounds = torch.zeros(len(tasks)) if min_losses is None else min_losses
         self.register_buffer("min_losses", bounds, persistent=False)
-        self.register_buffer("logits", torch.zeros(len(tasks)))
-        self.register_buffer("before", torch.full((len(tasks),), torch.nan))
+        self.keep("logits", torch.zeros(len(tasks)))
+        self.keep("before", torch.full((len(tasks),), torch.nan))
         self.adam = TaskAdam(len(tasks), lr, weight_decay)
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -67,12 +67,6 @@ class FAMO(Scalarization):
         delta = torch.log(self._above(self.before)) - torch.log(self._above(recompute().detach()))
         z = torch.softmax(self.logits, 0)
         self.logits = self.adam.step(self.logits, z * (delta - (z * delta).sum()))
-
-    def reset(self) -> None:
-        """Start again from equal logits."""
-        self.logits.zero_()
-        self.before.fill_(torch.nan)
-        self.adam.reset()
 
     def figures(self) -> dict[str, Tensor]:
         """Return the logits."""

@@ -47,8 +47,8 @@ class GradNorm(WeightedMethod):
             raise ValueError(f"weighting.lr={lr} must not be negative.")
         self.alpha = alpha
         self.layer = layer
-        self.register_buffer("factors", torch.ones(len(tasks)))
-        self.register_buffer("first", torch.full((len(tasks),), torch.nan))
+        self.keep("factors", torch.ones(len(tasks)))
+        self.keep("first", torch.full((len(tasks),), torch.nan))
         self.adam = TaskAdam(len(tasks), lr)
 
     def check_parameters(self, names: Sequence[str]) -> None:
@@ -75,9 +75,3 @@ class GradNorm(WeightedMethod):
     def head_weights(self, losses: Tensor) -> Tensor:
         """Return the present weights."""
         return self.factors
-
-    def reset(self) -> None:
-        """Start again from equal weights."""
-        self.factors.fill_(1.0)
-        self.first.fill_(torch.nan)
-        self.adam.reset()

@@ -32,7 +32,7 @@ class GradVac(CosineMethod):
         if not 0 <= beta <= 1:
             raise ValueError(f"weighting.beta={beta} must lie between 0 and 1.")
         self.beta = beta
-        self.register_buffer("targets", torch.zeros(len(tasks), len(tasks)))
+        self.keep("targets", torch.zeros(len(tasks), len(tasks)))
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the weights of the sum of the turned gradients."""
@@ -44,10 +44,6 @@ class GradVac(CosineMethod):
             total += norms[i] * _turned(C, i, order, targets[i], self.beta)
         self.targets = torch.as_tensor(targets).to(self.targets)
         return per_unit(total, norms)
-
-    def reset(self) -> None:
-        """Set every average to zero."""
-        self.targets.zero_()
 
 
 def _turned(C: Array, i: int, order: list[int], targets: Array, beta: float) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.finite import are_finite
+from multitask.gradients.rows import are_finite
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 

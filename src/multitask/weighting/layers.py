@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from multitask.gradients.products import inner_products
+from multitask.gradients.rows import inner_products
 from multitask.gradients.task_gradients import TaskGradients
 
 By = Literal["layer", "tensor"]

@@ -54,10 +54,10 @@ class MoCo(JacobianMethod):
         self.beta, self.beta_sigma = beta, beta_sigma
         self.gamma, self.gamma_sigma = gamma, gamma_sigma
         self.rho = rho
-        self.register_buffer("steps", torch.zeros(len(tasks)))
-        self.register_buffer("shares", torch.full((len(tasks),), 1 / len(tasks)))
+        self.keep("steps", torch.zeros(len(tasks)))
+        self.keep("shares", torch.full((len(tasks),), 1 / len(tasks)))
         # Last, as it begins later: callbacks that average weights pair buffers by their order.
-        self.register_buffer("tracked", None)
+        self.keep("tracked", None)
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
         """Track the gradients and put their combination in place of the rows'."""
@@ -74,12 +74,6 @@ class MoCo(JacobianMethod):
         shares = project_onto_simplex(shares - rate * step)
         self.tracked, self.shares = tracked, shares.to(self.shares)
         gradients.assign(shares @ tracked)
-
-    def reset(self) -> None:
-        """Forget the tracked gradients and start again from equal weights."""
-        self.tracked = None
-        self.steps.zero_()
-        self.shares.fill_(1 / len(self.shares))
 
     def figures(self) -> dict[str, Tensor]:
         """Return the weights λ of the tracked gradients."""

@@ -1,20 +1,13 @@
 """MoDo: weights from two independent halves of the batch."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import Rows, WeightedMethod
-from multitask.weighting.gramian import checked, like
-from multitask.weighting.present import Kind
+from multitask.weighting.gramian import Array
+from multitask.weighting.halves import HalvesMethod
 from multitask.weighting.simplex import nearest_on_simplex
 
 
-class MoDo(WeightedMethod):
+class MoDo(HalvesMethod):
     """λ ← Π(λ − γ (J₁ J₂ᵀ + ρ I) λ), with Π the projection onto the simplex and J₁, J₂ of the two halves.
 
     The combined gradient is that of the mean of the halves' losses, weighted by λ.
@@ -28,31 +21,17 @@ class MoDo(WeightedMethod):
         rho: Regularization of the weights.
     """
 
-    rows: Rows = "half"
-    per_task: ClassVar[dict[str, Kind]] = {"shares": "share"}
-    shares: Tensor
-
     def __init__(self, tasks: Sequence[str], gamma: float = 0.1, rho: float = 0.1) -> None:
-        super().__init__()
+        super().__init__(tasks)
         if gamma <= 0 or rho < 0:
             raise ValueError(
                 f"weighting.gamma={gamma} must be positive and weighting.rho={rho} not negative."
             )
         self.gamma = gamma
         self.rho = rho
-        self.register_buffer("shares", torch.full((len(tasks),), 1 / len(tasks)))
 
-    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the weights of both halves' rows, shape ``[2k]``."""
-        gramian = checked(gradients)
-        k = len(gramian) // 2
-        product = gramian[:k, k:].double().cpu().numpy()
-        shares = self.shares.double().cpu().numpy()
+    def move(self, product: Array, shares: Array) -> tuple[Array, Array]:
+        """Return the shares after a step, twice."""
         step = product @ shares + self.rho * shares
         shares = nearest_on_simplex(shares - self.gamma * step)
-        self.shares = torch.as_tensor(shares).to(self.shares)
-        return like(gramian, np.tile(shares / 2, 2))
-
-    def reset(self) -> None:
-        """Start again from equal weights."""
-        self.shares.fill_(1 / len(self.shares))
+        return shares, shares

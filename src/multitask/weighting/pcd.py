@@ -61,8 +61,8 @@ class PCD(CosineMethod):
         self.eps = eps
         self.solver = Tally("pcd")
         self.index = torch.arange(len(tasks))
-        self.register_buffer("squares", torch.zeros(len(tasks), dtype=torch.float64))
-        self.register_buffer("steps", torch.zeros(len(tasks), dtype=torch.float64))
+        self.keep("squares", torch.zeros(len(tasks), dtype=torch.float64))
+        self.keep("steps", torch.zeros(len(tasks), dtype=torch.float64))
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the weights of the direction."""
@@ -97,11 +97,6 @@ class PCD(CosineMethod):
             else:
                 weights[others] = found[4]
         return weights
-
-    def reset(self) -> None:
-        """Forget the averages."""
-        self.squares.zero_()
-        self.steps.zero_()
 
     def _scales(self, norms: Array) -> Array:
         self.steps = self.steps + 1

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,30 +78,18 @@ def _cuts(module: nn.Module, present: Tensor) -> Iterator[_Cut]:
     declared: dict[str, Kind] | None = getattr(type(module), "per_task", None)
     if declared is not None:
         for name, kind in declared.items():
-            yield _Cut(getattr(module, name), _setter(module, name), _getter(module, name), kind)
+            yield _Cut(
+                getattr(module, name), partial(setattr, module, name), partial(getattr, module, name), kind
+            )
     elif isinstance(module, Stateful):
         raise ValueError(
             f"weighting: {type(module).__name__} of torchjd keeps a memory that no task can be absent from, "
             "and one is missing in this batch; choose the weighting of this repository, or data with every label."
         )
     else:
-        for name, value in [*vars(module).items(), *module._buffers.items()]:
+        for name, value in [*vars(module).items(), *module.named_buffers(recurse=False)]:
             if isinstance(value, Tensor) and value.shape == present.shape:
-                yield _Cut(value, _setter(module, name), _getter(module, name), "vector")
-
-
-def _setter(module: nn.Module, name: str) -> Callable[[Tensor | None], None]:
-    def put(value: Tensor | None) -> None:
-        if name in module._buffers:
-            module._buffers[name] = value
-        else:
-            vars(module)[name] = value
-
-    return put
-
-
-def _getter(module: nn.Module, name: str) -> Callable[[], Any]:
-    return lambda: getattr(module, name)
+                yield _Cut(value, partial(setattr, module, name), partial(getattr, module, name), "vector")
 
 
 def _part(whole: Tensor, present: Tensor, kind: Kind) -> Tensor:

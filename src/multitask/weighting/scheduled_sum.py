@@ -45,7 +45,7 @@ class ScheduledSum(Scalarization):
         self.unit = unit
         self.points = [_points(name, schedule.get(name, [[0, 1]])) for name in tasks]
         self.index = torch.arange(len(tasks))
-        self.register_buffer("time", torch.zeros((), dtype=torch.long))
+        self.keep("time", torch.zeros((), dtype=torch.long))
 
     @property
     def linear(self) -> bool:
@@ -67,10 +67,6 @@ class ScheduledSum(Scalarization):
         """Count an epoch."""
         if self.unit == "epoch":
             self.time += 1
-
-    def reset(self) -> None:
-        """Start again at time zero."""
-        self.time.zero_()
 
 
 def _points(task: str, points: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import Rows, WeightedMethod
-from multitask.weighting.gramian import checked, like
+from multitask.weighting.gramian import Array
+from multitask.weighting.halves import HalvesMethod
 from multitask.weighting.present import Kind
 from multitask.weighting.simplex import nearest_on_simplex
 
 
-class SDMGrad(WeightedMethod):
+class SDMGrad(HalvesMethod):
     """Weights (w + λ p) / (1 + λ), with w on the simplex moved by a few steps against A (w + λ p).
 
     A is the product J₁ J₂ᵀ of the halves' Jacobians, divided by the square of its mean gradient norm.
@@ -31,9 +30,7 @@ class SDMGrad(WeightedMethod):
         pref_vector: The preference p, shape ``[m]``; 1/m each by default.
     """
 
-    rows: Rows = "half"
     per_task: ClassVar[dict[str, Kind]] = {"shares": "share", "pref_vector": "share"}
-    shares: Tensor
 
     def __init__(
         self,
@@ -44,7 +41,7 @@ class SDMGrad(WeightedMethod):
         lambda_: float = 0.3,
         pref_vector: Tensor | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(tasks)
         if lr <= 0 or not 0 <= momentum < 1 or n_iter < 1 or lambda_ < 0:
             raise ValueError(
                 f"weighting.lr={lr}, momentum={momentum}, n_iter={n_iter}, lambda_={lambda_}: lr > 0, "
@@ -56,25 +53,15 @@ class SDMGrad(WeightedMethod):
         self.lambda_ = lambda_
         equal = torch.full((len(tasks),), 1 / len(tasks))
         self.pref_vector = equal if pref_vector is None else pref_vector / pref_vector.sum()
-        self.register_buffer("shares", equal.clone())
 
-    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the weights of both halves' rows, shape ``[2k]``."""
-        gramian = checked(gradients)
-        k = len(gramian) // 2
-        product = gramian[:k, k:].double().cpu().numpy()
+    def move(self, product: Array, shares: Array) -> tuple[Array, Array]:
+        """Return the shares after some steps, and with the preference."""
         size = np.sqrt(np.clip(np.diagonal(product), 0.0, None)).mean()
         if size > 0:
             product = product / size / size
         pull = self.lambda_ * self.pref_vector.double().cpu().numpy()
-        shares = self.shares.double().cpu().numpy()
-        velocity = np.zeros(k)
+        velocity = np.zeros_like(shares)
         for _ in range(self.n_iter):
             velocity = self.momentum * velocity + product @ (shares + pull)
             shares = nearest_on_simplex(shares - self.lr * velocity)
-        self.shares = torch.as_tensor(shares).to(self.shares)
-        return like(gramian, np.tile((shares + pull) / (1 + self.lambda_) / 2, 2))
-
-    def reset(self) -> None:
-        """Start again from equal weights."""
-        self.shares.fill_(1 / len(self.shares))
+        return shares, (shares + pull) / (1 + self.lambda_)

@@ -1,4 +1,4 @@
-"""Checkpointing of what a torchjd object remembers, wherever it keeps it."""
+"""What combiners remember: in buffers, and for a torchjd object wherever it keeps it."""
 
 import inspect
 from collections.abc import Callable
@@ -7,6 +7,31 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchjd import Stateful
+
+
+class Memory(nn.Module):
+    """A module that remembers what it does in buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._starts: dict[str, Tensor | None] = {}
+
+    def keep(self, name: str, start: Tensor | None) -> None:
+        """Register a buffer for what is remembered, and its value before the first step."""
+        # No override of register_buffer: torch would inspect its signature at each assignment to a buffer.
+        self.register_buffer(name, start)
+        self._starts[name] = None if start is None else start.clone()
+
+    def reset(self) -> None:
+        """Forget everything learned or remembered, as before the first step."""
+        for name, start in self._starts.items():
+            now = getattr(self, name)
+            setattr(self, name, start if start is None or now is None else start.to(now, copy=True))
+        for child in self.children():
+            if isinstance(child, Memory | Stateful):
+                child.reset()
+
 
 _MODULE_ATTRIBUTES = {name.lstrip("_") for name in vars(nn.Module())}
 
@@ -94,10 +119,10 @@ def _restored(value: Any) -> Any:
 def materialize_buffers(root: nn.Module, state: dict[str, Any], prefix: str) -> None:
     """Give buffers that start as ``None`` their shape in ``state``, so that a strict load accepts them."""
     for name, module in root.named_modules():
-        for key, buffer in list(module._buffers.items()):
-            saved = state.get(f"{prefix}{name}.{key}" if name else f"{prefix}{key}")
-            if buffer is None and saved is not None:
-                module._buffers[key] = torch.empty_like(saved)
+        start = f"{prefix}{name}." if name else prefix
+        for key in [key.removeprefix(start) for key in state if key.startswith(start)]:
+            if getattr(module, key, state) is None:
+                setattr(module, key, torch.empty_like(state[start + key]))
 
 
 def move_plain_tensors(root: nn.Module, move: Callable[[Tensor], Tensor]) -> None:

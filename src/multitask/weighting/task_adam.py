@@ -3,12 +3,13 @@
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multitask.weighting.present import Kind
+from multitask.weighting.state import Memory
 
 
-class TaskAdam(nn.Module):
+class TaskAdam(Memory):
     """Adam's moments and step counts as buffers, so that an absent task's rest.
 
     "Adam: A Method for Stochastic Optimization" (Kingma & Ba, 2015).
@@ -29,7 +30,7 @@ class TaskAdam(nn.Module):
         self.lr = lr
         self.weight_decay = weight_decay
         for name in self.per_task:
-            self.register_buffer(name, torch.zeros(tasks))
+            self.keep(name, torch.zeros(tasks))
 
     def step(self, values: Tensor, gradient: Tensor) -> Tensor:
         """Return the values after a step against the gradient; both are ``[k]``."""
@@ -40,8 +41,3 @@ class TaskAdam(nn.Module):
         mean = self.mean / (1 - 0.9**self.steps)
         square = self.square / (1 - 0.999**self.steps)
         return values - self.lr * mean / (square.sqrt() + 1e-8)
-
-    def reset(self) -> None:
-        """Forget every moment."""
-        for name in self.per_task:
-            getattr(self, name).zero_()

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from multitask.weighting.base import Combiner
 from multitask.weighting.present import Kind
+from multitask.weighting.state import Memory
 
 
-class TaskParameters(nn.Module):
+class TaskParameters(Memory):
     """Scalars that start at zero, apart so that an optimizer can leave an absent task's alone.
 
     Args:
@@ -54,10 +55,6 @@ class Learned(Combiner):
         numbers = getattr(self, self.learned)
         assert isinstance(numbers, TaskParameters)
         return numbers
-
-    def reset(self) -> None:
-        """Set the numbers to zero."""
-        self._numbers.reset()
 
     def parameters_of(self, task: int) -> list[nn.Parameter]:
         """Return the task's number."""

@@ -15,6 +15,8 @@ from multitask.weighting.projection import ExactProjector
 from multitask.weighting.state import materialize_buffers, memory, move_plain_tensors, remember
 
 _LINEAR = (Constant, Mean, Sum, Random)
+# Known to draw no random numbers: the generators need no seed.
+_DRAW_NOTHING = (Constant, Mean, Sum, aggregation.UPGradWeighting, aggregation.MGDAWeighting)
 
 # Weights of these are the same whatever the losses are multiplied by, were it not for absolute
 # thresholds: their Gramian is divided by its trace first.
@@ -36,11 +38,7 @@ class OfTorchjd(Combiner):
     def __init__(self, method: nn.Module) -> None:
         super().__init__()
         self.method = method
-
-    def reset(self) -> None:
-        """Forget everything learned or remembered, as before the first step."""
-        if isinstance(self.method, Stateful):
-            self.method.reset()
+        self.draws = not isinstance(method, _DRAW_NOTHING)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what ``state_dict`` leaves out."""
@@ -51,7 +49,7 @@ class OfTorchjd(Combiner):
         remember(self.method, state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         move_plain_tensors(self.method, fn)
         return self
 

@@ -4,7 +4,9 @@ from torch import Tensor
 from torchjd.aggregation import UPGradWeighting
 from torchjd.linalg import DualConeProjector, PSDMatrix
 
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.projection import ExactProjector
+from multitask.weighting.torchjds import GramianMethod
 
 
 class UPGrad(UPGradWeighting):
@@ -30,3 +32,22 @@ class UPGrad(UPGradWeighting):
         return self.projector.project_tasks(
             [1.0 / m] * m if preferences is None else preferences.tolist(), gramian
         )
+
+
+class UPGradMethod(GramianMethod):
+    """UPGrad as a combiner: its projector checks and normalizes the Gramian by itself.
+
+    Args:
+        method: The weighting.
+    """
+
+    def __init__(self, method: UPGrad) -> None:
+        super().__init__(method)
+        self._exact = isinstance(method.projector, ExactProjector)
+
+    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+        """Weigh the rows by their Gramian."""
+        if not self._exact:
+            return super().weigh(losses, gradients)
+        assert isinstance(self.method, UPGrad)
+        return self.method.forward(gradients.gramian())  # type: ignore[arg-type]

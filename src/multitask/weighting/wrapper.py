@@ -21,6 +21,7 @@ class Around(Combiner, Generic[C]):
     def __init__(self, method: C) -> None:
         super().__init__()
         self.method = method
+        self.draws = method.draws
 
     def check_parameters(self, names: Sequence[str]) -> None:
         """Check the combiner."""
@@ -29,10 +30,6 @@ class Around(Combiner, Generic[C]):
     def observe(self, losses: Tensor) -> None:
         """Show the combiner the losses of the step."""
         self.method.observe(losses)
-
-    def reset(self) -> None:
-        """Reset the combiner."""
-        self.method.reset()
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
         """Let the combiner see the losses after the step."""

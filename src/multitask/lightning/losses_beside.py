@@ -1,0 +1,56 @@
+"""The mean losses of a split that a module tests by a step of its own."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from multitask.lightning.figures import Figures
+from multitask.lightning.means import MeanLosses
+
+if TYPE_CHECKING:
+    from multitask.lightning.module import MultiLossModule
+
+
+class LossesBeside(Callback):
+    """Measures every loss after the module's own test step, so that each run has them whatever else it measures.
+
+    A split whose batches give no losses, for want of labels say, has none; that is said once.
+    """
+
+    def __init__(self) -> None:
+        self.figures: Figures = {}
+        """The mean losses, over all processes, once the split has been tested."""
+        self._means = MeanLosses()
+        self._failed = False
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: "LightningModule | MultiLossModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a batch."""
+        if self._failed:
+            return
+        try:
+            with torch.enable_grad():
+                losses, counts = pl_module.named_losses(batch)  # type: ignore[operator]
+        except (KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
+            self._failed = True
+            print(
+                f"warning: the test step is the model's own, and losses(batch) fails on its batches "
+                f"({type(error).__name__}: {error}); the record has no losses of this split.",
+                file=sys.stderr,
+            )
+            return
+        self._means.add({name: loss.detach() for name, loss in losses.items()}, counts)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the means."""
+        if not self._failed:
+            self.figures = {(name, "loss"): value for name, value in self._means.by_name().items()}

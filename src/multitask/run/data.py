@@ -1,0 +1,166 @@
+"""The data of a run: a DataModule of ours, or any other LightningDataModule."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from multitask.data.base import DataModule, Split
+from multitask.data.loading import Loader
+from multitask.run.errors import ConfigError
+
+_HOOKS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
+_TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+class OtherData:
+    """A LightningDataModule of another project, by the same few methods as a :class:`DataModule`.
+
+    Each of its stages is set up once: at the start-up's look, or when the Trainer comes to it.
+
+    Args:
+        module: The data module.
+    """
+
+    def __init__(self, module: LightningDataModule) -> None:
+        self.module = module
+        module.prepare_data = cache(module.prepare_data)  # type: ignore[method-assign]
+        module.setup = cache(module.setup)  # type: ignore[method-assign]
+        self.splits: dict[str, Split | None] = {
+            split: None for split, hook in _HOOKS.items() if is_overridden(hook, module, LightningDataModule)
+        }
+        """Which splits there are; their examples are the module's own affair."""
+
+    def setup(self) -> None:
+        """Set the training stage up, as the Trainer does."""
+        with looked_at(self.module):
+            self.module.prepare_data()
+            self.module.setup(stage="fit")
+            if "val" in self.splits and not _any(self.module.val_dataloader()):
+                del self.splits["val"]
+
+    def loader(self, split: str, *, training: bool = False) -> Any:
+        """Return what the module gives for a split: a loader, or any nesting of loaders."""
+        if split == "test":
+            self.module.setup(stage="test")
+        return getattr(self.module, _HOOKS[split])()
+
+
+def _any(loaders: Any) -> bool:
+    return loaders is not None and not (isinstance(loaders, list | tuple | dict) and not loaders)
+
+
+Data = DataModule | OtherData
+
+
+class _AsTest(LightningDataModule):
+    """One split of another data module in place of the test split."""
+
+    def __init__(self, data: LightningDataModule, split: str) -> None:
+        super().__init__()
+        self.data = data
+        self.split = split
+        for hook in _TRANSFER:
+            if is_overridden(hook, data):
+                setattr(self, hook, getattr(data, hook))
+
+    def setup(self, stage: str) -> None:
+        """Set up what the split needs."""
+        self.data.trainer = self.trainer
+        if self.split == "test":
+            self.data.setup(stage="test")
+
+    def test_dataloader(self) -> Any:
+        """Return the split's loader."""
+        return getattr(self.data, _HOOKS[self.split])()
+
+
+def trained_on(data: Data) -> LightningDataModule:
+    """Return what the Trainer trains on."""
+    return data.module if isinstance(data, OtherData) else data
+
+
+def measured_on(data: Data, split: str) -> Any:
+    """Return what the Trainer tests on to measure a split."""
+    return _AsTest(data.module, split) if isinstance(data, OtherData) else data.loader(split)
+
+
+def batches_in(loader: Any) -> int | None:
+    """Return how many batches a loader has; ``None`` where it has no length."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def first_of(loader: Any) -> Any:
+    """Return the first batch of a loader, or of any nesting of loaders, as the Trainer would hand it out."""
+    if isinstance(loader, list | tuple | dict | CombinedLoader):
+        combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
+        return next(iter(combined))[0]
+    return next(iter(loader))
+
+
+@contextmanager
+def looked_at(*parts: Any) -> Iterator[None]:
+    """Attach a Trainer for a look: hooks of data and model may ask for it; random states are put back."""
+    trainer = Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    before = [part._trainer if hasattr(part, "_trainer") else part.trainer for part in parts]
+    with isolate_rng():
+        for part in parts:
+            part.trainer = trainer
+        try:
+            yield
+        finally:
+            for part, its in zip(parts, before, strict=True):
+                part.trainer = its
+
+
+def resumption_of(data: Data) -> str:
+    """Return ``exact``, or in one sentence why a resumed run does not end bit for bit like an uninterrupted one."""
+    loader = data.loader("train", training=True)
+    if isinstance(loader, Loader):
+        return "exact"
+    return (
+        f"the training batches come from a {type(loader).__name__}, whose order and position no checkpoint holds: a "
+        "run that resumes takes its remaining batches from the loader's beginning, perhaps in another order"
+    )
+
+
+def transferred(batch: Any, *owners: Any) -> Any:
+    """Return a batch as a step gets it: through the transfer hooks of the first owner that has each.
+
+    Args:
+        batch: From a loader.
+        owners: Data module and model, in this order.
+    """
+    for hook in _TRANSFER:
+        found: Callable[..., Any] | None = next(
+            (getattr(owner, hook) for owner in owners if is_overridden(hook, owner)), None
+        )
+        if found is not None:
+            device = (torch.device("cpu"),) if hook == "transfer_batch_to_device" else ()
+            batch = found(batch, *device, 0)
+    return batch
+
+
+def check_other(data: OtherData, options: dict[str, Any]) -> None:
+    """Refuse keys that are of the DataModules of this package alone.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    for key, value in options.items():
+        if value:
+            raise ConfigError(
+                f"data.{key}={value} is a key of multitask.data.base.DataModule, and {type(data.module).__name__} is "
+                f"none; leave data.{key} out, and let its train_dataloader see to it."
+            )

@@ -1,0 +1,111 @@
+"""Whether the config's model is trunk and heads or a module of the user's own, and what is of the one alone."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from multitask.run.errors import ConfigError
+
+TRUNK_AND_HEADS = "multitask.module.MultiTaskModule"
+_GROUP = "trunk_and_heads"
+# Overrides that choose or change what a model of the user's own has not.
+_OF_TRUNK_AND_HEADS = re.compile(r"~?\+{0,2}(trunk|task|tasks)(?=[.=@]|$)")
+_NOTHING = re.compile(r"trunk=none|task=\[\]")
+
+
+def target_of(config: DictConfig) -> str:
+    """Return the class of the model; configs from before there was the group have trunk and heads."""
+    return str(OmegaConf.select(config, "model._target_") or TRUNK_AND_HEADS)
+
+
+def is_own(config: DictConfig) -> bool:
+    """Return whether the model is a module of the user's own: no trunk and no tasks belong to it.
+
+    Raises:
+        ConfigError: If it is neither that nor trunk and heads.
+    """
+    target = target_of(config)
+    if target == TRUNK_AND_HEADS:
+        return False
+    from multitask.lightning.module import MultiLossModule  # here: it imports torch
+    from multitask.module import MultiTaskModule
+    from multitask.run.targets import imported
+
+    made = imported("model._target_", target)
+    if isinstance(made, type) and not issubclass(made, MultiLossModule):
+        raise ConfigError(
+            f"model._target_={target} is no multitask.MultiLossModule; derive it from that class and define "
+            "losses(batch) -> {name: loss}."
+        )
+    return not (isinstance(made, type) and issubclass(made, MultiTaskModule))
+
+
+def check_choices(config: DictConfig) -> None:
+    """Refuse trunk and tasks beside a model of the user's own, and what goes by tasks.
+
+    Args:
+        config: The whole config, Hydra's own part included.
+
+    Raises:
+        ConfigError: Naming the choice.
+    """
+    target = target_of(config)
+    advice = f"model._target_={target} has neither; leave it out, or choose trunk=none task=[]."
+    for override in OmegaConf.select(config, "hydra.overrides.task") or []:
+        if _OF_TRUNK_AND_HEADS.match(override) and not _NOTHING.fullmatch(override):
+            raise ConfigError(f"{override} is of a model of trunk and heads, and {advice}")
+    usual = _usual(config)
+    trunk = OmegaConf.select(config, "hydra.runtime.choices.trunk")
+    if trunk not in (None, "none", usual.get("trunk")):
+        raise ConfigError(f"trunk={trunk} is of a model of trunk and heads, and {advice}")
+    names = [name.rpartition("/")[2] for name in usual.get("task", ())]
+    if config.get("tasks") and list(config.tasks) != names:
+        raise ConfigError(f"tasks.{next(iter(config.tasks))} is of a model of trunk and heads, and {advice}")
+    if config.get("only") is not None or OmegaConf.select(config, "hydra.runtime.choices.baseline") not in (
+        None,
+        "none",
+    ):
+        raise ConfigError(
+            f"only and baseline=single_task choose among tasks, and model._target_={target} has losses of its own; "
+            "leave both out."
+        )
+    if config.compile:
+        raise ConfigError(
+            f"compile=true compiles the trunk, and model._target_={target} has none; set compile=false, and call "
+            "torch.compile on a part of it where the class makes it."
+        )
+
+
+def leave_out_trunk_and_tasks(config: DictConfig) -> None:
+    """Take out of the config what a model of the user's own has not: the default trunk and tasks among it."""
+    given = OmegaConf.select(config, "hydra.overrides.task")
+    if given is None:
+        given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    with open_dict(config):
+        config.trunk, config.tasks = {}, {}
+        if _chosen(config) == _GROUP and not any(
+            str(o).lstrip("+").startswith("model.inputs=") for o in given
+        ):
+            config.model.pop("inputs", None)  # the default model's
+
+
+def _chosen(config: DictConfig) -> str | None:
+    if "hydra" not in config and not HydraConfig.initialized():
+        return None
+    choices: Any = OmegaConf.select(config, "hydra.runtime.choices")
+    return (choices if choices is not None else HydraConfig.get().runtime.choices).get("model")
+
+
+def _usual(config: DictConfig) -> dict[str, Any]:
+    """Return what the script's config chooses where nothing else does."""
+    name = OmegaConf.select(config, "hydra.job.config_name")
+    for source in OmegaConf.select(config, "hydra.runtime.config_sources") or []:
+        file = Path(source.path) / f"{name}.yaml"
+        if source.schema == "file" and file.is_file():
+            listed = (yaml.safe_load(file.read_text()) or {}).get("defaults") or []
+            return {k: v for entry in listed if isinstance(entry, dict) for k, v in entry.items()}
+    return {}

@@ -1,0 +1,168 @@
+"""A module of the user's own, made from the config and looked at before it trains."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from omegaconf import DictConfig
+from torch import Tensor
+
+from multitask.lightning.module import MultiLossModule
+from multitask.lightning.probing import unobtrusive
+from multitask.run.batches import first_batch
+from multitask.run.combiner import build_combiner, step_options, train_with
+from multitask.run.data import Data, OtherData, looked_at, trained_on
+from multitask.run.errors import ConfigError
+from multitask.run.initialization import seeded
+from multitask.run.names import check_losses
+from multitask.weighting.base import JacobianMethod
+
+_HOOKS = (
+    "configure_callbacks",
+    "training_step",
+    "on_before_optimizer_step",
+    "optimizer_step",
+    "on_validation_start",
+    "on_validation_epoch_end",
+    "on_validation_end",
+    "on_test_epoch_end",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_train_epoch_end",
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+)
+"""What a subclass may add to, and not replace."""
+
+
+def build_own(config: DictConfig, data: Data) -> MultiLossModule:
+    """Make the module and how it is trained; its losses get their names by a look at one batch, unless it names them.
+
+    Raises:
+        ConfigError: If it is no module that can train by the config.
+    """
+    target = config.model._target_
+    module = seeded(config.seed, "model", lambda: instantiate(config.model, _convert_="all"))
+    if not isinstance(module, MultiLossModule):
+        raise ConfigError(
+            f"model._target_={target} gives a {type(module).__name__}; give a class derived from "
+            "multitask.MultiLossModule."
+        )
+    check_hooks(module)
+    check_own_optimizer(config, module)
+    batch = first_batch(data, next(iter(data.splits)), module)
+    found = look(config, module, data, batch)
+    module.names = module.names or list(found)
+    check_losses(module.names)
+    weighting = build_combiner(config, module.names)
+    if (
+        isinstance(weighting, JacobianMethod)
+        and weighting.rows == "example"
+        and not is_overridden("losses_by_part", module, MultiLossModule)
+    ):
+        raise ConfigError(
+            f"weighting={config.method} weighs the losses of examples, and {type(module).__name__} has none; define "
+            "losses_by_part in it, or choose another weighting."
+        )
+    train_with(config, module, weighting, **step_options(config, weighting, {}))
+    if is_overridden("validation_step", module, MultiLossModule) and "val" in data.splits:
+        module.seen_keys = _validated_keys(module, data)
+    return module
+
+
+def look(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) -> dict[str, Tensor]:
+    """Return a batch's losses by name, leaving no trace but the widths of lazy layers.
+
+    Raises:
+        ConfigError: If the module cannot give losses of the batch, or they are no scalars.
+    """
+    try:
+        with looked_at(module, trained_on(data)), unobtrusive(module), torch.enable_grad():
+            losses: Mapping[str, Any] = seeded(config.seed, "model", lambda: module.losses(batch))
+    except Exception as error:  # the user's own code
+        raise ConfigError(
+            f"model: losses(batch) of {type(module).__name__} fails on a first batch ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}); fix it, or the data."
+        ) from error
+    if not isinstance(losses, Mapping) or not losses:
+        raise ConfigError(
+            f"model: losses(batch) of {type(module).__name__} gives a {type(losses).__name__} of "
+            f"{len(losses) if isinstance(losses, Mapping) else 'no'} names; return the mean losses by name, "
+            "{name: loss} or {name: (loss, count)}."
+        )
+    found = {name: loss[0] if isinstance(loss, tuple) else loss for name, loss in losses.items()}
+    for name, loss in found.items():
+        if not isinstance(loss, Tensor) or loss.ndim:
+            given = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ConfigError(f"model: the loss '{name}' is {given} and must be one number; return its mean.")
+    return found
+
+
+def check_hooks(module: MultiLossModule) -> None:
+    """Refuse hooks that replace those of :class:`MultiLossModule`: telemetry, clipping or resume would be lost.
+
+    Raises:
+        ConfigError: Naming the hook.
+    """
+    for name in _HOOKS:
+        for owner in type(module).__mro__:
+            if owner is MultiLossModule:
+                break
+            code = getattr(owner.__dict__.get(name), "__code__", None)
+            if code is not None and "super" not in code.co_names:
+                raise ConfigError(
+                    f"model: {owner.__name__}.{name} replaces what MultiLossModule does there; call super().{name}(…) "
+                    "in it."
+                )
+
+
+def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:
+    """Refuse optimizers and schedulers of the config beside a module's own, and ``optimizer=own`` where it has none.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    name = type(module).__name__
+    if not is_overridden("configure_optimizers", module, MultiLossModule):
+        if "_target_" not in config.optimizer:
+            raise ConfigError(
+                f"optimizer=own is what configure_optimizers makes, and {name} defines none; choose another, such as "
+                "optimizer=adam."
+            )
+        return
+    for key, node in (("optimizer", config.optimizer), ("scheduler", config.scheduler)):
+        if node and "_target_" in node:
+            raise ConfigError(
+                f"{key}._target_={node._target_} would do nothing, since {name} has a configure_optimizers of its own; "
+                "set optimizer=own scheduler=none, or take the method out."
+            )
+    rate = config.weighting.get("learning_rate")
+    if rate is not None:
+        raise ConfigError(
+            f"weighting.learning_rate={rate} would do nothing, since {name} has a configure_optimizers of its own; "
+            "leave it null."
+        )
+
+
+def _validated_keys(module: MultiLossModule, data: Data) -> set[str]:
+    """Return what the module's own validation logs, found by validating one batch."""
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        limit_val_batches=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        inference_mode=False,
+    )
+    where = (
+        {"datamodule": data.module} if isinstance(data, OtherData) else {"dataloaders": data.loader("val")}
+    )
+    with looked_at(module, trained_on(data)), unobtrusive(module, train=True):
+        found = trainer.validate(module, verbose=False, **where)
+    module.validated = {}
+    return {key for one in found for key in one}

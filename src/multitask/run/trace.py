@@ -1,0 +1,88 @@
+"""The files that one training step goes through, recorded while it runs."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning import Trainer
+from omegaconf import DictConfig
+
+import multitask
+from multitask.run.build import build_data, build_module
+from multitask.run.console import quiet
+from multitask.run.data import trained_on
+from multitask.run.resolvers import plain
+
+_ROOT = Path(multitask.__file__).parent
+
+
+class Trace:
+    """Calls into the package's files during a function.
+
+    Attributes:
+        files: How often a function of each file was called, in the order of the first call.
+        changes: How often a call was into another file than the call before.
+    """
+
+    def __init__(self) -> None:
+        self.files: Counter[str] = Counter()
+        self.changes = 0
+        self._last = ""
+
+    def record(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the same and is recorded."""
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            sys.setprofile(self._seen)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                sys.setprofile(None)
+
+        return recorded
+
+    def _seen(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event != "call":
+            return
+        path = Path(frame.f_code.co_filename)
+        if _ROOT not in path.parents:
+            return
+        name = path.relative_to(_ROOT).as_posix()
+        self.changes += bool(self._last) and name != self._last
+        self._last = name
+        self.files[name] += 1
+
+
+def trace_step(config: DictConfig) -> Trace:
+    """Record the second training step of a run, without its callbacks and loggers: the first fills caches.
+
+    Args:
+        config: A run's config.
+    """
+    quiet()
+    data = build_data(config)
+    module = build_module(config, data)
+    options = plain(config.trainer)
+    keys = ("accelerator", "precision", "accumulate_grad_batches", "gradient_clip_val", "inference_mode")
+    trainer = Trainer(
+        **{key: options[key] for key in keys},
+        devices=1,
+        max_steps=2,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trace, plain_step = Trace(), module.training_step
+
+    def training_step(batch: Any, batch_idx: int) -> Any:
+        step = trace.record(plain_step) if batch_idx == 2 * module.window - 1 else plain_step
+        return step(batch, batch_idx)
+
+    module.training_step = training_step  # type: ignore[method-assign]
+    trainer.fit(module, datamodule=trained_on(data))
+    return trace

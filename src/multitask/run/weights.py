@@ -1,0 +1,87 @@
+"""Weights from files: strict about names, shapes and types."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from multitask.lightning.module import MultiLossModule
+from multitask.module import MultiTaskModule
+from multitask.run.errors import ConfigError
+
+
+def load_initial(module: MultiLossModule, path: str) -> None:
+    """Start from the parameters in a state dict or checkpoint, strict about names and shapes.
+
+    Raises:
+        ConfigError: If the file is not there, or does not hold exactly this trunk and these heads.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"init_from={path} is not there; give a state dict or a checkpoint.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader runs through whatever bytes there are
+        raise ConfigError(
+            f"init_from={path} cannot be read: it is cut short, no state dict, or holds more than weights."
+        ) from error
+    given: dict[str, Tensor] = content.get("state_dict", content)
+    given = {name: value for name, value in given.items() if _is_model(module, name)}
+    own = {name: value for name, value in module.state_dict().items() if _is_model(module, name)}
+    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if missing or unknown:
+        raise ConfigError(
+            f"init_from={path} does not fit: it lacks {missing or 'nothing'} and has {unknown or 'nothing'} that the "
+            f"model has not; names are {_named(module)}."
+        )
+    for name, value in own.items():
+        if given[name].shape != value.shape:
+            raise ConfigError(
+                f"init_from={path} does not fit: {name} is {list(given[name].shape)} there, {list(value.shape)} here."
+            )
+        if _kind(given[name]) != _kind(value):
+            raise ConfigError(
+                f"init_from={path} does not fit: {name} is {given[name].dtype} there and {value.dtype} here, and would "
+                "be rounded; give the weights as the model has them."
+            )
+    module.load_state_dict(given, strict=False)
+
+
+def load(module: MultiLossModule, weights: dict[str, Tensor]) -> None:
+    """Load the weights, strict about names and shapes.
+
+    Raises:
+        ConfigError: If the module that the config describes is not the one that was saved.
+    """
+    own = {name: value for name, value in module.state_dict().items() if not name.startswith("weighting.")}
+    given = {name: value for name, value in weights.items() if not name.startswith("weighting.")}
+    advice = "leave model, trunk and tasks as the checkpoint has them"
+    for name in sorted(own.keys() ^ given.keys()):
+        where = "the checkpoint" if name in given else "the config's model"
+        raise ConfigError(f"{name} is in {where} alone; {advice}.")
+    for name, value in own.items():
+        if given[name].shape != value.shape:
+            raise ConfigError(
+                f"{name} is {list(given[name].shape)} in the checkpoint and {list(value.shape)} by the "
+                f"config; {advice}, and give data of the same shape."
+            )
+    module.load_state_dict(weights)
+
+
+def _kind(values: Tensor) -> tuple[bool, bool]:
+    return values.is_floating_point(), values.is_complex()
+
+
+def _is_model(module: MultiLossModule, name: str) -> bool:
+    """Return whether a name in a state dict is of what ``init_from`` starts from: all but how it is trained."""
+    part = name.split(".")
+    if not isinstance(module, MultiTaskModule):
+        return part[0] != "weighting"
+    if part[0] != "tasks":
+        return part[0] == "trunk"
+    # A task may be called head, too.
+    return part[2] in ("head", "prediction") or (part[2] == "loss" and part[1] in module.terms)
+
+
+def _named(module: MultiLossModule) -> str:
+    trunk_and_heads = isinstance(module, MultiTaskModule)
+    return "trunk.… and tasks.<name>.head.…" if trunk_and_heads else "those of the model's state_dict"

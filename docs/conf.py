@@ -25,14 +25,15 @@ extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.
 exclude_patterns = ["benchmark/*", "narrow/*"]  # tables that a page includes or links to
 myst_heading_anchors = 3
 suppress_warnings = ["misc.highlighting_failure"]  # <placeholders> in commands are not bash
-# One page for each package, in reference/, which git ignores; names are described in their own modules alone.
+# One page for each package, in reference/, which git ignores.
 apidoc_modules: list[dict[str, Any]] = [
     {
         "path": "../src/multitask",
         "destination": "reference",
-        "automodule_options": {"members", "ignore-module-all"},
+        "automodule_options": {"members"},
     }
 ]
+autodoc_default_options = {"ignore-module-all": True}  # names are described where they are defined, once
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 html_theme = "furo"

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from multitask.errors import ConfigError
 from multitask.lightning.figures import Figures
 from multitask.metrics.precision import Exact, exact
-from multitask.run.errors import ConfigError
 from multitask.task import Outcome, Task
 
 

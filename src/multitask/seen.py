@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from multitask.lightning.batches import examples_in, mapped
+from multitask.data.batches import examples_in, mapped
 from multitask.nn.with_losses import WithLosses
 from multitask.task import Batch, Task, split_features
 

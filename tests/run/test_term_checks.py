@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multitask.errors import ConfigError
 from multitask.module import MultiTaskModule
-from multitask.run.errors import ConfigError
 from multitask.run.term_checks import check_term
 from multitask.seen import Seen
 from multitask.terms import Auxiliary, Term

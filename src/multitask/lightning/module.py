@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from multitask.data.batches import examples_in
 from multitask.finite import not_finite
 from multitask.gradients.engines import make_engine
 from multitask.gradients.task_gradients import Engine
 from multitask.gradients.window import Counts
-from multitask.lightning.batches import examples_in
 from multitask.lightning.figures import Figures, logged, read
 from multitask.lightning.losses_beside import LossesBeside
 from multitask.lightning.means import MeanLosses
@@ -174,7 +174,7 @@ class MultiLossModule(LightningModule):
             self._step = Step(self.weighting, named, **self._step_options)
             self._step.now, self._step.times = self.now, self.times
             if self._resumed is not None:
-                self._step.load_state_dict(self._resumed)
+                self._step.load_state_dict({"ownership": self._step.ownership.state_dict(), **self._resumed})
                 self._resumed = None
         return self._step
 
@@ -546,11 +546,11 @@ class MultiLossModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume with the losses that no logger has received yet, and with the last validation."""
-        state = checkpoint.get("multitask")
+        state = checkpoint.get("multitask") or _before(checkpoint)
         if state is None:
             return
         self.telemetry.load_state_dict(state["telemetry"])
-        self.validated, self.names = state["validated"], list(state["names"])
+        self.validated, self.names = state["validated"], list(state["names"] or self.names)
         self._step, self._resumed = None, state["step"]
 
     def warn_once(self, key: str, sentence: str) -> None:
@@ -588,6 +588,17 @@ class MultiLossModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._scheduler(optimizer), **options},
         }
+
+
+def _before(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the state in a checkpoint of 0.1, which lies at its top; what is shared is found again from the graph."""
+    if "telemetry" not in checkpoint:
+        return None
+    return {
+        "step": {"steps": checkpoint["global_step"]},
+        "names": [],
+        **{key: checkpoint[key] for key in ("telemetry", "validated")},
+    }
 
 
 def _of_split(key: str, split: str) -> str:

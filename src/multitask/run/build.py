@@ -18,6 +18,8 @@ from multitask.callbacks.interruption import Interruption
 from multitask.callbacks.recipe import Recipe
 from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
+from multitask.errors import ConfigError
+from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
 from multitask.module import AnyTask, MultiTaskModule
 from multitask.penalty import Penalty
@@ -32,9 +34,7 @@ from multitask.run.combiner import (
     step_options,
     train_with,
 )
-from multitask.run.curves import MetricsCsv
 from multitask.run.data import Data, OtherData, check_other
-from multitask.run.errors import ConfigError
 from multitask.run.initialization import (
     batches_of_run,
     check_batch,
@@ -110,7 +110,7 @@ def build_module(config: DictConfig, data: Data) -> MultiLossModule:
             f"no task but {', '.join(tasks)}, of parameters alone; choose one with a head, such as multi_mnist/left."
         )
     check_compiled(config, tasks)
-    model = plain(config.get("model")) or {"_target_": TRUNK_AND_HEADS}
+    model = plain(config.model) if "model" in config else {"_target_": TRUNK_AND_HEADS}
     # Not as further keys: Hydra would copy them.
     module: MultiTaskModule = instantiate(model, _partial_=True, _convert_="all")(trunk=trunk, tasks=tasks)
     batch = first_batch(data, next(iter(data.splits)), module)

@@ -6,11 +6,11 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from multitask.errors import ConfigError, choices
 from multitask.gradients.engines import ENGINES
 from multitask.lightning.module import MultiLossModule
 from multitask.module import AnyTask, takes_derivatives
 from multitask.penalty import Penalty
-from multitask.run.errors import ConfigError, choices
 from multitask.run.resolvers import plain
 from multitask.run.weighting import build_weighting
 from multitask.task import Task

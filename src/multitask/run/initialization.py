@@ -11,15 +11,15 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from multitask.data.base import Split
+from multitask.data.batches import few_of, picked, tensors_of
 from multitask.derived import Derivative
-from multitask.lightning.batches import few_of, picked, tensors_of
+from multitask.errors import ConfigError
 from multitask.lightning.probing import unobtrusive
 from multitask.module import AnyTask, MultiTaskModule, call_with_inputs, inputs_of, takes_derivatives
 from multitask.nn.with_losses import WithLosses
 from multitask.penalty import Penalty
 from multitask.randomness import derived_seed
 from multitask.run.data import Data, batches_in
-from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
 from multitask.run.loss_checks import check_loss, check_partly, labelled_sample
 from multitask.run.term_checks import check_term

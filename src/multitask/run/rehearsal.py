@@ -9,14 +9,14 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from multitask.data.batches import examples_in, few_of, picked
 from multitask.data.loading import Loader
-from multitask.lightning.batches import examples_in, few_of, picked
+from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
 from multitask.run.combiner import processes
 from multitask.run.data import Data
-from multitask.run.errors import ConfigError
 from multitask.run.sharing import losses_of
 
 

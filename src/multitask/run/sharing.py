@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from multitask.data.batches import few_of
 from multitask.gradients.graph import Graph
 from multitask.gradients.parts import Part, parts
 from multitask.gradients.uses import users
-from multitask.lightning.batches import few_of
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from multitask.lightning.batches import examples_in, picked
+from multitask.data.batches import examples_in, picked
+from multitask.errors import ConfigError
 from multitask.module import MultiTaskModule
-from multitask.run.errors import ConfigError
 from multitask.run.loss_checks import close
 from multitask.task import Batch
 from multitask.terms.term import Term

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
-from multitask.run.errors import ConfigError
 
 
 def load_initial(module: MultiLossModule, path: str) -> None:

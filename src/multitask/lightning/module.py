@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -223,9 +224,18 @@ class MultiLossModule(LightningModule):
         self._window = self._keys.accumulate_grad_batches
         return [self._keys]
 
+    def _graph(self) -> AbstractContextManager[object]:
+        """Return a context for losses that no step follows: with a graph, since they may be of derivatives."""
+        return torch.enable_grad()
+
+    @property
+    def _rows(self) -> Rows:
+        """What the weighting has a row for: each task, or its loss on each half of a batch or each example."""
+        return self.weighting.rows if isinstance(self.weighting, JacobianMethod) else "task"
+
     def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:
         """Return the losses of a batch in the order of :attr:`names`, and their counts, as a step takes them."""
-        rows: Rows = self.weighting.rows if isinstance(self.weighting, JacobianMethod) else "task"
+        rows = self._rows
         found = self._listed(self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows))
         if not self.names:
             self.names = self._names_anywhere(found)
@@ -303,7 +313,7 @@ class MultiLossModule(LightningModule):
         trainer = self.trainer
         if trainer.fit_loop._skip_backward:
             # Lightning's SWA passes the data once more, for the running statistics of the averaged weights.
-            with torch.no_grad():
+            with torch.no_grad(), self._graph():
                 self.named_losses(batch)
             return
         step = self.step
@@ -371,7 +381,8 @@ class MultiLossModule(LightningModule):
         def recompute() -> Tensor:
             mean = MeanLosses()
             for batch in batches:
-                mean.add(*self.named_losses(batch))
+                with self._graph():
+                    mean.add(*self.named_losses(batch))
             found = mean.over_processes()
             if not found[result.present].isfinite().all():
                 raise not_finite(found, self.names, self.trainer.global_step)
@@ -416,8 +427,7 @@ class MultiLossModule(LightningModule):
 
     def add_measured(self, batch: Any) -> None:
         """Add a batch to what is measured."""
-        # Losses may be of derivatives, which need a graph.
-        with torch.enable_grad():
+        with self._graph():
             losses, counts = self.named_losses(batch)
         self._means.add({name: loss.detach() for name, loss in losses.items()}, counts)
 

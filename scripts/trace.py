@@ -8,7 +8,7 @@ from multitask.run.cli import launch, speaking
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> None:
-    """Take two steps, and print what the second went through."""
+    """Take three steps, and print what the third went through."""
     with speaking():
         from multitask.run.trace import trace_step
 

@@ -83,7 +83,7 @@ def fit(
     module: MultiTaskModule, data: DataModule, steps: int = 1, ckpt_path: Any = None, **options: Any
 ) -> Trainer:
     """Train for some steps, silently."""
-    options = {"logger": False, **module.trainer_keys, **options}
+    options = {"logger": False, **getattr(module, "trainer_keys", {}), **options}
     trainer = Trainer(
         accelerator="cpu",
         devices=1,

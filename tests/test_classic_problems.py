@@ -70,7 +70,8 @@ def test_classification_and_penalty(method: str):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_penalty_on_a_head_reaches_the_head(method: str):
+def test_a_penalized_head_is_shared(method: str):
+    """Two losses reach it, its own and the penalty's."""
     trained = module(method, Penalty(["tasks.y.head.weight", "trunk.0.*"], weight=0.1))
     same = deepcopy(trained)
     batch = data()

@@ -39,6 +39,7 @@ def test_every_exact_engine_takes_the_same_steps(rows: str, norm: bool) -> None:
     for name in ENGINES.keys() - {"features"}:
         weighting: Any = adapt(UPGradWeighting())
         weighting = InstanceWise(weighting) if rows == "example" else weighting
+        torch.manual_seed(0)
         middle = [nn.BatchNorm1d(6, affine=False)] if norm else []
         trunk = nn.Sequential(nn.Linear(5, 6), *middle, nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
         module = build(weighting, trunk=trunk, engine=make_engine(name))

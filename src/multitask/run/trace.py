@@ -57,7 +57,7 @@ class Trace:
 
 
 def trace_step(config: DictConfig) -> Trace:
-    """Record the second training step of a run, without its callbacks and loggers: the first fills caches.
+    """Record the third training step of a run, without its callbacks and loggers: those before fill caches.
 
     Args:
         config: A run's config.
@@ -70,7 +70,7 @@ def trace_step(config: DictConfig) -> Trace:
     trainer = Trainer(
         **{key: options[key] for key in keys},
         devices=1,
-        max_steps=2,
+        max_steps=3,
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
@@ -80,7 +80,7 @@ def trace_step(config: DictConfig) -> Trace:
     trace, plain_step = Trace(), module.training_step
 
     def training_step(batch: Any, batch_idx: int) -> Any:
-        step = trace.record(plain_step) if batch_idx == 2 * module.window - 1 else plain_step
+        step = trace.record(plain_step) if batch_idx == 3 * module.window - 1 else plain_step
         return step(batch, batch_idx)
 
     module.training_step = training_step  # type: ignore[method-assign]

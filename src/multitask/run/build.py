@@ -172,7 +172,7 @@ def build_trainer(
                 interruption,
                 *chosen,
                 Frozen(),
-                Fixed(options),
+                Fixed(options if automatic else {}),
             ],
             logger=loggers,
             default_root_dir=folder,

@@ -5,8 +5,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, ListConfig
 
+from multitask.errors import ConfigError
 from multitask.run.cli import launch
-from multitask.run.errors import ConfigError
 from multitask.sweep.baseline import record
 
 

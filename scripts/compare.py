@@ -6,8 +6,8 @@ The keys are explained in configs/compare.yaml.
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from multitask.errors import ConfigError
 from multitask.run.cli import launch, speaking
-from multitask.run.errors import ConfigError
 from multitask.run.values import COMPARE, check_values
 from multitask.terminal import terminal
 

@@ -9,8 +9,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from multitask.errors import ConfigError
 from multitask.run.cli import launch, speaking
-from multitask.run.errors import ConfigError
 from multitask.run.values import COMPARE, check_values
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from multitask.errors import ConfigError
 from multitask.run.cli import launch, speaking
-from multitask.run.errors import ConfigError
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="trajectories")

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from multitask.gradients import sharded
 from multitask.gradients.features import Features
+from multitask.module import MultiTaskModule
 from tests.conftest import Arrays, arrays, build, regression
+from tests.test_terms import data as data_of_kinds
+from tests.test_terms import kinds
 from tests.weighting.promises import HALVES, is_jacobian_method, keeping
 from tests.weighting.weighting_members import NEEDS_THREE, make, number_of_tasks
 
@@ -27,6 +30,8 @@ AROUND: dict[str, tuple[str, dict[str, Any]]] = {
     "rescale": ("trimmed_mean", {"rescale": True}),
     "scalarization": ("famo", {"rescale": True}),
 }
+# Each kind of loss by a Jacobian method, by hand, and by a scalarization and Lightning's automatic optimization.
+KINDS = [(kind, name) for kind in kinds() if kind != "features" for name in ("upgrad", "uw")]
 JACOBIAN_METHODS = [name for name in METHODS if is_jacobian_method(name)]
 
 
@@ -65,6 +70,19 @@ def train(
     heads = {f"t{i}": regression(f"t{i}", missing=not whole) for i in range(tasks)}
     trunk = nn.Sequential(nn.Linear(5, 4), nn.Tanh())
     module = build(combiner, trunk=trunk, heads=heads, accumulate_grad_batches=accumulate, **build_options)
+    return _fitted(module, Arrays(data, batch_size=batch_size), epochs, trainer)
+
+
+def train_kind(kind: str, name: str, batch_size: int, **trainer: object) -> dict[str, Tensor]:
+    """Train on a kind of loss of :mod:`tests.test_terms`."""
+    trunk, tasks = kinds()[kind]
+    module = build(make(name, len(tasks)), trunk=trunk, heads=tasks)  # type: ignore[arg-type]
+    return _fitted(module, Arrays(data_of_kinds(), batch_size=batch_size), 2, trainer)
+
+
+def _fitted(
+    module: MultiTaskModule, data: Arrays, epochs: int, trainer: dict[str, object]
+) -> dict[str, Tensor]:
     runner = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -75,7 +93,7 @@ def train(
         enable_model_summary=False,
         **trainer,  # type: ignore[arg-type]
     )
-    runner.fit(module, datamodule=Arrays(data, batch_size=batch_size))
+    runner.fit(module, datamodule=data)
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
@@ -114,6 +132,8 @@ if __name__ == "__main__":
             found[name, accumulate] = train(name, 4, accumulate, **two)
     for around, (name, _) in AROUND.items():
         found[around, 2] = train(name, 4, 2, around=around, **two)
+    for kind, name in KINDS:
+        found["kind", kind, name] = train_kind(kind, name, 4, **two)
     for name in JACOBIAN_METHODS:
         with Wire() as wire:
             train(name, None, whole=True, epochs=1, **two)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.run_distributed import AROUND, JACOBIAN_METHODS, METHODS, train
+from tests.run_distributed import AROUND, JACOBIAN_METHODS, KINDS, METHODS, train, train_kind
 from tests.weighting.promises import READS_JACOBIAN
 from tests.weighting.weighting_members import number_of_tasks
 
@@ -49,6 +49,11 @@ def test_processes_equal_one(two_processes: list[dict], method: str, accumulate:
 def test_processes_equal_one_with_what_lies_around_a_member(two_processes: list[dict], around: str) -> None:
     method, _ = AROUND[around]
     assert_equal_one(two_processes, (around, 2), train(method, 8, 2, around=around, devices=1))
+
+
+@pytest.mark.parametrize(("kind", "method"), KINDS)
+def test_processes_equal_one_for_each_kind_of_loss(two_processes: list[dict], kind: str, method: str) -> None:
+    assert_equal_one(two_processes, ("kind", kind, method), train_kind(kind, method, 8, devices=1))
 
 
 @pytest.mark.parametrize("method", JACOBIAN_METHODS)

@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchjd.autojac import jac
 
+from multitask.errors import ConfigError
 from multitask.gradients.layerwise import Layerwise
 from multitask.module import MultiTaskModule
 from multitask.penalty import Penalty
 from multitask.randomness import derived_seed
 from multitask.run.combiner import build_combiner, step_options
-from multitask.run.errors import ConfigError
 from multitask.weighting.base import JacobianMethod
 from tests.conftest import Arrays, arrays, build, fit, regression
 from tests.weighting.promises import is_jacobian_method, keeping, refusing

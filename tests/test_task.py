@@ -60,7 +60,7 @@ def test_mask_says_what_is_labelled() -> None:
 def test_losses_of_each_example_average_to_the_loss(loss) -> None:
     task = Task(nn.Linear(3, 2), loss, {"mse": MeanSquaredError()}, target="y", weight=0.5)
     batch = {"y": torch.randn(4, 2)}
-    each = task.each(FEATURES, batch)
+    each = task.each(task.head(FEATURES), batch)
     assert each.shape == (4,)
     torch.testing.assert_close(each.mean(), task(FEATURES, batch).loss)
 

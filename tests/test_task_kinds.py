@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from multitask.errors import ConfigError
 from multitask.module import MultiTaskModule
 from multitask.run.build import build_data, build_module
-from multitask.run.errors import ConfigError
 from multitask.run.resolvers import register
 
 CONFIGS = str(Path(__file__).parents[1] / "configs")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from multitask.errors import ConfigError
 from multitask.lightning.figures import Figures
 from multitask.metrics.precision import Exact, exact
-from multitask.run.errors import ConfigError
 from multitask.task import Outcome, Task
 
 
@@ -17,22 +17,36 @@ class Measurement(nn.Module):
     """The mean loss of each task over what is labelled in a split, beside the tasks' own metrics.
 
     Args:
-        tasks: The names of the tasks that have a head.
+        tasks: The names of the tasks that predict, then those of the losses beside them.
     """
 
     def __init__(self, tasks: Iterable[str]) -> None:
         super().__init__()
         self._losses = Exact({"losses": _Losses(len(list(tasks)))})
 
-    def update(self, tasks: Mapping[str, Task], outcomes: Iterable[Outcome]) -> None:
-        """Add a batch."""
+    def update(
+        self,
+        tasks: Mapping[str, Task],
+        outcomes: Iterable[Outcome],
+        others: Iterable[tuple[Tensor, Tensor | float]] = (),
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            tasks: The tasks that predict.
+            outcomes: What each of them makes of the batch.
+            others: The mean loss of each of the others, and what it is over.
+        """
+        for i, (loss, count) in enumerate(others, start=len(tasks)):
+            if count:
+                self._losses["losses"].update(i, loss.detach(), count)
         for i, (task, outcome) in enumerate(zip(tasks.values(), outcomes, strict=True)):
             count = outcome.count
             if count:
                 self._losses["losses"].update(i, outcome.loss.detach(), count)
                 task.measure(outcome)
 
-    def finish(self, tasks: Mapping[str, Task]) -> Figures:
+    def finish(self, tasks: Mapping[str, Task], others: Iterable[str] = ()) -> Figures:
         """Return the figures of what was added, over all processes, and forget it.
 
         A task without a label in the split has no figures, and neither has a metric that is NaN where the loss is
@@ -43,13 +57,15 @@ class Measurement(nn.Module):
         """
         figures: dict[tuple[str, str], float] = {}
         sums, masses = self._losses["losses"].compute().tolist()
-        for name, task, total, mass in zip(tasks, tasks.values(), sums, masses, strict=True):
+        for name, total, mass in zip([*tasks, *others], sums, masses, strict=True):
+            metrics = _computed(name, tasks[name]) if mass and name in tasks else {}
             if mass:
                 loss = figures[name, "loss"] = total / mass
-                for metric, value in _computed(name, task).items():
+                for metric, value in metrics.items():
                     if isnan(loss) or not isnan(value):
                         figures[name, metric] = value
-            task.metrics.reset()
+            if name in tasks:
+                tasks[name].metrics.reset()
         self._losses.reset()
         return figures
 

@@ -1,7 +1,7 @@
 """Trunk and heads as a LightningModule: what they predict, what they lose, and what they measure on a split."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from inspect import signature
 from typing import Any
@@ -13,15 +13,21 @@ from multitask.lightning.figures import Figures, logged
 from multitask.lightning.module import LossAndCount, MultiLossModule
 from multitask.measurement import Measurement
 from multitask.penalty import Penalty
-from multitask.task import Batch, Outcome, Task, split_features
+from multitask.seen import Seen, naming, with_gradients
+from multitask.task import Batch, Outcome, Task
+from multitask.terms.term import Term
 from multitask.weighting.base import Rows
+
+AnyTask = Task | Term | Penalty
+"""What has a loss: a prediction against a target, anything that the model computes, or parameters alone."""
 
 
 class MultiTaskModule(MultiLossModule):
     """A shared trunk with one head per task, trained by any weighting.
 
     Args:
-        trunk: Inputs → features: one tensor for all tasks, or a mapping with one per task.
+        trunk: Inputs → features: one tensor for all tasks, or a mapping with one per task; with losses of its own
+            in a :class:`multitask.nn.with_losses.WithLosses`.
         tasks: The tasks by name, in the order of the losses.
         inputs: The key of the trunk's inputs in the batch, or several keys; see :func:`call_with_inputs`.
         options: As for :meth:`multitask.lightning.module.MultiLossModule.train_with`.
@@ -30,7 +36,7 @@ class MultiTaskModule(MultiLossModule):
     def __init__(
         self,
         trunk: nn.Module,
-        tasks: Mapping[str, Task | Penalty],
+        tasks: Mapping[str, AnyTask],
         inputs: str | Sequence[str] = "inputs",
         **options: Any,
     ) -> None:
@@ -40,14 +46,24 @@ class MultiTaskModule(MultiLossModule):
         self.inputs = inputs
         self.names = list(tasks)
         self._compiled: list[Any] = []
-        self._measurement = Measurement(self.by_name)
+        self._measurement = Measurement([*self.by_name, *self.terms])
         if options:
             self.train_with(**options)
 
     @cached_property
     def by_name(self) -> dict[str, Task]:
-        """The tasks that have a head, by name."""
+        """The tasks that predict a target, by name."""
         return {name: task for name, task in self.tasks.items() if isinstance(task, Task)}
+
+    @cached_property
+    def terms(self) -> dict[str, Term]:
+        """The losses of anything else that the model computes, by name."""
+        return {name: task for name, task in self.tasks.items() if isinstance(task, Term)}
+
+    @cached_property
+    def derivatives(self) -> bool:
+        """Whether a loss is of derivatives with respect to the inputs, which then require gradients."""
+        return any(takes_derivatives(task) for task in self.tasks.values())
 
     def compile_trunk(self) -> None:
         """Run the trunk by ``torch.compile`` from now on; its parameters keep their names."""
@@ -55,95 +71,129 @@ class MultiTaskModule(MultiLossModule):
         # In a list, so that it is no submodule; a module's own compile() would leave a bare nn.Sequential as it is.
         self._compiled = [torch.compile(self.trunk)]
 
+    def see(self, batch: Batch) -> Seen:
+        """Return what the trunk makes of a batch; heads follow when their predictions are asked for."""
+        trunk = self._compiled[0] if self._compiled else self.trunk
+        given = batch
+        if self.derivatives:
+            keys = [self.inputs] if isinstance(self.inputs, str) else self.inputs
+            given = {**batch, **{key: with_gradients(batch[key]) for key in keys}}
+        output = call_with_inputs(trunk, given, self.inputs)
+        return Seen(batch, inputs_of(given, self.inputs), output, self.by_name, int(self.examples(batch)))
+
+    def outcomes(self, seen: Seen) -> dict[str, Outcome]:
+        """Return loss, prediction and target of each task that predicts."""
+        found = {}
+        for name, task in self.by_name.items():
+            prediction = seen.predictions[name]
+            with naming(name):
+                found[name] = task.outcome(prediction, seen.batch)
+        return found
+
+    def term(self, name: str, seen: Seen) -> tuple[Tensor, float | Tensor | None]:
+        """Return the mean loss of a term, a scalar, and what it is over; ``None`` for the batch's examples."""
+        with naming(name):
+            return self.terms[name](seen)
+
     def penalty(self, name: str) -> Tensor:
         """Return the loss of a task that is a penalty, a scalar."""
         task = self.tasks[name]
         assert isinstance(task, Penalty)
-        with _naming(name):
+        with naming(name):
             return task(self.named_parameters())
 
-    def features(self, batch: Batch) -> list[Tensor]:
-        """Return the features of each task that has a head."""
-        trunk = self._compiled[0] if self._compiled else self.trunk
-        return split_features(call_with_inputs(trunk, batch, self.inputs), list(self.by_name))
-
-    def outcomes(
-        self, features: list[Tensor], batch: Batch, groups: Tensor | None = None, count: int = 1
-    ) -> list[list[Outcome]]:
-        """Return what each task makes of its features: one list of tasks per group of examples."""
-        by_task, at = [], ""
-        try:
-            for (name, task), of_task in zip(self.by_name.items(), features, strict=True):
-                at = name
-                by_task.append(
-                    [task(of_task, batch)] if groups is None else task.by_group(of_task, batch, groups, count)
-                )
-        except (KeyError, ValueError, RuntimeError, IndexError) as error:
-            raise ValueError(f"tasks.{at}: {error}") from error
-        return [list(of_group) for of_group in zip(*by_task, strict=True)]
-
     def forward(self, batch: Batch) -> list[Outcome]:
-        """Return loss, prediction and target of each task that has a head."""
-        return self.outcomes(self.features(batch), batch)[0]
+        """Return loss, prediction and target of each task that predicts."""
+        with self._graph():
+            return list(self.outcomes(self.see(batch)).values())
 
     def losses(self, batch: Batch) -> dict[str, LossAndCount]:
-        """Return the mean loss of each task, penalties among them, with its count where it is not the examples'."""
-        outcomes = dict(zip(self.by_name, self(batch), strict=True))
-        whole = self.window == 1 and self.processes == 1
+        """Return the mean loss of each task, terms and penalties among them, with its count where that matters."""
+        seen = self.see(batch)
+        outcomes = self.outcomes(seen)
+        # A batch alone is its own mean, whatever the mean is over.
+        whole = self.window == 1 and self.processes == 1 and self._rows == "task"
         found: dict[str, LossAndCount] = {}
-        for name in self.names:
-            if name not in outcomes:
+        for name, task in self.tasks.items():
+            if isinstance(task, Penalty):
                 found[name] = self.penalty(name)
-            elif (whole and not self.by_name[name].missing) or self.by_name[name].counts_examples:
+            elif isinstance(task, Term):
+                loss, count = self.term(name, seen)
+                found[name] = loss if count is None else (loss, count)
+            elif (whole and not task.missing) or task.counts_examples:
                 found[name] = outcomes[name].loss
             else:
                 found[name] = (outcomes[name].loss, outcomes[name].count)
         return found
 
     def losses_by_part(self, batch: Batch, rows: Rows) -> dict[str, LossAndCount]:
-        """Return losses of halves, ``[2]``, or of examples, ``[batch]``, from one forward pass."""
-        features = self.features(batch)
+        """Return losses of halves, ``[2]``, or of examples, ``[batch]``.
+
+        They come from one forward pass, except halves where there is a term: of two passes then, as a term may be of
+        anything in a batch.
+        """
         if rows == "example":
-            if len(self.by_name) < len(self.names):
-                raise ValueError("a penalty has no loss per example, and the weighting has a row for each.")
-            each: dict[str, LossAndCount] = {}
-            for (name, task), of_task in zip(self.by_name.items(), features, strict=True):
-                with _naming(name):
-                    each[name] = task.each(of_task, batch)
-            return each
-        # Alternating, so that halves of micro-batches join to halves of the whole.
-        groups = torch.arange(int(self.examples(batch)), device=features[0].device) % 2
-        by_half = [
-            dict(zip(self.by_name, half, strict=True)) for half in self.outcomes(features, batch, groups, 2)
-        ]
+            return self._of_examples(self.see(batch))
+        if self.terms:
+            return dict(super().losses_by_part(batch, rows))
+        seen = self.see(batch)
         found: dict[str, LossAndCount] = {}
         for name in self.names:
-            if name in self.by_name:
-                losses = torch.stack([half[name].loss for half in by_half])
-                counts = [torch.as_tensor(half[name].count, dtype=torch.float64).cpu() for half in by_half]
-                found[name] = (losses, torch.stack(counts))
-            else:
+            if name not in self.by_name:
                 found[name] = (self.penalty(name).expand(2), torch.ones(2))
+                continue
+            prediction = seen.predictions[name]
+            # Alternating, so that halves of micro-batches join to halves of the whole.
+            groups = torch.arange(seen.examples, device=prediction.device) % 2
+            with naming(name):
+                by_half = self.by_name[name].by_group(prediction, batch, groups, 2)
+            counts = [torch.as_tensor(half.count, dtype=torch.float64).cpu() for half in by_half]
+            found[name] = (torch.stack([half.loss for half in by_half]), torch.stack(counts))
         return found
+
+    def _of_examples(self, seen: Seen) -> dict[str, LossAndCount]:
+        found: dict[str, LossAndCount] = {}
+        for name, task in self.tasks.items():
+            if isinstance(task, Penalty):
+                raise ValueError("a penalty has no loss per example, and the weighting has a row for each.")
+            with naming(name):
+                if isinstance(task, Term):
+                    found[name] = task.each(seen)
+                else:
+                    found[name] = self.by_name[name].each(seen.predictions[name], seen.batch)
+        return found
+
+    def _graph(self) -> AbstractContextManager[object]:
+        """Return a context for losses that no step follows: with a graph where one is of derivatives."""
+        return torch.enable_grad() if self.derivatives else nullcontext()
 
     def examples(self, batch: Batch) -> float:
         """Return how many examples a batch has: those of its first target, whatever its inputs are made of."""
-        target = batch[next(iter(self.by_name.values())).target]
+        target = next((batch[task.target] for task in self.by_name.values()), None)
         return float(len(target)) if isinstance(target, Tensor) else super().examples(batch)
 
     @property
     def labels_can_be_missing(self) -> bool:
         """Whether a task can be absent from a step."""
-        return any(task.missing for task in self.by_name.values())
+        return any(task.missing for task in (*self.by_name.values(), *self.terms.values()))
 
     def add_measured(self, batch: Batch) -> None:
         """Add a batch to the tasks' losses and metrics."""
-        self._measurement.update(self.by_name, self(batch))
+        with self._graph():
+            seen = self.see(batch)
+            outcomes = self.outcomes(seen)
+            terms = [self.term(name, seen) for name in self.terms]
+        examples = float(seen.examples)
+        self._measurement.update(
+            self.by_name,
+            outcomes.values(),
+            [(loss, examples if count is None else count) for loss, count in terms],
+        )
 
     def measured(self) -> Figures:
         """Return losses and metrics since the last call, over all processes."""
-        figures = self._measurement.finish(self.by_name)
-        penalties = [name for name in self.names if name not in self.by_name]
+        figures = self._measurement.finish(self.by_name, self.terms)
+        penalties = [name for name, task in self.tasks.items() if isinstance(task, Penalty)]
         return {**figures} | {(name, "loss"): float(self.penalty(name)) for name in penalties}
 
     def keys_of(self, names: Iterable[str]) -> set[str]:
@@ -159,6 +209,15 @@ class MultiTaskModule(MultiLossModule):
         return False if metric == "loss" else self.by_name[task].metrics[metric].higher_is_better
 
 
+def inputs_of(batch: Batch, keys: str | Sequence[str]) -> Any:
+    """Return the trunk's inputs: what lies under one key, or several by name.
+
+    Raises:
+        KeyError: If the batch has no such key.
+    """
+    return batch[keys] if isinstance(keys, str) else {key: batch[key] for key in keys}
+
+
 def call_with_inputs(trunk: Any, batch: Batch, inputs: str | Sequence[str]) -> Any:
     """Return what a trunk makes of a batch's inputs, which several keys name or one.
 
@@ -168,28 +227,22 @@ def call_with_inputs(trunk: Any, batch: Batch, inputs: str | Sequence[str]) -> A
     Raises:
         KeyError: If the batch has no such key.
     """
-    if not isinstance(inputs, str):
-        return trunk(**{key: batch[key] for key in inputs})
-    given = batch[inputs]
-    if isinstance(given, Mapping) and _takes(trunk, given):
+    given = inputs_of(batch, inputs)
+    if not isinstance(inputs, str) or (isinstance(given, Mapping) and _takes(trunk, given)):
         return trunk(**given)
     return trunk(given)
 
 
 def _takes(trunk: Any, keywords: Mapping[str, Any]) -> bool:
+    module = getattr(trunk, "_orig_mod", trunk)  # torch.compile's keeps the module there
     try:
-        signature(getattr(trunk, "_orig_mod", trunk).forward).bind(
-            **keywords
-        )  # torch.compile's keeps the module there
+        signature(module.forward).bind(**keywords)
     except TypeError:
         return False
     return True
 
 
-@contextmanager
-def _naming(task: str) -> Iterator[None]:
-    """Name the task in what goes wrong inside."""
-    try:
-        yield
-    except (KeyError, ValueError, RuntimeError, IndexError) as error:
-        raise ValueError(f"tasks.{task}: {error}") from error
+def takes_derivatives(task: object) -> bool:
+    """Return whether a task's loss is of derivatives with respect to the inputs."""
+    part = task.prediction if isinstance(task, Task) else task
+    return bool(getattr(part, "derivatives", False))

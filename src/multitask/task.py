@@ -49,6 +49,7 @@ class Task(nn.Module):
 
     Args:
         head: Features → prediction. Lazy modules find the trunk's output width by themselves.
+            ``None`` where ``prediction`` is given.
         loss: ``loss(prediction, target)`` → mean over the batch, a scalar.
         metrics: torchmetrics objects by name.
         target: Key of the target in the batch; ``inputs`` makes it a reconstruction.
@@ -67,15 +68,18 @@ class Task(nn.Module):
             as their mean, each weighted by its number of examples.
         loss_checks_shapes: Whether prediction and target may have unlike shapes, and integers be no classes: the
             loss takes both as they are.
+        prediction: In place of a head what makes the prediction of all that the model has computed, a
+            :class:`multitask.seen.Derived`: another task's prediction, or its derivative.
 
     Raises:
-        ValueError: If ``count`` is none of these, or ``weights`` and the loss has no weights.
+        ValueError: If ``count`` is none of these, or ``weights`` and the loss has no weights; if there are both head
+            and prediction, or neither.
     """
 
     def __init__(
         self,
-        head: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        head: nn.Module | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         metrics: Mapping[str, Metric] | None = None,
         target: str = "target",
         weight: float = 1.0,
@@ -84,13 +88,17 @@ class Task(nn.Module):
         transform: Transform | None = None,
         count: Count | None = None,
         loss_checks_shapes: bool = False,
+        prediction: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if loss is None or (head is None) == (prediction is None):
+            raise ValueError("a task has a loss, and either a head or a prediction.")
         if count is not None and count not in COUNTS:
             raise ValueError(f"tasks.*.count is null, {', '.join(COUNTS)}, not {count!r}.")
         if count == "weights" and getattr(loss, "weight", None) is None:
             raise ValueError(f"tasks.*.count is weights, and {type(loss).__name__} has no attribute weight.")
         self.head = head
+        self.prediction = prediction
         self.loss = loss
         of_known = {
             name: OfKnown(metric, ignore_index) if missing else metric
@@ -104,8 +112,8 @@ class Task(nn.Module):
         self.transform = Transform() if transform is None else transform
         self.counts_by = count
         self.loss_checks_shapes = loss_checks_shapes
-        self.copies_features = False
-        """Whether the head gets a copy of the features, since it changes them and others see them too."""
+        self._changes_features: dict[bool, bool] = {}
+        """Whether the head changes its features in place, in evaluation and in training; learned from a first batch."""
         self.takes_partly_labelled = not loss_checks_shapes
         """Whether the loss can leave single values of an example out; the checks before training may say no."""
 
@@ -116,7 +124,35 @@ class Task(nn.Module):
             ValueError: If prediction and target cannot be compared, where a loss might broadcast
                 them in silence.
         """
-        return self.compare(*self._predict(features, batch))
+        return self.outcome(self.predict(features), batch)
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Return the head's prediction; features that others see too stay as they are.
+
+        Raises:
+            ValueError: If the head changes its features in place in some batches and not in others.
+        """
+        assert self.head is not None
+        changes = self._changes_features.get(self.training)
+        given = features if changes is False else features.clone()
+        before = _version(given)
+        prediction = self.head(given)
+        if changes is None and before is not None:
+            self._changes_features[self.training] = before != _version(given)
+        elif changes is False and before != _version(given):
+            raise ValueError(
+                "the head changes its features in place in some batches only; let it work on a copy, or set "
+                "inplace=False"
+            )
+        return prediction
+
+    def outcome(self, prediction: Tensor, batch: Batch) -> Outcome:
+        """Compare a prediction for a batch with the batch's target.
+
+        Raises:
+            ValueError: As :meth:`forward`.
+        """
+        return self.compare(prediction, *self._aligned(prediction, batch))
 
     def count(self, batch: Batch, chosen: Tensor | None = None) -> Tensor | float:
         """Return what this task's mean loss over a batch is over, before any forward pass.
@@ -191,16 +227,16 @@ class Task(nn.Module):
             known = over_examples(rows, target).expand(target.shape)
         return prediction, target, known
 
-    def by_group(self, features: Tensor, batch: Batch, groups: Tensor, count: int) -> list[Outcome]:
+    def by_group(self, prediction: Tensor, batch: Batch, groups: Tensor, count: int) -> list[Outcome]:
         """Return one outcome for each group of examples.
 
         Args:
-            features: This task's features.
+            prediction: This task's prediction.
             batch: The batch.
             groups: The group of each example, shape ``[batch]``.
             count: How many groups there are.
         """
-        prediction, target, known = self._predict(features, batch)
+        target, known = self._aligned(prediction, batch)
         outcomes = []
         for group in range(count):
             chosen = groups == group
@@ -209,9 +245,9 @@ class Task(nn.Module):
             )
         return outcomes
 
-    def each(self, features: Tensor, batch: Batch) -> Tensor:
+    def each(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Return the loss of each example, shape ``[batch]``."""
-        prediction, target, _ = self._predict(features, batch)
+        target, _ = self._aligned(prediction, batch)
         weighted = (
             weighs_classes(self.loss, self.counts_by) and getattr(self.loss, "weight", None) is not None
         )
@@ -229,13 +265,12 @@ class Task(nn.Module):
             losses = losses * counts / counts.mean()
         return self.weight * losses
 
-    def _predict(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return prediction, target, and which target values are labelled (``None``: all)."""
+    def _aligned(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return the target in the prediction's shape, and which of its values are labelled (``None``: all)."""
         target, known = self._compared(batch)
-        prediction = self.head(features.clone() if self.copies_features else features)
         if target.is_floating_point() and not self.loss_checks_shapes:
             target = _aligned(target, prediction, self.target)
-        return prediction, target, None if known is None else known.view_as(target)
+        return target, None if known is None else known.view_as(target)
 
     def _compared(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return what the loss compares, and which of its values are labelled (``None``: all)."""
@@ -285,6 +320,11 @@ class Task(nn.Module):
         if self.weight != 1.0:
             loss = self.weight * loss
         return Outcome(loss, count, prediction, target, known)
+
+
+def _version(features: Tensor) -> int | None:
+    """Return how often a tensor was changed in place; ``None`` under inference mode, which does not count it."""
+    return None if features.is_inference() else features._version
 
 
 def _itself(count: Tensor | float) -> Tensor | float:

@@ -16,7 +16,7 @@ from multitask.benchmark.problems import TRUNKS, make
 from multitask.benchmark.reference import Reference
 from multitask.benchmark.run import run
 from multitask.benchmark.timing import Effort, interleaved, peak_mib
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 from multitask.run.resolvers import register
 from tests.integration.script_runner import ROOT, Scripts
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchjd.aggregation import ConFIG
 
 from multitask import Combiner, MultiLossModule
-from multitask.lightning.batches import examples_in, halves, tensors_of
+from multitask.data.batches import examples_in, halves, tensors_of
 from multitask.weighting.adapter import adapt
 from tests.conftest import arrays
 from tests.weighting.weighting_members import make

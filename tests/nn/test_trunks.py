@@ -23,6 +23,7 @@ from multitask.nn.mtan import MTAN
 from multitask.nn.resnet import resnet
 from multitask.nn.segnet import SegNet
 from multitask.nn.tokens import Patches
+from multitask.nn.with_losses import WithLosses
 from multitask.run.record import recipe_digest
 from multitask.run.resolvers import register
 
@@ -34,6 +35,8 @@ SMALL = {
     "linear_relu": [],
     "mlp": ["trunk.widths=[16,8]"],
     "mlp_small": [],
+    "mlp_smooth": [],
+    "variational": [],
     "convnet": [],
     "unet_small": [],
     "hard_sharing_mlp": [],
@@ -53,8 +56,8 @@ PER_TASK = ("hard_sharing", "mmoe", "cgc", "ple", "cross_stitch", "mtan", "mtan_
 PER_TASK += ("hard_sharing_mlp", "mmoe_mlp", "ple_mlp", "cross_stitch_mlp")
 
 
-# Tested where what they are for is: toys, molecules, another library's networks; ``unet`` is ``unet_small`` in large.
-ELSEWHERE = {"point", "schnet", "unet", "monai_resnet", "monai_segresnet"}
+# Tested where what they are for is: models without a trunk, toys, molecules, another library's networks; ``unet`` is ``unet_small`` in large.
+ELSEWHERE = {"none", "point", "schnet", "unet", "monai_resnet", "monai_segresnet"}
 
 
 def test_every_choice_is_tested():
@@ -70,6 +73,7 @@ def configured(name: str, *overrides: str) -> nn.Module:
 
 
 def as_mapping(features: Any) -> dict[str, Tensor]:
+    features = features.features if isinstance(features, WithLosses) else features
     return features if isinstance(features, dict) else {"all": features}
 
 

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from multitask.data.base import DataModule, Split
+from multitask.errors import ConfigError
 from multitask.run.batches import check_batches, first_batch
-from multitask.run.errors import ConfigError
 
 Example = Callable[[int], Any]
 

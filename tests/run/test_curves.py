@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multitask.run.curves import MetricsCsv, carry_over
+from multitask.lightning.curves import MetricsCsv, carry_over
 from tests.integration.small import rows
 
 ROW = st.dictionaries(

@@ -8,10 +8,10 @@ from omegaconf import OmegaConf
 from torch import nn
 from torchjd.aggregation import UPGradWeighting
 
+from multitask.errors import ConfigError
 from multitask.gradients.engines import ENGINES, make_engine
 from multitask.penalty import Penalty
 from multitask.run.combiner import step_options
-from multitask.run.errors import ConfigError
 from multitask.weighting.adapter import adapt
 from multitask.weighting.instance_wise import InstanceWise
 from tests.conftest import Arrays, arrays, build, fit

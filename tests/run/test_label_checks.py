@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 
+from multitask.errors import ConfigError
 from multitask.losses import DepthL1, PixelCrossEntropy
-from multitask.run.errors import ConfigError
 from multitask.run.initialization import initialize
 from multitask.run.label_checks import labelled_share
 from multitask.targets import Binary

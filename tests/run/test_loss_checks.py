@@ -9,8 +9,8 @@ from torch.nn import functional as F  # noqa: N812
 from torchmetrics import CosineSimilarity, MeanAbsoluteError, R2Score
 from torchmetrics.classification import MultilabelAUROC
 
+from multitask.errors import ConfigError
 from multitask.losses import DepthL1
-from multitask.run.errors import ConfigError
 from multitask.run.initialization import initialize
 from multitask.targets import Binary
 from multitask.task import Task

@@ -10,9 +10,9 @@ from torch import nn
 from torchmetrics import MeanAbsoluteError, MetricCollection
 
 from multitask.callbacks.conflict import Conflict
+from multitask.errors import ConfigError
 from multitask.lightning.figures import logged
 from multitask.module import MultiTaskModule
-from multitask.run.errors import ConfigError
 from multitask.run.names import OF_COLLECTIONS, OF_MODULES, check_names
 from multitask.run.weights import _is_model
 from multitask.task import Task

@@ -9,7 +9,7 @@ import torchjd
 from omegaconf import OmegaConf
 from torchjd.aggregation import UPGradWeighting
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 from multitask.run.optimizer_checks import check_optimizer
 from multitask.weighting.adapter import adapt
 from tests.conftest import build

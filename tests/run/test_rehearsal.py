@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from torchjd.aggregation import UPGradWeighting
 from torchjd.scalarization import Mean
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 from multitask.run.rehearsal import check_last_batch, rehearse
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build

@@ -11,8 +11,8 @@ from torchjd.aggregation import UPGradWeighting
 
 from multitask.callbacks.fixed import Fixed
 from multitask.callbacks.frozen import Frozen
+from multitask.errors import ConfigError
 from multitask.run.callbacks import build_callbacks
-from multitask.run.errors import ConfigError
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build, fit
 from tests.integration.unfreeze import Finetuning

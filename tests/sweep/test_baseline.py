@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 from multitask.run.record import write_results
 from multitask.sweep.baseline import record
 

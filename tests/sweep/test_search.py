@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 from multitask.sweep.objectives import Objective, objectives
 from multitask.sweep.space import space
 from tests.integration.script_runner import Scripts

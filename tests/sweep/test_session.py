@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from multitask.run.errors import ConfigError, RunFailed
+from multitask.errors import ConfigError, RunFailed
 from multitask.sweep.claim import NAME
 from multitask.sweep.plan import Job
 from multitask.sweep.progress import line

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from multitask.errors import ConfigError
 from multitask.evaluation.compare import compare
-from multitask.run.errors import ConfigError
 from multitask.sweep.simplex import override, points
 from tests.integration.script_runner import Scripts
 from tests.sweep.small import SMALL, records_of, results_of, runs_of

@@ -12,7 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 
 # How long jobs may take to save when the sweep is stopped, in seconds.
 GRACE = 60.0

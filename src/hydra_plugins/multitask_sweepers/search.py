@@ -11,8 +11,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from multitask.errors import ConfigError
 from multitask.run.checks import SINGLE_TASK
-from multitask.run.errors import ConfigError
 from multitask.sweep import tracking
 from multitask.sweep.claim import claimed, holder
 from multitask.sweep.objectives import objectives

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 from multitask.sweep.simplex import Sampling, override, points
 
 from .grid import GridSweeper

@@ -165,7 +165,8 @@ def measure_framework(tasks: int, effort: Effort, device: str, seed: int) -> Ite
 
 
 def _problem_of(module: MultiTaskModule, batch: dict[str, Tensor]) -> Problem:
-    return Problem(TRUNK, module.trunk, nn.ModuleList(task.head for task in module.by_name.values()), batch)
+    heads = nn.ModuleList(task.head for task in module.by_name.values() if task.head is not None)
+    return Problem(TRUNK, module.trunk, heads, batch)
 
 
 def _config(tasks: int, folder: Path, device: str, seed: int, steps: int) -> DictConfig:

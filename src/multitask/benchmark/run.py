@@ -20,8 +20,8 @@ from multitask.benchmark.plot import scaling
 from multitask.benchmark.problems import TRUNKS, make
 from multitask.benchmark.solver import CONFLICTS, measure_solver
 from multitask.benchmark.timing import Effort
+from multitask.errors import ConfigError, choices
 from multitask.run.console import quiet
-from multitask.run.errors import ConfigError, choices
 from multitask.run.resolvers import plain
 from multitask.run.values import BENCHMARK, check_values
 from multitask.terminal import terminal

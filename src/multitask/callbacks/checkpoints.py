@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from multitask.data.loading import Loader
+from multitask.errors import ConfigError, choices
+from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
-from multitask.run.curves import MetricsCsv
-from multitask.run.errors import ConfigError, choices
 
 
 class Checkpoints(Checkpoint):

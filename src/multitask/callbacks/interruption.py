@@ -9,7 +9,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from multitask.callbacks.checkpoints import Checkpoints
-from multitask.run.errors import RunInterrupted
+from multitask.errors import RunInterrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 from multitask.weighting.base import Combiner
 
 

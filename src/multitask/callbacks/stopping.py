@@ -7,8 +7,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from multitask.errors import ConfigError, choices
 from multitask.lightning.module import MultiLossModule
-from multitask.run.errors import ConfigError, choices
 
 
 class EarlyStopping(callbacks.EarlyStopping):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from multitask.lightning.batches import examples_in, mapped, tensors_of
+from multitask.data.batches import examples_in, mapped, tensors_of
 from multitask.randomness import derived_seed
 
 Arrays = dict[str, Any]

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from multitask.data.batches import examples_in
 from multitask.finite import not_finite
 from multitask.gradients.engines import make_engine
 from multitask.gradients.task_gradients import Engine
 from multitask.gradients.window import Counts
-from multitask.lightning.batches import examples_in
 from multitask.lightning.figures import Figures, logged, read
 from multitask.lightning.losses_beside import LossesBeside
 from multitask.lightning.means import MeanLosses
@@ -173,7 +174,7 @@ class MultiLossModule(LightningModule):
             self._step = Step(self.weighting, named, **self._step_options)
             self._step.now, self._step.times = self.now, self.times
             if self._resumed is not None:
-                self._step.load_state_dict(self._resumed)
+                self._step.load_state_dict({"ownership": self._step.ownership.state_dict(), **self._resumed})
                 self._resumed = None
         return self._step
 
@@ -223,9 +224,18 @@ class MultiLossModule(LightningModule):
         self._window = self._keys.accumulate_grad_batches
         return [self._keys]
 
+    def _graph(self) -> AbstractContextManager[object]:
+        """Return a context for losses that no step follows: with a graph, since they may be of derivatives."""
+        return torch.enable_grad()
+
+    @property
+    def _rows(self) -> Rows:
+        """What the weighting has a row for: each task, or its loss on each half of a batch or each example."""
+        return self.weighting.rows if isinstance(self.weighting, JacobianMethod) else "task"
+
     def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:
         """Return the losses of a batch in the order of :attr:`names`, and their counts, as a step takes them."""
-        rows: Rows = self.weighting.rows if isinstance(self.weighting, JacobianMethod) else "task"
+        rows = self._rows
         found = self._listed(self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows))
         if not self.names:
             self.names = self._names_anywhere(found)
@@ -303,7 +313,7 @@ class MultiLossModule(LightningModule):
         trainer = self.trainer
         if trainer.fit_loop._skip_backward:
             # Lightning's SWA passes the data once more, for the running statistics of the averaged weights.
-            with torch.no_grad():
+            with torch.no_grad(), self._graph():
                 self.named_losses(batch)
             return
         step = self.step
@@ -371,7 +381,8 @@ class MultiLossModule(LightningModule):
         def recompute() -> Tensor:
             mean = MeanLosses()
             for batch in batches:
-                mean.add(*self.named_losses(batch))
+                with self._graph():
+                    mean.add(*self.named_losses(batch))
             found = mean.over_processes()
             if not found[result.present].isfinite().all():
                 raise not_finite(found, self.names, self.trainer.global_step)
@@ -416,8 +427,7 @@ class MultiLossModule(LightningModule):
 
     def add_measured(self, batch: Any) -> None:
         """Add a batch to what is measured."""
-        # Losses may be of derivatives, which need a graph.
-        with torch.enable_grad():
+        with self._graph():
             losses, counts = self.named_losses(batch)
         self._means.add({name: loss.detach() for name, loss in losses.items()}, counts)
 
@@ -536,11 +546,11 @@ class MultiLossModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume with the losses that no logger has received yet, and with the last validation."""
-        state = checkpoint.get("multitask")
+        state = checkpoint.get("multitask") or _before(checkpoint)
         if state is None:
             return
         self.telemetry.load_state_dict(state["telemetry"])
-        self.validated, self.names = state["validated"], list(state["names"])
+        self.validated, self.names = state["validated"], list(state["names"] or self.names)
         self._step, self._resumed = None, state["step"]
 
     def warn_once(self, key: str, sentence: str) -> None:
@@ -578,6 +588,17 @@ class MultiLossModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._scheduler(optimizer), **options},
         }
+
+
+def _before(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the state in a checkpoint of 0.1, which lies at its top; what is shared is found again from the graph."""
+    if "telemetry" not in checkpoint:
+        return None
+    return {
+        "step": {"steps": checkpoint["global_step"]},
+        "names": [],
+        **{key: checkpoint[key] for key in ("telemetry", "validated")},
+    }
 
 
 def _of_split(key: str, split: str) -> str:

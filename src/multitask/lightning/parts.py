@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitask.lightning.batches import examples_in, halves
+from multitask.data.batches import examples_in, halves
 
 LossAndCount = Tensor | tuple[Tensor, float | Tensor]
 """A mean loss over a batch, and how many elements it is over; alone, it is over the examples."""

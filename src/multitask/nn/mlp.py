@@ -1,6 +1,6 @@
 """A trunk of linear layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -13,14 +13,15 @@ class MLP(nn.Sequential):
         return super().forward(inputs.flatten(1))
 
 
-def mlp(widths: Sequence[int] = (512, 512)) -> nn.Sequential:
-    """Return linear layers, each followed by a ReLU; the first takes the width of its input.
+def mlp(widths: Sequence[int] = (512, 512), activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return linear layers, each followed by an activation; the first takes the width of its input.
 
     Args:
         widths: Widths of the layers: inputs ``[batch, …]``, flattened where they have more
             dimensions, → features ``[batch, widths[-1]]``.
+        activation: Makes what follows each layer; a smooth one where losses are of second derivatives.
     """
     layers: list[nn.Module] = []
     for width in widths:
-        layers += [nn.LazyLinear(width), nn.ReLU()]
+        layers += [nn.LazyLinear(width), activation()]
     return MLP(*layers)

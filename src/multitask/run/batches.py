@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from multitask.data.base import DataModule, check_stream
+from multitask.data.batches import examples_in
 from multitask.data.loading import Loader
-from multitask.lightning.batches import examples_in
+from multitask.errors import ConfigError
 from multitask.run.data import Data, OtherData, first_of, looked_at, transferred
-from multitask.run.errors import ConfigError
 
 _WAY_OUT = "set data.collate_fn to a function from a list of examples to a batch, or define the data module's collate"
 

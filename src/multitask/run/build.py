@@ -18,22 +18,23 @@ from multitask.callbacks.interruption import Interruption
 from multitask.callbacks.recipe import Recipe
 from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
+from multitask.errors import ConfigError
+from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
-from multitask.module import MultiTaskModule
+from multitask.module import AnyTask, MultiTaskModule
 from multitask.penalty import Penalty
 from multitask.run.batches import check_batches, first_batch
 from multitask.run.callbacks import build_callbacks
 from multitask.run.combiner import (
     build_combiner,
+    check_compiled,
     check_strategy,
     processes,
     several_processes,
     step_options,
     train_with,
 )
-from multitask.run.curves import MetricsCsv
 from multitask.run.data import Data, OtherData, check_other
-from multitask.run.errors import ConfigError
 from multitask.run.initialization import (
     batches_of_run,
     check_batch,
@@ -48,7 +49,6 @@ from multitask.run.own_model import build_own
 from multitask.run.resolvers import plain
 from multitask.run.sharing import shared_in
 from multitask.run.targets import imported
-from multitask.task import Task
 
 
 def build_data(config: DictConfig) -> Data:
@@ -101,25 +101,25 @@ def build_module(config: DictConfig, data: Data) -> MultiLossModule:
     if is_own(config):
         return build_own(config, data)
     trunk = seeded(config.seed, "trunk", lambda: instantiate(config.trunk, _convert_="all"))
-    tasks: dict[str, Task | Penalty] = {
+    tasks: dict[str, AnyTask] = {
         name: seeded(config.seed, name, partial(instantiate, node, _convert_="all"))
         for name, node in config.tasks.items()
     }
-    heads = {name: task for name, task in tasks.items() if isinstance(task, Task)}
-    if not heads:
+    if all(isinstance(task, Penalty) for task in tasks.values()):
         raise ConfigError(
             f"no task but {', '.join(tasks)}, of parameters alone; choose one with a head, such as multi_mnist/left."
         )
-    model = plain(config.get("model")) or {"_target_": TRUNK_AND_HEADS}
+    check_compiled(config, tasks)
+    model = plain(config.model) if "model" in config else {"_target_": TRUNK_AND_HEADS}
     # Not as further keys: Hydra would copy them.
     module: MultiTaskModule = instantiate(model, _partial_=True, _convert_="all")(trunk=trunk, tasks=tasks)
     batch = first_batch(data, next(iter(data.splits)), module)
     check_batch(batch, module.inputs)
-    fit_targets(heads, data, batches_of_run(config))
-    initialize(trunk, heads, batch, config.seed, data.splits, module.inputs)
+    fit_targets(module.by_name, data, batches_of_run(config))
+    initialize(trunk, tasks, batch, config.seed, data.splits, module.inputs)
     check_penalties(trunk, tasks)
     weighting = build_combiner(config, list(tasks))
-    check_batch_losses(config, heads, weighting)
+    check_batch_losses(config, tasks, weighting)
     train_with(
         config,
         module,

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import (
 )
 from omegaconf import DictConfig
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 
 _REFUSED: dict[type[Callback], str] = {
     BatchSizeFinder: (

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 
 # Where the training machine kept things; `configs/paths` says where this one does.
 _OF_THE_RUN = ("paths", "run_folder", "ckpt_path", "init_from", "callbacks", "logger")

@@ -10,8 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from multitask.errors import ConfigError, check_names, choices, one_sentence
 from multitask.run import names
-from multitask.run.errors import ConfigError, check_names, choices, one_sentence
 from multitask.run.model_choice import check_choices, is_own, leave_out_trunk_and_tasks
 from multitask.run.sections import check_sections
 from multitask.run.trainer_keys import check_trainer

@@ -10,8 +10,8 @@ from typing import Any
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 
+from multitask.errors import RunInterrupted, one_sentence
 from multitask.run.arguments import prepared
-from multitask.run.errors import RunInterrupted, one_sentence
 from multitask.run.resolvers import register
 from multitask.run.sections import check_groups
 

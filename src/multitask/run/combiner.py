@@ -6,13 +6,15 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from multitask.errors import ConfigError, choices
 from multitask.gradients.engines import ENGINES
 from multitask.lightning.module import MultiLossModule
+from multitask.module import AnyTask, takes_derivatives
 from multitask.penalty import Penalty
-from multitask.run.errors import ConfigError, choices
 from multitask.run.resolvers import plain
 from multitask.run.weighting import build_weighting
 from multitask.task import Task
+from multitask.terms.term import Term
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
 
 # Keys of the weighting group that are for the module, not for the combiner's constructor.
@@ -36,9 +38,7 @@ def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
     return combiner
 
 
-def step_options(
-    config: DictConfig, weighting: Combiner, tasks: Mapping[str, Task | Penalty]
-) -> dict[str, Any]:
+def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, AnyTask]) -> dict[str, Any]:
     """Return how the losses are combined beside the combiner: engine, heads, manual optimization.
 
     Raises:
@@ -47,10 +47,10 @@ def step_options(
     heads = config.weighting.get("heads", "own")
     if heads not in ("own", "weighted"):
         raise ConfigError(f"weighting.heads={heads} is unknown; {choices(heads, ('own', 'weighted'))}")
-    missing = any(isinstance(task, Task) and task.missing for task in tasks.values())
+    missing = any(isinstance(task, Task | Term) and task.missing for task in tasks.values())
     penalties = [name for name, task in tasks.items() if isinstance(task, Penalty)]
     engine = config.weighting.get("engine", "auto")
-    _check_engine(config, weighting, engine, penalties)
+    _check_engine(config, weighting, engine, tasks)
     if isinstance(weighting, Scalarization) and heads != "own":
         raise ConfigError(
             f"weighting={config.method} is a scalarization: its heads get the scalar's gradient; leave "
@@ -100,7 +100,7 @@ def _made(node: Mapping[str, Any]) -> Any:
     return instantiate(node, _partial_=True, _convert_="all") if "_target_" in node else None
 
 
-def _check_engine(config: DictConfig, weighting: Combiner, name: str, penalties: list[str]) -> None:
+def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Mapping[str, AnyTask]) -> None:
     """Refuse an engine that cannot do what the rest of the config asks for.
 
     Raises:
@@ -129,10 +129,13 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, penalties:
             f"weighting={config.method} needs gradients of the parameters, and weighting.engine=features has none; "
             "take weighting.engine=auto."
         )
-    if penalties:
+    for task, part in tasks.items():
+        if isinstance(part, Task) and part.head is not None:
+            continue
+        kind = "penalty on parameters" if isinstance(part, Penalty) else "loss of more than a head's features"
         raise ConfigError(
-            f"tasks.{penalties[0]} is a penalty on parameters, and weighting.engine=features sees gradients at the "
-            "features alone; take weighting.engine=auto, or leave the penalty out."
+            f"tasks.{task} is a {kind}, and weighting.engine=features sees gradients at the features alone; take "
+            f"weighting.engine=auto, or leave the {'penalty' if isinstance(part, Penalty) else 'task'} out."
         )
     if not weighting.gives_weights and several_processes(config):
         raise ConfigError(
@@ -176,6 +179,20 @@ def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> 
         raise ConfigError(
             f"{needs}, and the penalty tasks.{penalties[0]} is a loss of none; leave it out, or set "
             "optimizer.weight_decay."
+        )
+
+
+def check_compiled(config: DictConfig, tasks: Mapping[str, AnyTask]) -> None:
+    """Refuse derivatives of a compiled trunk, which torch differentiates once only.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    names = [name for name, task in tasks.items() if takes_derivatives(task)]
+    if config.compile and names:
+        raise ConfigError(
+            f"compile=true leaves no second derivative of the trunk, which tasks.{names[0]} needs to train on "
+            "derivatives; set compile=false."
         )
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from multitask.data.base import DataModule, Split
 from multitask.data.loading import Loader
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 
 _HOOKS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
 _TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")

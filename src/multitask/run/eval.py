@@ -12,10 +12,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from multitask.errors import ConfigError, one_sentence
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.checkpoint import read_checkpoint
 from multitask.run.console import quiet
-from multitask.run.errors import ConfigError, one_sentence
 from multitask.run.evaluate import Row, evaluate, show
 from multitask.run.record import save_config, write_results
 from multitask.run.resolvers import plain

@@ -1,6 +1,7 @@
 """Initial values, the widths of lazy layers, and what is fitted to the training targets."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -10,15 +11,20 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from multitask.data.base import Split
-from multitask.lightning.batches import few_of, picked, tensors_of
+from multitask.data.batches import few_of, picked, tensors_of
+from multitask.derived import Derivative
+from multitask.errors import ConfigError
 from multitask.lightning.probing import unobtrusive
-from multitask.module import call_with_inputs
+from multitask.module import AnyTask, MultiTaskModule, call_with_inputs, inputs_of, takes_derivatives
+from multitask.nn.with_losses import WithLosses
 from multitask.penalty import Penalty
 from multitask.randomness import derived_seed
 from multitask.run.data import Data, batches_in
-from multitask.run.errors import ConfigError
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
 from multitask.run.loss_checks import check_loss, check_partly, labelled_sample
+from multitask.run.term_checks import check_term
+from multitask.seen import Seen
+from multitask.targets import Transform
 from multitask.task import Batch, Task, split_features
 
 
@@ -73,10 +79,9 @@ def batches_of_run(config: DictConfig) -> int | None:
     return None  # the run ends only if an epoch does
 
 
-@torch.no_grad()
 def initialize(
     trunk: nn.Module,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, AnyTask],
     batch: Batch,
     seed: int,
     splits: Mapping[str, Split | None],
@@ -93,62 +98,81 @@ def initialize(
         inputs: As for :class:`~multitask.module.MultiTaskModule`.
 
     Raises:
-        ConfigError: If trunk, head, loss or a metric cannot take the data, naming the part.
+        ConfigError: If trunk, head, prediction, loss or a metric cannot take the data, naming the part.
     """
     few = few_of(batch)
-    with unobtrusive(trunk, *tasks.values()):
-        _initialize(trunk, tasks, few, seed, splits, inputs)
+    graph = any(takes_derivatives(task) for task in tasks.values())
+    with unobtrusive(trunk, *tasks.values()), torch.set_grad_enabled(graph):
+        _widths(trunk, tasks, few, seed, splits, inputs)
+        module = MultiTaskModule(trunk, tasks, inputs)
+        seen = module.see(few)
+        for name, task in module.by_name.items():
+            _check(name, task, seen, splits)
+        for name, term in module.terms.items():
+            # More examples, among which pairs and labels are likelier.
+            check_term(name, term, module, few_of(batch, 32), partial(seeded, seed, name))
 
 
-def _initialize(
+def _widths(
     trunk: nn.Module,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, AnyTask],
     few: Batch,
     seed: int,
     splits: Mapping[str, Split | None],
     inputs: str | Sequence[str],
 ) -> None:
+    """Let lazy layers of trunk and heads take their widths, each drawn by its own name."""
     try:
-        features = seeded(seed, "trunk", lambda: call_with_inputs(trunk, few, inputs))
+        output = seeded(seed, "trunk", lambda: call_with_inputs(trunk, few, inputs))
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise ConfigError(_misfit(_given(few, inputs), error)) from error
+        raise ConfigError(_misfit(inputs_of(few, inputs), error)) from error
     check_inputs(trunk, splits, inputs)
-    for (name, task), of_task in zip(tasks.items(), split_features(features, list(tasks)), strict=True):
-        if task.target not in few:
-            raise ConfigError(
-                f"tasks.{name}.target={task.target} is not in the data; it has {', '.join(k for k in few)}."
-            )
-        if not task.missing and f"mask/{task.target}" in few:
-            raise ConfigError(
-                f"tasks.{name}: the data has mask/{task.target}, which says what of the target is labelled; set "
-                f"tasks.{name}.missing=true, or take the mask out."
-            )
-        try:
-            task.copies_features = _changes(task.head, of_task, seed, name)
-            prediction = seeded(seed, name, partial(task.head, of_task.clone()))
-            check_splits(name, task, prediction, splits)
-            check_labels(
-                name, task, prediction, few, next(iter(splits)) if "train" not in splits else "train"
-            )
-            outcome = task(of_task, few)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ConfigError(f"tasks.{name}: {error}{_derivatives(error)}") from error
+    heads = {name: task for name, task in tasks.items() if isinstance(task, Task) and task.head is not None}
+    features = split_features(output.features if isinstance(output, WithLosses) else output, list(heads))
+    for (name, task), of_task in zip(heads.items(), features, strict=True):
+        with _saying(name):
+            seeded(seed, name, partial(task.predict, of_task))
+
+
+def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None]) -> None:
+    """Find what of a task does not fit the data."""
+    few = seen.batch
+    if task.target not in few:
+        raise ConfigError(
+            f"tasks.{name}.target={task.target} is not in the data; it has {', '.join(k for k in few)}."
+        )
+    if not task.missing and f"mask/{task.target}" in few:
+        raise ConfigError(
+            f"tasks.{name}: the data has mask/{task.target}, which says what of the target is labelled; set "
+            f"tasks.{name}.missing=true, or take the mask out."
+        )
+    if isinstance(task.prediction, Derivative) and type(task.transform) is not Transform:
+        raise ConfigError(
+            f"tasks.{name}.transform changes the target's units, and a derivative has those of the inputs and of "
+            f"tasks.{task.prediction.task}; leave transform out."
+        )
+    with _saying(name):
+        prediction = seen.predictions[name].detach()
+    with _saying(name), torch.no_grad():
+        check_splits(name, task, prediction, splits)
+        check_labels(name, task, prediction, few, next(iter(splits)) if "train" not in splits else "train")
+        outcome = task.outcome(prediction, few)
+    with torch.no_grad():
         outcome = labelled_sample(task, outcome, splits)
         check_loss(name, task, outcome)
         check_metrics(name, task, outcome)
         check_partly(name, task, outcome, few, splits)
 
 
-def _changes(head: nn.Module, features: Tensor, seed: int, name: str) -> bool:
-    """Return whether a head changes the features in place, before other heads have seen them."""
-    given = features.clone()
-    before = given._version
-    seeded(seed, name, partial(head, given))
-    return given._version != before
-
-
-def _given(batch: Batch, inputs: str | Sequence[str]) -> Any:
-    return batch[inputs] if isinstance(inputs, str) else {key: batch[key] for key in inputs}
+@contextmanager
+def _saying(name: str) -> Iterator[None]:
+    """Name the task in what goes wrong inside."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        said = str(error)
+        named = said if said.startswith(f"tasks.{name}") else f"tasks.{name}: {said}"
+        raise ConfigError(named + (_derivatives(error) or "." * (not said.endswith(".")))) from error
 
 
 def _misfit(inputs: Any, error: Exception) -> str:
@@ -197,13 +221,14 @@ def check_inputs(
     for split, arrays in splits.items():
         if not isinstance(arrays, Mapping):
             continue
-        given = [t for t in tensors_of(_given(arrays, inputs)) if t.is_floating_point()]
+        given = [t for t in tensors_of(inputs_of(arrays, inputs)) if t.is_floating_point()]
         if not given:
             continue
         wrong = torch.stack([~t.flatten(1).isfinite().all(1) for t in given]).any(0)
         if not wrong.any():
             continue
-        features = call_with_inputs(trunk, picked(arrays, wrong.nonzero().flatten()[:8]), inputs)
+        output = call_with_inputs(trunk, picked(arrays, wrong.nonzero().flatten()[:8]), inputs)
+        features = output.features if isinstance(output, WithLosses) else output
         found = features.values() if isinstance(features, Mapping) else [features]
         if not all(isinstance(one, Tensor) and one.isfinite().all() for one in found):
             raise ConfigError(
@@ -212,7 +237,7 @@ def check_inputs(
             )
 
 
-def check_penalties(trunk: nn.Module, tasks: Mapping[str, Task | Penalty]) -> None:
+def check_penalties(trunk: nn.Module, tasks: Mapping[str, AnyTask]) -> None:
     """Find a penalty on parameters that are not there.
 
     Raises:

@@ -10,9 +10,9 @@ from torchmetrics import Metric
 
 from multitask.counts import has_count, labelled_examples
 from multitask.data.base import Split
+from multitask.errors import ConfigError
 from multitask.known import redrawn
 from multitask.metrics.known import OfKnown
-from multitask.run.errors import ConfigError
 from multitask.task import Batch, Outcome, Task
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from multitask.counts import Count, count_of, has_count, labelled_examples, weighs_classes
 from multitask.data.base import Split
+from multitask.errors import ConfigError
 from multitask.known import loss_over_known, redrawn
 from multitask.metrics.known import OfKnown
+from multitask.module import AnyTask
 from multitask.run.combiner import several_processes
-from multitask.run.errors import ConfigError
 from multitask.task import Batch, Outcome, Task
 from multitask.weighting.base import Combiner, JacobianMethod
 
@@ -45,7 +46,7 @@ def check_loss(name: str, task: Task, outcome: Outcome) -> None:
     loss = deepcopy(task.loss)
     try:
         pair = _apart(loss, task.counts_by, prediction, target)
-        if pair is None or _close(*pair):
+        if pair is None or close(*pair):
             return
         said = f"a batch gives {pair[0]:.6g} and its two parts together {pair[1]:.6g}"
     except ValueError as error:
@@ -108,13 +109,13 @@ def check_partly(
             )
 
 
-def check_batch_losses(config: DictConfig, tasks: Mapping[str, Task], weighting: Combiner) -> None:
+def check_batch_losses(config: DictConfig, tasks: Mapping[str, AnyTask], weighting: Combiner) -> None:
     """Say what losses that are one number for each batch mean where a step, or a row, has several batches.
 
     Raises:
         ConfigError: If the weighting wants a loss of each example.
     """
-    names = [name for name, task in tasks.items() if task.counts_by == "batch"]
+    names = [name for name, task in tasks.items() if getattr(task, "counts_by", None) == "batch"]
     if not names:
         return
     if isinstance(weighting, JacobianMethod) and weighting.rows == "example":
@@ -241,7 +242,8 @@ def _first_finite(
     return None
 
 
-def _close(first: float, second: float) -> bool:
+def close(first: float, second: float) -> bool:
+    """Return whether two losses are the same but for rounding."""
     return abs(first - second) <= 1e-6 + 1e-4 * max(abs(first), abs(second))
 
 
@@ -257,7 +259,7 @@ def _fitting(
             pair = _apart(loss, how, prediction, target)
         except ValueError:
             continue
-        if pair is not None and _close(*pair):
+        if pair is not None and close(*pair):
             return how
     return "batch"
 
@@ -290,7 +292,7 @@ def _loss_refuses(task: Task, outcome: Outcome) -> str | None:
             pair = _first_finite(found, prediction)
         except ValueError:
             return unlike
-        if pair is None or not _close(*pair):
+        if pair is None or not close(*pair):
             return unlike
     return None
 

@@ -8,7 +8,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 
 TRUNK_AND_HEADS = "multitask.module.MultiTaskModule"
 _GROUP = "trunk_and_heads"

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from multitask.errors import ConfigError
 from multitask.evaluation.names import METRICS, TASKS, renamed
-from multitask.run.errors import ConfigError
 
 # Attributes of torch.nn.ModuleDict, which holds the tasks, and of torchmetrics.MetricCollection, which holds a
 # task's metrics: neither takes an item of such a name. A test compares both with the installed versions.

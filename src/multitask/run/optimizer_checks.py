@@ -8,9 +8,9 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
 
+from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.run.combiner import several_processes
-from multitask.run.errors import ConfigError
 
 
 def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequence[str]) -> None:

@@ -10,12 +10,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 from torch import Tensor
 
+from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.run.batches import first_batch
 from multitask.run.combiner import build_combiner, step_options, train_with
 from multitask.run.data import Data, OtherData, looked_at, trained_on
-from multitask.run.errors import ConfigError
 from multitask.run.initialization import seeded
 from multitask.run.names import check_losses
 from multitask.weighting.base import JacobianMethod

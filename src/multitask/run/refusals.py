@@ -6,10 +6,10 @@ import torch
 from omegaconf import DictConfig
 
 from multitask.data.base import Split
+from multitask.errors import ConfigError, choices
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
 from multitask.run.data import Data, OtherData, batches_in
-from multitask.run.errors import ConfigError, choices
 from multitask.run.trainer_keys import watched
 
 

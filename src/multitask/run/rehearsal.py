@@ -9,14 +9,14 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from multitask.data.batches import examples_in, few_of, picked
 from multitask.data.loading import Loader
-from multitask.lightning.batches import examples_in, few_of, picked
+from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
 from multitask.run.combiner import processes
 from multitask.run.data import Data
-from multitask.run.errors import ConfigError
 from multitask.run.sharing import losses_of
 
 
@@ -97,18 +97,19 @@ def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, ba
     limit, count = config.trainer.limit_train_batches, processes(config)
     smallest = loader.smallest(count)
     batches = len(loader)
-    seen = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    if smallest > 1 or (seen < batches and loader.batch_size > 1):
+    taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if smallest > 1 or (taken < batches and loader.batch_size > 1):
         return
     few = picked(batch, torch.arange(smallest))
     try:
-        with _as_in_training(module), torch.no_grad():
+        graph = not isinstance(module, MultiTaskModule) or module.derivatives
+        with _as_in_training(module), torch.set_grad_enabled(graph):
             if isinstance(module, MultiTaskModule):  # a loss may be of no value of so few, and is then absent
-                for task, features in zip(module.by_name.values(), module.features(few), strict=True):
-                    task.head(features)
+                seen = module.see(few)
+                for name in module.by_name:
+                    seen.predictions[name]
             elif examples_in(few) == smallest:
-                with torch.enable_grad():
-                    module.losses(few)
+                module.losses(few)
     except (ValueError, RuntimeError, IndexError) as error:
         where = "an epoch's last batch has" if loader.batch_size > smallest else "every batch has"
         advice = "set data.drop_last=true, or another data.batch_size"

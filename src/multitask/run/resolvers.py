@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from multitask.run.checks import SINGLE_TASK
-from multitask.sweep.devices import gpus_of_job, parallel_jobs
+from multitask.run.devices import gpus_of_job, parallel_jobs
 
 
 def register() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from multitask.callbacks.checkpoints import bring, find_best
-from multitask.run.curves import carry_over
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
+from multitask.lightning.curves import carry_over
 from multitask.run.model_choice import TRUNK_AND_HEADS
 
 # A checkpoint's optimizer, scheduler and combiner go on as they were: here another value in the

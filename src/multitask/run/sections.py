@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 
 # What each section is chosen by, where it must name something to make.
 _MADE = {"data": "data", "trunk": "trunk", "weighting": "weighting", "optimizer": "optimizer"}

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from multitask.data.batches import few_of
 from multitask.gradients.graph import Graph
 from multitask.gradients.parts import Part, parts
 from multitask.gradients.uses import users
-from multitask.lightning.batches import few_of
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
@@ -34,10 +34,16 @@ def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:
 
 
 def compare(module: MultiTaskModule, batch: Batch) -> tuple[dict[str, Outcome], dict[str, Tensor]]:
-    """Return what each task with a head makes of a batch, and the loss of every task, with their graphs."""
-    outcomes = dict(zip(module.by_name, module(batch), strict=True))
+    """Return what each task that predicts makes of a batch, and the loss of every task, with their graphs."""
+    seen = module.see(batch)
+    outcomes = module.outcomes(seen)
     losses = {
-        name: outcomes[name].loss if name in outcomes else module.penalty(name) for name in module.names
+        name: outcomes[name].loss
+        if name in outcomes
+        else module.term(name, seen)[0]
+        if name in module.terms
+        else module.penalty(name)
+        for name in module.names
     }
     return outcomes, losses
 

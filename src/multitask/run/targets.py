@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
-from multitask.run.errors import ConfigError, choices
+from multitask.errors import ConfigError, choices
 
 _HYDRA = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")
 # Keys of a section that are not for its constructor: when a scheduler steps, how training batches are cut.

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 
 from multitask import quiet_wandb  # noqa: F401
-from multitask.run.errors import ConfigError, choices
+from multitask.errors import ConfigError, choices
 
 MODES = ("offline", "online", "disabled")
 

@@ -18,15 +18,15 @@ from omegaconf import DictConfig
 
 from multitask.callbacks.cost import Cost
 from multitask.callbacks.interruption import Interruption
+from multitask.errors import ConfigError, RunFailed, RunInterrupted, one_sentence
+from multitask.lightning.curves import MetricsCsv, carry_over
 from multitask.lightning.module import MultiLossModule
 from multitask.run import resume, tracking
 from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.checks import settle
 from multitask.run.console import quiet, summarize
-from multitask.run.curves import MetricsCsv, carry_over
 from multitask.run.data import Data, looked_at, resumption_of, trained_on
-from multitask.run.errors import ConfigError, RunFailed, RunInterrupted, one_sentence
 from multitask.run.evaluate import evaluate, show
 from multitask.run.model_choice import is_own
 from multitask.run.optimizer_checks import check_optimizer

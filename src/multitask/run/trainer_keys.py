@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 
 # Keys of Lightning's Trainer that other keys of the config decide.
 _ELSEWHERE = {

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from multitask.run.errors import ConfigError, choices
+from multitask.errors import ConfigError, choices
 
 
 @dataclass(frozen=True)

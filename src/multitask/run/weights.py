@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
-from multitask.run.errors import ConfigError
 
 
 def load_initial(module: MultiLossModule, path: str) -> None:
@@ -76,7 +76,10 @@ def _is_model(module: MultiLossModule, name: str) -> bool:
     part = name.split(".")
     if not isinstance(module, MultiTaskModule):
         return part[0] != "weighting"
-    return part[0] == "trunk" or (part[0] == "tasks" and part[2] == "head")  # a task may be called head, too
+    if part[0] != "tasks":
+        return part[0] == "trunk"
+    # A task may be called head, too.
+    return part[2] in ("head", "prediction") or (part[2] == "loss" and part[1] in module.terms)
 
 
 def _named(module: MultiLossModule) -> str:

@@ -4,9 +4,9 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from multitask.errors import ConfigError
 from multitask.evaluation.names import COMBINED, conflict
 from multitask.run.checks import SINGLE_TASK
-from multitask.run.errors import ConfigError
 from multitask.run.record import COLUMNS, write_results
 from multitask.sweep.state import COMPLETED, read_record
 

@@ -14,8 +14,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
+from multitask.errors import ConfigError, choices
 from multitask.run.arguments import quoted
-from multitask.run.errors import ConfigError, choices
 from multitask.sweep.rank import is_first
 
 RECORD = "sweep.json"

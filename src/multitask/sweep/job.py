@@ -9,12 +9,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
+from multitask.errors import RunFailed, RunInterrupted, one_sentence
 from multitask.run.cli import speaking
-from multitask.run.errors import RunFailed, RunInterrupted, one_sentence
+from multitask.run.devices import take_gpu
 from multitask.run.record import RunRecord
 from multitask.sweep.claim import claimed, holder
 from multitask.sweep.command import as_single_run
-from multitask.sweep.devices import take_gpu
 from multitask.sweep.rank import is_first
 from multitask.sweep.state import COMPLETED, FAILED, read_record
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
+from multitask.errors import ConfigError, choices
 from multitask.evaluation.names import COMBINED
-from multitask.run.errors import ConfigError, choices
 from multitask.run.model_choice import is_own
 from multitask.sweep.plan import Job
 from multitask.sweep.state import COMPLETED, read_record, status_of

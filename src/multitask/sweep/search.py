@@ -8,7 +8,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 from multitask.run.record import write_atomically
 from multitask.sweep.objectives import Objective, measure
 from multitask.sweep.plan import Job

@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from multitask.run.errors import ConfigError, RunFailed
+from multitask.errors import ConfigError, RunFailed
 from multitask.run.record import write_atomically
 from multitask.sweep.command import RECORD
 from multitask.sweep.job import record_failure

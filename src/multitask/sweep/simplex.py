@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 
 MOST = 1000
 Sampling = Literal["grid", "dirichlet"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from multitask.run.errors import ConfigError
+from multitask.errors import ConfigError
 
 SEED = "seed"
 

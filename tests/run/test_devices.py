@@ -8,8 +8,8 @@ from multiprocessing.connection import Connection
 import pytest
 from omegaconf import OmegaConf
 
-from multitask.sweep import devices
-from multitask.sweep.devices import gpus, gpus_of_job, parallel_jobs, take_gpu
+from multitask.run import devices
+from multitask.run.devices import gpus, gpus_of_job, parallel_jobs, take_gpu
 
 GPU = {"trainer": {"accelerator": "gpu", "devices": 1}}
 

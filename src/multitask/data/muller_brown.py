@@ -1,0 +1,71 @@
+"""Points in the plane with the energy and the forces of a potential."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multitask.data.base import DataModule, Split
+
+_AMPLITUDE = torch.tensor([-200.0, -100.0, -170.0, 15.0], dtype=torch.float64)
+_A = torch.tensor([-1.0, -1.0, -6.5, 0.7], dtype=torch.float64)
+_B = torch.tensor([0.0, 0.0, 11.0, 0.6], dtype=torch.float64)
+_C = torch.tensor([-10.0, -10.0, -6.5, 0.7], dtype=torch.float64)
+_X = torch.tensor([1.0, 0.0, -0.5, -1.0], dtype=torch.float64)
+_Y = torch.tensor([0.0, 0.5, 1.5, 1.0], dtype=torch.float64)
+
+
+class MullerBrown(DataModule):
+    """The potential of "Location of Saddle Points and Minimum Energy Paths" (Müller and Brown, 1979).
+
+    ``inputs`` ``[2]``, uniform over x from −1.5 to 1.2 and y from −0.2 to 2 where the energy is below 50; ``energy``
+    ``[1]``; ``forces`` ``[2]``, its negative gradient.
+
+    Args:
+        examples: How many points for train, validation and test.
+        points_seed: Seed of the points: fixed, so that runs of all seeds share one test set.
+        batch_size: See :class:`~multitask.data.base.DataModule`.
+        eval_batch_size: See there.
+        seed: See there.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[int] = (1000, 200, 200),
+        points_seed: int = 0,
+        batch_size: int | None = 100,
+        eval_batch_size: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        if len(examples) != 3 or min(examples) < 1:
+            raise ValueError(f"data.examples={list(examples)} must be three counts above 0.")
+        self.examples = examples
+        self.points_seed = points_seed
+
+    def load(self) -> dict[str, Split]:
+        """Draw the points of all splits."""
+        generator = torch.Generator().manual_seed(self.points_seed)
+        corner, size = (torch.tensor(v, dtype=torch.float64) for v in ([-1.5, -0.2], [2.7, 2.2]))
+        drawn = torch.empty(0, 2, dtype=torch.float64)
+        while len(drawn) < sum(self.examples):
+            points = corner + size * torch.rand(1024, 2, generator=generator, dtype=torch.float64)
+            drawn = torch.cat([drawn, points[potential(points)[0] < 50]])
+        splits: dict[str, Split] = {}
+        parts = drawn[: sum(self.examples)].split(list(self.examples))
+        for name, points in zip(("train", "val", "test"), parts, strict=True):
+            energy, forces = potential(points)
+            splits[name] = {
+                "inputs": points.float(),
+                "energy": energy[:, None].float(),
+                "forces": forces.float(),
+            }
+        return splits
+
+
+def potential(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return energies ``[n]`` and forces ``[n, 2]`` at points ``[n, 2]`` in float64."""
+    x, y = points[:, :1] - _X, points[:, 1:] - _Y
+    each = _AMPLITUDE * torch.exp(_A * x**2 + _B * x * y + _C * y**2)
+    slopes = [(each * (2 * _A * x + _B * y)).sum(1), (each * (_B * x + 2 * _C * y)).sum(1)]
+    return each.sum(1), -torch.stack(slopes, 1)

@@ -1,0 +1,54 @@
+"""Points at which a network has to satisfy an equation, and its boundary."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from multitask.data.base import DataModule, Split
+
+
+class Poisson(DataModule):
+    """Points of u″ = −π² sin(πx), u(±1) = 0, whose solution is sin(πx).
+
+    ``inputs`` ``[1]``: in training uniform from −1 to 1, and the two ends by turns; ``u`` ``[1]``: 0 at the ends and
+    NaN between them. Validation and test have the solution on grids.
+
+    Args:
+        examples: How many points between the ends for training, and how many on the grids of validation and test.
+        ends: How many points of training are ends.
+        points_seed: Seed of the points: fixed, as in the other generated data.
+        batch_size: See :class:`~multitask.data.base.DataModule`.
+        eval_batch_size: See there.
+        seed: See there.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[int] = (900, 100, 101),
+        ends: int = 100,
+        points_seed: int = 0,
+        batch_size: int | None = 100,
+        eval_batch_size: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        if len(examples) != 3 or min(*examples, ends) < 2:
+            raise ValueError(
+                f"data.examples={list(examples)} must be three counts, and data.ends={ends} a fourth, above 1."
+            )
+        self.examples = examples
+        self.ends = ends
+        self.points_seed = points_seed
+
+    def load(self) -> dict[str, Split]:
+        """Draw the points of training, and make the grids."""
+        generator = torch.Generator().manual_seed(self.points_seed)
+        inner = 2 * torch.rand(self.examples[0], 1, generator=generator) - 1
+        ends = torch.tensor([[-1.0], [1.0]]).repeat(self.ends // 2 + 1, 1)[: self.ends]
+        known = torch.cat([torch.full_like(inner, torch.nan), torch.zeros_like(ends)])
+        splits: dict[str, Split] = {"train": {"inputs": torch.cat([inner, ends]), "u": known}}
+        for name, count in zip(("val", "test"), self.examples[1:], strict=True):
+            grid = torch.linspace(-1, 1, count)[:, None]
+            splits[name] = {"inputs": grid, "u": torch.sin(math.pi * grid)}
+        return splits

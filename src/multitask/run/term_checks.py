@@ -1,0 +1,95 @@
+"""Refuses terms that are not the means they are taken for, found by computing a batch whole and in parts."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from multitask.data.batches import examples_in, picked
+from multitask.errors import ConfigError
+from multitask.module import MultiTaskModule
+from multitask.run.loss_checks import close
+from multitask.task import Batch
+from multitask.terms.term import Term
+
+Found = tuple[Tensor, float | Tensor | None]
+
+
+def check_term(
+    name: str,
+    term: Term,
+    module: MultiTaskModule,
+    batch: Batch,
+    drawn: Callable[[Callable[[], Found]], Found] = lambda make: make(),
+) -> None:
+    """Check that a term can be computed, and that two parts of a batch add up to the whole of it.
+
+    Args:
+        name: The task's name.
+        term: The term.
+        module: Trunk and tasks, in evaluation mode.
+        batch: A few examples.
+        drawn: Calls a function in which lazy layers of the loss draw their initial values.
+
+    Raises:
+        ConfigError: If it cannot, or they do not: accumulation, processes and evaluation in batches would each give
+            another loss.
+    """
+    try:
+        seen = module.see(batch)
+        loss, count = drawn(lambda: term(seen))
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ConfigError(f"tasks.{name}: {' '.join(str(said).split()).rstrip('.')}.") from error
+    examples = seen.examples
+    if term.derivatives:
+        _check_reach(name, loss, module)
+    whole = float(loss.detach())
+    parted = examples > 1 and examples == examples_in(batch)
+    if (
+        term.counts_by == "batch"
+        or not parted
+        or not math.isfinite(whole)
+        or (count is not None and not count)
+    ):
+        return
+    cut = max(1, 3 * examples // 8)
+    sums = counts = 0.0
+    for rows in (torch.arange(cut), torch.arange(cut, examples)):
+        part = picked(batch, rows)
+        try:
+            found, its = module.term(name, module.see(part))
+        except ValueError as error:
+            raise ConfigError(
+                f"tasks.{name}.loss fails on a part of a batch ({' '.join(str(error).split())}); set "
+                f"tasks.{name}.count=batch if it is no mean over examples."
+            ) from error
+        here = float(len(rows) if its is None else its)
+        if here:
+            sums, counts = sums + here * float(found.detach()), counts + here
+    if not counts or not close(whole, sums / counts):
+        joined = sums / counts if counts else math.nan
+        raise ConfigError(
+            f"tasks.{name}.loss is not the mean over {'its examples' if count is None else 'its count'} that it is "
+            f"taken for: a batch gives {whole:.6g} and its two parts together {joined:.6g}; set tasks.{name}.count="
+            "batch (one number for each batch, averaged over micro-batches, processes and evaluation batches), or "
+            "return (mean, what it is over)."
+        )
+
+
+def _check_reach(name: str, loss: Tensor, module: MultiTaskModule) -> None:
+    """Refuse a loss of derivatives that are the same whatever the weights are, as those of a piecewise linear network.
+
+    Raises:
+        ConfigError: Naming the task.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        return
+    found = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else [None]
+    if not any(gradient is not None and gradient.any() for gradient in found):
+        raise ConfigError(
+            f"tasks.{name}.loss does not depend on a single trained weight: second derivatives of a network of ReLUs "
+            "are zero; take a smooth activation such as Tanh, for example trunk=mlp_smooth."
+        )

@@ -1,0 +1,106 @@
+"""Each kind of loss that is of more than one head's features, through the script, by its file's own command."""
+
+import re
+
+import pytest
+import torch
+
+from tests.integration.script_runner import ROOT, Scripts
+from tests.integration.small import checkpoint
+from tests.integration.test_tasks_by_config import figures
+
+pytestmark = pytest.mark.slow
+
+KINDS = ROOT / "configs" / "task" / "kinds"
+SHORT = ("logger=csv", "trainer.max_epochs=2", "trainer.limit_train_batches=3")
+WANTED = {
+    "second_loss": {("rings", "mae"), ("rings_l1", "mae"), ("rings_l1", "loss")},
+    "distillation": {("student", "accuracy"), ("distillation", "loss")},
+    "contrastive": {("left", "accuracy"), ("contrastive", "loss")},
+    "divergence": {("right", "accuracy"), ("divergence", "loss")},
+    "forces": {("energy", "mae"), ("forces", "mae"), ("forces", "loss")},
+    "residual": {("u", "mae"), ("residual", "loss")},
+}
+
+
+def command(kind: str) -> list[str]:
+    """Return the overrides that a kind's file opens with, but for its weighting."""
+    found = re.search(r"scripts/train\.py (.*)", (KINDS / f"{kind}.yaml").read_text(encoding="utf-8"))
+    assert found is not None
+    return [word for word in found[1].split() if not word.startswith("weighting=")]
+
+
+@pytest.mark.smoke("upgrad-second_loss", "upgrad-residual", "uw-forces", "upgrad-divergence")
+@pytest.mark.parametrize("kind", WANTED)
+@pytest.mark.parametrize("weighting", ["uw", "upgrad"])
+def test_its_own_command_runs(kind: str, weighting: str, scripts: Scripts) -> None:
+    ran = scripts.run(*command(kind), f"weighting={weighting}", *SHORT)
+    assert ran.code == 0, ran.err
+    assert ran.err == ""
+    found = figures(ran.folder)
+    assert WANTED[kind] <= set(found)
+    assert all(torch.tensor(value).isfinite() for value in found.values())
+
+
+@pytest.mark.parametrize(
+    "more", [["weighting=modo"], ["weighting=famo", "trainer.accumulate_grad_batches=2"]]
+)
+@pytest.mark.parametrize("kind", ["distillation", "forces", "residual"])
+def test_halves_and_second_looks(kind: str, more: list[str], scripts: Scripts) -> None:
+    ran = scripts.run(*command(kind), *more, *SHORT)
+    assert ran.code == 0, ran.err
+    assert WANTED[kind] <= set(figures(ran.folder))
+
+
+@pytest.mark.smoke("forces")
+@pytest.mark.parametrize("kind", ["forces", "divergence"])
+def test_a_resumed_run_ends_bit_for_bit(kind: str, scripts: Scripts) -> None:
+    """With draws of features, and derivatives."""
+    overrides = [*command(kind), "weighting=upgrad", "logger=csv", "trainer.limit_train_batches=3"]
+    whole = scripts.run(*overrides, "trainer.max_epochs=2")
+    first = scripts.run(*overrides, "trainer.max_epochs=1")
+    second = scripts.run(
+        *overrides, "trainer.max_epochs=2", f"ckpt_path={first.folder}/checkpoints/last.ckpt"
+    )
+    assert second.code == 0, second.err
+    expected = checkpoint(whole.folder)["state_dict"]
+    for name, value in checkpoint(second.folder)["state_dict"].items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            [*command("contrastive"), "tasks.contrastive.count=null"],
+            "tasks.contrastive.loss is not the mean over its count that it is taken for",
+        ),
+        (
+            [*command("contrastive"), "weighting=iwmtl"],
+            "tasks.contrastive.count=batch says that an example alone has no loss",
+        ),
+        (
+            [*command("distillation"), "weighting=upgrad", "weighting.engine=features"],
+            "tasks.distillation is a loss of more than a head's features",
+        ),
+        (
+            [*command("distillation"), "weighting=modo", "data.batch_size=1"],
+            "weighting=modo wants tasks.distillation of two halves; raise data.batch_size=1",
+        ),
+        (
+            [*command("residual"), "trunk=mlp_small"],
+            "take a smooth activation such as Tanh, for example trunk=mlp_smooth",
+        ),
+        ([*command("forces"), "only=forces"], "no task 'energy' predicts anything"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_run(
+    overrides: list[str], said: str, scripts: Scripts
+) -> None:
+    ran = scripts.run(*overrides, "logger=csv")
+    assert ran.code == 1
+    assert "Traceback" not in ran.err
+    last = ran.err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+    assert not list(scripts.logs.glob("*/runs/*"))

@@ -64,9 +64,9 @@ def test_groups_go_together(
 
 
 def test_a_compiled_trunk_trains_as_it_is(small: Small) -> None:
-    runs = [
-        small.run("weighting=upgrad", "trainer.max_epochs=1", f"compile={on}") for on in ("false", "true")
-    ]
+    """Without dropout, for which compiled code draws other numbers."""
+    fixed = ["weighting=upgrad", "trunk=mlp_small", "trainer.max_epochs=1"]
+    runs = [small.run(*fixed, f"compile={on}") for on in ("false", "true")]
     plain, compiled = (checkpoint(ran.folder)["state_dict"] for ran in runs)
     for key, value in plain.items():
         if key.startswith(("trunk.", "tasks.")):

@@ -84,10 +84,6 @@ def test_a_resumed_run_ends_bit_for_bit(kind: str, scripts: Scripts) -> None:
             "tasks.distillation is a loss of more than a head's features",
         ),
         (
-            [*command("distillation"), "weighting=modo", "data.batch_size=1"],
-            "weighting=modo wants tasks.distillation of two halves; raise data.batch_size=1",
-        ),
-        (
             [*command("residual"), "trunk=mlp_small"],
             "take a smooth activation such as Tanh, for example trunk=mlp_smooth",
         ),

@@ -44,17 +44,17 @@ def step(trained: MultiTaskModule, **options: Any) -> list[Tensor]:
 
 
 def reference(module: MultiTaskModule, method: str, losses: list[Tensor]) -> list[Tensor]:
-    """Return the gradient by torchjd: heads their own losses', the trunk the combined one."""
-    heads, shared = list(module.tasks.parameters()), list(module.trunk.parameters())
-    found = torch.autograd.grad(sum(losses), heads, retain_graph=True)
-    for parameter, gradient in zip(heads, found, strict=True):
-        parameter.grad = gradient
-    if method == "sum":
-        sum(losses).backward(inputs=shared)
-    else:
+    """Return the gradient by torchjd: combined where several losses reach a parameter, else its own loss's."""
+    parameters = list(module.parameters())
+    rows = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
+    reached = [sum(gradient is not None for gradient in column) for column in zip(*rows, strict=True)]
+    shared = [p for p, count in zip(parameters, reached, strict=True) if count > 1]
+    own = [p for p, count in zip(parameters, reached, strict=True) if count == 1]
+    sum(losses).backward(inputs=own if method == "upgrad" else parameters, retain_graph=True)
+    if method == "upgrad":
         backward(losses, inputs=shared)
         jac_to_grad(shared, UPGrad())
-    return [p.grad for p in module.parameters()]
+    return [p.grad for p in parameters]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -169,7 +169,9 @@ def _layout(plain: Tensor, scaled: Sequence[Tensor], scales: Sequence[Tensor]) -
     allowed = min(1e-5, 64 * torch.finfo(plain.dtype).eps) * plain.abs().amax(1, keepdim=True)
     for first in (True, False):
         layout = Layout(examples, first, positions)
-        factors = [layout.flat(s[:, None].expand(-1, positions // examples)).to(plain)[:, None] for s in scales]
+        factors = [
+            layout.flat(s[:, None].expand(-1, positions // examples)).to(plain)[:, None] for s in scales
+        ]
         if all(
             bool(((other - factor * plain).abs() <= factor.abs() * allowed).all())
             for factor, other in zip(factors, scaled, strict=True)

@@ -505,7 +505,7 @@ class MultiLossModule(LightningModule):
     def validation_keys(self) -> set[str]:
         """The keys that validation logs where every loss has labels, as far as they are known."""
         if is_overridden("validation_step", self, MultiLossModule):
-            return self.seen_keys or set()
+            return (self.seen_keys or set()) | (self.validated.keys() - {"epoch"})
         return self.keys_of(self.names) | (self.validated.keys() - {"epoch"})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -24,7 +24,7 @@ from multitask.gradients.window import Counts
 from multitask.lightning.figures import Figures, logged, read
 from multitask.lightning.losses_beside import LossesBeside
 from multitask.lightning.means import MeanLosses
-from multitask.lightning.overrides import check_extends
+from multitask.lightning.overrides import replaced_hook
 from multitask.lightning.parts import LossAndCount, losses_of_halves
 from multitask.lightning.schedulers import step_plateau_schedulers, step_schedulers
 from multitask.lightning.telemetry import Telemetry
@@ -34,12 +34,6 @@ from multitask.weighting.adapter import adapt
 from multitask.weighting.base import Combiner, JacobianMethod, Rows, Scalarization
 
 Observer = Callable[[StepResult], None]
-_HOOKS = (
-    "configure_callbacks", "training_step", "on_before_optimizer_step", "optimizer_step", "lr_scheduler_step",
-    "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end",
-    "on_validation_start", "on_validation_epoch_end", "on_validation_end", "on_test_epoch_end",
-    "on_save_checkpoint", "on_load_checkpoint",
-)  # fmt: skip
 
 
 class MultiLossModule(LightningModule):
@@ -63,10 +57,6 @@ class MultiLossModule(LightningModule):
     Args:
         options: As for :meth:`train_with`.
     """
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        check_extends(cls, MultiLossModule, _HOOKS)
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -127,7 +117,12 @@ class MultiLossModule(LightningModule):
             names: The losses' names in the weighting's order.
             manual: Whether to optimize by hand; by default as far as the weighting or accumulation needs it.
             seed: Seed of the weighting's random numbers.
+
+        Raises:
+            TypeError: If the class replaces a hook that it may only extend.
         """
+        if complaint := replaced_hook(type(self), MultiLossModule):
+            raise TypeError(complaint)
         self.weighting: Combiner = adapt(weighting)
         self._optimizer, self._scheduler = optimizer, scheduler
         self.scheduler_options = dict(scheduler_options or {})
@@ -442,8 +437,7 @@ class MultiLossModule(LightningModule):
         if not self.trainer.sanity_checking:
             self.validated = {"epoch": self.current_epoch} | found
         self._log(found)
-        own = not found and type(self).validation_step is not MultiLossModule.validation_step
-        for key in (self.validated.keys() - {"epoch"} if own else self.validation_keys) - found.keys():
+        for key in self.validation_keys - found.keys():
             # Lightning keeps what the validation before gave, and its callbacks would take that for news.
             self.trainer.callback_metrics[key] = torch.tensor(torch.nan)
 
@@ -504,9 +498,9 @@ class MultiLossModule(LightningModule):
     @property
     def validation_keys(self) -> set[str]:
         """The keys that validation logs where every loss has labels, as far as they are known."""
-        if is_overridden("validation_step", self, MultiLossModule):
-            return (self.seen_keys or set()) | (self.validated.keys() - {"epoch"})
-        return self.keys_of(self.names) | (self.validated.keys() - {"epoch"})
+        own = is_overridden("validation_step", self, MultiLossModule)
+        known = (self.seen_keys or set()) if own else self.keys_of(self.names)
+        return known | (self.validated.keys() - {"epoch"})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Step schedulers that watch a metric by steps: after the validation of the batch before."""

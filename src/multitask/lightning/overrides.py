@@ -3,25 +3,40 @@
 from inspect import unwrap
 from types import FunctionType
 
+HOOKS = (
+    "configure_callbacks",
+    "training_step",
+    "on_before_optimizer_step",
+    "optimizer_step",
+    "lr_scheduler_step",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_train_epoch_end",
+    "on_validation_start",
+    "on_validation_epoch_end",
+    "on_validation_end",
+    "on_test_epoch_end",
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+)
+"""The hooks of a ``MultiLossModule`` in which training takes place."""
 
-def check_extends(cls: type, base: type, hooks: tuple[str, ...]) -> None:
-    """Check that a class which defines one of its base's hooks calls the base's.
 
-    Lightning's own hooks are empty, so that few call them; a hook in which training takes place would be lost
-    in silence.
+def replaced_hook(cls: type, base: type) -> str | None:
+    """Return a sentence about a hook that a class replaces instead of extending; ``None`` where there is none.
+
+    Lightning's own hooks are empty, so that few call them; what the base does there would be lost in silence.
 
     Args:
         cls: The class.
         base: The class whose hooks do something.
-        hooks: Their names.
-
-    Raises:
-        TypeError: If it does not.
     """
+    owners = cls.__mro__[: cls.__mro__.index(base)]
     bases = {"super", *(c.__name__ for c in cls.__mro__[1:])}
-    for name in hooks:
-        own = unwrap(cls.__dict__[name]) if name in cls.__dict__ else None
-        if isinstance(own, FunctionType) and not bases & set(own.__code__.co_names):
-            raise TypeError(
-                f"{cls.__name__}.{name} replaces a hook that {base.__name__} needs; call super().{name}(...) in it."
-            )
+    for owner in owners:
+        for name in HOOKS:
+            own = unwrap(owner.__dict__[name]) if name in owner.__dict__ else None
+            if isinstance(own, FunctionType) and not bases & set(own.__code__.co_names):
+                hook = f"{owner.__name__}.{name}"
+                return f"{hook} replaces what {base.__name__} does there; call super().{name}(…) in it."
+    return None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
+from multitask.lightning.overrides import replaced_hook
 from multitask.lightning.probing import unobtrusive
 from multitask.run.batches import first_batch
 from multitask.run.combiner import build_combiner, step_options, train_with
@@ -19,23 +20,6 @@ from multitask.run.data import Data, OtherData, looked_at, trained_on
 from multitask.run.initialization import seeded
 from multitask.run.names import check_losses
 from multitask.weighting.base import JacobianMethod
-
-_HOOKS = (
-    "configure_callbacks",
-    "training_step",
-    "on_before_optimizer_step",
-    "optimizer_step",
-    "on_validation_start",
-    "on_validation_epoch_end",
-    "on_validation_end",
-    "on_test_epoch_end",
-    "on_train_batch_start",
-    "on_train_batch_end",
-    "on_train_epoch_end",
-    "on_save_checkpoint",
-    "on_load_checkpoint",
-)
-"""What a subclass may add to, and not replace."""
 
 
 def build_own(config: DictConfig, data: Data) -> MultiLossModule:
@@ -107,16 +91,8 @@ def check_hooks(module: MultiLossModule) -> None:
     Raises:
         ConfigError: Naming the hook.
     """
-    for name in _HOOKS:
-        for owner in type(module).__mro__:
-            if owner is MultiLossModule:
-                break
-            code = getattr(owner.__dict__.get(name), "__code__", None)
-            if code is not None and "super" not in code.co_names:
-                raise ConfigError(
-                    f"model: {owner.__name__}.{name} replaces what MultiLossModule does there; call super().{name}(…) "
-                    "in it."
-                )
+    if complaint := replaced_hook(type(module), MultiLossModule):
+        raise ConfigError(f"model: {complaint}")
 
 
 def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:

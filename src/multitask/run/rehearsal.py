@@ -100,6 +100,11 @@ def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, ba
     taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if smallest > 1 or (taken < batches and loader.batch_size > 1):
         return
+    if getattr(module.weighting, "rows", "task") == "half" and loader.batch_size == 1:
+        raise ConfigError(
+            f"every batch has 1 example, and weighting={config.method} wants the losses of two halves of each, so that "
+            "no step would be taken; raise data.batch_size=1."
+        )
     few = picked(batch, torch.arange(smallest))
     try:
         graph = not isinstance(module, MultiTaskModule) or module.derivatives

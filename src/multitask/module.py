@@ -81,15 +81,6 @@ class MultiTaskModule(MultiLossModule):
         output = call_with_inputs(trunk, given, self.inputs)
         return Seen(batch, inputs_of(given, self.inputs), output, self.by_name, int(self.examples(batch)))
 
-    def outcomes(self, seen: Seen) -> dict[str, Outcome]:
-        """Return loss, prediction and target of each task that predicts."""
-        found = {}
-        for name, task in self.by_name.items():
-            prediction = seen.predictions[name]
-            with naming(name):
-                found[name] = task.outcome(prediction, seen.batch)
-        return found
-
     def term(self, name: str, seen: Seen) -> tuple[Tensor, float | Tensor | None]:
         """Return the mean loss of a term, a scalar, and what it is over; ``None`` for the batch's examples."""
         with naming(name):
@@ -105,12 +96,12 @@ class MultiTaskModule(MultiLossModule):
     def forward(self, batch: Batch) -> list[Outcome]:
         """Return loss, prediction and target of each task that predicts."""
         with self._graph():
-            return list(self.outcomes(self.see(batch)).values())
+            return list(self.see(batch).outcomes().values())
 
     def losses(self, batch: Batch) -> dict[str, LossAndCount]:
         """Return the mean loss of each task, terms and penalties among them, with its count where that matters."""
         seen = self.see(batch)
-        outcomes = self.outcomes(seen)
+        outcomes = seen.outcomes()
         # A batch alone is its own mean, whatever the mean is over.
         whole = self.window == 1 and self.processes == 1 and self._rows == "task"
         found: dict[str, LossAndCount] = {}
@@ -181,7 +172,7 @@ class MultiTaskModule(MultiLossModule):
         """Add a batch to the tasks' losses and metrics."""
         with self._graph():
             seen = self.see(batch)
-            outcomes = self.outcomes(seen)
+            outcomes = seen.outcomes()
             terms = [self.term(name, seen) for name in self.terms]
         examples = float(seen.examples)
         self._measurement.update(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from multitask.data.batches import examples_in, mapped
 from multitask.nn.with_losses import WithLosses
-from multitask.task import Batch, Task, split_features
+from multitask.task import Batch, Outcome, Task, split_features
 
 
 class Derived(nn.Module):
@@ -58,9 +58,18 @@ class Seen:
         self.predictions: Mapping[str, Tensor] = _Once(self._predict, list(tasks))
         """What each task predicts, as its head returns it."""
         self._tasks = tasks
-        heads = [name for name, task in tasks.items() if task.head is not None]
-        self._features = dict(zip(heads, split_features(features, heads), strict=True))
+        self._of_heads: dict[str, Tensor] = {}
         self._waiting: list[str] = []
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """Return loss, prediction and target of each task that predicts."""
+        found, at = {}, ""
+        try:
+            for at, task in self._tasks.items():
+                found[at] = task.outcome(self.predictions[at], self.batch)
+        except _WRONG as error:
+            raise _named(at, error) from error
+        return found
 
     def in_units(self, task: str) -> Tensor:
         """Return a prediction as the task's metrics see it: in the target's own units."""
@@ -122,10 +131,14 @@ class Seen:
         task = self._tasks[name]
         self._waiting.append(name)
         try:
-            with naming(name):
-                if task.prediction is not None:
-                    return task.prediction(self)
-                return task.predict(self._features[name])
+            if task.prediction is not None:
+                return task.prediction(self)
+            if not self._of_heads:
+                heads = [name for name, task in self._tasks.items() if task.head is not None]
+                self._of_heads = dict(zip(heads, split_features(self.features, heads), strict=True))
+            return task.predict(self._of_heads[name])
+        except _WRONG as error:
+            raise _named(name, error) from error
         finally:
             self._waiting.remove(name)
 
@@ -167,6 +180,13 @@ def naming(task: str) -> Iterator[None]:
     """Name the task in what goes wrong inside."""
     try:
         yield
-    except (KeyError, ValueError, RuntimeError, IndexError, TypeError) as error:
-        said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ValueError(f"tasks.{task}: {said}") from error
+    except _WRONG as error:
+        raise _named(task, error) from error
+
+
+_WRONG = (KeyError, ValueError, RuntimeError, IndexError, TypeError)
+
+
+def _named(task: str, error: Exception) -> ValueError:
+    said = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return ValueError(said if said.startswith(f"tasks.{task}: ") else f"tasks.{task}: {said}")

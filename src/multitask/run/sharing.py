@@ -36,7 +36,7 @@ def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:
 def compare(module: MultiTaskModule, batch: Batch) -> tuple[dict[str, Outcome], dict[str, Tensor]]:
     """Return what each task that predicts makes of a batch, and the loss of every task, with their graphs."""
     seen = module.see(batch)
-    outcomes = module.outcomes(seen)
+    outcomes = seen.outcomes()
     losses = {
         name: outcomes[name].loss
         if name in outcomes

@@ -76,8 +76,8 @@ def check(script: str, arguments: str, searched: list[str]) -> None:
     overrides = [
         choices(each) for each in OverridesParser.create().parse_overrides([a for a in given if a != "-m"])
     ]
-    # eval.py takes the keys of the run whose checkpoint it is given.
-    name = "train" if script == "eval" else script
+    # eval.py takes the keys of the run whose checkpoint it is given, trace.py those of a run.
+    name = "train" if script in ("eval", "trace") else script
     first = [values[0] for values in overrides]
     jobs = [
         first,

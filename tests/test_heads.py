@@ -5,8 +5,9 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import Tensor, nn
-from torchjd.aggregation import UPGradWeighting
+from torchjd.aggregation import UPGrad, UPGradWeighting
 from torchjd.autogram import Engine
+from torchjd.autojac import backward, jac_to_grad
 
 from multitask.gradients.features import Features
 from multitask.gradients.layerwise import Layerwise
@@ -143,6 +144,48 @@ def test_a_layer_of_two_heads_is_shared(name: str, batches: int) -> None:
     total = (weights.view_as(losses) * losses).sum()
     assert_gradients(found, total, reference, "trunk")
     assert_gradients(found, total, reference, "tasks")
+
+
+class Words(nn.Module):
+    """An embedding that is the output layer of one task, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.mixing = nn.Linear(4, 4)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return torch.tanh(self.mixing(self.embedding(words).mean(1)))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_row_holds_both_paths_to_a_weight_in_trunk_and_head(weighted: bool) -> None:
+    """As torchjd's autojac has it over all that the trunk and the tied head share."""
+    torch.manual_seed(0)
+    trunk = Words()
+    word = nn.Linear(4, 7, bias=False)
+    word.weight = trunk.embedding.weight
+    heads = {"word": Task(word, nn.CrossEntropyLoss(), target="word"), "t0": regression("t0")}
+    module = build(
+        make("upgrad", 2), trunk=trunk, heads=heads, weighted_heads=weighted, accumulate_grad_batches=1
+    )
+    generator = torch.Generator().manual_seed(0)
+    data = {
+        "inputs": torch.randint(7, (24, 3), generator=generator),
+        "word": torch.randint(7, (24,), generator=generator),
+        "t0": arrays(1)["t0"],
+    }
+    reference = deepcopy(module)
+    found, weights = step_of(module, data)
+    outcomes = reference(data)
+    shared = list(reference.trunk.parameters())
+    backward([outcome.loss for outcome in outcomes], inputs=shared, retain_graph=True)
+    jac_to_grad(shared, UPGrad())
+    for name, parameter in reference.trunk.named_parameters():
+        torch.testing.assert_close(found[f"trunk.{name}"], parameter.grad, rtol=1e-8, atol=1e-10, msg=name)
+    assert weights is not None
+    factor = float(weights[1]) if weighted else 1.0
+    assert_gradients(found, factor * reference(data)[1].loss, reference, "tasks.t0")
 
 
 def test_a_penalty_has_no_loss_an_example() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchjd.aggregation import UPGradWeighting
 from torchjd.scalarization import Mean
 
-from multitask.module import MultiTaskModule
 from multitask.run.sharing import shared_in
+from multitask.task import split_features
 from multitask.weighting.adapter import adapt
 from multitask.weighting.instance_wise import InstanceWise
 from tests.conftest import Arrays, arrays, build, fit
@@ -37,15 +37,14 @@ def trained(weighting: str, compiled: bool) -> tuple[Tensor, set[str]]:
         )
         module.compile_trunk()
     found: set[str] = set()
-    features = MultiTaskModule.features
 
-    def watched(batch: Any) -> list[Tensor]:
-        made = features(module, batch)
-        found.update(type(one.grad_fn).__name__ for one in made)
-        return made
+    def watched(features: Tensor, heads: Any) -> list[Any]:
+        found.add(type(features.grad_fn).__name__)
+        return split_features(features, heads)
 
-    module.features = watched  # type: ignore[method-assign]
-    fit(module, Arrays(data), steps=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multitask.seen.split_features", watched)
+        fit(module, Arrays(data), steps=3)
     return torch.cat([p.detach().flatten() for p in module.parameters()]), found
 
 

@@ -28,7 +28,7 @@ _UNWRITABLE = {
 }
 
 
-_CONFIGS = Path(__file__).parents[3] / "configs"
+_CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 class ConfigError(Exception):

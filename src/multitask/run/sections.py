@@ -62,7 +62,7 @@ def check_sections(config: DictConfig, own: bool = False) -> None:
     Raises:
         ConfigError: Naming the key.
     """
-    content: Any = OmegaConf.to_container(config, resolve=False)
+    content = _nodes(config)
     for key, group in _MADE.items():
         node = content.get(key)
         if own and (key == "trunk" or (key == "optimizer" and node == {})):
@@ -85,8 +85,17 @@ def check_sections(config: DictConfig, own: bool = False) -> None:
         raise ConfigError(
             "evaluation.splits is not a list of splits; set evaluation.splits=[val,test], or [] to measure none."
         )
-    for name, node in (content.get("tasks") or {}).items():
+    for name, node in _nodes(config.get("tasks") or OmegaConf.create()).items():
         _check_task(f"tasks.{name}", node)
+
+
+def _nodes(config: DictConfig) -> dict[str, Any]:
+    """Return what a config's keys hold, unresolved, but for a key that is another node, as in ``${tasks.left}``."""
+    content: Any = OmegaConf.to_container(config, resolve=False)
+    for key in content:
+        if OmegaConf.is_interpolation(config, key) and OmegaConf.is_config(node := config[key]):
+            content[key] = OmegaConf.to_container(node, resolve=False)
+    return content
 
 
 def _check_task(key: str, node: Any) -> None:

@@ -14,7 +14,7 @@ _CHUNK = 2**24
 
 
 @dataclass(frozen=True)
-class Layout:
+class ExampleLayout:
     """How the positions of an operation are numbered.
 
     Args:
@@ -55,7 +55,7 @@ class ExampleBlock(Block):
         layout: Which positions belong to which example.
     """
 
-    def __init__(self, place: int, operand: Operand, gradients: Tensor, layout: Layout) -> None:
+    def __init__(self, place: int, operand: Operand, gradients: Tensor, layout: ExampleLayout) -> None:
         super().__init__([place])
         self._operand = operand
         self._layout = layout

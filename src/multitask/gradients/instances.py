@@ -14,7 +14,7 @@ from torch import Tensor
 
 from multitask.gradients.affine import affine_columns, leading_dimensions
 from multitask.gradients.blocks import Block, BlockGradients, StoredBlock
-from multitask.gradients.examples import ExampleBlock, Layout
+from multitask.gradients.examples import ExampleBlock, ExampleLayout
 from multitask.gradients.graph import Node
 from multitask.gradients.losses import Pulls, gradients_at
 from multitask.gradients.operands import operand_of
@@ -22,7 +22,7 @@ from multitask.gradients.rows import row_like
 from multitask.gradients.taps import Gatherer, Pull, Tap
 from multitask.gradients.uses import Use
 
-Make = Callable[[int, Tensor, Layout], Block]
+Make = Callable[[int, Tensor, ExampleLayout], Block]
 
 # How many scales there are: powers of two from 2⁻³² on, and from 2⁻⁴ on in half precision, of both signs.
 _WIDE, _NARROW = 128, 16
@@ -96,7 +96,7 @@ def _block_of(use: Use, parameter: Tensor) -> Make | None:
     if columns is None:
         return None
 
-    def make(place: int, found: Tensor, layout: Layout) -> Block:
+    def make(place: int, found: Tensor, layout: ExampleLayout) -> Block:
         by_example = layout.by_example(columns(found), 1).sum(2).transpose(0, 1)
         return StoredBlock([place], by_example.reshape(-1, parameter.numel()), [parameter])
 
@@ -105,7 +105,7 @@ def _block_of(use: Use, parameter: Tensor) -> Make | None:
 
 def _layouts(
     pulls: Pulls, known: Sequence[tuple[Tensor, Use, Make]], nodes: Sequence[Node], tap: Tap
-) -> list[Layout | None] | None:
+) -> list[ExampleLayout | None] | None:
     """Return for each parameter which positions of its operation belong to which example.
 
     ``None`` for a parameter that nothing reaches; ``None`` as a whole if gradients flow from one example
@@ -132,7 +132,7 @@ def _layouts(
     half = any(gradient is not None and gradient.dtype == torch.float16 for gradient in plain)
     scales = _scales(losses.parts, _NARROW if half else _WIDE)
     probes = dict(zip(nodes, zip(plain, *map(probe, scales), strict=True), strict=True))
-    layouts: list[Layout | None] = []
+    layouts: list[ExampleLayout | None] = []
     for parameter, use, _ in known:
         there = [gradient for gradient in probes[use.node] if gradient is not None]
         if not there:
@@ -160,7 +160,7 @@ def _scales(examples: int, base: int) -> list[Tensor]:
     return scales
 
 
-def _layout(plain: Tensor, scaled: Sequence[Tensor], scales: Sequence[Tensor]) -> Layout | None:
+def _layout(plain: Tensor, scaled: Sequence[Tensor], scales: Sequence[Tensor]) -> ExampleLayout | None:
     """Return the layout in which one gradient, ``[positions, numbers]``, is the others scaled by example."""
     examples, positions = len(scales[0]), len(plain)
     if positions % examples:
@@ -168,7 +168,7 @@ def _layout(plain: Tensor, scaled: Sequence[Tensor], scales: Sequence[Tensor]) -
     # A power of two commutes with rounding, so that a difference has come from another example.
     allowed = min(1e-5, 64 * torch.finfo(plain.dtype).eps) * plain.abs().amax(1, keepdim=True)
     for first in (True, False):
-        layout = Layout(examples, first, positions)
+        layout = ExampleLayout(examples, first, positions)
         factors = [
             layout.flat(s[:, None].expand(-1, positions // examples)).to(plain)[:, None] for s in scales
         ]

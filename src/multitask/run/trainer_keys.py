@@ -48,11 +48,15 @@ def check_trainer(config: DictConfig) -> None:
         _check_validation(config)
 
 
+# The weights that selection measures are the record's to tell; a progress bar shows what there is.
+_STEER_NOTHING = ("selection.metric", "callbacks.progress.monitor")
+
+
 def _check_validation(config: DictConfig) -> None:
-    """Refuse to watch a metric where no validation takes place."""
+    """Refuse to watch a metric where no validation takes place; of a selection, the record says so."""
     trainer = config.trainer
-    key = next((key for key, metric in watched(config).items() if metric is not None), None)
-    if key is None or trainer.fast_dev_run:
+    found = {key: metric for key, metric in watched(config).items() if metric and key not in _STEER_NOTHING}
+    if not found or trainer.fast_dev_run:
         return
     if trainer.limit_val_batches == 0:
         reason = "trainer.limit_val_batches=0 leaves validation out"
@@ -65,16 +69,9 @@ def _check_validation(config: DictConfig) -> None:
             f"trainer.max_epochs={trainer.max_epochs}"
         )
     else:
-        checkpoint = (config.callbacks or {}).get("checkpoint")
-        if config.selection.metric is not None and not checkpoint:
-            raise ConfigError(
-                f"selection.metric={config.selection.metric} chooses the best of the checkpoints, and there is no "
-                "callbacks.checkpoint; keep it, or set selection.metric=null."
-            )
         return
-    raise ConfigError(
-        f"{key}={watched(config)[key]} needs a validation, and {reason}; set {key}=null, or validate."
-    )
+    key, metric = next(iter(found.items()))
+    raise ConfigError(f"{key}={metric} needs a validation, and {reason}; set {key}=null, or validate.")
 
 
 def watched(config: DictConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class FiniteLosses:
-    """Whether losses are finite, found while the device goes on working.
+    """Whether losses are finite, found without waiting for the device.
 
     Args:
         losses: Shape ``[k]``.

@@ -153,7 +153,7 @@ def test_tied_parameters_in_heads_are_groups_too(model: Model) -> None:
 
 @pytest.mark.parametrize("by", ["layer", "tensor"])
 def test_groups_of_a_checkpoint_with_names_within_the_trunk(by: str) -> None:
-    """As they were before 0.2: its memory goes on in the groups of the full names."""
+    """As they were before 0.2: its memory moves to the groups of the full names."""
     layout = (("trunk.0.weight", 6), ("trunk.0.bias", 2), ("trunk.weight", 4))
     course = Course(make("gradvac", 4, groups=by), Toy(4))
     losses, J = losses_of(4), conflicting(4)

@@ -42,7 +42,7 @@ class Progress(TQDMProgressBar):
     def on_train_start(self, *_: Any) -> None:
         """Draw nothing before an epoch begins."""
         self.train_progress_bar = Tqdm(disable=True)
-        self._total = self._batches()  # a run that goes on in mid-epoch does not begin one
+        self._total = self._batches()  # a run resumed within an epoch does not begin one
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Begin a line."""

@@ -1,4 +1,4 @@
-"""Refuses a config whose groups and sections are not there: set to null, taken away, or misspelled."""
+"""Refuses a config that lacks a group or section: set to null, removed, or misspelled."""
 
 from collections.abc import Sequence
 from typing import Any

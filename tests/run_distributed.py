@@ -9,7 +9,7 @@ import torch.distributed as dist
 from lightning import Trainer
 from torch import Tensor, nn
 
-from multitask.gradients import sharded
+from multitask.gradients import rows as rows_of_processes
 from multitask.gradients.features import Features
 from multitask.module import MultiTaskModule
 from tests.conftest import Arrays, arrays, build, regression
@@ -102,17 +102,23 @@ class Wire:
 
     def __init__(self) -> None:
         self.numbers: Counter[str] = Counter()
-        self._reduce_scatter, self._all_gather = sharded._reduce_scatter, sharded._all_gather
+        self._reduce_scatter, self._all_gather = (
+            rows_of_processes._reduce_scatter,
+            rows_of_processes._all_gather,
+        )
         self._all_reduce = dist.all_reduce
 
     def __enter__(self) -> "Wire":
-        sharded._reduce_scatter = self._counted("reduce_scatter", self._reduce_scatter, 1)
-        sharded._all_gather = self._counted("all_gather", self._all_gather, 0)
+        rows_of_processes._reduce_scatter = self._counted("reduce_scatter", self._reduce_scatter, 1)
+        rows_of_processes._all_gather = self._counted("all_gather", self._all_gather, 0)
         dist.all_reduce = self._counted("all_reduce", self._all_reduce, 0)
         return self
 
     def __exit__(self, *args: object) -> None:
-        sharded._reduce_scatter, sharded._all_gather = self._reduce_scatter, self._all_gather
+        rows_of_processes._reduce_scatter, rows_of_processes._all_gather = (
+            self._reduce_scatter,
+            self._all_gather,
+        )
         dist.all_reduce = self._all_reduce
 
     def _counted(self, kind: str, collective: Any, position: int) -> Any:

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from multitask.gradients.rows import add_to_gradients
-from multitask.gradients.window import sum_over_processes
+from multitask.gradients.rows import add_to_gradients, dense, numbers, row_like, split_like
+from multitask.gradients.window import ByParameter
 
 
 def mean_over_processes(losses: Tensor, counts: Sequence[float]) -> tuple[Tensor, list[float]]:
@@ -35,3 +35,26 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     for p, total in sum_over_processes(there, candidates).values():
         p.grad = None
         add_to_gradients([p], [total.div_(dist.get_world_size())])
+
+
+def sum_over_processes(gradients: ByParameter, candidates: Sequence[Tensor]) -> ByParameter:
+    """Return the sums over processes; where only some have a gradient, the others add zeros.
+
+    Args:
+        gradients: This process's.
+        candidates: All parameters that could have one, in the same order on every process.
+    """
+    if not candidates:
+        return {}
+    there = torch.tensor([float(id(p) in gradients) for p in candidates], device=candidates[0].device)
+    dist.all_reduce(there, op=dist.ReduceOp.MAX)
+    some = [p for p, anywhere in zip(candidates, there.tolist(), strict=True) if anywhere]
+    if not some:
+        return {}
+    flat = row_like(some).new_zeros(numbers(some))
+    views = split_like(flat, some)
+    for p, view in zip(some, views, strict=True):
+        if id(p) in gradients:
+            view.copy_(dense(gradients[id(p)][1]))
+    dist.all_reduce(flat)
+    return {id(p): (p, view) for p, view in zip(some, views, strict=True)}

@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multitask.distributed import average_gradients, mean_over_processes
+from multitask.distributed import average_gradients, mean_over_processes, sum_over_processes
 from multitask.finite import FiniteLosses, not_finite
 from multitask.gradients.engines import make_engine
-from multitask.gradients.graph import Graph, Layout, Ownership
-from multitask.gradients.losses import Losses, LossesLike, Pulls
-from multitask.gradients.rows import Rows, SeenGradients, are_finite
+from multitask.gradients.graph import Graph, Ownership
+from multitask.gradients.losses import Losses, LossesLike, Pulls, gradients_at
+from multitask.gradients.rows import Rows, add_to_gradients, are_finite, processes
 from multitask.gradients.task_gradients import Engine, TaskGradients
-from multitask.gradients.window import Counts, Window, counts_of, processes, sum_over_processes, write
+from multitask.gradients.window import ByParameter, Counts, Window, counts_of
 from multitask.randomness import derived_seed, seeded_apart
 from multitask.weighting.adapter import adapt
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod, hooks_of
@@ -123,7 +123,7 @@ class Step:
             FloatingPointError: If a loss or a gradient is not finite.
             ValueError: If the shapes do not fit the weighting.
         """
-        if isinstance(self.weighting, Scalarization) and self._window.is_empty:
+        if isinstance(self.weighting, Scalarization) and self._window.losses is None:
             together = self.ownership.trained() if processes() > 1 else []
             start, scalar = self.now(), self.scalarize(losses, counts)
             if scalar is None:
@@ -148,12 +148,16 @@ class Step:
             ValueError: If there is no micro-batch.
             FloatingPointError: See :meth:`backward`.
         """
-        if self._window.is_empty:
+        if self._window.losses is None:
             raise ValueError("the step has no losses; call add or backward with some first.")
         try:
             self._window.close()
+            present = self._window.present
+            if not present:
+                return StepResult([])
+            losses = self._window.losses[:, present].flatten()
             with _as_computed(self._device):
-                return self._finish_linear() if self._constant is not None else self._finish()
+                return (self._finish if self._constant is None else self._finish_linear)(present, losses)
         finally:
             self._window.clear()
             self._constant = None
@@ -174,7 +178,7 @@ class Step:
         assert isinstance(self.weighting, Scalarization)
         found = Losses(losses)
         self._begin(found)
-        here = counts_of(counts, found)[0]
+        here = counts_of(counts, found)
         whole = _cut(losses, [count > 0 for count in here])
         if processes() > 1:
             whole, here = mean_over_processes(whole, here)
@@ -184,8 +188,7 @@ class Step:
         if not present:
             return None
         whole = whole if len(present) == self._m else whole[present]
-        names = [self._name(found.names, i) for i in present]
-        finite = FiniteLosses(whole, names, self.steps)
+        finite = FiniteLosses(whole, _names(found, present), self.steps)
         if not whole.is_cuda:
             finite.check()  # nothing to wait for
         with self.as_present(present):
@@ -231,8 +234,7 @@ class Step:
         self._begin(losses)
         self.ownership.find(graph, losses.m)
         shared = self.ownership.shared()
-        pulls = Pulls(losses, graph, [[] for _ in range(losses.m)])
-        return Rows().differentiate(pulls, shared).jacobian(), bool(shared)
+        return Rows().differentiate(Pulls(losses, graph), shared).jacobian(), bool(shared)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the weighting's own parameters, which an optimizer has to train."""
@@ -294,8 +296,10 @@ class Step:
             )
         linear = isinstance(self.weighting, Scalarization) and self.weighting.linear
         one_count = counts is None or isinstance(counts, int | float)
-        if linear and one_count and self._window.is_empty:
-            self._constant = self._linear_weights(found)
+        if linear and one_count and self._window.losses is None:
+            probe = torch.ones_like(found.values[0]).requires_grad_()
+            with self.as_present(list(range(self._m))):
+                self._constant = torch.autograd.grad(self.weighting(probe), probe)[0]
         start = self.now()
         with _as_computed(self._device):
             if self._constant is None:
@@ -308,41 +312,19 @@ class Step:
                 )
         self._spent("task gradients", start)
 
-    def _linear_weights(self, losses: Losses) -> Tensor:
-        probe = torch.ones_like(losses.values[0]).requires_grad_()
-        with self.as_present(list(range(self._m))):
-            return torch.autograd.grad(self.weighting(probe), probe)[0]
-
-    def _finish_linear(self) -> StepResult:
+    def _finish_linear(self, present: list[int], losses: Tensor) -> StepResult:
         """End a step whose weights were known before its losses."""
-        assert isinstance(self.weighting, Scalarization)
-        assert self._window.losses is not None
-        losses, present = self._window.losses[0], list(range(self._m))
-        if not any(self._window.counts[0]):
-            return StepResult([])
         if not all(are_finite([losses])):
-            raise not_finite(losses, [self._name(self._window.names, i) for i in present], self.steps)
-        gradients = self._window.own.weighted({0: self._window.part(0)})
-        if processes() > 1:
-            gradients = sum_over_processes(gradients, self.ownership.trained())
-        write(gradients)
+            raise not_finite(losses, _names(self._window.last, present), self.steps)
+        self._write(self._window.own_gradients({0: 1.0}), self.ownership.trained)
         with self.as_present(present):
-            scalar, scale = self.weighting(losses), self._scale()
-            if scalar.requires_grad:
-                (scalar if scale is None else scalar * scale).backward()
+            self._backward(self.weighting(losses))
             self.weighting.observe(losses)
         return self._done(StepResult(present, losses, self._constant))
 
-    def _finish(self) -> StepResult:
-        window, m = self._window, self._m
-        assert window.losses is not None
-        present = [i for i in range(m) if all(part[i] > 0 for part in window.counts)]
-        if not present:
-            return StepResult([])
-        parts = len(window.losses)
-        losses = window.losses[:, present].flatten()
-        scale, shared = self._scale(), window.shares
-        seen = self._seen(present, scale)
+    def _finish(self, present: list[int], losses: Tensor) -> StepResult:
+        window, scale, shared = self._window, self._scale(), self._window.shares
+        seen = window.gradients(scale)
         checked = [
             losses,
             *([seen.gramian()] if shared else []),
@@ -351,39 +333,30 @@ class Step:
         # The only time at which a step waits for the device: the weighting needs the Gramian now.
         of_losses, *of_gradients = are_finite(checked)
         if not of_losses:
-            raise not_finite(losses, [self._name(window.names, i) for i in present], self.steps)
+            raise not_finite(losses, _names(self._window.last, present), self.steps)
         if not self._everywhere(all(of_gradients)):
             if scale is None:
                 raise FloatingPointError(
                     f"The gradient of a task is not finite at step {self.steps}, and its loss is."
                 )
-            self._poison(seen, shared)
+            # Infinities, so that the loss scaler skips the step and lowers its scale.
+            if shared:
+                seen.combine(torch.full_like(losses, torch.inf))
+            own = [p for of_task in self.ownership.own() for p in of_task]
+            add_to_gradients(own, [torch.full_like(p, torch.inf) for p in own])
             return self._done(StepResult(present, losses, overflow=True))
         weights, factors = self._combine(losses, seen, present, shared)
         if self._weighted and weights is None and shared:
             raise ValueError(
                 f"weighting: {type(self.weighting).__name__} gives no weights; set weighting.heads=own."
             )
-        own = torch.ones(len(present)) if factors is None else factors
-        self._write_own(
-            present, weights if self._weighted and weights is not None else (own / parts).repeat(parts)
-        )
+        if not self._weighted or weights is None:
+            parts = len(losses) // len(present)
+            factors = torch.ones(len(present)) if factors is None else factors
+            self._write_own((factors / parts).repeat(parts))
+        else:
+            self._write_own(weights)
         return self._done(StepResult(present, losses, weights, seen if shared else None))
-
-    def _seen(self, present: list[int], scale: Tensor | None) -> SeenGradients:
-        window = self._window
-        assert window.gradients is not None
-        assert window.losses is not None
-        graph = window.graph
-        assert graph is not None
-        rows: Tensor | None = None
-        if window.tasks != present:
-            width = len(window.tasks)
-            numbers = [
-                part * width + window.tasks.index(i) for part in range(len(window.losses)) for i in present
-            ]
-            rows = torch.tensor(numbers, device=self._device)
-        return SeenGradients(window.gradients, rows, scale, lambda: Layout(self.ownership, graph))
 
     def _combine(
         self, losses: Tensor, gradients: TaskGradients, present: list[int], shared: bool
@@ -406,41 +379,42 @@ class Step:
                 method.observe(losses)
             own = method.own_loss(losses) if "own_loss" in uses else None
             if own is not None:
-                scale = self._scale()
-                (own if scale is None else own * scale).backward()
+                self._backward(own)
         self._spent("solver", start)
         return weights, factors
+
+    def _backward(self, scalar: Tensor) -> None:
+        """Fill the gradients of what a scalar of the weighting's own reaches."""
+        scale = self._scale()
+        if scalar.requires_grad:
+            (scalar if scale is None else scalar * scale).backward()
 
     def _spent(self, section: str, start: float) -> None:
         self.times[section] = self.times.get(section, 0.0) + self.now() - start
 
-    def _write_own(self, present: list[int], weights: Tensor) -> None:
+    def _write_own(self, weights: Tensor) -> None:
         """Write the gradients of what one loss alone reaches, times the weight of each row, ``[parts · k]``."""
         window = self._window
         assert window.losses is not None
-        parts = len(window.losses)
-        if window.last is not None and window.last.of_examples:
-            matrix = torch.zeros_like(window.losses)
-            matrix[:, present] = weights.to(matrix).view(parts, len(present))
-            window.own_of_examples(matrix)
-            gradients = window.own.weighted({0: 1.0})
-        else:
-            numbers = [part * self._m + i for part in range(parts) for i in present]
-            factors = weights.tolist() if weights.device.type == "cpu" else list(weights.unbind())
-            gradients = window.own.weighted(
-                {row: factor * window.part(row) for row, factor in zip(numbers, factors, strict=True)}
-            )
-        if processes() > 1:
-            gradients = sum_over_processes(gradients, self.ownership.candidates())
-        write(gradients)
+        assert window.last is not None
+        if window.last.of_examples:
+            matrix = torch.zeros_like(window.losses).flatten()
+            matrix[window.rows] = weights.to(matrix)
+            leaves = [p for of_task in self.ownership.own() for p in of_task]
+            roots = window.last.combination(matrix)
+            window.own.add(0, leaves, gradients_at(*roots, leaves))
+            self._write(window.own_gradients({0: 1.0}), self.ownership.candidates)
+            return
+        factors = weights.tolist() if weights.device.type == "cpu" else list(weights.unbind())
+        by_row = dict(zip(window.rows, factors, strict=True))
+        self._write(window.own_gradients(by_row), self.ownership.candidates)
 
-    def _poison(self, gradients: SeenGradients, shared: bool) -> None:
-        """Write infinities, so that the loss scaler skips the step and lowers its scale."""
-        if shared:
-            gradients.poison()
-        write(
-            {id(p): (p, torch.full_like(p, torch.inf)) for of_task in self.ownership.own() for p in of_task}
-        )
+    @staticmethod
+    def _write(gradients: ByParameter, candidates: Callable[[], Sequence[Tensor]]) -> None:
+        """Add gradients, summed over processes, to ``.grad``."""
+        if processes() > 1:
+            gradients = sum_over_processes(gradients, candidates())
+        add_to_gradients([p for p, _ in gradients.values()], [g for _, g in gradients.values()])
 
     def _everywhere(self, here: bool) -> bool:
         """Return whether something holds on every process."""
@@ -462,9 +436,9 @@ class Step:
         self.steps += 1
         return result
 
-    @staticmethod
-    def _name(names: Sequence[str], i: int) -> str:
-        return names[i] if names else str(i)
+
+def _names(losses: Losses | None, present: Sequence[int]) -> list[str]:
+    return [losses.names[i] if losses is not None and losses.names else str(i) for i in present]
 
 
 def _cut(losses: LossesLike, present: Sequence[bool]) -> Tensor:

@@ -60,7 +60,7 @@ def losses_of(
 
 
 def pulls_of(losses: Losses) -> Pulls:
-    return Pulls(losses, Graph(losses.edges()), [[] for _ in range(losses.m)])
+    return Pulls(losses, Graph(losses.edges()))
 
 
 def differentiate(

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from multitask.gradients.graph import Graph
 from multitask.gradients.losses import Losses
-from multitask.gradients.uses import users
+from multitask.run.parts import users
 
 
 def test_a_parameter_is_shared_where_both_outputs_depend_on_it():
@@ -85,5 +85,23 @@ def test_the_layer_nearest_to_the_losses_has_the_smallest_distance():
     hidden = torch.tanh(stem(torch.randn(2, 3)))
     hidden = hidden + torch.tanh(middle(hidden))  # around which a path leads
     out = last(hidden)
-    far = Graph(Losses([out.sum(), out.square().sum()]).edges()).distances()
-    assert far[last.weight] < far[middle.weight] < far[stem.weight]
+    parameters = [last.weight, middle.weight, stem.weight]
+    far = Graph(Losses([out.sum(), out.square().sum()]).edges()).distances(parameters)
+    assert None not in far
+    assert far == sorted(set(far), key=float)
+
+
+def test_a_layer_that_is_used_again_is_as_near_as_its_last_use():
+    tied, between = nn.Linear(3, 3), nn.Linear(3, 3)
+    out = tied(torch.tanh(between(torch.tanh(tied(torch.randn(2, 3))))))
+    near, far = Graph(Losses([out.sum(), out.square().sum()]).edges()).distances(
+        [tied.weight, between.weight]
+    )
+    assert near < far
+
+
+def test_a_layer_that_one_loss_alone_reaches_has_no_distance():
+    shared, own = nn.Linear(3, 3), nn.Linear(3, 3)
+    hidden = shared(torch.randn(2, 3))
+    graph = Graph(Losses([hidden.sum(), own(hidden).sum()]).edges())
+    assert graph.distances([own.weight]) == [None]

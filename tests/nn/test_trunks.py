@@ -12,7 +12,6 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from multitask.gradients.uses import users
 from multitask.nn.blocks import convolution, pooled_convolution
 from multitask.nn.branches import Branches
 from multitask.nn.copies import several
@@ -24,6 +23,7 @@ from multitask.nn.resnet import resnet
 from multitask.nn.segnet import SegNet
 from multitask.nn.tokens import Patches
 from multitask.nn.with_losses import WithLosses
+from multitask.run.parts import users
 from multitask.run.record import recipe_digest
 from multitask.run.resolvers import register
 

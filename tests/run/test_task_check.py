@@ -12,11 +12,11 @@ from torchmetrics import MeanMetric, MeanSquaredError, PearsonCorrCoef
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
 
 from multitask.errors import ConfigError
-from multitask.gradients.parts import Part, parts
 from multitask.module import MultiTaskModule
 from multitask.nn.branches import Branches
 from multitask.nn.mlp import mlp
 from multitask.run.console import summarize
+from multitask.run.parts import Part, parts
 from multitask.run.sharing import compare, parts_of, told, unobtrusive
 from multitask.run.task_check import check_tasks, check_that_metrics_move, constant_loss, extremes
 from multitask.targets import Binary, Classes

@@ -10,8 +10,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from multitask.gradients.losses import Losses
-from multitask.gradients.rows import inner_products
-from multitask.gradients.window import counts_of, processes
+from multitask.gradients.rows import inner_products, processes
+from multitask.gradients.window import counts_of
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.step import StepResult
@@ -156,7 +156,7 @@ def probe(module: MultiLossModule, batch: Any) -> tuple[Tensor, Tensor, list[int
     with unobtrusive(module, train=True), torch.enable_grad():
         found, counts = module.named_losses(batch)
         losses = Losses(found)
-        here = torch.tensor(counts_of(counts, losses)[0], dtype=torch.float64)
+        here = torch.tensor(counts_of(counts, losses), dtype=torch.float64)
         rows, shared = step.rows_of(losses)
     values = losses.values[0].where(here.to(losses.values) > 0, 0.0)
     if processes() > 1:

@@ -21,16 +21,6 @@ def is_bias(use: Use, shape: torch.Size) -> bool:
     return False
 
 
-def shift_columns(use: Use, gradient: Tensor) -> Tensor:
-    """Return a bias's gradients by position, ``[k, positions, q]``; ``gradient`` is ``[k, *output]``.
-
-    The positions of a convolution are its images.
-    """
-    if use.operation == "ConvolutionBackward0":
-        return gradient.flatten(3).sum(3)
-    return gradient
-
-
 def affine_columns(use: Use, shape: torch.Size) -> Columns | None:
     """Return how a parameter's gradients by position follow from those of what its operation writes.
 
@@ -39,7 +29,8 @@ def affine_columns(use: Use, shape: torch.Size) -> Columns | None:
     added, multiplied or repeated; ``None`` for all else.
     """
     if is_bias(use, shape):
-        return lambda gradient: shift_columns(use, gradient)
+        # The positions of a convolution are its images.
+        return lambda gradient: gradient if use.operation == "AddmmBackward0" else gradient.flatten(3).sum(3)
     if use.transposed:
         return None
     match use.operation, use.place:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from multitask.gradients.losses import Inputs, Pulls
-from multitask.gradients.rows import real_shape
+from multitask.gradients.rows import numbers, real_shape
 from multitask.gradients.taps import Gathered, Tap
 
 # For fewer rows, telling autograd of the batch takes as long as what it saves.
@@ -44,7 +44,7 @@ def stacked(pulls: Pulls, parameters: Sequence[Tensor]) -> tuple[list[GradientEd
     ``None`` where rows cannot be differentiated together: an operation behind these edges is of another
     kind, some losses do not pass an edge, one alone reaches a shared parameter, or a hook changes what arrives.
     """
-    if len(pulls) < _FEWEST or pulls.losses.parts > 1 or pulls.graph.reached_alone(parameters):
+    if len(pulls.rows) < _FEWEST or pulls.losses.parts > 1 or pulls.graph.reached_alone(parameters):
         return None
     every = sum(1 << task for task in pulls.tasks)
     frontier = pulls.graph.frontier()
@@ -53,7 +53,7 @@ def stacked(pulls: Pulls, parameters: Sequence[Tensor]) -> tuple[list[GradientEd
     if not all(node.name() in _BATCHED for node in pulls.graph.shared_nodes()):
         return None
     edges = [GradientEdge(node, output) for node, output in frontier]
-    rows = [pulls.pass_of(row, last=False)(edges) for row in range(len(pulls))]
+    rows = [pulls.pass_of(row, last=False)(edges) for row in pulls.rows]
     found: list[Tensor] = []
     for edge, arrived in zip(edges, zip(*rows, strict=True), strict=True):
         gradients = [gradient for gradient in arrived if gradient is not None]
@@ -95,9 +95,10 @@ def pull(
     except RuntimeError:  # an error that has nothing to do with batches is raised again by the rows
         return None
     found = [next(there).to(dtype) if is_there else None for is_there in reached]
-    k = len(gradients[0])
-    stored = [
-        leaf.new_zeros(k, real_shape(leaf).numel(), dtype=dtype) if gradient is None else gradient.flatten(1)
-        for leaf, gradient in zip(tap.leaves, found[tap.nodes :], strict=True)
-    ]
-    return Gathered(found[: tap.nodes], torch.cat(stored, 1) if stored else None)
+    stored = gradients[0].new_zeros(len(gradients[0]), numbers(tap.leaves), dtype=dtype)
+    for view, gradient in zip(
+        stored.split([real_shape(p).numel() for p in tap.leaves], 1), found[tap.nodes :], strict=True
+    ):
+        if gradient is not None:
+            view.copy_(gradient.flatten(1))
+    return Gathered(found[: tap.nodes], stored)

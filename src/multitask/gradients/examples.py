@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multitask.gradients.blocks import Block
 from multitask.gradients.operands import Operand
+from multitask.gradients.rows import StoredGradients, add_to_gradients
 
 # Numbers that a block of intermediate results may hold.
 _CHUNK = 2**24
@@ -45,18 +45,20 @@ class ExampleLayout:
         return values.unflatten(1, (-1, inner)).transpose(0, 1).flatten(0, 2)
 
 
-class ExampleBlock(Block):
+class ExampleBlock(StoredGradients):
     """Rows ``D_btᵀ A_b`` of one weight: example b, task t; ordered example by example.
 
     Args:
-        place: The number of the weight.
         operand: ``A``.
         gradients: All ``D_t``, shape ``[m, positions, q]``.
         layout: Which positions belong to which example.
+        parameters: The weight.
     """
 
-    def __init__(self, place: int, operand: Operand, gradients: Tensor, layout: ExampleLayout) -> None:
-        super().__init__([place])
+    def __init__(
+        self, operand: Operand, gradients: Tensor, layout: ExampleLayout, parameters: Sequence[Tensor]
+    ) -> None:
+        super().__init__(parameters)
         self._operand = operand
         self._layout = layout
         # [example, task, position, q]
@@ -114,16 +116,16 @@ class ExampleBlock(Block):
             total += rows @ rows.T
         return total
 
-    def combined(self, weights: Tensor) -> Sequence[Tensor]:
-        """Return ``(Σ_t w_bt D_bt)ᵀ A`` over all positions."""
-        b, m = self._gradients.shape[:2]
-        D = torch.einsum("bm,bmsq->bsq", weights.view(b, m), self._gradients)
-        return [self._operand.product(self._layout.flat(D))]
+    def combine(self, weights: Tensor) -> None:
+        """Add ``(Σ_t w_bt D_bt)ᵀ A`` over all positions."""
+        weights = weights.to(self._gradients).view(self._gradients.shape[:2])
+        D = torch.einsum("bm,bmsq->bsq", weights, self._gradients)
+        add_to_gradients(self.parameters, [self._operand.product(self._layout.flat(D))])
 
-    def rows(self) -> Sequence[Tensor]:
+    def jacobian(self) -> Tensor:
         """Return all ``D_btᵀ A_b``: here they are formed."""
         rows = torch.einsum("bmsq,bsp->bmqp", self._gradients, self._inputs())
-        return [self._operand.as_weights(rows).reshape(len(rows) * rows.shape[1], -1)]
+        return self._operand.as_weights(rows).flatten(0, 1).flatten(1)
 
     def _inputs(self) -> Tensor:
         return self._layout.by_example(self._operand.inputs(self._gradients.dtype), 0)

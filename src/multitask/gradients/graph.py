@@ -3,16 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
-
-from multitask.gradients.rows import real_shape
-
-# Losses that fit into one word of what processes send each other.
-_WORD = 62
 
 Node = Any  # torch.autograd.graph.Node, with the saved values of its operation as attributes
 
@@ -59,39 +53,46 @@ class Graph:
         alone = {id(leaf) for leaf, losses in self.leaves if not _several(losses)}
         return any(id(p) in alone for p in parameters)
 
-    def distances(self) -> dict[Tensor, int]:
-        """Return how many operations lie at most between the losses and each leaf."""
-        farthest = dict.fromkeys(self.order, 0)
+    def distances(self, parameters: Iterable[Tensor]) -> list[int | None]:
+        """Return how many operations lie between the losses and each parameter; ``None`` unless all losses reach it.
+
+        They are counted along the longest way to an operation, so that a residual connection is no shortcut, and
+        to the nearest of the operations that a parameter enters.
+        """
+        farthest, every = dict.fromkeys(self.order, 0), 0
+        for edge, _ in self.roots:
+            every |= self.reaching[edge.node]
+        found: dict[Tensor, int] = {}
         for node in self.order:
             for after, _ in node.next_functions:
-                if after is not None:
-                    farthest[after] = max(farthest[after], farthest[node] + 1)
-        return {
-            leaf: farthest[node]
-            for node in self.order
-            if (leaf := getattr(node, "variable", None)) is not None
-        }
+                if after is None:
+                    continue
+                distance = farthest[node] + 1
+                farthest[after] = max(farthest[after], distance)
+                leaf = getattr(after, "variable", None)
+                if leaf is not None and self.reaching[after] == every:
+                    found[leaf] = min(found.get(leaf, distance), distance)
+        return [found.get(p) for p in parameters]
 
     def shared_nodes(self) -> Iterator[Node]:
         """Yield the nodes that several losses reach."""
-        return (node for node, losses in self.reaching.items() if losses & (losses - 1))
+        return (node for node, losses in self.reaching.items() if _several(losses))
 
     def frontier(self) -> dict[tuple[Node, int], int]:
         """Return the edges from nodes of one loss into nodes of several, with the losses that come by each.
 
         An edge is a node and the number of its output.
         """
-        found: dict[tuple[Node, int], int] = {}
-        for edge, i in self.roots:
-            if _several(self.reaching[edge.node]):
-                key = (edge.node, edge.output_nr)
-                found[key] = found.get(key, 0) | 1 << i
+        into = [(edge.node, edge.output_nr, 1 << i) for edge, i in self.roots]
         for node, losses in self.reaching.items():
-            if _several(losses):
-                continue
-            for after, output in node.next_functions:
-                if after is not None and _several(self.reaching[after]):
-                    found[after, output] = found.get((after, output), 0) | losses
+            if not _several(losses):
+                into += [
+                    (after, output, losses) for after, output in node.next_functions if after is not None
+                ]
+        found: dict[tuple[Node, int], int] = {}
+        for node, output, losses in into:
+            if _several(self.reaching[node]):
+                found[node, output] = found.get((node, output), 0) | losses
         return found
 
 
@@ -151,6 +152,7 @@ class Ownership:
         self._names: dict[Tensor, str] = {}
         self._shared: list[Tensor] | None = None
         self._leaves: list[tuple[Tensor, int]] = []
+        self._found: list[tuple[int, int]] = []
         self._own: list[list[Tensor]] = []
         self._m = 0
         self._grew = False
@@ -159,9 +161,10 @@ class Ownership:
 
     def find(self, graph: Graph, m: int) -> None:
         """Record which of m losses reach which parameters in a graph."""
-        if self._shared is not None and _same(graph.leaves, self._leaves):
+        found = [(id(leaf), losses) for leaf, losses in graph.leaves]
+        if self._shared is not None and found == self._found:
             return
-        new = False
+        self._found, new = found, False
         for leaf, losses in graph.leaves:
             known = self._reaching.get(leaf)
             if known is None and not self._is_trained(leaf):
@@ -195,36 +198,26 @@ class Ownership:
                     self._own[(losses & -losses).bit_length() - 1].append(leaf)
                     losses &= losses - 1
 
-    def exchange(self, device: torch.device) -> None:
+    def exchange(self) -> None:
         """Add what all other processes have found.
 
         Raises:
             ValueError: If parameters have no names by which processes could speak of them.
         """
         self._name_all()
-        known = set(self._given or ())
-        unnamed = [p for p in self._reaching if p not in self._names and p not in known]
-        if unnamed:
+        known = {*self._names, *(self._given or ())}
+        if unnamed := [p for p in self._reaching if p not in known]:
             raise ValueError(
                 f"{len(unnamed)} parameters are not part of the model that Step was given, and several processes "
                 "need a name for each; pass model= with all of them."
             )
-        if self._given is not None:
-            self.agreed = True
-            return
-        words = range(-(-self._m // _WORD))
-        mine = [
-            [self._reaching.get(p, 0) >> _WORD * w & (1 << _WORD) - 1 for w in words] for p in self._names
-        ]
-        sent = torch.tensor(mine, dtype=torch.int64, device=device).view(len(mine), len(words))
-        received = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
-        dist.all_gather(received, sent)
-        for found in received:
-            for p, row in zip(self._names, found.tolist(), strict=True):
-                if losses := sum(word << _WORD * w for w, word in enumerate(row)):
-                    self._reaching[p] = self._reaching.get(p, 0) | losses
-        self._shared, self.agreed = None, True
-        self._divide()
+        if self._given is None:
+            everyone: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, self.state_dict())
+            for found in everyone:
+                self.load_state_dict(found)
+            self._divide()
+        self.agreed = True
 
     def named(self) -> Iterable[tuple[str, Tensor]]:
         """Return the model's parameters by name."""
@@ -258,7 +251,7 @@ class Ownership:
     def shared(self) -> list[Tensor]:
         """Return the shared parameters, in the order of the model, and those without a name as they were found."""
         if self._shared is None:
-            several = [p for p, losses in self._reaching.items() if losses & (losses - 1)]
+            several = [p for p, losses in self._reaching.items() if _several(losses)]
             order = {p: i for i, p in enumerate(self._names)}
             several.sort(key=lambda p: order.get(p, len(order)))
             self._shared = several if self._given is None else self._given
@@ -291,36 +284,3 @@ class Ownership:
             if name in by_name:
                 self._reaching[by_name[name]] = self._reaching.get(by_name[name], 0) | losses
         self._shared = None
-
-
-class Layout:
-    """The columns of the Jacobian: which parameter each belongs to, and how far from the losses that one is.
-
-    Args:
-        ownership: Tells what is shared.
-        graph: The graph of the step's last micro-batch.
-    """
-
-    def __init__(self, ownership: Ownership, graph: Graph) -> None:
-        self._ownership = ownership
-        self._graph = graph
-
-    def parameters(self) -> list[tuple[str, int]]:
-        """Return name and size of each shared parameter."""
-        return [(self._ownership.name(p), real_shape(p).numel()) for p in self._ownership.shared()]
-
-    def distances(self) -> list[int | None]:
-        """Return how many operations lie between losses and each parameter; ``None`` unless all losses reach it."""
-        distances, reaching = self._graph.distances(), dict(self._graph.leaves)
-        every = 0
-        for losses in reaching.values():
-            every |= losses
-        shared = self._ownership.shared()
-        return [distances[p] if reaching.get(p, 0) == every else None for p in shared]
-
-
-def _same(leaves: Sequence[tuple[Tensor, int]], others: Sequence[tuple[Tensor, int]]) -> bool:
-    return len(leaves) == len(others) and all(
-        leaf is other and losses == before
-        for (leaf, losses), (other, before) in zip(leaves, others, strict=True)
-    )

@@ -13,92 +13,75 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.affine import affine_columns, leading_dimensions
-from multitask.gradients.blocks import Block, BlockGradients, StoredBlock
+from multitask.gradients.blocks import BlockGradients
 from multitask.gradients.examples import ExampleBlock, ExampleLayout
 from multitask.gradients.graph import Node
-from multitask.gradients.losses import Pulls, gradients_at
+from multitask.gradients.losses import Pull, Pulls, Roots, gradients_at
 from multitask.gradients.operands import operand_of
-from multitask.gradients.rows import row_like
-from multitask.gradients.taps import Gatherer, Pull, Tap
+from multitask.gradients.rows import RowGradients, StoredGradients, row_like
+from multitask.gradients.taps import Gatherer, Tap
 from multitask.gradients.uses import Use
 
-Make = Callable[[int, Tensor, ExampleLayout], Block]
+Make = Callable[[Tensor, ExampleLayout], StoredGradients]
 
 # How many scales there are: powers of two from 2⁻³² on, and from 2⁻⁴ on in half precision, of both signs.
 _WIDE, _NARROW = 128, 16
 
 
-class ExampleRows:
-    """Differentiates the losses of every example of the batch, if that is exact."""
+def rows_of_examples(
+    pulls: Pulls, parameters: Sequence[Tensor], uses: Sequence[Use | None], gather: Gatherer
+) -> BlockGradients | None:
+    """Pull each task's losses of all examples at once, if that is exact.
 
-    def __init__(self) -> None:
-        self._gather = Gatherer()
-
-    def differentiate(
-        self, pulls: Pulls, parameters: Sequence[Tensor], uses: Sequence[Use | None]
-    ) -> BlockGradients | None:
-        """Pull each task's losses of all examples at once.
-
-        Returns:
-            The gradients; ``None`` where losses are not those of examples, an example's losses depend on another
-            example, or a parameter enters an operation whose gradients cannot be told apart by example.
-        """
-        examples = pulls.losses.parts
-        if pulls.losses.columns is None or not pulls.losses.of_examples or examples < 2:
+    Returns:
+        The gradients; ``None`` where losses are not those of examples, an example's losses depend on another
+        example, or a parameter enters an operation whose gradients cannot be told apart by example.
+    """
+    losses, tasks = pulls.losses, pulls.tasks
+    if not losses.by_column or not losses.of_examples:
+        return None
+    known: list[tuple[Tensor, Use, Make]] = []
+    for parameter, use in zip(parameters, uses, strict=True):
+        make = None if use is None else _block_of(use, parameter)
+        if use is None or make is None:
             return None
-        known: list[tuple[Tensor, Use, Make]] = []
-        for parameter, use in zip(parameters, uses, strict=True):
-            make = None if use is None else _block_of(use, parameter)
-            if use is None or make is None:
-                return None
-            known.append((parameter, use, make))
+        known.append((parameter, use, make))
 
-        nodes: list[Node] = list(dict.fromkeys(use.node for _, use, _ in known))
-        with Tap(nodes).open() as tap:
-            layouts = _layouts(pulls, known, nodes, tap)
-            if layouts is None:
-                return None
-            found = self._gather(tap, _Columns(pulls), row_like(parameters))
-        gathered = dict(zip(nodes, found.at_nodes, strict=True))
-        blocks: list[Block] = []
-        for place, ((parameter, use, make), layout) in enumerate(zip(known, layouts, strict=True)):
-            gradients = gathered[use.node]
-            if gradients is None or layout is None:
-                nothing = parameter.new_zeros(len(pulls), parameter.numel())
-                blocks.append(StoredBlock([place], nothing, [parameter]))
-            else:
-                blocks.append(make(place, gradients, layout))
-        return BlockGradients(blocks, parameters)
+    nodes: list[Node] = list(dict.fromkeys(use.node for _, use, _ in known))
+    with Tap(nodes).open() as tap:
+        layouts = _layouts(pulls, known, nodes, tap)
+        if layouts is None:
+            return None
+        ones = losses.values.new_ones(losses.parts)
+        passes = [_pass(losses.column(task, ones), pulls.retain_graph or task != tasks[-1]) for task in tasks]
+        found = gather(tap, passes, row_like(parameters))
+    gathered = dict(zip(nodes, found.at_nodes, strict=True))
+    blocks: list[StoredGradients] = []
+    for (parameter, use, make), layout in zip(known, layouts, strict=True):
+        gradients = gathered[use.node]
+        if gradients is None or layout is None:
+            blocks.append(RowGradients(parameter.new_zeros(len(pulls.rows), parameter.numel()), [parameter]))
+        else:
+            blocks.append(make(gradients, layout))
+    return BlockGradients(blocks, parameters)
 
 
-class _Columns:
-    """One backward pass per task, from its losses of all examples."""
-
-    def __init__(self, pulls: Pulls) -> None:
-        self._pulls = pulls
-
-    def __len__(self) -> int:
-        return len(self._pulls.tasks)
-
-    def pass_of(self, row: int) -> Pull:
-        losses = self._pulls.losses
-        edge, seed = losses.column(self._pulls.tasks[row], losses.values.new_ones(losses.parts))
-        last = row == len(self) - 1 and not self._pulls.retain_graph
-        return lambda inputs: gradients_at(edge, seed, inputs, retain_graph=not last)
+def _pass(roots: Roots, retain_graph: bool) -> Pull:
+    return lambda inputs: gradients_at(*roots, inputs, retain_graph)
 
 
 def _block_of(use: Use, parameter: Tensor) -> Make | None:
     """Return what makes a parameter's block from the gradients of what its operation writes."""
     operand = operand_of(use, parameter.shape)
     if operand is not None:
-        return lambda place, found, layout: ExampleBlock(place, operand, operand.matrix(found), layout)
+        return lambda found, layout: ExampleBlock(operand, operand.matrix(found), layout, [parameter])
     columns = affine_columns(use, parameter.shape)
     if columns is None:
         return None
 
-    def make(place: int, found: Tensor, layout: ExampleLayout) -> Block:
+    def make(found: Tensor, layout: ExampleLayout) -> StoredGradients:
         by_example = layout.by_example(columns(found), 1).sum(2).transpose(0, 1)
-        return StoredBlock([place], by_example.reshape(-1, parameter.numel()), [parameter])
+        return RowGradients(by_example.reshape(-1, parameter.numel()), [parameter])
 
     return make
 
@@ -117,16 +100,9 @@ def _layouts(
 
     def probe(scale: Tensor | float) -> list[Tensor | None]:
         columns = [losses.column(task, w * scale) for task, w in zip(pulls.tasks, weights, strict=True)]
-        there = [(edge, seed) for edge, seed in columns if edge is not None]
-        return tap.listen(
-            lambda inputs: torch.autograd.grad(
-                [edge for edge, _ in there],
-                inputs,  # type: ignore[arg-type]  # tensors and edges may be mixed
-                [seed for _, seed in there],
-                retain_graph=True,
-                allow_unused=True,
-            )
-        )
+        edges = [edge for of_task, _ in columns for edge in of_task]
+        seeds = [seed for _, of_task in columns for seed in of_task]
+        return tap.listen(_pass((edges, seeds), retain_graph=True))
 
     plain = probe(1.0)
     half = any(gradient is not None and gradient.dtype == torch.float16 for gradient in plain)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from multitask.gradients.affine import is_bias
 from multitask.gradients.batched import pull, stacked
-from multitask.gradients.blocks import Block, BlockGradients, ProductBlock, StoredBlock
-from multitask.gradients.instances import ExampleRows
+from multitask.gradients.blocks import BlockGradients, ProductBlock
+from multitask.gradients.instances import rows_of_examples
 from multitask.gradients.losses import Pulls
 from multitask.gradients.operands import Operand, operand_of
-from multitask.gradients.rows import Rows, real_shape, row_like
+from multitask.gradients.rows import RowGradients, Rows, StoredGradients, numbers, row_like
 from multitask.gradients.taps import Formed, Gatherer, Tap
 from multitask.gradients.task_gradients import Engine, TaskGradients
 from multitask.gradients.uses import sole_uses
@@ -38,82 +38,68 @@ class Layerwise(Engine):
     def __init__(self) -> None:
         self._rows = Rows()
         self._gather = Gatherer()
-        self._examples = ExampleRows()
         self._all_rows: tuple[object, ...] | None = None
         """Where the last look at the graph said rows for everything. They are right wherever they are used, so
         that it costs speed at most where this looks the same and is not."""
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
         """Pull every row; see :class:`Engine`."""
-        if not parameters:
-            return self._rows.differentiate(pulls, parameters)
-        k = len(pulls)
+        k = len(pulls.rows)
         where = (k, len(parameters), len(pulls.graph.reaching))
-        if where == self._all_rows:
+        if not parameters or where == self._all_rows:
             return self._rows.differentiate(pulls, parameters)
         uses = sole_uses(pulls.graph, parameters)
-        found = self._examples.differentiate(pulls, parameters, uses)
+        found = rows_of_examples(pulls, parameters, uses, self._gather)
         if found is not None:
             return found
-        known = {i: use for i, use in enumerate(uses) if use is not None}
-        operands = {
-            i: operand
-            for i, use in known.items()
-            if (operand := operand_of(use, parameters[i].shape)) is not None
-        }
-        cheaper = {i for i, operand in operands.items() if _is_cheaper(operand, k)}
+        known = {p: use for p, use in zip(parameters, uses, strict=True) if use is not None}
+        all_operands = {p: operand_of(use, p.shape) for p, use in known.items()}
+        operands = {p: operand for p, operand in all_operands.items() if operand is not None}
+        cheaper = {p for p, operand in operands.items() if _is_cheaper(operand, k)}
         together = None
-        if all(p.ndim < 2 or i in operands for i, p in enumerate(parameters)):
+        if all(p.ndim < 2 or p in operands for p in parameters):
             together = stacked(pulls, parameters)
         if together is None:
-            operands = {
-                i: operand
-                for i, operand in operands.items()
-                if i in cheaper or (operand.wasteful and k >= _MANY)
-            }
+            wasteful = {p for p, operand in operands.items() if operand.wasteful and k >= _MANY}
+            operands = {p: operand for p, operand in operands.items() if p in cheaper | wasteful}
         if not operands:
             self._all_rows = where
             return self._rows.differentiate(pulls, parameters)
 
-        # Where rows flow one by one, those of some weights are formed as soon as a row is complete.
-        at_once = [i for i in operands if i not in cheaper] if together is None else []
-        biases = {
-            use.node: i
-            for i, use in known.items()
-            if is_bias(use, parameters[i].shape) and any(use.node is known[j].node for j in operands)
-        }
-        places = {i: [i, biases[known[i].node]] if known[i].node in biases else [i] for i in operands}
-        apart = {*operands, *biases.values()}
-        leaves = [i for i in range(len(parameters)) if i not in apart]
-        nodes = [known[i].node for i in operands]
+        nodes = [known[weight].node for weight in operands]
+        biases = {use.node: p for p, use in known.items() if use.node in nodes and is_bias(use, p.shape)}
+        owned = [
+            [p, biases[node]] if node in biases else [p] for p, node in zip(operands, nodes, strict=True)
+        ]
+        apart = {p for here in owned for p in here}
+        leaves = [p for p in parameters if p not in apart]
         like = row_like(parameters)
-        with Tap(nodes, [parameters[i] for i in leaves]).open() as tap:
+        with Tap(nodes, leaves).open() as tap:
             gathered = None if together is None else pull(tap, *together, like.dtype)
+            # Where rows flow one by one, those of some weights are formed as soon as a row is complete.
+            formed: dict[int, Formed] = {}
             if gathered is None:
+                each = enumerate(zip(operands.items(), owned, strict=True))
                 formed = {
-                    slot: Formed(operand, [parameters[place].shape for place in places[i]])
-                    for slot, (i, operand) in enumerate(operands.items())
-                    if i in at_once
+                    slot: Formed(operand, here)
+                    for slot, ((p, operand), here) in each
+                    if together is None and p not in cheaper
                 }
-                gathered = self._gather(tap, pulls, like, formed)
+                passes = [pulls.pass_of(row) for row in pulls.rows]
+                gathered = self._gather(tap, passes, like, formed)
 
-        blocks: list[Block] = []
-        if gathered.stored is not None:
-            stored = [*leaves, *(place for i in at_once for place in places[i])]
-            blocks.append(StoredBlock(stored, gathered.stored, [parameters[i] for i in stored]))
-        for slot, (i, operand) in enumerate(operands.items()):
-            if i in at_once:
-                continue
+        blocks: list[StoredGradients] = [RowGradients(gathered.stored, leaves)] if leaves else []
+        for slot, ((weight, operand), here) in enumerate(zip(operands.items(), owned, strict=True)):
             # Taken out, so that what is formed to rows is not held any longer.
-            gradients, gathered.at_nodes[slot] = gathered.at_nodes[slot], None
-            here = [parameters[place] for place in places[i]]
+            gradients = gathered.at_nodes.pop(0)
             if gradients is None:
-                nothing = like.new_zeros(k, sum(real_shape(p).numel() for p in here))
-                blocks.append(StoredBlock(places[i], nothing, here))
-                continue
-            block = ProductBlock(places[i], operand, operand.matrix(gradients))
-            blocks.append(block if i in cheaper else block.formed(here))
-            del block, gradients
+                blocks.append(RowGradients(like.new_zeros(k, numbers(here)), here))
+            elif slot in formed:
+                blocks.append(RowGradients(gradients, here))
+            else:
+                block = ProductBlock(operand, operand.matrix(gradients), here)
+                blocks.append(block if weight in cheaper else RowGradients(block.jacobian(), here))
+                del block, gradients
         return BlockGradients(blocks, parameters)
 
 

@@ -94,6 +94,10 @@ class Operand(ABC):
         """Return ``Dᵀ A`` in the shape of the weight; ``D`` is ``[positions, q]``."""
         return self.as_weights(D.T @ self.inputs(D.dtype))
 
+    def products(self, D: Tensor) -> Tensor:
+        """Return all ``D_iᵀ A``, ``[k, *shape]``; ``D`` is ``[k, positions, q]``."""
+        return self.as_weights(D.mT @ self.inputs(D.dtype))
+
     def as_weights(self, products: Tensor) -> Tensor:
         """Return products ``[…, q, p]`` in the shape of the weight, ``[…, *shape]``."""
         return products.reshape(*products.shape[:-2], *self.shape)
@@ -237,6 +241,10 @@ class EmbeddingOperand(Operand):
         if self._padding >= 0:
             total[self._padding] = 0.0
         return total
+
+    def products(self, D: Tensor) -> Tensor:
+        """Add up each row's gradients; see :meth:`product`."""
+        return torch.stack([self.product(of_row) for of_row in D])
 
     def as_weights(self, products: Tensor) -> Tensor:
         """Return products ``[…, width, rows]`` as embeddings are stored, row by row."""

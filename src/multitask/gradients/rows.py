@@ -1,26 +1,40 @@
-"""Jacobian rows in one buffer: one vector-Jacobian product per row, no second backward pass."""
+"""Rows of the Jacobian in one buffer: over micro-batches, and spread over processes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from multitask.gradients.losses import Pulls
-from multitask.gradients.task_gradients import Engine, TaskGradients
-
-if TYPE_CHECKING:
-    from multitask.gradients.graph import Layout
-
+from multitask.gradients.task_gradients import Accumulator, TaskGradients
 
 # Numbers of a row that one product of matrices sums.
 _BLOCK = 1024
 # Up to here the rounding of one long sum is that of what is summed.
 _SHORT = 2**16
+# torch 2.13 renamed the collectives.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-class RowGradients(TaskGradients):
+class StoredGradients(TaskGradients):
+    """Gradients with one column per number of the shared parameters.
+
+    Args:
+        parameters: The shared parameters, n numbers in all.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+
+    def assign(self, vector: Tensor) -> None:
+        """Add ``vector``, shape ``[n]``, to the gradients of the shared parameters."""
+        add_to_gradients(self.parameters, split_like(vector.clone(), self.parameters))
+
+
+class RowGradients(StoredGradients):
     """A Jacobian stored as a matrix.
 
     Args:
@@ -29,8 +43,8 @@ class RowGradients(TaskGradients):
     """
 
     def __init__(self, jacobian: Tensor, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
         self._jacobian = jacobian
-        self._parameters = parameters
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``."""
@@ -39,15 +53,154 @@ class RowGradients(TaskGradients):
     def combine(self, weights: Tensor) -> None:
         """Add ``weightsᵀ J`` to the gradients of the shared parameters."""
         vector = weights.to(self._jacobian.dtype) @ self._jacobian
-        add_to_gradients(self._parameters, split_like(vector, self._parameters))
+        add_to_gradients(self.parameters, split_like(vector, self.parameters))
 
     def jacobian(self) -> Tensor:
         """Return ``J``, shape ``[k, n]``."""
         return self._jacobian
 
-    def assign(self, vector: Tensor) -> None:
-        """Add ``vector``, shape ``[n]``, to the gradients of the shared parameters."""
-        add_to_gradients(self._parameters, split_like(vector.clone(), self._parameters))
+
+class ShardedRows(StoredGradients):
+    """The sum over processes of their Jacobians, exact: each process keeps a slice of every row.
+
+    Reduce-scattering the rows moves m·n numbers a process, gathering the combined gradient n: an
+    all-reduce of the Jacobian would move 2·m·n.
+
+    Args:
+        rows: This process's rows, ``[k, n + padding]``, whose width all processes share. None may change
+            between :meth:`send` and :meth:`choose`.
+        parameters: The shared parameters, n numbers in all.
+    """
+
+    def __init__(self, rows: Tensor, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._rows = rows
+        self._shards = rows.new_empty(len(rows), rows.shape[1] // processes())
+        self._pending: list[dist.Work] = []
+
+    def send(self, i: int) -> None:
+        """Send a row, and do not wait for it; every process sends the same rows in the same order."""
+        self._pending.append(_reduce_scatter(self._shards[i], self._rows[i], async_op=True))
+
+    def choose(self, rows: Sequence[int]) -> None:
+        """Wait for all rows, and keep the chosen ones."""
+        for work in self._pending:
+            work.wait()
+        self._shards = self._shards[list(rows)]
+
+    def gramian(self) -> Tensor:
+        """Return ``J Jᵀ`` of the summed Jacobian: the slices' Gramians add up."""
+        gramian = inner_products(self._shards, self._shards)
+        dist.all_reduce(gramian)
+        return gramian
+
+    def combine(self, weights: Tensor) -> None:
+        """Combine the slices and gather the result."""
+        vector = self._gathered(weights.to(self._shards.dtype) @ self._shards)
+        add_to_gradients(self.parameters, split_like(vector, self.parameters))
+
+    def jacobian(self) -> Tensor:
+        """Gather the whole Jacobian, shape ``[k, n]``: m·n numbers more on the wire."""
+        return torch.stack([self._gathered(shard) for shard in self._shards])
+
+    def _gathered(self, shard: Tensor) -> Tensor:
+        whole = shard.new_empty(shard.numel() * processes())
+        _all_gather(whole, shard.contiguous())
+        return whole[: numbers(self.parameters)]
+
+
+class Rows(Accumulator):
+    """Exact for any graph: one backward pass per row, written into a buffer kept between steps."""
+
+    def __init__(self) -> None:
+        self._parameters: list[Tensor] = []
+        self._rows = torch.empty(0, 0)
+        """The means, with zeros beyond n so that each process gets a slice of equal width."""
+        self._shapes: list[torch.Size] = []
+        self._views: list[list[Tensor]] = []
+        """Each row's part of each parameter: in a small network cutting takes as long as computing."""
+        self._scratch: tuple[Tensor, list[Tensor]] | None = None
+        self._sharded: ShardedRows | None = None
+        self._begun = False
+
+    def clear(self) -> None:
+        """Start a new mean."""
+        self._begun, self._sharded = False, None
+
+    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
+        """Pull every row; see :class:`Engine`."""
+        self.clear()
+        self.add(pulls, parameters, [1.0] * pulls.losses.values.numel())
+        return self.gradients(pulls.rows)
+
+    def add(
+        self,
+        pulls: Pulls,
+        parameters: Sequence[Tensor],
+        shares: Sequence[float],
+        parts: Sequence[float] | None = None,
+    ) -> None:
+        """Add a micro-batch; each row is sent as soon as it is complete, while the next one is differentiated."""
+        self._allocate(len(shares), parameters)
+        if self._begun and self._scratch is None:
+            scratch = torch.zeros_like(self._rows[0])  # the padding too
+            self._scratch = scratch, split_like(scratch, parameters)
+        if parts is not None:
+            self._sharded = ShardedRows(self._rows, parameters)
+        for row, mean in enumerate(self._rows):
+            if row in pulls.rows:
+                gradients = pulls.pass_of(row)(parameters)
+                if self._begun and self._scratch is not None:
+                    write(self._scratch[1], gradients)
+                    mean.lerp_(self._scratch[0], shares[row])
+                else:
+                    write(self._views[row], gradients)
+            elif not self._begun:
+                mean.zero_()
+            if parts is not None and self._sharded is not None:
+                mean *= parts[row]
+                self._sharded.send(row)
+        self._begun = True
+
+    def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
+        """Give the means columns for parameters that have become shared since, with what the rows have there."""
+        if not self._begun or (
+            len(parameters) == len(self._parameters)
+            and all(p is o for p, o in zip(parameters, self._parameters, strict=True))
+        ):
+            return
+        before, views = self._parameters, self._views
+        self._rows = self._rows.new_empty(0, 0)
+        self._allocate(len(views), parameters)
+        place = {p: i for i, p in enumerate(parameters)}
+        for new, old in zip(self._views, views, strict=True):
+            for p, view in zip(before, old, strict=True):
+                new[place[p]].copy_(view)
+        for row, p, gradient in moved:
+            write([self._views[row][place[p]]], [gradient])
+
+    def gradients(self, rows: Sequence[int]) -> TaskGradients:
+        """Return the means of some rows, over all processes."""
+        if self._sharded is not None:
+            self._sharded.choose(rows)
+            return self._sharded
+        found = self._rows[:, : numbers(self._parameters)]
+        return RowGradients(found if len(rows) == len(found) else found[list(rows)], self._parameters)
+
+    def _allocate(self, k: int, parameters: Sequence[Tensor]) -> None:
+        like, shapes = row_like(parameters), [p.shape for p in parameters]
+        old, width = self._rows, -(-numbers(parameters) // processes()) * processes()
+        same = old.shape == (k, width) and old.dtype == like.dtype and old.device == like.device
+        if not same or shapes != self._shapes:
+            self._rows = like.new_zeros(k, width)
+            self._views = [split_like(row, parameters) for row in self._rows]
+            self._shapes, self._scratch = shapes, None
+        self._parameters = list(parameters)
+
+
+def processes() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def real_shape(parameter: Tensor) -> torch.Size:
@@ -90,130 +243,20 @@ def add_to_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) 
             parameter.grad += gradient.to(parameter.dtype)
 
 
-class Rows(Engine):
-    """Exact for any graph: one backward pass per row, written into a buffer kept between steps."""
-
-    def __init__(self) -> None:
-        self._buffer: Tensor | None = None
-        self._views: list[list[Tensor]] = []
-        """Each row's part of each parameter: in a small network cutting takes as long as computing."""
-        self._shapes: list[torch.Size] = []
-
-    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> RowGradients:
-        """Pull every row; see :class:`Engine`."""
-        jacobian = self._allocate(len(pulls), parameters)
-        for _ in written(self._views, pulls, parameters):
-            pass
-        return RowGradients(jacobian, parameters)
-
-    def _allocate(self, k: int, parameters: Sequence[Tensor]) -> Tensor:
-        like = row_like(parameters)
-        old, shapes = self._buffer, [p.shape for p in parameters]
-        shape = (k, numbers(parameters))
-        if old is None or old.shape != shape or old.dtype != like.dtype or old.device != like.device:
-            old = self._buffer = like.new_empty(shape)
-            self._views = []
-        if shapes != self._shapes or not self._views:
-            self._views, self._shapes = [split_like(row, parameters) for row in old], shapes
-        return old
-
-
-def written(rows: Iterable[Sequence[Tensor]], pulls: Pulls, parameters: Sequence[Tensor]) -> Iterator[int]:
-    """Write the rows one after the other, and yield the number of each as soon as it is complete.
-
-    Args:
-        rows: For each row a view in the shape of each parameter. One row may stand for all, if each is used
-            before the next.
-        pulls: The backward passes.
-        parameters: The shared parameters.
-    """
-    for i, row in enumerate(rows):
-        write(row, pulls.pass_of(i)(parameters))
-        yield i
-
-
-def write(row: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Write gradients into the views ``row``, zeros where there is none."""
-    there = [
-        (view, _real(gradient)) for view, gradient in zip(row, gradients, strict=True) if gradient is not None
-    ]
-    if len(there) < len(row):
-        torch._foreach_zero_([view for view, g in zip(row, gradients, strict=True) if g is None])
-    if there:
-        torch._foreach_copy_([view for view, _ in there], [gradient for _, gradient in there])
-
-
-def _real(gradient: Tensor) -> Tensor:
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient as real numbers, none left out."""
     if gradient.is_complex():
         return torch.view_as_real(gradient.resolve_conj())
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-class SeenGradients(TaskGradients):
-    """Shows a combiner some rows of gradients, unscaled, while ``.grad`` stays scaled for the loss scaler.
-
-    Args:
-        gradients: All rows, of losses multiplied by ``scale``.
-        rows: The numbers of the rows that are shown; ``None`` for all.
-        scale: The factor, a scalar tensor; ``None`` for one.
-        columns: Returns the Jacobian's columns; most combiners never ask for them.
-    """
-
-    def __init__(
-        self,
-        gradients: TaskGradients,
-        rows: Tensor | None,
-        scale: Tensor | None,
-        columns: Callable[[], "Layout"],
-    ) -> None:
-        self._gradients = gradients
-        self._rows = rows
-        self._scale = scale
-        self._columns = columns
-        self._gramian: Tensor | None = None
-        self._k = 0
-
-    @property
-    def layout(self) -> Sequence[tuple[str, int]]:  # type: ignore[override]
-        """Name and size of each shared parameter in the order of the Jacobian's columns."""
-        return self._columns().parameters()
-
-    @property
-    def distances(self) -> Sequence[int | None]:  # type: ignore[override]
-        """How many operations lie between the losses and each parameter of the layout."""
-        return self._columns().distances()
-
-    def gramian(self) -> Tensor:
-        """Return the unscaled Gramian, computed once; divided twice, as the square of the scale may overflow."""
-        if self._gramian is None:
-            gramian = self._gradients.gramian()
-            self._k = len(gramian)
-            if self._rows is not None:
-                gramian = gramian[self._rows][:, self._rows]
-            self._gramian = gramian if self._scale is None else gramian / self._scale / self._scale
-        return self._gramian
-
-    def combine(self, weights: Tensor) -> None:
-        """Add the combination, scaled."""
-        if self._rows is not None:
-            self.gramian()
-            weights = weights.new_zeros(self._k).index_copy_(0, self._rows.to(weights.device), weights)
-        self._gradients.combine(weights)
-
-    def jacobian(self) -> Tensor:
-        """Return the unscaled Jacobian."""
-        jacobian = self._gradients.jacobian()
-        jacobian = jacobian if self._rows is None else jacobian[self._rows]
-        return jacobian if self._scale is None else jacobian / self._scale
-
-    def assign(self, vector: Tensor) -> None:
-        """Add the vector, scaled."""
-        self._gradients.assign(vector if self._scale is None else vector * self._scale)
-
-    def poison(self) -> None:
-        """Write infinities, so that the loss scaler skips the step and lowers its scale."""
-        gramian = self.gramian()
-        self._gradients.combine(torch.full((self._k,), torch.inf, dtype=gramian.dtype, device=gramian.device))
+def write(row: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Write gradients into views of a row, zeros where there is none."""
+    there = [(view, dense(g)) for view, g in zip(row, gradients, strict=True) if g is not None]
+    if len(there) < len(row):
+        torch._foreach_zero_([view for view, g in zip(row, gradients, strict=True) if g is None])
+    if there:
+        torch._foreach_copy_([view for view, _ in there], [gradient for _, gradient in there])
 
 
 def inner_products(rows: Tensor, others: Tensor) -> Tensor:
@@ -226,9 +269,8 @@ def inner_products(rows: Tensor, others: Tensor) -> Tensor:
     n = rows.shape[1]
     if n <= _SHORT:
         return rows @ others.T
-    blocks = n // _BLOCK
-    whole = blocks * _BLOCK
-    left, right = (part[:, :whole].view(len(part), blocks, _BLOCK).movedim(1, 0) for part in (rows, others))
+    whole = n // _BLOCK * _BLOCK
+    left, right = (part[:, :whole].unflatten(1, (-1, _BLOCK)).movedim(1, 0) for part in (rows, others))
     return (left @ right.mT).sum(0) + rows[:, whole:] @ others[:, whole:].T
 
 

@@ -1,54 +1,42 @@
 """Backward passes that stop at operations and leaves, and the gradients of many rows gathered there."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from multitask.gradients.graph import Node
+from multitask.gradients.losses import Pull
 from multitask.gradients.operands import Operand
-from multitask.gradients.rows import real_shape, write
-
-Pull = Callable[[Sequence[Tensor | GradientEdge]], Sequence[Tensor | None]]
-"""One backward pass: from inputs to the gradients that arrive there."""
-
-
-class Passes(Protocol):
-    """Backward passes, one per row."""
-
-    def __len__(self) -> int:
-        """Return how many rows there are."""
-
-    def pass_of(self, row: int) -> Pull:
-        """Return the backward pass of a row."""
+from multitask.gradients.rows import numbers, split_like, write
 
 
 class Gathered(NamedTuple):
     """The gradients of k rows at the places of a tap."""
 
     at_nodes: list[Tensor | None]
-    """Those at each operation, ``[k, *shape]``; ``None`` where no row arrives."""
-    stored: Tensor | None
-    """Those of all leaves, and the rows that were formed, flattened and concatenated, ``[k, n]``."""
+    """Those at each operation, ``[k, *shape]``, or the rows formed there, ``[k, n]``; ``None`` where none arrives."""
+    stored: Tensor
+    """Those of all leaves, flattened and concatenated, ``[k, n]``."""
 
 
 class Formed(NamedTuple):
     """An operation at which each row of its weight is formed as soon as its gradient is known."""
 
     operand: Operand
-    shapes: list[torch.Size]
-    """Of the weight and, where it has one, of the bias."""
+    parameters: list[Tensor]
+    """The weight and, where it has one, the bias."""
 
     def rows(self, gradient: Tensor | None, A: Tensor) -> list[Tensor | None]:
         """Return ``Dᵀ A``, and ``Dᵀ 1``, in the shapes of weight and bias; ``A`` are the operand's inputs."""
         if gradient is None:
-            return [None] * len(self.shapes)
+            return [None] * len(self.parameters)
         (D,) = self.operand.matrix(gradient[None])
         D = D.to(A.dtype)
-        return [self.operand.as_weights(D.T @ A), D.sum(0)][: len(self.shapes)]
+        return [self.operand.as_weights(D.T @ A), D.sum(0)][: len(self.parameters)]
 
 
 class Tap:
@@ -74,18 +62,15 @@ class Tap:
         Where an operation runs because something before it is asked for too, autograd reports the gradient
         as it was before the hooks of the operation's output; the operation itself gets the right one.
         """
-        handles = [node.register_prehook(self._listener(node)) for node in self._nodes]
+        handles = [node.register_prehook(partial(self._hear, node)) for node in self._nodes]
         try:
             yield self
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _listener(self, node: Node) -> Callable[[tuple[Tensor, ...]], None]:
-        def listen(gradients: tuple[Tensor, ...]) -> None:
-            self._arrived[node] = gradients[0]
-
-        return listen
+    def _hear(self, node: Node, gradients: tuple[Tensor, ...]) -> None:
+        self._arrived[node] = gradients[0]
 
     def listen(self, pull: Pull) -> list[Tensor | None]:
         """Return the gradient of a pass at each operation, then at each leaf; ``None`` where it does not arrive."""
@@ -102,7 +87,7 @@ class Gatherer:
         self._buffers: dict[object, Tensor] = {}
 
     def __call__(
-        self, tap: Tap, passes: Passes, like: Tensor, formed: Mapping[int, Formed] | None = None
+        self, tap: Tap, passes: Sequence[Pull], like: Tensor, formed: Mapping[int, Formed] | None = None
     ) -> Gathered:
         """Let the rows flow back, one after the other.
 
@@ -113,51 +98,34 @@ class Gatherer:
             formed: At which of the tap's operations the rows of weights, and of biases, are formed at once.
         """
         formed, k = formed or {}, len(passes)
-        inputs = {}
-        for slot, of_slot in formed.items():
-            operand = of_slot.operand
-            # Fresh memory in each step takes longer to get than to fill.
-            kept = self.buffer(("inputs", slot), (operand.positions, operand.p), like.device, like.dtype)
-            inputs[slot] = operand.inputs(like.dtype, kept)
-        shapes = [real_shape(leaf) for leaf in tap.leaves]
-        shapes += [shape for of_slot in formed.values() for shape in of_slot.shapes]
-        sizes = [shape.numel() for shape in shapes]
+        stored = self.buffer("stored", (k, numbers(tap.leaves)), like)
         at_nodes: list[Tensor | None] = [None] * tap.nodes
-        stored: Tensor | None = None
-        if shapes:
-            stored = self.buffer("stored", (k, sum(sizes)), like.device, like.dtype)
-        for row in range(k):
-            found = tap.listen(passes.pass_of(row))
-            for slot, gradient in enumerate(found[: tap.nodes]):
-                if slot not in inputs:
-                    at_nodes[slot] = self._gathered(slot, at_nodes[slot], gradient, row, k, like.dtype)
-            if stored is None:
-                continue
-            made = list(found[tap.nodes :])
-            for slot, of_slot in formed.items():
-                made += of_slot.rows(found[slot], inputs[slot])
-            views = [view.view(shape) for view, shape in zip(stored[row].split(sizes), shapes, strict=True)]
-            write(views, made)
+        inputs = {}
+        for slot, (operand, parameters) in formed.items():
+            at_nodes[slot] = self.buffer(("rows", slot), (k, numbers(parameters)), like)
+            # Fresh memory in each step takes longer to get than to fill.
+            memory = self.buffer(("inputs", slot), (operand.positions, operand.p), like)
+            inputs[slot] = operand.inputs(like.dtype, memory)
+        for row, pull in enumerate(passes):
+            found = tap.listen(pull)
+            write(split_like(stored[row], tap.leaves), found[tap.nodes :])
+            for slot, (gradient, rows) in enumerate(zip(found[: tap.nodes], at_nodes, strict=True)):
+                if slot in formed and rows is not None:
+                    views = split_like(rows[row], formed[slot].parameters)
+                    write(views, formed[slot].rows(gradient, inputs[slot]))
+                elif gradient is not None:
+                    if rows is None:
+                        shape = (k, *gradient.shape)
+                        at_nodes[slot] = rows = self.buffer(slot, shape, like.to(gradient.device))
+                        rows[:row].zero_()
+                    rows[row].copy_(gradient)
+                elif rows is not None:
+                    rows[row].zero_()
         return Gathered(at_nodes, stored)
 
-    def _gathered(
-        self, slot: int, rows: Tensor | None, gradient: Tensor | None, row: int, k: int, dtype: torch.dtype
-    ) -> Tensor | None:
-        if gradient is None:
-            if rows is not None:
-                rows[row].zero_()
-            return rows
-        if rows is None:
-            rows = self.buffer(slot, (k, *gradient.shape), gradient.device, dtype)
-            rows[:row].zero_()
-        rows[row].copy_(gradient)
-        return rows
-
-    def buffer(
-        self, name: object, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
+    def buffer(self, name: object, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return the memory of this name, with arbitrary content."""
         old = self._buffers.get(name)
-        if old is None or old.shape != shape or old.dtype != dtype or old.device != device:
-            old = self._buffers[name] = torch.empty(shape, dtype=dtype, device=device)
+        if old is None or old.shape != shape or old.dtype != like.dtype or old.device != like.device:
+            old = self._buffers[name] = like.new_empty(shape)
         return old

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch import Tensor
 
 from multitask.gradients.graph import Graph, Node
 
@@ -84,17 +83,3 @@ def _turns(node: Node, matrix: bool) -> bool | None:
         case "PermuteBackward0" if matrix:
             return node._saved_dims[0] % 2 == 1
     return None
-
-
-def users(losses: dict[str, Tensor], parameters: Sequence[nn.Parameter]) -> list[tuple[str, ...]]:
-    """Return the losses that reach each parameter, by name and in the order of ``losses``.
-
-    Outputs of one operation, such as the parts of a split or all of a compiled network, cannot be told
-    apart: what any of them reaches counts as reached by each.
-    """
-    edges = [[get_gradient_edge(loss)] if loss.requires_grad else [] for loss in losses.values()]
-    reaching = {id(leaf): bits for leaf, bits in Graph(edges).leaves}
-    names = list(losses)
-    return [
-        tuple(name for i, name in enumerate(names) if reaching.get(id(p), 0) >> i & 1) for p in parameters
-    ]

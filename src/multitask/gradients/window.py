@@ -5,14 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
-from multitask.gradients.accumulated import AccumulatedRows
-from multitask.gradients.features import Features
 from multitask.gradients.graph import Graph, Ownership
-from multitask.gradients.losses import Losses, Pulls
-from multitask.gradients.rows import add_to_gradients, numbers, row_like, split_like
-from multitask.gradients.task_gradients import Engine, TaskGradients
+from multitask.gradients.losses import Losses, Pulls, gradients_at
+from multitask.gradients.rows import Rows, dense, processes, real_shape
+from multitask.gradients.task_gradients import Accumulator, Engine, TaskGradients
 
 # Keeps a mean over nothing from dividing by zero.
 _TINY = 1e-300
@@ -35,43 +32,37 @@ class Window:
     def __init__(self, engine: Engine, ownership: Ownership) -> None:
         self._engine = engine
         self._ownership = ownership
-        self._sum = engine if isinstance(engine, Features) else AccumulatedRows()
-        self._added = False
+        self._rows = engine if isinstance(engine, Accumulator) else Rows()
         self.own = OwnGradients()
         self.clear()
 
     def clear(self) -> None:
         """Start a new step."""
-        if self._added:
-            self._sum.clear()
-        self._added = False
         self.own.clear()
         self.losses: Tensor | None = None
         """Mean losses, shape ``[parts, m]``."""
-        self.counts: list[list[float]] = []
-        """Their counts, of this process until the last micro-batch, ``[parts, m]``."""
-        self.names: list[str] = []
-        self.gradients: TaskGradients | None = None
-        """The rows' gradients, ``parts · len(tasks)`` of them."""
-        self.shares = False
-        """Whether several losses reach a parameter."""
-        self.tasks: list[int] = []
-        """The tasks that have rows."""
+        self.counts: list[float] = []
+        """Their counts, of this process until the last micro-batch, ``[parts · m]``."""
         self.last: Losses | None = None
         """The losses of the last micro-batch, and the graph behind them."""
         self.graph: Graph | None = None
+        self.shares = False
+        """Whether several losses reach a parameter."""
+        self._whole: TaskGradients | None = None
         self._parts: list[float] | None = None
+        self._rows.clear()
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no micro-batch has been added."""
-        return self.losses is None
+    def present(self) -> list[int]:
+        """The losses that have an element in every part."""
+        m = 0 if self.losses is None else self.losses.shape[1]
+        return [i for i in range(m) if all(count > 0 for count in self.counts[i::m])]
 
     @property
-    def device(self) -> torch.device:
-        """The device of the losses."""
-        assert self.losses is not None
-        return self.losses.device
+    def rows(self) -> list[int]:
+        """The rows of the present losses, part by part."""
+        parts, m = (0, 0) if self.losses is None else self.losses.shape
+        return [part * m + i for part in range(parts) for i in self.present]
 
     def add(self, losses: Losses, counts: Counts, last: bool) -> None:
         """Add a micro-batch, and on several processes with the last one the others' too.
@@ -86,110 +77,72 @@ class Window:
                 f"losses are {list(losses.values.shape)} and were {list(self.losses.shape)} in this step; an absent "
                 "loss has a count of zero."
             )
-        whole = last and self.is_empty and processes() == 1
+        whole = last and self.losses is None and processes() == 1
         if losses.of_examples and not whole:
             raise ValueError("losses of single examples need the whole batch in one call on one process.")
         shares = self._count(here)
-        graph = self._look(losses, last)
-        tasks = [i for i in range(losses.m) if all(part[i] > 0 for part in here)]
+        tasks = [i for i in range(losses.m) if all(count > 0 for count in here[i :: losses.m])]
+        graph = self._look(losses, last and not whole)
         # Own parameters of examples' losses are differentiated at the end, all at once.
-        own = [[] for _ in range(losses.m)] if losses.of_examples else self._ownership.own()
+        own = None if losses.of_examples else self._ownership.own()
+        shared = self._ownership.shared()
         pulls = Pulls(losses, graph, own, tasks, retain_graph=losses.of_examples)
-        if whole:
-            self._add_whole(losses, pulls)
-        else:
-            self._add_part(losses, pulls, shares)
+        self.shares = bool(shared)
+        if not whole:
+            self._rows.lay_out(shared, self.own.take(shared))
+            self._rows.add(pulls, shared, shares, self._parts if shared else None)
+        elif tasks:
+            self._whole = self._engine.differentiate(pulls, shared)
+        for row, gradients in pulls.own.items():
+            self.own.add(row, pulls.parameters[row % losses.m], gradients, shares[row])
+        self._add_losses(losses, shares)
 
     def add_weighted(self, losses: Losses, counts: float | None, last: bool, weights: Tensor) -> None:
         """Add a micro-batch whose losses have the same weights in every micro-batch, and one count: one backward pass.
 
         The gradients are left in row 0 of ``own``, whatever the losses reach.
         """
-        share = self._count(counts_of(counts, losses))[0]
+        shares = self._count(counts_of(counts, losses))
         self._look(losses, last)
-        leaves = self._ownership.leaves()
-        edges, seeds = losses.combination(weights.view(1, -1))
-        found = self.own.differentiate(edges, seeds, leaves) if share > 0 else [None] * len(leaves)
-        self.own.add(0, leaves, found, share)
-        if self.losses is None:
-            self.losses = losses.values if share > 0 else torch.zeros_like(losses.values)
-        elif share > 0:
-            self.losses = self.losses.lerp(losses.values, share)
+        leaves = self._ownership.leaves() if shares[0] > 0 else []
+        self.own.add(0, leaves, gradients_at(*losses.combination(weights.view(1, -1)), leaves), shares[0])
+        self._add_losses(losses, shares)
 
-    def _count(self, here: list[list[float]]) -> list[float]:
+    def _count(self, here: list[float]) -> list[float]:
         """Add a micro-batch's counts, and return its part in the mean of each row."""
-        self.counts = here if not self.counts else _added(self.counts, here)
-        pairs = zip(here, self.counts, strict=True)
-        return [
-            c / max(total, _TINY) for part, totals in pairs for c, total in zip(part, totals, strict=True)
-        ]
+        self.counts = [a + b for a, b in zip(self.counts or [0.0] * len(here), here, strict=True)]
+        return [count / max(total, _TINY) for count, total in zip(here, self.counts, strict=True)]
 
-    def _look(self, losses: Losses, last: bool) -> Graph:
+    def _look(self, losses: Losses, on_all: bool) -> Graph:
         """Find out which losses reach which parameters, with the last micro-batch on all processes."""
-        self.graph = graph = Graph(losses.edges())
-        self._ownership.find(graph, losses.m)
-        self.own.from_python = graph.runs_python()
-        self.names, self.last = losses.names, losses
-        if last and processes() > 1:
+        self.last, self.graph = losses, Graph(losses.edges())
+        self._ownership.find(self.graph, losses.m)
+        self.own.from_python = self.graph.runs_python()
+        if on_all and processes() > 1:
             self._agree(losses.values.device)
-        return graph
+        return self.graph
 
-    def own_of_examples(self, weights: Tensor) -> None:
-        """Differentiate the losses of examples with weights, ``[parts, m]``: the gradients are left in row 0."""
-        assert self.last is not None
-        leaves = [p for of_task in self._ownership.own() for p in of_task]
-        edges, seeds = self.last.combination(weights)
-        self.own.add(0, leaves, self.own.differentiate(edges, seeds, leaves))
-
-    def _add_whole(self, losses: Losses, pulls: Pulls) -> None:
-        self.losses, self.tasks = losses.values, pulls.tasks
-        if not pulls.tasks:
+    def _add_losses(self, losses: Losses, shares: list[float]) -> None:
+        if self.losses is None and all(share == 1.0 for share in shares):
+            self.losses = losses.values
             return
-        self._added = isinstance(self._engine, Features)
-        shared = self._ownership.shared()
-        self.shares = bool(shared)
-        self.gradients = self._engine.differentiate(pulls, shared)
-        for number, gradients in pulls.own.items():
-            part, place = divmod(number, len(pulls.tasks))
-            task = pulls.tasks[place]
-            row = part * losses.m + task
-            self.own.add(row, pulls.parameters[task], gradients)
-
-    def _add_part(self, losses: Losses, pulls: Pulls, shares: list[float]) -> None:
-        m, k = losses.m, losses.values.numel()
-        self._added = True
-        shared = self._ownership.shared()
-        self.shares = bool(shared)
-        self._sum.lay_out(shared)
-        for row, parameter, gradient in self.own.take(shared):
-            self._sum.put(row, parameter, gradient)
-        width = max(len(pulls.tasks), 1)
-        numbers = {number // width * m + pulls.task_of(number): number for number in range(len(pulls))}
-        passes = {row: (pulls, number) for row, number in numbers.items()}
-        self.gradients = self._sum.add(k, passes, shared, shares, self._parts if shared else None)
-        self.tasks = list(range(m))
-        for row, number in numbers.items():
-            gradients = pulls.own.get(number, [])
-            self.own.add(row, pulls.parameters[row % m][: len(gradients)], gradients, shares[row])
         share = torch.tensor(shares).to(losses.values).view_as(losses.values)
         values = losses.values.where(share > 0, 0.0)
         self.losses = values if self.losses is None else self.losses.lerp(values, share)
 
     def _agree(self, device: torch.device) -> None:
         """Find out what all processes have: the counts of the step, and which parameters are shared."""
-        here = [count for part in self.counts for count in part]
+        here = self.counts
         message = torch.tensor([*here, float(not self._ownership.agreed)], device=device, dtype=torch.float64)
         dist.all_reduce(message)
-        *total, changed = message.tolist()
+        *self.counts, changed = message.tolist()
         if changed:
-            self._ownership.exchange(device)
-        self._parts = [count / max(all_of_it, _TINY) for count, all_of_it in zip(here, total, strict=True)]
-        m = len(self.counts[0])
-        self.counts = [total[i : i + m] for i in range(0, len(total), m)]
+            self._ownership.exchange()
+        self._parts = [count / max(total, _TINY) for count, total in zip(here, self.counts, strict=True)]
 
     def close(self) -> None:
         """Make losses and own gradients those of all processes."""
-        if processes() == 1:
+        if self._whole is not None or processes() == 1:
             return
         if self._parts is None:
             raise ValueError(
@@ -199,19 +152,27 @@ class Window:
         self.losses = self.losses * torch.tensor(self._parts).view_as(self.losses).to(self.losses)
         dist.all_reduce(self.losses)
 
-    def part(self, row: int) -> float:
-        """Return the part of this process in a row's mean over all processes."""
-        return 1.0 if self._parts is None else self._parts[row]
+    def gradients(self, scale: Tensor | None) -> "ShownGradients":
+        """Return the gradients of the present losses' rows; ``scale`` is the factor in them, a scalar tensor."""
+        assert self.graph is not None
+        found = self._rows.gradients(self.rows) if self._whole is None else self._whole
+        return ShownGradients(found, scale, self._ownership, self.graph)
+
+    def own_gradients(self, factors: Mapping[int, float | Tensor]) -> "ByParameter":
+        """Return the sum of the rows' gradients of what one loss alone reaches, times the factor of each row."""
+        if self._parts is not None:
+            factors = {row: factor * self._parts[row] for row, factor in factors.items()}
+        return self.own.weighted(factors)
 
 
-def counts_of(counts: Counts, losses: Losses) -> list[list[float]]:
-    """Return counts as numbers, ``[parts, m]``; all ones by default.
+def counts_of(counts: Counts, losses: Losses) -> list[float]:
+    """Return counts as numbers, ``[parts · m]``; all ones by default.
 
     Raises:
         ValueError: If they are not one per loss, negative, or of other names.
     """
     if counts is None or isinstance(counts, int | float):
-        return [[1.0 if counts is None else float(counts)] * losses.m for _ in range(losses.parts)]
+        return [1.0 if counts is None else float(counts)] * losses.values.numel()
     if isinstance(counts, Mapping):
         if list(counts) != losses.names:
             raise ValueError(f"counts are of {', '.join(counts)} and losses of {', '.join(losses.names)}.")
@@ -224,16 +185,11 @@ def counts_of(counts: Counts, losses: Losses) -> list[list[float]]:
     given = given.expand(shape) if given.ndim < len(shape) else given
     if given.shape != shape or not bool((given >= 0).all()):
         raise ValueError(f"counts must be one number ≥ 0 per loss, {list(shape)}; they are {counts}.")
-    return given.tolist()
+    return given.flatten().tolist()
 
 
-def _added(counts: list[list[float]], more: list[list[float]]) -> list[list[float]]:
-    return [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(counts, more, strict=True)]
-
-
-def processes() -> int:
-    """Return how many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+ByParameter = Mapping[int, tuple[Tensor, Tensor]]
+"""Parameters with their gradients, by the identity of the parameter."""
 
 
 class OwnGradients:
@@ -261,29 +217,16 @@ class OwnGradients:
             share: The part of this micro-batch in the mean so far.
         """
         new = {id(p): (p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None}
-        old = self._rows.setdefault(row, {})
         if share == 1.0:
             self._rows[row] = {key: (p, self._apart(p, g)) for key, (p, g) in new.items()}
             return
-        for key, (p, mean) in old.items():
+        means = self._rows.setdefault(row, {})
+        for key, (p, mean) in means.items():
             if key not in new:
                 mean.mul_(1 - share)
-            elif mean.is_sparse:
-                old[key] = (p, _dense(mean).lerp_(_dense(new[key][1]), share))
             else:
-                mean.lerp_(_dense(new[key][1]), share)
-        for key, (p, gradient) in new.items():
-            if key not in old:
-                old[key] = (p, _dense(gradient) * share)
-
-    @staticmethod
-    def differentiate(
-        edges: Sequence[GradientEdge], seeds: Sequence[Tensor], parameters: Sequence[Tensor]
-    ) -> Sequence[Tensor | None]:
-        """Return the gradients of parameters in one last backward pass."""
-        if not edges or not parameters:
-            return [None] * len(parameters)
-        return torch.autograd.grad(edges, list(parameters), seeds, allow_unused=True)
+                means[key] = p, _full(mean).lerp_(_full(new[key][1]), share)
+        means |= {key: (p, _full(g) * share) for key, (p, g) in new.items() if key not in means}
 
     def take(self, shared: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Remove and yield row, parameter and gradient of what has become shared."""
@@ -292,23 +235,22 @@ class OwnGradients:
             for key in keys & gradients.keys():
                 yield row, *gradients.pop(key)
 
-    def weighted(self, factors: Mapping[int, float | Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
-        """Return the sum of the rows' gradients times their factors, by parameter.
-
-        Args:
-            factors: The factor of each row that takes part.
-        """
+    def weighted(self, factors: Mapping[int, float | Tensor]) -> ByParameter:
+        """Return the sum of the rows' gradients times the factor of each row that takes part, by parameter."""
         total: dict[int, tuple[Tensor, Tensor]] = {}
         for row, factor in factors.items():
-            plain = isinstance(factor, float) and factor == 1.0
             for key, (p, gradient) in self._rows.get(row, {}).items():
-                term = gradient if plain else gradient * _as_weight(factor, gradient)
-                total[key] = (p, total[key][1] + term if key in total else term)
+                if isinstance(factor, Tensor):
+                    gradient = gradient * factor.to(device=gradient.device, dtype=gradient.dtype.to_real())
+                elif factor != 1.0:
+                    gradient = gradient * factor
+                total[key] = (p, total[key][1] + gradient if key in total else gradient)
         return total
 
     def all(self) -> list[Tensor]:
         """Return the numbers of all gradients, real ones."""
-        return [_numbers(gradient) for row in self._rows.values() for _, gradient in row.values()]
+        each = [gradient for row in self._rows.values() for _, gradient in row.values()]
+        return [dense(g._values() if g.is_sparse else g) for g in each]
 
     def _apart(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """Return a gradient in memory of its own, laid out as its parameter.
@@ -324,44 +266,55 @@ class OwnGradients:
         return gradient
 
 
-def write(gradients: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-    """Add gradients to the ``.grad`` of their parameters."""
-    add_to_gradients([p for p, _ in gradients.values()], [g for _, g in gradients.values()])
-
-
-def sum_over_processes(
-    gradients: Mapping[int, tuple[Tensor, Tensor]], candidates: Sequence[Tensor]
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Return the sums over processes; where only some have a gradient, the others add zeros.
-
-    Args:
-        gradients: This process's.
-        candidates: All parameters that could have one, in the same order on every process.
-    """
-    if not candidates:
-        return {}
-    there = torch.tensor([float(id(p) in gradients) for p in candidates], device=candidates[0].device)
-    dist.all_reduce(there, op=dist.ReduceOp.MAX)
-    some = [p for p, anywhere in zip(candidates, there.tolist(), strict=True) if anywhere]
-    if not some:
-        return {}
-    flat = row_like(some).new_zeros(numbers(some))
-    for p, view in zip(some, split_like(flat, some), strict=True):
-        if id(p) in gradients:
-            gradient = _dense(gradients[id(p)][1])
-            view.copy_(torch.view_as_real(gradient) if gradient.is_complex() else gradient)
-    dist.all_reduce(flat)
-    return {id(p): (p, view) for p, view in zip(some, split_like(flat, some), strict=True)}
-
-
-def _as_weight(factor: float | Tensor, like: Tensor) -> float | Tensor:
-    return factor.to(device=like.device, dtype=like.dtype.to_real()) if isinstance(factor, Tensor) else factor
-
-
-def _dense(gradient: Tensor) -> Tensor:
+def _full(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _numbers(gradient: Tensor) -> Tensor:
-    gradient = gradient._values() if gradient.is_sparse else gradient
-    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
+class ShownGradients(TaskGradients):
+    """Gradients without the scale of their losses, while ``.grad`` stays scaled for the loss scaler.
+
+    Args:
+        gradients: Those of losses multiplied by ``scale``.
+        scale: The factor, a scalar tensor; ``None`` for one.
+        ownership: Names the parameters.
+        graph: The graph of the step's last micro-batch.
+    """
+
+    def __init__(
+        self, gradients: TaskGradients, scale: Tensor | None, ownership: Ownership, graph: Graph
+    ) -> None:
+        self._gradients = gradients
+        self._scale = scale
+        self._ownership = ownership
+        self._graph = graph
+        self._gramian: Tensor | None = None
+
+    @property
+    def layout(self) -> Sequence[tuple[str, int]]:  # type: ignore[override]
+        """Name and size of each shared parameter in the order of the Jacobian's columns."""
+        return [(self._ownership.name(p), real_shape(p).numel()) for p in self._ownership.shared()]
+
+    @property
+    def distances(self) -> Sequence[int | None]:  # type: ignore[override]
+        """How many operations lie between the losses and each parameter of the layout."""
+        return self._graph.distances(self._ownership.shared())
+
+    def gramian(self) -> Tensor:
+        """Return the unscaled Gramian, computed once; divided twice, as the square of the scale may overflow."""
+        if self._gramian is None:
+            gramian = self._gradients.gramian()
+            self._gramian = gramian if self._scale is None else gramian / self._scale / self._scale
+        return self._gramian
+
+    def combine(self, weights: Tensor) -> None:
+        """Add the combination, scaled."""
+        self._gradients.combine(weights)
+
+    def jacobian(self) -> Tensor:
+        """Return the unscaled Jacobian."""
+        jacobian = self._gradients.jacobian()
+        return jacobian if self._scale is None else jacobian / self._scale
+
+    def assign(self, vector: Tensor) -> None:
+        """Add the vector, scaled."""
+        self._gradients.assign(vector if self._scale is None else vector * self._scale)

@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from multitask.gradients.losses import Losses
-from multitask.gradients.window import Counts, counts_of, processes
+from multitask.gradients.rows import processes
+from multitask.gradients.window import Counts, counts_of
 
 
 class MeanLosses:
@@ -23,6 +24,7 @@ class MeanLosses:
         found = Losses(losses)
         dtype = self._dtype(found.values)
         here = torch.tensor(counts_of(counts, found), dtype=dtype, device=found.values.device)
+        here = here.view_as(found.values)
         sums = found.values.to(here).where(here > 0, 0.0) * here
         self._names = found.names
         self._sums = sums.sum(0) if self._sums is None else self._sums + sums.sum(0)

@@ -8,11 +8,10 @@ from torch.autograd.graph import get_gradient_edge
 
 from multitask.data.batches import few_of
 from multitask.gradients.graph import Graph
-from multitask.gradients.parts import Part, parts
-from multitask.gradients.uses import users
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
+from multitask.run.parts import Part, parts, users
 from multitask.task import Batch, Outcome
 
 

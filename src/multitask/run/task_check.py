@@ -9,13 +9,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from multitask.errors import ConfigError
-from multitask.gradients.uses import users
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
 from multitask.run.batches import first_batch
 from multitask.run.data import Data, looked_at, trained_on
 from multitask.run.label_checks import check_labels, labelled_share, metric_values
+from multitask.run.parts import users
 from multitask.run.sharing import compare, losses_of, parts_of, told
 from multitask.targets import Binary
 from multitask.task import Batch, Outcome, Task

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from multitask.gradients.graph import Graph
 
 
 class Part(NamedTuple):
@@ -16,6 +19,20 @@ class Part(NamedTuple):
     """The tasks that use it; empty where none does."""
     parameters: int
     """How many numbers it has."""
+
+
+def users(losses: dict[str, Tensor], parameters: Sequence[nn.Parameter]) -> list[tuple[str, ...]]:
+    """Return the losses that reach each parameter, by name and in the order of ``losses``.
+
+    Outputs of one operation, such as the parts of a split or all of a compiled network, cannot be told
+    apart: what any of them reaches counts as reached by each.
+    """
+    edges = [[get_gradient_edge(loss)] if loss.requires_grad else [] for loss in losses.values()]
+    reaching = {id(leaf): bits for leaf, bits in Graph(edges).leaves}
+    names = list(losses)
+    return [
+        tuple(name for i, name in enumerate(names) if reaching.get(id(p), 0) >> i & 1) for p in parameters
+    ]
 
 
 def parts(

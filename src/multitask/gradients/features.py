@@ -11,6 +11,7 @@ from multitask.gradients.batched import is_hooked
 from multitask.gradients.losses import Pulls, gradients_at
 from multitask.gradients.rows import (
     RowGradients,
+    Rows,
     add_to_gradients,
     dense,
     numbers,
@@ -18,7 +19,7 @@ from multitask.gradients.rows import (
     row_like,
     split_like,
 )
-from multitask.gradients.task_gradients import Accumulator, TaskGradients
+from multitask.gradients.task_gradients import TaskGradients
 
 Frontier = dict[GradientEdge, torch.Size]
 """The edges into the shared graph of a micro-batch, and the shapes there."""
@@ -69,20 +70,13 @@ class FeatureGradients(RowGradients):
         add_to_gradients(self.parameters, views)
 
 
-class Features(Accumulator):
+class Features(Rows):
     """Approximate and cheap: what is shared is differentiated once, whatever the number of losses."""
 
     def clear(self) -> None:
         """Start a new step."""
         self._frontiers: list[Frontier] = []
         self._columns: list[Tensor] = []
-        self._parameters: Sequence[Tensor] = []
-
-    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Gather the gradients at the features; see :class:`Engine`."""
-        self.clear()
-        self.add(pulls, parameters, [1.0] * pulls.losses.values.numel())
-        return self.gradients(pulls.rows)
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
         """Refuse a parameter that has become shared within the step: features have no columns of parameters."""
@@ -96,13 +90,13 @@ class Features(Accumulator):
         shares: Sequence[float],
         parts: Sequence[float] | None = None,
     ) -> None:
-        """Add a micro-batch; see :class:`Accumulator`.
+        """Add a micro-batch; see :class:`Rows`.
 
         Raises:
             ValueError: If a loss reaches a shared parameter by itself, as a penalty does, or a hook changes
                 what arrives at the features.
         """
-        self._parameters = parameters
+        self._parameters = list(parameters)
         share = torch.tensor(shares).to(row_like(parameters))[:, None]
         self._columns = [columns * (1 - share) for columns in self._columns] or [
             share.new_zeros(len(share), 0)

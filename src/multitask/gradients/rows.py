@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from multitask.gradients.losses import Pulls
-from multitask.gradients.task_gradients import Accumulator, TaskGradients
+from multitask.gradients.task_gradients import Engine, TaskGradients
 
 # Numbers of a row that one product of matrices sums.
 _BLOCK = 1024
@@ -109,8 +109,11 @@ class ShardedRows(StoredGradients):
         return whole[: numbers(self.parameters)]
 
 
-class Rows(Accumulator):
-    """Exact for any graph: one backward pass per row, written into a buffer kept between steps."""
+class Rows(Engine):
+    """Exact for any graph: one backward pass per row, written into a buffer kept between steps.
+
+    It also gathers the rows of micro-batches, as running means.
+    """
 
     def __init__(self) -> None:
         self._parameters: list[Tensor] = []
@@ -140,7 +143,15 @@ class Rows(Accumulator):
         shares: Sequence[float],
         parts: Sequence[float] | None = None,
     ) -> None:
-        """Add a micro-batch; each row is sent as soon as it is complete, while the next one is differentiated."""
+        """Add a micro-batch.
+
+        Args:
+            pulls: The backward passes of the rows that it has.
+            parameters: The shared parameters.
+            shares: Its part in the mean of each of the k rows.
+            parts: With the last micro-batch on several processes, the part of this process in the mean of each row.
+                Each row is sent as soon as it is complete, while the next one is differentiated.
+        """
         self._allocate(len(shares), parameters)
         if self._begun and self._scratch is None:
             scratch = torch.zeros_like(self._rows[0])  # the padding too
@@ -163,7 +174,12 @@ class Rows(Accumulator):
         self._begun = True
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
-        """Give the means columns for parameters that have become shared since, with what the rows have there."""
+        """Give the means columns for parameters that have become shared since.
+
+        Args:
+            parameters: The shared parameters.
+            moved: Row, parameter and gradient of what the rows have there.
+        """
         if not self._begun or (
             len(parameters) == len(self._parameters)
             and all(p is o for p, o in zip(parameters, self._parameters, strict=True))

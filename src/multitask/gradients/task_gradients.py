@@ -1,7 +1,7 @@
 """The interface between what computes task gradients and what combines them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -52,41 +52,3 @@ class Engine(ABC):
             pulls: The backward passes, k in all.
             parameters: The shared parameters, n numbers in all.
         """
-
-
-class Accumulator(Engine):
-    """An engine that also gathers the rows of micro-batches, as running means."""
-
-    @abstractmethod
-    def clear(self) -> None:
-        """Start a new mean."""
-
-    @abstractmethod
-    def add(
-        self,
-        pulls: Pulls,
-        parameters: Sequence[Tensor],
-        shares: Sequence[float],
-        parts: Sequence[float] | None = None,
-    ) -> None:
-        """Add a micro-batch.
-
-        Args:
-            pulls: The backward passes of the rows that it has.
-            parameters: The shared parameters.
-            shares: Its part in the mean of each of the k rows.
-            parts: With the last micro-batch on several processes, the part of this process in the mean of each row.
-        """
-
-    @abstractmethod
-    def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
-        """Give the means columns for parameters that have become shared since.
-
-        Args:
-            parameters: The shared parameters.
-            moved: Row, parameter and gradient of what the rows have there.
-        """
-
-    @abstractmethod
-    def gradients(self, rows: Sequence[int]) -> TaskGradients:
-        """Return the means of some rows, over all processes."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from multitask.gradients.graph import Graph, Ownership
 from multitask.gradients.losses import Losses, Pulls, gradients_at
 from multitask.gradients.rows import Rows, dense, processes, real_shape
-from multitask.gradients.task_gradients import Accumulator, Engine, TaskGradients
+from multitask.gradients.task_gradients import Engine, TaskGradients
 
 # Keeps a mean over nothing from dividing by zero.
 _TINY = 1e-300
@@ -32,7 +32,7 @@ class Window:
     def __init__(self, engine: Engine, ownership: Ownership) -> None:
         self._engine = engine
         self._ownership = ownership
-        self._rows = engine if isinstance(engine, Accumulator) else Rows()
+        self._rows = engine if isinstance(engine, Rows) else Rows()
         self.own = OwnGradients()
         self.clear()
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch.utils.data import Dataset
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import DataModule, Reading, Split
 from multitask.data.celeba import read_image
 from multitask.data.loading import Arrays, split_indices
 from multitask.randomness import derived_seed
@@ -55,10 +56,7 @@ class Office31(DataModule):
         split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
         height: Height of the pictures in pixels.
         width: Width of the pictures in pixels.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
-        num_workers: See there.
+        batching: Batch sizes, seed and workers; see :class:`~multitask.data.base.DataModule`.
     """
 
     def __init__(
@@ -69,12 +67,9 @@ class Office31(DataModule):
         split_seed: int = 0,
         height: int = 224,
         width: int = 224,
-        batch_size: int | None = 64,
-        eval_batch_size: int = 64,
-        seed: int = 0,
-        num_workers: int = 0,
+        **batching: Unpack[Reading],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        super().__init__(**(Reading(batch_size=64, eval_batch_size=64) | batching))
         self.path = Path(path)
         self.domains = list(DOMAINS if domains is None else domains)
         self.split = split

@@ -3,13 +3,13 @@
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multitask.data.base import Batches, DataModule, Split
+from multitask.data.base import Batches, DataModule, Reading, Split
 from multitask.data.loading import Arrays, Loader
 from multitask.randomness import derived_seed
 
@@ -46,12 +46,9 @@ class PerTask(DataModule):
         sources: Mapping[str, DataModule],
         rule: Rule = "cycle",
         targets: Sequence[str] | None = None,
-        batch_size: int | None = 64,
-        eval_batch_size: int = 1024,
-        seed: int = 0,
-        num_workers: int = 0,
+        **batching: Unpack[Reading],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        super().__init__(**(Reading(batch_size=64) | batching))
         if not sources:
             raise ValueError("data.sources is empty; name at least one data set.")
         if rule not in get_args(Rule):

@@ -10,6 +10,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from multitask.errors import ConfigError
+from multitask.private import specification
 from multitask.run.cli import launch, speaking
 from multitask.run.values import COMPARE, check_values
 
@@ -61,7 +62,7 @@ def _build(config: DictConfig) -> None:
         if len(found) > 1:
             path = path.with_name(f"{path.stem}-{board.experiment}{path.suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dashboard.as_json(made), encoding="utf-8")
+        path.write_text(specification(made), encoding="utf-8")
         print(path)
 
 

@@ -48,6 +48,7 @@ ROOMS = [
     "randomness",
     "quiet_wandb",
     "terminal",
+    "private",
 ]
 """The rooms of the package, a folder or a file of its root each: imports point down this list."""
 

@@ -14,8 +14,9 @@ from hand_records import write_sweep
 from multitask.evaluation.board import from_comparison, from_tasks
 from multitask.evaluation.compare import load
 from multitask.evaluation.comparison import Settings, compare_records
-from multitask.evaluation.dashboard import as_json, workspace
+from multitask.evaluation.dashboard import workspace
 from multitask.evaluation.errors import ComparisonError
+from multitask.private import specification
 from tests.integration.wandb_server import WandbServer
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ KEY = "0123456789012345678901234567890123456789"
 
 
 def sections(made: Any) -> dict[str, list[dict[str, Any]]]:
-    bank = json.loads(as_json(made))["section"]["panelBankConfig"]
+    bank = json.loads(specification(made))["section"]["panelBankConfig"]
     return {each["name"]: each["panels"] for each in bank["sections"]}
 
 
@@ -57,7 +58,7 @@ def test_a_comparison_has_the_panels_that_it_is_read_by(sweep: Path) -> None:
                 "mean",
                 "stderr",
             )
-    runs = json.loads(as_json(made))["section"]["runSets"][0]
+    runs = json.loads(specification(made))["section"]["runSets"][0]
     filtered = json.dumps(runs["filters"])
     assert "experiment_name" in filtered
     assert "toy" in filtered

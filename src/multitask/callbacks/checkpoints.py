@@ -15,6 +15,7 @@ from multitask.data.loading import Loader
 from multitask.errors import ConfigError, choices
 from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
+from multitask.private import before_batches
 
 
 class Checkpoints(Checkpoint):
@@ -157,19 +158,13 @@ class Checkpoints(Checkpoint):
             trainer: The trainer.
             taken: How many batches of an unfinished window came before it.
         """
-        loop, loader = trainer.fit_loop.epoch_loop, _loader(trainer)
-
-        def turn_back(batches: int, steps: int) -> None:
-            for counter in (loop.batch_progress.current, loop.batch_progress.total):
-                counter.completed -= batches
-            # On resuming, Lightning counts this batch as stepped where it was not completed.
-            loop._batches_that_stepped -= steps
-            if loader is not None:
-                loader.give_back(steps)
-
-        turn_back(taken, taken + 1)
-        self._save(trainer, self.last)
-        turn_back(-taken, -(taken + 1))
+        loader = _loader(trainer)
+        if loader is not None:
+            loader.give_back(taken + 1)
+        with before_batches(trainer, taken):
+            self._save(trainer, self.last)
+        if loader is not None:
+            loader.give_back(-(taken + 1))
         self._saved_step = trainer.global_step
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

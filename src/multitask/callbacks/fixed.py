@@ -6,6 +6,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from multitask.errors import ConfigError
+from multitask.private import averages_statistics
 
 
 class Fixed(Callback):
@@ -34,7 +35,7 @@ class Fixed(Callback):
         window, clip = (self._window, self._clip) if pl_module.automatic_optimization else (1, None)
         if trainer.accumulate_grad_batches == window and trainer.gradient_clip_val == clip:
             return
-        if trainer.fit_loop._skip_backward:
+        if averages_statistics(trainer):
             return  # Lightning's SWA passes the data once more, in one window, without a step
         key = "gradient_clip_val" if trainer.gradient_clip_val != clip else "accumulate_grad_batches"
         raise ConfigError(

@@ -91,11 +91,6 @@ def save(made: Any, replace: str | None = None) -> str:
             ) from error
 
 
-def as_json(made: Any) -> str:
-    """The workspace's specification, as it would be saved."""
-    return str(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2)) + "\n"
-
-
 def _comparison(board: Board, scatter: Sequence[Sequence[str]] | None) -> Any:
     panels: list[Any] = []
     if board.delta_m:

@@ -29,6 +29,7 @@ from multitask.lightning.parts import LossAndCount, losses_of_halves
 from multitask.lightning.schedulers import step_plateau_schedulers, step_schedulers
 from multitask.lightning.telemetry import Telemetry
 from multitask.lightning.trainer_keys import TrainerKeys
+from multitask.private import averages_statistics, log_results
 from multitask.step import Step, StepResult
 from multitask.weighting.adapter import adapt
 from multitask.weighting.base import Combiner, JacobianMethod, Rows, Scalarization
@@ -306,7 +307,7 @@ class MultiLossModule(LightningModule):
 
     def _step_by_hand(self, batch: Any, batch_idx: int) -> None:
         trainer = self.trainer
-        if trainer.fit_loop._skip_backward:
+        if averages_statistics(trainer):
             # Lightning's SWA passes the data once more, for the running statistics of the averaged weights.
             with torch.no_grad(), self._graph():
                 self.named_losses(batch)
@@ -484,7 +485,7 @@ class MultiLossModule(LightningModule):
             found |= one
         if split != "test":
             found = {_of_split(key, split): value for key, value in found.items()}
-        trainer._logger_connector.log_metrics(found)  # type: ignore[arg-type]
+        log_results(trainer, found)
         return read(found)
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:

@@ -113,7 +113,7 @@ def looked_at(*parts: Any) -> Iterator[None]:
     trainer = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
-    before = [part._trainer if hasattr(part, "_trainer") else part.trainer for part in parts]
+    before = [_trainer_of(part) for part in parts]
     with isolate_rng():
         for part in parts:
             part.trainer = trainer
@@ -122,6 +122,14 @@ def looked_at(*parts: Any) -> Iterator[None]:
         finally:
             for part, its in zip(parts, before, strict=True):
                 part.trainer = its
+
+
+def _trainer_of(part: Any) -> Trainer | None:
+    try:
+        trainer: Trainer | None = part.trainer
+    except RuntimeError:  # a LightningModule that has none
+        return None
+    return trainer
 
 
 def resumption_of(data: Data) -> str:

@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from multitask import quiet_wandb  # noqa: F401
 from multitask.errors import ConfigError, choices
+from multitask.private import leave_out_anonymous
 
 MODES = ("offline", "online", "disabled")
 
@@ -29,8 +30,7 @@ def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:
     # A run that an earlier job of this process left open would be continued.
     finish(1)
     made = WandbLogger(mode=mode, **arguments)
-    # Lightning still hands this on; W&B warns of it.
-    made._wandb_init.pop("anonymous", None)
+    leave_out_anonymous(made)
     return made
 
 

@@ -11,14 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from multitask.errors import ConfigError
 from multitask.private import specification
-from multitask.run.cli import launch, speaking
+from multitask.run.cli import errors_as_sentences, launch
 from multitask.run.values import COMPARE, check_values
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="dashboard")
 def main(config: DictConfig) -> None:
-    """Build a workspace an experiment, and save it to W&B or to a file."""
-    with speaking():
+    """Build a workspace per experiment, and save it to W&B or to a file."""
+    with errors_as_sentences():
         if OmegaConf.is_missing(config, "project"):
             raise ConfigError(
                 "project is missing; give the W&B project of the runs, as logger.wandb.project."

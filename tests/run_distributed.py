@@ -49,7 +49,7 @@ def train(
 
     Args:
         method: The member.
-        batch_size: Examples a process and batch.
+        batch_size: Examples per process and batch.
         accumulate: Micro-batches a step.
         whole: Whether all labels are there, and one batch is all of the data.
         around: A name in ``AROUND``.

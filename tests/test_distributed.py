@@ -58,7 +58,7 @@ def test_processes_equal_one_for_each_kind_of_loss(two_processes: list[dict], ki
 
 @pytest.mark.parametrize("method", JACOBIAN_METHODS)
 def test_a_gradient_a_task_and_one_more_is_moved(two_processes: list[dict], method: str) -> None:
-    """(m + 1) n numbers a process, and n a task more for methods that read the Jacobian; the rest is small."""
+    """(m + 1) n numbers per process, and n a task more for methods that read the Jacobian; the rest is small."""
     m = number_of_tasks(method) * (2 if method in ("modo", "sdmgrad") else 1)
     n, heads = 5 * 4 + 4, number_of_tasks(method) * (4 * 2 + 2)
     parameters = 2 * number_of_tasks(method)

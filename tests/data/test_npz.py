@@ -52,7 +52,7 @@ def test_shares_are_deterministic_and_may_leave_splits_out(path: Path) -> None:
         ({"targets": ["short"]}, "'short' has 9 rows and 'x' 10"),
         ({"targets": ["objects"]}, r"data\.path=.*'objects' cannot be read: it holds pickled objects"),
         ({"targets": ["part"]}, r"data\.path=.*'part' is of type <U5; give floats, integers or booleans"),
-        ({"targets": ["single"]}, r"'single' is a single value; give one row an example"),
+        ({"targets": ["single"]}, r"'single' is a single value; give one row per example"),
         ({"targets": ["c"], "split": "y"}, "must give one of train, val, test"),
         ({"targets": ["c"], "split": [0.5, 0.2, 0.2]}, "sum to 1"),
         ({"targets": ["c"], "split": [0.5, 0.5]}, r"data\.split=\[0\.5, 0\.5\] must be three shares"),

@@ -1,4 +1,4 @@
-"""One data set a task: which examples a batch holds, what is missing in it, and where a run goes on."""
+"""One data set per task: which examples a batch holds, what is missing in it, and where a run resumes."""
 
 from collections import Counter
 from pathlib import Path
@@ -214,7 +214,7 @@ def test_sources_that_do_not_go_together_are_refused(other: Source, message: str
 
 def test_source_that_is_not_there_is_named():
     digits = LabelledImages("nowhere.npz")
-    with pytest.raises(FileNotFoundError, match=r"^data\.sources\.b\.path=nowhere\.npz is not there"):
+    with pytest.raises(FileNotFoundError, match=r"^data\.sources\.b\.path=nowhere\.npz does not exist"):
         PerTask({"a": Source(0, 10), "b": digits}).setup()
 
 

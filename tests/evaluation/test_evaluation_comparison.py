@@ -34,7 +34,7 @@ def test_a_sweep_is_compared(sweep: Path) -> None:
     assert best.seeds == best.attempted == 5
     assert best.delta_m is not None
     assert best.delta_m.low < best.delta_m.mean < best.delta_m.high
-    assert best.delta_p is not None  # one metric a task: both definitions agree but for the sign
+    assert best.delta_p is not None  # one metric per task: both definitions agree but for the sign
     assert best.delta_p.mean == pytest.approx(-best.delta_m.mean)
     assert best.rank is not None
     assert best.rank[0] == 1

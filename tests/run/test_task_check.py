@@ -17,7 +17,7 @@ from multitask.module import MultiTaskModule
 from multitask.nn.branches import Branches
 from multitask.nn.mlp import mlp
 from multitask.run.console import summarize
-from multitask.run.sharing import compare, parts_of, told, unobtrusive
+from multitask.run.sharing import compare, parts_of, unobtrusive, users_of
 from multitask.run.task_check import check_tasks, check_that_metrics_move, constant_loss, extremes
 from multitask.targets import Binary, Classes
 from multitask.task import Outcome, Task
@@ -174,10 +174,10 @@ def test_sharing_of_a_model():
         Part("tasks.a.head", ("a",), 4),
         Part("tasks.b.head", ("b",), 4),
     ]
-    assert [told(part, 2) for part in found[:2]] == ["all", "a alone"]
+    assert [users_of(part, 2) for part in found[:2]] == ["all", "a alone"]
     module.tasks["b"].requires_grad_(False)
     _, losses = compare(module, batch())
-    assert told(parts_of(module, losses)[-1], 2) == "none (frozen or unused)"
+    assert users_of(parts_of(module, losses)[-1], 2) == "none (frozen or unused)"
 
 
 def test_summary_names_users(capsys: pytest.CaptureFixture[str]):

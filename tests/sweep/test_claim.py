@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from multitask.sweep import claim
-from multitask.sweep.claim import NAME, SILENCE, claimed, holder
+from multitask.sweep.claim import NAME, STALE_AFTER, claimed, holder
 
 
 def _hold(folder: Path, connection: Connection) -> None:
@@ -60,7 +60,7 @@ def test_a_process_of_another_machine_holds_while_it_beats(tmp_path: Path) -> No
     assert str(holder(tmp_path)) == "process 1 on elsewhere"
     with claimed(tmp_path) as held:
         assert not held
-    silent = time.time() - SILENCE - 5
+    silent = time.time() - STALE_AFTER - 5
     os.utime(path, (silent, silent))
     assert holder(tmp_path) is None
     with claimed(tmp_path) as held:
@@ -68,7 +68,7 @@ def test_a_process_of_another_machine_holds_while_it_beats(tmp_path: Path) -> No
 
 
 def test_the_holder_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "BEAT", 0.01)
+    monkeypatch.setattr(claim, "HEARTBEAT", 0.01)
     with claimed(tmp_path):
         os.utime(tmp_path / NAME, (0, 0))
         for _ in range(1000):

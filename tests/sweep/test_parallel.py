@@ -104,4 +104,4 @@ def test_a_sweep_that_is_asked_to_stop_lets_its_jobs_save(
     assert [cells[2] for cells in table_of(out)] == ["interrupted", "interrupted"]
     for record in records_of(sweep):
         assert record["status"] == "interrupted"
-        assert "stopped by SIGTERM; go on with" in record["error"]
+        assert "stopped by SIGTERM; resume with" in record["error"]

@@ -1,4 +1,4 @@
-"""Searches: what is searched, what is optimized, and that a stopped search goes on."""
+"""Searches: what is searched, what is optimized, and that a stopped search resumes."""
 
 import json
 import signal

@@ -158,4 +158,4 @@ def test_every_task_alone_by_the_same_recipe(scripts: Scripts, arrays: Path, tmp
     assert {row["variant"] for row in results_of(joint.folder)} == {"weights={a:0.3}"}
     refused = scripts.run(*small, "baseline=single_task")
     assert refused.code == 1
-    assert "baseline=single_task trains one task a run" in refused.err
+    assert "baseline=single_task trains one task per run" in refused.err

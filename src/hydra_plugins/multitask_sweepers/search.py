@@ -30,7 +30,7 @@ class OptunaSweeper(SurvivingSweeper):
         sampler: Config of a sampler of Optuna.
         storage: URL of Optuna's data base; ``None`` for a file in the sweep's folder.
         max_batch_size: Trials that run at once, by launchers that run jobs side by side.
-        params: What is searched, by key.
+        params: The searched values by key.
     """
 
     def __init__(

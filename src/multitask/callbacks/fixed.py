@@ -16,7 +16,7 @@ class Fixed(Callback):
     some of them in silence.
 
     Args:
-        options: What the Trainer was made with; nothing where optimization is manual, which takes these keys over.
+        options: The Trainer's arguments; empty where optimization is manual, which takes these keys over.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ class Abalone(DividedFile):
         """Read the table, split it and standardize the inputs.
 
         Raises:
-            FileNotFoundError: If the file is not there.
+            FileNotFoundError: If the file does not exist.
             ValueError: If a column is missing, or a value is none that can be.
         """
         table = self._read()
@@ -42,7 +42,7 @@ class Abalone(DividedFile):
     def _read(self) -> dict[str, Tensor]:
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"data.path={self.path} is not there; it must be a comma-separated table with the columns "
+                f"data.path={self.path} does not exist; it must be a comma-separated table with the columns "
                 f"{', '.join(COLUMNS)}."
             )
         content = self.path.read_bytes()

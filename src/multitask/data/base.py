@@ -1,4 +1,4 @@
-"""What every DataModule shares: three splits, and loaders over them that fit the Trainer."""
+"""The base of every DataModule: three splits, and loaders over them that fit the Trainer."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Batches = Loader | DataLoader[Any]
 
 
 class Batching(TypedDict, total=False):
-    """How batches are made, as the arguments of :class:`DataModule`."""
+    """Batch sizes and order, as the arguments of :class:`DataModule`."""
 
     batch_size: int | None
     eval_batch_size: int
@@ -32,7 +32,7 @@ class Reading(Batching, total=False):
 
 
 class Dividing(Batching, total=False):
-    """How one file is split and batches are made, as the arguments of :class:`DividedFile`."""
+    """Split, batch sizes and order, as the arguments of :class:`DividedFile`."""
 
     split: Sequence[float]
     split_seed: int
@@ -59,7 +59,7 @@ class DataModule(LightningDataModule):
     """Three splits of one data set.
 
     Args:
-        batch_size: Examples a process and training batch; ``None`` for the whole training split.
+        batch_size: Examples per process and training batch; ``None`` for the whole training split.
         eval_batch_size: The same for validation and test, where it changes nothing but speed (and the
             loss of a task with ``count: batch``).
         seed: Seed of the order of the training examples.

@@ -83,7 +83,7 @@ class CelebA(DataModule):
         """Read the lists; pictures are read when they are needed.
 
         Raises:
-            FileNotFoundError: If a list or the folder of pictures is not there.
+            FileNotFoundError: If a list or the folder of pictures is missing.
             ValueError: If the lists do not fit each other, or a target is no attribute.
         """
         names, files, values = self._attributes()

@@ -17,7 +17,7 @@ class LabelledImages(DividedFile):
         """Read and split the images.
 
         Raises:
-            FileNotFoundError: If the file is not there.
+            FileNotFoundError: If the file does not exist.
         """
         images, labels = read_npz(self.path, "data.path")
         parts = self.parts(len(images))

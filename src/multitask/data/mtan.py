@@ -20,7 +20,7 @@ class _Mtan(DataModule):
         validation: Share of ``train`` to choose weights by; with 0 there is no validation split, as in the
             papers.
         split_seed: Seed of that choice.
-        augmentation: What to do to training examples; ``None`` for nothing.
+        augmentation: Augmentation of the training examples; ``None`` for none.
         batching: Batch sizes, seed and workers; see :class:`~multitask.data.base.DataModule`.
     """
 
@@ -44,7 +44,7 @@ class _Mtan(DataModule):
         """Find the files; pictures are read when they are needed.
 
         Raises:
-            FileNotFoundError: If the folders or files are not there, naming what is expected.
+            FileNotFoundError: If the folders or files are missing, naming what is expected.
         """
         train, test = self._folder("train"), self._folder("val")
         splits: dict[str, Split] = {"test": test}

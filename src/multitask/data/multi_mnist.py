@@ -1,4 +1,4 @@
-"""MultiMNIST: two overlapping digits an image, composed as in Sener & Koltun (2018)."""
+"""MultiMNIST: two overlapping digits per image, composed as in Sener & Koltun (2018)."""
 
 from typing import Unpack
 
@@ -84,7 +84,7 @@ class MultiMNIST(DividedFile):
         """Read the digits, split them, and compose pairs within each split.
 
         Raises:
-            FileNotFoundError: If the file is not there.
+            FileNotFoundError: If the file does not exist.
         """
         images, labels = read_npz(self.path, "data.path")
         return {

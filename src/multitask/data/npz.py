@@ -1,4 +1,4 @@
-"""Bring your own arrays: an ``.npz`` with inputs and one array a task."""
+"""Bring your own arrays: an ``.npz`` with inputs and one array per task."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ class Npz(DataModule):
         """Read, check and split the arrays.
 
         Raises:
-            FileNotFoundError: If the file is not there.
+            FileNotFoundError: If the file does not exist.
             ValueError: If an array is missing, holds objects, or is not as long as the inputs.
         """
         arrays = self._read()
@@ -63,7 +63,7 @@ class Npz(DataModule):
             if len(tensors[name]) != count:
                 raise ValueError(
                     f"{where}: '{name}' has {len(tensors[name])} rows and '{self.inputs}' {count}; all arrays need "
-                    "one row an example."
+                    "one row per example."
                 )
         parts = self._parts(arrays, count)
         return {
@@ -74,7 +74,7 @@ class Npz(DataModule):
 
     def _read(self) -> Mapping[str, np.ndarray]:
         if self.path is None or not Path(self.path).is_file():
-            what = "data.path is null" if self.path is None else f"data.path={self.path} is not there"
+            what = "data.path is null" if self.path is None else f"data.path={self.path} does not exist"
             raise FileNotFoundError(
                 f"{what}; give an .npz with '{self.inputs}' and one array for each of "
                 f"{', '.join(self.targets or ['your targets'])}."
@@ -105,7 +105,7 @@ class Npz(DataModule):
 def _tensor(where: str, array: np.ndarray) -> torch.Tensor:
     """Return floats and booleans as float32 and integers as int64, what losses and layers expect."""
     if array.ndim == 0:
-        raise ValueError(f"{where} is a single value; give one row an example.")
+        raise ValueError(f"{where} is a single value; give one row per example.")
     if array.dtype.kind in "fb":
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if array.dtype.kind in "iu":

@@ -1,4 +1,4 @@
-"""Office-31: one task a domain, each with pictures of its own."""
+"""Office-31: one task per domain, each with pictures of its own."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +80,7 @@ class Office31(DataModule):
         """List the pictures; they are read when they are needed.
 
         Raises:
-            FileNotFoundError: If a domain is not there or has no pictures.
+            FileNotFoundError: If a domain is missing or has no pictures.
             ValueError: If the domains have not the same classes.
         """
         parts: dict[str, list[tuple[Path, str, int]]] = {"train": [], "val": [], "test": []}

@@ -67,7 +67,7 @@ class FashionMNISTPairs(DataModule):
         """Read both sources, split each, and compose pairs within each split.
 
         Raises:
-            FileNotFoundError: If a file is not there.
+            FileNotFoundError: If a file is missing.
         """
         sources = read_npz(self.left_path, "data.left_path"), read_npz(self.right_path, "data.right_path")
         parts = [split_indices(len(source[0]), self.split, self.split_seed) for source in sources]
@@ -118,7 +118,7 @@ class FullSizePairs(DataModule):
         """Read the sources and compose pairs within each split.
 
         Raises:
-            FileNotFoundError: If a file is not there.
+            FileNotFoundError: If a file is missing.
             ValueError: If a file is damaged.
         """
         left = self._parts(read_idx_folder(self.path, "data.path"))

@@ -1,4 +1,4 @@
-"""One data set a task: batches that hold examples of each, labelled for the tasks of their own set."""
+"""One data set per task: batches that hold examples of each, labelled for the tasks of their own set."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class PerTask(DataModule):
         rule: How training batches are made. ``cycle``: ``batch_size`` examples of each source, the
             shorter ones gone through again until the longest ends; ``shortest``: the same until the
             shortest ends; ``proportional``: as many in all, drawn from all sources together, each
-            example once an epoch.
+            example once per epoch.
         targets: The targets that tasks want: sources that have none of them are left out; ``None``
             for all.
         batch_size: Examples of each source, process and training batch; ``None`` for all at once.
@@ -128,14 +128,14 @@ class JointLoader(Loader):
     ) -> None:
         # Without a new order each epoch it is still mixed: its first batches have examples of all sources.
         super().__init__(data, each and each * len(sizes), shuffle=True, **options)
-        self._anew = shuffle
+        self._reshuffled = shuffle
         self._sizes = list(sizes)
         self._rule = rule
         self._chunks = [each * self.world_size if each else size for size in sizes]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass."""
-        super().set_epoch(epoch if self._anew else 0)
+        super().set_epoch(epoch if self._reshuffled else 0)
 
     def __len__(self) -> int:
         if self._rule == "proportional":
@@ -190,7 +190,7 @@ class _Part:
             key: f"mask/{self._names[key.removeprefix('mask/')]}" for key in first if key not in targets
         }
         self.blanks = {self._names[key]: _blank(name, key, value) for key, value in first.items()}
-        """What stands for each target in an example of another source."""
+        """The missing value of each target in an example of another source."""
 
     def renamed(self, arrays: Mapping[str, Tensor]) -> Arrays:
         """Return inputs and targets under their names in the joint batch."""

@@ -56,7 +56,7 @@ class QM9(DividedFile):
         """Read and split the molecules, without those whose geometry is in doubt.
 
         Raises:
-            FileNotFoundError: If a file is not there.
+            FileNotFoundError: If a file is missing.
             ValueError: If the files do not fit each other, or a target is no property.
         """
         unknown = [name for name in self.targets if name not in PROPERTIES]

@@ -56,7 +56,7 @@ class Rooms(DataModule):
         dropout: Share of the pixels at which it fails.
         scene_seed: Seed of the rooms: fixed, so that runs of all seeds share one test set.
         in_memory: Render all before the training; otherwise each image whenever it is needed.
-        augmentation: What to do to training examples; ``None`` for nothing.
+        augmentation: Augmentation of the training examples; ``None`` for none.
         batching: Batch sizes, seed and workers; see :class:`~multitask.data.base.DataModule`.
     """
 

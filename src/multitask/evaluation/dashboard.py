@@ -17,7 +17,7 @@ from multitask.evaluation.errors import ComparisonError
 
 STEP = "trainer/global_step"  # the x axis of every run
 METHOD = wr.Config("method")
-MOST_GROUPS = 100  # W&B draws ten unless it is told
+MOST_GROUPS = 100  # W&B draws ten by default
 MOST_SCATTERS = 6
 # Over the seeds of a method. W&B has no confidence interval.
 OVER_SEEDS: dict[str, Any] = {"groupby": METHOD, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
@@ -30,7 +30,7 @@ def workspace(
     """The workspace of a board.
 
     Args:
-        board: What it shows.
+        board: Its content.
         project: The W&B project of the runs.
         entity: The user or team that the project belongs to.
         scatter: Pairs of task/metric to plot against each other; None for every two tasks, six at most.

@@ -1,4 +1,4 @@
-"""What can be said of a config before anything heavy is imported."""
+"""Checks of a config before anything heavy is imported."""
 
 import errno
 import os
@@ -69,7 +69,7 @@ def _check_tasks(config: DictConfig) -> None:
     tasks = list(config.get("tasks") or {})
     if OmegaConf.select(config, "hydra.runtime.choices.baseline") == SINGLE_TASK and len(tasks) > 1:
         raise ConfigError(
-            f"baseline={SINGLE_TASK} trains one task a run, and there are {', '.join(tasks)}; add -m to train each "
+            f"baseline={SINGLE_TASK} trains one task per run, and there are {', '.join(tasks)}; add -m to train each "
             "of them alone, or choose one with only=<task>."
         )
     if not tasks:

@@ -1,4 +1,4 @@
-"""What every script shares: Hydra's entry point with errors in one sentence and honest exit codes."""
+"""The entry point of every script: Hydra's, with errors in one sentence and an exit code for each outcome."""
 
 import logging
 import os
@@ -18,24 +18,22 @@ def launch(main: Callable[[], None], before: Callable[[], None] | None = None) -
 
     Args:
         main: The function.
-        before: What has to be done before Hydra composes the config.
+        before: Called before Hydra composes the config.
     """
     register()
-    logging.getLogger("matplotlib").setLevel(
-        logging.WARNING
-    )  # it tells of its font cache when it is imported
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs its font cache on import
     sys.argv[1:] = prepared(sys.argv[1:])
     # Hydra would print and exit by itself; with this it raises, and the sentence is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     raise_errors_of_composition(check_groups)
-    with speaking():
+    with errors_as_sentences():
         if before is not None:
             before()
         main()
 
 
 @contextmanager
-def speaking() -> Iterator[None]:
+def errors_as_sentences() -> Iterator[None]:
     """Turn an error that one sentence explains into that sentence and an exit code.
 
     Around the job itself too, since Hydra would write a line of its own above the sentence.

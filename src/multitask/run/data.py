@@ -35,7 +35,7 @@ class OtherData:
         self.splits: dict[str, Split | None] = {
             split: None for split, hook in _HOOKS.items() if is_overridden(hook, module, LightningDataModule)
         }
-        """Which splits there are; their examples are the module's own affair."""
+        """The splits that the module has; their examples are its own affair."""
 
     def setup(self) -> None:
         """Set the training stage up, as the Trainer does."""

@@ -238,7 +238,7 @@ def check_inputs(
 
 
 def check_penalties(trunk: nn.Module, tasks: Mapping[str, AnyTask]) -> None:
-    """Find a penalty on parameters that are not there.
+    """Find a penalty on parameters that do not exist.
 
     Raises:
         ConfigError: If a pattern of a penalty names none.

@@ -1,4 +1,4 @@
-"""Which names tasks and metrics can have, known before torch is loaded."""
+"""The names that tasks and metrics can have, checked before torch is loaded."""
 
 import keyword
 import re

@@ -1,4 +1,4 @@
-"""What can be said of a config once torch is there, before the first training step."""
+"""Checks of a config that need torch, before the first training step."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from multitask.run.trainer_keys import watched
 
 
 def check_hardware(config: DictConfig) -> None:
-    """Refuse a GPU that is not there.
+    """Refuse a GPU that does not exist.
 
     Raises:
         ConfigError: Naming the key.

@@ -29,7 +29,7 @@ def _as_in_training(module: nn.Module) -> Iterator[None]:
 
 @dataclass
 class Rehearsed:
-    """What a backward pass has shown."""
+    """The findings of a backward pass."""
 
     sparse: list[str]
     """The parameters whose gradient is sparse."""

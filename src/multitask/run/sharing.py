@@ -1,4 +1,4 @@
-"""Which part of a model serves which task, found by one forward pass."""
+"""The parts of a model that serve each task, found by one forward pass."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from multitask.task import Batch, Outcome
 def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:
     """Return the parameters that several losses reach in one forward pass, which a compiled trunk hides.
 
-    What is frozen now counts too: it may be trained later.
+    Frozen parameters count too: they may be trained later.
     """
     frozen = [p for p in module.parameters() if not p.requires_grad and p.is_floating_point()]
     with unobtrusive(module), torch.enable_grad():
@@ -76,8 +76,8 @@ def parts_of(module: MultiLossModule, losses: dict[str, Tensor]) -> list[Part]:
     ]
 
 
-def told(part: Part, tasks: int) -> str:
-    """Return in words which tasks use a part."""
+def users_of(part: Part, tasks: int) -> str:
+    """Return the tasks that use a part, in words."""
     match len(part.users):
         case 0:
             return "none (frozen or unused)"

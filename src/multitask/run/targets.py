@@ -1,4 +1,4 @@
-"""What a ``_target_`` names, and which keys it takes."""
+"""Checks of every ``_target_``: that it can be imported, and takes the keys beside it."""
 
 import inspect
 import re
@@ -40,7 +40,7 @@ def _nodes(key: str, node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def imported(key: str, target: str) -> Any:
-    """Return what a ``_target_`` names.
+    """Import the object that a ``_target_`` names.
 
     Raises:
         ConfigError: If it cannot be imported, with what is near it.

@@ -26,7 +26,7 @@ def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:
         ConfigError: If there is no such mode.
     """
     if mode not in MODES:
-        raise ConfigError(f"logger.wandb.mode={mode} is not there; {choices(mode, MODES)}")
+        raise ConfigError(f"logger.wandb.mode={mode} is unknown; {choices(mode, MODES)}")
     # A run that an earlier job of this process left open would be continued.
     finish(1)
     made = WandbLogger(mode=mode, **arguments)

@@ -19,7 +19,7 @@ from multitask.run.arguments import quoted
 from multitask.sweep.rank import is_first
 
 RECORD = "sweep.json"
-# What of Hydra's own keys says how a sweep runs, and not what a job is.
+# Hydra's own keys that say how a sweep runs, not what a job is.
 _OF_SWEEP = re.compile(r"hydra[./](mode|sweep|run|launcher|sweeper)\b")
 
 _SET_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")

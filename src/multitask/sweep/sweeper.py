@@ -28,7 +28,7 @@ class SurvivingSweeper(Sweeper):
 
     Args:
         max_batch_size: Jobs handed to the launcher at once; ``None`` for all.
-        params: What is swept over by key, beside the command line.
+        params: Values by key, in addition to the command line's.
     """
 
     loader: ConfigLoader
@@ -68,7 +68,7 @@ class SurvivingSweeper(Sweeper):
             folder: The sweep's folder.
             jobs: The jobs; a search adds to them.
             total: How many there will be.
-            report: What to print below the table.
+            report: Prints below the table.
 
         Raises:
             RunFailed: If a job failed, after all the others have run.

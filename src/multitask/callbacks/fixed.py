@@ -26,11 +26,7 @@ class Fixed(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Compare.
-
-        Raises:
-            ConfigError: Naming the key that was changed.
-        """
+        """Compare."""
         # Under manual optimization the module has taken them over, and left the Trainer none.
         window, clip = (self._window, self._clip) if pl_module.automatic_optimization else (1, None)
         if trainer.accumulate_grad_batches == window and trainer.gradient_clip_val == clip:

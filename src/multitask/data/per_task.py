@@ -226,11 +226,7 @@ def join(parts: Sequence[_Part]) -> Split:
 
 
 class Joined(Dataset[Arrays]):
-    """Examples of several sources, one after the other, read when they are needed.
-
-    Args:
-        parts: The sources.
-    """
+    """Examples of several sources, one after the other, read when they are needed."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
         self._parts = list(parts)

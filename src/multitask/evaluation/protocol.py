@@ -142,7 +142,7 @@ def _usual_selection(rules: pd.Series) -> str:
 
 
 def _keep_one_recipe(remaining: _Remaining, wanted: str) -> dict[str, str]:
-    """Keep one recipe an experiment (or a method); the baseline keeps all, it is matched when it is used."""
+    """Keep one recipe per experiment (or method); the baseline keeps all, it is matched when it is used."""
     methods = remaining.table[remaining.table["method"] != BASELINE]
     runs = methods.drop_duplicates("run")
     if wanted == PER_METHOD:

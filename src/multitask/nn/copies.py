@@ -33,5 +33,5 @@ def several(make: Make, count: int, key: str) -> list[nn.Module]:
 
 
 def one_a_task(make: Make, tasks: Sequence[str], key: str) -> nn.ModuleDict:
-    """Return one network a task, by name; see :func:`several`."""
+    """Return one network per task, by name; see :func:`several`."""
     return nn.ModuleDict(dict(zip(tasks, several(make, len(tasks), key), strict=True)))

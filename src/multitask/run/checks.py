@@ -22,11 +22,7 @@ SINGLE_TASK = "single_task"
 
 
 def check(config: DictConfig) -> None:
-    """Refuse what cannot work.
-
-    Raises:
-        ConfigError: With a sentence that names the key.
-    """
+    """Refuse what cannot work."""
     own = is_own(config)
     if own:
         check_choices(config)

@@ -107,12 +107,18 @@ def first_of(loader: Any) -> Any:
     return next(iter(loader))
 
 
+def bare_trainer(**options: Any) -> Trainer:
+    """Return a Trainer on one CPU, unless ``options`` say otherwise, that prints, logs and saves nothing."""
+    silent = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    return Trainer(**{"accelerator": "cpu", "devices": 1, **silent, **options})
+
+
 @contextmanager
 def looked_at(*parts: Any) -> Iterator[None]:
     """Attach a Trainer for a look: hooks of data and model may ask for it; random states are put back."""
-    trainer = Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
+    trainer = bare_trainer()
     before = [_trainer_of(part) for part in parts]
     with isolate_rng():
         for part in parts:
@@ -161,11 +167,7 @@ def transferred(batch: Any, *owners: Any) -> Any:
 
 
 def check_other(data: OtherData, options: dict[str, Any]) -> None:
-    """Refuse keys that are of the DataModules of this package alone.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
+    """Refuse keys that are of the DataModules of this package alone."""
     for key, value in options.items():
         if value:
             raise ConfigError(

@@ -213,11 +213,7 @@ def check_batch(batch: Any, inputs: str | Sequence[str]) -> None:
 def check_inputs(
     trunk: nn.Module, splits: Mapping[str, Split | None], inputs: str | Sequence[str] = "inputs"
 ) -> None:
-    """Find inputs in memory that are NaN or infinite, and that the trunk does not deal with by itself.
-
-    Raises:
-        ConfigError: Naming the split.
-    """
+    """Find inputs in memory that are NaN or infinite, and that the trunk does not deal with by itself."""
     for split, arrays in splits.items():
         if not isinstance(arrays, Mapping):
             continue

@@ -87,9 +87,6 @@ def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, ba
         module: The module, in training mode.
         data: The data.
         batch: A training batch.
-
-    Raises:
-        ConfigError: Naming the key.
     """
     loader = data.loader("train", training=True)
     if not isinstance(loader, Loader):

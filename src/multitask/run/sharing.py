@@ -57,12 +57,7 @@ def losses_of(module: MultiLossModule, batch: Any) -> dict[str, Tensor]:
 
 
 def parts_of(module: MultiLossModule, losses: dict[str, Tensor]) -> list[Part]:
-    """Return the largest parts of a model that serve the same losses.
-
-    Args:
-        module: The module.
-        losses: The losses, with their graphs.
-    """
+    """Return the largest parts of a model that serve the same losses."""
     if not isinstance(module, MultiTaskModule):
         own = {n: p for n, p in module.named_parameters() if not n.startswith("weighting.")}
         return parts(own, users(losses, list(own.values())))

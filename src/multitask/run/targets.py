@@ -15,11 +15,7 @@ _RATE = re.compile(r"(^|_)(lrs?|learning_rates?)(_|$)")
 
 
 def check_targets(config: Mapping[str, Any]) -> None:
-    """Refuse a ``_target_`` that cannot be imported, and keys beside it that it does not take.
-
-    Raises:
-        ConfigError: Naming the key, what is unknown and what is near it.
-    """
+    """Refuse a ``_target_`` that cannot be imported, and keys beside it that it does not take."""
     for key, node in _nodes("", config):
         made = imported(f"{key}._target_", node["_target_"])
         if (

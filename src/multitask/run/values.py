@@ -116,9 +116,6 @@ def check_values(config: DictConfig, values: Values) -> None:
     Args:
         config: Of a script.
         values: The values that the script's keys take.
-
-    Raises:
-        ConfigError: Naming the key and what it takes.
     """
     for key, value in _given(config, values):
         takes = values[key]

@@ -259,7 +259,7 @@ def test_a_pareto_plane_of_unknown_metrics_is_refused(sweep: Path) -> None:
 
 
 def test_recipes_are_matched_task_by_task(tmp_path: Path) -> None:
-    """A joint run has a digest a task; a single-task run carries that of its task, under a digest of its own."""
+    """A joint run has one digest per task; a single-task run carries that of its task, under a digest of its own."""
     ours = {"left": "L1", "right": "R1"}
     for seed in range(2):
         for method in ("weighted_sum", "upgrad"):

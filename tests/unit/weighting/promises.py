@@ -76,7 +76,7 @@ NOTES: dict[str, dict[str, Note]] = {
     | _of("graddrop trimmed_mean", "gives a gradient and no weights", False)
     | _of(
         "cr_mogm db_mtl excess_mtl gradnorm gradvac imtl moco modo pcd sdmgrad",
-        "keeps a number a task, and examples come and go",
+        "keeps one number per task, and examples come and go",
         False,
     ),
 }

@@ -181,3 +181,12 @@ def test_the_library_imports_torch_and_torchjd_alone(room: str) -> None:
         new = (imported & _trees().keys()) - seen
         seen |= new
         waiting += new
+
+
+def test_unit_tests_mirror_the_rooms() -> None:
+    """A folder here is a folder of the package, and no test file repeats the name of its folder."""
+    here = Path(__file__).parent
+    for path in here.rglob("test_*.py"):
+        room = path.relative_to(here).parent
+        assert (PACKAGE / room).is_dir(), path
+        assert room.name == "" or not path.name.startswith(f"test_{room.name}_"), path

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.data.test_disk_layouts import write_celeba, write_mtan, write_office, write_qm9
-from tests.unit.data.test_overlaid_and_abalone import write_mnist
+from tests.unit.data.test_celeba import write_celeba
+from tests.unit.data.test_mtan import write_mtan
+from tests.unit.data.test_office31 import write_office
+from tests.unit.data.test_overlaid import write_mnist
+from tests.unit.data.test_qm9 import write_qm9
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ("abalone", "fashion_mnist", "quadratic", "rooms", "toy")

@@ -12,7 +12,7 @@ from multitask.callbacks.update import UpdateDirection
 from multitask.errors import ConfigError
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build, fit, regression
-from tests.unit.callbacks.test_telemetry import Memory, rows_by_hand
+from tests.unit.callbacks.test_conflict import Memory, rows_by_hand
 
 
 def shared_of(module: Any) -> Tensor:

@@ -17,7 +17,7 @@ from multitask.data.loading import Arrays
 from multitask.data.per_task import JointLoader, PerTask
 from multitask.run.build import build_data
 from multitask.run.resolvers import register
-from tests.unit.data.test_disk_layouts import write_office
+from tests.unit.data.test_office31 import write_office
 
 NAN = torch.nan
 

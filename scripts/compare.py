@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from multitask.errors import ConfigError
-from multitask.run.cli import launch, speaking
+from multitask.run.cli import errors_as_sentences, launch
 from multitask.run.values import COMPARE, check_values
 from multitask.terminal import terminal
 
@@ -15,7 +15,7 @@ from multitask.terminal import terminal
 @hydra.main(version_base="1.3", config_path="../configs", config_name="compare")
 def main(config: DictConfig) -> None:
     """Read the records, print the comparison, and write it to the output folder."""
-    with speaking():
+    with errors_as_sentences():
         if OmegaConf.is_missing(config, "source"):
             raise ConfigError("source is missing; give a sweep folder, a run folder, a CSV file or a glob.")
         check_values(config, COMPARE)

@@ -10,14 +10,15 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from multitask.errors import ConfigError
-from multitask.run.cli import launch, speaking
+from multitask.private import specification
+from multitask.run.cli import errors_as_sentences, launch
 from multitask.run.values import COMPARE, check_values
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="dashboard")
 def main(config: DictConfig) -> None:
-    """Build a workspace an experiment, and save it to W&B or to a file."""
-    with speaking():
+    """Build a workspace per experiment, and save it to W&B or to a file."""
+    with errors_as_sentences():
         if OmegaConf.is_missing(config, "project"):
             raise ConfigError(
                 "project is missing; give the W&B project of the runs, as logger.wandb.project."
@@ -61,7 +62,7 @@ def _build(config: DictConfig) -> None:
         if len(found) > 1:
             path = path.with_name(f"{path.stem}-{board.experiment}{path.suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dashboard.as_json(made), encoding="utf-8")
+        path.write_text(specification(made), encoding="utf-8")
         print(path)
 
 

@@ -3,13 +3,13 @@
 import hydra
 from omegaconf import DictConfig
 
-from multitask.run.cli import launch, speaking
+from multitask.run.cli import errors_as_sentences, launch
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> None:
     """Take three steps, and print what the third went through."""
-    with speaking():
+    with errors_as_sentences():
         from multitask.run.trace import trace_step
 
         trace = trace_step(config)

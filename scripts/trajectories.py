@@ -6,13 +6,13 @@ import hydra
 from omegaconf import DictConfig
 
 from multitask.errors import ConfigError
-from multitask.run.cli import launch, speaking
+from multitask.run.cli import errors_as_sentences, launch
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="trajectories")
 def main(config: DictConfig) -> None:
     """Draw, and say where the figure is."""
-    with speaking():
+    with errors_as_sentences():
         if not config.source:
             raise ConfigError("source is missing; give the folder of a sweep with experiment=toy.")
         from multitask.evaluation.plots.trajectories import draw_ways, read_ways

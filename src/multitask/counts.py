@@ -1,4 +1,4 @@
-"""How much a batch counts where means over batches are put together: what the mean of its loss is over."""
+"""The weight of a batch in a mean over batches: the count that the mean of its loss is over."""
 
 from typing import Literal, get_args
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 Count = Literal["examples", "weights", "batch"]
-"""What a task can say of its loss: see :class:`multitask.task.Task`."""
+"""The counts that a task can name for its loss; see :class:`multitask.task.Task`."""
 
 COUNTS: tuple[str, ...] = get_args(Count)
 
@@ -18,8 +18,8 @@ def count_of(loss: object, how: Count | None, target: Tensor, known: Tensor | No
 
     Args:
         loss: The loss.
-        how: What the task says; by default the loss's own method ``count(target)``, or what torch's losses do.
-        target: What the loss compares, in the loss's units.
+        how: The task's own choice; by default the loss's own method ``count(target)``, or what torch's losses do.
+        target: The target in the loss's units.
         known: Which values are labelled, in the target's shape; ``None`` where all are.
 
     Returns:

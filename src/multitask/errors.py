@@ -47,13 +47,13 @@ class RunInterrupted(BaseException):
 
     Args:
         number: The signal.
-        checkpoint: Where the run can go on, ``None`` where nothing was saved yet.
+        checkpoint: The file that the run can resume from, ``None`` if nothing was saved yet.
     """
 
     def __init__(self, number: int, checkpoint: str | None) -> None:
         self.number = number
         more = (
-            f"go on with ckpt_path={checkpoint} and the same overrides"
+            f"resume with ckpt_path={checkpoint} and the same overrides"
             if checkpoint
             else "nothing was saved yet"
         )
@@ -114,7 +114,7 @@ def _missing_group(error: MissingConfigException) -> str:
     name = error.missing_cfg_file or ""
     if error.options is not None:
         group, _, choice = name.rpartition("/")
-        return f"{group}={choice} is not there; {choices(choice, error.options)}"
+        return f"{group}={choice} is unknown; {choices(choice, error.options)}"
     group, _, choice = name.partition("/")
     # Hydra does not list the choices of a group that takes several, but says where it looked.
     folders = [Path(root) / group for root in re.findall(r"path=file://([^\n]+)", str(error))]
@@ -124,7 +124,7 @@ def _missing_group(error: MissingConfigException) -> str:
     if not choice or not known:
         return _flat(str(error).partition("Config search path")[0])
     beside = {file for file in known if file.rpartition("/")[0] == choice.rpartition("/")[0]}
-    return f"{group}=[{choice}] is not there; {choices(choice, beside or known)}"
+    return f"{group}=[{choice}] is unknown; {choices(choice, beside or known)}"
 
 
 def _unparsable(error: OverrideParseException) -> str:

@@ -22,7 +22,7 @@ def whole_rows(known: Tensor) -> Tensor | None:
 
 
 def heap(prediction: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the labelled values, one a row: ``[k]`` and ``[k]``, or ``[k, classes]`` and ``[k]`` of dense classes."""
+    """Return the labelled values one per row, ``[k]`` and ``[k]``, or ``[k, classes]`` and ``[k]`` of dense classes."""
     if prediction.shape == target.shape:
         return prediction[known], target[known]
     # Dense classes [batch, …] against scores [batch, classes, …].
@@ -35,15 +35,15 @@ def loss_over_known(
     """Return a loss over the labelled values alone, and what its mean is over.
 
     A loss with a method ``count`` leaves out by itself what is marked, NaN or its ``ignore_index``. One with
-    ``reduction="mean"`` is computed value by value, so that arguments with one entry a column (``pos_weight``)
+    ``reduction="mean"`` is computed value by value, so that arguments with one entry per column (``pos_weight``)
     keep their place. Any other gets all labelled values in one dimension. That either is the same as the loss
     itself where nothing is missing is checked before training.
 
     Args:
         loss: ``loss(prediction, target)`` → a scalar.
-        how: What the task says of the count; see :func:`multitask.counts.count_of`.
+        how: The task's own choice of the count; see :func:`multitask.counts.count_of`.
         prediction: As the head gives it.
-        target: What the loss compares it with.
+        target: The target in the loss's units.
         known: Which values are labelled, in the target's shape.
 
     Raises:
@@ -75,7 +75,7 @@ def redrawn(
 ) -> tuple[Tensor, Tensor]:
     """Return a batch like another, but with nothing missing: values drawn from each column's labelled ones.
 
-    What a loss or a metric makes of rows that lack values can be compared on it with what it makes of whole rows.
+    On it, the value of a loss or metric over rows that lack values can be compared with its value over whole rows.
 
     Args:
         prediction: ``[batch, …]``.

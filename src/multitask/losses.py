@@ -24,14 +24,14 @@ class ValidPixels(nn.Module):
 
     @abstractmethod
     def valid(self, target: Tensor) -> Tensor:
-        """Where the target can be trusted, ``[batch, height, width]``."""
+        """Return the mask of valid targets, ``[batch, height, width]``."""
 
     @abstractmethod
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Error of each pixel, ``[batch, height, width]``; finite also where the target is not valid."""
 
     def count(self, target: Tensor) -> Tensor:
-        """How many pixels the mean is over."""
+        """Return the number of pixels that the mean is over."""
         return self.valid(target).sum()
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class DepthL1(ValidPixels):
     """
 
     def valid(self, target: Tensor) -> Tensor:
-        """Where a depth was measured."""
+        """Return the mask of measured depths."""
         return (target > 0).squeeze(1)
 
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class NormalCosine(ValidPixels):
     """
 
     def valid(self, target: Tensor) -> Tensor:
-        """Where a normal is known."""
+        """Return the mask of known normals."""
         return target.isfinite().all(dim=1) & (target != 0).any(dim=1)
 
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class PixelCrossEntropy(nn.Module):
 
     As ``torch.nn.CrossEntropyLoss(ignore_index=…)``, whose mean is NaN on a batch without a labelled pixel
     and whose ``none`` gives pixels instead of examples. ``prediction``: logits ``[batch, classes, height,
-    width]``; ``target``: ``[batch, height, width]``; ``weight``: one number a class, the mean is weighted
+    width]``; ``target``: ``[batch, height, width]``; ``weight``: one number per class, the mean is weighted
     then as torch's.
     """
 
@@ -105,7 +105,7 @@ class PixelCrossEntropy(nn.Module):
         self.register_buffer("weight", None if weight is None else torch.tensor(weight), persistent=False)
 
     def count(self, target: Tensor) -> Tensor:
-        """How many pixels the mean is over, or the sum of their classes' weights."""
+        """Return the number of pixels that the mean is over, or the sum of their classes' weights."""
         return self._counts(target).sum()
 
     def _counts(self, target: Tensor) -> Tensor:

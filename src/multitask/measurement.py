@@ -34,7 +34,7 @@ class Measurement(nn.Module):
 
         Args:
             tasks: The tasks that predict.
-            outcomes: What each of them makes of the batch.
+            outcomes: The outcome of each of them on the batch.
             others: The mean loss of each of the others, and what it is over.
         """
         for i, (loss, count) in enumerate(others, start=len(tasks)):

@@ -13,6 +13,7 @@ from multitask.lightning.figures import Figures, logged
 from multitask.lightning.module import LossAndCount, MultiLossModule
 from multitask.measurement import Measurement
 from multitask.penalty import Penalty
+from multitask.private import keep_buffers_of_backward
 from multitask.seen import Seen, naming, with_gradients
 from multitask.task import Batch, Outcome, Task
 from multitask.terms.term import Term
@@ -67,7 +68,7 @@ class MultiTaskModule(MultiLossModule):
 
     def compile_trunk(self) -> None:
         """Run the trunk by ``torch.compile`` from now on; its parameters keep their names."""
-        torch._functorch.config.donated_buffer = False  # the graph is walked once per row
+        keep_buffers_of_backward()  # the graph is walked once per row
         # In a list, so that it is no submodule; a module's own compile() would leave a bare nn.Sequential as it is.
         self._compiled = [torch.compile(self.trunk)]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Fitted(Protocol):
-    """What looks at the training targets before the first step; a transform or a loss can be it."""
+    """A transform or a loss that is fitted to the training targets before the first step."""
 
     def observe(self, targets: Tensor) -> None:
         """Take a batch of training targets: floats ``[batch, …]``, NaN where missing; labelled classes ``[k]``."""
@@ -30,7 +30,7 @@ class Transform(nn.Module):
 
         Args:
             prediction: The head's output for a batch.
-            target: What the loss compares it with; any number where it is missing.
+            target: The target in the loss's units; any number where it is missing.
         """
         return prediction, target
 
@@ -83,7 +83,7 @@ class Standardized(Transform):
 
     @staticmethod
     def _like(statistic: Tensor, values: Tensor) -> Tensor:
-        """Return one number a column in a shape that spreads over ``[batch, columns, …]``."""
+        """Return one number per column in a shape that spreads over ``[batch, columns, …]``."""
         statistic = statistic.to(values.device).to(values.dtype)
         return statistic if statistic.numel() == 1 else statistic.view(-1, *[1] * (values.ndim - 2))
 
@@ -161,7 +161,7 @@ class _Moments:
             raise ValueError("the training split has no labelled value to find mean and deviation from")
         std = (torch.as_tensor(self._squares) / self._count).sqrt()
         if not (self._mean.float().isfinite() & std.float().isfinite()).all():
-            raise ValueError("the training targets are infinite, or too large for 32 bits; mend the data")
+            raise ValueError("the training targets are infinite, or too large for 32 bits; fix the data")
         if not (std > 0).all():
             raise ValueError(
                 "the training targets are constant, and cannot be standardized; leave transform out"

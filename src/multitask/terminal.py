@@ -1,4 +1,4 @@
-"""Where tables are printed to."""
+"""The terminal that tables are printed to."""
 
 import sys
 from typing import TYPE_CHECKING

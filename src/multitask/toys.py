@@ -13,7 +13,7 @@ _LEAST = 5e-6
 class Objective(nn.Module):
     """A function of a point, used as the loss of a task whose prediction is the point.
 
-    ``reduction``: ``mean`` over the points of a batch, or ``none`` for one value a point.
+    ``reduction``: ``mean`` over the points of a batch, or ``none`` for one value per point.
     """
 
     def __init__(self, reduction: str = "mean") -> None:
@@ -38,7 +38,7 @@ class Quadratic(Objective):
     Of two with the same curvatures the Pareto set is the straight line between their centres.
 
     Args:
-        centre: Where it is least.
+        centre: The minimum.
         curvature: Second derivative along each axis; all above 0.
         scale: Factor of the whole.
         reduction: See :class:`Objective`.
@@ -105,7 +105,7 @@ class Valleys(Objective):
 
 
 def non_dominated(values: Tensor) -> Tensor:
-    """Which of some points no other one beats in both objectives: ``[n, 2]`` → ``[n]`` booleans.
+    """Return a mask of the points that no other one beats in both objectives: ``[n, 2]`` → ``[n]`` booleans.
 
     Of equal points all stay.
     """

@@ -57,7 +57,7 @@ class Running:
         os.kill(self.process.pid, number)
 
     def when(self, happened: Callable[[], bool], seconds: float = 60.0) -> None:
-        """Wait until something happened, while the run goes on."""
+        """Wait until something happened, while the run is under way."""
         until = time.monotonic() + seconds
         while not happened():
             assert self.process.is_alive(), self.wait().err

@@ -42,10 +42,9 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
 
 
 def examples(folder: Path) -> list[str]:
-    """Write the YAMLs that the README shows, each to the place it names; return the option that finds them."""
-    for block in re.findall(
-        r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    ):
+    """Write the YAMLs that the pages show, each to the place it names; return the option that finds them."""
+    shown = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for block in re.findall(r"```yaml\n(.*?)```", shown, re.DOTALL):
         task = re.search(r"^# @package tasks\.(\w+)\n.*?task=\[(?:.*,)?(\w+)/\1\]", block)
         named = re.match(r"# /my/configs/(\S+)\n", block)
         if task or named:

@@ -11,10 +11,10 @@ pytestmark = pytest.mark.slow
 
 # Answered while nothing heavy is imported.
 LIGHT = {
-    "weighting=upgrd": "weighting=upgrd is not there; did you mean 'upgrad'? Choices: ",
+    "weighting=upgrd": "weighting=upgrd is unknown; did you mean 'upgrad'? Choices: ",
     "experiment=two_hed": "did you mean 'two_head'?",
     "trainer.max_epoch=3": "trainer.max_epoch is not a key of trainer; did you mean 'max_epochs'?",
-    "task=[multi_mnist/lft]": "task=[multi_mnist/lft] is not there; did you mean 'multi_mnist/left'?",
+    "task=[multi_mnist/lft]": "task=[multi_mnist/lft] is unknown; did you mean 'multi_mnist/left'?",
     "task=[multi_mnst/left]": "did you mean 'multi_mnist/left'?",
     "task=[]": "task=[] leaves no task; choose at least one",
     "weighting.weights={lft:1}": "weighting.weights.lft: there is no task 'lft'; did you mean 'left'?",
@@ -68,9 +68,9 @@ LIGHT = {
 
 # Answered before any training step.
 HEAVY = {
-    "data.path=nope.npz": "data.path=nope.npz is not there; it must be an .npz with",
-    "ckpt_path=nope.ckpt": "ckpt_path=nope.ckpt is not there",
-    "init_from=nope.ckpt": "init_from=nope.ckpt is not there",
+    "data.path=nope.npz": "data.path=nope.npz does not exist; it must be an .npz with",
+    "ckpt_path=nope.ckpt": "ckpt_path=nope.ckpt does not exist",
+    "init_from=nope.ckpt": "init_from=nope.ckpt does not exist",
     "init_from=README.md": "init_from=README.md cannot be read: it is cut short",
     "weighting.weights=0.3": "one number for 2 tasks; give one each, weighting.weights={left:0.3,right:0.3}.",
     "trunk._target_=multitask.nn.lenet.lenett": "multitask.nn.lenet has no 'lenett'; did you mean 'lenet'?",

@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere and goes on ends bit for bit where the whole run ends."""
+"""A run that was stopped anywhere and resumed ends bit for bit where the whole run ends."""
 
 from pathlib import Path
 
@@ -135,7 +135,7 @@ def test_resumed_run_ends_where_the_whole_run_ends(
     if "SIGKILL" not in stopping[-1]:
         assert stopped.out.splitlines()[-1] == str(folder)
         assert stopped.record["status"] == "interrupted"
-        assert f"go on with ckpt_path={folder}/checkpoints/last.ckpt" in stopped.err
+        assert f"resume with ckpt_path={folder}/checkpoints/last.ckpt" in stopped.err
     resumed = small.run(*overrides, f"ckpt_path={folder}/checkpoints/last.ckpt")
     assert_same_end(wholes[key], resumed.folder)
     assert resumed.record["resumed_from"] == f"{folder}/checkpoints/last.ckpt"

@@ -4,33 +4,25 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from multitask.errors import ConfigError
 from multitask.run.checks import SINGLE_TASK
-from multitask.sweep import tracking
 from multitask.sweep.claim import claimed, holder
 from multitask.sweep.objectives import objectives
 from multitask.sweep.plan import Job, pin, plan
-from multitask.sweep.progress import followed
 from multitask.sweep.search import RESULT, Search
-from multitask.sweep.session import as_installed, begin, fail_for, launch
-from multitask.sweep.signals import handed_on
+from multitask.sweep.session import begin, launch
 from multitask.sweep.space import space
 from multitask.sweep.state import RUNNING, status_of
-from multitask.sweep.summary import show, summarize
+from multitask.sweep.sweeper import SurvivingSweeper
 
 
-class OptunaSweeper(Sweeper):
+class OptunaSweeper(SurvivingSweeper):
     """A search whose jobs are those of any sweep: checked before they start, resumed, and in one table.
 
-    The study lies in the sweep's folder, so that a search that was stopped, however, goes on with the
-    trials that it was in.
+    The study lies in the sweep's folder, so that a search that was stopped resumes with the trials that it was in.
 
     Args:
         n_trials: How many settings are tried.
@@ -38,7 +30,7 @@ class OptunaSweeper(Sweeper):
         sampler: Config of a sampler of Optuna.
         storage: URL of Optuna's data base; ``None`` for a file in the sweep's folder.
         max_batch_size: Trials that run at once, by launchers that run jobs side by side.
-        params: What is searched, by key.
+        params: The searched values by key.
     """
 
     def __init__(
@@ -50,12 +42,11 @@ class OptunaSweeper(Sweeper):
         max_batch_size: int | None = None,
         params: Mapping[str, str] | None = None,
     ) -> None:
+        super().__init__(max_batch_size or 1, params)
         self.n_trials = n_trials
         self.objectives = objectives
         self.sampler = sampler
         self.storage = storage
-        self.size = max_batch_size or 1
-        self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Make the launcher.
@@ -69,12 +60,7 @@ class OptunaSweeper(Sweeper):
             raise ConfigError(
                 'Optuna is not installed; install it with pip install -e ".[optuna]".'
             ) from error
-        self.master = config
-        self.loader = hydra_context.config_loader
-        with as_installed(config):
-            self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=hydra_context, task_function=task_function, config=config
-            )
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the search.
@@ -87,18 +73,16 @@ class OptunaSweeper(Sweeper):
             raise ConfigError(
                 "a search tunes one task at a time: give only=<task> with baseline=single_task."
             )
-        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        searched = space(OverridesParser.create(config_loader=self.loader).parse_overrides(given))
+        searched = space(self.parsed(arguments))
         wanted = objectives(self.objectives, self.master)
         folder = pin(self.master, [list(searched.fixed)])
-        self._plan(searched.probe())  # whatever the config gets wrong is said before there is a folder
+        self._plan(searched.probe())  # an error of the config is reported before there is a folder
         with claimed(folder) as held:
             if not held:
                 raise ConfigError(f"sweep={folder.name} is searched by {holder(folder)}; let it end.")
             selection = self.master.selection.metric
             search = Search(folder, searched, wanted, self.sampler, self.storage, self._plan, selection)
             self._run(search, folder)
-        fail_for(search.jobs)
 
     def _plan(self, batch: Sequence[Sequence[str]]) -> list[Job]:
         return plan(self.loader, self.master, batch)
@@ -108,26 +92,24 @@ class OptunaSweeper(Sweeper):
         left = max(0, self.n_trials - len(search.study.trials))
         begin(folder, search.jobs)
         total = self.n_trials * max(1, len(search.space.seeds))
-        try:
-            with followed(folder.name, search.jobs, total), handed_on(search.jobs) as stop:
-                while begun or left:
-                    batch, begun = begun[: self.size], begun[self.size :]
-                    new = min(left, self.size - len(batch))
-                    left -= new
-                    batch += [search.ask() for _ in range(new)]
-                    jobs = list(dict.fromkeys(job for trial in batch for job in search.jobs_of(trial)))
-                    begin(folder, search.jobs)
-                    launch(self.launcher, jobs, stop)
-                    while any(status_of(job.folder) == RUNNING for job in jobs):
-                        # By a process that outlived an earlier go.
-                        stop.check()
-                        time.sleep(1)
-                    for trial in batch:
-                        search.tell(trial)
-        finally:
-            summary = summarize(search.jobs)
-            show(summary, folder.name)
+        size = self.max_batch_size or 1
+
+        def report() -> None:
             search.write(folder / RESULT)
             search.show()
-            print(folder)
-        tracking.log(self.master, summary, folder)
+
+        with self.under_way(folder, search.jobs, total, report) as stop:
+            while begun or left:
+                batch, begun = begun[:size], begun[size:]
+                new = min(left, size - len(batch))
+                left -= new
+                batch += [search.ask() for _ in range(new)]
+                jobs = list(dict.fromkeys(job for trial in batch for job in search.jobs_of(trial)))
+                begin(folder, search.jobs)
+                launch(self.launcher, jobs, stop)
+                while any(status_of(job.folder) == RUNNING for job in jobs):
+                    # By a process that outlived an earlier attempt.
+                    stop.check()
+                    time.sleep(1)
+                for trial in batch:
+                    search.tell(trial)

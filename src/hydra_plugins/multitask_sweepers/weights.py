@@ -33,7 +33,7 @@ class WeightSweeper(GridSweeper):
         max_batch_size: int | None = None,
         params: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(max_batch_size=max_batch_size, params=dict(params or {}))
+        super().__init__(max_batch_size, params)
         self.key = key
         self.how = (sampling, steps, draws, concentration, seed)
 
@@ -44,11 +44,10 @@ class WeightSweeper(GridSweeper):
             ConfigError: If there is but one task, or the weighting takes no weights.
             RunFailed: If a job failed, after all the others have run.
         """
-        assert self.config is not None
-        names = [str(name) for name in self.config.tasks]
+        names = [str(name) for name in self.master.tasks]
         group, _, key = self.key.partition(".")
-        if key not in self.config.get(group, {}):
-            choice = self.config.hydra.runtime.choices.get(group)
+        if key not in self.master.get(group, {}):
+            choice = self.master.hydra.runtime.choices.get(group)
             raise ConfigError(
                 f"hydra.sweeper.key={self.key}: {group}={choice} has no {key}; choose weighted_sum, stch or pbi."
             )

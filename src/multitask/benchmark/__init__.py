@@ -1,4 +1,4 @@
-"""How long exact Jacobian descent takes here, beside other ways to do the same."""
+"""The cost of exact Jacobian descent, compared with other ways to compute the same."""
 
 import os
 

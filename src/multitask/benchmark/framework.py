@@ -1,4 +1,4 @@
-"""What Trainer, callbacks and loggers add to a loop that a researcher writes by hand."""
+"""The overhead of Trainer, callbacks and loggers over a hand-written loop."""
 
 import tempfile
 import time

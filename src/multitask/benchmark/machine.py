@@ -1,4 +1,4 @@
-"""Where and when something was measured."""
+"""The machine and time of a measurement."""
 
 import os
 import platform

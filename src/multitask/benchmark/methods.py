@@ -31,7 +31,7 @@ class Method(ABC):
         self.problem = problem
 
     def step(self) -> None:
-        """Fill the gradients anew."""
+        """Compute the gradients again."""
         self.problem.clear()
         self.fill()
 
@@ -57,7 +57,7 @@ class Ours(Method):
     Args:
         problem: See :class:`Method`.
         weighting: The keys of ``configs/weighting/upgrad.yaml``.
-        rows: What has a row: ``task``, or ``example`` for instance-wise steps.
+        rows: ``task`` for one row per task, ``example`` for instance-wise steps.
         engine: As ``weighting.engine``.
     """
 
@@ -123,7 +123,7 @@ class AutogramRecipe(Method):
 
 
 class Naive(Method):
-    """One backward pass a task from its loss, the rows stacked, TorchJD's aggregator on the matrix."""
+    """One backward pass per task from its loss, the rows stacked, TorchJD's aggregator on the matrix."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)

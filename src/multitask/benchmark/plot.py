@@ -9,7 +9,7 @@ from multitask.evaluation.plots.style import legend, looks, new_figure, png, sty
 
 
 def scaling(cells: Sequence[Cell]) -> bytes | None:
-    """Return a picture as PNG: milliseconds a step over tasks, width and batch; ``None`` without such cells."""
+    """Return a picture as PNG: milliseconds per step over tasks, width and batch; ``None`` without such cells."""
     panels = {
         "tasks": [(cell.tasks, cell) for cell in cells if cell.case == "scaling_tasks"],
         "width": [
@@ -39,6 +39,6 @@ def scaling(cells: Sequence[Cell]) -> bytes | None:
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axis.set_minor_formatter(NullFormatter())
             ax.set_xlabel(name)
-        axes[0].set_ylabel("milliseconds a step")
+        axes[0].set_ylabel("milliseconds per step")
         legend(figure, methods, look, lines=True)
         return png(figure)

@@ -1,4 +1,4 @@
-"""Models of the benchmark: a trunk, one linear head a task, and one batch of random numbers."""
+"""Models of the benchmark: a trunk, one linear head per task, and one batch of random numbers."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -29,7 +29,7 @@ def _transformer() -> nn.Sequential:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Architecture:
     """A trunk, the shape of one of its inputs, and the examples of a batch."""
 
     make: Callable[[], nn.Module]
@@ -38,10 +38,10 @@ class Kind:
 
 
 TRUNKS = {
-    "mlp": Kind(lambda: mlp((512, 512, 512)), (784,), 128),
-    "lenet": Kind(lenet, (1, 28, 28), 128),
-    "resnet18": Kind(lambda: resnet(width=32), (3, 64, 64), 32),
-    "transformer": Kind(_transformer, (1, 28, 28), 32),
+    "mlp": Architecture(lambda: mlp((512, 512, 512)), (784,), 128),
+    "lenet": Architecture(lenet, (1, 28, 28), 128),
+    "resnet18": Architecture(lambda: resnet(width=32), (3, 64, 64), 32),
+    "transformer": Architecture(_transformer, (1, 28, 28), 32),
 }
 
 
@@ -52,7 +52,7 @@ class Problem:
     Args:
         name: Of the trunk.
         trunk: The shared network.
-        heads: One linear layer a task.
+        heads: One linear layer per task.
         batch: ``inputs``, and the classes of task i as ``t<i>``.
     """
 
@@ -63,7 +63,7 @@ class Problem:
 
     @property
     def examples(self) -> int:
-        """How many examples the batch has."""
+        """Return the number of examples of the batch."""
         return len(self.batch["inputs"])
 
     @property
@@ -123,7 +123,7 @@ def make(
         tasks: How many heads.
         batch: How many examples; ``None`` for the trunk's own number.
         width: Of an MLP's layers; ``None`` for its own.
-        device: Where everything lies.
+        device: The device of model and batch.
         seed: Of all numbers.
     """
     for draw in count():

@@ -1,4 +1,4 @@
-"""What a step has to give: plain rows in float64, weighed by TorchJD."""
+"""The reference of a step: plain rows in float64, weighed by TorchJD."""
 
 from typing import Literal
 
@@ -9,12 +9,12 @@ from torchjd.aggregation import UPGradWeighting
 from multitask.benchmark.problems import Problem
 
 Meaning = Literal["own", "weighted", "sum"]
-"""What a method's gradients are: the trunk's that of UPGrad, the heads' that of their own or of their
+"""The meaning of a method's gradients: the trunk's that of UPGrad, the heads' that of their own or of their
 weighted loss; or all those of the sum of the mean losses."""
 
 
 class Reference:
-    """The gradients of one problem, from one backward pass a loss in float64.
+    """The gradients of one problem, from one backward pass per loss in float64.
 
     Args:
         problem: Its parameters are copied.
@@ -37,7 +37,7 @@ class Reference:
 
         Args:
             found: The problem with the gradients that a method left behind.
-            meaning: What they are.
+            meaning: Their meaning.
         """
         ones = torch.ones_like(self._weights)
         trunk = ones * self._mean if meaning == "sum" else self._weights

@@ -63,7 +63,7 @@ def run(config: DictConfig) -> None:
     """Measure what the config names; every cell is on disk as soon as it is known.
 
     Raises:
-        ConfigError: If the config names what is not there.
+        ConfigError: If the config names something unknown.
     """
     console = terminal()
     if config.source is not None:
@@ -96,13 +96,13 @@ def _check(config: DictConfig) -> None:
     for key, known in (("cases", CASES), ("trunks", TRUNKS)):
         for name in config[key] or ():
             if name not in known:
-                raise ConfigError(f"{key} names {name}, which is not there; {choices(name, known)}")
+                raise ConfigError(f"{key} names {name}, which is unknown; {choices(name, known)}")
     least = {"tasks": 2, "instances": 2 * _TASKS, "solver_tasks": 2, "framework_tasks": 2}
     for key, number in least.items():
         if any(not isinstance(value, int) or value < number for value in config[key] or ()):
             raise ConfigError(f"{key}={list(config[key])} must be whole numbers of at least {number}.")
     if config.device not in ("cpu", "cuda"):
-        raise ConfigError(f"device={config.device} is not there; choose cpu or cuda.")
+        raise ConfigError(f"device={config.device} is unknown; choose cpu or cuda.")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda needs a GPU and torch finds none here; choose device=cpu.")
     if "UPGrad" not in config.weighting._target_:

@@ -51,7 +51,7 @@ def measure_solver(
         conflicts: ``few`` or ``many``: whether rows have something in common or none.
         weighting: The keys of ``configs/weighting/upgrad.yaml``.
         effort: How long to measure.
-        device: Where the Gramian lies.
+        device: The device of the Gramian.
         seed: Of the rows.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The table for a reader: one a case, a column a method."""
+"""The table for a reader: one per case, a column per method."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ MARKS = ("<!-- table: made by scripts/benchmark.py -->", "<!-- end of table -->"
 _SHORT = {"weighted_sum": "sum", "torchjd_autojac": "autojac", "torchjd_autogram": "autogram"}
 _TITLES = {
     "step": "One step, relative to the weighted sum's",
-    "instance_wise": "Instance-wise, a row an example and task, relative to the weighted sum's step",
+    "instance_wise": "Instance-wise, one row per example and task, relative to the weighted sum's step",
     "solver_few_conflicts": "The weights of a Gramian with few conflicts, relative to TorchJD's solver",
     "solver_many_conflicts": "The weights of a Gramian with many conflicts, relative to TorchJD's solver",
     "framework": "A step of training, everything logged, relative to a hand-written loop that logs nothing",
@@ -94,7 +94,7 @@ def into_page(page: str, tables: str) -> str:
     """Return a page with the tables in place of what stands between its marks.
 
     Raises:
-        ValueError: If the marks are not there.
+        ValueError: If the marks are missing.
     """
     before, first, rest = page.partition(MARKS[0])
     _, last, after = rest.partition(MARKS[1])

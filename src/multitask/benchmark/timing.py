@@ -24,7 +24,7 @@ _FIRST_ROUNDS = 2
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure.
+    """The length of a measurement.
 
     Args:
         seconds: For all together.
@@ -107,7 +107,7 @@ def synchronize() -> None:
 class PeakMemory:
     """The most memory that torch's tensors hold in a ``with`` block, beyond what they hold at its start.
 
-    What libraries below torch take for themselves, and the interpreter's memory, do not count.
+    The memory of the interpreter and of libraries below torch does not count.
     """
 
     mib: float

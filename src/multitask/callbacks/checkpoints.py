@@ -1,4 +1,4 @@
-"""best.ckpt and last.ckpt, written only where a run can go on bit for bit."""
+"""best.ckpt and last.ckpt, written only where a run can resume bit for bit."""
 
 import os
 import shutil
@@ -15,6 +15,7 @@ from multitask.data.loading import Loader
 from multitask.errors import ConfigError, choices
 from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
+from multitask.private import before_batches
 
 
 class Checkpoints(Checkpoint):
@@ -43,7 +44,7 @@ class Checkpoints(Checkpoint):
         window: int = 1,
     ) -> None:
         if mode not in ("min", "max"):
-            raise ValueError(f"selection.mode={mode} is not there; {choices(mode, ('min', 'max'))}")
+            raise ValueError(f"selection.mode={mode} is unknown; {choices(mode, ('min', 'max'))}")
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise ValueError(
                 f"callbacks.checkpoint.every_n_train_steps={every_n_train_steps} must be at least 1, or null."
@@ -61,7 +62,7 @@ class Checkpoints(Checkpoint):
 
     @property
     def last(self) -> Path:
-        """Where the run can go on."""
+        """The file that the run can resume from."""
         return self.folder / "last.ckpt"
 
     @property
@@ -85,7 +86,7 @@ class Checkpoints(Checkpoint):
         self._best_step = state_dict["step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the state is saved that the run goes on from."""
+        """Note that the state that the run resumes from is saved."""
         self._saved_step = trainer.global_step
 
     def on_train_batch_start(
@@ -135,7 +136,7 @@ class Checkpoints(Checkpoint):
                 loader.end_pass()
             self._save(trainer, self.last)
         else:
-            # Cut short by max_steps: a run that goes on from here goes on in this epoch.
+            # Cut short by max_steps: a run that resumes here continues this epoch.
             epochs: Any = trainer.fit_loop.epoch_progress
             epochs.current.processed -= 1
             epochs.total.processed -= 1
@@ -157,19 +158,13 @@ class Checkpoints(Checkpoint):
             trainer: The trainer.
             taken: How many batches of an unfinished window came before it.
         """
-        loop, loader = trainer.fit_loop.epoch_loop, _loader(trainer)
-
-        def turn_back(batches: int, steps: int) -> None:
-            for counter in (loop.batch_progress.current, loop.batch_progress.total):
-                counter.completed -= batches
-            # On resuming, Lightning counts this batch as stepped where it was not completed.
-            loop._batches_that_stepped -= steps
-            if loader is not None:
-                loader.give_back(steps)
-
-        turn_back(taken, taken + 1)
-        self._save(trainer, self.last)
-        turn_back(-taken, -(taken + 1))
+        loader = _loader(trainer)
+        if loader is not None:
+            loader.give_back(taken + 1)
+        with before_batches(trainer, taken):
+            self._save(trainer, self.last)
+        if loader is not None:
+            loader.give_back(-(taken + 1))
         self._saved_step = trainer.global_step
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -238,13 +233,13 @@ def find_best(source: Path, states: Mapping[str, Any]) -> Path | None:
         if candidate.is_file() and _step(candidate) == step:
             return candidate
     raise ConfigError(
-        f"ckpt_path={source} goes on with a run whose best weights, of step {step}, are not in {best} any more; put "
+        f"ckpt_path={source} resumes a run whose best weights, of step {step}, are not in {best} any more; put "
         "them back, or start a new run from its weights with init_from."
     )
 
 
-def bring(found: Path, target: Path) -> None:
-    """Copy a checkpoint to where a run goes on, unless it goes on where it was."""
+def copy_checkpoint(found: Path, target: Path) -> None:
+    """Copy a checkpoint into a resumed run's folder, unless it is there already."""
     if not (target.is_file() and target.samefile(found)):
         target.parent.mkdir(parents=True, exist_ok=True)
         _replace(found, target, link=False)

@@ -1,4 +1,4 @@
-"""How the tasks' gradients stand to one another, from the Gramian that is there anyway."""
+"""Conflict between the tasks' gradients, from the Gramian of the step."""
 
 import math
 from itertools import combinations
@@ -35,7 +35,7 @@ class Conflict(Callback):
     Args:
         most_pairs: Up to how many pairs of tasks their cosines are logged one by one.
         probe_every: For scalarizations, which have no Gramian: every how many steps to compute one, at
-            a backward pass a task; ``None`` for never. With micro-batches it is that of a step's first.
+            a backward pass per task; ``None`` for never. With micro-batches it is that of a step's first.
     """
 
     def __init__(self, most_pairs: int = 28, probe_every: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, and how much memory a run takes."""
+"""The time of each part of a step, and the memory of a run."""
 
 import resource
 import sys
@@ -17,7 +17,7 @@ _WARM_UP = 3
 
 
 class Cost(Callback):
-    """Logs ``cost/…`` in seconds a step: data, forward, task gradients, solver, optimizer, the whole step.
+    """Logs ``cost/…`` in seconds per step: data, forward, task gradients, solver, optimizer, the whole step.
 
     ``cost/peak_memory_mib`` is the most memory held so far; it and the median step are in the run's record.
 

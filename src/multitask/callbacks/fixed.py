@@ -6,6 +6,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from multitask.errors import ConfigError
+from multitask.private import averages_statistics
 
 
 class Fixed(Callback):
@@ -15,7 +16,7 @@ class Fixed(Callback):
     some of them in silence.
 
     Args:
-        options: What the Trainer was made with; nothing where optimization is manual, which takes these keys over.
+        options: The Trainer's arguments; empty where optimization is manual, which takes these keys over.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -25,16 +26,12 @@ class Fixed(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Compare.
-
-        Raises:
-            ConfigError: Naming the key that was changed.
-        """
+        """Compare."""
         # Under manual optimization the module has taken them over, and left the Trainer none.
         window, clip = (self._window, self._clip) if pl_module.automatic_optimization else (1, None)
         if trainer.accumulate_grad_batches == window and trainer.gradient_clip_val == clip:
             return
-        if trainer.fit_loop._skip_backward:
+        if averages_statistics(trainer):
             return  # Lightning's SWA passes the data once more, in one window, without a step
         key = "gradient_clip_val" if trainer.gradient_clip_val != clip else "accumulate_grad_batches"
         raise ConfigError(

@@ -20,7 +20,7 @@ class Interruption(Callback):
     Outside a fit, and at a second SIGINT, the run stops at once.
 
     Args:
-        checkpoints: What saves.
+        checkpoints: The callback that saves.
         window: How many batches an optimizer step takes.
     """
 
@@ -57,7 +57,7 @@ class Interruption(Callback):
 
     @property
     def checkpoint(self) -> Path | None:
-        """Where the run can go on, ``None`` where nothing was saved yet."""
+        """The file that the run can resume from, ``None`` if nothing was saved yet."""
         last = self._checkpoints.last if self._checkpoints else None
         return last if last and last.is_file() else None
 

@@ -1,4 +1,4 @@
-"""A progress bar of one line an epoch, with the figure that chooses the weights."""
+"""A progress bar of one line per epoch, with the figure that chooses the weights."""
 
 import math
 import sys
@@ -59,7 +59,7 @@ class Progress(TQDMProgressBar):
         return int(count) if math.isfinite(count) else None
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Begin a line where a resumed run goes on in the middle of an epoch."""
+        """Begin a line where a run resumes in the middle of an epoch."""
         if self._moving and self.train_progress_bar.disable:
             self.on_train_epoch_start(trainer)
 

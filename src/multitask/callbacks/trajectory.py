@@ -51,7 +51,7 @@ class Trajectory(Callback):
         return {"points": self.points}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the way so far."""
+        """Resume the trajectory so far."""
         self.points = [list(point) for point in state_dict["points"]]
 
     def check(self, module: LightningModule) -> None:

@@ -1,1 +1,1 @@
-"""LightningDataModules, one data set a file; batches are mappings from ``inputs`` and target names to tensors."""
+"""LightningDataModules, one data set per file; batches are mappings from ``inputs`` and target names to tensors."""

@@ -95,7 +95,7 @@ def _resize(values: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 class Augmented(Dataset[Arrays]):
-    """Examples that are augmented anew each epoch, by a draw that depends on seed, epoch and example alone.
+    """Examples that are augmented differently each epoch, by a draw that depends on seed, epoch and example alone.
 
     So neither the number of workers nor a resumed run changes what is seen. The loader tells the epoch.
     """

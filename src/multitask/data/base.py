@@ -1,17 +1,41 @@
-"""What every DataModule shares: three splits, and loaders over them that fit the Trainer."""
+"""The base of every DataModule: three splits, and loaders over them that fit the Trainer."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from multitask.data.loading import Arrays, Collate, Loader, resident
+from multitask.data.loading import Arrays, Collate, Loader, resident, split_indices
 
+SPLITS = ("train", "val", "test")
 Split = Arrays | Dataset[Any]
 Batches = Loader | DataLoader[Any]
+
+
+class Batching(TypedDict, total=False):
+    """Batch sizes and order, as the arguments of :class:`DataModule`."""
+
+    batch_size: int | None
+    eval_batch_size: int
+    seed: int
+
+
+class Reading(Batching, total=False):
+    """The same where examples are read when they are needed."""
+
+    num_workers: int
+
+
+class Dividing(Batching, total=False):
+    """Split, batch sizes and order, as the arguments of :class:`DividedFile`."""
+
+    split: Sequence[float]
+    split_seed: int
 
 
 def check_stream(processes: int, batch_size: int | None) -> None:
@@ -35,7 +59,7 @@ class DataModule(LightningDataModule):
     """Three splits of one data set.
 
     Args:
-        batch_size: Examples a process and training batch; ``None`` for the whole training split.
+        batch_size: Examples per process and training batch; ``None`` for the whole training split.
         eval_batch_size: The same for validation and test, where it changes nothing but speed (and the
             loss of a task with ``count: batch``).
         seed: Seed of the order of the training examples.
@@ -126,3 +150,35 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> Batches | list[Batches]:
         """Return batches of the test split, nothing where there is none."""
         return self.loader("test") if "test" in self.splits else []
+
+
+class DividedFile(DataModule):
+    """One file or folder, split by shares.
+
+    Args:
+        path: The file or folder.
+        split: Shares of train, validation and test.
+        split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
+        batching: Batch sizes and seed; see :class:`DataModule`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: Sequence[float] = (0.7, 0.1, 0.2),
+        split_seed: int = 0,
+        **batching: Unpack[Batching],
+    ) -> None:
+        super().__init__(**batching)
+        self.path = Path(path)
+        self.split = split
+        self.split_seed = split_seed
+
+    def parts(self, count: int) -> dict[str, Tensor]:
+        """Return the indices of each split's examples, without the splits that have none.
+
+        Raises:
+            ValueError: If the shares are not three that sum to one.
+        """
+        indices = split_indices(count, self.split, self.split_seed)
+        return {name: part for name, part in zip(SPLITS, indices, strict=True) if len(part)}

@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import SPLITS, DataModule, Reading, Split
 from multitask.data.loading import Arrays
 
 # Where each part lies in the original tree and in torchvision's flat one.
 _ATTRIBUTES = ("Anno/list_attr_celeba.txt", "list_attr_celeba.txt")
 _PARTITION = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
 _IMAGES = ("Img/img_align_celeba", "img_align_celeba")
-_SPLITS = ("train", "val", "test")
 
 
 class Faces(Dataset[Arrays]):
@@ -63,10 +63,7 @@ class CelebA(DataModule):
         targets: The attributes to read, as the tasks name them; ``null`` reads all.
         height: Height of the pictures in pixels.
         width: Width of the pictures in pixels.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
-        num_workers: See there.
+        batching: Batch sizes, seed and workers; see :class:`~multitask.data.base.DataModule`.
     """
 
     def __init__(
@@ -75,12 +72,9 @@ class CelebA(DataModule):
         targets: Sequence[str] | None = None,
         height: int = 64,
         width: int = 64,
-        batch_size: int | None = 256,
-        eval_batch_size: int = 256,
-        seed: int = 0,
-        num_workers: int = 0,
+        **batching: Unpack[Reading],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        super().__init__(**(Reading(batch_size=256, eval_batch_size=256) | batching))
         self.path = Path(path)
         self.targets = None if targets is None else [name for name in targets if name != "inputs"]
         self.size = height, width
@@ -89,7 +83,7 @@ class CelebA(DataModule):
         """Read the lists; pictures are read when they are needed.
 
         Raises:
-            FileNotFoundError: If a list or the folder of pictures is not there.
+            FileNotFoundError: If a list or the folder of pictures is missing.
             ValueError: If the lists do not fit each other, or a target is no attribute.
         """
         names, files, values = self._attributes()
@@ -108,7 +102,7 @@ class CelebA(DataModule):
             )
         of_file = np.array([int(partition[file]) for file in files])
         splits: dict[str, Split] = {}
-        for number, split in enumerate(_SPLITS):
+        for number, split in enumerate(SPLITS):
             chosen = np.flatnonzero(of_file == number)
             if len(chosen):
                 columns = {name: values[chosen, names.index(name)] for name in wanted}

@@ -26,7 +26,7 @@ def read_npz(path: Path, key: str) -> tuple[Tensor, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{key}={path} is not there; it must be an .npz with 'images' (uint8 [n, 28, 28]) and "
+            f"{key}={path} does not exist; it must be an .npz with 'images' (uint8 [n, 28, 28]) and "
             "'labels' ([n])."
         )
     arrays = read_arrays(path, key, ["images", "labels"])

@@ -27,7 +27,7 @@ class Loader:
 
     Args:
         data: Tensors by name with the same first dimension, or a map-style data set.
-        batch_size: Examples a rank and batch; ``None`` for the whole of the data.
+        batch_size: Examples per rank and batch; ``None`` for the whole of the data.
         drop_last: Whether to leave out a last batch that is not full.
         shuffle: Whether to draw a new order each epoch.
         seed: Seed of the order.
@@ -152,7 +152,7 @@ def resident(arrays: Arrays, device: torch.device, free: int) -> Arrays:
 
     Args:
         arrays: Tensors by name.
-        device: Where they are wanted.
+        device: The device to move them to.
         free: How many bytes are free there.
     """
     size = sum(values.numel() * values.element_size() for values in tensors_of(arrays))

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 from torch.utils.data import Dataset, Subset
 
 from multitask.data.augmentation import Augmented, DenseAugmentation
-from multitask.data.base import DataModule, Split
+from multitask.data.base import DataModule, Reading, Split
 from multitask.data.loading import Arrays, held_out
 from multitask.data.npy_folder import NpyFolder
 
@@ -20,11 +20,8 @@ class _Mtan(DataModule):
         validation: Share of ``train`` to choose weights by; with 0 there is no validation split, as in the
             papers.
         split_seed: Seed of that choice.
-        augmentation: What to do to training examples; ``None`` for nothing.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
-        num_workers: See there.
+        augmentation: Augmentation of the training examples; ``None`` for none.
+        batching: Batch sizes, seed and workers; see :class:`~multitask.data.base.DataModule`.
     """
 
     kinds: ClassVar[dict[str, Sequence[str]]]
@@ -35,12 +32,9 @@ class _Mtan(DataModule):
         validation: float = 0.1,
         split_seed: int = 0,
         augmentation: DenseAugmentation | None = None,
-        batch_size: int | None = 8,
-        eval_batch_size: int = 8,
-        seed: int = 0,
-        num_workers: int = 0,
+        **batching: Unpack[Reading],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        super().__init__(**(Reading(batch_size=8, eval_batch_size=8) | batching))
         self.path = Path(path)
         self.validation = validation
         self.split_seed = split_seed
@@ -50,7 +44,7 @@ class _Mtan(DataModule):
         """Find the files; pictures are read when they are needed.
 
         Raises:
-            FileNotFoundError: If the folders or files are not there, naming what is expected.
+            FileNotFoundError: If the folders or files are missing, naming what is expected.
         """
         train, test = self._folder("train"), self._folder("val")
         splits: dict[str, Split] = {"test": test}

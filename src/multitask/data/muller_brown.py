@@ -1,11 +1,12 @@
 """Points in the plane with the energy and the forces of a potential."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import SPLITS, Batching, DataModule, Split
 
 _AMPLITUDE = torch.tensor([-200.0, -100.0, -170.0, 15.0], dtype=torch.float64)
 _A = torch.tensor([-1.0, -1.0, -6.5, 0.7], dtype=torch.float64)
@@ -24,20 +25,16 @@ class MullerBrown(DataModule):
     Args:
         examples: How many points for train, validation and test.
         points_seed: Seed of the points: fixed, so that runs of all seeds share one test set.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
+        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
     """
 
     def __init__(
         self,
         examples: Sequence[int] = (1000, 200, 200),
         points_seed: int = 0,
-        batch_size: int | None = 100,
-        eval_batch_size: int = 1024,
-        seed: int = 0,
+        **batching: Unpack[Batching],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed)
+        super().__init__(**(Batching(batch_size=100) | batching))
         if len(examples) != 3 or min(examples) < 1:
             raise ValueError(f"data.examples={list(examples)} must be three counts above 0.")
         self.examples = examples
@@ -53,7 +50,7 @@ class MullerBrown(DataModule):
             drawn = torch.cat([drawn, points[potential(points)[0] < 50]])
         splits: dict[str, Split] = {}
         parts = drawn[: sum(self.examples)].split(list(self.examples))
-        for name, points in zip(("train", "val", "test"), parts, strict=True):
+        for name, points in zip(SPLITS, parts, strict=True):
             energy, forces = potential(points)
             splits[name] = {
                 "inputs": points.float(),

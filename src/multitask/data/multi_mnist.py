@@ -1,14 +1,13 @@
-"""MultiMNIST: two overlapping digits an image, composed as in Sener & Koltun (2018)."""
+"""MultiMNIST: two overlapping digits per image, composed as in Sener & Koltun (2018)."""
 
-from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import DividedFile, Dividing, Split
 from multitask.data.digits import read_npz
-from multitask.data.loading import split_indices
 from multitask.randomness import derived_seed
 
 _CANVAS = 36
@@ -66,45 +65,28 @@ def pairs(images: Tensor, labels: Tensor, count: int, seed: int) -> dict[str, Te
     }
 
 
-class MultiMNIST(DataModule):
+class MultiMNIST(DividedFile):
     """Pairs composed from the digits of an ``.npz`` with ``images`` and ``labels``.
 
     The source digits are split before they are composed, so that no digit stands in two splits.
 
     Args:
         path: The ``.npz`` of source digits; ``images`` uint8 ``[n, 28, 28]``, ``labels`` ``[n]``.
-        split: Shares of the source digits for train, validation and test.
         pairs_per_digit: How many images to compose for each source digit of a split.
-        split_seed: Seed of split and composition: fixed, so that runs of all seeds share one test set.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
+        options: See :class:`~multitask.data.base.DividedFile`; ``split_seed`` is that of the composition too.
     """
 
-    def __init__(
-        self,
-        path: str,
-        split: tuple[float, float, float] = (0.7, 0.1, 0.2),
-        pairs_per_digit: int = 1,
-        split_seed: int = 0,
-        batch_size: int | None = 128,
-        eval_batch_size: int = 1024,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed)
-        self.path = Path(path)
-        self.split = split
+    def __init__(self, path: str, pairs_per_digit: int = 1, **options: Unpack[Dividing]) -> None:
+        super().__init__(path, **options)
         self.pairs_per_digit = pairs_per_digit
-        self.split_seed = split_seed
 
     def load(self) -> dict[str, Split]:
         """Read the digits, split them, and compose pairs within each split.
 
         Raises:
-            FileNotFoundError: If the file is not there.
+            FileNotFoundError: If the file does not exist.
         """
         images, labels = read_npz(self.path, "data.path")
-        parts = split_indices(len(images), self.split, self.split_seed)
         return {
             name: pairs(
                 images[part],
@@ -112,6 +94,5 @@ class MultiMNIST(DataModule):
                 self.pairs_per_digit * len(part),
                 derived_seed("pairs", name, self.split_seed),
             )
-            for name, part in zip(("train", "val", "test"), parts, strict=True)
-            if len(part)
+            for name, part in self.parts(len(images)).items()
         }

@@ -14,7 +14,7 @@ from multitask.data.loading import Arrays
 class NpyFolder(Dataset[Arrays]):
     """Pictures with their targets, read when asked for.
 
-    ``folder`` holds one folder a kind, each with ``0.npy``, ``1.npy`` and so on. Files are mapped to
+    ``folder`` holds one folder per kind, each with ``0.npy``, ``1.npy`` and so on. Files are mapped to
     memory, so that only what is used is read, and never unpickled. Gives ``inputs`` ``[3, h, w]``, classes
     ``[h, w]`` int64, depth ``[1, h, w]`` and normals ``[3, h, w]``, float32 whatever the files' width.
 

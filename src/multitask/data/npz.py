@@ -1,16 +1,15 @@
-"""Bring your own arrays: an ``.npz`` with inputs and one array a task."""
+"""Bring your own arrays: an ``.npz`` with inputs and one array per task."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import SPLITS, Batching, DataModule, Split
 from multitask.data.loading import split_indices
 from multitask.data.npz_file import read_arrays
-
-_SPLITS = ("train", "val", "test")
 
 
 class Npz(DataModule):
@@ -24,9 +23,7 @@ class Npz(DataModule):
         split: Shares of train, validation and test; or the name of an array in the file that
             gives each example's split as ``train``/``val``/``test`` or 0/1/2.
         split_seed: Seed of a split by shares.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
+        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
     """
 
     def __init__(
@@ -36,11 +33,9 @@ class Npz(DataModule):
         inputs: str = "inputs",
         split: Sequence[float] | str = (0.7, 0.1, 0.2),
         split_seed: int = 0,
-        batch_size: int | None = 128,
-        eval_batch_size: int = 1024,
-        seed: int = 0,
+        **batching: Unpack[Batching],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed)
+        super().__init__(**batching)
         self.path = path
         self.inputs = inputs
         self.targets = None if targets is None else [name for name in targets if name != "inputs"]
@@ -51,7 +46,7 @@ class Npz(DataModule):
         """Read, check and split the arrays.
 
         Raises:
-            FileNotFoundError: If the file is not there.
+            FileNotFoundError: If the file does not exist.
             ValueError: If an array is missing, holds objects, or is not as long as the inputs.
         """
         arrays = self._read()
@@ -68,18 +63,18 @@ class Npz(DataModule):
             if len(tensors[name]) != count:
                 raise ValueError(
                     f"{where}: '{name}' has {len(tensors[name])} rows and '{self.inputs}' {count}; all arrays need "
-                    "one row an example."
+                    "one row per example."
                 )
         parts = self._parts(arrays, count)
         return {
             name: {key: values[part] for key, values in tensors.items()}
-            for name, part in zip(_SPLITS, parts, strict=True)
+            for name, part in zip(SPLITS, parts, strict=True)
             if len(part)
         }
 
     def _read(self) -> Mapping[str, np.ndarray]:
         if self.path is None or not Path(self.path).is_file():
-            what = "data.path is null" if self.path is None else f"data.path={self.path} is not there"
+            what = "data.path is null" if self.path is None else f"data.path={self.path} does not exist"
             raise FileNotFoundError(
                 f"{what}; give an .npz with '{self.inputs}' and one array for each of "
                 f"{', '.join(self.targets or ['your targets'])}."
@@ -96,7 +91,7 @@ class Npz(DataModule):
         column = arrays[self.split]
         if column.dtype.kind in "US":
             column = column.astype(str)
-            numbers = np.select([column == name for name in _SPLITS], [0, 1, 2], -1)
+            numbers = np.select([column == name for name in SPLITS], [0, 1, 2], -1)
         else:
             numbers = column
         if numbers.shape != (count,) or not np.isin(numbers, (0, 1, 2)).all():
@@ -110,7 +105,7 @@ class Npz(DataModule):
 def _tensor(where: str, array: np.ndarray) -> torch.Tensor:
     """Return floats and booleans as float32 and integers as int64, what losses and layers expect."""
     if array.ndim == 0:
-        raise ValueError(f"{where} is a single value; give one row an example.")
+        raise ValueError(f"{where} is a single value; give one row per example.")
     if array.dtype.kind in "fb":
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if array.dtype.kind in "iu":

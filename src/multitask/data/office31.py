@@ -1,12 +1,13 @@
-"""Office-31: one task a domain, each with pictures of its own."""
+"""Office-31: one task per domain, each with pictures of its own."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch.utils.data import Dataset
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import DataModule, Reading, Split
 from multitask.data.celeba import read_image
 from multitask.data.loading import Arrays, split_indices
 from multitask.randomness import derived_seed
@@ -55,10 +56,7 @@ class Office31(DataModule):
         split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
         height: Height of the pictures in pixels.
         width: Width of the pictures in pixels.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
-        num_workers: See there.
+        batching: Batch sizes, seed and workers; see :class:`~multitask.data.base.DataModule`.
     """
 
     def __init__(
@@ -69,12 +67,9 @@ class Office31(DataModule):
         split_seed: int = 0,
         height: int = 224,
         width: int = 224,
-        batch_size: int | None = 64,
-        eval_batch_size: int = 64,
-        seed: int = 0,
-        num_workers: int = 0,
+        **batching: Unpack[Reading],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        super().__init__(**(Reading(batch_size=64, eval_batch_size=64) | batching))
         self.path = Path(path)
         self.domains = list(DOMAINS if domains is None else domains)
         self.split = split
@@ -85,7 +80,7 @@ class Office31(DataModule):
         """List the pictures; they are read when they are needed.
 
         Raises:
-            FileNotFoundError: If a domain is not there or has no pictures.
+            FileNotFoundError: If a domain is missing or has no pictures.
             ValueError: If the domains have not the same classes.
         """
         parts: dict[str, list[tuple[Path, str, int]]] = {"train": [], "val": [], "test": []}

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import SPLITS, Batching, DataModule, Split
 from multitask.data.digits import read_idx_folder, read_npz
 from multitask.data.loading import Arrays, held_out, split_indices
 from multitask.data.multi_mnist import compose
@@ -43,9 +44,7 @@ class FashionMNISTPairs(DataModule):
         split: Shares of each source for train, validation and test; no image stands in two splits.
         pairs_per_image: How many pairs to compose for each left image of a split.
         split_seed: Seed of split and composition: fixed, so that runs of all seeds share one test set.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
+        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
     """
 
     def __init__(
@@ -55,11 +54,9 @@ class FashionMNISTPairs(DataModule):
         split: Sequence[float] = (0.7, 0.1, 0.2),
         pairs_per_image: int = 1,
         split_seed: int = 0,
-        batch_size: int | None = 128,
-        eval_batch_size: int = 1024,
-        seed: int = 0,
+        **batching: Unpack[Batching],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed)
+        super().__init__(**batching)
         self.left_path = Path(left_path)
         self.right_path = Path(right_path)
         self.split = split
@@ -70,12 +67,12 @@ class FashionMNISTPairs(DataModule):
         """Read both sources, split each, and compose pairs within each split.
 
         Raises:
-            FileNotFoundError: If a file is not there.
+            FileNotFoundError: If a file is missing.
         """
         sources = read_npz(self.left_path, "data.left_path"), read_npz(self.right_path, "data.right_path")
         parts = [split_indices(len(source[0]), self.split, self.split_seed) for source in sources]
         splits: dict[str, Split] = {}
-        for number, name in enumerate(("train", "val", "test")):
+        for number, name in enumerate(SPLITS):
             left, right = (
                 (source[0][part[number]], source[1][part[number]])
                 for source, part in zip(sources, parts, strict=True)
@@ -98,9 +95,7 @@ class FullSizePairs(DataModule):
         validation: Share of the training images to validate on.
         pairs_per_image: How many pairs to compose for each left image of a split.
         split_seed: Seed of split and composition: fixed, so that runs of all seeds share one test set.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
+        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
     """
 
     def __init__(
@@ -110,11 +105,9 @@ class FullSizePairs(DataModule):
         validation: float = 1 / 12,
         pairs_per_image: int = 1,
         split_seed: int = 0,
-        batch_size: int | None = 256,
-        eval_batch_size: int = 1024,
-        seed: int = 0,
+        **batching: Unpack[Batching],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed)
+        super().__init__(**(Batching(batch_size=256) | batching))
         self.path = Path(path)
         self.right_path = None if right_path is None else Path(right_path)
         self.validation = validation
@@ -125,7 +118,7 @@ class FullSizePairs(DataModule):
         """Read the sources and compose pairs within each split.
 
         Raises:
-            FileNotFoundError: If a file is not there.
+            FileNotFoundError: If a file is missing.
             ValueError: If a file is damaged.
         """
         left = self._parts(read_idx_folder(self.path, "data.path"))

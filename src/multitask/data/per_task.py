@@ -1,15 +1,15 @@
-"""One data set a task: batches that hold examples of each, labelled for the tasks of their own set."""
+"""One data set per task: batches that hold examples of each, labelled for the tasks of their own set."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multitask.data.base import Batches, DataModule, Split
+from multitask.data.base import Batches, DataModule, Reading, Split
 from multitask.data.loading import Arrays, Loader
 from multitask.randomness import derived_seed
 
@@ -29,7 +29,7 @@ class PerTask(DataModule):
         rule: How training batches are made. ``cycle``: ``batch_size`` examples of each source, the
             shorter ones gone through again until the longest ends; ``shortest``: the same until the
             shortest ends; ``proportional``: as many in all, drawn from all sources together, each
-            example once an epoch.
+            example once per epoch.
         targets: The targets that tasks want: sources that have none of them are left out; ``None``
             for all.
         batch_size: Examples of each source, process and training batch; ``None`` for all at once.
@@ -46,12 +46,9 @@ class PerTask(DataModule):
         sources: Mapping[str, DataModule],
         rule: Rule = "cycle",
         targets: Sequence[str] | None = None,
-        batch_size: int | None = 64,
-        eval_batch_size: int = 1024,
-        seed: int = 0,
-        num_workers: int = 0,
+        **batching: Unpack[Reading],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        super().__init__(**(Reading(batch_size=64) | batching))
         if not sources:
             raise ValueError("data.sources is empty; name at least one data set.")
         if rule not in get_args(Rule):
@@ -131,14 +128,14 @@ class JointLoader(Loader):
     ) -> None:
         # Without a new order each epoch it is still mixed: its first batches have examples of all sources.
         super().__init__(data, each and each * len(sizes), shuffle=True, **options)
-        self._anew = shuffle
+        self._reshuffled = shuffle
         self._sizes = list(sizes)
         self._rule = rule
         self._chunks = [each * self.world_size if each else size for size in sizes]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass."""
-        super().set_epoch(epoch if self._anew else 0)
+        super().set_epoch(epoch if self._reshuffled else 0)
 
     def __len__(self) -> int:
         if self._rule == "proportional":
@@ -193,7 +190,7 @@ class _Part:
             key: f"mask/{self._names[key.removeprefix('mask/')]}" for key in first if key not in targets
         }
         self.blanks = {self._names[key]: _blank(name, key, value) for key, value in first.items()}
-        """What stands for each target in an example of another source."""
+        """The missing value of each target in an example of another source."""
 
     def renamed(self, arrays: Mapping[str, Tensor]) -> Arrays:
         """Return inputs and targets under their names in the joint batch."""
@@ -229,11 +226,7 @@ def join(parts: Sequence[_Part]) -> Split:
 
 
 class Joined(Dataset[Arrays]):
-    """Examples of several sources, one after the other, read when they are needed.
-
-    Args:
-        parts: The sources.
-    """
+    """Examples of several sources, one after the other, read when they are needed."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
         self._parts = list(parts)

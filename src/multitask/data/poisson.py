@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import Batching, DataModule, Split
 
 
 class Poisson(DataModule):
@@ -18,9 +19,7 @@ class Poisson(DataModule):
         examples: How many points between the ends for training, and how many on the grids of validation and test.
         ends: How many points of training are ends.
         points_seed: Seed of the points: fixed, as in the other generated data.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
+        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
     """
 
     def __init__(
@@ -28,11 +27,9 @@ class Poisson(DataModule):
         examples: Sequence[int] = (900, 100, 101),
         ends: int = 100,
         points_seed: int = 0,
-        batch_size: int | None = 100,
-        eval_batch_size: int = 1024,
-        seed: int = 0,
+        **batching: Unpack[Batching],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed)
+        super().__init__(**(Batching(batch_size=100) | batching))
         if len(examples) != 3 or min(*examples, ends) < 2:
             raise ValueError(
                 f"data.examples={list(examples)} must be three counts, and data.ends={ends} a fourth, above 1."

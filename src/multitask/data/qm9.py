@@ -3,12 +3,12 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from multitask.data.base import DataModule, Split
-from multitask.data.loading import split_indices
+from multitask.data.base import DividedFile, Dividing, Split
 from multitask.data.sdf import read_molecules
 
 LARGEST = 29
@@ -33,7 +33,7 @@ _FILES = ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
 _HEADER_LINES = 9  # of uncharacterized.txt
 
 
-class QM9(DataModule):
+class QM9(DividedFile):
     """130,831 molecules of up to 29 atoms (Quantum Chemistry Structures and Properties of 134 Kilo
     Molecules, 2014).
 
@@ -44,34 +44,19 @@ class QM9(DataModule):
         path: The folder with ``gdb9.sdf``, ``gdb9.sdf.csv`` and ``uncharacterized.txt``, or with these in
             ``raw``.
         targets: The properties to read, as the tasks name them; ``null`` reads all.
-        split: Shares of train, validation and test.
-        split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
+        options: See :class:`~multitask.data.base.DividedFile`.
     """
 
-    def __init__(
-        self,
-        path: str,
-        targets: Sequence[str] | None = None,
-        split: Sequence[float] = (0.84, 0.08, 0.08),
-        split_seed: int = 0,
-        batch_size: int | None = 120,
-        eval_batch_size: int = 240,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed)
-        self.path = Path(path)
+    def __init__(self, path: str, targets: Sequence[str] | None = None, **options: Unpack[Dividing]) -> None:
+        usual = Dividing(split=(0.84, 0.08, 0.08), batch_size=120, eval_batch_size=240)
+        super().__init__(path, **(usual | options))
         self.targets = list(PROPERTIES) if targets is None else list(targets)
-        self.split = split
-        self.split_seed = split_seed
 
     def load(self) -> dict[str, Split]:
         """Read and split the molecules, without those whose geometry is in doubt.
 
         Raises:
-            FileNotFoundError: If a file is not there.
+            FileNotFoundError: If a file is missing.
             ValueError: If the files do not fit each other, or a target is no property.
         """
         unknown = [name for name in self.targets if name not in PROPERTIES]
@@ -89,12 +74,8 @@ class QM9(DataModule):
         kept = torch.ones(len(atoms), dtype=torch.bool)
         kept[_numbers(doubtful)] = False
         data = {name: values[kept] for name, values in ({"inputs": atoms} | properties).items()}
-        parts = split_indices(len(data["inputs"]), self.split, self.split_seed)
-        return {
-            name: {key: values[part] for key, values in data.items()}
-            for name, part in zip(("train", "val", "test"), parts, strict=True)
-            if len(part)
-        }
+        parts = self.parts(len(data["inputs"]))
+        return {name: {key: values[part] for key, values in data.items()} for name, part in parts.items()}
 
     def _properties(self, path: Path) -> dict[str, Tensor]:
         with path.open() as file:

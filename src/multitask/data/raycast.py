@@ -50,7 +50,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Hits:
-    """What each ray meets first, all ``[height, width, …]``.
+    """The first hit of each ray, all ``[height, width, …]``.
 
     ``depth``: metres along the camera's axis; ``normal``: unit, in the world, towards the camera; ``box``:
     the number of the box, −1 for the room; ``point``: where, in the axes of the box or of the room, from

@@ -1,17 +1,16 @@
 """Rooms: generated images with exact classes, depth and normals."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
 from multitask.data.augmentation import Augmented, DenseAugmentation
-from multitask.data.base import DataModule, Split
+from multitask.data.base import SPLITS, DataModule, Reading, Split
 from multitask.data.loading import Arrays
 from multitask.data.scenes import render, sample
-
-_SPLITS = ("train", "val", "test")
 
 
 class RoomImages(Dataset[Arrays]):
@@ -57,11 +56,8 @@ class Rooms(DataModule):
         dropout: Share of the pixels at which it fails.
         scene_seed: Seed of the rooms: fixed, so that runs of all seeds share one test set.
         in_memory: Render all before the training; otherwise each image whenever it is needed.
-        augmentation: What to do to training examples; ``None`` for nothing.
-        batch_size: See :class:`~multitask.data.base.DataModule`.
-        eval_batch_size: See there.
-        seed: See there.
-        num_workers: See there.
+        augmentation: Augmentation of the training examples; ``None`` for none.
+        batching: Batch sizes, seed and workers; see :class:`~multitask.data.base.DataModule`.
     """
 
     def __init__(
@@ -74,12 +70,9 @@ class Rooms(DataModule):
         scene_seed: int = 0,
         in_memory: bool = True,
         augmentation: DenseAugmentation | None = None,
-        batch_size: int | None = 16,
-        eval_batch_size: int = 32,
-        seed: int = 0,
-        num_workers: int = 0,
+        **batching: Unpack[Reading],
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        super().__init__(**(Reading(batch_size=16, eval_batch_size=32) | batching))
         if len(examples) != 3 or min(examples) < 0 or examples[0] == 0:
             raise ValueError(
                 f"data.examples={list(examples)} must be three counts for train, validation and test, "
@@ -97,7 +90,7 @@ class Rooms(DataModule):
     def load(self) -> dict[str, Split]:
         """Set the rooms up, and render them where they are to be kept."""
         splits: dict[str, Split] = {}
-        for stream, (name, count) in enumerate(zip(_SPLITS, self.examples, strict=True)):
+        for stream, (name, count) in enumerate(zip(SPLITS, self.examples, strict=True)):
             if not count:
                 continue
             images = RoomImages(

@@ -16,7 +16,7 @@ FURNITURE = (
     ("crate", (0.15, 0.15, 0.15), (0.25, 0.25, 0.25)),
     (None, (0.10, 0.10, 0.20), (0.20, 0.20, 0.60)),  # clutter, unlabelled
 )
-# One colour a class, varied a little from room to room; the last is the clutter's.
+# One colour per class, varied a little from room to room; the last is the clutter's.
 PALETTE = np.array(
     [
         (0.65, 0.45, 0.30),
@@ -94,7 +94,7 @@ def look(position: Array, aim: Array, height: int, width: int) -> Camera:
 def render(
     scene: Scene, camera: Camera, rng: np.random.Generator, max_depth: float, dropout: float
 ) -> dict[str, NDArray]:
-    """What the camera sees.
+    """Return the camera's view.
 
     ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]`` int64, −1 unlabelled; ``depth`` ``[1, h,
     w]`` in metres, 0 where there is none: behind the window, beyond ``max_depth``, and at a share

@@ -7,7 +7,7 @@ from multitask.randomness import derived_seed
 
 
 class Toy(DataModule):
-    """One displacement of the point a step: ``inputs`` ``[steps, 2]``, and the ``origin`` that targets name.
+    """One displacement of the point per step: ``inputs`` ``[steps, 2]``, and the ``origin`` that targets name.
 
     Args:
         steps: How many steps an epoch has.

@@ -1,4 +1,4 @@
-"""What a dashboard of an experiment shows: its tasks, their figures, its sweeps, and Δm as a formula."""
+"""The content of an experiment's dashboard: its tasks, their figures, its sweeps, and Δm as a formula."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

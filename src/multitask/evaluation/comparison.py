@@ -37,7 +37,7 @@ class Comparison:
     """One experiment compared.
 
     `metrics`: index task/metric, columns task, metric, higher. `entries`: rows that are ranked and tested,
-    best first; `fronts`: method → its settings. `pairs`: one row a pair and figure, `headline` the figure to
+    best first; `fronts`: method → its settings. `pairs`: one row per pair and figure, `headline` the figure to
     look at first. `quoted`: Δ published by others.
     """
 

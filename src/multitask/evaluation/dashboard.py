@@ -17,7 +17,7 @@ from multitask.evaluation.errors import ComparisonError
 
 STEP = "trainer/global_step"  # the x axis of every run
 METHOD = wr.Config("method")
-MOST_GROUPS = 100  # W&B draws ten unless it is told
+MOST_GROUPS = 100  # W&B draws ten by default
 MOST_SCATTERS = 6
 # Over the seeds of a method. W&B has no confidence interval.
 OVER_SEEDS: dict[str, Any] = {"groupby": METHOD, "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
@@ -30,7 +30,7 @@ def workspace(
     """The workspace of a board.
 
     Args:
-        board: What it shows.
+        board: Its content.
         project: The W&B project of the runs.
         entity: The user or team that the project belongs to.
         scatter: Pairs of task/metric to plot against each other; None for every two tasks, six at most.
@@ -89,11 +89,6 @@ def save(made: Any, replace: str | None = None) -> str:
                 f"W&B did not take the workspace of project={made.project} ({' '.join(str(error).split())}); look at "
                 "the network, project, entity and replace, or write it to a file with output=workspace.json."
             ) from error
-
-
-def as_json(made: Any) -> str:
-    """The workspace's specification, as it would be saved."""
-    return str(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2)) + "\n"
 
 
 def _comparison(board: Board, scatter: Sequence[Sequence[str]] | None) -> Any:

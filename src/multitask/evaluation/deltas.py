@@ -72,7 +72,7 @@ def find_baseline(
     """The baseline of the recipe that most methods have, task by task, or None and the reason.
 
     `figures`: rows of the single-task runs; `metrics`: index task/metric; `recipes`: each method's, by task.
-    Where no run of a task has a recipe of the methods, the one with most seeds is taken, to be named as such.
+    If no run of a task has a recipe of the methods, the one with most seeds is taken, and named as such.
     """
     if metrics.empty:
         return None, "no metric has a recorded direction"

@@ -7,7 +7,7 @@ Array = NDArray[np.float64]
 
 
 def on_front(losses: Array) -> NDArray[np.bool_]:
-    """Which rows of `losses` [n, d], lower is better, no other row dominates. Equal rows all stay."""
+    """Return which rows of `losses` [n, d], lower is better, no other row dominates. Equal rows all stay."""
     no_worse = (losses[:, None] <= losses[None]).all(axis=2)
     better = (losses[:, None] < losses[None]).any(axis=2)
     return np.asarray(~(no_worse & better).any(axis=0))

@@ -1,4 +1,4 @@
-"""Which figures may be averaged, and what is said of those that may not."""
+"""Select the figures that may be averaged, and give the reason for those that may not."""
 
 import re
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Protocol:
     """The figures that count, those of the baseline, and everything that was set aside.
 
     `figures`, `baseline`: the columns of both tables of `Records`, and `label` for method and variant.
-    `recipes`: label → digest of the recipe of its figures. `set_aside`: one row a run, with the reason.
+    `recipes`: label → digest of the recipe of its figures. `set_aside`: one row per run, with the reason.
     """
 
     figures: pd.DataFrame
@@ -61,28 +61,28 @@ def apply(records: Records, *, split: str, recipe: str = SHARED, selection: str 
     table["selection"] = records.figures["selection"]
     quoted = table[table["metric"].isin(DELTAS)]
     table = table[~table["metric"].isin(DELTAS) & ~table["task"].isin(NOT_A_TASK)]
-    sieve = _Sieve(runs, table[table["split"] == split])
+    remaining = _Remaining(runs, table[table["split"] == split])
 
     finished = runs["status"].isin(FINISHED)
-    sieve.drop_runs(~finished, _status_reason)
-    empty = finished & ~runs.index.isin(sieve.table["run"]) & ~runs.index.isin(quoted["run"])
+    remaining.drop_runs(~finished, _status_reason)
+    empty = finished & ~runs.index.isin(remaining.table["run"]) & ~runs.index.isin(quoted["run"])
     splits = table.groupby("run")["split"].agg(lambda names: ", ".join(sorted(set(names))))
-    sieve.drop_runs(
+    remaining.drop_runs(
         empty,
         lambda run: f"no figure of split={split}; there is: {splits.get(run.Index, 'none of any split')}",
     )
-    _keep_one_selection(sieve, selection)
-    recipes = _keep_one_recipe(sieve, recipe)
-    _keep_last_repeat(sieve)
-    broken = sieve.table[~np.isfinite(sieve.table["value"])].drop_duplicates("run").set_index("run")
-    sieve.drop_runs(
+    _keep_one_selection(remaining, selection)
+    recipes = _keep_one_recipe(remaining, recipe)
+    _keep_last_repeat(remaining)
+    broken = remaining.table[~np.isfinite(remaining.table["value"])].drop_duplicates("run").set_index("run")
+    remaining.drop_runs(
         runs.index.isin(broken.index),
         lambda run: f"{broken.task[run.Index]}/{broken.metric[run.Index]} is not a finite number",
     )
 
-    counted = sieve.table.sort_values(["label", "seed", "task", "metric", "run"], kind="stable")
+    counted = remaining.table.sort_values(["label", "seed", "task", "metric", "run"], kind="stable")
     is_baseline = counted["method"] == BASELINE
-    set_aside = pd.DataFrame(sieve.set_aside, columns=SET_ASIDE_COLUMNS)
+    set_aside = pd.DataFrame(remaining.set_aside, columns=SET_ASIDE_COLUMNS)
     return Protocol(
         figures=counted[~is_baseline],
         baseline=counted[is_baseline],
@@ -93,7 +93,7 @@ def apply(records: Records, *, split: str, recipe: str = SHARED, selection: str 
     )
 
 
-class _Sieve:
+class _Remaining:
     """The figures still counted, and the list of runs that fell through."""
 
     def __init__(self, runs: pd.DataFrame, table: pd.DataFrame) -> None:
@@ -115,8 +115,8 @@ def _status_reason(run) -> str:  # type: ignore[no-untyped-def]
     return f"{reason}: {run.error.splitlines()[0]}" if run.error.strip() else reason
 
 
-def _keep_one_selection(sieve: _Sieve, wanted: str | None) -> None:
-    table = sieve.table
+def _keep_one_selection(remaining: _Remaining, wanted: str | None) -> None:
+    table = remaining.table
     if wanted is not None:
         if len(table) and wanted not in set(table["selection"]):
             known = ", ".join(sorted(set(table["selection"]) - {""})) or "none is recorded"
@@ -127,11 +127,11 @@ def _keep_one_selection(sieve: _Sieve, wanted: str | None) -> None:
         group = table["label"].where(table["method"] != BASELINE, table["label"] + " " + table["digest"])
         rules = table.groupby(group)["selection"].agg(_usual_selection)
         keep = table["selection"] == group.map(rules)
-    sieve.table = table[keep]
-    lost = table[~keep & ~table["run"].isin(sieve.table["run"])].drop_duplicates("run")
+    remaining.table = table[keep]
+    lost = table[~keep & ~table["run"].isin(remaining.table["run"])].drop_duplicates("run")
     rule = lost.set_index("run")["selection"]
-    sieve.drop_runs(
-        sieve.runs.index.isin(lost["run"]),
+    remaining.drop_runs(
+        remaining.runs.index.isin(lost["run"]),
         lambda run: f"selected by another rule: {rule[run.Index] or 'not stated'}",
     )
 
@@ -141,9 +141,9 @@ def _usual_selection(rules: pd.Series) -> str:
     return min(counts.index, key=lambda rule: (-counts[rule], on_test(rule), rule))
 
 
-def _keep_one_recipe(sieve: _Sieve, wanted: str) -> dict[str, str]:
-    """Keep one recipe an experiment (or a method); the baseline keeps all, it is matched when it is used."""
-    methods = sieve.table[sieve.table["method"] != BASELINE]
+def _keep_one_recipe(remaining: _Remaining, wanted: str) -> dict[str, str]:
+    """Keep one recipe per experiment (or method); the baseline keeps all, it is matched when it is used."""
+    methods = remaining.table[remaining.table["method"] != BASELINE]
     runs = methods.drop_duplicates("run")
     if wanted == PER_METHOD:
         recipes = runs.groupby("label")["recipe"].agg(lambda digests: _most_frequent(digests.value_counts()))
@@ -166,10 +166,11 @@ def _keep_one_recipe(sieve: _Sieve, wanted: str) -> dict[str, str]:
         recipes = pd.Series(full[0], index=sorted(set(runs["label"])))
     other = methods["recipe"] != methods["label"].map(recipes)
     lost = methods[other]["run"].unique()
-    sieve.drop_runs(
-        sieve.runs.index.isin(lost), lambda run: f"another recipe: {run.recipe or 'no digest is recorded'}"
+    remaining.drop_runs(
+        remaining.runs.index.isin(lost),
+        lambda run: f"another recipe: {run.recipe or 'no digest is recorded'}",
     )
-    kept = set(methods["label"]) & set(sieve.table["label"])
+    kept = set(methods["label"]) & set(remaining.table["label"])
     return {label: recipes[label] for label in sorted(kept)}
 
 
@@ -177,15 +178,15 @@ def _most_frequent(counts: pd.Series) -> str:
     return min(counts.index, key=lambda value: (-counts[value], value))
 
 
-def _keep_last_repeat(sieve: _Sieve) -> None:
+def _keep_last_repeat(remaining: _Remaining) -> None:
     """Two runs of one method, seed, recipe and set of tasks would count a seed twice: the last one stays."""
-    tasks = sieve.table.groupby("run")["task"].agg(lambda names: "\n".join(sorted(set(names))))
-    same = sieve.runs.loc[tasks.index].assign(tasks=tasks).sort_values("name", kind="stable")
+    tasks = remaining.table.groupby("run")["task"].agg(lambda names: "\n".join(sorted(set(names))))
+    same = remaining.runs.loc[tasks.index].assign(tasks=tasks).sort_values("name", kind="stable")
     # Rows without a seed are averages that somebody else made, or single runs: each is its own.
     same = same[same["seed"] != ""]
     repeated = same.duplicated(["label", "variant", "seed", "recipe", "tasks"], keep="last")
-    sieve.drop_runs(
-        sieve.runs.index.isin(same[repeated].index),
+    remaining.drop_runs(
+        remaining.runs.index.isin(same[repeated].index),
         lambda run: "repeated: a later run has the same seed and recipe",
     )
 

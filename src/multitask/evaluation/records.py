@@ -1,4 +1,4 @@
-"""The two tables that everything else is made of: one row a figure, one row a run."""
+"""The two tables that everything else is made of: one row per figure, one row per run."""
 
 import csv
 import hashlib
@@ -30,10 +30,10 @@ RUN_COLUMNS = [
 
 @dataclass(frozen=True)
 class Records:
-    """What the sources say.
+    """The records of the sources.
 
-    `figures`: one row a figure, with `run` pointing into `runs`, `higher` True, False or None, and `digest` of
-    the recipe of its task alone, which a joint run and its single-task baseline share. `runs`: one row a run,
+    `figures`: one row per figure, with `run` pointing into `runs`, `higher` True, False or None, and `digest` of
+    the recipe of its task alone, which a joint run and its single-task baseline share. `runs`: one row per run,
     indexed by `run`, with the digest of the whole `recipe`; text columns hold "" and numbers NaN where nothing
     is known.
     """

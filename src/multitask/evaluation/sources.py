@@ -14,7 +14,7 @@ RUN_STATUS = "run.json"
 
 @dataclass(frozen=True)
 class Sources:
-    """What was found: run folders (each with `results.csv`, `run.json` or both) and other record files."""
+    """The sources found: run folders (each with `results.csv`, `run.json` or both) and other record files."""
 
     run_folders: tuple[Path, ...]
     record_files: tuple[Path, ...]

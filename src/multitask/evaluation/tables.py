@@ -1,4 +1,4 @@
-"""The comparison as tables: one row a method, a figure, a pair, a run. Plain numbers, no rounding."""
+"""The comparison as tables: one row per method, figure, pair or run. Plain numbers, no rounding."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ MISSING = Interval(math.nan, math.nan, math.nan, 0)
 
 
 def summary(comparisons: list[Comparison]) -> pd.DataFrame:
-    """One row a method: Δm, Δp, mean rank, macro means, cost, protocol."""
+    """One row per method: Δm, Δp, mean rank, macro means, cost, protocol."""
     return pd.DataFrame(
         [_summary(comparison, entry) for comparison in comparisons for entry in comparison.rows]
     )
@@ -70,7 +70,7 @@ def _summary(comparison: Comparison, entry: Entry) -> dict[str, object]:
 
 
 def figures(comparisons: list[Comparison]) -> pd.DataFrame:
-    """One row a method and metric, the single-task baseline among them: mean and interval over seeds."""
+    """One row per method and metric, the single-task baseline among them: mean and interval over seeds."""
     rows = []
     for comparison in comparisons:
         of_methods = [(entry.method, entry.variant, entry.means) for entry in comparison.rows]
@@ -101,7 +101,7 @@ def pairs(comparisons: list[Comparison]) -> pd.DataFrame:
 
 
 def set_aside(comparisons: list[Comparison]) -> pd.DataFrame:
-    """One row a run that is not averaged, with the reason."""
+    """One row per run that is not averaged, with the reason."""
     return _stacked([(each.experiment, each.set_aside) for each in comparisons])
 
 

@@ -76,12 +76,12 @@ def ratio(value: float) -> str:
 
 
 def arrow(higher: bool | None) -> str:
-    """Which way is better."""
+    """Return the direction that is better."""
     return "" if higher is None else "↑" if higher else "↓"
 
 
 def figure_name(name: str) -> str:
-    """What a figure of the table of pairs is called."""
+    """Return the name of a figure in the table of pairs."""
     if name in (DELTA_M, DELTA_P):
         return {DELTA_M: "Δm", DELTA_P: "Δp"}[name]
     return f"mean {name.removeprefix('mean/')} over tasks" if name.startswith("mean/") else name
@@ -116,14 +116,14 @@ def outcome(pair: pd.Series) -> str:
 
 
 def seeds_needed(pair: pd.Series) -> str:
-    """How many seeds would show the sought difference; empty where the methods are told apart or not tested."""
+    """Return how many seeds would show the sought difference; empty if the methods are told apart or not tested."""
     if math.isnan(pair["p"]) or pair["separable"] or math.isnan(pair["needed"]):
         return ""
     return "no number" if math.isinf(pair["needed"]) else str(int(pair["needed"]))
 
 
 def verdict(pair: pd.Series) -> str:
-    """What a row of the table of pairs says."""
+    """Return the sentence for a row of the table of pairs."""
     if pair["n"] == 0 or math.isnan(pair["p"]):
         return outcome(pair)
     said = f"{outcome(pair)} with {pair['n']} seeds"
@@ -136,7 +136,7 @@ def verdict(pair: pd.Series) -> str:
 
 
 def hypervolumes(plane: Plane | None) -> str:
-    """What the fronts of two figures dominate, and from where it is measured."""
+    """Return the hypervolumes of the fronts of two figures, and their reference point."""
     if plane is None:
         return ""
     worst = ", ".join(f"{key} {value:.4g}" for key, value in zip(plane.keys, plane.reference, strict=True))
@@ -173,7 +173,7 @@ def findings(comparison: Comparison) -> list[str]:
             sentences.append(f"Not separable from {first}: {', '.join(others)}.")
     elif len(entries) > 1:
         sentences.append(
-            "With one seed a method there is neither an interval nor a test: no ranking is supported."
+            "With one seed per method there is neither an interval nor a test: no ranking is supported."
         )
     stamped = [entry.label for entry in comparison.rows if entry.on_test]
     if stamped:

@@ -14,6 +14,7 @@ from multitask.gradients.window import Counts
 from multitask.lightning.figures import Figures, logged, read
 from multitask.lightning.losses_beside import LossesBeside
 from multitask.lightning.means import MeanLosses
+from multitask.private import log_results
 
 
 class MeasuredModule(LightningModule):
@@ -115,7 +116,7 @@ class MeasuredModule(LightningModule):
             found |= one
         if split != "test":
             found = {_of_split(key, split): value for key, value in found.items()}
-        trainer._logger_connector.log_metrics(found)  # type: ignore[arg-type]
+        log_results(trainer, found)
         return read(found)
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:

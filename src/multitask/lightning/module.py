@@ -26,6 +26,7 @@ from multitask.lightning.parts import LossAndCount, losses_of_halves
 from multitask.lightning.schedulers import step_plateau_schedulers, step_schedulers
 from multitask.lightning.telemetry import Telemetry
 from multitask.lightning.trainer_keys import TrainerKeys
+from multitask.private import averages_statistics
 from multitask.step import Step, StepResult
 from multitask.weighting.adapter import adapt
 from multitask.weighting.base import Combiner, JacobianMethod, Rows, Scalarization
@@ -292,7 +293,7 @@ class MultiLossModule(MeasuredModule):
 
     def _step_by_hand(self, batch: Any, batch_idx: int) -> None:
         trainer = self.trainer
-        if trainer.fit_loop._skip_backward:
+        if averages_statistics(trainer):
             # Lightning's SWA passes the data once more, for the running statistics of the averaged weights.
             with torch.no_grad(), self._graph():
                 self.named_losses(batch)

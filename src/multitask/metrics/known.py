@@ -24,7 +24,7 @@ class OfKnown(Metric):
 
     Args:
         metric: The metric.
-        ignore_index: What marks a missing label to a metric that has no ``ignore_index`` of its own yet.
+        ignore_index: The mark of a missing label to a metric that has no ``ignore_index`` of its own yet.
     """
 
     counts: Tensor

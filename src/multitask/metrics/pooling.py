@@ -1,4 +1,4 @@
-"""How a dense metric is pooled over the pixels of a whole data set."""
+"""Pooling of a dense metric over the pixels of a whole data set."""
 
 from abc import abstractmethod
 

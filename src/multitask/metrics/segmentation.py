@@ -27,7 +27,7 @@ class _Confusion(Pooled):
         if prediction.shape != expected:
             raise ValueError(
                 f"Segmentation metrics need logits of shape {list(expected)}, got {list(prediction.shape)}; "
-                "make tasks.*.head give one channel a class."
+                "make tasks.*.head give one channel per class."
             )
         valid = target != self.ignore_index
         target = target[valid]

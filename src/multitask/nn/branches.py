@@ -1,4 +1,4 @@
-"""Hard sharing with a branch a task."""
+"""Hard sharing with one branch per task."""
 
 from collections.abc import Sequence
 

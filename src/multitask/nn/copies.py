@@ -11,7 +11,7 @@ def several(make: Make, count: int, key: str) -> list[nn.Module]:
     """Call ``make`` once a copy.
 
     Args:
-        make: Makes a network anew at each call; in YAML a node with ``_partial_: true``.
+        make: Makes a new network at each call; in YAML a node with ``_partial_: true``.
         count: How many copies.
         key: The config key to name in an error.
 
@@ -20,7 +20,7 @@ def several(make: Make, count: int, key: str) -> list[nn.Module]:
             ``_partial_`` one is made once and handed to every call.
     """
     if isinstance(make, nn.Module) or not callable(make):
-        raise ValueError(f"{key} must be made anew for each copy; add _partial_: true to it.")
+        raise ValueError(f"{key} must be made separately for each copy; add _partial_: true to it.")
     made = [make() for _ in range(count)]
     parameters = [id(p) for module in made for p in set(module.parameters())]
     if len(parameters) != len(set(parameters)):
@@ -33,5 +33,5 @@ def several(make: Make, count: int, key: str) -> list[nn.Module]:
 
 
 def one_a_task(make: Make, tasks: Sequence[str], key: str) -> nn.ModuleDict:
-    """Return one network a task, by name; see :func:`several`."""
+    """Return one network per task, by name; see :func:`several`."""
     return nn.ModuleDict(dict(zip(tasks, several(make, len(tasks), key), strict=True)))

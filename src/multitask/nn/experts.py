@@ -63,7 +63,7 @@ class Extraction(nn.Module):
         expert: Makes one expert.
         own: Experts of each task.
         shared: Experts shared by all.
-        hand_on: Whether the shared path goes on to a further layer.
+        hand_on: Whether the shared path feeds a further layer.
         key: The config key of the expert, to name in an error.
     """
 

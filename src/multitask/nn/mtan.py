@@ -11,7 +11,7 @@ from multitask.nn.copies import Make, one_a_task
 
 
 class Block(nn.Module):
-    """Two shared convolutions, and one mask a task on the second one's output.
+    """Two shared convolutions, and one mask per task on the second one's output.
 
     Args:
         tasks: The tasks' names.

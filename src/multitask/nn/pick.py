@@ -10,7 +10,7 @@ class Pick(nn.Module):
     """A module's output by index, key or attribute, so that the module can be a trunk.
 
     Args:
-        module: What returns a tuple, a mapping or an object with attributes.
+        module: A module that returns a tuple, a mapping or an object with attributes.
         key: Which of its parts to hand on; ``0`` is the first of a tuple.
 
     Raises:

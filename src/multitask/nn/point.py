@@ -10,7 +10,7 @@ class Point(nn.Module):
     """One point, the only parameter: displacements ``[batch, d]`` → the point displaced ``[batch, d]``.
 
     Args:
-        start: Where the point starts, d numbers.
+        start: The start of the point, d numbers.
     """
 
     def __init__(self, start: Sequence[float]) -> None:
@@ -18,5 +18,5 @@ class Point(nn.Module):
         self.point = nn.Parameter(torch.tensor([float(x) for x in start]))
 
     def forward(self, displacements: Tensor) -> Tensor:
-        """Where the point is, once an example."""
+        """Return the point, once per example."""
         return self.point + displacements

@@ -1,4 +1,4 @@
-"""What a trunk returns that has losses of its own."""
+"""The output of a trunk that has losses of its own."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

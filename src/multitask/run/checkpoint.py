@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from multitask.errors import ConfigError
 
-# Where the training machine kept things; `configs/paths` says where this one does.
+# The places of the training machine; `configs/paths` says where this one does.
 _OF_THE_RUN = ("paths", "run_folder", "ckpt_path", "init_from", "callbacks", "logger")
 
 
@@ -17,11 +17,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """Return a checkpoint's content, weights only: nothing in the file is executed.
 
     Raises:
-        ConfigError: If the file is not there, is no checkpoint, or holds no config.
+        ConfigError: If the file does not exist, is no checkpoint, or holds no config.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ConfigError(f"ckpt_path={path} is not there; give a file such as …/checkpoints/best.ckpt.")
+        raise ConfigError(f"ckpt_path={path} does not exist; give a file such as …/checkpoints/best.ckpt.")
     import torch  # here, so that a mistyped path is answered at once
 
     try:

@@ -1,4 +1,4 @@
-"""What can be said of a config before anything heavy is imported."""
+"""Checks of a config before anything heavy is imported."""
 
 import errno
 import os
@@ -22,11 +22,7 @@ SINGLE_TASK = "single_task"
 
 
 def check(config: DictConfig) -> None:
-    """Refuse what cannot work.
-
-    Raises:
-        ConfigError: With a sentence that names the key.
-    """
+    """Refuse what cannot work."""
     own = is_own(config)
     if own:
         check_choices(config)
@@ -69,7 +65,7 @@ def _check_tasks(config: DictConfig) -> None:
     tasks = list(config.get("tasks") or {})
     if OmegaConf.select(config, "hydra.runtime.choices.baseline") == SINGLE_TASK and len(tasks) > 1:
         raise ConfigError(
-            f"baseline={SINGLE_TASK} trains one task a run, and there are {', '.join(tasks)}; add -m to train each "
+            f"baseline={SINGLE_TASK} trains one task per run, and there are {', '.join(tasks)}; add -m to train each "
             "of them alone, or choose one with only=<task>."
         )
     if not tasks:

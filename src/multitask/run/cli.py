@@ -1,16 +1,13 @@
-"""What every script shares: Hydra's entry point with errors in one sentence and honest exit codes."""
+"""The entry point of every script: Hydra's, with errors in one sentence and an exit code for each outcome."""
 
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from hydra._internal.hydra import Hydra
-from hydra.types import RunMode
 
 from multitask.errors import RunInterrupted, one_sentence
+from multitask.private import raise_errors_of_composition
 from multitask.run.arguments import prepared
 from multitask.run.resolvers import register
 from multitask.run.sections import check_groups
@@ -21,41 +18,22 @@ def launch(main: Callable[[], None], before: Callable[[], None] | None = None) -
 
     Args:
         main: The function.
-        before: What has to be done before Hydra composes the config.
+        before: Called before Hydra composes the config.
     """
     register()
-    logging.getLogger("matplotlib").setLevel(
-        logging.WARNING
-    )  # it tells of its font cache when it is imported
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs its font cache on import
     sys.argv[1:] = prepared(sys.argv[1:])
     # Hydra would print and exit by itself; with this it raises, and the sentence is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    Hydra.get_mode = _mode  # type: ignore[method-assign, assignment]
-    with speaking():
+    raise_errors_of_composition(check_groups)
+    with errors_as_sentences():
         if before is not None:
             before()
         main()
 
 
-def _mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-    """Return the mode that the config chooses.
-
-    Hydra's own composes the config for it, swallows what goes wrong, and composes again only to meet
-    the same error: this one raises it, in half the time.
-    """
-    check_groups(hydra.config_loader, overrides)
-    config = hydra.compose_config(
-        config_name=config_name,
-        overrides=overrides,
-        run_mode=RunMode.MULTIRUN,
-        with_log_configuration=False,
-        validate_sweep_overrides=False,
-    )
-    return config.hydra.mode
-
-
 @contextmanager
-def speaking() -> Iterator[None]:
+def errors_as_sentences() -> Iterator[None]:
     """Turn an error that one sentence explains into that sentence and an exit code.
 
     Around the job itself too, since Hydra would write a line of its own above the sentence.

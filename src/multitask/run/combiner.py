@@ -101,11 +101,7 @@ def _made(node: Mapping[str, Any]) -> Any:
 
 
 def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Mapping[str, AnyTask]) -> None:
-    """Refuse an engine that cannot do what the rest of the config asks for.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
+    """Refuse an engine that cannot do what the rest of the config asks for."""
     if name not in ENGINES:
         raise ConfigError(f"weighting.engine={name} is unknown; {choices(name, ENGINES)}")
     if isinstance(weighting, Scalarization):
@@ -161,11 +157,7 @@ def several_processes(config: DictConfig) -> bool:
 
 
 def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> None:
-    """Refuse what a Gramian of all examples and tasks cannot be cut into.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
+    """Refuse what a Gramian of all examples and tasks cannot be cut into."""
     needs = f"weighting={config.method} weighs the losses of all examples of a batch against one another"
     if config.trainer.accumulate_grad_batches > 1:
         raise ConfigError(f"{needs}; set trainer.accumulate_grad_batches=1.")
@@ -183,11 +175,7 @@ def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> 
 
 
 def check_compiled(config: DictConfig, tasks: Mapping[str, AnyTask]) -> None:
-    """Refuse derivatives of a compiled trunk, which torch differentiates once only.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
+    """Refuse derivatives of a compiled trunk, which torch differentiates once only."""
     names = [name for name, task in tasks.items() if takes_derivatives(task)]
     if config.compile and names:
         raise ConfigError(
@@ -197,11 +185,7 @@ def check_compiled(config: DictConfig, tasks: Mapping[str, AnyTask]) -> None:
 
 
 def check_strategy(config: DictConfig) -> None:
-    """Refuse strategies that split parameters over processes: task gradients need them whole.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
+    """Refuse strategies that split parameters over processes: task gradients need them whole."""
     strategy = str(config.trainer.strategy)
     if any(name in strategy.lower() for name in ("fsdp", "deepspeed", "modelparallel")):
         raise ConfigError(

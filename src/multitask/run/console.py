@@ -1,4 +1,4 @@
-"""What a run says: a summary of the model, progress, the table, the folder; and no noise of the libraries."""
+"""The console of a run: a summary of the model, and no noise of the libraries."""
 
 import logging
 import warnings
@@ -10,7 +10,7 @@ from torch import nn
 
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
-from multitask.run.sharing import losses_of, parts_of, told
+from multitask.run.sharing import losses_of, parts_of, users_of
 from multitask.terminal import terminal
 
 # Nothing that a user of this template could act on.
@@ -26,7 +26,7 @@ _NOISE = (
 
 
 def quiet() -> None:
-    """Leave warnings that say something, and drop the libraries' small talk."""
+    """Leave warnings that say something, and drop those that no user can act on."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).handlers.clear()  # Hydra's root handler prints what is left
@@ -51,7 +51,7 @@ def summarize(module: MultiLossModule, batch: Any) -> None:
         parts = parts_of(module, losses)
     for part in parts:
         inside = _find(module, part.name)
-        table.add_row(part.name, _type(inside), told(part, len(losses)), *_counts(inside))
+        table.add_row(part.name, _type(inside), users_of(part, len(losses)), *_counts(inside))
     table.add_row("weighting", _type(module.weighting), "", *_counts(module.weighting))
     table.add_section()
     table.add_row("total", "", "", *_counts(module))

@@ -35,7 +35,7 @@ class OtherData:
         self.splits: dict[str, Split | None] = {
             split: None for split, hook in _HOOKS.items() if is_overridden(hook, module, LightningDataModule)
         }
-        """Which splits there are; their examples are the module's own affair."""
+        """The splits that the module has; their examples are its own affair."""
 
     def setup(self) -> None:
         """Set the training stage up, as the Trainer does."""
@@ -107,13 +107,19 @@ def first_of(loader: Any) -> Any:
     return next(iter(loader))
 
 
+def bare_trainer(**options: Any) -> Trainer:
+    """Return a Trainer on one CPU, unless ``options`` say otherwise, that prints, logs and saves nothing."""
+    silent = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    return Trainer(**{"accelerator": "cpu", "devices": 1, **silent, **options})
+
+
 @contextmanager
 def looked_at(*parts: Any) -> Iterator[None]:
     """Attach a Trainer for a look: hooks of data and model may ask for it; random states are put back."""
-    trainer = Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
-    before = [part._trainer if hasattr(part, "_trainer") else part.trainer for part in parts]
+    trainer = bare_trainer()
+    before = [_trainer_of(part) for part in parts]
     with isolate_rng():
         for part in parts:
             part.trainer = trainer
@@ -122,6 +128,14 @@ def looked_at(*parts: Any) -> Iterator[None]:
         finally:
             for part, its in zip(parts, before, strict=True):
                 part.trainer = its
+
+
+def _trainer_of(part: Any) -> Trainer | None:
+    try:
+        trainer: Trainer | None = part.trainer
+    except RuntimeError:  # a LightningModule that has none
+        return None
+    return trainer
 
 
 def resumption_of(data: Data) -> str:
@@ -153,11 +167,7 @@ def transferred(batch: Any, *owners: Any) -> Any:
 
 
 def check_other(data: OtherData, options: dict[str, Any]) -> None:
-    """Refuse keys that are of the DataModules of this package alone.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
+    """Refuse keys that are of the DataModules of this package alone."""
     for key, value in options.items():
         if value:
             raise ConfigError(

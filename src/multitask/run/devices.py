@@ -28,7 +28,7 @@ def gpus() -> list[str]:
 
 
 def parallel_jobs(accelerator: str) -> int:
-    """Return how many jobs this machine runs side by side: one a GPU, or one a core without.
+    """Return how many jobs this machine runs side by side: one per GPU, or one per core without.
 
     Args:
         accelerator: ``trainer.accelerator``.
@@ -53,7 +53,7 @@ def gpus_of_job(accelerator: str, devices: int | str = 1, **others: Any) -> int 
 def take_gpu(config: DictConfig) -> None:
     """Take a GPU that no other job of this machine has, where there are several and the run wants one.
 
-    Where there are more jobs than GPUs, they are shared evenly.
+    If there are more jobs than GPUs, the GPUs are shared evenly.
     """
     global _held
     wanted: Any = config.trainer.get("devices", 1)

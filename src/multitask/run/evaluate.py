@@ -82,7 +82,7 @@ def _combined(module: MultiLossModule, figures: dict[tuple[str, str], float]) ->
 def show(rows: Sequence[Row], split: str = "test") -> None:
     """Print the table task × metric of the test split, or of the last split there is.
 
-    In a terminal too narrow for it, one figure a line.
+    In a terminal too narrow for it, one figure per line.
     """
     shown = split if any(row["split"] == split for row in rows) else (rows[-1]["split"] if rows else split)
     chosen = [row for row in rows if row["split"] == shown]

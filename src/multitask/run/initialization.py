@@ -213,11 +213,7 @@ def check_batch(batch: Any, inputs: str | Sequence[str]) -> None:
 def check_inputs(
     trunk: nn.Module, splits: Mapping[str, Split | None], inputs: str | Sequence[str] = "inputs"
 ) -> None:
-    """Find inputs in memory that are NaN or infinite, and that the trunk does not deal with by itself.
-
-    Raises:
-        ConfigError: Naming the split.
-    """
+    """Find inputs in memory that are NaN or infinite, and that the trunk does not deal with by itself."""
     for split, arrays in splits.items():
         if not isinstance(arrays, Mapping):
             continue
@@ -238,7 +234,7 @@ def check_inputs(
 
 
 def check_penalties(trunk: nn.Module, tasks: Mapping[str, AnyTask]) -> None:
-    """Find a penalty on parameters that are not there.
+    """Find a penalty on parameters that do not exist.
 
     Raises:
         ConfigError: If a pattern of a penalty names none.

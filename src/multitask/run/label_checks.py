@@ -22,7 +22,7 @@ def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str,
     Args:
         name: The task's name.
         task: The task.
-        prediction: What its head gives for some batch, for its shape.
+        prediction: Its head's prediction for some batch, for the shape.
         splits: The data's splits.
 
     Raises:
@@ -46,7 +46,7 @@ def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split:
     Args:
         name: The task's name.
         task: The task.
-        prediction: What its head gives for some batch, for its shape.
+        prediction: Its head's prediction for some batch, for the shape.
         batch: The targets to check.
         split: Their split's name.
 
@@ -96,7 +96,7 @@ def _check_numbers(where: str, task: Task, target: Tensor, known: Tensor | None,
     values = target if known is None else target[known]
     if values.isinf().any():
         raise ConfigError(
-            f"{where} is infinite somewhere in the {split} split; mend the data, or make it NaN."
+            f"{where} is infinite somewhere in the {split} split; fix the data, or make it NaN."
         )
     if isinstance(task.loss, nn.BCEWithLogitsLoss | nn.BCELoss):
         outside = values[(values < 0) | (values > 1)]
@@ -113,7 +113,7 @@ def check_metrics(name: str, task: Task, outcome: Outcome) -> None:
     Args:
         name: The task's name.
         task: The task.
-        outcome: What it makes of some batch.
+        outcome: Its outcome on some batch.
 
     Raises:
         ConfigError: See :func:`metric_values`.

@@ -33,7 +33,7 @@ def check_loss(name: str, task: Task, outcome: Outcome) -> None:
     Args:
         name: The task's name.
         task: The task.
-        outcome: What it makes of some batch.
+        outcome: Its outcome on some batch.
 
     Raises:
         ConfigError: If it is not, or they do not: accumulation, processes and evaluation in batches would each
@@ -79,7 +79,7 @@ def check_partly(
     Args:
         name: The task's name.
         task: The task.
-        outcome: What it makes of ``batch``.
+        outcome: Its outcome on ``batch``.
         batch: A few examples.
         splits: The data's splits; those in memory are searched for such rows.
 
@@ -221,7 +221,7 @@ def _first_finite(
     """Call with noisy predictions, since those of an untrained head may be all alike; else with plain ones.
 
     Returns:
-        What is found; ``None`` where the first number is never finite.
+        The findings; ``None`` if the first number is never finite.
 
     Raises:
         ValueError: If the call fails with either.

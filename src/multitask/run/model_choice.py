@@ -49,9 +49,6 @@ def check_choices(config: DictConfig) -> None:
 
     Args:
         config: The whole config, Hydra's own part included.
-
-    Raises:
-        ConfigError: Naming the choice.
     """
     target = target_of(config)
     advice = f"model._target_={target} has neither; leave it out, or choose trunk=none task=[]."

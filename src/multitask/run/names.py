@@ -1,4 +1,4 @@
-"""Which names tasks and metrics can have, known before torch is loaded."""
+"""The names that tasks and metrics can have, checked before torch is loaded."""
 
 import keyword
 import re
@@ -33,9 +33,6 @@ def check_names(tasks: Mapping[str, Any]) -> None:
 
     Args:
         tasks: The config's tasks; what has `metrics` names them.
-
-    Raises:
-        ConfigError: Naming the task or metric, with another name for it.
     """
     for name, task in tasks.items():
         if why := _of_task(str(name)):
@@ -53,11 +50,7 @@ def check_names(tasks: Mapping[str, Any]) -> None:
 
 
 def check_losses(losses: Iterable[str]) -> None:
-    """Refuse names of losses that mean something else in the logs or the record.
-
-    Raises:
-        ConfigError: Naming the loss.
-    """
+    """Refuse names of losses that mean something else in the logs or the record."""
     for name in losses:
         why = TASKS.get(name)
         if not re.fullmatch(r"[\w.+-]+", str(name)):

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning import Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 from torch import Tensor
@@ -16,7 +15,7 @@ from multitask.lightning.overrides import replaced_hook
 from multitask.lightning.probing import unobtrusive
 from multitask.run.batches import first_batch
 from multitask.run.combiner import build_combiner, step_options, train_with
-from multitask.run.data import Data, OtherData, looked_at, trained_on
+from multitask.run.data import Data, OtherData, bare_trainer, looked_at, trained_on
 from multitask.run.initialization import seeded
 from multitask.run.names import check_losses
 from multitask.weighting.base import JacobianMethod
@@ -86,21 +85,13 @@ def look(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) ->
 
 
 def check_hooks(module: MultiLossModule) -> None:
-    """Refuse hooks that replace those of :class:`MultiLossModule`: telemetry, clipping or resume would be lost.
-
-    Raises:
-        ConfigError: Naming the hook.
-    """
+    """Refuse hooks that replace those of :class:`MultiLossModule`: telemetry, clipping or resume would be lost."""
     if complaint := replaced_hook(type(module), MultiLossModule):
         raise ConfigError(f"model: {complaint}")
 
 
 def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:
-    """Refuse optimizers and schedulers of the config beside a module's own, and ``optimizer=own`` where it has none.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
+    """Refuse optimizers and schedulers of the config beside a module's own, and ``optimizer=own`` where it has none."""
     name = type(module).__name__
     if not is_overridden("configure_optimizers", module, MultiLossModule):
         if "_target_" not in config.optimizer:
@@ -125,16 +116,7 @@ def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:
 
 def _validated_keys(module: MultiLossModule, data: Data) -> set[str]:
     """Return what the module's own validation logs, found by validating one batch."""
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        limit_val_batches=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        inference_mode=False,
-    )
+    trainer = bare_trainer(limit_val_batches=1, inference_mode=False)
     where = (
         {"datamodule": data.module} if isinstance(data, OtherData) else {"dataloaders": data.loader("val")}
     )

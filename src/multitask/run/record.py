@@ -1,4 +1,4 @@
-"""What a run leaves behind: ``config.yaml``, ``overrides.yaml``, ``run.json`` and ``results.csv``."""
+"""The files of a run: ``config.yaml``, ``overrides.yaml``, ``run.json`` and ``results.csv``."""
 
 import csv
 import hashlib
@@ -59,7 +59,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_results(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the long-form record, one row a figure."""
+    """Write the long-form record, one row per figure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
@@ -73,7 +73,7 @@ class RunRecord:
 
     Args:
         folder: The run's folder.
-        facts: What is known at the start.
+        facts: The facts known at the start.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:

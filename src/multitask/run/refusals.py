@@ -1,4 +1,4 @@
-"""What can be said of a config once torch is there, before the first training step."""
+"""Checks of a config that need torch, before the first training step."""
 
 from collections.abc import Mapping
 
@@ -14,11 +14,7 @@ from multitask.run.trainer_keys import watched
 
 
 def check_hardware(config: DictConfig) -> None:
-    """Refuse a GPU that is not there.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
+    """Refuse a GPU that does not exist."""
     accelerator, devices = config.trainer.get("accelerator", "auto"), config.trainer.get("devices", 1)
     precision = str(config.trainer.get("precision", ""))
     if precision.startswith("16") and not _has_half(accelerator):
@@ -47,11 +43,7 @@ def _has_half(accelerator: str) -> bool:
 
 
 def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) -> None:
-    """Refuse splits that the data has not and figures that validation does not log.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
+    """Refuse splits that the data has not and figures that validation does not log."""
     for split in config.evaluation.splits:
         if split not in data.splits:
             raise ConfigError(
@@ -95,11 +87,7 @@ def _labelled(split: Split | None, module: MultiLossModule) -> list[str]:
 
 
 def check_intervals(config: DictConfig, data: Data) -> None:
-    """Refuse limits that leave no batch, and a validation interval that is longer than an epoch.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
+    """Refuse limits that leave no batch, and a validation interval that is longer than an epoch."""
     trainer = config.trainer
     batches = batches_in(data.loader("train", training=True))
     for key in ("limit_train_batches", "overfit_batches"):

@@ -29,7 +29,7 @@ def _as_in_training(module: nn.Module) -> Iterator[None]:
 
 @dataclass
 class Rehearsed:
-    """What a backward pass has shown."""
+    """The findings of a backward pass."""
 
     sparse: list[str]
     """The parameters whose gradient is sparse."""
@@ -87,9 +87,6 @@ def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, ba
         module: The module, in training mode.
         data: The data.
         batch: A training batch.
-
-    Raises:
-        ConfigError: Naming the key.
     """
     loader = data.loader("train", training=True)
     if not isinstance(loader, Loader):

@@ -1,4 +1,4 @@
-"""What the YAML files can compute: ``${num_tasks:}``, ``${task_names:}``, ``${sweep_id:}`` and their kin."""
+"""Resolvers of the YAML files: ``${num_tasks:}``, ``${task_names:}``, ``${sweep_id:}`` and their kin."""
 
 import hashlib
 import os

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from multitask.callbacks.checkpoints import bring, find_best
+from multitask.callbacks.checkpoints import copy_checkpoint, find_best
 from multitask.errors import ConfigError
 from multitask.lightning.curves import carry_over
 from multitask.run.model_choice import TRUNK_AND_HEADS
 
-# A checkpoint's optimizer, scheduler and combiner go on as they were: here another value in the
+# A checkpoint's optimizer, scheduler and combiner continue as they were: here another value in the
 # config would be ignored in silence, or break the promise that a resumed run ends where the whole
 # run ends.
 _SAME = ("seed", "model", "trunk", "tasks", "weighting", "optimizer", "scheduler", "data", "trainer")
@@ -43,24 +43,24 @@ _FREE = {
 
 @dataclass
 class Resumption:
-    """A checkpoint that a run can go on from."""
+    """A checkpoint that a run can resume from."""
 
     path: Path
     rows: int
-    """How many rows of metrics.csv had been written when it was saved."""
+    """The number of rows of metrics.csv that had been written when it was saved."""
     best: Path | None
     """The best weights of its run so far."""
 
     def begin(self, folder: Path) -> None:
         """Begin a run's folder with the curves and checkpoints of the run that was stopped."""
         carry_over(self.path.resolve().parents[1] / "metrics.csv", folder / "metrics.csv", self.rows)
-        bring(self.path, folder / "checkpoints" / "last.ckpt")
+        copy_checkpoint(self.path, folder / "checkpoints" / "last.ckpt")
         if self.best is not None:
-            bring(self.best, folder / "checkpoints" / "best.ckpt")
+            copy_checkpoint(self.best, folder / "checkpoints" / "best.ckpt")
 
 
 def check(path: str, config: Mapping[str, Any]) -> Resumption:
-    """Return what there is to go on from.
+    """Return the checkpoint and its run.
 
     Args:
         path: ``ckpt_path``.
@@ -70,7 +70,7 @@ def check(path: str, config: Mapping[str, Any]) -> Resumption:
         ConfigError: If there is no such checkpoint, it cannot be read, or its run was another one.
     """
     if not Path(path).is_file():
-        raise ConfigError(f"ckpt_path={path} is not there; give the checkpoints/last.ckpt of a run.")
+        raise ConfigError(f"ckpt_path={path} does not exist; give the checkpoints/last.ckpt of a run.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -81,7 +81,7 @@ def check(path: str, config: Mapping[str, Any]) -> Resumption:
         )
     for key, there, here in differences(content["config"], config):
         raise ConfigError(
-            f"ckpt_path={path} goes on with a run that had {key}={there}, and this one has {key}={here}; set it as it "
+            f"ckpt_path={path} resumes a run that had {key}={there}, and this one has {key}={here}; set it as it "
             "was, or start a new run from its weights with init_from."
         )
     epochs, most = int(content["epoch"]), config["trainer"]["max_epochs"]

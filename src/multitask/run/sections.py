@@ -22,9 +22,6 @@ def check_groups(loader: ConfigLoader, overrides: Sequence[str]) -> None:
     Args:
         loader: Hydra's, which knows the groups.
         overrides: From the command line.
-
-    Raises:
-        ConfigError: Naming the group and its choices.
     """
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group = override.key_or_group
@@ -58,9 +55,6 @@ def check_sections(config: DictConfig, own: bool = False) -> None:
     Args:
         config: The whole config.
         own: Whether the model is the user's own, which has no trunk, and may have an optimizer of its own.
-
-    Raises:
-        ConfigError: Naming the key.
     """
     content = _nodes(config)
     for key, group in _MADE.items():

@@ -1,4 +1,4 @@
-"""Which weights a run's figures are of."""
+"""Selection of the weights that a run's figures are of."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which part of a model serves which task, found by one forward pass."""
+"""The parts of a model that serve each task, found by one forward pass."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from multitask.task import Batch, Outcome
 def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:
     """Return the parameters that several losses reach in one forward pass, which a compiled trunk hides.
 
-    What is frozen now counts too: it may be trained later.
+    Frozen parameters count too: they may be trained later.
     """
     frozen = [p for p in module.parameters() if not p.requires_grad and p.is_floating_point()]
     with unobtrusive(module), torch.enable_grad():
@@ -56,12 +56,7 @@ def losses_of(module: MultiLossModule, batch: Any) -> dict[str, Tensor]:
 
 
 def parts_of(module: MultiLossModule, losses: dict[str, Tensor]) -> list[Part]:
-    """Return the largest parts of a model that serve the same losses.
-
-    Args:
-        module: The module.
-        losses: The losses, with their graphs.
-    """
+    """Return the largest parts of a model that serve the same losses."""
     if not isinstance(module, MultiTaskModule):
         own = {n: p for n, p in module.named_parameters() if not n.startswith("weighting.")}
         return parts(own, users(losses, list(own.values())))
@@ -75,8 +70,8 @@ def parts_of(module: MultiLossModule, losses: dict[str, Tensor]) -> list[Part]:
     ]
 
 
-def told(part: Part, tasks: int) -> str:
-    """Return in words which tasks use a part."""
+def users_of(part: Part, tasks: int) -> str:
+    """Return the tasks that use a part, in words."""
     match len(part.users):
         case 0:
             return "none (frozen or unused)"

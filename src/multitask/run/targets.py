@@ -1,10 +1,10 @@
-"""What a ``_target_`` names, and which keys it takes."""
+"""Checks of every ``_target_``: that it can be imported, and takes the keys beside it."""
 
 import inspect
 import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, Unpack, get_args, get_origin
 
 from multitask.errors import ConfigError, choices
 
@@ -15,11 +15,7 @@ _RATE = re.compile(r"(^|_)(lrs?|learning_rates?)(_|$)")
 
 
 def check_targets(config: Mapping[str, Any]) -> None:
-    """Refuse a ``_target_`` that cannot be imported, and keys beside it that it does not take.
-
-    Raises:
-        ConfigError: Naming the key, what is unknown and what is near it.
-    """
+    """Refuse a ``_target_`` that cannot be imported, and keys beside it that it does not take."""
     for key, node in _nodes("", config):
         made = imported(f"{key}._target_", node["_target_"])
         if (
@@ -40,7 +36,7 @@ def _nodes(key: str, node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def imported(key: str, target: str) -> Any:
-    """Return what a ``_target_`` names.
+    """Import the object that a ``_target_`` names.
 
     Raises:
         ConfigError: If it cannot be imported, with what is near it.
@@ -72,9 +68,12 @@ def _check_arguments(key: str, node: Mapping[str, Any], made: Any) -> None:
         parameters = inspect.signature(made).parameters.values()
     except (TypeError, ValueError):  # not every class of C has a signature
         return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
     takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            if get_origin(parameter.annotation) is not Unpack:
+                return
+            takes += inspect.get_annotations(*get_args(parameter.annotation))
     for name in node:
         if name in takes or name in _HYDRA or name in _APART.get(key, ()):
             continue
@@ -89,4 +88,4 @@ def _near(wrong: str, names: list[str]) -> str:
     if len(names) <= 20:
         return hint
     meant, _, _ = hint.rpartition(" Choices:")
-    return meant or "mind the spelling."
+    return meant or "check the spelling."

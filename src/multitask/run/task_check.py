@@ -1,4 +1,4 @@
-"""What the tasks are and where they start, before training: ``python scripts/train.py task_check=true``."""
+"""A table of the tasks and their losses before training: ``python scripts/train.py task_check=true``."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from multitask.run.batches import first_batch
 from multitask.run.data import Data, looked_at, trained_on
 from multitask.run.label_checks import check_labels, labelled_share, metric_values
 from multitask.run.parts import users
-from multitask.run.sharing import compare, losses_of, parts_of, told
+from multitask.run.sharing import compare, losses_of, parts_of, users_of
 from multitask.targets import Binary
 from multitask.task import Batch, Outcome, Task
 from multitask.terminal import terminal
@@ -113,7 +113,7 @@ def extremes(task: Task, outcome: Outcome) -> tuple[Tensor, Tensor] | None:
 
 
 def constant_loss(task: Task, outcome: Outcome) -> float:
-    """Return the loss of the best prediction that does not look at the input: one number a column or class."""
+    """Return the loss of the best prediction that does not look at the input: one number per column or class."""
     shape = outcome.prediction.shape
     start = torch.zeros(shape[1:2] if len(shape) > 2 else shape[1:], dtype=outcome.prediction.dtype)
     candidates = [start]
@@ -208,7 +208,7 @@ def _of_parts(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
     table = _titled("what is shared", "part", "used by")
     table.add_column("parameters", justify="right")
     for part in parts_of(module, dict(losses)):
-        table.add_row(part.name, told(part, len(losses)), f"{part.parameters:,}")
+        table.add_row(part.name, users_of(part, len(losses)), f"{part.parameters:,}")
     return table
 
 

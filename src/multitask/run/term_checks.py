@@ -79,11 +79,7 @@ def check_term(
 
 
 def _check_reach(name: str, loss: Tensor, module: MultiTaskModule) -> None:
-    """Refuse a loss of derivatives that are the same whatever the weights are, as those of a piecewise linear network.
-
-    Raises:
-        ConfigError: Naming the task.
-    """
+    """Refuse a loss of derivatives that are the same whatever the weights are, as for piecewise linear networks."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         return

@@ -7,13 +7,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning import Trainer
 from omegaconf import DictConfig
 
 import multitask
 from multitask.run.build import build_data, build_module
 from multitask.run.console import quiet
-from multitask.run.data import trained_on
+from multitask.run.data import bare_trainer, trained_on
 from multitask.run.resolvers import plain
 
 _ROOT = Path(multitask.__file__).parent
@@ -67,16 +66,7 @@ def trace_step(config: DictConfig) -> Trace:
     module = build_module(config, data)
     options = plain(config.trainer)
     keys = ("accelerator", "precision", "accumulate_grad_batches", "gradient_clip_val", "inference_mode")
-    trainer = Trainer(
-        **{key: options[key] for key in keys},
-        devices=1,
-        max_steps=3,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = bare_trainer(**{key: options[key] for key in keys}, max_steps=3, limit_val_batches=0)
     trace, plain_step = Trace(), module.training_step
 
     def training_step(batch: Any, batch_idx: int) -> Any:

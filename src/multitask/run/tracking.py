@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from multitask import quiet_wandb  # noqa: F401
 from multitask.errors import ConfigError, choices
+from multitask.private import leave_out_anonymous
 
 MODES = ("offline", "online", "disabled")
 
@@ -25,12 +26,11 @@ def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:
         ConfigError: If there is no such mode.
     """
     if mode not in MODES:
-        raise ConfigError(f"logger.wandb.mode={mode} is not there; {choices(mode, MODES)}")
+        raise ConfigError(f"logger.wandb.mode={mode} is unknown; {choices(mode, MODES)}")
     # A run that an earlier job of this process left open would be continued.
     finish(1)
     made = WandbLogger(mode=mode, **arguments)
-    # Lightning still hands this on; W&B warns of it.
-    made._wandb_init.pop("anonymous", None)
+    leave_out_anonymous(made)
     return made
 
 

@@ -100,7 +100,7 @@ def train(config: DictConfig) -> float | None:
         if isinstance(error, FloatingPointError) and interruption.checkpoint is not None:
             sentence = (
                 f"{sentence} The last state before it is {interruption.checkpoint}; where the step before ruined it, "
-                "lower optimizer.lr and begin anew."
+                "lower optimizer.lr and start again."
             )
         status["error"] = sentence or f"{type(error).__name__}: {error}"
         if not isinstance(error, Exception):

@@ -16,11 +16,7 @@ _ELSEWHERE = {
 
 
 def check_trainer(config: DictConfig) -> None:
-    """Refuse keys that are set elsewhere, contradict others, or would do nothing.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
+    """Refuse keys that are set elsewhere, contradict others, or would do nothing."""
     trainer = config.trainer
     for key, advice in _ELSEWHERE.items():
         if key in trainer:

@@ -1,4 +1,4 @@
-"""Which values a key takes, as far as it can be said before anything heavy is imported."""
+"""The values that each key takes, checked before anything heavy is imported."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Switch:
 _COUNT = Number(1, whole=True)
 _SHARE_OR_COUNT = Number(0)
 Values = dict[str, Number | OneOf | Switch]
-"""What each key takes."""
+"""The values that each key takes."""
 
 COMPARE: Values = {"accept_other_baseline": Switch(), "difference": Number(0)}
 BENCHMARK: Values = {
@@ -115,10 +115,7 @@ def check_values(config: DictConfig, values: Values) -> None:
 
     Args:
         config: Of a script.
-        values: What the script's keys take.
-
-    Raises:
-        ConfigError: Naming the key and what it takes.
+        values: The values that the script's keys take.
     """
     for key, value in _given(config, values):
         takes = values[key]

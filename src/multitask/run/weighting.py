@@ -37,7 +37,7 @@ def build_weighting(config: Mapping[str, Any], tasks: Sequence[str]) -> Combiner
     """Make the combiner that a YAML describes.
 
     ``_target_`` names the class or function, the rest are its arguments. An argument that is a
-    mapping gives one number a task by the task's name, ``null`` for one that cannot be left out is an
+    mapping gives one number per task by the task's name, ``null`` for one that cannot be left out is an
     empty mapping, and a list where the constructor wants a
     tensor gives them in task order: both become a tensor of shape ``[m]``, unnamed tasks with a one,
     or a zero in ``reference`` and ``min_losses``. Null for a tensor that has to be given names none of the
@@ -49,7 +49,7 @@ def build_weighting(config: Mapping[str, Any], tasks: Sequence[str]) -> Combiner
         tasks: The names of the tasks in the order of the losses.
 
     Raises:
-        ValueError: If a mapping names a task that is not there, the combiner refuses its arguments, or
+        ValueError: If a mapping names an unknown task, the combiner refuses its arguments, or
             its solver is not installed.
         TypeError: If the target is no combiner, or does not take the arguments.
     """
@@ -80,7 +80,7 @@ def wrap(
         ValueError: If the combiner cannot have that around it.
     """
     if rows not in ("task", "example"):
-        raise ValueError(f"weighting.rows={rows} is not there; choose task or example.")
+        raise ValueError(f"weighting.rows={rows} is unknown; choose task or example.")
     if (rows, every, groups, rescale) == ("task", 1, "trunk", False):
         return combiner
     if rows == "example" and isinstance(combiner, Scalarization):

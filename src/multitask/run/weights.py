@@ -14,10 +14,10 @@ def load_initial(module: MultiLossModule, path: str) -> None:
     """Start from the parameters in a state dict or checkpoint, strict about names and shapes.
 
     Raises:
-        ConfigError: If the file is not there, or does not hold exactly this trunk and these heads.
+        ConfigError: If the file does not exist, or does not hold exactly this trunk and these heads.
     """
     if not Path(path).is_file():
-        raise ConfigError(f"init_from={path} is not there; give a state dict or a checkpoint.")
+        raise ConfigError(f"init_from={path} does not exist; give a state dict or a checkpoint.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader runs through whatever bytes there are

@@ -22,7 +22,7 @@ def record(sources: Iterable[Path], output: Path) -> dict[Path, int]:
 
     Args:
         sources: Folders of sweeps or runs.
-        output: Where the files lie.
+        output: The folder of the files.
 
     Returns:
         How many rows of these runs each file now has.

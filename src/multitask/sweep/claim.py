@@ -15,8 +15,8 @@ from typing import TextIO
 
 NAME = ".claim"
 # How often the holder says that it lives, and after how long a silence it does not, in seconds.
-BEAT = 10.0
-SILENCE = 60.0
+HEARTBEAT = 10.0
+STALE_AFTER = 60.0
 # What a file system without locks answers.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -50,7 +50,7 @@ def claimed(folder: Path) -> Iterator[bool]:
     not reach another machine, the time of its holder's last beat decides.
 
     Args:
-        folder: The folder; it is made if it is not there.
+        folder: The folder; it is made if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
@@ -97,7 +97,7 @@ def _holder(path: Path, file: TextIO, locked: bool | None) -> Holder | None:
     if found.local:
         # A lock that could be had has no holder: the process has died.
         return found if locked is None and _lives(found.pid) else None
-    return found if _now(path.parent) - path.stat().st_mtime < SILENCE else None
+    return found if _now(path.parent) - path.stat().st_mtime < STALE_AFTER else None
 
 
 def _lock(file: TextIO, patience: float = 0.0) -> bool | None:
@@ -143,5 +143,5 @@ def _now(folder: Path) -> float:
 
 
 def _beat(path: Path, over: threading.Event) -> None:
-    while not over.wait(BEAT):
+    while not over.wait(HEARTBEAT):
         path.touch()

@@ -1,5 +1,6 @@
 """The command line of a sweep's job, and of a sweep that is taken up again."""
 
+import argparse
 import json
 import os
 import re
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
@@ -19,7 +19,7 @@ from multitask.run.arguments import quoted
 from multitask.sweep.rank import is_first
 
 RECORD = "sweep.json"
-# What of Hydra's own keys says how a sweep runs, and not what a job is.
+# Hydra's own keys that say how a sweep runs, not what a job is.
 _OF_SWEEP = re.compile(r"hydra[./](mode|sweep|run|launcher|sweeper)\b")
 
 _SET_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -83,12 +83,7 @@ def as_single_run(config: DictConfig, folder: Path) -> Iterator[None]:
     """
     hydra = HydraConfig.get()
     arguments, directory = sys.argv[1:], hydra.run.dir
-    flags = get_args_parser().parse_known_args(arguments)[0]
-    own = [
-        f"--{name.replace('_', '-')}={value}"
-        for name in ("config_path", "config_name", "config_dir")
-        if (value := getattr(flags, name))
-    ]
+    own = [f"--{name.replace('_', '-')}={value}" for name, value in vars(_flags(arguments)).items() if value]
     own += [o for o in (*hydra.overrides.hydra, *hydra.overrides.task) if not _OF_SWEEP.match(o)]
     own = [o for o in own if _key(o) not in ("sweep", "ckpt_path")] + [f"sweep={quoted(config.sweep)}"]
     if config.ckpt_path:
@@ -104,6 +99,14 @@ def as_single_run(config: DictConfig, folder: Path) -> Iterator[None]:
         _disconnect()
         for name, value in environment.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return what Hydra's own flags say of the config's place."""
+    parser = argparse.ArgumentParser(add_help=False)
+    for short, name in (("-cp", "--config-path"), ("-cn", "--config-name"), ("-cd", "--config-dir")):
+        parser.add_argument(name, short)
+    return parser.parse_known_args(arguments)[0]
 
 
 def _disconnect() -> None:

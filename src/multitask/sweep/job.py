@@ -1,4 +1,4 @@
-"""What surrounds one run: in a sweep it is done once, goes on where it stopped, and fails alone."""
+"""The job around a run: in a sweep it is done once, resumes where it stopped, and fails alone."""
 
 import sys
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
 from multitask.errors import RunFailed, RunInterrupted, one_sentence
-from multitask.run.cli import speaking
+from multitask.run.cli import errors_as_sentences
 from multitask.run.devices import take_gpu
 from multitask.run.record import RunRecord
 from multitask.sweep.claim import claimed, holder
@@ -22,7 +22,7 @@ from multitask.sweep.state import COMPLETED, FAILED, read_record
 def run(config: DictConfig) -> float | None:
     """Train by a config.
 
-    A job of a sweep is left alone where it has completed or is running elsewhere, and goes on from
+    A job of a sweep is left alone where it has completed or is running elsewhere, and resumes from
     its last checkpoint where it was stopped.
 
     Returns:
@@ -35,7 +35,7 @@ def run(config: DictConfig) -> float | None:
     """
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN or not is_first():
-        with speaking():
+        with errors_as_sentences():
             from multitask.run.train import train
 
             return train(config)
@@ -59,7 +59,7 @@ def _run(config: DictConfig, folder: Path) -> float | None:
         with as_single_run(config, folder):
             return train(config)
     except RunInterrupted as error:
-        # Hydra takes any exception for a failed job and would go on with the next one.
+        # Hydra takes any exception for a failed job and would start the next one.
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(128 + error.number) from error
     except Exception as error:
@@ -73,10 +73,10 @@ def _run(config: DictConfig, folder: Path) -> float | None:
 
 
 def _go_on(config: DictConfig, folder: Path) -> None:
-    """Let the run go on from the checkpoint that an earlier attempt left."""
+    """Let the run resume from the checkpoint that an earlier attempt left."""
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if checkpoint.is_file():
-        print(f"goes on: {folder.name} from {checkpoint}")
+        print(f"resumes: {folder.name} from {checkpoint}")
         with read_write(config), open_dict(config):
             config.ckpt_path = str(checkpoint)
 

@@ -1,4 +1,4 @@
-"""What a search optimizes: figures that its jobs leave in their folders."""
+"""The objectives of a search: figures that its jobs leave in their folders."""
 
 import csv
 import math
@@ -64,11 +64,11 @@ def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> lis
             )
         return [Objective(f"val/loss/{name}", "min") for name, task in config.tasks.items() if "head" in task]
     if isinstance(given, str):
-        raise ConfigError(f"hydra.sweeper.objectives={given} is not there; give {TASKS}, or {{key:min}}.")
+        raise ConfigError(f"hydra.sweeper.objectives={given} is unknown; give {TASKS}, or {{key:min}}.")
     known = {str(selection.metric), *_measured(config)}
     for key, mode in given.items():
         if mode not in _DIRECTIONS:
-            raise ConfigError(f"hydra.sweeper.objectives.{key}={mode} is not there; choose min or max.")
+            raise ConfigError(f"hydra.sweeper.objectives.{key}={mode} is unknown; choose min or max.")
         if key.startswith("test/"):
             raise ConfigError(
                 f"hydra.sweeper.objectives.{key}: settings chosen by the test split make its figures worthless; take "
@@ -83,7 +83,7 @@ def measure(jobs: Sequence[Job], wanted: Sequence[Objective], selection: str | N
     """Return each objective's mean over the jobs of a trial, ``None`` if a job failed or diverged.
 
     Args:
-        jobs: The trial's jobs, one a seed.
+        jobs: The trial's jobs, one per seed.
         wanted: The objectives.
         selection: The key that chose the weights.
     """

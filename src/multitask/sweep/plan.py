@@ -19,7 +19,7 @@ from multitask.run.record import recipe_digest
 from multitask.run.resolvers import plain
 
 _OF_WEIGHTING = re.compile(r"\+{0,2}weighting[.=]")
-# What says where and how a job runs, and not what it finds: the same job has the same folder then.
+# Keys that say where and how a job runs, not what it finds: they do not change the job's folder.
 _COSMETIC = re.compile(
     r"(logger|paths)(\.|$)|trainer\.(enable_\w+|accelerator|devices|strategy|num_nodes|log_every_n_steps|profiler)$"
 )
@@ -30,7 +30,7 @@ class Job:
     """One run of a sweep.
 
     Args:
-        overrides: What the run's config has of its own.
+        overrides: The overrides of the run's own.
         folder: The run's folder.
         method: The method's name in the record.
         seed: The run's seed.
@@ -100,7 +100,7 @@ def plan(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]
 
 
 def _one_a_task(configs: "_Configs", overrides: Sequence[str]) -> list[Sequence[str]]:
-    """Return a single-task baseline's job as one job a task, and any other job as it is.
+    """Return a single-task baseline's job as one job per task, and any other job as it is.
 
     Alone there is nothing to weigh: a baseline's jobs have no say in the weighting.
     """

@@ -1,4 +1,4 @@
-"""Which of a run's processes this is."""
+"""The rank of this process among those of its run."""
 
 import os
 

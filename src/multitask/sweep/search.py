@@ -25,8 +25,8 @@ class Search:
 
     Args:
         folder: The sweep's folder; the study is kept there unless ``storage`` says otherwise.
-        space: What is searched.
-        objectives: What is optimized.
+        space: The space that is searched.
+        objectives: The figures that are optimized.
         sampler: Config of Optuna's sampler.
         storage: URL of another data base.
         plan: Makes jobs of overrides.
@@ -61,7 +61,7 @@ class Search:
                 f"sweep={folder.name} has optimized something else so far; start another sweep for other objectives."
             )
         known = len(self.study.trials)
-        # From the seed itself a search that goes on would draw its first trials again.
+        # From the seed itself a resumed search would draw its first trials again.
         again = {"seed": sampler.seed + known} if known and sampler.get("seed") is not None else {}
         self.study.sampler = instantiate(sampler, **again)
         self.study.set_user_attr("objectives", [each.key for each in objectives])

@@ -1,4 +1,4 @@
-"""One go at a sweep: launch what is not done yet, and see it through."""
+"""One session of a sweep: launch what is not done yet, and see it through."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ _EXTRAS = {"hydra_joblib_launcher": "sweeps", "hydra_submitit_launcher": "sweeps
 
 @contextmanager
 def as_installed(config: DictConfig) -> Iterator[None]:
-    """Say what to install where the block asks Hydra for a plugin that is not there.
+    """Say what to install where the block asks Hydra for a plugin that is not installed.
 
     Raises:
         ConfigError: Naming the package's extra.
@@ -94,7 +94,7 @@ def launch(launcher: Launcher, jobs: Sequence[Job], stop: Stop, size: int | None
 def _after_death(batch: Sequence[Job], dead: set[Path], error: Exception) -> list[list[Job]]:
     """Return what is to be launched again after a process has died, once the others have ended.
 
-    A process that dies takes down those that its launcher ran beside it. Each of them goes on alone:
+    A process that dies takes down those that its launcher ran beside it. Each of them is launched alone then:
     then the one that dies again is the one to blame.
     """
     while any(status_of(job.folder) == RUNNING for job in batch):

@@ -32,7 +32,7 @@ def points(
         drawn = np.random.default_rng(seed).dirichlet(np.full(tasks, concentration), size=draws)
         return [_rounded(row) for row in drawn]
     if sampling != "grid":
-        raise ConfigError(f"hydra.sweeper.sampling={sampling} is not there; choose grid or dirichlet.")
+        raise ConfigError(f"hydra.sweeper.sampling={sampling} is unknown; choose grid or dirichlet.")
     cuts = itertools.combinations(range(1, steps), tasks - 1)
     ends = ([0, *cut, steps] for cut in itertools.islice(cuts, MOST + 1))
     grid = [_rounded((b - a) / steps for a, b in itertools.pairwise(cut)) for cut in ends]

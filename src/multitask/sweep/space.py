@@ -1,4 +1,4 @@
-"""What a search searches: Hydra's overrides as distributions of Optuna."""
+"""The space of a search: Hydra's overrides as distributions of Optuna."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ SEED = "seed"
 
 @dataclass(frozen=True)
 class Space:
-    """What every job has, what is searched, and the seeds over which a setting is judged.
+    """The overrides of every job, the searched ones, and the seeds over which a setting is judged.
 
     Args:
         fixed: Overrides of every job.
         distributions: Optuna's, by key.
-        seeds: Overrides of the seed, one a job of a trial; none where the config's own seed is taken.
+        seeds: Overrides of the seed, one per job of a trial; none where the config's own seed is taken.
     """
 
     fixed: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Where each job of a sweep stands, from its folder alone: it can be asked from any process at any time."""
+"""The status of each job of a sweep, read from its folder alone by any process at any time."""
 
 import json
 from pathlib import Path

@@ -18,7 +18,7 @@ Figures = dict[tuple[str, str], float]
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of a sweep's jobs.
+    """The outcome of a sweep's jobs.
 
     Args:
         jobs: The jobs.

@@ -15,13 +15,13 @@ JOB_TYPE = "sweep"
 
 
 def log(config: DictConfig, summary: Summary, folder: Path) -> None:
-    """Log the table of all jobs where the config has a W&B logger; a sweep that goes on renews it.
+    """Log the table of all jobs where the config has a W&B logger; a resumed sweep renews it.
 
     W&B that does not answer spoils no sweep: that is said, and the jobs' folders have everything.
 
     Args:
         config: The sweep's own config.
-        summary: What became of the jobs.
+        summary: The outcome of the jobs.
         folder: The sweep's folder.
     """
     logger: Any = OmegaConf.select(config, "logger.wandb")

@@ -54,7 +54,7 @@ def _dot(axes, interval: Interval, place: float, look: Look) -> None:  # type: i
 
 
 def delta_m_cost(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
-    """Δm against seconds a step relative to the reference: what the better result costs."""
+    """Δm against seconds per step relative to the reference: what the better result costs."""
     known = [entry for entry in comparison.entries if entry.delta_m and not math.isnan(entry.cost.step_ratio)]
     if not known:
         return None
@@ -73,7 +73,7 @@ def delta_m_cost(comparison: Comparison, look: dict[str, Look]) -> Figure | None
     ticks = [tick for tick in COST_TICKS if least <= tick <= most]
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel(f"seconds a step, relative to {comparison.settings.reference}")
+    axes.set_xlabel(f"seconds per step, relative to {comparison.settings.reference}")
     axes.set_ylabel("Δm, %  (lower is better)")
     legend(figure, [entry.label for entry in known], look, lines=False)
     return figure

@@ -62,7 +62,7 @@ RC: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one method is drawn, in every picture of a comparison."""
+    """The style of one method, the same in every plot of a comparison."""
 
     colour: str
     marker: str

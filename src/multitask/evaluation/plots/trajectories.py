@@ -1,4 +1,4 @@
-"""The ways of a toy problem's point in many runs: one panel a method, all starts in each, as the papers show it."""
+"""Trajectories of a toy problem's point in many runs: one panel per method, all starts in each."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _COLUMNS = 3  # of panels
 
 @dataclass(frozen=True)
 class Way:
-    """Where the point of one run went.
+    """The trajectory of one run.
 
     ``steps``: ``trajectory.csv`` of the run; ``landscape``: its ``landscape.npz``, what lies under the way.
     """

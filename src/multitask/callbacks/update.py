@@ -1,0 +1,133 @@
+"""The direction that an optimizer makes of a combined gradient."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from multitask.errors import ConfigError
+from multitask.lightning.module import MultiLossModule
+from multitask.lightning.probing import unobtrusive
+
+_TINY = 1e-30
+
+
+class UpdateDirection(Callback):
+    """Logs ``update/cosine/<task>``: the cosine between the update of the parameters and a task's descent direction.
+
+    It is over the parameters that several losses reach, from before a step to after it, and so of what momentum,
+    preconditioning, weight decay and clipping leave of the weighting's direction: 1 if the update follows the task's
+    negative gradient, below 0 if to first order it raises the task's loss. The gradients are those of the whole batch
+    over all processes; with micro-batches, of a step's first.
+
+    Args:
+        every: How many optimizer steps apart; each takes one more backward pass per task and memory for one gradient
+            per task.
+
+    Raises:
+        ConfigError: If ``every`` is not positive.
+    """
+
+    def __init__(self, every: int = 20) -> None:
+        if every < 1:
+            raise ConfigError(f"callbacks.update.every={every} must be at least 1.")
+        self.every = every
+        self._before: tuple[int, list[Tensor], Tensor, Tensor, list[int]] | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Differentiate the losses before a step that is to be compared.
+
+        Raises:
+            ConfigError: If parameters are sharded over processes.
+        """
+        assert isinstance(pl_module, MultiLossModule)
+        if trainer.global_step % self.every == 0 and batch_idx % pl_module.window == 0:
+            shared, rows, present = task_gradients(pl_module, batch)
+            self._before = (trainer.global_step, shared, _flat(shared), rows, present) if shared else None
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Compare, once the step is taken."""
+        assert isinstance(pl_module, MultiLossModule)
+        if self._before is None or trainer.global_step == self._before[0]:
+            return
+        _, shared, before, rows, present = self._before
+        self._before = None
+        update = _flat(shared) - before
+        lengths = (rows.norm(dim=1) * update.norm()).clamp(min=_TINY)
+        pl_module.telemetry.add("update/cosine", -(rows @ update) / lengths, pl_module.names, present)
+
+
+def task_gradients(module: MultiLossModule, batch: Any) -> tuple[list[Tensor], Tensor, list[int]]:
+    """Return each loss's gradient over what several losses reach, and leave no trace.
+
+    Args:
+        module: The module, in training mode.
+        batch: A batch.
+
+    Returns:
+        The parameters, the gradients of the losses that are labelled on some process, ``[k, n]`` in float64, and
+        which losses these are. A parameter counts as shared if this batch's losses share it on some process.
+
+    Raises:
+        ConfigError: If parameters are sharded over processes.
+    """
+    own = {id(p) for p in module.weighting.parameters()}
+    trained = [p for p in module.parameters() if p.requires_grad and id(p) not in own]
+    if any(hasattr(p, "to_local") for p in trained):
+        raise ConfigError(
+            "callbacks.update reads whole parameters, and these are sharded; remove the callback."
+        )
+    with unobtrusive(module, train=True), torch.enable_grad():
+        given = module.losses(batch)
+        losses, counts = [], []
+        for name in module.names:
+            loss = given.get(name)
+            losses.append(loss[0] if isinstance(loss, tuple) else loss)
+            count = 0.0 if loss is None else loss[1] if isinstance(loss, tuple) else None
+            counts.append(1.0 if count is None else float(count))
+        found = [
+            torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+            if loss is not None and loss.requires_grad
+            else [None] * len(trained)
+            for loss in losses
+        ]
+    device = trained[0].device if trained else module.device
+    weight = torch.tensor(counts, device=device)
+    reached = torch.tensor([[g is not None for g in row] for row in found], dtype=torch.int64, device=device)
+    total = weight.clone()
+    if module.processes > 1:
+        dist.all_reduce(total)
+        dist.all_reduce(reached)
+    several = ((reached > 0).sum(0) >= min(2, len(losses))).tolist()
+    shared: list[Tensor] = [p for p, chosen in zip(trained, several, strict=True) if chosen]
+    rows = torch.stack(
+        [
+            _flat([torch.zeros_like(p) if g is None else g for p, g in _chosen(trained, row, several)])
+            for row in found
+        ]
+    )
+    if module.processes > 1:
+        rows *= (weight / total.clamp(min=_TINY))[:, None]
+        dist.all_reduce(rows)
+    present = (total > 0).nonzero().flatten().tolist()
+    return shared, rows[present], present
+
+
+def _chosen(
+    parameters: Sequence[Tensor], row: Sequence[Tensor | None], which: Sequence[bool]
+) -> list[tuple[Tensor, Tensor | None]]:
+    return [(p, g) for p, g, chosen in zip(parameters, row, which, strict=True) if chosen]
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a copy in one dimension and float64."""
+    precise = torch.float32 if any(t.device.type == "mps" for t in tensors) else torch.float64
+    return torch.cat([t.detach().to_dense().flatten().to(precise) for t in tensors] or [torch.empty(0)])

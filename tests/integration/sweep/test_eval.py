@@ -1,0 +1,103 @@
+"""A checkpoint alone gives the figures of the run that made it."""
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.script_runner import Scripts
+from tests.integration.sweep.small import SMALL, results_of
+
+pytestmark = pytest.mark.slow
+
+# A relative path with the signs that Hydra's grammar has for itself.
+FOLDER = "a b/c=1, [d] (e)"
+
+
+@pytest.fixture
+def trained(scripts: Scripts, arrays: Path, tmp_path: Path) -> Path:
+    own = (f"data.path={arrays}", "weighting=imtl_l", f"hydra.run.dir={FOLDER}")
+    ran = scripts.run(*SMALL, *own, before=partial(os.chdir, tmp_path))
+    assert ran.code == 0, ran.err
+    assert ran.folder == tmp_path / FOLDER
+    return ran.folder
+
+
+@pytest.mark.smoke("best")
+@pytest.mark.parametrize("kept", ["best", "last"])
+def test_the_table_comes_back_from_the_file_alone(
+    trained: Path, scripts: Scripts, tmp_path: Path, kept: str
+) -> None:
+    before = (trained / "results.csv").read_text()
+    checkpoint = Path(shutil.copy(trained / "checkpoints" / f"{kept}.ckpt", tmp_path / "kept, =1.ckpt"))
+    shutil.rmtree(trained.parent)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    ran = scripts.run(f"ckpt_path={checkpoint}", script="eval", before=partial(os.chdir, elsewhere))
+    assert ran.code == 0, ran.err
+    # After one epoch the last weights are the best ones.
+    assert (ran.folder / "results.csv").read_text() == before
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_other_data_and_other_batches_can_be_given(
+    trained: Path, scripts: Scripts, arrays: Path, tmp_path: Path
+) -> None:
+    checkpoint = trained / "checkpoints" / "best.ckpt"
+    moved = arrays.rename(tmp_path / "moved.npz")
+    given = ("data.eval_batch_size=7", "evaluation.splits=[test]", "trainer.accelerator=auto")
+    here = f"hydra.run.dir={tmp_path}/measured"
+    ran = scripts.run(f"ckpt_path={checkpoint}", f"data.path={moved}", *given, here, script="eval")
+    assert ran.code == 0, ran.err
+    assert ran.folder == tmp_path / "measured"
+    expected = [row for row in results_of(trained) if row["split"] == "test"]
+    for row, other in zip(results_of(ran.folder), expected, strict=True):
+        assert float(row.pop("value")) == pytest.approx(float(other.pop("value")), rel=1e-5)
+        assert {key: row[key] for key in ("method", "task", "metric", "split", "run", "selection")} == {
+            key: other[key] for key in ("method", "task", "metric", "split", "run", "selection")
+        }
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trunk.widths=[5]", "is [8, 4] in the checkpoint and [5, 4] by the config"),
+        ("evaluation.splits=[tst]", "evaluation.splits names tst, and the data has train, val, test."),
+        ("data.path=nowhere.npz", "data.path=nowhere.npz does not exist"),
+        ("data.eval_batch_sze=1", "did you mean 'eval_batch_size'?"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(
+    trained: Path, scripts: Scripts, override: str, sentence: str
+) -> None:
+    ran = scripts.run(f"ckpt_path={trained}/checkpoints/best.ckpt", override, script="eval")
+    assert ran.code == 1
+    assert sentence in ran.err
+    assert "Traceback" not in ran.err
+    assert list(scripts.logs.glob("*/evaluations/*")) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "does not exist"),
+        (b"no checkpoint", "cannot be read: it is no checkpoint"),
+        ({"state_dict": {}}, "holds no config"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(
+    scripts: Scripts, tmp_path: Path, content: bytes | dict[str, object] | None, sentence: str
+) -> None:
+    file = tmp_path / "x.ckpt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    ran = scripts.run(f"ckpt_path={file}", script="eval")
+    assert ran.code == 1
+    assert sentence in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
+    assert not scripts.logs.exists()

@@ -1,0 +1,161 @@
+"""Sweeps as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.script_runner import Scripts
+from tests.integration.sweep.small import SMALL, progress_of, records_of, results_of, runs_of, table_of
+from tests.integration.wandb_server import WandbServer
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_sweeps_started_together_keep_every_run_apart(scripts: Scripts, arrays: Path) -> None:
+    small = ("-m", *SMALL, f"data.path={arrays}", "seed=0,1")
+    started = [
+        scripts.start(*small, "weighting=weighted_sum,imtl_l,upgrad"),
+        scripts.start(*small, "weighting=upgrad"),
+    ]
+    ran = [each.wait() for each in started]
+    assert [each.code for each in ran] == [0, 0], [each.err for each in ran]
+    sweeps = [each.folder for each in ran]
+    assert {sweep.parent for sweep in sweeps} == {scripts.logs / "npz" / "sweeps"}
+    assert len(set(sweeps)) == 2
+    for sweep, count, each in zip(sweeps, (6, 2), ran, strict=True):
+        assert len(runs_of(sweep)) == count
+        expected = []
+        for run, record in zip(runs_of(sweep), records_of(sweep), strict=True):
+            assert record["status"] == "completed"
+            assert record["sweep"] == sweep.name
+            rows = [row for row in results_of(run) if row["split"] == "test" and row["task"] != "combined"]
+            assert {(row["method"], row["seed"]) for row in rows} == {(record["method"], str(record["seed"]))}
+            figures = [f"{float(row['value']):.4f}" for row in rows]
+            expected.append([record["method"], str(record["seed"]), "completed", *figures])
+        assert sorted(table_of(each.out)) == sorted(expected)
+        assert progress_of(each.out)[-1].endswith(f"{count} of {count} done, 0 running, 0 failed")
+
+
+@pytest.mark.smoke
+def test_failing_jobs_leave_their_reason_and_spoil_nothing(scripts: Scripts, arrays: Path) -> None:
+    # lr=1e30 makes the second step's loss infinite, and no layer is -1 wide.
+    grid = ("optimizer.lr=1e30,0.01", "trunk.widths=[8],[-1]")
+    ran = scripts.run("-m", *SMALL, f"data.path={arrays}", *grid)
+    assert ran.code == 1
+    assert "3 of 4 jobs did not complete (3 failed)" in ran.err
+    records = records_of(ran.folder)
+    (good,) = [record for record in records if record["status"] == "completed"]
+    assert {"optimizer.lr=0.01", "trunk.widths=[8]"} <= set(good["overrides"])
+    errors = [record["error"] for record in records if record["status"] == "failed"]
+    assert len(errors) == 3
+    assert all(error in ran.out for error in errors)
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    server = WandbServer()
+    yield server
+    server.close()
+
+
+def test_the_runs_and_the_table_of_a_sweep_are_one_group_and_reach_wandb_by_one_line(
+    scripts: Scripts, arrays: Path, server: WandbServer
+) -> None:
+    grid = ("logger=wandb", "seed=0,1", "weighting=upgrad", "optimizer.lr=0.01,1e30")
+    ran = scripts.run("-m", *SMALL, f"data.path={arrays}", *grid)
+    assert ran.code == 1
+    assert server.requests == []
+    again = scripts.run("-m", *SMALL, f"data.path={arrays}", *grid, f"sweep={ran.folder.name}")
+    assert again.code == 1
+    # The line of docs/sweeps.md.
+    line = "wandb sync $sweep/{,*/}wandb/offline-run-*"
+    key = {"WANDB_BASE_URL": server.base, "WANDB_API_KEY": "0" * 40, "sweep": str(ran.folder)}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    synced = subprocess.run(["bash", "-c", line], env={**os.environ, **key, "PATH": path}, check=False)
+    assert synced.returncode == 0
+    begun = [each for each in server.upserts if each.get("groupName")]
+    assert {each["groupName"] for each in begun} == {ran.folder.name}
+    kinds = Counter(each["jobType"] for each in begun)
+    assert kinds["sweep"] == 1  # of two goes
+    assert kinds["train"] >= 4
+    (table,) = (
+        json.loads(body) for name, body in server.uploads.items() if name.startswith("media/table/jobs")
+    )
+    assert table["columns"] == ["method", "optimizer.lr", "seed", "status", "a/loss", "b/loss", "run"]
+    rows = sorted(table["data"])
+    assert [row[1:4] for row in rows] == [
+        ["0.01", 0, "completed"],
+        ["0.01", 1, "completed"],
+        ["1e+30", 0, "failed"],
+        ["1e+30", 1, "failed"],
+    ]
+    for row in rows[:2]:
+        figures = results_of(ran.folder / row[-1])
+        assert row[4:6] == [float(r["value"]) for r in figures if r["split"] == "test" and r["task"] in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["weighting=weighted_sum,upgrd"], "did you mean 'upgrad'?"),
+        (["weighting=weighted_sum", "+weighting.weights.lft=1,2"], "there is no task 'lft'"),
+        (["task=[two_head/a],[]"], "leaves no task"),
+        (["only=a,c"], "only=c: there is no such task"),
+        (["seed=0,0"], "give each value once"),
+        (["sweep=a/b"], "sweep=a/b is no name for a folder"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_any_job(
+    scripts: Scripts, arrays: Path, arguments: list[str], sentence: str
+) -> None:
+    ran = scripts.run("-m", *SMALL, f"data.path={arrays}", *arguments)
+    assert ran.code == 1
+    assert sentence in ran.err
+    assert "Traceback" not in ran.err
+    assert not scripts.logs.exists()
+
+
+@pytest.mark.smoke
+def test_methods_and_their_baseline_in_one_sweep(scripts: Scripts, arrays: Path) -> None:
+    grid = ("baseline=none,single_task", "weighting=imtl_l,uw", "weighting.learning_rate=0.1")
+    ran = scripts.run("-m", *SMALL, f"data.path={arrays}", "weighting.heads=own", *grid)
+    assert ran.code == 0, ran.err
+    assert sorted(record["method"] for record in records_of(ran.folder)) == [
+        "imtl_l",
+        "single_task",
+        "single_task",
+        "uw",
+    ]
+    assert "…" not in ran.out  # nothing of the closing table is cut
+    digests = {(row["task"], row["config_digest"]) for run in runs_of(ran.folder) for row in results_of(run)}
+    assert len({digest for task, digest in digests if task == "a"}) == 1
+
+
+def test_every_task_alone_by_the_same_recipe(scripts: Scripts, arrays: Path, tmp_path: Path) -> None:
+    small = (*SMALL, f"data.path={arrays}", "weighting=weighted_sum", "weighting.weights={a:0.3}")
+    alone = scripts.run("-m", *small, "baseline=single_task", "seed=0,1")
+    assert alone.code == 0, alone.err
+    assert [row[:4] for row in table_of(alone.out)] == [
+        ["single_task", task, seed, "completed"] for seed in ("0", "1") for task in ("a", "b")
+    ]
+    joint = scripts.run(*small)
+    digests = {row["task"]: row["config_digest"] for row in results_of(joint.folder)}
+    written = scripts.run(f"source={alone.folder}", f"output={tmp_path}/baselines", script="baselines")
+    assert written.code == 0, written.err
+    rows = [line.split(",") for line in (tmp_path / "baselines" / "npz.csv").read_text().splitlines()]
+    kept = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert {(r["method"], r["task"], r["seed"], r["split"]) for r in kept} == {
+        ("single_task", task, seed, split) for task in "ab" for seed in "01" for split in ("val", "test")
+    }
+    assert all(row["config_digest"] == digests[row["task"]] for row in kept)
+    assert {row["variant"] for row in kept} == {""}
+    assert {row["variant"] for row in results_of(joint.folder)} == {"weights={a:0.3}"}
+    refused = scripts.run(*small, "baseline=single_task")
+    assert refused.code == 1
+    assert "baseline=single_task trains one task per run" in refused.err

@@ -1,0 +1,76 @@
+"""Abalone: the embedded table, and tables that are not it."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+import torch
+
+from multitask.data.abalone import INPUTS, Abalone
+
+DATA = Path(__file__).parents[3] / "data"
+
+
+def abalone(**changes) -> Abalone:
+    module = Abalone(str(DATA / "abalone.csv.gz"), **changes)
+    module.setup("fit")
+    return module
+
+
+def test_abalone_is_whole():
+    splits = abalone().splits
+    assert [len(splits[name]["inputs"]) for name in ("train", "val", "test")] == [2924, 418, 835]
+    whole = {key: torch.cat([part[key] for part in splits.values()]) for key in splits["train"]}
+    assert whole["sex"].bincount().tolist() == [1528, 1307, 1342]
+    assert whole["rings"].min() == 1
+    assert whole["rings"].max() == 29
+    assert whole["rings"].dtype == torch.float32
+    assert whole["shell_weight"].max() == pytest.approx(1.005)
+    assert whole["inputs"].shape == (4177, len(INPUTS))
+
+
+def test_inputs_are_standardized_by_the_training_split_alone():
+    splits = abalone().splits
+    torch.testing.assert_close(splits["train"]["inputs"].mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(splits["train"]["inputs"].std(0), torch.ones(6), atol=1e-4, rtol=0)
+    assert splits["test"]["inputs"].mean(0).abs().max() > 1e-3
+
+
+def test_what_is_tested_on_does_not_move_the_training_inputs(tmp_path: Path):
+    """Change every row outside of the training split: the training split stays bit for bit."""
+    lines = gzip.decompress((DATA / "abalone.csv.gz").read_bytes()).decode().splitlines()
+    before = abalone(split=(0.5, 0.0, 0.5)).splits["train"]
+    from multitask.data.loading import split_indices
+
+    *_, tested = split_indices(4177, (0.5, 0.0, 0.5), 0)
+    for index in tested.tolist():
+        lines[index + 1] = "M,9,9,9,9,9,9,9,9"
+    (tmp_path / "changed.csv").write_text("\n".join(lines))
+    module = Abalone(str(tmp_path / "changed.csv"), split=(0.5, 0.0, 0.5))
+    module.setup("fit")
+    for key, values in before.items():
+        assert torch.equal(values, module.splits["train"][key])
+
+
+def test_split_depends_on_its_own_seed():
+    first, same, other = abalone(seed=1), abalone(seed=2), abalone(split_seed=1)
+    assert torch.equal(first.splits["test"]["rings"], same.splits["test"]["rings"])
+    assert not torch.equal(first.splits["test"]["rings"], other.splits["test"]["rings"])
+
+
+def test_abalone_that_is_not_there_or_not_right(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"data\.path=.*columns sex, length"):
+        Abalone(str(tmp_path / "none.csv")).setup("fit")
+    (tmp_path / "short.csv").write_text("sex,length\nM,1\n")
+    with pytest.raises(ValueError, match="no column diameter, height"):
+        Abalone(str(tmp_path / "short.csv")).setup("fit")
+    header = ",".join(("sex", *INPUTS, "shell_weight", "rings"))
+    (tmp_path / "odd.csv").write_text(f"{header}\nX,1,1,1,1,1,1,1,1\n")
+    with pytest.raises(ValueError, match="sex X"):
+        Abalone(str(tmp_path / "odd.csv")).setup("fit")
+    (tmp_path / "word.csv").write_text(f"{header}\nM,1,1,1,1,1,1,1,many\n")
+    with pytest.raises(ValueError, match=r"row without a number: .*many"):
+        Abalone(str(tmp_path / "word.csv")).setup("fit")
+    (tmp_path / "table.csv.gz").write_text(header)
+    with pytest.raises(ValueError, match="damaged or no text"):
+        Abalone(str(tmp_path / "table.csv.gz")).setup("fit")

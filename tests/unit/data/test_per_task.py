@@ -1,0 +1,257 @@
+"""One data set per task: which examples a batch holds, what is missing in it, and where a run resumes."""
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multitask.data.base import DataModule, Split
+from multitask.data.images import LabelledImages
+from multitask.data.loading import Arrays
+from multitask.data.per_task import JointLoader, PerTask
+from multitask.run.build import build_data
+from multitask.run.resolvers import register
+from tests.unit.data.test_office31 import write_office
+
+NAN = torch.nan
+
+
+class Source(DataModule):
+    """Examples ``first``, ``first + 1``, …, each its own label."""
+
+    def __init__(
+        self,
+        first: int,
+        count: int,
+        lazy: bool = False,
+        splits: tuple[str, ...] = ("train", "val"),
+        **more: Any,
+    ):
+        super().__init__()
+        self.first, self.count, self.lazy, self.names, self.more = first, count, lazy, splits, more
+
+    def load(self) -> dict[str, Split]:
+        numbers = torch.arange(self.first, self.first + self.count)
+        arrays = {"inputs": numbers[:, None].float(), "y": numbers} | self.more
+        return {name: Lazy(arrays) if self.lazy else arrays for name in self.names}
+
+
+class Lazy(Dataset[Arrays]):
+    def __init__(self, arrays: dict[str, Tensor]) -> None:
+        self.arrays = arrays
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.arrays["inputs"])
+
+    def __getitem__(self, index: int) -> Arrays:
+        return {name: values[index] for name, values in self.arrays.items()}
+
+
+def joint(rule: Any, sizes: tuple[int, ...] = (10, 4), lazy: bool = False, **options: Any) -> PerTask:
+    sources = {f"s{i}": Source(100 * i, size, lazy) for i, size in enumerate(sizes)}
+    data = PerTask(sources, rule, **({"batch_size": 3} | options))
+    data.setup()
+    return data
+
+
+def numbers(batch: Arrays) -> list[int]:
+    return batch["inputs"].flatten().int().tolist()
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+def test_examples_are_labelled_for_their_own_task_alone(rule: str, lazy: bool):
+    for batch in joint(rule, lazy=lazy).train_dataloader():
+        for x, first, second in zip(numbers(batch), batch["s0"].tolist(), batch["s1"].tolist(), strict=True):
+            assert (first, second) == ((x, -100) if x < 100 else (-100, x))
+
+
+def test_cycling_ends_with_the_longest_and_repeats_the_shortest_evenly():
+    loader = joint("cycle").train_dataloader()
+    batches = [numbers(batch) for batch in loader]
+    assert len(batches) == len(loader) == 4
+    seen = Counter(x for batch in batches for x in batch)
+    assert all(seen[x] == 1 for x in range(10))
+    assert [sum(x >= 100 for x in batch) for batch in batches] == [3, 3, 3, 3]
+    assert sorted(seen[x] for x in range(100, 104)) == [3, 3, 3, 3]
+
+
+def test_the_shortest_ends_the_epoch():
+    loader = joint("shortest").train_dataloader()
+    batches = [numbers(batch) for batch in loader]
+    assert len(batches) == len(loader) == 2
+    assert sorted(x for batch in batches for x in batch if x >= 100) == [100, 101, 102, 103]
+    assert [sum(x < 100 for x in batch) for batch in batches] == [3, 3]
+
+
+def test_proportional_shows_every_example_once():
+    loader = joint("proportional").train_dataloader()
+    batches = [numbers(batch) for batch in loader]
+    assert [len(batch) for batch in batches] == [6, 6, 2]
+    assert sorted(x for batch in batches for x in batch) == [*range(10), *range(100, 104)]
+
+
+@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+def test_whole_sources_at_once(rule: str):
+    (batch,) = joint(rule, batch_size=None).train_dataloader()
+    assert sorted(numbers(batch)) == [*range(10), *range(100, 104)]
+
+
+@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+def test_order_depends_on_seed_and_epoch_alone(rule: str):
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        loader = joint(rule, seed=seed).train_dataloader()
+        loader.set_epoch(epoch)
+        return [numbers(batch) for batch in loader]
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+def test_batches_to_overfit_are_the_same_each_epoch_and_hold_every_source(rule: Any):
+    data = joint(rule)
+    data.trainer = SimpleNamespace(overfit_batches=1, global_rank=0, world_size=1)
+    loader = data.train_dataloader()
+    firsts = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        firsts.append(numbers(next(iter(loader))))
+    assert firsts[0] == firsts[1] == firsts[2]
+    assert {x >= 100 for x in firsts[0]} == {False, True}
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+def test_resumes_in_the_middle_of_an_epoch(rule: str, lazy: bool):
+    whole = joint(rule, lazy=lazy).train_dataloader()
+    whole.set_epoch(3)
+    expected = [numbers(batch) for batch in whole]
+    first = joint(rule, lazy=lazy).train_dataloader()
+    first.set_epoch(3)
+    iterator = iter(first)
+    started = [numbers(next(iterator))]
+    second = joint(rule, lazy=lazy).train_dataloader()
+    second.load_state_dict(first.state_dict())
+    second.set_epoch(3)
+    assert started + [numbers(batch) for batch in second] == expected
+
+
+@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+def test_processes_share_the_batch_of_one_process_that_is_as_large(rule: Any):
+    data = joint(rule, sizes=(23, 9)).splits["train"]
+    whole = JointLoader(data, [23, 9], rule, 4, seed=5)
+    halves = [JointLoader(data, [23, 9], rule, 2, seed=5, rank=rank, world_size=2) for rank in range(2)]
+    assert len(whole) == len(halves[0])
+    for batch, *parts in zip(whole, *halves, strict=True):
+        assert sorted(numbers(batch)) == sorted(numbers(parts[0]) + numbers(parts[1]))
+        if rule != "proportional":
+            assert (
+                abs(sum(x >= 100 for x in numbers(parts[0])) - sum(x >= 100 for x in numbers(parts[1]))) <= 1
+            )
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_validation_goes_through_everything_once(lazy: bool):
+    loader = joint("cycle", lazy=lazy).val_dataloader()
+    assert [x for batch in loader for x in numbers(batch)] == [*range(10), *range(100, 104)]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_several_targets_of_a_source_carry_its_name_and_masks_follow(lazy: bool):
+    more = {"depth": torch.ones(4, 2), "mask/depth": torch.ones(4, 2, dtype=torch.bool)}
+    data = PerTask({"a": Source(0, 10), "b": Source(100, 4, lazy, **more)}, batch_size=2)
+    batch = next(iter(data.train_dataloader()))
+    assert set(batch) == {"inputs", "a", "b/y", "b/depth", "mask/b/depth"}
+    of_b = batch["inputs"].flatten() >= 100
+    assert (batch["b/depth"][of_b] == 1).all()
+    assert batch["b/depth"][~of_b].isnan().all()
+    assert torch.equal(batch["mask/b/depth"].all(1), of_b)
+
+
+def test_sources_that_no_task_wants_are_left_out():
+    assert joint("cycle", sizes=(10, 4, 7), targets=["s0", "s2"]).splits["train"].keys() == {
+        "inputs",
+        "s0",
+        "s2",
+    }
+    with pytest.raises(ValueError, match=r"none of the targets nothing; it has s0, s1"):
+        joint("cycle", targets=["nothing"])
+
+
+def test_sources_hear_of_the_epoch():
+    data = joint("cycle", lazy=True)
+    data.train_dataloader().set_epoch(4)
+    assert [source.splits["train"].epoch for source in data.sources.values()] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            Source(0, 4, splits=("train",)),
+            r"data\.sources\.b has the splits train and data\.sources\.a train, val",
+        ),
+        (Source(0, 4, inputs=torch.zeros(4, 2)), r"data\.sources\.b has inputs \[2\] .* \[1\]"),
+        (Source(0, 4, y=torch.zeros(4, dtype=torch.uint8)), r"data\.sources\.b: 'y' is torch\.uint8"),
+    ],
+)
+def test_sources_that_do_not_go_together_are_refused(other: Source, message: str):
+    with pytest.raises(ValueError, match=message):
+        PerTask({"a": Source(0, 10), "b": other}).setup()
+
+
+def test_source_that_is_not_there_is_named():
+    digits = LabelledImages("nowhere.npz")
+    with pytest.raises(FileNotFoundError, match=r"^data\.sources\.b\.path=nowhere\.npz does not exist"):
+        PerTask({"a": Source(0, 10), "b": digits}).setup()
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"data\.sources is empty"):
+        PerTask({})
+    with pytest.raises(
+        ValueError, match=r"data\.rule=longest is not known; choose one of cycle, shortest, proportional"
+    ):
+        joint("longest")
+
+
+def test_office31_with_a_loader_a_domain(tmp_path: Path):
+    pytest.importorskip("PIL")
+    write_office(tmp_path / "office31")
+    register()
+    with initialize_config_dir(str(Path(__file__).parents[3] / "configs"), version_base="1.3"):
+        config = compose(
+            "train",
+            overrides=[
+                "experiment=office31",
+                "data=office31_per_task",
+                f"paths.data={tmp_path}",
+                "data.batch_size=2",
+            ],
+        )
+    data = build_data(config)
+    batch = next(iter(data.train_dataloader()))
+    assert set(batch) == {"inputs", "amazon", "dslr", "webcam"}
+    assert [int((batch[domain] >= 0).sum()) for domain in ("amazon", "dslr", "webcam")] == [2, 2, 2]
+
+
+def test_single_images_are_standardized_by_the_training_split():
+    data = LabelledImages("data/mnist_5k.npz")
+    data.setup()
+    train, test = data.splits["train"], data.splits["test"]
+    assert train["inputs"].shape == (3500, 1, 28, 28)
+    assert len(test["label"]) == 1000
+    torch.testing.assert_close(train["inputs"].mean(), torch.tensor(0.0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(train["inputs"].std(), torch.tensor(1.0), atol=1e-4, rtol=0)

@@ -1,0 +1,172 @@
+"""The W&B workspace of a comparison: its panels without network, its way to W&B against a stand-in."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from multitask.evaluation.board import from_comparison, from_tasks
+from multitask.evaluation.compare import load
+from multitask.evaluation.comparison import Settings, compare_records
+from multitask.evaluation.dashboard import workspace
+from multitask.evaluation.errors import ComparisonError
+from multitask.private import specification
+from tests.integration.wandb_server import WandbServer
+from tests.unit.evaluation.hand_records import write_sweep
+
+ROOT = Path(__file__).parents[3]
+KEY = "0123456789012345678901234567890123456789"
+
+
+def sections(made: Any) -> dict[str, list[dict[str, Any]]]:
+    bank = json.loads(specification(made))["section"]["panelBankConfig"]
+    return {each["name"]: each["panels"] for each in bank["sections"]}
+
+
+def of_type(panels: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [panel["config"] for panel in panels if panel["viewType"] == kind]
+
+
+def test_a_comparison_has_the_panels_that_it_is_read_by(sweep: Path) -> None:
+    (comparison,) = compare_records(load(str(sweep)), Settings())
+    made = workspace(from_comparison(comparison), "project")
+    by_name = sections(made)
+    assert list(by_name) == ["Comparison", "left", "right", "Conflict and cost"]
+    panels = by_name["Comparison"]
+    (scatter,) = of_type(panels, "Scatter Plot")
+    assert (scatter["xAxis"], scatter["yAxis"]) == (
+        "summary:test/left/accuracy",
+        "summary:test/right/accuracy",
+    )
+    (parallel,) = of_type(panels, "Parallel Coordinates Plot")
+    columns = ["config:method.value", "summary:test/left/accuracy", "summary:test/right/accuracy"]
+    assert [column["accessor"] for column in parallel["columns"]] == columns
+    assert of_type(panels, "Run Comparer") == [{"diffOnly": "split"}]
+    for task in ("left", "right"):
+        lines = of_type(by_name[task], "Run History Line Plot")
+        drawn = [f"train/loss/{task}", f"val/loss/{task}", f"val/{task}/accuracy", f"weight/{task}"]
+        assert [line["metrics"] for line in lines] == [[key] for key in drawn]
+        for line in lines:
+            assert line["xAxis"] == "trainer/global_step"
+            assert (line["groupBy"], line["groupAgg"], line["groupArea"]) == (
+                "method.value",
+                "mean",
+                "stderr",
+            )
+    runs = json.loads(specification(made))["section"]["runSets"][0]
+    filtered = json.dumps(runs["filters"])
+    assert "experiment_name" in filtered
+    assert "toy" in filtered
+
+
+def test_the_bars_are_the_change_that_is_compared(sweep: Path) -> None:
+    (comparison,) = compare_records(load(str(sweep)), Settings())
+    (bars,) = of_type(sections(workspace(from_comparison(comparison), "p"))["Comparison"], "Bar Chart")
+    assert (bars["groupBy"], bars["groupAgg"], bars["groupArea"]) == ("method.value", "mean", "stderr")
+    (formula,) = bars["expressions"]
+    for entry in comparison.entries:
+        assert entry.deltas is not None
+        for seed, values in entry.values.iterrows():
+            said = formula
+            for key, value in values.items():
+                said = said.replace(f"${{test/{key}}}", repr(float(value)))
+            assert eval(said) == pytest.approx(entry.deltas.per_seed.loc[seed, "delta_m"], abs=1e-6)
+
+
+def test_without_a_baseline_of_the_recipe_there_are_no_bars(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, {"weighted_sum": 0.02})
+    for run in sweep.glob("weighted_sum_*/results.csv"):
+        run.write_text(run.read_text().replace("aaaa1111", "bbbb2222"))
+    (comparison,) = compare_records(load(str(sweep)), Settings())
+    board = from_comparison(comparison)
+    assert board.delta_m is None
+    assert "another recipe" in board.no_delta_m
+    assert not of_type(sections(workspace(board, "p"))["Comparison"], "Bar Chart")
+
+
+def test_an_experiment_is_known_by_its_config() -> None:
+    board = from_tasks("made", {"a": ["accuracy", "f1"], "b": [], "c": ["accuracy"]}, "val")
+    assert list(board.figures.values()) == ["val/a/accuracy", "val/a/f1", "val/loss/b", "val/c/accuracy"]
+    panels = sections(workspace(board, "p"))["Comparison"]
+    assert [panel["chartTitle"] for panel in of_type(panels, "Scatter Plot")] == [
+        "a/accuracy and b/loss",
+        "a/accuracy and c/accuracy",
+        "b/loss and c/accuracy",
+    ]
+    (parallel,) = of_type(panels, "Parallel Coordinates Plot")
+    assert [column.get("inverted") for column in parallel["columns"]] == [None, False, False, True, False]
+    (chosen,) = of_type(
+        sections(workspace(board, "p", scatter=[["a/f1", "b/loss"]]))["Comparison"], "Scatter Plot"
+    )
+    assert chosen["chartTitle"] == "a/f1 and b/loss"
+    with pytest.raises(ComparisonError, match="there is: a/accuracy, a/f1, b/loss, c/accuracy"):
+        workspace(board, "p", scatter=[["a/f1", "d/loss"]])
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    server = WandbServer()
+    yield server
+    server.close()
+
+
+def run(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "dashboard.py"), "project=p", *arguments]
+    known = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    known |= {"PYTHONPATH": str(ROOT / "src"), "HOME": str(tmp_path)}
+    return subprocess.run(command, cwd=tmp_path, env=known | env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.smoke
+@pytest.mark.slow
+def test_it_is_saved_and_takes_the_place_of_an_earlier_one(tmp_path: Path, server: WandbServer) -> None:
+    write_sweep(tmp_path / "sweep", {"weighted_sum": 0.02, "upgrad": 0.01}, range(2))
+    env = {"WANDB_BASE_URL": server.base, "WANDB_API_KEY": KEY}
+    done = run(tmp_path, "source=sweep", **env)
+    assert done.returncode == 0, done.stderr
+    (saved,) = server.views
+    assert (saved["entityName"], saved["projectName"], saved["displayName"]) == (
+        "entity",
+        "p",
+        "Comparison: toy",
+    )
+    assert "expressions" in saved["spec"]
+    address = done.stdout.strip()
+    assert address.startswith("http")
+    assert "/entity/p?nw=" in address
+    again = run(tmp_path, "experiment_name=multi_mnist", f"replace={address}", **env)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[-1] == address
+    assert server.views[1]["name"] == saved["name"]
+    assert server.views[1]["displayName"] == "Comparison: multi_mnist"
+    assert "expressions" not in server.views[1]["spec"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "env", "said"),
+    [
+        (["experiment_name=multi_mnist"], {}, "run `wandb login`"),
+        (
+            ["experiment_name=multi_mnist", "entity=e"],
+            {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"},
+            "look at the network",
+        ),
+        ([], {}, "give either source=<sweep folder> or experiment_name=<name>"),
+        (["source=nowhere"], {}, "source=nowhere leads to no run folder"),
+        (["experiment_name=multi_mnst"], {}, "did you mean 'multi_mnist'?"),
+    ],
+)
+def test_what_does_not_work_is_said_in_a_sentence(
+    tmp_path: Path, arguments: list[str], env: dict[str, str], said: str
+) -> None:
+    done = run(tmp_path, *arguments, **env)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

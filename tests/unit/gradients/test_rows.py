@@ -1,0 +1,96 @@
+"""Rows of several micro-batches and processes."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from multitask.gradients import rows as rows_module
+from multitask.gradients.rows import Rows
+from tests.unit.gradients.rows_of import losses_of, pulls_of
+from tests.unit.gradients.test_layerwise import assert_same, mlp, naive, random_cotangents, shared
+
+
+def test_micro_batches_join_to_their_mean_and_buffers_are_used_again() -> None:
+    trunk, rows = mlp().double(), Rows()
+    for sizes in ([4], [4, 2, 7], [3, 3]):
+        rows.clear()
+        J, before = torch.zeros(()), 0
+        for size in sizes:
+            outputs = [trunk(torch.randn(size, 40).double())]
+            cotangents = random_cotangents(outputs, 3)
+            share = size / (before + size)
+            J = J * (1 - share) + naive(outputs, cotangents, shared(trunk)) * share
+            pulls = pulls_of(losses_of(outputs, cotangents))
+            rows.add(pulls, shared(trunk), [share] * 3)
+            before += size
+        assert_same(rows.gradients(range(3)), J, shared(trunk))
+
+
+def test_a_row_that_a_micro_batch_lacks_keeps_its_mean() -> None:
+    trunk, rows = mlp().double(), Rows()
+    outputs = [trunk(torch.randn(4, 40).double())]
+    cotangents = random_cotangents(outputs, 2)
+    J = naive(outputs, cotangents, shared(trunk))
+    pulls = pulls_of(losses_of(outputs, cotangents))
+    pulls.rows = [0]
+    rows.add(pulls, shared(trunk), [1.0, 0.0])
+    pulls = pulls_of(losses_of([trunk(torch.randn(4, 40).double())], cotangents))
+    pulls.rows = [1]
+    rows.add(pulls, shared(trunk), [0.0, 1.0])
+    found = rows.gradients([0, 1]).jacobian()
+    torch.testing.assert_close(found[0], J[0])
+    assert found[1].any()
+
+
+def test_columns_of_more_parameters_start_at_zero() -> None:
+    first, second, rows = nn.Linear(3, 2).double(), nn.Linear(3, 2).double(), Rows()
+    outputs = [first(torch.randn(4, 3).double())]
+    cotangents = random_cotangents(outputs, 2)
+    J = naive(outputs, cotangents, shared(first))
+    pulls = pulls_of(losses_of(outputs, cotangents))
+    rows.add(pulls, shared(first), [1.0, 1.0])
+    every = [*shared(second), *shared(first)]
+    rows.lay_out(every, [(1, second.weight, torch.ones_like(second.weight))])
+    pulls.rows = []
+    rows.add(pulls, every, [0.0, 0.0])
+    found = rows.gradients([0, 1]).jacobian()
+    torch.testing.assert_close(found[:, 8:], J)
+    assert torch.equal(found[:, :8], torch.tensor([[0.0] * 8, [1.0] * 6 + [0.0] * 2]).double())
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_each_row_is_sent_before_the_next_is_differentiated(
+    micro_batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    sent: list[Tensor] = []
+
+    class Sent:
+        def __init__(self, rows: Tensor, parameters: list[nn.Parameter]) -> None:
+            self._rows = rows
+
+        def send(self, i: int) -> None:
+            events.append(f"send {i}")
+            sent.append(self._rows[i].clone())
+
+        def choose(self, rows: list[int]) -> None:
+            self.rows = self._rows[rows]
+
+    monkeypatch.setattr(rows_module, "ShardedRows", Sent)
+    monkeypatch.setattr(rows_module, "processes", lambda: 2)
+    trunk, rows = nn.Linear(4, 3).double(), Rows()
+    for number in range(micro_batches):
+        outputs = [trunk(torch.randn(2, 4).double())]
+        cotangents = random_cotangents(outputs, 3)
+        outputs[0].register_hook(lambda gradient: events.append("differentiate"))
+        pulls = pulls_of(losses_of(outputs, cotangents))
+        last = [0.5] * 3 if number == micro_batches - 1 else None
+        rows.add(pulls, shared(trunk), [1 / (number + 1)] * 3, last)
+    found = rows.gradients([0, 1, 2]).rows
+    assert events == ["differentiate"] * (3 * (micro_batches - 1)) + [
+        event for i in range(3) for event in ("differentiate", f"send {i}")
+    ]
+    # Nothing was written into a row after it was sent, and the width is even.
+    assert torch.equal(torch.stack(sent), found)
+    assert found.shape == (3, 16)
+    assert not found[:, 15:].any()

@@ -1,0 +1,42 @@
+"""An own module on two processes with half the batch each trains as on one with the whole batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.lightning.run_two_processes import CASES, train
+from tests.unit.lightning.test_own_module import assert_bits, assert_close
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    out = tmp_path_factory.mktemp("two") / "found"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.lightning.run_two_processes", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(two_processes: list[dict], case: str) -> None:
+    (first, logged, automatic), (second, logged_there, _) = (found[case] for found in two_processes)
+    expected, logged_by_one, _ = train(case, 1)
+    assert automatic == ("complete" in case)
+    assert_bits(second, first)
+    if not case.startswith("modo"):  # the halves of two batches are not those of one
+        assert_close(first, expected)
+        assert logged == pytest.approx(logged_by_one, rel=1e-6)
+    assert logged == logged_there

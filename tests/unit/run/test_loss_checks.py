@@ -1,0 +1,268 @@
+"""Losses that are not the means they are taken for, and values that cannot be left out, are refused before any step."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torchmetrics import CosineSimilarity, MeanAbsoluteError, R2Score
+from torchmetrics.classification import MultilabelAUROC
+
+from multitask.errors import ConfigError
+from multitask.losses import DepthL1
+from multitask.run.initialization import initialize
+from multitask.targets import Binary
+from multitask.task import Task
+from tests.unit.test_counts import LOSSES, Focal
+
+NAN = torch.nan
+INPUTS = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+CLASSES = torch.arange(20) % 3
+
+
+def start(
+    out: int, loss: Any, y: Tensor, metric: Any = None, head: nn.Module | None = None, **options: Any
+) -> Task:
+    metrics = {} if metric is None else {"m": metric}
+    task = Task(head or nn.Linear(3, out), loss, metrics, target="y", **options)
+    arrays = {"inputs": INPUTS[: len(y)], "y": y}
+    initialize(nn.Identity(), {"a": task}, arrays, 0, {"train": arrays})
+    return task
+
+
+class SumOfColumns(nn.Module):
+    """Another loss once its columns lie in one heap."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).square().mean(0).sum()
+
+
+class BatchDice(nn.Module):
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        p, t = prediction.softmax(1), F.one_hot(target, prediction.shape[1])
+        return 1 - (2 * (p * t).sum(0) / (p + t).sum(0)).mean()
+
+
+class Contrast(nn.Module):
+    """Compares each example with the others of its batch."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        likeness = prediction @ prediction.T - 1e6 * torch.eye(len(prediction))
+        return -likeness.log_softmax(1)[target[:, None] == target].mean()
+
+
+class Spread(nn.Module):
+    """A Gaussian's mean and log variance, against numbers ``[batch]``."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        mean, log_variance = prediction.unbind(1)
+        return F.gaussian_nll_loss(mean, target, log_variance.exp())
+
+
+class Root(nn.Module):
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).square().mean().sqrt()
+
+
+class Pairs(nn.Module):
+    """Wants two examples at least."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        if len(target) < 20:
+            raise ValueError("too few")
+        return (prediction - target).abs().mean()
+
+
+@pytest.mark.parametrize(("loss", "how"), LOSSES)
+def test_losses_that_add_up_by_their_count_pass(loss: Any, how: Any):
+    start(3, loss, CLASSES, count=how)
+
+
+@pytest.mark.parametrize(
+    ("loss", "how", "way_out"),
+    [
+        (Focal(torch.tensor([1.0, 5.0, 20.0])), "weights", "count=examples"),
+        (LOSSES[-2][0], None, "count=weights"),
+        (LOSSES[-1][0], None, "count=examples"),
+        (BatchDice(), None, "count=batch"),
+        (BatchDice(), "examples", "count=batch"),
+        (Contrast(), None, "count=batch"),
+    ],
+)
+def test_losses_that_do_not_are_told_what_fits(loss: Any, how: Any, way_out: str):
+    with pytest.raises(
+        ConfigError, match=rf"tasks\.a\.loss: .* is not the mean .* set tasks\.a\.{way_out} \("
+    ):
+        start(3, loss, CLASSES, count=how)
+
+
+def test_untrained_heads_whose_predictions_are_alike_hide_nothing():
+    head = nn.Linear(3, 3)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    with pytest.raises(ConfigError, match=r"count=weights"):
+        start(3, LOSSES[-2][0], CLASSES, head=head)
+
+
+@pytest.mark.parametrize("loss", [Root(), Pairs()])
+def test_functions_of_a_mean_and_losses_that_fail_on_parts_are_no_means(loss: Any):
+    y = torch.randn(20, 1)
+    few = {"inputs": INPUTS, "y": y}
+    task = Task(nn.Linear(3, 1), loss, target="y")
+    if isinstance(loss, Pairs):
+        with pytest.raises(ConfigError, match="too few"):
+            initialize(nn.Identity(), {"a": task}, few, 0, {"train": few})
+        return
+    with pytest.raises(ConfigError, match=r"set tasks\.a\.count=batch"):
+        initialize(nn.Identity(), {"a": task}, few, 0, {"train": few})
+
+
+@pytest.mark.parametrize("loss", [BatchDice(), Contrast()])
+def test_a_loss_of_a_batch_passes_when_it_says_so(loss: Any):
+    start(3, loss, CLASSES, count="batch")
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [
+        (
+            nn.CrossEntropyLoss(reduction="sum"),
+            r"tasks\.a\.loss\.reduction=sum .* set tasks\.a\.loss\.reduction=mean",
+        ),
+        (nn.CrossEntropyLoss(reduction="none"), r"gives \[8\] and must give one number; .*reduction=mean"),
+        (
+            lambda p, t: F.cross_entropy(p, t).view(1),
+            r"gives \[1\] and must give one number; return the mean",
+        ),
+        (lambda p, t: (F.cross_entropy(p, t), {}), r"gives a tuple and must give one number"),
+    ],
+)
+def test_what_is_not_the_mean_of_a_batch_is_refused(loss: Any, sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        start(3, loss, CLASSES)
+
+
+def test_the_check_leaves_no_trace_in_the_loss():
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+            self.calls += 1
+            return (prediction - target).abs().mean()
+
+    loss = Remembering()
+    start(1, loss, torch.randn(20, 1))
+    assert loss.calls == 0
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize(
+    ("out", "loss", "y", "options"),
+    [
+        (2, Spread(), torch.randn(20), {}),
+        (16, Contrast(), torch.arange(20) % 18, {"count": "batch"}),
+    ],
+)
+def test_predictions_unlike_their_targets(out: int, loss: Any, y: Tensor, options: Any, missing: bool):
+    if missing:
+        y = y.clone()
+        y[3:6] = NAN if y.is_floating_point() else -100
+    start(out, loss, y, loss_checks_shapes=True, missing=missing, **options)
+    with pytest.raises(ConfigError, match=r"loss_checks_shapes=true"):
+        start(out, loss, y, missing=missing, **options)
+
+
+def vector() -> Tensor:
+    """Return three columns, of which two rows miss one value."""
+    y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 10.0, 100.0])
+    y[15, 1] = y[3, 0] = NAN
+    return y
+
+
+def test_losses_and_metrics_that_keep_columns_take_rows_in_part():
+    task = start(3, nn.SmoothL1Loss(), vector(), R2Score(), missing=True)
+    assert task.metrics["m"].way == "columns"
+    start(3, lambda p, t: (p - t).abs().mean(), vector(), MeanAbsoluteError(), missing=True)
+    marks = (vector() > 0).long().masked_fill(vector().isnan(), -100)
+    weighted = nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0]))
+    start(3, weighted, marks, MultilabelAUROC(3), missing=True, transform=Binary())
+
+
+@pytest.mark.parametrize("loss", [SumOfColumns(), lambda p, t: (1 - F.cosine_similarity(p, t)).mean()])
+def test_losses_of_whole_rows_refuse_rows_in_part(loss: Any):
+    sentence = r"tasks\.a\.loss: 2 examples of the train split miss some of the target 'y' and have the rest"
+    with pytest.raises(ConfigError, match=sentence):
+        start(3, loss, vector(), missing=True)
+    whole = vector()
+    whole[15] = whole[3] = NAN
+    task = start(3, loss, whole, missing=True)
+    with pytest.raises(ValueError, match="cannot leave single values out"):
+        task(INPUTS, {"y": vector()})
+
+
+def test_columns_that_are_weighed_by_hand_need_a_reduction():
+    class Weighed(nn.Module):
+        def __init__(self, reduction: str = "mean") -> None:
+            super().__init__()
+            self.reduction = reduction
+
+        def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+            values = (prediction - target).square() * torch.tensor([1.0, 2.0, 3.0])
+            return values.mean() if self.reduction == "mean" else values
+
+    loss, y = Weighed(), vector()
+    task = start(3, loss, y, missing=True)
+    known = ~y.isnan()
+    expected = Weighed("none")(task.head(INPUTS), y.nan_to_num())[known].mean()
+    torch.testing.assert_close(task(INPUTS, {"y": y}).loss, expected)
+
+
+def test_metrics_of_whole_rows_refuse_rows_in_part():
+    sentence = r"tasks\.a\.metrics\.m: 2 examples .* CosineSimilarity cannot leave single values out"
+    with pytest.raises(ConfigError, match=sentence):
+        start(3, nn.MSELoss(), vector(), CosineSimilarity(reduction="mean"), missing=True)
+
+
+def test_labels_that_are_rare_are_found_for_the_checks():
+    """The few examples that a start looks at hold none."""
+    y = torch.full((20, 3), NAN)
+    y[3] = torch.randn(3)
+    y[4, 1] = 2.0
+    with pytest.raises(ConfigError, match=r"tasks\.a\.loss: 1 examples"):
+        start(3, SumOfColumns(), y, missing=True)
+    assert start(3, nn.MSELoss(), y, R2Score(), missing=True).metrics["m"].way == "columns"
+
+
+def test_a_survival_time_without_its_event_is_refused():
+    class Cox(nn.Module):
+        def forward(self, risk: Tensor, target: Tensor) -> Tensor:
+            order = target[:, 0].argsort(descending=True)
+            risk, event = risk[order, 0], target[order, 1]
+            return -((risk - risk.logcumsumexp(0)) * event).sum() / event.sum().clamp(min=1)
+
+    y = torch.stack([torch.rand(20), torch.ones(20)], 1)
+    start(1, Cox(), y, loss_checks_shapes=True, count="batch")
+    y[3, 1] = NAN
+    with pytest.raises(ConfigError, match="a loss that checks shapes itself takes whole examples"):
+        start(1, Cox(), y, loss_checks_shapes=True, count="batch", missing=True)
+
+
+def test_losses_that_leave_pixels_out_by_themselves_take_what_is_missing():
+    y = torch.rand(8, 1, 4, 4) + 0.5
+    y[2, 0, 1] = NAN
+    task = Task(nn.Conv2d(3, 1, 1), DepthL1(), target="y", missing=True)
+    arrays = {"inputs": torch.randn(8, 3, 4, 4), "y": y}
+    initialize(nn.Identity(), {"a": task}, arrays, 0, {"train": arrays})
+    assert task.count(arrays) == 8 * 16 - 4
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_metrics_are_tried_where_hardly_anything_is_labelled(rows: int):
+    y = torch.randn(rows, 2)
+    y[1:] = NAN
+    start(2, nn.MSELoss(), y, R2Score(), missing=rows > 1)
+    with pytest.raises(ConfigError, match=r"gives \[2\] and must give one number"):
+        start(2, nn.MSELoss(), y, R2Score(multioutput="raw_values"), missing=rows > 1)

@@ -1,0 +1,33 @@
+"""Which keys a ``_target_`` takes, those that its constructor hands on to its base among them."""
+
+import pytest
+
+from multitask.data.abalone import Abalone
+from multitask.errors import ConfigError
+from multitask.run.targets import check_targets
+
+ABALONE = "multitask.data.abalone.Abalone"
+
+
+def check(target: str, **arguments: object) -> None:
+    check_targets({"data": {"_target_": target, **arguments}})
+
+
+def test_keys_of_a_base_are_taken_by_what_is_derived_from_it() -> None:
+    check(ABALONE, path="x.csv", split=[0.5, 0.5, 0.0], split_seed=3, batch_size=5, eval_batch_size=7, seed=1)
+    made = Abalone("x.csv", batch_size=5, eval_batch_size=7, seed=1)
+    assert (made.batch_size, made.eval_batch_size, made.seed) == (5, 7, 1)
+
+
+def test_options_typed_by_name_are_the_only_ones_taken() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^data\.batch_sise is no argument of .*; did you mean 'batch_size'\?"
+    ):
+        check(ABALONE, path="x.csv", batch_sise=5)
+    with pytest.raises(ConfigError, match=r"^data\.num_workers is no argument of "):  # all is in memory
+        check(ABALONE, path="x.csv", num_workers=2)
+    check("multitask.data.celeba.CelebA", path="x", num_workers=2)
+
+
+def test_a_constructor_with_keywords_of_any_name_takes_all() -> None:
+    check("builtins.dict", anything=1)

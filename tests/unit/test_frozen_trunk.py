@@ -1,0 +1,32 @@
+"""Heads on a trunk without a trained parameter: nothing is shared, and they learn by their own losses all the same."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import Arrays, arrays, build, fit
+from tests.unit.weighting.members import NAMES, make, number_of_tasks
+from tests.unit.weighting.promises import is_jacobian_method
+
+RATE = 0.1
+
+
+@pytest.mark.parametrize("trunk", ["frozen", "parameterless"])
+@pytest.mark.parametrize("name", NAMES)
+def test_heads_learn(name: str, trunk: str) -> None:
+    m = number_of_tasks(name)
+    part: nn.Module = nn.Sequential(nn.Linear(5, 4), nn.Tanh()).requires_grad_(False)
+    if trunk == "parameterless":
+        part = nn.Sequential(nn.ZeroPad1d((0, -1)), nn.Tanh())
+    module = build(make(name, m), tasks=m, trunk=part)
+    data = arrays(m)
+    heads = {n: p for n, p in module.named_parameters() if n.startswith("tasks")}
+    losses = [outcome.loss for outcome in module(data)]
+    own = torch.autograd.grad(torch.stack(losses).sum(), list(heads.values()))
+    before = {n: p.detach().clone() for n, p in heads.items()}
+    fit(module, Arrays(data))
+    for (n, p), gradient in zip(heads.items(), own, strict=True):
+        moved = (before[n] - p.detach()) / RATE
+        assert moved.any(), n
+        if is_jacobian_method(name) and name != "db_mtl":
+            torch.testing.assert_close(moved, gradient, rtol=1e-8, atol=1e-10, msg=n)

@@ -1,0 +1,192 @@
+"""The library stands on torch and torchjd, and its modules on each other in one direction."""
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import multitask
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "multitask"
+
+ROOMS = [
+    "benchmark",
+    "sweep",
+    "run",
+    "callbacks",
+    "module",
+    "measurement",
+    "terms",
+    "derived",
+    "seen",
+    "lightning",
+    "errors",
+    "evaluation",
+    "data",
+    "toys",
+    "class_weights",
+    "penalty",
+    "task",
+    "targets",
+    "metrics",
+    "known",
+    "counts",
+    "losses",
+    "nn",
+    "step",
+    "distributed",
+    "weighting",
+    "gradients",
+    "finite",
+    "randomness",
+    "quiet_wandb",
+    "terminal",
+    "private",
+]
+"""The rooms of the package, a folder or a file of its root each: imports point down this list."""
+
+ALONE = {"torch", "torchjd", "numpy", "scipy", "quadprog", "threadpoolctl"}
+"""What the library may import: torch, torchjd and the solvers' packages."""
+
+
+def test_public_names_are_documented() -> None:
+    for name in multitask.__all__:
+        thing = getattr(multitask, name)
+        assert inspect.getdoc(thing), name
+        assert name in dir(multitask)
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        multitask.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["UPGrad", "MGDA", "PCGrad", "CAGrad", "FAMO"])
+def test_weightings_name_their_source(name: str) -> None:
+    assert (
+        "et al., 20" in (doc := inspect.getdoc(getattr(multitask, name)) or "")
+        or "Quinton" in doc
+        or "Koltun" in doc
+    )
+
+
+STEP = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+import multitask
+assert "torch" not in sys.modules
+import torch
+from torch import nn
+
+net = nn.Linear(3, 2)
+out = net(torch.randn(5, 3)).pow(2).mean(0)
+result = multitask.Step(multitask.UPGrad()).backward(out)
+assert result.weights.shape == (2,)
+assert all(p.grad is not None for p in net.parameters())
+try:
+    multitask.MultiLossModule
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_a_step_needs_neither_lightning_nor_hydra_nor_wandb() -> None:
+    blocked = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "wandb", "torchmetrics",
+               "pandas", "matplotlib", "rich", "jinja2", "statsmodels"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", STEP.format(blocked=blocked)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "lightning is blocked\n"
+
+
+@cache
+def _trees() -> dict[str, ast.Module]:
+    """Return every module of the package by its dotted name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
+    return found
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    """Yield the modules that a module imports anywhere, save for type checking alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute"
+            inner = {f"{child.module}.{alias.name}" for alias in child.names} & _trees().keys()
+            yield from inner or {str(child.module)}
+        yield from _imports(child)
+
+
+@cache
+def _graph() -> dict[str, set[str]]:
+    """Return the modules of the package that each of them imports."""
+    return {name: set(_imports(tree)) & _trees().keys() for name, tree in _trees().items()}
+
+
+def _room(name: str) -> str:
+    return name.split(".")[1]
+
+
+def _arrows() -> set[tuple[str, str]]:
+    pairs = ((a, b) for a, imported in _graph().items() for b in imported if "multitask" not in (a, b))
+    return {(_room(a), _room(b)) for a, b in pairs if _room(a) != _room(b)}
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    remaining = {name: set(imported) for name, imported in _graph().items()}
+    while leaves := {name for name, imported in remaining.items() if not imported}:
+        remaining = {name: imported - leaves for name, imported in remaining.items() if name not in leaves}
+    assert not remaining, f"these import each other: {', '.join(sorted(remaining))}"
+
+
+def test_every_room_has_its_place() -> None:
+    assert sorted(ROOMS) == sorted({_room(name) for name in _trees() if name != "multitask"})
+
+
+def test_arrows_point_down() -> None:
+    place = {room: i for i, room in enumerate(ROOMS)}
+    assert {(a, b) for a, b in _arrows() if place[a] > place[b]} == set()
+
+
+@pytest.mark.parametrize("room", ["step", "weighting", "gradients"])
+def test_the_library_imports_torch_and_torchjd_alone(room: str) -> None:
+    """Neither do the modules that it imports: nothing of Lightning, Hydra or W&B is behind a step."""
+    waiting = [name for name in _trees() if name != "multitask" and _room(name) == room]
+    seen = set(waiting)
+    while waiting:
+        name = waiting.pop()
+        imported = set(_imports(_trees()[name]))
+        outside = {other.partition(".")[0] for other in imported} - sys.stdlib_module_names - {"multitask"}
+        assert outside <= ALONE, name
+        new = (imported & _trees().keys()) - seen
+        seen |= new
+        waiting += new
+
+
+def test_unit_tests_mirror_the_rooms() -> None:
+    """A folder here is a folder of the package, and no test file repeats the name of its folder."""
+    here = Path(__file__).parent
+    for path in here.rglob("test_*.py"):
+        room = path.relative_to(here).parent
+        assert (PACKAGE / room).is_dir(), path
+        assert room.name == "" or not path.name.startswith(f"test_{room.name}_"), path

@@ -1,0 +1,207 @@
+"""Any class of torchjd by a YAML of the user's own: it goes on where it stopped; its solver's failures are counted."""
+
+import io
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchjd import aggregation, scalarization
+from torchjd.aggregation import Aggregator, FairGradWeighting, Weighting
+from torchjd.linalg import Matrix
+from torchjd.scalarization import Scalarizer
+
+from multitask.run.weighting import build_weighting
+from multitask.weighting.adapter import adapt
+from multitask.weighting.base import Combiner
+from multitask.weighting.torchjds import AggregatorMethod, GramianMethod, MatrixMethod
+from tests.unit.weighting.members import Course, Toy, conflicting, losses_of, make, names, update
+
+M = 4
+BASES = {
+    Aggregator,
+    Weighting,
+    Scalarizer,
+    aggregation.GramianWeightedAggregator,
+    aggregation.WeightedAggregator,
+}
+CLASSES = {
+    f"torchjd.{module}.{name}"
+    for module, members in (("aggregation", vars(aggregation)), ("scalarization", vars(scalarization)))
+    for name, found in members.items()
+    if isinstance(found, type) and issubclass(found, tuple(BASES)) and found not in BASES
+}
+NEEDS_A_SOLVER = {f"torchjd.aggregation.{name}" for name in ("NashMTL", "CAGrad", "CAGradWeighting")}
+TWO_BATCHES = {f"torchjd.aggregation.{name}" for name in ("MoDoWeighting", "SDMGradWeighting")}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "CRMOGMWeighting": {"weighting": {"_target_": "torchjd.aggregation.UPGradWeighting"}},
+    "Constant": {"weights": {"t0": 2}},
+    "ConstantWeighting": {"weights": {"t0": 2}},
+    "CAGrad": {"c": 0.4},
+    "CAGradWeighting": {"c": 0.4},
+    "FairGrad": {"alpha": 2.0},
+    "FairGradWeighting": {"alpha": 2.0},
+    "Krum": {"n_byzantine": 0},
+    "KrumWeighting": {"n_byzantine": 0},
+    "NashMTL": {"n_tasks": M},
+    "TrimmedMean": {"trim_number": 1},
+    "COSMOS": {"lambda_": 2.0, "weights": None},
+    "FAMO": {"shape": M},
+    "IMTLL": {"shape": M},
+    "UW": {"shape": M},
+    "PBI": {"theta": 5.0, "weights": None},
+    "STCH": {"mu": 0.1},
+}
+
+
+def made(target: str) -> Combiner:
+    return build_weighting(
+        {"_target_": target, **ARGUMENTS.get(target.rpartition(".")[2], {})}, names(M)
+    ).double()
+
+
+@pytest.mark.parametrize("target", sorted(CLASSES - NEEDS_A_SOLVER - TWO_BATCHES))
+def test_it_goes_on_where_it_stopped(target: str) -> None:
+    course = Course(made(target), Toy(M)).run(4)
+    file = io.BytesIO()
+    torch.save(course.combiner.state_dict(), file)
+    file.seek(0)
+    again = made(target)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    resumed = Course(again, Toy(M), x=course.x, step=course.step).run(4)
+    assert torch.equal(resumed.x, course.run(4).x)
+
+
+@pytest.mark.parametrize("target", sorted(NEEDS_A_SOLVER))
+def test_a_solver_that_is_not_installed_is_named_at_the_start(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cvxpy", None)
+    with pytest.raises(
+        ValueError, match=r'needs a solver .* pip install -c constraints\.txt -e "\.\[solvers\]"'
+    ):
+        made(target)
+
+
+@pytest.mark.parametrize("target", sorted(TWO_BATCHES))
+def test_what_wants_two_batches_is_referred_to_our_own(target: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"wants the Jacobians of two batches; take weighting=(modo|sdmgrad)"
+    ):
+        made(target)
+
+
+def test_torchjds_composition_is_invariant_to_the_scale_of_the_losses() -> None:
+    J = conflicting(M)
+    plain = update(made("torchjd.aggregation.CRMOGMWeighting"), losses_of(M), J).weights
+    scaled = update(made("torchjd.aggregation.CRMOGMWeighting"), losses_of(M), 1e-6 * J).weights
+    torch.testing.assert_close(scaled, plain)
+
+
+def test_an_equation_that_is_not_solved_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    combiner = made("torchjd.aggregation.FairGrad")
+    with caplog.at_level(logging.WARNING):
+        update(combiner, losses_of(M), conflicting(M))
+        assert combiner.failures == 0
+        update(combiner, losses_of(M), conflicting(M) * torch.tensor([[0.0], [1.0], [1.0], [1.0]]))
+    assert combiner.failures == 1
+    assert combiner.solver_seconds > 0
+    assert (
+        "FairGradWeighting: the equation is solved to 1e+00 only; its weights are taken as they are"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("wrong", ["raises", "nan"])
+def test_a_solver_that_fails_leaves_the_trunk_and_is_counted(
+    wrong: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forward(self: FairGradWeighting, gramian: torch.Tensor, /) -> torch.Tensor:
+        if wrong == "raises":
+            raise RuntimeError("Solver 'ECOS'\nfailed")
+        return torch.full_like(gramian[0], torch.nan)
+
+    monkeypatch.setattr(FairGradWeighting, "forward", forward)
+    combiner = made("torchjd.aggregation.FairGrad")
+    with caplog.at_level(logging.WARNING):
+        assert update(combiner, losses_of(M), conflicting(M)).vector.norm() == 0
+    assert combiner.failures == 1
+    assert "no solution" in caplog.text
+    assert "the trunk is left as it is in this step" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "name", "changes"),
+    [
+        ("AlignedMTLWeighting", {"scale_mode": "median"}, "aligned_mtl", {"scale_mode": "median"}),
+        ("AlignedMTL", {"pref_vector": {"t1": 3}}, "aligned_mtl", {"pref_vector": {"t1": 3}}),
+        ("IMTLG", {}, "imtl_g", {}),
+        ("PCGradWeighting", {}, "pcgrad", {}),
+    ],
+)
+def test_what_is_exact_here_is_taken_from_here(
+    target: str, arguments: dict, name: str, changes: dict
+) -> None:
+    J = conflicting(M) * torch.tensor([[1e-3], [1.0], [1.0], [1e3]])
+    built = build_weighting({"_target_": f"torchjd.aggregation.{target}", **arguments}, names(M)).double()
+    torch.manual_seed(0)
+    found = update(built, losses_of(M), J).vector
+    torch.manual_seed(0)
+    assert torch.equal(found, update(make(name, M, **changes), losses_of(M), J).vector)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_nash_mtl_is_solved_exactly_here(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the packages that torchjd's class asks for."""
+    method = aggregation.NashMTL.__new__(aggregation.NashMTL)
+    torch.nn.Module.__init__(method)
+    for name, value in {"n_tasks": M, "max_norm": 0.5, "update_weights_every": every}.items():
+        monkeypatch.setattr(aggregation.NashMTL, name, value)
+    changes = {"max_norm": 0.5, "every": every}
+    combiner, expected = adapt(method).double(), make("nash_mtl", M, **changes)
+    for seed in range(4):
+        J = conflicting(M, seed=seed)
+        assert torch.equal(update(combiner, losses_of(M), J).vector, update(expected, losses_of(M), J).vector)
+
+
+class Rows(Weighting[Matrix]):
+    """A weighting of someone's own that takes the Jacobian."""
+
+    def forward(self, matrix: Matrix, /) -> torch.Tensor:
+        return matrix.abs().sum(1)
+
+
+class Derived(Rows):
+    """Takes it too."""
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        (Rows(), MatrixMethod),
+        (Derived(), MatrixMethod),
+        (aggregation.WeightedAggregator(Rows()), MatrixMethod),
+        (aggregation.ExcessMTLWeighting(), MatrixMethod),
+        (aggregation.ExcessMTL(), MatrixMethod),
+        (aggregation.MeanWeighting(), GramianMethod),
+        (aggregation.Mean(), GramianMethod),
+        (aggregation.GradVacWeighting(), GramianMethod),
+        (aggregation.UPGrad(), GramianMethod),
+        (aggregation.TrimmedMean(1), AggregatorMethod),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_weighting_gets_what_its_class_is_derived_for(method: object, kind: type) -> None:
+    """By torchjd's public types: a version that derives them from something else fails here, by name."""
+    assert type(adapt(method)) is kind
+
+
+def test_nothing_private_of_torchjd_is_used() -> None:
+    sources = (Path(__file__).parents[3] / "src").rglob("*.py")
+    private = re.compile(
+        r"^\s*(from|import) torchjd(\.\w+)*\._|from torchjd[\w.]* import .*\b_\w", re.MULTILINE
+    )
+    assert [str(path) for path in sources if private.search(path.read_text())] == []

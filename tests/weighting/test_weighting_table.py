@@ -1,8 +1,0 @@
-"""The docs list every weighting as its YAML and its class describe it."""
-
-from tests.weighting.weighting_table import PAGE, renewed
-
-
-def test_docs_are_those_of_the_code() -> None:
-    page = PAGE.read_text()
-    assert renewed(page) == page, "run python -m tests.weighting.weighting_table"

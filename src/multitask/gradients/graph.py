@@ -27,17 +27,17 @@ class Graph:
 
     def __init__(self, losses: Sequence[Sequence[GradientEdge]]) -> None:
         self.roots = [(edge, i) for i, of_loss in enumerate(losses) for edge in of_loss]
-        self.order = _topological([edge.node for edge, _ in self.roots])
-        self.reaching: dict[Node, int] = dict.fromkeys(self.order, 0)
+        self.following = _topological([edge.node for edge, _ in self.roots])
+        """The nodes, each before those that it leads to, with the edges that lead on: nodes and their outputs."""
+        self.reaching: dict[Node, int] = dict.fromkeys(self.following, 0)
         """The losses that reach each node."""
         for edge, i in self.roots:
             self.reaching[edge.node] |= 1 << i
         self.leaves: list[tuple[Tensor, int]] = []
         """Each leaf with the losses that reach it."""
         reaching = self.reaching
-        for node in self.order:
+        for node, following in self.following.items():
             losses_here = reaching[node]
-            following = node.next_functions
             if not following and (leaf := getattr(node, "variable", None)) is not None:
                 self.leaves.append((leaf, losses_here))
             for after, _ in following:
@@ -46,7 +46,7 @@ class Graph:
 
     def runs_python(self) -> bool:
         """Return whether some operation is written in Python, or compiled."""
-        return any(isinstance(node, BackwardCFunction) for node in self.order)
+        return any(isinstance(node, BackwardCFunction) for node in self.following)
 
     def reached_alone(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether one loss alone reaches some of the parameters in this graph."""
@@ -59,12 +59,12 @@ class Graph:
         They are counted along the longest way to an operation, so that a residual connection is no shortcut, and
         to the nearest of the operations that a parameter enters.
         """
-        farthest, every = dict.fromkeys(self.order, 0), 0
+        farthest, every = dict.fromkeys(self.following, 0), 0
         for edge, _ in self.roots:
             every |= self.reaching[edge.node]
         found: dict[Tensor, int] = {}
-        for node in self.order:
-            for after, _ in node.next_functions:
+        for node, following in self.following.items():
+            for after, _ in following:
                 if after is None:
                     continue
                 distance = farthest[node] + 1
@@ -78,21 +78,24 @@ class Graph:
         """Yield the nodes that several losses reach."""
         return (node for node, losses in self.reaching.items() if _several(losses))
 
-    def frontier(self) -> dict[tuple[Node, int], int]:
-        """Return the edges from nodes of one loss into nodes of several, with the losses that come by each.
+    def frontier(self) -> dict[tuple[Node, int], list[tuple[Node | None, int]]]:
+        """Return the edges that lead into nodes of several losses from nodes of one, or from the loss itself.
 
-        An edge is a node and the number of its output.
+        Returns:
+            Where each edge leads, a node and the number of its output, to where it comes from: a node, ``None``
+            for a root, and the one loss that comes by it.
         """
-        into = [(edge.node, edge.output_nr, 1 << i) for edge, i in self.roots]
-        for node, losses in self.reaching.items():
-            if not _several(losses):
-                into += [
-                    (after, output, losses) for after, output in node.next_functions if after is not None
-                ]
-        found: dict[tuple[Node, int], int] = {}
-        for node, output, losses in into:
-            if _several(self.reaching[node]):
-                found[node, output] = found.get((node, output), 0) | losses
+        found: dict[tuple[Node, int], list[tuple[Node | None, int]]] = {}
+        reaching = self.reaching
+        for edge, i in self.roots:
+            if _several(reaching[edge.node]):
+                found.setdefault((edge.node, edge.output_nr), []).append((None, i))
+        for node, losses in reaching.items():
+            if losses & (losses - 1):
+                continue
+            for key in self.following[node]:
+                if key[0] is not None and _several(reaching[key[0]]):
+                    found.setdefault(key, []).append((node, losses.bit_length() - 1))
         return found
 
 
@@ -100,32 +103,33 @@ def _several(losses: int) -> bool:
     return bool(losses & (losses - 1))
 
 
-def _topological(roots: Sequence[Node]) -> list[Node]:
-    """Return the nodes behind the roots, each before those that it leads to."""
-    finished: list[Node] = []
+def _topological(roots: Sequence[Node]) -> dict[Node, Sequence[tuple[Node, int]]]:
+    """Return the nodes behind the roots, each before those that it leads to, with the edges that lead on."""
+    finished: list[tuple[Node, Sequence[tuple[Node, int]]]] = []
     seen: set[Node] = set()
     for root in roots:
         if root in seen:
             continue
         seen.add(root)
-        stack = [(root, iter(root.next_functions))]
+        following = root.next_functions
+        stack = [(root, following, iter(following))]
         while stack:
-            node, following = stack[-1]
-            for after, _ in following:
+            node, following, rest = stack[-1]
+            for after, _ in rest:
                 if after is not None and after not in seen:
                     seen.add(after)
-                    stack.append((after, iter(after.next_functions)))
+                    following = after.next_functions
+                    stack.append((after, following, iter(following)))
                     break
             else:
                 stack.pop()
-                finished.append(node)
+                finished.append((node, following))
                 if node.name() == "CheckpointFunctionBackward":
                     raise ValueError(
                         "the model has a re-entrant checkpoint, which no gradient of a single loss can pass; call "
                         "torch.utils.checkpoint.checkpoint with use_reentrant=False."
                     )
-    finished.reverse()
-    return finished
+    return dict(reversed(finished))
 
 
 class Ownership:

@@ -58,7 +58,7 @@ class Layerwise(Engine):
         cheaper = {p for p, operand in operands.items() if _is_cheaper(operand, k)}
         together = None
         if all(p.ndim < 2 or p in operands for p in parameters):
-            together = stacked(pulls, parameters)
+            together = stacked(pulls, parameters, self._gather)
         if together is None:
             wasteful = {p for p, operand in operands.items() if operand.wasteful and k >= _MANY}
             operands = {p: operand for p, operand in operands.items() if p in cheaper | wasteful}

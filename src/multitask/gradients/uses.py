@@ -34,13 +34,12 @@ def sole_uses(graph: Graph, parameters: Sequence[Tensor]) -> list[Use | None]:
     A parameter that is reused or tied, penalized, changed by a hook, unreached, or hidden in a compiled
     region's single node together with others has no such operation that one could look into.
     """
-    consumers: dict[Node, list[tuple[Node, int]]] = {node: [] for node in graph.order}
+    consumers: dict[Node, list[tuple[Node, int]]] = {node: [] for node in graph.following}
     leaves: dict[int, Node] = {}
     for edge, _ in graph.roots:
         # A root is consumed from outside: a parameter must not be seen through it.
         consumers[edge.node].append((None, -1))
-    for node in graph.order:
-        following = node.next_functions
+    for node, following in graph.following.items():
         if not following and (leaf := getattr(node, "variable", None)) is not None:
             leaves[id(leaf)] = node
         for place, (after, _) in enumerate(following):

@@ -34,11 +34,18 @@ class Window:
         self._ownership = ownership
         self._rows = engine if isinstance(engine, Rows) else Rows()
         self.own = OwnGradients()
+        self._whole: TaskGradients | None = None
+        self._before: TaskGradients | None = None
         self.clear()
 
     def clear(self) -> None:
         """Start a new step."""
         self.own.clear()
+        # A CPU takes long to give memory back and to get it again: the next step takes what this one leaves.
+        on_processor = (
+            self._whole is not None and self.losses is not None and self.losses.device.type == "cpu"
+        )
+        self._before, self._whole = self._whole if on_processor else None, None
         self.losses: Tensor | None = None
         """Mean losses, shape ``[parts, m]``."""
         self.counts: list[float] = []
@@ -48,7 +55,6 @@ class Window:
         self.graph: Graph | None = None
         self.shares = False
         """Whether several losses reach a parameter."""
-        self._whole: TaskGradients | None = None
         self._parts: list[float] | None = None
         self._rows.clear()
 

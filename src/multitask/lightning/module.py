@@ -60,7 +60,7 @@ class MultiLossModule(MeasuredModule):
         super().__init__()
         self.telemetry = Telemetry()
         self.observers: list[Observer] = []
-        """Called with the result of each step, before the optimizer's step."""
+        """Called with the result of each step, after the optimizer's step."""
         self.now: Callable[[], float] = time.perf_counter
         self.times: dict[str, float] = {}
         """Seconds spent in the sections of a step; whoever reads them clears them."""
@@ -118,9 +118,10 @@ class MultiLossModule(MeasuredModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.scheduler_options = dict(scheduler_options or {})
         self._weighting_learning_rate = weighting_learning_rate
+        self.engine = make_engine(engine)
         self._step_options: dict[str, Any] = {
             "heads": heads,
-            "engine": make_engine(engine),
+            "engine": self.engine,
             "shared": shared,
             "seed": seed,
         }

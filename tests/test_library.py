@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "multitask"
 
 ROOMS = [
+    "__main__",
+    "commands",
     "benchmark",
     "sweep",
     "run",
@@ -48,6 +50,7 @@ ROOMS = [
     "randomness",
     "quiet_wandb",
     "terminal",
+    "places",
 ]
 """The rooms of the package, a folder or a file of its root each: imports point down this list."""
 

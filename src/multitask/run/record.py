@@ -108,7 +108,6 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
         config: The resolved config.
         task: The figure's task.
     """
-    root = str(config["paths"]["root"])
     data = {k: v for k, v in config["data"].items() if k not in ("seed", "num_workers", "targets")}
     if not data.get("drop_last"):
         data.pop("drop_last", None)  # recipes from before there was the key
@@ -124,7 +123,10 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
     recipe = json.dumps(
         {**parts, "data": data, "trainer": trainer, "task": tasks}, sort_keys=True, default=str
     )
-    return digest(recipe.replace(root, "."))
+    # The same files elsewhere are the same data; in a checkout, data/ has those of the package.
+    for home, name in ((config["paths"].get("embedded"), "./data"), (config["paths"]["root"], ".")):
+        recipe = recipe.replace(json.dumps(str(home))[1:-1], name) if home else recipe
+    return digest(recipe)
 
 
 def package_versions() -> dict[str, str]:

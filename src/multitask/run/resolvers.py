@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from multitask import places
 from multitask.run.checks import SINGLE_TASK
 from multitask.run.devices import gpus_of_job, parallel_jobs
 
@@ -20,7 +21,8 @@ from multitask.run.devices import gpus_of_job, parallel_jobs
 def register() -> None:
     """Make the resolvers known to OmegaConf; calling it again changes nothing."""
     new = OmegaConf.register_new_resolver
-    new("project_root", lambda: str(Path(__file__).parents[3]), replace=True)
+    new("project_root", lambda: str(places.root()), replace=True)
+    new("embedded_data", lambda: str(places.EMBEDDED), replace=True)
     new("num_tasks", lambda *, _root_: len(_root_.tasks) or None, replace=True)
     new("task_names", _task_names, replace=True)
     new("targets", _targets, replace=True)

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
 from multitask.errors import ConfigError, choices
+from multitask.places import CONFIGS
 from multitask.run.arguments import quoted
 from multitask.sweep.rank import is_first
 
@@ -65,8 +66,7 @@ def _key(argument: str) -> str:
 
 
 def _logs(paths: Sequence[str]) -> Path:
-    root = Path(__file__).parents[3]
-    with initialize_config_dir(str(root / "configs"), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return Path(compose("train", overrides=list(paths)).paths.logs).absolute()
 
 

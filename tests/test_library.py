@@ -51,6 +51,7 @@ ROOMS = [
     "quiet_wandb",
     "terminal",
     "places",
+    "system",
 ]
 """The rooms of the package, a folder or a file of its root each: imports point down this list."""
 

@@ -117,7 +117,9 @@ def _missing_group(error: MissingConfigException) -> str:
     # Hydra does not list the choices of a group that takes several, but says where it looked.
     folders = [Path(root) / group for root in re.findall(r"path=file://([^\n]+)", str(error))]
     known = {
-        str(file.relative_to(folder).with_suffix("")) for folder in folders for file in folder.rglob("*.yaml")
+        file.relative_to(folder).with_suffix("").as_posix()
+        for folder in folders
+        for file in folder.rglob("*.yaml")
     }
     if not choice or not known:
         return _flat(str(error).partition("Config search path")[0])

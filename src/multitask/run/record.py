@@ -54,14 +54,14 @@ _COSMETIC = {
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file at once, so that no reader and no crash sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def write_results(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write the long-form record, one row a figure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", newline="") as file:
+    with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -1,7 +1,6 @@
 """What the YAML files can compute: ``${num_tasks:}``, ``${task_names:}``, ``${sweep_id:}`` and their kin."""
 
 import hashlib
-import os
 import re
 import secrets
 from collections.abc import Container, Sequence
@@ -13,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from multitask import places
+from multitask import places, system
 from multitask.run.checks import SINGLE_TASK
 from multitask.run.devices import gpus_of_job, parallel_jobs
 
@@ -36,7 +35,7 @@ def register() -> None:
     new("job_name", _job_name, replace=True)
     new("parallel_jobs", lambda *, _root_: parallel_jobs(_root_.trainer.accelerator), replace=True)
     new("gpus_of_job", lambda *, _root_: gpus_of_job(**_root_.trainer), replace=True)
-    new("threads", lambda: max(1, len(os.sched_getaffinity(0))), replace=True)
+    new("threads", lambda: system.cores(), replace=True)
 
 
 def _run_id() -> str:

@@ -51,7 +51,7 @@ def recall() -> None:
         return
     if len(found) > 1:
         raise ConfigError(f"sweep={name} is in {' and '.join(str(p.parent) for p in found)}; rename one.")
-    sys.argv[1:] = merged(json.loads(found[0].read_text())["arguments"], given)
+    sys.argv[1:] = merged(json.loads(found[0].read_text(encoding="utf-8"))["arguments"], given)
 
 
 def merged(before: Sequence[str], now: Sequence[str]) -> list[str]:

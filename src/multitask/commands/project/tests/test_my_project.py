@@ -39,4 +39,4 @@ def test_the_experiment_trains(tmp_path: Path) -> None:
         f"hydra.run.dir={tmp_path}",
     ]
     subprocess.run([sys.executable, "-m", "multitask", "train", *small], cwd=ROOT, check=True)
-    assert json.loads((tmp_path / "run.json").read_text())["status"] == "completed"
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["status"] == "completed"

@@ -10,6 +10,8 @@ from multitask.places import CONFIGS, ROOT
 COMMANDS = {
     "train": "train one run, or with -m a sweep",
     "eval": "measure a checkpoint",
+    "predict": "write a checkpoint's predictions to a table or arrays",
+    "export": "write a checkpoint's model to a file of torch.export or ONNX",
     "compare": "compare the runs of sweeps",
     "baselines": "write down the figures of tasks trained alone",
     "benchmark": "measure what a step costs",

@@ -61,9 +61,9 @@ def offer_config() -> None:
 def _named(arguments: list[str]) -> str:
     given = [argument for argument in arguments if argument.startswith("ckpt_path=")]
     if not given:
-        raise ConfigError("ckpt_path is missing; give a file: python scripts/eval.py ckpt_path=<file>.")
+        raise ConfigError("ckpt_path is missing; give a file: ckpt_path=<file>.")
     if any(argument in ("-m", "--multirun") for argument in arguments):
-        raise ConfigError("ckpt_path names one checkpoint; call eval.py once for each, without -m.")
+        raise ConfigError("ckpt_path names one checkpoint; give one command for each, without -m.")
     return str(OverridesParser.create().parse_override(given[-1]).value())
 
 

@@ -15,7 +15,7 @@ from multitask.run import names
 from multitask.run.model_choice import check_choices, is_own, leave_out_trunk_and_tasks
 from multitask.run.sections import check_sections
 from multitask.run.trainer_keys import check_trainer
-from multitask.run.values import TRAIN, check_values
+from multitask.run.values import OF_CHECKPOINT, TRAIN, check_values
 
 # The method's name in the record of a run that trains one task alone, to compare others with.
 SINGLE_TASK = "single_task"
@@ -35,6 +35,8 @@ def check(config: DictConfig) -> None:
     for key in _missing(_plain(config)):
         raise ConfigError(f"{key} has no value; set {key}=…")
     check_values(config, TRAIN)
+    if "trained" in config:
+        check_values(config, OF_CHECKPOINT)
     check_trainer(config)
     scheduler = config.get("scheduler") or {}
     if str(scheduler.get("_target_")).endswith("ReduceLROnPlateau") and not scheduler.get("monitor"):

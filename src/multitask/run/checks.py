@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from multitask.errors import ConfigError, check_names, choices, one_sentence
 from multitask.run import names
+from multitask.run.loggers import check_installed
 from multitask.run.model_choice import check_choices, is_own, leave_out_trunk_and_tasks
 from multitask.run.sections import check_sections
 from multitask.run.trainer_keys import check_trainer
@@ -38,6 +39,7 @@ def check(config: DictConfig) -> None:
     if "trained" in config:
         check_values(config, OF_CHECKPOINT)
     check_trainer(config)
+    check_installed([str(name) for name, node in (config.get("logger") or {}).items() if node])
     scheduler = config.get("scheduler") or {}
     if str(scheduler.get("_target_")).endswith("ReduceLROnPlateau") and not scheduler.get("monitor"):
         raise ConfigError("scheduler.monitor is not set; name a logged metric, for example val/loss.")

@@ -14,6 +14,7 @@ from multitask.errors import ConfigError, check_names, choices, one_sentence
 from multitask.run import names
 from multitask.run.loggers import check_installed
 from multitask.run.model_choice import check_choices, is_own, leave_out_trunk_and_tasks
+from multitask.run.record import of_task
 from multitask.run.sections import check_sections
 from multitask.run.trainer_keys import check_trainer
 from multitask.run.values import OF_CHECKPOINT, TRAIN, check_values
@@ -104,6 +105,8 @@ def keep_only(config: DictConfig) -> None:
         )
     with open_dict(config):
         config.tasks = {name: config.tasks[name]}
+        if groups := _plain(config).get("parameter_groups"):
+            config.parameter_groups = of_task(groups, str(name))
         for key, value in config.weighting.items():
             if isinstance(value, DictConfig) and "_target_" not in value:
                 config.weighting[key] = {}

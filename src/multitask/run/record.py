@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -119,6 +120,8 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
     parts["trunk"] = {k: v for k, v in config["trunk"].items() if k != "tasks"}
     if config.get("model") not in (None, {"_target_": TRUNK_AND_HEADS, "inputs": "inputs"}):
         parts["model"] = config["model"]
+    if groups := of_task(config.get("parameter_groups") or {}, task):
+        parts["parameter_groups"] = groups
     tasks = config["tasks"] if task is None else config["tasks"].get(task)
     recipe = json.dumps(
         {**parts, "data": data, "trainer": trainer, "task": tasks}, sort_keys=True, default=str
@@ -127,6 +130,12 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
     for home, name in ((config["paths"].get("embedded"), "./data"), (config["paths"]["root"], ".")):
         recipe = recipe.replace(json.dumps(str(home))[1:-1], name) if home else recipe
     return digest(recipe)
+
+
+def of_task(groups: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """Return the settings by pattern of parameter names that are not of other tasks than this, if one is given."""
+    other = re.compile(r"tasks\.(\w+)\.")
+    return {p: own for p, own in groups.items() if task is None or not (m := other.match(p)) or m[1] == task}
 
 
 def package_versions() -> dict[str, str]:

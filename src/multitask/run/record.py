@@ -114,6 +114,8 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
         data.pop("drop_last", None)  # recipes from before there was the key
     if data.get("collate_fn") is None:
         data.pop("collate_fn", None)
+    if data.get("temperature") == 1.0 and data.get("ratios") is None:
+        data = {k: v for k, v in data.items() if k not in ("temperature", "ratios")}
     trainer = {k: v for k, v in config["trainer"].items() if k not in _COSMETIC}
     parts = {key: config.get(key) for key in ("optimizer", "scheduler", "selection", "init_from")}
     # A trunk that is told the tasks is the same trunk with other tasks.

@@ -20,7 +20,13 @@ _SAME = (
     "trainer",
 )
 # Keys that there were not always, and what a run did before; a switch was off.
-_BEFORE = {"data.collate_fn": None, "model._target_": TRUNK_AND_HEADS, "model.inputs": "inputs"}
+_BEFORE = {
+    "data.collate_fn": None,
+    "data.ratios": None,
+    "data.temperature": 1.0,
+    "model._target_": TRUNK_AND_HEADS,
+    "model.inputs": "inputs",
+}
 _FREE = {
     "data": {"path", "root", "eval_batch_size", "num_workers", "targets"},
     "trainer": {

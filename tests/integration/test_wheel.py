@@ -43,7 +43,7 @@ class Environment:
             "--no-deps",
             "--no-index",
         ]
-        subprocess.run([*pip, _wheel(folder / "wheel")], check=True)
+        subprocess.run([*pip, _wheel(folder / "wheel")], check=True, env=_environment())
         (site,) = folder.rglob("multitask/__init__.py")
         # A plain path: the .pth files in it, of editable installs, are not read.
         (site.parents[1] / "outer.pth").write_text(sysconfig.get_path("purelib"))
@@ -52,14 +52,18 @@ class Environment:
 
     def run(self, *command: str, cwd: Path) -> str:
         """Run a command that succeeds, and return what it printed."""
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=cwd, env=_environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def multitask(self, *arguments: str, cwd: Path) -> str:
         """Run the command `multitask`."""
         return self.run(self.command, *arguments, cwd=cwd)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without the sources, in which an editable install left its metadata."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def _wheel(folder: Path) -> Path:

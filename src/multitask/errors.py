@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from multitask.evaluation.errors import ComparisonError
+from multitask.places import CONFIGS
 
 # What the operating system says of a folder that is full, read-only, not ours, or no folder.
 _UNWRITABLE = {
@@ -26,9 +27,6 @@ _UNWRITABLE = {
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
     if hasattr(errno, name)
 }
-
-
-_CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 class ConfigError(Exception):
@@ -119,7 +117,9 @@ def _missing_group(error: MissingConfigException) -> str:
     # Hydra does not list the choices of a group that takes several, but says where it looked.
     folders = [Path(root) / group for root in re.findall(r"path=file://([^\n]+)", str(error))]
     known = {
-        str(file.relative_to(folder).with_suffix("")) for folder in folders for file in folder.rglob("*.yaml")
+        file.relative_to(folder).with_suffix("").as_posix()
+        for folder in folders
+        for file in folder.rglob("*.yaml")
     }
     if not choice or not known:
         return _flat(str(error).partition("Config search path")[0])
@@ -142,7 +142,7 @@ def _unknown_key(error: OmegaConfBaseException) -> str | None:
         return None
     keys = {str(k) for k in parent if str(k) != "hydra"}
     if not where:  # groups as well, such as task, whose choices are merged under another key
-        keys |= {folder.name for folder in _CONFIGS.iterdir() if folder.is_dir()} - {"hydra", full_key}
+        keys |= {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"hydra", full_key}
     return (
         f"{full_key} is not a key of {where or 'the config'}; {choices(str(error.key), keys, 1 if where else 2)} "
         f"Write +{full_key}=… to add it."

@@ -15,6 +15,7 @@ from multitask.measurement import Measurement
 from multitask.penalty import Penalty
 from multitask.private import keep_buffers_of_backward
 from multitask.seen import Seen, naming, with_gradients
+from multitask.targets import in_units
 from multitask.task import Batch, Outcome, Task
 from multitask.terms.term import Term
 from multitask.weighting.base import Rows
@@ -161,13 +162,22 @@ class MultiTaskModule(MultiLossModule):
 
     def examples(self, batch: Batch) -> float:
         """Return how many examples a batch has: those of its first target, whatever its inputs are made of."""
-        target = next((batch[task.target] for task in self.by_name.values()), None)
+        target = next((batch[task.target] for task in self.by_name.values() if task.target in batch), None)
         return float(len(target)) if isinstance(target, Tensor) else super().examples(batch)
 
     @property
     def labels_can_be_missing(self) -> bool:
         """Whether a task can be absent from a step."""
         return any(task.missing for task in (*self.by_name.values(), *self.terms.values()))
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
+        """Return each task's prediction as its metrics see it; the batch needs no labels."""
+        with self._graph():
+            seen = self.see(batch)
+            return {
+                name: in_units(task.transform, seen.predictions[name]).detach()
+                for name, task in self.by_name.items()
+            }
 
     def add_measured(self, batch: Batch) -> None:
         """Add a batch to the tasks' losses and metrics."""

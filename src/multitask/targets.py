@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from multitask.metrics.precision import exact
+
 
 @runtime_checkable
 class Fitted(Protocol):
@@ -129,6 +131,15 @@ class Shown(Transform):
     def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the prediction through the function."""
         return self.function(prediction), target
+
+
+def in_units(transform: Transform, prediction: Tensor) -> Tensor:
+    """Return a prediction as the metrics see it, where there is no target: probabilities, or numbers in its units.
+
+    In float64 where these units are the target's own.
+    """
+    values = exact(prediction) if isinstance(transform, Fitted) else prediction
+    return transform.shown(values, torch.zeros_like(values))[0]
 
 
 class _Moments:

@@ -283,3 +283,11 @@ class Pair(nn.Module):
         """Return features, ``[batch, 4]``."""
         x, ids = both
         return self.numbers(x) + self.tokens(ids)
+
+
+class Predicting(Autoencoder):
+    """The same, with predictions by name."""
+
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> dict[str, Tensor]:
+        """Return the probability of the second class."""
+        return {"positive": self.classifier(self.encoder(self.pair(batch)[0])).softmax(1)[:, 1]}

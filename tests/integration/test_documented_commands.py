@@ -25,6 +25,8 @@ CHOICES = {
     "…/": "x/",
     "…": "",
 }
+# The scripts' own keys beside those of the run.
+OF_CHECKPOINT = {"predict": ("split", "ids", "output"), "export": ("format", "dynamic", "output")}
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:
@@ -72,11 +74,13 @@ def check(script: str, arguments: str, searched: list[str]) -> None:
     if "--config-dir" in given:
         at = given.index("--config-dir")
         del given[at : at + 2]
+    if script in OF_CHECKPOINT:
+        given = ["data=npz", *(a for a in given if a.partition("=")[0] not in OF_CHECKPOINT[script])]
     overrides = [
         choices(each) for each in OverridesParser.create().parse_overrides([a for a in given if a != "-m"])
     ]
-    # eval.py takes the keys of the run whose checkpoint it is given, trace.py those of a run.
-    name = "train" if script in ("eval", "trace") else script
+    # These take the keys of the run whose checkpoint they are given, and trace.py those of a run.
+    name = "train" if script in ("eval", "trace", *OF_CHECKPOINT) else script
     first = [values[0] for values in overrides]
     jobs = [
         first,

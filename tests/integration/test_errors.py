@@ -83,7 +83,7 @@ HEAVY = {
     "callbacks=early_stopping callbacks.early_stopping.monitor=val/los": "monitor=val/los is not logged",
     "evaluation.splits=[tst]": "evaluation.splits names tst, and the data has train, val, test",
     "+optimizer.lrr=1": "optimizer.lrr is no argument of torch.optim.Adam; did you mean 'lr'?",
-    "+optimizer.trunk_lr=1e-4": "Trunk and heads share one learning rate, optimizer.lr.",
+    "+optimizer.trunk_lr=1e-4": "Learning rates of parts of the model are set by parameter_groups.",
     "+trunk.lr=1e-4": "trunk.lr is no argument of multitask.nn.lenet.lenet; ",
     "+tasks.left.head.lr=1e-4": "tasks.left.head.lr is no argument of torch.nn.LazyLinear; ",
     "scheduler=cosine +scheduler.warmup=3": "scheduler.warmup is no argument of torch.optim.lr_sch",

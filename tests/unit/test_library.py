@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "multitask"
 
 ROOMS = [
+    "__main__",
+    "commands",
     "benchmark",
     "sweep",
     "run",
@@ -49,6 +51,8 @@ ROOMS = [
     "quiet_wandb",
     "terminal",
     "private",
+    "places",
+    "system",
 ]
 """The rooms of the package, a folder or a file of its root each: imports point down this list."""
 

@@ -1,6 +1,5 @@
 """The machine and time of a measurement."""
 
-import os
 import platform
 from datetime import date
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from multitask.run.record import git_commit, package_versions
+from multitask.system import cores
 
 
 def facts(root: Path, device: str) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def facts(root: Path, device: str) -> dict[str, Any]:
     versions = package_versions()
     return {
         "processor": torch.cuda.get_device_name() if device == "cuda" else _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torchjd": versions.get("torchjd", ""),
@@ -41,6 +41,6 @@ def sentence(known: dict[str, Any]) -> str:
 
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

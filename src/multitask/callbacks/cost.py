@@ -1,7 +1,5 @@
 """The time of each part of a step, and the memory of a run."""
 
-import resource
-import sys
 import time
 from statistics import median
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from multitask import system
 from multitask.lightning.module import MultiLossModule
 
 _SECTIONS = ("data", "forward", "task gradients", "solver", "optimizer", "step")
@@ -67,8 +66,11 @@ class Cost(Callback):
         self._steps_taken = trainer.global_step
         self.steps.append(self._in_step)
         spent = {**pl_module.times, "data": self._waited, "step": self._in_step}
-        figures = [*(spent.get(section, 0.0) for section in _SECTIONS), peak_memory_mib()]
-        names = [*(section.replace(" ", "_") for section in _SECTIONS), "peak_memory_mib"]
+        figures = [spent.get(section, 0.0) for section in _SECTIONS]
+        names = [section.replace(" ", "_") for section in _SECTIONS]
+        if (peak := peak_memory_mib()) is not None:
+            figures.append(peak)
+            names.append("peak_memory_mib")
         pl_module.telemetry.add("cost", torch.tensor(figures, dtype=torch.float64), names)
         pl_module.times.clear()
         self._waited = self._in_step = 0.0
@@ -76,13 +78,16 @@ class Cost(Callback):
     def facts(self) -> dict[str, float]:
         """Return the median seconds of a step and the peak memory, for the run's record."""
         steps = self.steps[_WARM_UP:] or self.steps
-        found = {"peak_memory_mib": round(peak_memory_mib(), 1)}
+        peak = peak_memory_mib()
+        found = {} if peak is None else {"peak_memory_mib": round(peak, 1)}
         return found | ({"step_seconds": round(median(steps), 6)} if steps else {})
 
 
-def peak_memory_mib() -> float:
-    """Return the most memory held so far, in MiB: of the CUDA device where there is one, else of the process."""
+def peak_memory_mib() -> float | None:
+    """Return the most memory held so far, in MiB: of the CUDA device where there is one, else of the process.
+
+    ``None`` where the system does not tell.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held / (2**20 if sys.platform == "darwin" else 2**10)
+    return system.peak_memory_mib()

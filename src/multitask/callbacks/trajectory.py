@@ -115,7 +115,7 @@ class Trajectory(Callback):
         points = torch.tensor(self.points)
         values = torch.stack([objective.values(points) for objective in objectives], dim=-1)
         folder = Path(trainer.default_root_dir)
-        with (folder / "trajectory.csv").open("w", newline="") as file:
+        with (folder / "trajectory.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow([*_COLUMNS, *names])
             for step, row in enumerate(torch.cat([points, values], dim=-1).tolist()):

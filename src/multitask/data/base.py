@@ -94,6 +94,10 @@ class DataModule(LightningDataModule):
         """Make a batch of any nesting of a data set's examples; by default their tensors are stacked."""
         return default_collate(examples)
 
+    def ids(self, split: str) -> Sequence[Any] | None:
+        """Return what names each example of a split, in its order; ``None`` where that is its place in the split."""
+        return None
+
     def loader(self, split: str, *, training: bool = False) -> Batches:
         """Return batches of one split; in training batches where ``training`` is set, and shuffled then.
 

@@ -88,7 +88,8 @@ class CelebA(DataModule):
         """
         names, files, values = self._attributes()
         folder = self._find(_IMAGES)
-        partition = dict(line.split() for line in self._find(_PARTITION).read_text().splitlines() if line)
+        lines = self._find(_PARTITION).read_text(encoding="utf-8").splitlines()
+        partition = dict(line.split() for line in lines if line)
         lost = next((file for file in files if file not in partition), None)
         if lost is not None:
             raise ValueError(
@@ -112,7 +113,7 @@ class CelebA(DataModule):
     def _attributes(self) -> tuple[list[str], list[str], Tensor]:
         """Names of the attributes, file names, and values ``[n, attributes]``."""
         path = self._find(_ATTRIBUTES)
-        count, header, *lines = path.read_text().splitlines()
+        count, header, *lines = path.read_text(encoding="utf-8").splitlines()
         names, rows = header.split(), [line.split() for line in lines if line]
         if len(rows) != int(count) or any(len(row) != len(names) + 1 for row in rows):
             raise ValueError(

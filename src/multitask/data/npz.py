@@ -41,6 +41,7 @@ class Npz(DataModule):
         self.targets = None if targets is None else [name for name in targets if name != "inputs"]
         self.split = split
         self.split_seed = split_seed
+        self._rows: dict[str, torch.Tensor] = {}
 
     def load(self) -> dict[str, Split]:
         """Read, check and split the arrays.
@@ -65,12 +66,18 @@ class Npz(DataModule):
                     f"{where}: '{name}' has {len(tensors[name])} rows and '{self.inputs}' {count}; all arrays need "
                     "one row per example."
                 )
-        parts = self._parts(arrays, count)
+        self._rows = dict(zip(SPLITS, self._parts(arrays, count), strict=True))
         return {
-            name: {key: values[part] for key, values in tensors.items()}
-            for name, part in zip(SPLITS, parts, strict=True)
-            if len(part)
+            name: {key: values[rows] for key, values in tensors.items()}
+            for name, rows in self._rows.items()
+            if len(rows)
         }
+
+    def ids(self, split: str) -> Sequence[int]:
+        """Return each example's row in the file."""
+        self.setup()
+        rows: list[int] = self._rows[split].tolist()
+        return rows
 
     def _read(self) -> Mapping[str, np.ndarray]:
         if self.path is None or not Path(self.path).is_file():

@@ -13,8 +13,10 @@ from multitask.data.base import Batches, DataModule, Reading, Split
 from multitask.data.loading import Arrays, Loader
 from multitask.randomness import derived_seed
 
-Rule = Literal["cycle", "shortest", "proportional"]
+Rule = Literal["cycle", "shortest", "proportional", "sampled"]
 MISSING = -100
+# A batch is drawn from all sources, and an epoch has as many as there are in all examples.
+_TOGETHER = ("proportional", "sampled")
 
 
 class PerTask(DataModule):
@@ -29,16 +31,20 @@ class PerTask(DataModule):
         rule: How training batches are made. ``cycle``: ``batch_size`` examples of each source, the
             shorter ones gone through again until the longest ends; ``shortest``: the same until the
             shortest ends; ``proportional``: as many in all, drawn from all sources together, each
-            example once per epoch.
+            example once per epoch; ``sampled``: as many in all, each from a source that is drawn by ``ratios`` or
+            ``temperature``, in as many batches as ``proportional`` makes of them.
         targets: The targets that tasks want: sources that have none of them are left out; ``None``
             for all.
         batch_size: Examples of each source, process and training batch; ``None`` for all at once.
         eval_batch_size: See :class:`~multitask.data.base.DataModule`.
         seed: See there.
         num_workers: See there.
+        temperature: Of ``sampled``: a source of n training examples is drawn with probability ∝ n^(1/T), so that 1 is
+            in proportion to the sizes, and the larger, the more evenly.
+        ratios: Of ``sampled``, in place of a temperature: what each source's probability is proportional to, by name.
 
     Raises:
-        ValueError: If there is no source, or the rule is not known.
+        ValueError: If there is no source, the rule is not known, or the others do not fit it.
     """
 
     def __init__(
@@ -46,6 +52,8 @@ class PerTask(DataModule):
         sources: Mapping[str, DataModule],
         rule: Rule = "cycle",
         targets: Sequence[str] | None = None,
+        temperature: float = 1.0,
+        ratios: Mapping[str, float] | None = None,
         **batching: Unpack[Reading],
     ) -> None:
         super().__init__(**(Reading(batch_size=64) | batching))
@@ -53,10 +61,14 @@ class PerTask(DataModule):
             raise ValueError("data.sources is empty; name at least one data set.")
         if rule not in get_args(Rule):
             raise ValueError(f"data.rule={rule} is not known; choose one of {', '.join(get_args(Rule))}.")
+        _check_sampling(rule, temperature, ratios, list(sources))
         self.sources = dict(sources)
         self.rule = rule
+        self.temperature = temperature
+        self.ratios = ratios
         self.targets = targets
         self._sizes: list[int] = []
+        self._shares: list[float] = []
 
     def load(self) -> dict[str, Split]:
         """Load the sources and join them split by split.
@@ -89,6 +101,10 @@ class PerTask(DataModule):
             for split in kept[first].splits
         }
         self._sizes = [part.size for part in parts["train"]]
+        self._shares = [
+            part.size ** (1 / self.temperature) if self.ratios is None else float(self.ratios[part.name])
+            for part in parts["train"]
+        ]
         return {split: join(of_split) for split, of_split in parts.items()}
 
     def _wanted(self, part: "_Part") -> bool:
@@ -101,7 +117,9 @@ class PerTask(DataModule):
         self.setup()
         collate = self.collate_fn or self.collate
         options = {"collate": collate, **self.order(training)}
-        return JointLoader(self.placed(split), self._sizes, self.rule, self.batch_size, **options)
+        return JointLoader(
+            self.placed(split), self._sizes, self.rule, self.batch_size, shares=self._shares, **options
+        )
 
 
 class JointLoader(Loader):
@@ -113,6 +131,7 @@ class JointLoader(Loader):
         rule: See :class:`PerTask`.
         each: Examples of each source, rank and batch; ``None`` for all at once.
         shuffle: Whether to draw a new order each epoch, or to keep that of the first.
+        shares: What the probability of each source is proportional to, where the rule is ``sampled``.
         options: See :class:`~multitask.data.loading.Loader`.
     """
 
@@ -124,6 +143,7 @@ class JointLoader(Loader):
         each: int | None,
         *,
         shuffle: bool = True,
+        shares: Sequence[float] = (),
         **options: Any,
     ) -> None:
         # Without a new order each epoch it is still mixed: its first batches have examples of all sources.
@@ -131,6 +151,7 @@ class JointLoader(Loader):
         self._reshuffled = shuffle
         self._sizes = list(sizes)
         self._rule = rule
+        self._shares = list(shares)
         self._chunks = [each * self.world_size if each else size for size in sizes]
 
     def set_epoch(self, epoch: int) -> None:
@@ -138,7 +159,7 @@ class JointLoader(Loader):
         super().set_epoch(epoch if self._reshuffled else 0)
 
     def __len__(self) -> int:
-        if self._rule == "proportional":
+        if self._rule in _TOGETHER:
             return super().__len__()
         lengths = [
             self.batches_of(size, chunk) for size, chunk in zip(self._sizes, self._chunks, strict=True)
@@ -147,18 +168,34 @@ class JointLoader(Loader):
 
     def smallest(self, processes: int) -> int:
         """Return how many examples a process's smallest batch has; all but the longest source fill theirs."""
-        if self._rule == "proportional" or len(self._sizes) == 1:
+        if self._rule in _TOGETHER or len(self._sizes) == 1:
             return super().smallest(processes)
         return self.batch_size // len(self._sizes)
 
     def _batches(self) -> list[Tensor]:
         if self._rule == "proportional":
             return super()._batches()
+        if self._rule == "sampled":
+            return [whole.tensor_split(self.world_size)[self.rank] for whole in self._sampled()]
         chunks = [self._of_source(i) for i in range(len(self._sizes))]
         return [
             torch.cat([chunk.tensor_split(self.world_size)[self.rank] for chunk in of_batch])
             for of_batch in zip(*chunks, strict=True)
         ]
+
+    def _sampled(self) -> list[Tensor]:
+        """Return the indices of each batch of this epoch, on all processes together."""
+        generator = torch.Generator().manual_seed(derived_seed("sources", self.seed, self.epoch))
+        count = min(self.examples, len(self) * self.batch_size * self.world_size)
+        drawn = torch.tensor(self._shares, dtype=torch.float64).multinomial(count, True, generator=generator)
+        indices = torch.empty(count, dtype=torch.long)
+        for source, size in enumerate(self._sizes):
+            places = (drawn == source).nonzero().flatten()
+            rounds = -(-len(places) // size)
+            order = [self._permutation(source, i) for i in range(rounds)]
+            if order:
+                indices[places] = sum(self._sizes[:source]) + torch.cat(order)[: len(places)]
+        return list(indices.split(self.batch_size * self.world_size))
 
     def _of_source(self, source: int) -> list[Tensor]:
         """Return the indices that a source gives to each batch of this epoch."""
@@ -173,6 +210,28 @@ class JointLoader(Loader):
     def _permutation(self, source: int, number: int) -> Tensor:
         seed = derived_seed("order", self.seed, self.epoch, source, number)
         return torch.randperm(self._sizes[source], generator=torch.Generator().manual_seed(seed))
+
+
+def _check_sampling(
+    rule: Rule, temperature: float, ratios: Mapping[str, float] | None, sources: Sequence[str]
+) -> None:
+    if rule != "sampled" and (temperature != 1.0 or ratios is not None):
+        key = "ratios" if ratios is not None else "temperature"
+        raise ValueError(f"data.{key} does nothing with data.rule={rule}; set data.rule=sampled.")
+    if temperature <= 0:
+        raise ValueError(f"data.temperature={temperature} has to be positive.")
+    if ratios is None:
+        return
+    if temperature != 1.0:
+        raise ValueError("data.ratios and data.temperature both say how sources are drawn; give one of them.")
+    if set(ratios) != set(sources):
+        raise ValueError(
+            f"data.ratios names {', '.join(ratios)}; give a number for each of {', '.join(sources)}."
+        )
+    if min(ratios.values()) <= 0:
+        raise ValueError(
+            f"data.ratios={dict(ratios)}: each has to be positive; leave out the tasks of a source."
+        )
 
 
 class _Part:

@@ -78,7 +78,7 @@ class QM9(DividedFile):
         return {name: {key: values[part] for key, values in data.items()} for name, part in parts.items()}
 
     def _properties(self, path: Path) -> dict[str, Tensor]:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         # In double precision up to the unit, since the raw energies are large.
         return {
@@ -97,7 +97,7 @@ class QM9(DividedFile):
 def _numbers(path: Path) -> list[int]:
     """Positions of the molecules that the file names; it counts from one, after a header, and ends with a
     sum."""
-    words = [line.split() for line in path.read_text().splitlines()[_HEADER_LINES:]]
+    words = [line.split() for line in path.read_text(encoding="utf-8").splitlines()[_HEADER_LINES:]]
     return [
         int(line[0]) - 1 for line in words if len(line) > 1 and line[0].isdigit() and line[1] != "compounds"
     ]

@@ -17,7 +17,7 @@ def read_molecules(path: Path, largest: int) -> Tensor:
     """
     rows: list[float] = []
     count = 0
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         lines = iter(file)
         for _ in lines:  # the name, which opens a molecule
             atoms = list(_atoms(lines, path, count, largest))

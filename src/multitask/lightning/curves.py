@@ -70,7 +70,7 @@ class MetricsCsv(Logger):
             rest = sorted({*self._columns, *new} - set(_FIRST))
             self._columns = [*_FIRST, *rest]
             _write(self.path, self._columns, _rows(self.path) if self.path.is_file() else [])
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, restval="").writerow(row)
         self.rows += 1
 
@@ -102,19 +102,19 @@ def carry_over(source: Path, target: Path, count: int) -> None:
 def _columns(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return next(csv.reader(file), [])
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     """Return the rows, without a last one that was cut off."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 def _write(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", newline="") as file:
+    with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 # A path or an address is one value even with a comma in it: these keys are never swept over.
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "replace")
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "replace", "output")
 # These can be swept over with -m, where a comma separates values.
 FILES = ("ckpt_path", "init_from", "data.path", "paths.data", "paths.logs")
 

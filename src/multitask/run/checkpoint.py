@@ -8,6 +8,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from multitask.errors import ConfigError
+from multitask.places import EMBEDDED_FILES
 
 # The places of the training machine; `configs/paths` says where this one does.
 _OF_THE_RUN = ("paths", "run_folder", "ckpt_path", "init_from", "callbacks", "logger")
@@ -51,9 +52,7 @@ def offer_config() -> None:
         return
     config = read_checkpoint(_named(sys.argv[1:]))["config"]
     own = {key: value for key, value in config.items() if key not in _OF_THE_RUN}
-    own["data"] = _moved(
-        config["data"], {config["paths"][key]: f"${{paths.{key}}}" for key in ("data", "root")}
-    )
+    own["data"] = _moved(config["data"], _homes(config["paths"]))
     ConfigStore.instance().store(
         name="checkpoint", node={**own, "trained": {"run_folder": config["run_folder"]}}
     )
@@ -62,10 +61,22 @@ def offer_config() -> None:
 def _named(arguments: list[str]) -> str:
     given = [argument for argument in arguments if argument.startswith("ckpt_path=")]
     if not given:
-        raise ConfigError("ckpt_path is missing; give a file: python scripts/eval.py ckpt_path=<file>.")
+        raise ConfigError("ckpt_path is missing; give a file: ckpt_path=<file>.")
     if any(argument in ("-m", "--multirun") for argument in arguments):
-        raise ConfigError("ckpt_path names one checkpoint; call eval.py once for each, without -m.")
+        raise ConfigError("ckpt_path names one checkpoint; give one command for each, without -m.")
     return str(OverridesParser.create().parse_override(given[-1]).value())
+
+
+def _homes(paths: dict[str, str]) -> dict[str, str]:
+    """Return what is where on the training machine, and where this machine has it, the narrower first.
+
+    What came with the package comes with the package here; a checkout has it among the user's data.
+    """
+    homes = {
+        f"{paths.get('embedded', paths['data'])}/{name}": f"${{paths.embedded}}/{name}"
+        for name in EMBEDDED_FILES
+    }
+    return homes | {paths[key]: f"${{paths.{key}}}" for key in ("data", "root")}
 
 
 def _moved(value: Any, homes: dict[str, str]) -> Any:

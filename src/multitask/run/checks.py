@@ -12,10 +12,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from multitask.errors import ConfigError, check_names, choices, one_sentence
 from multitask.run import names
+from multitask.run.loggers import check_installed
 from multitask.run.model_choice import check_choices, is_own, leave_out_trunk_and_tasks
+from multitask.run.record import of_task
 from multitask.run.sections import check_sections
 from multitask.run.trainer_keys import check_trainer
-from multitask.run.values import TRAIN, check_values
+from multitask.run.values import OF_CHECKPOINT, TRAIN, check_values
 
 # The method's name in the record of a run that trains one task alone, to compare others with.
 SINGLE_TASK = "single_task"
@@ -31,7 +33,10 @@ def check(config: DictConfig) -> None:
     for key in _missing(_plain(config)):
         raise ConfigError(f"{key} has no value; set {key}=…")
     check_values(config, TRAIN)
+    if "trained" in config:
+        check_values(config, OF_CHECKPOINT)
     check_trainer(config)
+    check_installed([str(name) for name, node in (config.get("logger") or {}).items() if node])
     scheduler = config.get("scheduler") or {}
     if str(scheduler.get("_target_")).endswith("ReduceLROnPlateau") and not scheduler.get("monitor"):
         raise ConfigError("scheduler.monitor is not set; name a logged metric, for example val/loss.")
@@ -96,6 +101,8 @@ def keep_only(config: DictConfig) -> None:
         )
     with open_dict(config):
         config.tasks = {name: config.tasks[name]}
+        if groups := _plain(config).get("parameter_groups"):
+            config.parameter_groups = of_task(groups, str(name))
         for key, value in config.weighting.items():
             if isinstance(value, DictConfig) and "_target_" not in value:
                 config.weighting[key] = {}

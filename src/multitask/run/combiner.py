@@ -11,6 +11,7 @@ from multitask.gradients.engines import ENGINES
 from multitask.lightning.module import MultiLossModule
 from multitask.module import AnyTask, takes_derivatives
 from multitask.penalty import Penalty
+from multitask.run.parameter_groups import Grouped
 from multitask.run.resolvers import plain
 from multitask.run.weighting import build_weighting
 from multitask.task import Task
@@ -83,9 +84,15 @@ def train_with(config: DictConfig, module: MultiLossModule, weighting: Combiner,
     """
     scheduler = dict(plain(config.scheduler) or {})
     apart = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
+    optimizer = _made(config.optimizer)
+    groups = plain(config.parameter_groups) if config.get("parameter_groups") else {}
+    if groups and optimizer is None:
+        raise ConfigError(
+            "parameter_groups would do nothing, since the model has a configure_optimizers of its own; leave it null."
+        )
     module.train_with(
         weighting,
-        optimizer=_made(config.optimizer),
+        optimizer=Grouped(optimizer, groups, module) if groups else optimizer,
         scheduler=_made(scheduler),
         scheduler_options=apart,
         weighting_learning_rate=config.weighting.get("learning_rate"),

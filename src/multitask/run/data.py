@@ -80,6 +80,8 @@ class _AsTest(LightningDataModule):
         """Return the split's loader."""
         return getattr(self.data, _HOOKS[self.split])()
 
+    predict_dataloader = test_dataloader
+
 
 def trained_on(data: Data) -> LightningDataModule:
     """Return what the Trainer trains on."""

@@ -1,6 +1,5 @@
 """One GPU a job where there are several: jobs side by side must not all take the first."""
 
-import fcntl
 import itertools
 import os
 import subprocess
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from omegaconf import DictConfig
+
+from multitask import system
 
 _GPU = ("gpu", "cuda", "auto")
 # The lock of this process's GPU: kept until the process ends, since CUDA keeps its GPU as long.
@@ -34,7 +35,7 @@ def parallel_jobs(accelerator: str) -> int:
         accelerator: ``trainer.accelerator``.
     """
     found = len(gpus()) if accelerator in _GPU else 0
-    return found or len(os.sched_getaffinity(0))
+    return found or system.cores()
 
 
 def gpus_of_job(accelerator: str, devices: int | str = 1, **others: Any) -> int | None:
@@ -62,13 +63,11 @@ def take_gpu(config: DictConfig) -> None:
     names = gpus()
     if len(names) < 2:
         return
-    folder = Path(tempfile.gettempdir()) / f"multitask-gpus-{os.getuid()}"
+    folder = Path(tempfile.gettempdir()) / f"multitask-gpus-{system.user()}"
     folder.mkdir(exist_ok=True)
     for share, name in ((share, name) for share in itertools.count() for name in names):
-        file = (folder / f"{name.replace('/', '_')}.{share}").open("a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        file = (folder / f"{name.replace('/', '_')}.{share}").open("a", encoding="utf-8")
+        if system.lock(file) is False:
             file.close()
             continue
         os.environ["CUDA_VISIBLE_DEVICES"] = name

@@ -1,6 +1,7 @@
 """Losses and metrics of chosen weights, as rows of the results record and as a table."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def evaluate(
         "experiment": config.experiment_name,
         "variant": config.variant,
         "sweep": config.sweep,
-        "run": HydraConfig.get().runtime.output_dir.rstrip("/").rpartition("/")[2],
+        "run": Path(HydraConfig.get().runtime.output_dir).name,
         "epoch": epoch,
         "selection": selection,
     }

@@ -103,6 +103,6 @@ def _usual(config: DictConfig) -> dict[str, Any]:
     for source in OmegaConf.select(config, "hydra.runtime.config_sources") or []:
         file = Path(source.path) / f"{name}.yaml"
         if source.schema == "file" and file.is_file():
-            listed = (yaml.safe_load(file.read_text()) or {}).get("defaults") or []
+            listed = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("defaults") or []
             return {k: v for entry in listed if isinstance(entry, dict) for k, v in entry.items()}
     return {}

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -54,14 +55,14 @@ _COSMETIC = {
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file at once, so that no reader and no crash sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def write_results(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write the long-form record, one row per figure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", newline="") as file:
+    with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
         writer.writerows(rows)
@@ -108,23 +109,35 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
         config: The resolved config.
         task: The figure's task.
     """
-    root = str(config["paths"]["root"])
     data = {k: v for k, v in config["data"].items() if k not in ("seed", "num_workers", "targets")}
     if not data.get("drop_last"):
         data.pop("drop_last", None)  # recipes from before there was the key
     if data.get("collate_fn") is None:
         data.pop("collate_fn", None)
+    if data.get("temperature") == 1.0 and data.get("ratios") is None:
+        data = {k: v for k, v in data.items() if k not in ("temperature", "ratios")}
     trainer = {k: v for k, v in config["trainer"].items() if k not in _COSMETIC}
     parts = {key: config.get(key) for key in ("optimizer", "scheduler", "selection", "init_from")}
     # A trunk that is told the tasks is the same trunk with other tasks.
     parts["trunk"] = {k: v for k, v in config["trunk"].items() if k != "tasks"}
     if config.get("model") not in (None, {"_target_": TRUNK_AND_HEADS, "inputs": "inputs"}):
         parts["model"] = config["model"]
+    if groups := of_task(config.get("parameter_groups") or {}, task):
+        parts["parameter_groups"] = groups
     tasks = config["tasks"] if task is None else config["tasks"].get(task)
     recipe = json.dumps(
         {**parts, "data": data, "trainer": trainer, "task": tasks}, sort_keys=True, default=str
     )
-    return digest(recipe.replace(root, "."))
+    # The same files elsewhere are the same data; in a checkout, data/ has those of the package.
+    for home, name in ((config["paths"].get("embedded"), "./data"), (config["paths"]["root"], ".")):
+        recipe = recipe.replace(json.dumps(str(home))[1:-1], name) if home else recipe
+    return digest(recipe)
+
+
+def of_task(groups: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """Return the settings by pattern of parameter names that are not of other tasks than this, if one is given."""
+    other = re.compile(r"tasks\.(\w+)\.")
+    return {p: own for p, own in groups.items() if task is None or not (m := other.match(p)) or m[1] == task}
 
 
 def package_versions() -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Resolvers of the YAML files: ``${num_tasks:}``, ``${task_names:}``, ``${sweep_id:}`` and their kin."""
 
 import hashlib
-import os
 import re
 import secrets
 from collections.abc import Container, Sequence
@@ -13,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from multitask import places, system
 from multitask.run.checks import SINGLE_TASK
 from multitask.run.devices import gpus_of_job, parallel_jobs
 
@@ -20,7 +20,8 @@ from multitask.run.devices import gpus_of_job, parallel_jobs
 def register() -> None:
     """Make the resolvers known to OmegaConf; calling it again changes nothing."""
     new = OmegaConf.register_new_resolver
-    new("project_root", lambda: str(Path(__file__).parents[3]), replace=True)
+    new("project_root", lambda: str(places.root()), replace=True)
+    new("embedded_data", lambda: str(places.EMBEDDED), replace=True)
     new("num_tasks", lambda *, _root_: len(_root_.tasks) or None, replace=True)
     new("task_names", _task_names, replace=True)
     new("targets", _targets, replace=True)
@@ -34,7 +35,7 @@ def register() -> None:
     new("job_name", _job_name, replace=True)
     new("parallel_jobs", lambda *, _root_: parallel_jobs(_root_.trainer.accelerator), replace=True)
     new("gpus_of_job", lambda *, _root_: gpus_of_job(**_root_.trainer), replace=True)
-    new("threads", lambda: max(1, len(os.sched_getaffinity(0))), replace=True)
+    new("threads", lambda: system.cores(), replace=True)
 
 
 def _run_id() -> str:

@@ -15,9 +15,18 @@ from multitask.run.model_choice import TRUNK_AND_HEADS
 # A checkpoint's optimizer, scheduler and combiner continue as they were: here another value in the
 # config would be ignored in silence, or break the promise that a resumed run ends where the whole
 # run ends.
-_SAME = ("seed", "model", "trunk", "tasks", "weighting", "optimizer", "scheduler", "data", "trainer")
+_SAME = (
+    *("seed", "model", "trunk", "tasks", "weighting", "optimizer", "parameter_groups", "scheduler", "data"),
+    "trainer",
+)
 # Keys that there were not always, and what a run did before; a switch was off.
-_BEFORE = {"data.collate_fn": None, "model._target_": TRUNK_AND_HEADS, "model.inputs": "inputs"}
+_BEFORE = {
+    "data.collate_fn": None,
+    "data.ratios": None,
+    "data.temperature": 1.0,
+    "model._target_": TRUNK_AND_HEADS,
+    "model.inputs": "inputs",
+}
 _FREE = {
     "data": {"path", "root", "eval_batch_size", "num_workers", "targets"},
     "trainer": {

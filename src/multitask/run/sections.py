@@ -71,7 +71,7 @@ def check_sections(config: DictConfig, own: bool = False) -> None:
             raise ConfigError(
                 f"{key} has no keys, and a run needs those of the config; leave {key} as it is and set {key}.<key>=…"
             )
-    # What eval.py measures has neither callbacks nor loggers.
+    # What is done with a checkpoint has neither callbacks nor loggers.
     for key, advice in _MAYBE_EMPTY.items() if "trained" not in content else ():
         if key not in content or not isinstance(content[key], dict | None):
             raise ConfigError(f"{key} is missing from the config; choose {advice}.")

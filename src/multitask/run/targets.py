@@ -77,7 +77,11 @@ def _check_arguments(key: str, node: Mapping[str, Any], made: Any) -> None:
     for name in node:
         if name in takes or name in _HYDRA or name in _APART.get(key, ()):
             continue
-        rate = " Trunk and heads share one learning rate, optimizer.lr." if _RATE.search(str(name)) else ""
+        rate = (
+            " Learning rates of parts of the model are set by parameter_groups."
+            if _RATE.search(str(name))
+            else ""
+        )
         raise ConfigError(
             f"{key}.{name} is no argument of {node['_target_']}; {choices(str(name), takes)}{rate}"
         )

@@ -1,9 +1,9 @@
 """W&B, offline unless the config says otherwise: no login, no prompt, no network, no chatter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CometLogger, Logger, WandbLogger
 
 from multitask import quiet_wandb  # noqa: F401
 from multitask.errors import ConfigError, choices
@@ -34,8 +34,18 @@ def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:
     return made
 
 
+class Comet(CometLogger):
+    """Lightning's Comet logger, where ``online=False`` writes an archive; Lightning's own would log nothing then."""
+
+    def _create_experiment(self) -> None:
+        import comet_ml
+
+        self._comet_config = comet_ml.ExperimentConfig(**self._kwargs)
+        super()._create_experiment()
+
+
 def start(loggers: list[Any], facts: Mapping[str, Any]) -> None:
-    """Open the run and give it its config: the resolved config, overrides, commit and versions.
+    """Open the run of each logger and give it its config: the resolved config, overrides, commit and versions.
 
     Raises:
         ConfigError: If online mode cannot reach or enter W&B.
@@ -43,7 +53,9 @@ def start(loggers: list[Any], facts: Mapping[str, Any]) -> None:
     import wandb
 
     for each in loggers:
-        if isinstance(each, WandbLogger):
+        if not isinstance(each, WandbLogger):
+            each.log_hyperparams(dict(facts))
+        else:
             try:
                 each.experiment.config.update(dict(facts), allow_val_change=True)
             except wandb.errors.Error as error:
@@ -53,9 +65,12 @@ def start(loggers: list[Any], facts: Mapping[str, Any]) -> None:
                 ) from error
 
 
-def finish(exit_code: int) -> None:
-    """End this process's W&B run, if there is one."""
+def finish(exit_code: int, loggers: Sequence[Logger] = ()) -> None:
+    """End this process's W&B run, if there is one, and what else a logger leaves open to the end of the process."""
     import wandb
 
+    for each in loggers:
+        if isinstance(each, CometLogger):
+            each.experiment.end()
     if wandb.run is not None:
         wandb.finish(exit_code=exit_code)

@@ -202,7 +202,7 @@ def _end(run: _Run, record: RunRecord, status: Mapping[str, Any], folder: Path, 
         for logger in trainer.loggers:
             logger.finalize("success" if completed else "failed")
     finally:
-        tracking.finish(0 if completed else 1)
+        tracking.finish(0 if completed else 1, trainer.loggers)
         if trainer.is_global_zero:
             record.update(**status, seconds=round(seconds, 2), steps=trainer.global_step, **_cost(trainer))
             print(folder)

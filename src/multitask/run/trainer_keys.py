@@ -9,7 +9,7 @@ from multitask.errors import ConfigError
 # Keys of Lightning's Trainer that other keys of the config decide.
 _ELSEWHERE = {
     "callbacks": "choose callbacks=… or add +callbacks.<name>._target_=…",
-    "logger": "choose logger=csv or logger=wandb",
+    "logger": "choose logger=csv, logger=wandb or several, logger=[wandb,tensorboard]",
     "default_root_dir": "set hydra.run.dir=… or paths.logs=…",
     "enable_checkpointing": "set callbacks.checkpoint=null and selection.metric=null for a run without checkpoints",
 }

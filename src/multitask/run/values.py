@@ -71,6 +71,12 @@ BENCHMARK: Values = {
     "threads": _COUNT,
     "seed": Number(0, whole=True),
 }
+OF_CHECKPOINT: Values = {
+    "split": OneOf(("train", "val", "test")),
+    "format": OneOf(("torch", "onnx")),
+    "dynamic": Switch(),
+}
+"""What predict.py and export.py take beside the keys of a run."""
 TRAIN: Values = {
     "seed": Number(0, whole=True),
     "selection.mode": OneOf(("min", "max")),

@@ -75,7 +75,7 @@ def _of_tasks(path: Path) -> list[Row]:
 
 
 def _read(path: Path) -> list[Row]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -1,7 +1,5 @@
 """A run's folder belongs to one process at a time, on this machine and on others that share the disk."""
 
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -13,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from multitask import system
+
 NAME = ".claim"
 # How often the holder says that it lives, and after how long a silence it does not, in seconds.
 HEARTBEAT = 10.0
 STALE_AFTER = 60.0
-# What a file system without locks answers.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def claimed(folder: Path) -> Iterator[bool]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8") as file:
         if _holder(path, file, _lock(file, patience=0.5)) is not None:
             yield False
             return
@@ -78,7 +76,7 @@ def holder(folder: Path) -> Holder | None:
     path = folder / NAME
     if not path.is_file():
         return None
-    with path.open("r+") as file:
+    with path.open("r+", encoding="utf-8") as file:
         return _holder(path, file, _lock(file))
 
 
@@ -96,7 +94,7 @@ def _holder(path: Path, file: TextIO, locked: bool | None) -> Holder | None:
     found = Holder(**content)
     if found.local:
         # A lock that could be had has no holder: the process has died.
-        return found if locked is None and _lives(found.pid) else None
+        return found if locked is None and system.lives(found.pid) else None
     return found if _now(path.parent) - path.stat().st_mtime < STALE_AFTER else None
 
 
@@ -109,27 +107,10 @@ def _lock(file: TextIO, patience: float = 0.0) -> bool | None:
     """
     until = time.monotonic() + patience
     while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                return False
-            time.sleep(0.02)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return None
-            raise
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        locked = system.lock(file)
+        if locked is not False or time.monotonic() >= until:
+            return locked
+        time.sleep(0.02)
 
 
 def _now(folder: Path) -> float:

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
 from multitask.errors import ConfigError, choices
+from multitask.places import CONFIGS
 from multitask.run.arguments import quoted
 from multitask.sweep.rank import is_first
 
@@ -50,7 +51,7 @@ def recall() -> None:
         return
     if len(found) > 1:
         raise ConfigError(f"sweep={name} is in {' and '.join(str(p.parent) for p in found)}; rename one.")
-    sys.argv[1:] = merged(json.loads(found[0].read_text())["arguments"], given)
+    sys.argv[1:] = merged(json.loads(found[0].read_text(encoding="utf-8"))["arguments"], given)
 
 
 def merged(before: Sequence[str], now: Sequence[str]) -> list[str]:
@@ -65,8 +66,7 @@ def _key(argument: str) -> str:
 
 
 def _logs(paths: Sequence[str]) -> Path:
-    root = Path(__file__).parents[3]
-    with initialize_config_dir(str(root / "configs"), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return Path(compose("train", overrides=list(paths)).paths.logs).absolute()
 
 

@@ -97,7 +97,7 @@ def _value(job: Job, key: str, selection: str | None) -> float:
     if key == selection:
         value = read_record(job.folder).get("selected_value")
         return math.nan if value is None else float(value)
-    with (job.folder / "results.csv").open(newline="") as file:
+    with (job.folder / "results.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if _key(row) == key:
                 return float(row["value"])

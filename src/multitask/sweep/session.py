@@ -51,7 +51,7 @@ def begin(folder: Path, jobs: Sequence[Job]) -> None:
     path = folder / RECORD
     names = [job.folder.name for job in jobs]
     if path.is_file():
-        lost = [name for name in json.loads(path.read_text())["jobs"] if name not in names]
+        lost = [name for name in json.loads(path.read_text(encoding="utf-8"))["jobs"] if name not in names]
         if lost:
             raise ConfigError(
                 f"sweep={folder.name} has {len(lost)} jobs that this command leaves out, {lost[0]} among them; a sweep "

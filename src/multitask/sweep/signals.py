@@ -9,6 +9,7 @@ from typing import Any
 
 from multitask.sweep.claim import holder
 from multitask.sweep.plan import Job
+from multitask.system import same_group
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,7 +46,7 @@ class Stop:
         others = {h.pid for h in found if h is not None and h.local and h.pid not in (0, os.getpid())}
         for pid in others:
             # Ctrl-C reaches the whole process group by itself, and twice would mean: at once.
-            if number == signal.SIGTERM or os.getpgid(pid) != os.getpgid(0):
+            if number == signal.SIGTERM or not same_group(pid):
                 os.kill(pid, signal.SIGTERM)
         return bool(others)
 

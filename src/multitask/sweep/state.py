@@ -17,7 +17,7 @@ WAITING = "not started"
 def read_record(folder: Path) -> dict[str, Any]:
     """Return what a run's ``run.json`` says, nothing where there is none."""
     path = folder / "run.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def status_of(folder: Path) -> str:

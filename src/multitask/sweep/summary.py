@@ -84,7 +84,7 @@ def read_figures(folder: Path) -> Figures:
     path = folder / "results.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["task"] != COMBINED]
     if not rows:
         return {}

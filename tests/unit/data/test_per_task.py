@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from multitask.data.base import DataModule, Split
 from multitask.data.images import LabelledImages
 from multitask.data.loading import Arrays
-from multitask.data.per_task import JointLoader, PerTask
+from multitask.data.per_task import JointLoader, PerTask, Rule
 from multitask.run.build import build_data
 from multitask.run.resolvers import register
 from tests.unit.data.test_office31 import write_office
@@ -69,7 +69,7 @@ def numbers(batch: Arrays) -> list[int]:
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+@pytest.mark.parametrize("rule", get_args(Rule))
 def test_examples_are_labelled_for_their_own_task_alone(rule: str, lazy: bool):
     for batch in joint(rule, lazy=lazy).train_dataloader():
         for x, first, second in zip(numbers(batch), batch["s0"].tolist(), batch["s1"].tolist(), strict=True):
@@ -101,13 +101,69 @@ def test_proportional_shows_every_example_once():
     assert sorted(x for batch in batches for x in batch) == [*range(10), *range(100, 104)]
 
 
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [
+        ({}, (2000.0, 500.0, 250.0)),
+        ({"temperature": 2.0}, (2000**0.5, 500**0.5, 250**0.5)),
+        ({"temperature": 1e9}, (1.0, 1.0, 1.0)),
+        ({"ratios": {"s0": 1, "s1": 2, "s2": 1}}, (1.0, 2.0, 1.0)),
+    ],
+)
+def test_sources_are_sampled_by_temperature_or_ratios(options: dict[str, Any], shares: tuple[float, ...]):
+    loader = joint("sampled", sizes=(2000, 500, 250), **options).train_dataloader()
+    seen: Counter[int] = Counter()
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        batches = [batch["inputs"].flatten() for batch in loader]
+        assert len(batches) == len(loader) == -(-2750 // 9)
+        labels = [[int(batch[f"s{i}"].ge(0).sum()) for batch in loader] for i in range(3)]
+        seen += Counter({i: sum(counts) for i, counts in enumerate(labels)})
+        # Drawn example by example: the parts of a batch differ from batch to batch.
+        assert len(set(labels[0])) > 3
+    assert seen.total() == 3 * 2750
+    for i, share in enumerate(shares):
+        p = share / sum(shares)
+        # Five standard deviations of a binomial.
+        assert abs(seen[i] - 8250 * p) < 5 * (8250 * p * (1 - p)) ** 0.5
+
+
+def test_a_source_that_is_sampled_often_shows_its_examples_evenly():
+    loader = joint("sampled", sizes=(90, 7), ratios={"s0": 1, "s1": 3}).train_dataloader()
+    seen = Counter(x for batch in loader for x in numbers(batch))
+    assert {seen[x] for x in range(100, 107)} <= {(few := min(seen[x] for x in range(100, 107))), few + 1}
+    assert max(seen[x] for x in range(90)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "message"),
+    [
+        ("cycle", {"temperature": 2.0}, r"data\.temperature does nothing with data\.rule=cycle"),
+        (
+            "proportional",
+            {"ratios": {"s0": 1, "s1": 1}},
+            r"data\.ratios does nothing with data\.rule=proportional",
+        ),
+        ("sampled", {"temperature": 0.0}, r"data\.temperature=0\.0 has to be positive"),
+        ("sampled", {"ratios": {"s0": 1}}, r"data\.ratios names s0; give a number for each of s0, s1"),
+        ("sampled", {"ratios": {"s0": 1, "s1": 0}}, r"each has to be positive"),
+        ("sampled", {"ratios": {"s0": 1, "s1": 1}, "temperature": 2.0}, r"give one of them"),
+    ],
+)
+def test_sampling_that_does_nothing_or_cannot_be_is_refused(
+    rule: Rule, options: dict[str, Any], message: str
+):
+    with pytest.raises(ValueError, match=message):
+        joint(rule, **options)
+
+
 @pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
 def test_whole_sources_at_once(rule: str):
     (batch,) = joint(rule, batch_size=None).train_dataloader()
     assert sorted(numbers(batch)) == [*range(10), *range(100, 104)]
 
 
-@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+@pytest.mark.parametrize("rule", get_args(Rule))
 def test_order_depends_on_seed_and_epoch_alone(rule: str):
     def order(seed: int, epoch: int) -> list[list[int]]:
         loader = joint(rule, seed=seed).train_dataloader()
@@ -119,7 +175,7 @@ def test_order_depends_on_seed_and_epoch_alone(rule: str):
     assert order(0, 0) != order(1, 0)
 
 
-@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+@pytest.mark.parametrize("rule", get_args(Rule))
 def test_batches_to_overfit_are_the_same_each_epoch_and_hold_every_source(rule: Any):
     data = joint(rule)
     data.trainer = SimpleNamespace(overfit_batches=1, global_rank=0, world_size=1)
@@ -133,7 +189,7 @@ def test_batches_to_overfit_are_the_same_each_epoch_and_hold_every_source(rule: 
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+@pytest.mark.parametrize("rule", get_args(Rule))
 def test_resumes_in_the_middle_of_an_epoch(rule: str, lazy: bool):
     whole = joint(rule, lazy=lazy).train_dataloader()
     whole.set_epoch(3)
@@ -148,15 +204,18 @@ def test_resumes_in_the_middle_of_an_epoch(rule: str, lazy: bool):
     assert started + [numbers(batch) for batch in second] == expected
 
 
-@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
+@pytest.mark.parametrize("rule", get_args(Rule))
 def test_processes_share_the_batch_of_one_process_that_is_as_large(rule: Any):
     data = joint(rule, sizes=(23, 9)).splits["train"]
-    whole = JointLoader(data, [23, 9], rule, 4, seed=5)
-    halves = [JointLoader(data, [23, 9], rule, 2, seed=5, rank=rank, world_size=2) for rank in range(2)]
+    whole = JointLoader(data, [23, 9], rule, 4, shares=[23, 9], seed=5)
+    halves = [
+        JointLoader(data, [23, 9], rule, 2, shares=[23, 9], seed=5, rank=rank, world_size=2)
+        for rank in range(2)
+    ]
     assert len(whole) == len(halves[0])
     for batch, *parts in zip(whole, *halves, strict=True):
         assert sorted(numbers(batch)) == sorted(numbers(parts[0]) + numbers(parts[1]))
-        if rule != "proportional":
+        if rule in ("cycle", "shortest"):
             assert (
                 abs(sum(x >= 100 for x in numbers(parts[0])) - sum(x >= 100 for x in numbers(parts[1]))) <= 1
             )
@@ -222,7 +281,8 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"data\.sources is empty"):
         PerTask({})
     with pytest.raises(
-        ValueError, match=r"data\.rule=longest is not known; choose one of cycle, shortest, proportional"
+        ValueError,
+        match=r"data\.rule=longest is not known; choose one of cycle, shortest, proportional, sampled",
     ):
         joint("longest")
 

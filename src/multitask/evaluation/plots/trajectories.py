@@ -35,7 +35,7 @@ def read_ways(source: Path) -> list[Way]:
     """
     ways = []
     for table in sorted(source.glob("**/trajectory.csv")):
-        method = json.loads((table.parent / "run.json").read_text())["method"]
+        method = json.loads((table.parent / "run.json").read_text(encoding="utf-8"))["method"]
         with np.load(table.parent / "landscape.npz", allow_pickle=False) as file:
             ways.append(Way(method, pd.read_csv(table), dict(file)))
     if not ways:

@@ -1,0 +1,53 @@
+"""Make a project of your own: multitask new my_project."""
+
+import argparse
+import keyword
+import sys
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from importlib.util import find_spec
+from pathlib import Path
+
+_NAME = "my_project"
+# Beside the package in a project.
+_FOLDERS = ("configs", "data", "logs", "tests")
+
+
+def command() -> None:
+    """Run it by ``sys.argv``."""
+    parser = argparse.ArgumentParser("multitask new", description="Make a project of your own.")
+    parser.add_argument("folder", type=Path, help="where; its name is that of the Python package, too")
+    folder: Path = parser.parse_args().folder
+    name = folder.name
+    if not name.isidentifier() or keyword.iskeyword(name):
+        sys.exit(f"error: {name} cannot be the name of a Python package; take one such as {_NAME}.")
+    if folder.exists():
+        sys.exit(f"error: {folder} exists already; give a folder that does not.")
+    if name in _FOLDERS or find_spec(name) is not None:
+        sys.exit(f"error: {name} is the name of another package or folder; take one such as {_NAME}.")
+    write(files("multitask.commands").joinpath("project"), folder, name)
+    print(f"cd {folder}\nmultitask train experiment=waves\npython -m pytest")
+
+
+def write(source: Traversable, target: Path, name: str) -> None:
+    """Write the project's files.
+
+    Args:
+        source: The folder to copy.
+        target: Where to.
+        name: The project's, in names of files and in what they hold.
+    """
+    target.mkdir(parents=True)
+    for entry in source.iterdir():
+        if entry.name == "__pycache__":
+            continue
+        # By another name here, where it would hold for this repository.
+        to = target / entry.name.replace(_NAME, name).replace("gitignore", ".gitignore")
+        if entry.is_dir():
+            write(entry, to, name)
+        else:
+            to.write_text(entry.read_text(encoding="utf-8").replace(_NAME, name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,31 @@
+"""Values of a wave, to be told from where it was measured."""
+
+import torch
+
+from multitask.data.base import DataModule, Split
+
+
+class Waves(DataModule):
+    """Points of the plane with the value of a wave there, ``scalar``, and whether it is positive, ``side``.
+
+    Args:
+        examples: How many in each split.
+        noise: Standard deviation of what is added to the values.
+        options: As of :class:`multitask.data.base.DataModule`.
+    """
+
+    def __init__(self, examples: int = 2000, noise: float = 0.1, **options: int) -> None:
+        super().__init__(**options)
+        self.examples = examples
+        self.noise = noise
+
+    def load(self) -> dict[str, Split]:
+        """Return the three splits, the same whatever the seed of the run."""
+        return {split: self._draw(number) for number, split in enumerate(("train", "val", "test"))}
+
+    def _draw(self, seed: int) -> Split:
+        generator = torch.Generator().manual_seed(seed)
+        points = torch.randn(self.examples, 2, generator=generator)
+        wave = torch.sin(3 * points[:, 0]) + torch.cos(2 * points[:, 1])
+        noise = self.noise * torch.randn(self.examples, generator=generator)
+        return {"inputs": points, "scalar": wave + noise, "side": (wave > 0).long()}

@@ -1,0 +1,24 @@
+"""Train: python scripts/train.py weighting=upgrad seed=1 (a sweep: -m weighting=imtl_l,upgrad seed=0,1,2)."""
+
+import hydra
+from omegaconf import DictConfig
+
+from multitask.places import CONFIGS
+from multitask.run.cli import launch
+from multitask.sweep.command import recall
+from multitask.sweep.job import run
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+def main(config: DictConfig) -> float | None:
+    """Train one run; heavy imports wait until the config is composed and checked."""
+    return run(config)
+
+
+def command() -> None:
+    """Run it by ``sys.argv``."""
+    launch(main, before=recall)
+
+
+if __name__ == "__main__":
+    command()

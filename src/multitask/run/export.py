@@ -1,0 +1,172 @@
+"""A checkpoint's model as one file that runs without this package, checked against the model."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning import seed_everything
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from multitask.data.batches import mapped
+from multitask.errors import ConfigError
+from multitask.module import MultiTaskModule, call_with_inputs, inputs_of
+from multitask.run.build import build_data
+from multitask.run.checkpoint import read_checkpoint
+from multitask.run.console import quiet
+from multitask.run.data import first_of, measured_on
+from multitask.run.inference import explained, load_model
+from multitask.seen import Seen
+from multitask.targets import in_units
+
+# How far outputs may lie from the module's: one library computes both, or two do.
+_TOLERANCE = {"torch": 1e-5, "onnx": 1e-3}
+_SUFFIX = {"torch": "pt2", "onnx": "onnx"}
+_EXAMPLES = 4
+
+
+class Exported(nn.Module):
+    """Inputs → predictions of all tasks by name, as their metrics see them.
+
+    Args:
+        module: Trunk and heads.
+    """
+
+    def __init__(self, module: MultiTaskModule) -> None:
+        super().__init__()
+        self.trunk = module.trunk
+        self.tasks = module.tasks
+        self.inputs = module.inputs
+        self._by_name = dict(module.by_name)
+        self.names = list(self._by_name)
+        """The names of the predictions."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of the inputs."""
+        return [self.inputs] if isinstance(self.inputs, str) else list(self.inputs)
+
+    def forward(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """Return the predictions; the inputs are in the order of ``keys``."""
+        batch = dict(zip(self.keys, tensors, strict=True))
+        output = call_with_inputs(self.trunk, batch, self.inputs)
+        seen = Seen(batch, inputs_of(batch, self.inputs), output, self._by_name, examples=0)
+        return {
+            name: in_units(task.transform, seen.predictions[name]) for name, task in self._by_name.items()
+        }
+
+
+def export(config: DictConfig) -> Path:
+    """Write the model, check what it gives against the module, and print where.
+
+    Args:
+        config: The checkpoint's own config, with what the command line changed in it.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: If the model cannot be exported, or the file gives something else than the model.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    output = Path(config.output or folder / f"model.{_SUFFIX[config.format]}")
+    quiet()
+    seed_everything(config.seed, workers=True, verbose=False)
+    with explained(config.ckpt_path, "cannot be exported", folder):
+        data = build_data(config)
+        module = load_model(config, read_checkpoint(config.ckpt_path)["state_dict"])
+        if not isinstance(module, MultiTaskModule):
+            raise ConfigError(
+                f"model: {type(module).__name__} has no trunk and heads; call torch.export.export on it yourself."
+            )
+        if module.derivatives:
+            raise ConfigError(
+                "a task is of derivatives, which an exported graph cannot take; train one without it to export."
+            )
+        exported = Exported(module).eval()
+        tensors = _inputs(exported, first_of(measured_on(data, next(iter(data.splits)))))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write = _write_torch if config.format == "torch" else _write_onnx
+        with torch.no_grad():
+            exported(*tensors)  # heads find out whether they change their features in place
+            run = write(exported, tensors, output, config.dynamic)
+            # Another size of batch shows that none is baked in.
+            trials = [tensors, [tensor[1:] for tensor in tensors]] if config.dynamic else [tensors]
+            distance = max(_distance(exported(*trial), run(*trial)) for trial in trials)
+        if distance > _TOLERANCE[config.format]:
+            output.unlink()
+            raise ConfigError(
+                f"format={config.format}: the file's outputs differ from the model's by {distance:.1e} of their size; "
+                "give another format."
+            )
+    print(f"outputs differ from the model's by at most {distance:.1e} of their size")
+    print(output)
+    return output
+
+
+def _inputs(exported: Exported, batch: Any) -> list[Tensor]:
+    found = [batch[key] for key in exported.keys]
+    for key, value in zip(exported.keys, found, strict=True):
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"model.inputs={key} is a {type(value).__name__}; only tensors can be exported."
+            )
+    return [mapped(value, lambda tensor: tensor[:_EXAMPLES].cpu()) for value in found]
+
+
+def _shapes(tensors: Sequence[Tensor], dynamic: bool) -> tuple[tuple[dict[int, Any], ...]]:
+    batch = torch.export.Dim("batch")
+    return (tuple({0: batch} if dynamic else {} for _ in tensors),)
+
+
+def _write_torch(exported: Exported, tensors: Sequence[Tensor], output: Path, dynamic: bool) -> Any:
+    program = torch.export.export(
+        exported, tuple(tensors), dynamic_shapes=_shapes(tensors, dynamic), strict=False
+    )
+    torch.export.save(program, output)
+    return torch.export.load(output).module()
+
+
+def _write_onnx(exported: Exported, tensors: Sequence[Tensor], output: Path, dynamic: bool) -> Any:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            'format=onnx is not installed; install it with pip install -e ".[onnx]".'
+        ) from error
+    for name, level in (("onnxscript", "WARNING"), ("onnx_ir", "WARNING"), ("torch.onnx", "ERROR")):
+        logging.getLogger(name).setLevel(level)  # they tell of each pass over the graph, and of torchvision
+    names = exported.names
+    torch.onnx.export(
+        exported,
+        tuple(tensors),
+        output,
+        input_names=exported.keys,
+        output_names=names,
+        dynamic_shapes=_shapes(tensors, dynamic),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
+
+    def run(*given: Tensor) -> dict[str, Tensor]:
+        feed = {key: tensor.numpy() for key, tensor in zip(exported.keys, given, strict=True)}
+        return dict(zip(names, map(torch.from_numpy, session.run(names, feed)), strict=True))
+
+    return run
+
+
+def _distance(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
+    """Return the largest difference, relative to the largest output of its task."""
+    worst = 0.0
+    for name, values in expected.items():
+        if found[name].shape != values.shape or not found[name].isfinite().equal(values.isfinite()):
+            return float("inf")
+        size = values.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        worst = max(worst, float((found[name] - values).abs().max() / size))
+    return worst

@@ -1,0 +1,78 @@
+"""Settings of the optimizer for parts of the model, by patterns of parameter names."""
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from multitask.errors import ConfigError, choices
+
+Groups = list[dict[str, Any]]
+_KEY = "parameter_groups"
+
+
+class Grouped:
+    """Makes an optimizer in which parameters whose names match a pattern have settings of their own.
+
+    Called as the optimizer's class is, with parameter groups: each is cut into what matches no pattern and what
+    matches each, so that what the group sets holds unless a pattern sets it too.
+
+    Args:
+        make: Parameter groups → optimizer.
+        settings: Settings, such as ``lr`` and ``weight_decay``, by pattern (``tasks.left.*``).
+        module: The parameters are named as in its ``named_parameters``.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Groups], Optimizer],
+        settings: Mapping[str, Mapping[str, Any]],
+        module: nn.Module,
+    ) -> None:
+        self.make = make
+        self.settings = settings
+        self.module = module
+
+    def __call__(self, groups: Groups) -> Optimizer:
+        """Return the optimizer.
+
+        Raises:
+            ConfigError: If a pattern matches nothing, a parameter matches two, or a setting is none of the optimizer's.
+        """
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        pattern_of = {name: self._pattern(name) for name in names.values()}
+        used = set(pattern_of.values())
+        if unused := next((each for each in self.settings if each not in used), None):
+            known = choices(unused, _parts(names.values()))
+            raise ConfigError(f"{_KEY}: '{unused}' matches no parameter; {known}")
+        cut: Groups = []
+        for group in groups:
+            for pattern, settings in ((None, {}), *self.settings.items()):
+                own = [p for p in group["params"] if pattern_of[names[id(p)]] == pattern]
+                if own:
+                    cut.append({**group, **settings, "params": own})
+        optimizer = self.make(cut)
+        for pattern, settings in self.settings.items():
+            for key in settings:
+                if key not in optimizer.defaults:
+                    raise ConfigError(
+                        f"{_KEY}: '{pattern}' sets {key}, which {type(optimizer).__name__} has not; "
+                        f"{choices(key, optimizer.defaults)}"
+                    )
+        return optimizer
+
+    def _pattern(self, name: str) -> str | None:
+        found = [pattern for pattern in self.settings if fnmatchcase(name, pattern)]
+        if len(found) > 1:
+            raise ConfigError(
+                f"{_KEY}: '{found[0]}' and '{found[1]}' both match {name}; let each parameter match one pattern."
+            )
+        return found[0] if found else None
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    """Return patterns for the parts of the model: ``trunk.*``, ``tasks.left.*``."""
+    depth = {"tasks": 2}
+    return {".".join([*(parts := name.split("."))[: depth.get(parts[0], 1)], "*"]) for name in names}

@@ -1,0 +1,166 @@
+"""The predictions of a checkpoint for the examples of a split, as a table or as arrays."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from omegaconf import DictConfig
+from torch import Tensor
+
+from multitask.data.base import DataModule
+from multitask.errors import ConfigError
+from multitask.lightning.module import MultiLossModule
+from multitask.run.build import build_data
+from multitask.run.checkpoint import read_checkpoint
+from multitask.run.console import quiet
+from multitask.run.data import Data, measured_on
+from multitask.run.inference import explained, load_model
+
+ID = "id"
+"""The column, or array, that names the examples."""
+
+
+def predict(config: DictConfig) -> Path:
+    """Write the predictions of a checkpoint's weights, and print where.
+
+    Args:
+        config: The checkpoint's own config, with what the command line changed in it.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: If config, data and weights do not fit each other, or the file cannot hold the predictions.
+    """
+    output = Path(config.output)
+    quiet()
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    seed_everything(config.seed, workers=True, verbose=False)
+    with explained(config.ckpt_path, "cannot predict", Path(HydraConfig.get().runtime.output_dir)):
+        if output.suffix not in _WRITERS:
+            raise ConfigError(f"output={output} ends neither with .csv nor with .npz; name a file that does.")
+        data = build_data(config)
+        _check_split(config, data)
+        module = load_model(config, read_checkpoint(config.ckpt_path)["state_dict"])
+        if not is_overridden("predict_step", module, MultiLossModule):
+            raise ConfigError(
+                f"model: {type(module).__name__} defines no predict_step; let it return predictions by name."
+            )
+        found = _Predictions(config.ids)
+        given = (
+            {"dataloaders": measured_on(data, config.split)}
+            if isinstance(data, DataModule)
+            else {"datamodule": measured_on(data, config.split)}
+        )
+        _trainer(config, found).predict(module, **given, return_predictions=False)
+        arrays = found.arrays()
+        ids = found.ids if config.ids is not None else _rows(data, config.split, arrays)
+        _WRITERS[output.suffix](output, ids, arrays)
+    print(output)
+    return output
+
+
+def _check_split(config: DictConfig, data: Data) -> None:
+    if config.split not in data.splits:
+        raise ConfigError(f"split={config.split} is none of the data's, which has {', '.join(data.splits)}.")
+    if config.split == "train" and not isinstance(data, DataModule) and config.ids is None:
+        raise ConfigError(
+            "split=train: the loader of the data may shuffle it; set ids=<key> to what names the examples in a batch."
+        )
+
+
+def _trainer(config: DictConfig, found: Callback) -> Trainer:
+    return Trainer(
+        accelerator=config.trainer.accelerator,
+        precision=config.trainer.precision,
+        inference_mode=config.trainer.get("inference_mode", False),
+        devices=1,  # every example once, in order
+        callbacks=[found],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+class _Predictions(Callback):
+    """Gathers predictions on the CPU, batch by batch.
+
+    Args:
+        key: Of what names the examples in a batch; ``None`` for nothing.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        self.key = key
+        self.ids: list[Any] = []
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Take a batch's predictions."""
+        if not isinstance(outputs, Mapping) or not all(isinstance(v, Tensor) for v in outputs.values()):
+            raise ConfigError(
+                "model: predict_step returns no tensors by name; let it return {name: predictions}."
+            )
+        for name, values in outputs.items():
+            self._parts.setdefault(name, []).append(values.detach().cpu())
+        if self.key is not None:
+            if self.key not in batch:
+                raise ConfigError(
+                    f"ids={self.key} is no key of a batch, which has {', '.join(map(str, batch))}."
+                )
+            ids = batch[self.key]
+            self.ids += ids.tolist() if isinstance(ids, Tensor) else list(ids)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the predictions by name, each with one entry per example."""
+        found = {}
+        for name, parts in self._parts.items():
+            values = torch.cat(parts)
+            found[name] = (
+                values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+            ).numpy()
+        if taken := {ID, "file"} & found.keys():  # numpy's own name for where to write
+            raise ConfigError(
+                f"the predictions of '{min(taken)}' cannot be written under this name; rename the task."
+            )
+        return found
+
+
+def _rows(data: Data, split: str, arrays: Mapping[str, np.ndarray]) -> Sequence[Any]:
+    named = data.ids(split) if isinstance(data, DataModule) else None
+    return range(len(next(iter(arrays.values())))) if named is None else named
+
+
+def _write_csv(path: Path, ids: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> None:
+    columns: dict[str, list[Any]] = {ID: list(ids)}
+    for name, values in arrays.items():
+        if values.ndim > 2:
+            raise ConfigError(
+                f"output={path.name} cannot hold the predictions of '{name}', {list(values.shape[1:])} per example; "
+                "name a file that ends with .npz."
+            )
+        if values.ndim == 1 or values.shape[1] == 1:
+            columns[name] = values.reshape(-1).astype(str).tolist()
+        else:
+            columns |= {f"{name}/{i}": column.astype(str).tolist() for i, column in enumerate(values.T)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _write_npz(path: Path, ids: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **{ID: np.asarray(ids)}, **arrays)  # type: ignore[arg-type]
+
+
+_WRITERS = {".csv": _write_csv, ".npz": _write_npz}

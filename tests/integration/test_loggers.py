@@ -1,0 +1,103 @@
+"""Every logger that is chosen gets what metrics.csv gets, and the run's config."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from multitask.errors import ConfigError
+from multitask.places import CONFIGS
+from multitask.run.loggers import check_installed
+from multitask.run.resolvers import register
+from tests.integration.script_runner import Scripts
+from tests.integration.small import rows
+
+SMALL = [
+    "trainer.limit_train_batches=4",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=2",
+    "weighting=upgrad",
+]
+CURVE = "train/loss/left"
+LOGGERS = sorted(path.stem for path in (CONFIGS / "logger").glob("*.yaml"))
+
+
+def curve(folder: Path, key: str = CURVE) -> list[tuple[int, float]]:
+    """Return what metrics.csv has of a figure."""
+    found = [(int(row["step"]), float(row[key])) for row in rows(folder / "metrics.csv") if row[key]]
+    assert len(found) >= 2
+    return found
+
+
+@pytest.mark.slow
+def test_tensorboard_gets_curves_and_config(scripts: Scripts) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    ran = scripts.run("logger=tensorboard", *SMALL)
+    assert ran.code == 0, ran.err
+    board = EventAccumulator(str(ran.folder / "tensorboard"))
+    board.Reload()
+    for key in (CURVE, "weight/right"):
+        events = [(event.step, event.value) for event in board.Scalars(key)]
+        assert events == [(step, pytest.approx(value)) for step, value in curve(ran.folder, key)]
+    assert "val/mean/accuracy" in board.Tags()["scalars"]
+    config = yaml.safe_load((ran.folder / "tensorboard" / "hparams.yaml").read_text())
+    assert config["weighting"]["_target_"] == "multitask.weighting.upgrad.UPGrad"
+    assert "git_commit" in config
+
+
+@pytest.mark.slow
+def test_mlflow_gets_curves_config_and_the_run_s_end(scripts: Scripts) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    ran = scripts.run("logger=[mlflow,wandb]", *SMALL)
+    assert ran.code == 0, ran.err
+    failed = scripts.run("logger=mlflow", "seed=1", *SMALL, "optimizer.lr=1e30")
+    assert failed.code == 1
+    client = mlflow.MlflowClient(f"sqlite:///{scripts.logs}/mlflow.db")
+    experiment = client.get_experiment_by_name("multi_mnist")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "upgrad-seed0": "FINISHED",
+        "upgrad-seed1": "FAILED",
+    }
+    run = runs["upgrad-seed0"]
+    history = sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, CURVE))
+    assert history == [(step, pytest.approx(value)) for step, value in curve(ran.folder)]
+    assert run.data.params["weighting/_target_"] == "multitask.weighting.upgrad.UPGrad"
+    assert run.data.tags["run_folder"] == str(ran.folder)
+    # Several at once: W&B has the run, too.
+    assert list(ran.folder.glob("wandb/offline-run-*"))
+
+
+@pytest.mark.slow
+def test_comet_writes_an_archive_without_network(scripts: Scripts) -> None:
+    pytest.importorskip("comet_ml")
+    ran = scripts.run("logger=comet", *SMALL, env={"COMET_LOGGING_CONSOLE": "ERROR"})
+    assert ran.code == 0, ran.err
+    assert list(ran.folder.glob("*.zip"))
+
+
+@pytest.mark.parametrize("name", [name for name in LOGGERS if name not in ("csv", "wandb")])
+def test_a_logger_that_is_not_installed_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multitask.run.loggers.find_spec", lambda package: package == "multitask" or None)
+    install = "pip install aim" if name == "aim" else f'pip install -e ".[{name}]"'
+    with pytest.raises(
+        ConfigError, match=f"^logger={name} needs the package .*; install it with {re.escape(install)}"
+    ):
+        check_installed(["csv", name])
+    assert install in (CONFIGS / "logger" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_loggers_go_together(name: str) -> None:
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(
+            "train", overrides=[f"logger=[csv,wandb,{name}]"] if name != "wandb" else ["logger=[wandb]"]
+        )
+    assert set(config.logger) >= {"wandb"} | ({name} - {"csv"})

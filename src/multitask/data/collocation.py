@@ -15,7 +15,7 @@ from multitask.randomness import derived_seed
 
 
 class Draws(dict[str, Tensor]):
-    """As many draws as an epoch has steps, by place: points ``[steps, n, d]``, new ones each epoch.
+    """As many draws as an epoch has steps, in memory, by place: points ``[steps, n, d]``, new ones each epoch.
 
     Args:
         problem: Where the points lie.

@@ -67,7 +67,13 @@ class PINN(MultiLossModule):
         return self.net(points.to(self.dtype))
 
     def losses(self, batch: Batch) -> dict[str, LossAndCount]:
-        """Return the mean losses; in evaluation with their numbers of points, which in training are always the same."""
+        """Return the mean losses; in evaluation with their numbers of points, which in training are always the same.
+
+        Raises:
+            ValueError: If there is no draw to train on.
+        """
+        if self.training and not len(batch[INSIDE]):
+            raise ValueError("there is no draw of points")
         squares = self.squares(batch)
         found: dict[str, LossAndCount] = {}
         for name, terms in self.terms.items():

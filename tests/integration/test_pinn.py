@@ -163,6 +163,11 @@ def test_the_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None
             "weighting.residual=pde is no task; choose one of residual, boundary, initial",
         ),
         (["experiment=pinn_burgers", "weighting=iwmtl"], "define losses_by_part in it"),
+        (
+            ["experiment=pinn_burgers", "data.steps=5", "trainer=ddp_cpu"],
+            "last batch has 0 examples on one process, which the model cannot be trained on (there is no draw of "
+            "points); set data.drop_last=true",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(

@@ -1,4 +1,4 @@
-"""The terminal that tables are printed to."""
+"""The terminal that tables are printed to, and how figures look in them."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -20,3 +20,8 @@ def terminal(file_width: int | None = _FILE_WIDTH) -> "Console":
 
     # Names, overrides and paths are the user's: [kinds/scalar] is a list of tasks, and no style of rich's.
     return Console(width=None if sys.stdout.isatty() else file_width, markup=False, emoji=False)
+
+
+def figure(value: float) -> str:
+    """Return a loss or metric as tables show it: four decimals, or three digits where they would leave one or none."""
+    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"

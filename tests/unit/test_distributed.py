@@ -66,7 +66,7 @@ def test_a_gradient_a_task_and_one_more_is_moved(two_processes: list[dict], meth
         numbers = found["wire", method]
         assert numbers["reduce_scatter"] == m * n
         reads = method in READS_JACOBIAN.split()
-        combines = method not in ("db_mtl", "graddrop", "moco", "trimmed_mean")
+        combines = method not in ("db_mtl", "graddrop", "m_config", "moco", "trimmed_mean")
         assert numbers["all_gather"] == (combines + reads * m) * n
         # Masses, losses, the Gramian; which heads have a gradient, and those; a few of the Trainer's own.
         assert numbers["all_reduce"] <= 2 * m + m * m + parameters + heads + 5

@@ -13,7 +13,7 @@ from multitask.run import evaluate
 from multitask.run.record import COLUMNS, write_results
 from multitask.sweep import summary
 from multitask.sweep.plan import Job
-from multitask.terminal import terminal
+from multitask.terminal import figure, terminal
 
 TEXTS = [
     "[kinds/scalar]",
@@ -102,3 +102,18 @@ def test_lines_of_text_are_printed_as_they_are(capsys: pytest.CaptureFixture[str
     for text in TEXTS:
         terminal().print(text)
     assert capsys.readouterr().out.splitlines() == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.42014, "0.4201"),
+        (3.25, "3.2500"),
+        (0.0, "0.0000"),
+        (0.0012, "0.0012"),
+        (-3.14e-5, "-3.14e-05"),
+        (1e-12, "1.00e-12"),
+    ],
+)
+def test_small_figures_keep_their_digits(value: float, shown: str) -> None:
+    assert figure(value) == shown

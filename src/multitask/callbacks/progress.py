@@ -9,6 +9,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from multitask.terminal import figure
+
 _WIDTH = 100  # of a line in a file
 # In a file a run has so many lines, spread over its epochs, and one at least every so many seconds.
 _LINES = 20
@@ -37,7 +39,7 @@ class Progress(TQDMProgressBar):
         known = trainer.callback_metrics
         if self._monitor is None or self._monitor not in known:
             return {}
-        return {self._monitor: f"{float(known[self._monitor]):.4f}"}
+        return {self._monitor: figure(float(known[self._monitor]))}
 
     def on_train_start(self, *_: Any) -> None:
         """Draw nothing before an epoch begins."""

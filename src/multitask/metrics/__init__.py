@@ -3,7 +3,7 @@
 from multitask.metrics.classification import BinaryAUROC
 from multitask.metrics.depth import DepthAbsoluteError, DepthRelativeError
 from multitask.metrics.normals import AngleMean, AngleMedian, AngleWithin
-from multitask.metrics.regression import R2
+from multitask.metrics.regression import R2, RelativeL2
 from multitask.metrics.segmentation import MeanIoU, PixelAccuracy
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "DepthRelativeError",
     "MeanIoU",
     "PixelAccuracy",
+    "RelativeL2",
 ]

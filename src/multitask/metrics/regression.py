@@ -1,4 +1,4 @@
-"""The coefficient of determination of targets of any unit, however far from zero."""
+"""R² of targets of any unit, however far from zero, and relative errors."""
 
 import torch
 from torch import Tensor
@@ -45,3 +45,32 @@ class R2(Metric):
         whole = origin + (count * (mean - origin)).sum(0) / count.sum(0)
         total = squares.sum(0) + (count * (mean - whole).square()).sum(0)
         return (1 - residuals.sum(0) / total)[total > 0].mean()
+
+
+class RelativeL2(Metric):
+    """‖prediction − target‖ / ‖target‖ over all values: the error by which solutions of equations are compared.
+
+    ``prediction`` and ``target`` have one shape. NaN where all targets are zero.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    errors: Tensor
+    squares: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("errors", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        same_shape("RelativeL2", prediction, target)
+        wanted = target.detach().double()
+        self.errors += (prediction.detach().double() - wanted).square().sum()
+        self.squares += wanted.square().sum()
+
+    def compute(self) -> Tensor:
+        """Return the relative error, a scalar."""
+        return torch.where(self.squares > 0, (self.errors / self.squares).sqrt(), torch.nan)

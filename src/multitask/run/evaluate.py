@@ -15,7 +15,7 @@ from multitask.lightning.module import MultiLossModule
 from multitask.run.data import Data, measured_on
 from multitask.run.record import recipe_digest
 from multitask.run.resolvers import plain
-from multitask.terminal import terminal
+from multitask.terminal import figure, terminal
 from multitask.weighting.base import Scalarization
 
 Row = dict[str, Any]
@@ -94,12 +94,12 @@ def show(rows: Sequence[Row], split: str = "test") -> None:
         table.add_column(metric, justify="right")
     values = {(row["task"], row["metric"]): float(row["value"]) for row in chosen}
     for task in dict.fromkeys(row["task"] for row in chosen):
-        table.add_row(task, *(f"{values[task, m]:.4f}" if (task, m) in values else "" for m in metrics))
+        table.add_row(task, *(figure(values[task, m]) if (task, m) in values else "" for m in metrics))
     console = terminal(file_width=None)
     if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
         table = Table(
             "task", "metric", Column("value", justify="right"), title=table.title, title_justify="left"
         )
         for (task, metric), value in values.items():
-            table.add_row(task, metric, f"{value:.4f}")
+            table.add_row(task, metric, figure(value))
     console.print(table)

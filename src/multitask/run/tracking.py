@@ -1,6 +1,7 @@
 """W&B, offline unless the config says otherwise: no login, no prompt, no network, no chatter."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from lightning.pytorch.loggers import CometLogger, Logger, WandbLogger
@@ -37,10 +38,15 @@ def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:
 class Comet(CometLogger):
     """Lightning's Comet logger, where ``online=False`` writes an archive; Lightning's own would log nothing then."""
 
+    def __init__(self, *, api_key: str | None = None, online: bool | None = None, **options: Any) -> None:
+        super().__init__(api_key=api_key, online=online, **options)
+        own = signature(CometLogger.__init__).parameters
+        self._settings = {key: value for key, value in options.items() if key not in own}
+
     def _create_experiment(self) -> None:
         import comet_ml
 
-        self._comet_config = comet_ml.ExperimentConfig(**self._kwargs)
+        self._comet_config = comet_ml.ExperimentConfig(**self._settings)
         super()._create_experiment()
 
 

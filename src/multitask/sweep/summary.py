@@ -8,7 +8,7 @@ from pathlib import Path
 from multitask.evaluation.names import COMBINED
 from multitask.sweep.plan import Job
 from multitask.sweep.state import COMPLETED, FAILED, read_record, status_of
-from multitask.terminal import terminal
+from multitask.terminal import figure, terminal
 
 # More figures than this do not fit a terminal: then each metric's mean over tasks is shown.
 MOST_COLUMNS = 8
@@ -68,7 +68,7 @@ def show(summary: Summary, name: str) -> None:
     for task, metric in shown.columns:
         table.add_column(f"{task}\n{metric}", justify="right", overflow="fold")
     for job, status, found in zip(shown.jobs, shown.statuses, shown.figures, strict=True):
-        cells = [f"{found[key]:.4f}" if key in found else "" for key in shown.columns]
+        cells = [figure(found[key]) if key in found else "" for key in shown.columns]
         table.add_row(job.method, *map(_short, shown.settings(job)), str(job.seed), status, *cells)
     terminal().print(table)
     for job, status in zip(shown.jobs, shown.statuses, strict=True):

@@ -113,6 +113,12 @@ def test_wrappers_lie_in_one_order() -> None:
         ("db_mtl", {"beta": 1}, "weighting.beta=1 must be at least 0 and less than 1"),
         ("excess_mtl", {"robust_step_size": 0}, "weighting.robust_step_size=0 must be positive"),
         ("excess_mtl", {"warmup_epochs": -1}, "weighting.warmup_epochs=-1 must not be negative"),
+        ("softadapt", {"order": 0}, "weighting.order=0 must be at least 1"),
+        ("relobralo", {"tau": 0}, "weighting.alpha=0.95, rho=0.99, tau=0: .* τ > 0 must hold"),
+        ("relobralo", {"rho": 2}, "rho=2, .* 0 ≤ ρ ≤ 1"),
+        ("lr_annealing", {"residual": "up"}, "weighting.residual=up is no task; choose one of left, right"),
+        ("lr_annealing", {"alpha": 2}, "weighting.alpha=2 must lie between 0 and 1"),
+        ("m_config", {"beta": 1}, "weighting.beta=1 must be at least 0 and less than 1"),
         ("dwa", {"temperature": 0}, "weighting.temperature=0 must be positive"),
         ("cosmos", {"lambda_": -1}, "weighting.lambda_=-1 must not be negative"),
         ("cosmos", {"weights": [0, 0]}, "weighting.weights=.* must not be negative, nor all zero"),
@@ -142,6 +148,11 @@ def test_what_is_no_combiner_is_refused() -> None:
 def test_logarithms_need_losses_above_zero(name: str, losses: list[float]) -> None:
     with pytest.raises(ValueError, match=f"weighting={name} needs losses above zero"):
         make(name, TASKS)(torch.tensor(losses))
+
+
+def test_softadapt_weighted_by_the_losses_needs_losses_that_are_not_negative() -> None:
+    with pytest.raises(ValueError, match=r"weighting\.loss_weighted=true needs losses that are not negative"):
+        make("softadapt", TASKS, loss_weighted=True)(torch.tensor([1.0, -1.0]))
 
 
 def test_famo_needs_losses_above_its_bounds() -> None:

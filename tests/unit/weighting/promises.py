@@ -38,7 +38,7 @@ def _of(names: str, why: str, holds: bool = True) -> dict[str, Note]:
 
 SCALARIZATIONS = [name for name in NAMES if isinstance(make(name, 3), Scalarization)]
 HALVES = [name for name in NAMES if getattr(make(name, 5), "rows", "task") == "half"]
-READS_JACOBIAN = "db_mtl excess_mtl graddrop gradnorm moco trimmed_mean"
+READS_JACOBIAN = "db_mtl excess_mtl graddrop gradnorm lr_annealing m_config moco trimmed_mean"
 POSITIVE = "gls loss_balanced si"
 """Take the logarithm of a loss, and say so where there is none."""
 
@@ -64,18 +64,23 @@ NOTES: dict[str, dict[str, Note]] = {
     "own": _of("weighted_sum scheduled_sum", "the sum of the losses until weights are given")
     | _of("excess_mtl", "the mean of the gradients in its first epochs")
     | _of("dwa", "the sum of the losses in its first two epochs")
-    | _of("gradnorm imtl_l", "the sum of the losses in its first step"),
-    "every": _of("db_mtl graddrop moco trimmed_mean", "gives a gradient and no weights", False)
+    | _of("gradnorm imtl_l relobralo", "the sum of the losses in its first step")
+    | _of("softadapt", "the mean of the losses in its first step"),
+    "every": _of("db_mtl graddrop m_config moco trimmed_mean", "gives a gradient and no weights", False)
     | _of("iwmtl", "the next batch has other examples", False),
     "groups": _of("imtl imtl_l uw", "its trained numbers belong to no group", False),
-    "features": _of("db_mtl excess_mtl gradnorm moco", "needs the gradients of the parameters", False)
+    "features": _of(
+        "db_mtl excess_mtl gradnorm lr_annealing m_config moco",
+        "needs the gradients of the parameters",
+        False,
+    )
     | _of(" ".join(SCALARIZATIONS), "has no task gradients", False),
-    "weighted": _of("db_mtl graddrop moco trimmed_mean", "gives a gradient and no weights", False)
+    "weighted": _of("db_mtl graddrop m_config moco trimmed_mean", "gives a gradient and no weights", False)
     | _of(" ".join(SCALARIZATIONS), "its heads get their weighted gradient anyway", False),
     "example": _of(" ".join(SCALARIZATIONS), "weighs no gradients", False)
     | _of("graddrop trimmed_mean", "gives a gradient and no weights", False)
     | _of(
-        "cr_mogm db_mtl excess_mtl gradnorm gradvac imtl moco modo pcd sdmgrad",
+        "cr_mogm db_mtl excess_mtl gradnorm gradvac imtl lr_annealing m_config moco modo pcd sdmgrad",
         "keeps one number per task, and examples come and go",
         False,
     ),

@@ -32,6 +32,7 @@ GROUP = set(
     weighted_sum mean uw imtl_l dwa rlw gls si loss_balanced stch famo cosmos pbi scheduled_sum
     upgrad dualproj mgda cagrad pcgrad gradvac imtl_g imtl nash_mtl fairgrad aligned_mtl cr_mogm pcd
     krum random graddrop config trimmed_mean excess_mtl modo sdmgrad gradnorm moco db_mtl iwmtl
+    softadapt relobralo lr_annealing m_config
     """.split()  # noqa: SIM905
 )
 NO_PAPER = {"weighted_sum", "mean", "scheduled_sum", "loss_balanced"}
@@ -68,7 +69,7 @@ def test_any_number_of_tasks(name: str, m: int) -> None:
 @pytest.mark.parametrize("name", sorted(set(NAMES) - STOCHASTIC))
 def test_the_order_of_the_tasks_does_not_matter(name: str) -> None:
     order = [2, 0, 3, 1]
-    primary = {"primary": "t1"} if name == "pcd" else {}
+    primary = {"pcd": {"primary": "t1"}, "lr_annealing": {"residual": "t1"}}.get(name, {})
     straight = Course(make(name, 4, **primary), Toy(4)).run(7)
     permuted = Course(make(name, [names(4)[i] for i in order], **primary), Toy(4, keep=order)).run(7)
     torch.testing.assert_close(permuted.x, straight.x, rtol=1e-8, atol=1e-10)

@@ -364,6 +364,149 @@ def test_db_mtl_is_its_papers_algorithm() -> None:
         np.testing.assert_allclose(done.heads.numpy(), 1 / losses.numpy(), rtol=1e-7)
 
 
+def rates(seen: list[np.ndarray], order: int) -> np.ndarray:
+    """Return the derivative at the newest point of the polynomial through the last losses."""
+    last = np.array(seen[-order - 1 :])
+    powers = np.vander(np.arange(1 - len(last), 1), len(last), increasing=True)
+    return np.linalg.solve(powers, last)[1] if len(last) > 1 else np.zeros(M)
+
+
+@pytest.mark.parametrize("order", [1, 2, 5])
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("loss_weighted", [False, True])
+def test_softadapt_is_its_papers_algorithm(order: int, normalized: bool, loss_weighted: bool) -> None:
+    combiner = make("softadapt", M, order=order, normalized=normalized, loss_weighted=loss_weighted)
+    seen: list[np.ndarray] = []
+    for step in range(8):
+        losses = losses_of(M) ** (1 + 0.3 * np.sin(step))
+        seen.append(losses.numpy())
+        s = rates(seen, order)
+        s = s / (np.abs(s).sum() + 1e-8) if normalized else s
+        w = np.exp(0.1 * s) / np.exp(0.1 * s).sum()
+        if loss_weighted:
+            w = w * np.mean(seen[-order - 1 :], 0)
+            w = w / w.sum()
+        done = update(combiner, losses, conflicting(M))
+        np.testing.assert_allclose(done.heads.numpy(), w, rtol=1e-7)
+
+
+def test_softadapt_without_temperature_is_the_mean() -> None:
+    for losses, J in jacobians():
+        torch.testing.assert_close(update(make("softadapt", M, beta=0.0), losses, J).vector, J.mean(0))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
+def test_relobralo_is_its_papers_algorithm(rho: float) -> None:
+    alpha, tau = 0.7, 0.3
+    combiner = make("relobralo", M, alpha=alpha, rho=rho, tau=tau)
+    w, first, last, drawn = np.ones(M), None, None, 1.0
+
+    def balance(now: np.ndarray, then: np.ndarray) -> np.ndarray:
+        e = np.exp(now / (tau * then))
+        return M * e / e.sum()
+
+    looks = []
+    for step in range(12):
+        losses = losses_of(M) ** (1 + 0.3 * np.sin(step))
+        L = losses.numpy()
+        first, last = (L, L) if first is None or last is None else (first, last)
+        looks.append(drawn)
+        w = alpha * (drawn * w + (1 - drawn) * balance(L, first)) + (1 - alpha) * balance(L, last)
+        torch.manual_seed(step)
+        done = update(combiner, losses, conflicting(M))
+        np.testing.assert_allclose(done.heads.numpy(), w, rtol=1e-10)
+        last = L
+        torch.manual_seed(step)
+        drawn = float(torch.rand((), dtype=torch.float64) < rho)
+    assert {0.0: sum(looks) == 1, 0.5: 2 < sum(looks) < 11, 1.0: sum(looks) == 12}[rho]
+
+
+def test_relobralos_scalar_is_a_function_of_the_losses() -> None:
+    combiner = make("relobralo", M, rho=0.5)
+    for losses, J in jacobians():
+        update(combiner, losses, J)
+        assert torch.equal(combiner(2 * losses), combiner(2 * losses))
+
+
+@pytest.mark.parametrize("residual", [None, "t2"])
+def test_lr_annealing_is_its_papers_algorithm(residual: str | None) -> None:
+    combiner = make("lr_annealing", M, residual=residual, alpha=0.6)
+    of_residual = 0 if residual is None else 2
+    w = np.ones(M)
+    for losses, J in jacobians():
+        g = np.abs(J.numpy())
+        w = 0.6 * w + 0.4 * g[of_residual].max() / g.mean(1)
+        w[of_residual] = 1.0
+        done = update(combiner, losses, J)
+        np.testing.assert_allclose(done.weights.numpy(), w, rtol=1e-12)
+        np.testing.assert_allclose(done.vector.numpy(), w @ J.numpy(), rtol=1e-10)
+
+
+def test_lr_annealing_rests_without_its_residual() -> None:
+    combiner = make("lr_annealing", M)
+    for losses, J in jacobians():
+        update(combiner, losses, J)
+    before = combiner.factors
+    present = torch.arange(M) > 0
+    with combiner.restricted_to(present):
+        done = update(combiner, losses_of(M)[present], conflicting(M)[present])
+    torch.testing.assert_close(done.weights, before[1:])
+    assert torch.equal(combiner.factors, before)
+
+
+def config_direction(rows: np.ndarray) -> np.ndarray:
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    direction = np.linalg.pinv(units) @ np.ones(len(rows))
+    direction = direction / np.linalg.norm(direction)
+    return (rows @ direction).sum() * direction
+
+
+def test_m_config_is_its_papers_algorithm_where_adam_takes_its_gradient() -> None:
+    lr, beta, beta2 = 0.01, 0.9, 0.999
+    combiner, toy = make("m_config", M), Toy(M)
+    x = torch.zeros(12, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([x], lr=lr, betas=(beta, beta2), eps=1e-8)
+    theirs = np.zeros(12)
+    m, s, fake_m, seen = np.zeros((M, 12)), np.zeros(12), np.zeros(12), np.zeros(M)
+    for t in range(1, 20):
+        # The authors' operator, given all gradients in the first step and then one at a time.
+        taken = list(range(M)) if t == 1 else [(t - 2) % M]
+        losses, J = toy.rows(torch.from_numpy(theirs), "task", torch.ones(M, dtype=torch.bool))
+        m[taken] = beta * m[taken] + (1 - beta) * J.numpy()[taken]
+        seen[taken] += 1
+        direction = config_direction(m / (1 - beta**seen)[:, None])
+        new = direction * (1 - beta**t)
+        fake_gradient, fake_m = (new - beta * fake_m) / (1 - beta), new
+        s = beta2 * s + (1 - beta2) * fake_gradient**2
+        theirs = theirs - lr * direction / (np.sqrt(s / (1 - beta2**t)) + 1e-8)
+        losses, J = toy.rows(x.detach(), "task", torch.ones(M, dtype=torch.bool))
+        x.grad = update(combiner, losses, J).vector
+        adam.step()
+        np.testing.assert_allclose(x.detach().numpy(), theirs, rtol=1e-7, atol=1e-10)
+
+
+def test_m_config_takes_one_gradient_a_step_in_turn() -> None:
+    combiner = make("m_config", 3)
+    update(combiner, losses_of(3), conflicting(3))
+    order = []
+    for _ in range(7):
+        before = combiner.steps
+        update(combiner, losses_of(3), conflicting(3))
+        order += (combiner.steps - before).nonzero().flatten().tolist()
+    assert order == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_m_config_gives_who_was_absent_the_next_turn() -> None:
+    course = Course(make("m_config", 4), Toy(4)).run(6, absent=[1])
+    steps = course.combiner.steps
+    course.run(1)  # its first gradient
+    assert (course.combiner.steps - steps).tolist() == [0, 1, 0, 0]
+    course.run(3, absent=[2])
+    steps = course.combiner.steps
+    course.run(1)
+    assert (course.combiner.steps - steps).tolist() == [0, 0, 1, 0]
+
+
 def test_iwmtl_weighs_every_loss_of_every_example() -> None:
     toy = Toy(3)
     course = Course(make("iwmtl", 3), toy)

@@ -1,0 +1,184 @@
+"""Points at which a network has to satisfy equations and conditions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy.stats.qmc import LatinHypercube
+from torch import Tensor
+
+from multitask.data.base import DataModule, Split
+from multitask.physics.problem import INSIDE, Problem
+from multitask.randomness import derived_seed
+
+
+class Draws(dict[str, Tensor]):
+    """As many draws as an epoch has steps, in memory, by place: points ``[steps, n, d]``, new ones each epoch.
+
+    Args:
+        problem: Where the points lie.
+        steps: How many draws there are.
+        points: How many points each has of each place.
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, problem: Problem, steps: int, points: Mapping[str, int], seed: int) -> None:
+        super().__init__()
+        self.problem = problem
+        self.steps = steps
+        self.points = points
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the points of an epoch, which depend on seed and epoch alone."""
+        generator = np.random.default_rng(derived_seed("points", self.seed, epoch))
+        self.update(_drawn(self.problem, self.steps, self.points, generator))
+
+
+class Fixed(Draws):
+    """One draw for all steps."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Leave the points as they are."""
+        if not self:
+            generator = np.random.default_rng(derived_seed("points", self.seed, 0))
+            once = _drawn(self.problem, 1, self.points, generator)
+            self.update({place: p.expand(self.steps, -1, -1) for place, p in once.items()})
+
+
+class Collocation(DataModule):
+    """Points of a problem, drawn by Latin hypercubes.
+
+    An example of the training split is a draw: ``inside`` ``[n, d]``, and as many points as are asked for of each
+    condition, under its name. An example of validation and test is a line of a regular grid, with ``grid`` and
+    ``solution`` on it, and a share of a draw of their own.
+
+    Args:
+        problem: The problem.
+        points: How many points a draw has: ``inside``, and of each condition by its name.
+        steps: How many draws an epoch has.
+        fixed: Whether all draws are the same.
+        grids: The points on the grids of validation and test along each axis.
+        points_seed: Seed of the draws of validation and test, fixed, so that all seeds are measured alike.
+        batch_size: Draws a process and step.
+        eval_batch_size: Lines of the grid at once.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If the points are not those of the problem, or a number is too small.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        points: Mapping[str, int],
+        steps: int = 500,
+        fixed: bool = False,
+        grids: Sequence[Sequence[int]] = ((64, 32), (256, 100)),
+        points_seed: int = 0,
+        batch_size: int | None = 1,
+        eval_batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        places = [INSIDE, *problem.faces]
+        if set(points) != set(places) or min(points.values()) < 1:
+            raise ValueError(f"data.points={dict(points)} must have a count above 0 of {', '.join(places)}.")
+        for place, faces in problem.faces.items():
+            if points[place] < len(faces):
+                raise ValueError(
+                    f"data.points.{place}={points[place]} must be at least {len(faces)}, one per face."
+                )
+        if steps < 1:
+            raise ValueError(f"data.steps={steps} must be 1 or more.")
+        if len(grids) != 2 or any(len(g) != len(problem.axes) or min(g) < 2 for g in grids):
+            raise ValueError(
+                f"data.grids={[list(g) for g in grids]} must be two grids of {len(problem.axes)} counts above 1."
+            )
+        self.problem = problem
+        self.points = points
+        self.steps = steps
+        self.fixed = fixed
+        self.grids = grids
+        self.points_seed = points_seed
+
+    def load(self) -> dict[str, Split]:
+        """Draw the points, and make the grids."""
+        kind = Fixed if self.fixed else Draws
+        splits: dict[str, Split] = {"train": kind(self.problem, self.steps, self.points, self.seed)}
+        for name, sizes in zip(("val", "test"), self.grids, strict=True):
+            lines = sizes[0]
+            shares = {place: -(-count // lines) for place, count in self.points.items()}
+            generator = np.random.default_rng(derived_seed(name, self.points_seed))
+            whole = _drawn(self.problem, 1, {p: lines * n for p, n in shares.items()}, generator)
+            grid = grid_of(self.problem, sizes)
+            splits[name] = {
+                **{place: _dealt(p[0], lines, generator) for place, p in whole.items()},
+                "grid": grid.view(lines, -1, len(sizes)),
+                "solution": self.problem.solution(grid).view(lines, -1, len(self.problem.fields)),
+            }
+        return splits
+
+    def placed(self, split: str) -> Split:
+        """Return a split where it lies: draws are new in each epoch."""
+        return self.splits[split]
+
+
+def _dealt(points: Tensor, lines: int, generator: np.random.Generator) -> Tensor:
+    """Deal points ``[n, d]`` out to the lines of a grid at random, ``[lines, n / lines, d]``."""
+    return points[torch.from_numpy(generator.permutation(len(points)))].view(lines, -1, points.shape[1])
+
+
+def grid_of(problem: Problem, sizes: Sequence[int]) -> Tensor:
+    """Return the points of a regular grid, ends included, ``[n, d]`` in float64, the first axis slowest."""
+    lines = [
+        torch.linspace(*ends, size, dtype=torch.float64)
+        for ends, size in zip(problem.axes.values(), sizes, strict=True)
+    ]
+    return torch.cartesian_prod(*lines)
+
+
+def _drawn(
+    problem: Problem, draws: int, points: Mapping[str, int], generator: np.random.Generator
+) -> dict[str, Tensor]:
+    """Return points by place, ``[draws, n, d]`` in float64: a Latin hypercube inside, and one on each face."""
+    found = {INSIDE: _boxes(list(problem.axes.values()), draws, points[INSIDE], generator)}
+    for place, faces in problem.faces.items():
+        shares = _shares(problem, faces, points[place])
+        found[place] = torch.cat(
+            [
+                _boxes(_face(problem, *face), draws, n, generator)
+                for face, n in zip(faces, shares, strict=True)
+            ],
+            1,
+        )
+    return found
+
+
+def _boxes(
+    ends: Sequence[tuple[float, float]], draws: int, count: int, generator: np.random.Generator
+) -> Tensor:
+    """Return Latin hypercubes in a box, flat along the axes whose ends are equal, ``[draws, count, d]``."""
+    low, high = (torch.tensor(e, dtype=torch.float64) for e in zip(*ends, strict=True))
+    free = low < high
+    engine = LatinHypercube(int(free.sum()), rng=generator)
+    unit = torch.zeros(draws, count, len(ends), dtype=torch.float64)
+    unit[..., free] = torch.from_numpy(np.stack([engine.random(count) for _ in range(draws)]))
+    return low + (high - low) * unit
+
+
+def _face(problem: Problem, axis: str, at: float) -> list[tuple[float, float]]:
+    """Return the ends of a face along each axis."""
+    return [(at, at) if name == axis else ends for name, ends in problem.axes.items()]
+
+
+def _shares(problem: Problem, faces: Sequence[tuple[str, float]], count: int) -> list[int]:
+    """Return how many of ``count`` points each face has, in proportion to its size, at least one."""
+    sizes = [math.prod(b - a for a, b in _face(problem, *face) if a < b) for face in faces]
+    before = np.cumsum([0.0, *sizes]) / sum(sizes)
+    # Those beyond one each, up to each face's end and rounded: they add up.
+    spare = np.round((count - len(faces)) * before).astype(int)
+    return [1 + int(b - a) for a, b in pairwise(spare)]

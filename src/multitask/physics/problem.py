@@ -1,0 +1,55 @@
+"""What a differential equation is to a network that has to satisfy it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+INSIDE = "inside"
+"""Where the equations hold: the name of the points inside the domain."""
+
+
+class Problem(ABC):
+    """Equations on a box, conditions on its faces, and the solution that satisfies them.
+
+    A term is a squared error at points of one place: that of the equations ``inside``, or that of a condition on the
+    faces of its own name. Points are ``[n, d]``, in the order of the axes, values ``[n, f]``, in that of the fields.
+    """
+
+    axes: ClassVar[Mapping[str, tuple[float, float]]]
+    """Lower and upper end of each axis."""
+    fields: ClassVar[Sequence[str]]
+    """What the network predicts."""
+    equations: ClassVar[Sequence[str]]
+    """The terms of :meth:`residuals`."""
+    faces: ClassVar[Mapping[str, Sequence[tuple[str, float]]]]
+    """Where each condition holds: an axis, and the coordinate on it, for each face."""
+
+    @abstractmethod
+    def residuals(self, values: Tensor, points: Tensor) -> Mapping[str, Tensor]:
+        """Return the squared residuals of the equations at each point, ``[n]``, by the name of the term.
+
+        Args:
+            values: What the network predicts, with its graph.
+            points: Where, requiring gradients.
+        """
+
+    @abstractmethod
+    def solution(self, points: Tensor) -> Tensor:
+        """Return the solution, ``[n, f]``, at points in float64."""
+
+    def condition(self, name: str, points: Tensor) -> Tensor:
+        """Return the values that a condition asks for at points of its faces; by default those of the solution."""
+        return self.solution(points)
+
+    def places(self) -> dict[str, str]:
+        """Return where the points of each term lie, by the term's name."""
+        return dict.fromkeys(self.equations, INSIDE) | {name: name for name in self.faces}
+
+
+def slopes(values: Tensor, points: Tensor) -> Sequence[Tensor]:
+    """Return the derivative of ``values``, ``[n]``, with respect to each coordinate of its point, with the graph."""
+    (found,) = torch.autograd.grad(values.sum(), points, create_graph=True)
+    return found.unbind(1)

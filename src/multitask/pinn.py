@@ -1,0 +1,139 @@
+"""Physics-informed networks: the squared residuals of equations and conditions are the losses."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError
+
+from multitask.lightning.figures import Figures, logged
+from multitask.lightning.module import MultiLossModule
+from multitask.lightning.parts import LossAndCount
+from multitask.metrics.precision import Exact
+from multitask.metrics.regression import RelativeL2
+from multitask.physics.problem import INSIDE, Problem
+
+Batch = Mapping[str, Tensor]
+"""Points by place, ``[draws, n, d]``; in evaluation also ``grid``, ``[lines, n, d]``, and ``solution`` on it."""
+
+
+class PINN(MultiLossModule):
+    """A tanh network from points to fields, trained on a problem's terms.
+
+    A loss is the mean over points of the sum of its terms at a point. Each field is measured by ``relative_l2`` and
+    ``mse`` against the solution on a grid.
+
+    Args:
+        problem: The problem.
+        losses: The terms of each loss, by its name; each term is a loss of its own by default.
+        widths: Widths of the hidden layers.
+
+    Raises:
+        ValueError: If the losses do not have each term once.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        losses: Mapping[str, Sequence[str]] | None = None,
+        widths: Sequence[int] = (50, 50, 50, 50, 50),
+    ) -> None:
+        super().__init__()
+        self.problem = problem
+        self.places = problem.places()
+        self.terms = {term: [term] for term in self.places} if losses is None else dict(losses)
+        given = [term for terms in self.terms.values() for term in terms]
+        if sorted(given) != sorted(self.places) or not all(self.terms.values()):
+            raise ValueError(
+                f"model.losses has the terms {', '.join(given) or 'none'}; give each of {', '.join(self.places)} once."
+            )
+        self.names = list(self.terms)
+        self.net = tanh_network(len(problem.axes), widths, len(problem.fields))
+        self.metrics = nn.ModuleDict(
+            {
+                field: Exact({"relative_l2": RelativeL2(), "mse": MeanSquaredError()})
+                for field in problem.fields
+            }
+        )
+
+    @property
+    def labels_can_be_missing(self) -> bool:
+        """Every draw has points of every term."""
+        return False
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Return the fields, ``[n, f]``, at points ``[n, d]``."""
+        return self.net(points.to(self.dtype))
+
+    def losses(self, batch: Batch) -> dict[str, LossAndCount]:
+        """Return the mean losses; in evaluation with their numbers of points, which in training are always the same.
+
+        Raises:
+            ValueError: If there is no draw to train on.
+        """
+        if self.training and not len(batch[INSIDE]):
+            raise ValueError("there is no draw of points")
+        squares = self.squares(batch)
+        found: dict[str, LossAndCount] = {}
+        for name, terms in self.terms.items():
+            total = torch.stack([squares[term].sum() for term in terms]).sum()
+            count = sum({self.places[term]: len(squares[term]) for term in terms}.values())
+            mean = total / max(count, 1)
+            found[name] = mean if self.training else (mean, float(count))
+        return found
+
+    def squares(self, batch: Batch) -> dict[str, Tensor]:
+        """Return each term's squared error at each of its points, ``[n]``."""
+        inside = batch[INSIDE].flatten(0, 1).to(self.dtype).requires_grad_()
+        found = dict(self.problem.residuals(self(inside), inside))
+        for name in self.problem.faces:
+            points = batch[name].flatten(0, 1)
+            wanted = self.problem.condition(name, points).to(self.dtype)
+            found[name] = (self(points) - wanted).square().mean(1)
+        return found
+
+    def add_measured(self, batch: Batch) -> None:
+        """Add a batch to the mean losses and to the metrics of the fields."""
+        super().add_measured(batch)
+        with torch.no_grad():
+            found = self(batch["grid"].flatten(0, 1)).double()
+        wanted = batch["solution"].flatten(0, 1)
+        for i, field in enumerate(self.problem.fields):
+            self._metrics_of(field).update(found[:, i], wanted[:, i])
+
+    def measured(self) -> Figures:
+        """Return losses and metrics since the last call, over all processes."""
+        figures = dict(super().measured())
+        for field in self.problem.fields:
+            metrics = self._metrics_of(field)
+            figures |= {(field, name): float(value) for name, value in metrics.compute().items()}
+            metrics.reset()
+        return figures
+
+    def keys_of(self, names: Iterable[str]) -> set[str]:
+        """Return the keys that validation logs."""
+        metrics = [(field, name) for field in self.problem.fields for name in ("relative_l2", "mse")]
+        return set(logged(dict.fromkeys([*((name, "loss") for name in names), *metrics], 0.0), "val"))
+
+    def higher_is_better(self, task: str, metric: str) -> bool | None:
+        """Return ``False``: all figures are errors."""
+        return False
+
+    def _metrics_of(self, field: str) -> Exact:
+        metrics: Any = self.metrics[field]
+        return metrics
+
+
+def tanh_network(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential:
+    """Return linear layers with tanh between them, Xavier-normal weights and biases of zero."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(inputs, width), nn.Tanh()]
+        inputs = width
+    layers.append(nn.Linear(inputs, outputs))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)

@@ -1,0 +1,64 @@
+"""Learning-rate annealing: losses weighted so that their gradients are as large as the residual's."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from multitask.gradients.task_gradients import TaskGradients
+from multitask.weighting.base import WeightedMethod
+from multitask.weighting.gramian import not_finite
+from multitask.weighting.present import Kind
+
+
+class LRAnnealing(WeightedMethod):
+    """The residual's gradient plus Σ λ g, with λ ← α λ + (1 − α) max |g_r| / mean |g|, over all shared parameters.
+
+    λ starts as ones, and moves before it is used. It rests where a gradient is zero, and where the residual is
+    absent. ``weighting.every=k`` moves it every k steps; the authors' code does every ten.
+
+    "Understanding and Mitigating Gradient Flow Pathologies in Physics-Informed Neural Networks" (Wang, Teng &
+    Perdikaris, 2021), Algorithm 1; α multiplies what was before, as in the authors' code.
+
+    Args:
+        tasks: The tasks' names.
+        residual: Name of the residual's loss, whose weight is one; the first by default.
+        alpha: How much of the weights before stays.
+
+    Raises:
+        ValueError: If there is no task of that name, or α is not between 0 and 1.
+    """
+
+    of_parameters = True
+    per_task: ClassVar[dict[str, Kind]] = {"factors": "vector", "is_residual": "vector"}
+    factors: Tensor
+    is_residual: Tensor
+
+    def __init__(self, tasks: Sequence[str], residual: str | None = None, alpha: float = 0.9) -> None:
+        residual = tasks[0] if residual is None else residual
+        if residual not in tasks:
+            raise ValueError(f"weighting.residual={residual} is no task; choose one of {', '.join(tasks)}.")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"weighting.alpha={alpha} must lie between 0 and 1.")
+        super().__init__()
+        self.alpha = alpha
+        self.register_buffer("is_residual", torch.tensor([t == residual for t in tasks]), persistent=False)
+        self.keep("factors", torch.ones(len(tasks)))
+
+    def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
+        """Return the weights, moved.
+
+        Raises:
+            FloatingPointError: If a gradient is not finite.
+        """
+        sizes = gradients.jacobian().abs()
+        means = sizes.mean(1).to(self.factors)
+        if not torch.isfinite(means).all():
+            raise not_finite()
+        # Zero where the residual is absent.
+        largest = (sizes.amax(1).to(self.factors) * self.is_residual).sum()
+        rests = self.is_residual | (means == 0) | (largest == 0)
+        moved = self.alpha * self.factors + (1 - self.alpha) * largest / torch.where(rests, 1.0, means)
+        self.factors = torch.where(rests, self.factors, moved)
+        return self.factors.to(sizes)

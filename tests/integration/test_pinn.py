@@ -1,0 +1,180 @@
+"""Physics-informed experiments through the script: groupings, precision, processes, resume, and the picture."""
+
+import csv
+import re
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from tests.integration.script_runner import ROOT, Ran, Scripts
+from tests.integration.small import checkpoint, leaves
+
+pytestmark = pytest.mark.slow
+SMALL = (
+    "data.steps=4",
+    "data.points.inside=60",
+    "data.points.boundary=12",
+    "data.grids=[[8,6],[10,7]]",
+    "model.widths=[8,8]",
+    "trainer.max_epochs=2",
+    "callbacks.solution.resolution=20",
+)
+EXPERIMENTS = {
+    "burgers": ({"residual", "boundary", "initial"}, "u"),
+    "kovasznay": ({"residual", "boundary"}, "uvp"),
+    "helmholtz": ({"residual", "boundary"}, "u"),
+}
+TWO = "model.losses={residual:[residual],conditions:[boundary,initial]}"
+
+
+def run(scripts: Scripts, name: str, *more: str, logger: str = "csv") -> Ran:
+    ran = scripts.run(f"experiment=pinn_{name}", *SMALL, f"logger={logger}", *more)
+    assert ran.code == 0, ran.err
+    return ran
+
+
+def import_from(folder: str) -> None:
+    sys.path.insert(0, folder)
+
+
+def figures(folder: Path) -> dict[tuple[str, str], float]:
+    with (folder / "results.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert {row["higher_is_better"] for row in found} == {"False"}
+    return {(row["task"], row["metric"]): float(row["value"]) for row in found if row["split"] == "test"}
+
+
+@pytest.mark.smoke("kovasznay")
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_measures_errors_and_leaves_a_picture(name: str, scripts: Scripts) -> None:
+    ran = run(scripts, name, "weighting=config")
+    assert ran.err == ""
+    losses, fields = EXPERIMENTS[name]
+    wanted = {(loss, "loss") for loss in losses}
+    found = figures(ran.folder)
+    assert set(found) - {("combined", "loss")} == wanted | {
+        (f, m) for f in fields for m in ("relative_l2", "mse")
+    }
+    assert all(torch.tensor(value).isfinite() for value in found.values())
+    assert ran.record["resume"] == "exact"
+    picture = imread(ran.folder / "solution.png")
+    assert picture.shape[0] == 360 * len(fields)
+    assert picture.std() > 0
+
+
+def test_losses_are_grouped_by_the_config(scripts: Scripts) -> None:
+    assert {t for t, m in figures(run(scripts, "burgers", TWO).folder) if m == "loss"} == {
+        "residual",
+        "conditions",
+        "combined",
+    }
+    three = figures(run(scripts, "kovasznay", "model.losses=null", "weighting=upgrad").folder)
+    assert {t for t, m in three if m == "loss"} == {"momentum", "continuity", "boundary"}
+
+
+@pytest.mark.smoke("upgrad")
+@pytest.mark.parametrize("weighting", ["upgrad", "relobralo", "m_config"])
+def test_a_resumed_run_ends_bit_for_bit(weighting: str, scripts: Scripts) -> None:
+    """Its points are those that the uninterrupted one would have drawn; stopped within an epoch."""
+    fixed = [f"weighting={weighting}", "callbacks.checkpoint.every_n_train_steps=3", "scheduler=none"]
+    whole = run(scripts, "burgers", *fixed)
+    first = run(scripts, "burgers", *fixed, "trainer.max_steps=6")
+    second = run(scripts, "burgers", *fixed, f"ckpt_path={first.folder}/checkpoints/last.ckpt")
+    found, expected = (dict(leaves(checkpoint(ran.folder)["state_dict"])) for ran in (second, whole))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value) if isinstance(value, torch.Tensor) else found[key] == value, key
+
+
+@pytest.mark.parametrize("weighting", ["weighted_sum", "upgrad", "lr_annealing", "softadapt", "m_config"])
+def test_micro_batches_and_processes_are_one_batch(weighting: str, scripts: Scripts) -> None:
+    """Of four draws; in float64."""
+    fixed = [f"weighting={weighting}", "trainer.precision=64-true", "optimizer=sgd", "trainer.max_epochs=1"]
+    fixed += ["data.steps=8", "scheduler=none"]
+    whole = run(scripts, "burgers", *fixed, "data.batch_size=4")
+    parts = run(scripts, "burgers", *fixed, "data.batch_size=2", "trainer.accumulate_grad_batches=2")
+    split = run(scripts, "burgers", *fixed, "data.batch_size=2", "trainer=ddp_cpu")
+    expected = checkpoint(whole.folder)["state_dict"]
+    assert expected["net.0.weight"].dtype == torch.float64
+    for ran in (parts, split):
+        found = checkpoint(ran.folder)["state_dict"]
+        for key in expected:
+            if key.startswith("net."):
+                torch.testing.assert_close(found[key], expected[key], rtol=1e-10, atol=1e-12)
+    measured = [figures(ran.folder) for ran in (whole, parts, split)]
+    for key, value in measured[0].items():
+        assert measured[1][key] == pytest.approx(value, rel=1e-9)
+        assert measured[2][key] == pytest.approx(value, rel=1e-9)
+
+
+def test_a_weighting_of_halves_wants_two_draws(scripts: Scripts) -> None:
+    run(scripts, "helmholtz", "weighting=modo", "data.batch_size=2")
+    ran = scripts.run("experiment=pinn_helmholtz", *SMALL, "logger=csv", "weighting=modo")
+    assert ran.code == 1
+    assert "raise data.batch_size=1" in ran.err
+
+
+@pytest.mark.smoke
+def test_the_picture_goes_to_wandb(scripts: Scripts) -> None:
+    ran = run(scripts, "burgers", logger="wandb")
+    (logged,) = ran.folder.glob("wandb/offline-run-*/files/media/images/solution_*.png")
+    assert logged.read_bytes() == (ran.folder / "solution.png").read_bytes()
+
+
+def test_the_checkpoint_is_measured_again(scripts: Scripts) -> None:
+    ran = run(scripts, "burgers")
+    again = scripts.run(f"ckpt_path={ran.folder}/checkpoints/last.ckpt", script="eval")
+    assert again.code == 0, again.err
+    assert figures(again.folder) == figures(ran.folder)
+
+
+def test_the_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None:
+    """By the page's own command; the solution's own conditions are the default."""
+    page = (ROOT / "docs" / "pinn.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(# mine\.py.*?)```", page, re.DOTALL)
+    command = re.search(r"train\.py (.*\\\n.*Heat.*)\n", page)
+    assert code
+    assert command
+    (tmp_path / "mine.py").write_text(code[1])
+    given = [
+        word for word in shlex.split(command[1].replace("\\\n", "")) if not word.startswith("data.points")
+    ]
+    small = [each for each in SMALL if not each.startswith("data.points")]
+    points = "data.points={inside:50,boundary:6,initial:5}"
+    ran = scripts.run(*given, *small, points, "logger=csv", before=partial(import_from, str(tmp_path)))
+    assert ran.code == 0, ran.err
+    assert ran.record["experiment"] == "heat"
+    assert ("u", "relative_l2") in figures(ran.folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["callbacks=solution"], "callbacks=solution draws a model=pinn of two axes"),
+        (["experiment=pinn_burgers", "model.losses={all:[residual]}"], "model.losses has the terms residual"),
+        (["experiment=pinn_burgers", "data.points.boundary=1"], "data.points.boundary=1 must be at least 2"),
+        (
+            ["experiment=pinn_burgers", "weighting=lr_annealing", "weighting.residual=pde"],
+            "weighting.residual=pde is no task; choose one of residual, boundary, initial",
+        ),
+        (["experiment=pinn_burgers", "weighting=iwmtl"], "define losses_by_part in it"),
+        (
+            ["experiment=pinn_burgers", "data.steps=5", "trainer=ddp_cpu"],
+            "last batch has 0 examples on one process, which the model cannot be trained on (there is no draw of "
+            "points); set data.drop_last=true",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(
+    overrides: list[str], said: str, scripts: Scripts
+) -> None:
+    ran = scripts.run(*overrides, "logger=csv")
+    assert ran.code == 1
+    assert said in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
+    assert not list(scripts.logs.glob("*/runs/*"))

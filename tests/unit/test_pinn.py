@@ -16,7 +16,7 @@ from multitask.physics.kovasznay import Kovasznay
 from multitask.physics.problem import INSIDE, Problem
 from multitask.pinn import PINN
 from multitask.randomness import derived_seed, seeded_apart
-from tests.weighting.weighting_members import NAMES, make, update
+from tests.unit.weighting.members import NAMES, make, update
 
 THREE = {"momentum": ["momentum"], "continuity": ["continuity"], "boundary": ["boundary"]}
 

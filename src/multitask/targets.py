@@ -34,6 +34,14 @@ class Transform(nn.Module):
         """
         return prediction, target
 
+    def origin(self, shown: Tensor) -> Tensor | None:
+        """Return from where metrics that are the same from every origin count, to keep digits; ``None`` for zero.
+
+        Args:
+            shown: Targets as the metrics see them, over which the answer is to spread.
+        """
+        return None
+
 
 class Standardized(Transform):
     """Regression of the target less its mean, in units of its deviation; metrics keep the target's units.
@@ -77,6 +85,10 @@ class Standardized(Transform):
     def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return both in the target's own units."""
         return self._back(prediction), self._back(target)
+
+    def origin(self, shown: Tensor) -> Tensor:
+        """Return the mean of the training targets."""
+        return self._like(self.mean, shown)
 
     def _back(self, values: Tensor) -> Tensor:
         return values * self._like(self.std, values) + self._like(self.mean, values)

@@ -100,11 +100,9 @@ class Task(nn.Module):
         self.head = head
         self.prediction = prediction
         self.loss = loss
-        of_known = {
-            name: OfKnown(metric, ignore_index) if missing else metric
-            for name, metric in (metrics or {}).items()
-        }
-        self.metrics = Exact(of_known)
+        self.metrics = Exact(
+            {name: OfKnown(metric, ignore_index, missing) for name, metric in (metrics or {}).items()}
+        )
         self.target = target
         self.weight = weight
         self.missing = missing
@@ -201,7 +199,8 @@ class Task(nn.Module):
 
     def measure(self, outcome: Outcome) -> None:
         """Show what is labelled of an outcome to the metrics."""
-        self.metrics.update(*self.shown(outcome))
+        shown = self.shown(outcome)
+        self.metrics.update(*shown, origin=self.transform.origin(shown[1]))
 
     def shown(self, outcome: Outcome) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]:
         """Return what the metrics take: prediction and target, and what is labelled where values can be missing.

@@ -193,7 +193,9 @@ class Task(nn.Module):
         """Show a batch of training targets to what is fitted to them."""
         target, known = self._compared(batch)
         if isinstance(self.transform, Fitted):
-            self.transform.observe(_only(batch[self.target].float(), known))
+            values = batch[self.target]
+            values = values if values.is_floating_point() else values.double()
+            self.transform.observe(_only(values, known))
         if isinstance(self.loss, Fitted):
             self.loss.observe(_only(target, known))
 
@@ -266,16 +268,23 @@ class Task(nn.Module):
 
     def _aligned(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the target in the prediction's shape, and which of its values are labelled (``None``: all)."""
-        target, known = self._compared(batch)
+        target, known = self._compared(batch, prediction.dtype)
         if target.is_floating_point() and not self.loss_checks_shapes:
             target = _aligned(target, prediction, self.target)
         return target, None if known is None else known.view_as(target)
 
-    def _compared(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Return what the loss compares, and which of its values are labelled (``None``: all)."""
+    def _compared(self, batch: Batch, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
+        """Return what the loss compares, and which of its values are labelled (``None``: all).
+
+        Args:
+            batch: The batch, whose targets may be float64 to keep their digits on the way through the transform.
+            dtype: The predictions'; the loss gets float64 only beside float64.
+        """
         target = batch[self.target]
         known = self.labelled(target, batch) if self.missing else None
         target = target if type(self.transform) is Transform else self.transform(target)
+        if target.dtype == torch.float64 and dtype != torch.float64:
+            target = target.float()
         return target, known
 
     def labelled(self, target: Tensor, batch: Batch) -> Tensor:

@@ -24,6 +24,41 @@ def save(folder: Path, unlabelled: str = "val", offset: float = 0.0) -> str:
     return str(folder / "file.npz")
 
 
+def moved(folder: Path, offset: float) -> str:
+    """Write one number and three columns, moved by a constant as exactly as float64 can."""
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(120, 6)).astype(np.float32)
+    scalar, vector = inputs[:, 0] * 0.1 + inputs[:, 1] ** 2, inputs[:, :3] * [3.0, 0.5, 20.0]
+    vector[::7, 1] = np.nan
+    split = np.array(["train"] * 80 + ["val"] * 20 + ["test"] * 20)
+    # Multiples of 2^-20, so that the moved numbers are exact.
+    scalar, vector = (np.round(v.astype(np.float64) * 2**20) / 2**20 for v in (scalar, vector))
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "file.npz", inputs=inputs, scalar=scalar + offset, vector=vector + offset, split=split)
+    return str(folder / "file.npz")
+
+
+@pytest.mark.parametrize("offset", [1e4, -3e5, 1e6])
+def test_moving_a_target_changes_no_figure(offset: float, scripts: Scripts, tmp_path: Path) -> None:
+    arguments = (
+        "task=[kinds/scalar,kinds/vector]",
+        "trunk=mlp_small",
+        "tasks.vector.head.out_features=3",
+        "+tasks.vector.metrics.r2._target_=multitask.metrics.R2",
+        "+tasks.vector.metrics.explained._target_=torchmetrics.ExplainedVariance",
+        "trainer.max_epochs=2",
+    )
+    found = []
+    for i, by in enumerate((0.0, offset)):
+        ran = run(scripts, moved(tmp_path / str(i), by), *arguments, f"hydra.run.dir={tmp_path}/run{i}")
+        assert ran.code == 0, ran.err
+        found.append(figures(ran.folder))
+    assert found[0].keys() == found[1].keys()
+    assert {("test", "scalar", "r2"), ("test", "vector", "explained")} <= found[0].keys()
+    for key, value in found[0].items():
+        assert found[1][key] == pytest.approx(value, rel=1e-6), key
+
+
 def run(scripts: Scripts, path: str, *arguments: str) -> Ran:
     return scripts.run(
         f"--config-dir={CONFIGS}",

@@ -8,7 +8,9 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from multitask.data.batches import mapped
 from multitask.data.loading import Arrays, Collate, Loader, resident
+from multitask.metrics.precision import home
 
 Split = Arrays | Dataset[Any]
 Batches = Loader | DataLoader[Any]
@@ -104,11 +106,17 @@ class DataModule(LightningDataModule):
         }
 
     def placed(self, split: str) -> Split:
-        """Return a split, on the trainer's CUDA device where it lies in memory and is small enough to move there."""
+        """Return a split as the trainer's device takes it.
+
+        Where it lies in memory and is small enough, it is moved to a CUDA device; float64 becomes float32 where the
+        device has none.
+        """
         arrays = self.splits[split]
-        if self.trainer is None or not isinstance(arrays, Mapping) or not torch.cuda.is_available():
+        if self.trainer is None or not isinstance(arrays, Mapping):
             return arrays
         device = self.trainer.strategy.root_device
+        if home(device) != device:
+            return mapped(arrays, lambda t: t.float() if t.dtype == torch.float64 else t)
         if device.type != "cuda":
             return arrays
         if split not in self._placed:

@@ -99,9 +99,9 @@ class QM9(DataModule):
     def _properties(self, path: Path) -> dict[str, Tensor]:
         with path.open() as file:
             rows = list(csv.DictReader(file))
-        # In double precision up to the unit, since the raw energies are large.
+        # In double precision, since the raw energies are far from zero.
         return {
-            name: torch.tensor([float(row[column]) for row in rows], dtype=torch.float64).mul(unit).float()
+            name: torch.tensor([float(row[column]) for row in rows], dtype=torch.float64).mul(unit)
             for name, (column, unit) in PROPERTIES.items()
             if name in self.targets
         }

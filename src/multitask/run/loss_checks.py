@@ -171,7 +171,7 @@ def labelled_sample(task: Task, outcome: Outcome, splits: Mapping[str, Split | N
             chosen = labelled_examples(known).nonzero().flatten()[:64]
             if len(chosen):
                 shape = (len(chosen), *outcome.target.shape[1:])
-                target = task.transform(arrays[task.target][chosen]).view(shape)
+                target = task.transform(arrays[task.target][chosen]).view(shape).to(outcome.target.dtype)
                 return replace(outcome, target=target, known=known[chosen].view(shape))
     return outcome
 

@@ -100,6 +100,8 @@ class OfKnown(Metric):
         if known is not None and not known.any():
             return
         way = self.settle(prediction, target, known)
+        if known is not None and way != "columns" and self._ignores(target, known):
+            known = None
         if is_area(self.metric):
             self.classes += occurrences(self.metric, target, known)
         if self.relative:
@@ -152,6 +154,11 @@ class OfKnown(Metric):
         for metric in (self.metric, *self._columns):
             metric.set_dtype(dst_type)
         return self
+
+    def _ignores(self, target: Tensor, known: Tensor) -> bool:
+        """Return whether what is missing is just what the metric ignores."""
+        own = getattr(self.metric, "ignore_index", None)
+        return isinstance(own, int) and known.shape == target.shape and torch.equal(known, target != own)
 
     def _note_range(self, target: Tensor, known: Tensor | None) -> None:
         """Keep the least and the greatest labelled value of each column."""

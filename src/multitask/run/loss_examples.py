@@ -7,7 +7,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from multitask.counts import labelled_examples
+from multitask.counts import ignored_by, labelled_examples
 from multitask.data.base import Split
 from multitask.known import redrawn
 from multitask.task import Batch, Outcome, Task
@@ -77,9 +77,8 @@ def _few(task: Task, outcome: Outcome) -> tuple[Tensor, Tensor] | None:
         return prediction, target
     classes = torch.arange(target.numel(), device=target.device).view_as(target) % prediction.shape[1]
     target = classes.flatten().sort().values.view_as(target)
-    ignored = getattr(task.loss, "ignore_index", None)
-    # Torch's default is nobody's choice, and what the data marks by it has been left out as missing.
-    if isinstance(ignored, int) and ignored != -100 and len(target) > 3:
+    ignored = ignored_by(task.loss)
+    if ignored is not None and len(target) > 3:
         target.view(-1)[: max(1, target.numel() // 8)] = ignored
     return prediction, target
 

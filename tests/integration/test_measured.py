@@ -173,3 +173,31 @@ def test_a_target_far_from_zero_is_measured_as_one_near_it(scripts: Scripts, tmp
         )
     assert found[0]["test", "scalar", "r2"] < 0.9
     assert found[1] == pytest.approx(found[0], rel=0.01, abs=0.005)
+
+
+def test_one_label_in_the_test_split_loses_no_other_figure(scripts: Scripts, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(120, 6))
+    split = np.array(["train"] * 80 + ["val"] * 20 + ["test"] * 20)
+    vector = inputs[:, :1].copy()
+    vector[101:] = np.nan
+    np.savez(tmp_path / "file.npz", inputs=inputs, scalar=inputs[:, 1], vector=vector, split=split)
+    ran = run(
+        scripts,
+        str(tmp_path / "file.npz"),
+        "task=[kinds/scalar,kinds/vector]",
+        "trunk=mlp_small",
+        "tasks.vector.head.out_features=1",
+        "+tasks.vector.metrics.r2._target_=torchmetrics.R2Score",
+    )
+    found = measured(ran)
+    of_test = {(task, metric) for split, task, metric in found if split == "test"}
+    assert of_test - {("combined", "loss")} == {
+        ("scalar", "loss"),
+        ("scalar", "mae"),
+        ("scalar", "r2"),
+        ("vector", "loss"),
+        ("vector", "mae"),
+    }
+    assert ("val", "vector", "r2") in found
+    assert (ran.folder / "run.json").is_file()

@@ -24,6 +24,7 @@ from multitask.run.label_checks import check_labels, check_metrics, check_splits
 from multitask.run.loss_checks import check_loss, check_partly
 from multitask.run.loss_examples import labelled_sample
 from multitask.run.term_checks import check_term
+from multitask.run.units import check_units
 from multitask.seen import Seen
 from multitask.targets import Transform
 from multitask.task import Batch, Task, split_features
@@ -109,6 +110,7 @@ def initialize(
         seen = module.see(few)
         for name, task in module.by_name.items():
             _check(name, task, seen, splits, batch)
+            check_units(name, task, module.by_name)
         for name, term in module.terms.items():
             # More examples, among which pairs and labels are likelier.
             check_term(name, term, module, few_of(batch, 32), partial(seeded, seed, name))

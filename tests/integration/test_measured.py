@@ -134,19 +134,23 @@ def test_a_run_that_chose_no_weights_says_so(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "way_out"),
     [
-        ("selection.metric=val/vector/mae",),
-        ("scheduler=plateau", "scheduler.monitor=val/loss/classes"),
-        ("only=vector",),
+        (("selection.metric=val/vector/mae",), "set selection.metric=null to keep the last weights."),
+        (
+            ("scheduler=plateau", "scheduler.monitor=val/loss/classes", "selection.metric=null"),
+            "choose a scheduler that watches nothing, such as scheduler=none.",
+        ),
+        (("only=vector",), "set selection.metric=null to keep the last weights."),
     ],
 )
 def test_a_metric_that_never_has_a_value_is_refused(
-    arguments: tuple[str, ...], scripts: Scripts, tmp_path: Path
+    arguments: tuple[str, ...], way_out: str, scripts: Scripts, tmp_path: Path
 ) -> None:
     ran = run(scripts, save(tmp_path), TASKS, "trunk=mlp_small", *arguments)
     assert ran.code == 1
     assert "never has a value, since the validation split has no label of vector" in ran.err
+    assert ran.err.strip().endswith(f"name another metric, or {way_out}")
     assert len(ran.err.splitlines()) == 1
 
 

@@ -269,6 +269,15 @@ def test_metrics_are_tried_where_hardly_anything_is_labelled(rows: int):
         start(2, nn.MSELoss(), y, R2Score(multioutput="raw_values"), missing=rows > 1)
 
 
+def test_a_loss_without_a_number_for_each_value_says_what_it_cannot_leave_out():
+    y = (torch.randn(20, 4) > 0).float()
+    y[::2, 1] = NAN
+    with pytest.raises(
+        ConfigError, match=r"tasks\.a: .*MultiLabelSoftMarginLoss has no number for each value.*mask/"
+    ):
+        start(4, nn.MultiLabelSoftMarginLoss(), y, missing=True)
+
+
 class LeavesOut(nn.Module):
     """The mean over the targets that are not a number of its own."""
 

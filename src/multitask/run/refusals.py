@@ -10,7 +10,7 @@ from multitask.errors import ConfigError, choices
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
 from multitask.run.data import Data, OtherData, batches_in
-from multitask.run.trainer_keys import watched
+from multitask.run.trainer_keys import watched, without
 
 
 def check_hardware(config: DictConfig) -> None:
@@ -68,8 +68,8 @@ def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) 
     if "val" not in data.splits:
         key, metric = next(iter(wanted.items()))
         raise ConfigError(
-            f"{key}={metric} needs a validation split and the data has none; give data.split a share for it, or set "
-            f"{key}=null to keep the last weights."
+            f"{key}={metric} needs a validation split and the data has none; give data.split a share for it, or "
+            f"{without(key)}."
         )
     known = module.validation_keys
     labelled = _labelled(data.splits["val"], module)
@@ -80,8 +80,8 @@ def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) 
         if metric not in valued:
             raise ConfigError(
                 f"{key}={metric} never has a value, since the validation split has no label of "
-                f"{', '.join(name for name in module.names if name not in labelled)}; name another metric, or set "
-                "selection.metric=null to keep the last weights."
+                f"{', '.join(name for name in module.names if name not in labelled)}; name another metric, or "
+                f"{without(key)}."
             )
 
 

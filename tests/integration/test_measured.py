@@ -59,6 +59,22 @@ def test_moving_a_target_changes_no_figure(offset: float, scripts: Scripts, tmp_
         assert found[1][key] == pytest.approx(value, rel=1e-6), key
 
 
+@pytest.mark.parametrize(("offset", "fits"), [(0.0, True), (1e5, False)])
+def test_a_precision_that_rounds_targets_before_their_mean_is_away_is_refused(
+    offset: float, fits: bool, scripts: Scripts, tmp_path: Path
+) -> None:
+    ran = run(
+        scripts,
+        moved(tmp_path / "data", offset),
+        "task=[kinds/scalar,kinds/vector]",
+        "tasks.vector.head.out_features=3",
+        "trunk=mlp_small",
+        "trainer.precision=bf16-true",
+    )
+    assert (ran.code == 0) is fits, ran.err
+    assert fits or "set trainer.precision=bf16-mixed" in ran.err
+
+
 def run(scripts: Scripts, path: str, *arguments: str) -> Ran:
     return scripts.run(
         f"--config-dir={CONFIGS}",

@@ -11,6 +11,7 @@ from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
 from multitask.run.data import Data, OtherData, batches_in
 from multitask.run.trainer_keys import watched, without
+from multitask.targets import Standardized
 
 
 def check_hardware(config: DictConfig) -> None:
@@ -44,6 +45,32 @@ def _has_half(accelerator: str) -> bool:
     if accelerator == "auto":
         return torch.cuda.is_available() or torch.backends.mps.is_available()
     return accelerator != "cpu"
+
+
+_TRUE_HALF = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
+_LOST = 0.01  # deviations
+
+
+def check_rounding(config: DictConfig, module: MultiLossModule) -> None:
+    """Refuse a precision in which targets arrive rounded before their mean is taken away.
+
+    Raises:
+        ConfigError: If rounding changes a standardized target by more than a hundredth of its deviation.
+    """
+    dtype = _TRUE_HALF.get(str(config.trainer.get("precision", "")))
+    if dtype is None or not isinstance(module, MultiTaskModule):
+        return
+    for name, task in module.by_name.items():
+        if not isinstance(task.transform, Standardized):
+            continue
+        mean, std = task.transform.mean, task.transform.std
+        column = int((mean.abs() / std).argmax())
+        if float(mean[column].abs() / std[column]) * torch.finfo(dtype).eps / 2 > _LOST:
+            raise ConfigError(
+                f"trainer.precision={config.trainer.precision} rounds batches before tasks.{name}.transform takes the "
+                f"mean {mean[column]:.4g} of the target '{task.target}' away, whose deviation is {std[column]:.4g}; "
+                f"set trainer.precision={config.trainer.precision.removesuffix('true')}mixed, or move the target."
+            )
 
 
 def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) -> None:

@@ -10,6 +10,9 @@ Count = Literal["examples", "weights", "batch"]
 
 COUNTS: tuple[str, ...] = get_args(Count)
 
+UNSPOKEN = -100
+"""What torch's losses ignore by default; where the data holds it, the task has to say that labels can be missing."""
+
 _BY_CLASS_WEIGHTS = (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
 
 
@@ -52,6 +55,12 @@ def labelled_examples(known: Tensor) -> Tensor:
 def has_count(loss: object) -> bool:
     """Return whether a loss says by itself what it is a mean over, and so what it leaves out."""
     return callable(getattr(loss, "count", None))
+
+
+def ignored_by(loss: object) -> int | None:
+    """Return the integer that a loss was told to ignore; torch's default, −100, is nobody's choice."""
+    ignored = getattr(loss, "ignore_index", None)
+    return ignored if isinstance(ignored, int) and ignored != UNSPOKEN else None
 
 
 def weighs_classes(loss: object, how: Count | None) -> bool:

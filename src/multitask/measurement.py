@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from math import isnan
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from multitask.errors import ConfigError
 from multitask.lightning.figures import Figures
 from multitask.metrics.precision import Exact, exact
 from multitask.task import Outcome, Task
@@ -50,10 +50,8 @@ class Measurement(nn.Module):
         """Return the figures of what was added, over all processes, and forget it.
 
         A task without a label in the split has no figures, and neither has a metric that is NaN where the loss is
-        not: a correlation of constant predictions, say. Of a loss that is NaN the metrics stay, as they are.
-
-        Raises:
-            ConfigError: If a metric cannot be computed of what it was shown, naming it.
+        not: a correlation of constant predictions, say. Of a loss that is NaN the metrics stay, as they are. One that
+        cannot be computed of what it was shown is left out with a warning, so that the others are not lost with it.
         """
         figures: dict[tuple[str, str], float] = {}
         sums, masses = self._losses["losses"].compute().tolist()
@@ -75,11 +73,11 @@ def _computed(name: str, task: Task) -> dict[str, float]:
     for key, metric in task.metrics.items(keep_base=True, copy_state=False):
         try:
             found[key] = float(metric.compute())
-        except ValueError as error:
-            raise ConfigError(
-                f"tasks.{name}.metrics.{key} cannot be computed of the labels that a split has: "
-                f"{' '.join(str(error).split()).rstrip('.')}; leave the metric out, or give the split more of them."
-            ) from error
+        except (ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
+            rank_zero_warn(
+                f"tasks.{name}.metrics.{key} cannot be computed of the labels that a split has, and is left out: "
+                f"{' '.join(str(error).split()).rstrip('.')}."
+            )
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from multitask.data.batches import examples_in, mapped
+from multitask.data.batches import examples_in, mapped, tensors_of
 from multitask.nn.with_losses import WithLosses
 from multitask.task import Batch, Outcome, Task, split_features
 
@@ -76,6 +76,15 @@ class Seen:
         prediction = self.predictions[task]
         owner = self._tasks[task]
         return owner.transform.shown(prediction, owner.transform(self.batch[owner.target]))[0]
+
+    def in_precision(self, values: Tensor) -> Tensor:
+        """Return values in float32 where they are float64 and the features are not: targets keep their digits."""
+        if values.dtype != torch.float64:
+            return values
+        of_features = next(
+            (t.dtype for t in tensors_of(self.features) if t.is_floating_point()), values.dtype
+        )
+        return values if of_features == torch.float64 else values.float()
 
     def derivative(self, output: Tensor, inputs: str | None = None) -> Tensor:
         """Return the derivative of an output with respect to the inputs of its example, with its graph.

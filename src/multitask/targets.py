@@ -1,12 +1,13 @@
 """Between the data's target, what the loss compares, and what the metrics see."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from multitask.metrics.precision import exact
+from multitask.metrics.precision import home
+from multitask.metrics.trials import varies
 
 
 @runtime_checkable
@@ -36,12 +37,22 @@ class Transform(nn.Module):
         """
         return prediction, target
 
+    def origin(self, shown: Tensor) -> Tensor | None:
+        """Return from where metrics that are the same from every origin count, to keep digits; ``None`` for zero.
+
+        Args:
+            shown: Targets as the metrics see them, over which the answer is to spread.
+        """
+        return None
+
 
 class Standardized(Transform):
     """Regression of the target less its mean, in units of its deviation; metrics keep the target's units.
 
     Mean and deviation are those of the labelled part of the training split, one pair for each column of
-    ``[batch, columns]`` or channel of ``[batch, channels, …]``, and travel with the checkpoint.
+    ``[batch, columns]`` or channel of ``[batch, channels, …]``, and travel with the checkpoint. They are float64, and
+    so is the difference from the mean, whatever the model is cast to: of float32 numbers around a million a
+    deviation of 1 has four digits. A device without float64 (MPS) leaves them on the CPU.
 
     Args:
         center: Whether to take the mean away, or only to divide by the deviation.
@@ -53,8 +64,8 @@ class Standardized(Transform):
     def __init__(self, center: bool = True) -> None:
         super().__init__()
         self.center = center
-        self.register_buffer("mean", torch.zeros(1))
-        self.register_buffer("std", torch.ones(1))
+        self.register_buffer("mean", torch.zeros(1, dtype=torch.float64))
+        self.register_buffer("std", torch.ones(1, dtype=torch.float64))
         self._moments = _Moments()
 
     def observe(self, targets: Tensor) -> None:
@@ -69,16 +80,22 @@ class Standardized(Transform):
         """
         mean, std = self._moments.result()
         self._moments = _Moments()
-        self.mean = mean.float().to(self.mean.device) if self.center else torch.zeros_like(mean).float()
-        self.std = std.float().to(self.std.device)
+        self.mean = (mean if self.center else torch.zeros_like(mean)).to(self.mean.device)
+        self.std = std.to(self.std.device)
 
     def forward(self, target: Tensor) -> Tensor:
         """Return the target in standard units."""
-        return (target - self._like(self.mean, target)) / self._like(self.std, target)
+        dtype = target.dtype if target.is_floating_point() else torch.get_default_dtype()
+        wide = target.double() if home(target.device) == target.device else target.float()
+        return ((wide - self._like(self.mean, wide)) / self._like(self.std, wide)).to(dtype)
 
     def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return both in the target's own units."""
         return self._back(prediction), self._back(target)
+
+    def origin(self, shown: Tensor) -> Tensor:
+        """Return the mean of the training targets."""
+        return self._like(self.mean, shown)
 
     def _back(self, values: Tensor) -> Tensor:
         return values * self._like(self.std, values) + self._like(self.mean, values)
@@ -86,8 +103,16 @@ class Standardized(Transform):
     @staticmethod
     def _like(statistic: Tensor, values: Tensor) -> Tensor:
         """Return one number per column in a shape that spreads over ``[batch, columns, …]``."""
-        statistic = statistic.to(values.device).to(values.dtype)
+        statistic = statistic.to(values.dtype).to(values.device)
         return statistic if statistic.numel() == 1 else statistic.view(-1, *[1] * (values.ndim - 2))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def moved(statistic: Tensor) -> Tensor:
+            device = home(fn(torch.empty(0, device=statistic.device)).device)
+            made = statistic.is_meta and device.type != "meta"  # to_empty
+            return torch.empty_like(statistic, device=device) if made else statistic.to(device)
+
+        return super()._apply(moved, recurse)
 
 
 class Binary(Transform):
@@ -152,11 +177,16 @@ class _Moments:
         self._count: Tensor | float = 0.0
         self._mean: Tensor | float = 0.0
         self._squares: Tensor | float = 0.0
+        self._lowest = torch.tensor(torch.inf, dtype=torch.float64)
+        self._highest = torch.tensor(-torch.inf, dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
         """Add values ``[n, columns]``, NaN where missing."""
         known = ~rows.isnan()
         count = known.sum(0).double()
+        self._lowest, self._highest = self._lowest.to(rows.device), self._highest.to(rows.device)
+        self._lowest = torch.minimum(self._lowest, rows.double().where(known, torch.inf).amin(0))
+        self._highest = torch.maximum(self._highest, rows.double().where(known, -torch.inf).amax(0))
         rows = rows.double().nan_to_num()
         mean = rows.sum(0) / count.clamp(min=1)
         squares = ((rows - mean).square() * known).sum(0)
@@ -172,8 +202,8 @@ class _Moments:
             raise ValueError("the training split has no labelled value to find mean and deviation from")
         std = (torch.as_tensor(self._squares) / self._count).sqrt()
         if not (self._mean.float().isfinite() & std.float().isfinite()).all():
-            raise ValueError("the training targets are infinite, or too large for 32 bits; fix the data")
-        if not (std > 0).all():
+            raise ValueError("the training targets are infinite, or too large for 32 bits; mend the data")
+        if not varies(self._lowest, self._highest).all():
             raise ValueError(
                 "the training targets are constant, and cannot be standardized; leave transform out"
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from multitask.counts import COUNTS, Count, count_of, has_count, weighs_classes
+from multitask.counts import COUNTS, UNSPOKEN, Count, count_of, has_count, ignored_by, weighs_classes
 from multitask.known import loss_over_known, over_examples, whole_rows
 from multitask.metrics.known import OfKnown
 from multitask.metrics.precision import Exact, exact, home
@@ -18,9 +18,6 @@ from multitask.targets import Fitted, Transform
 
 Batch = Mapping[str, Any]
 """Targets by name, beside the trunk's inputs and whatever else the data gives."""
-
-# What torch's losses ignore by default; where the data holds it, the task has to say that labels can be missing.
-_UNSPOKEN = -100
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,8 @@ class Task(nn.Module):
         weight: A constant factor of the loss, whatever the combiner does with it afterwards.
         missing: Whether targets can be missing: NaN in a float target, ``ignore_index`` in an
             integer one, ``False`` in ``mask/<target>`` where the batch has it. What is missing
-            enters neither loss nor metrics.
-        ignore_index: The integer that marks a missing class.
+            enters neither loss nor metrics. A loss that was told an ``ignore_index`` says so by itself.
+        ignore_index: The integer that marks a missing class; what the loss ignores is missing too.
         transform: What the loss compares in place of the target, and what the metrics see in place of
             the prediction; by default both as they are.
         count: What the loss of a batch is a mean over, for micro-batches, processes and evaluation batches are
@@ -100,11 +97,16 @@ class Task(nn.Module):
         self.head = head
         self.prediction = prediction
         self.loss = loss
-        of_known = {
-            name: OfKnown(metric, ignore_index) if missing else metric
-            for name, metric in (metrics or {}).items()
-        }
-        self.metrics = Exact(of_known)
+        self._ignored = None if loss_checks_shapes else ignored_by(loss)
+        """The class that the loss leaves out, and metrics with it."""
+        if self._ignored is not None and not missing:
+            ignore_index = self._ignored
+            # Others have a mean of no labels of their own: 0, or one over all examples.
+            missing = not has_count(loss) and count in (None, "weights")
+        partly = missing or self._ignored is not None
+        self.metrics = Exact(
+            {name: OfKnown(metric, ignore_index, partly) for name, metric in (metrics or {}).items()}
+        )
         self.target = target
         self.weight = weight
         self.missing = missing
@@ -181,7 +183,7 @@ class Task(nn.Module):
             or (
                 not (has_count(self.loss) and self.counts_by is None)
                 and not weighted
-                and ignored in (None, _UNSPOKEN)
+                and ignored in (None, UNSPOKEN)
             )
         ) and not self.missing
 
@@ -195,13 +197,16 @@ class Task(nn.Module):
         """Show a batch of training targets to what is fitted to them."""
         target, known = self._compared(batch)
         if isinstance(self.transform, Fitted):
-            self.transform.observe(_only(batch[self.target].float(), known))
+            values = batch[self.target]
+            values = values if values.is_floating_point() else values.double()
+            self.transform.observe(_only(values, known))
         if isinstance(self.loss, Fitted):
             self.loss.observe(_only(target, known))
 
     def measure(self, outcome: Outcome) -> None:
         """Show what is labelled of an outcome to the metrics."""
-        self.metrics.update(*self.shown(outcome))
+        shown = self.shown(outcome)
+        self.metrics.update(*shown, origin=self.transform.origin(shown[1]))
 
     def shown(self, outcome: Outcome) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]:
         """Return what the metrics take: prediction and target, and what is labelled where values can be missing.
@@ -214,10 +219,12 @@ class Task(nn.Module):
             prediction, target = exact(prediction), exact(target)
         else:
             prediction, target = prediction.to(home(prediction.device)), target.to(home(target.device))
-        prediction, target = self.transform.shown(prediction, target)
-        if not self.missing:
-            return prediction, target
         known = None if outcome.known is None else outcome.known.to(target.device)
+        if known is None and self._ignored is not None and not target.is_floating_point():
+            known = target != self._ignored
+        prediction, target = self.transform.shown(prediction, target)
+        if known is None:
+            return prediction, target
         if known is not None and known.shape != target.shape:  # a transform made one value of several
             rows = whole_rows(known)
             if rows is None:
@@ -267,21 +274,30 @@ class Task(nn.Module):
 
     def _aligned(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the target in the prediction's shape, and which of its values are labelled (``None``: all)."""
-        target, known = self._compared(batch)
+        target, known = self._compared(batch, prediction.dtype)
         if target.is_floating_point() and not self.loss_checks_shapes:
             target = _aligned(target, prediction, self.target)
         return target, None if known is None else known.view_as(target)
 
-    def _compared(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Return what the loss compares, and which of its values are labelled (``None``: all)."""
+    def _compared(self, batch: Batch, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
+        """Return what the loss compares, and which of its values are labelled (``None``: all).
+
+        Args:
+            batch: The batch, whose targets may be float64 to keep their digits on the way through the transform.
+            dtype: The predictions'; the loss gets float64 only beside float64.
+        """
         target = batch[self.target]
         known = self.labelled(target, batch) if self.missing else None
         target = target if type(self.transform) is Transform else self.transform(target)
+        if target.dtype == torch.float64 and dtype != torch.float64:
+            target = target.float()
         return target, known
 
     def labelled(self, target: Tensor, batch: Batch) -> Tensor:
         """Return which values of a target are labelled, in its shape."""
         known = ~target.isnan() if target.is_floating_point() else target != self.ignore_index
+        if self._ignored not in (None, self.ignore_index) and not target.is_floating_point():
+            known = known & (target != self._ignored)
         mask = batch.get(f"mask/{self.target}")
         if mask is not None:
             if mask.shape != known.shape[: mask.ndim]:

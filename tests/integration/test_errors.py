@@ -110,6 +110,9 @@ HEAVY = {
     "trainer.accelerator=quantum": "invalid accelerator name",
     "data.split=[0.8,0.1]": "must be three shares",
     "data.split=[1.0,0.0,0.0] evaluation.splits=[train]": "needs a validation split and the data has none",
+    "data.split=[1.0,0.0,0.0] evaluation.splits=[train] selection.metric=null scheduler=plateau": (
+        "or choose a scheduler that watches nothing, such as scheduler=none."
+    ),
 }
 
 

@@ -24,6 +24,57 @@ def save(folder: Path, unlabelled: str = "val", offset: float = 0.0) -> str:
     return str(folder / "file.npz")
 
 
+def moved(folder: Path, offset: float) -> str:
+    """Write one number and three columns, moved by a constant as exactly as float64 can."""
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(120, 6)).astype(np.float32)
+    scalar, vector = inputs[:, 0] * 0.1 + inputs[:, 1] ** 2, inputs[:, :3] * [3.0, 0.5, 20.0]
+    vector[::7, 1] = np.nan
+    split = np.array(["train"] * 80 + ["val"] * 20 + ["test"] * 20)
+    # Multiples of 2^-20, so that the moved numbers are exact.
+    scalar, vector = (np.round(v.astype(np.float64) * 2**20) / 2**20 for v in (scalar, vector))
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "file.npz", inputs=inputs, scalar=scalar + offset, vector=vector + offset, split=split)
+    return str(folder / "file.npz")
+
+
+@pytest.mark.parametrize("offset", [1e4, -3e5, 1e6])
+def test_moving_a_target_changes_no_figure(offset: float, scripts: Scripts, tmp_path: Path) -> None:
+    arguments = (
+        "task=[kinds/scalar,kinds/vector]",
+        "trunk=mlp_small",
+        "tasks.vector.head.out_features=3",
+        "+tasks.vector.metrics.r2._target_=multitask.metrics.R2",
+        "+tasks.vector.metrics.explained._target_=torchmetrics.ExplainedVariance",
+        "trainer.max_epochs=2",
+    )
+    found = []
+    for i, by in enumerate((0.0, offset)):
+        ran = run(scripts, moved(tmp_path / str(i), by), *arguments, f"hydra.run.dir={tmp_path}/run{i}")
+        assert ran.code == 0, ran.err
+        found.append(figures(ran.folder))
+    assert found[0].keys() == found[1].keys()
+    assert {("test", "scalar", "r2"), ("test", "vector", "explained")} <= found[0].keys()
+    for key, value in found[0].items():
+        assert found[1][key] == pytest.approx(value, rel=1e-6), key
+
+
+@pytest.mark.parametrize(("offset", "fits"), [(0.0, True), (1e5, False)])
+def test_a_precision_that_rounds_targets_before_their_mean_is_away_is_refused(
+    offset: float, fits: bool, scripts: Scripts, tmp_path: Path
+) -> None:
+    ran = run(
+        scripts,
+        moved(tmp_path / "data", offset),
+        "task=[kinds/scalar,kinds/vector]",
+        "tasks.vector.head.out_features=3",
+        "trunk=mlp_small",
+        "trainer.precision=bf16-true",
+    )
+    assert (ran.code == 0) is fits, ran.err
+    assert fits or "set trainer.precision=bf16-mixed" in ran.err
+
+
 def run(scripts: Scripts, path: str, *arguments: str) -> Ran:
     return scripts.run(
         f"--config-dir={CONFIGS}",
@@ -99,19 +150,23 @@ def test_a_run_that_chose_no_weights_says_so(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "way_out"),
     [
-        ("selection.metric=val/vector/mae",),
-        ("scheduler=plateau", "scheduler.monitor=val/loss/classes"),
-        ("only=vector",),
+        (("selection.metric=val/vector/mae",), "set selection.metric=null to keep the last weights."),
+        (
+            ("scheduler=plateau", "scheduler.monitor=val/loss/classes", "selection.metric=null"),
+            "choose a scheduler that watches nothing, such as scheduler=none.",
+        ),
+        (("only=vector",), "set selection.metric=null to keep the last weights."),
     ],
 )
 def test_a_metric_that_never_has_a_value_is_refused(
-    arguments: tuple[str, ...], scripts: Scripts, tmp_path: Path
+    arguments: tuple[str, ...], way_out: str, scripts: Scripts, tmp_path: Path
 ) -> None:
     ran = run(scripts, save(tmp_path), TASKS, "trunk=mlp_small", *arguments)
     assert ran.code == 1
     assert "never has a value, since the validation split has no label of vector" in ran.err
+    assert ran.err.strip().endswith(f"name another metric, or {way_out}")
     assert len(ran.err.splitlines()) == 1
 
 
@@ -138,3 +193,31 @@ def test_a_target_far_from_zero_is_measured_as_one_near_it(scripts: Scripts, tmp
         )
     assert found[0]["test", "scalar", "r2"] < 0.9
     assert found[1] == pytest.approx(found[0], rel=0.01, abs=0.005)
+
+
+def test_one_label_in_the_test_split_loses_no_other_figure(scripts: Scripts, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(120, 6))
+    split = np.array(["train"] * 80 + ["val"] * 20 + ["test"] * 20)
+    vector = inputs[:, :1].copy()
+    vector[101:] = np.nan
+    np.savez(tmp_path / "file.npz", inputs=inputs, scalar=inputs[:, 1], vector=vector, split=split)
+    ran = run(
+        scripts,
+        str(tmp_path / "file.npz"),
+        "task=[kinds/scalar,kinds/vector]",
+        "trunk=mlp_small",
+        "tasks.vector.head.out_features=1",
+        "+tasks.vector.metrics.r2._target_=torchmetrics.R2Score",
+    )
+    found = measured(ran)
+    of_test = {(task, metric) for split, task, metric in found if split == "test"}
+    assert of_test - {("combined", "loss")} == {
+        ("scalar", "loss"),
+        ("scalar", "mae"),
+        ("scalar", "r2"),
+        ("vector", "loss"),
+        ("vector", "mae"),
+    }
+    assert ("val", "vector", "r2") in found
+    assert (ran.folder / "run.json").is_file()

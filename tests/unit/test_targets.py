@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torchmetrics.classification import BinaryAccuracy
 
 from multitask.class_weights import BalancedBinaryCrossEntropy, BalancedCrossEntropy
+from multitask.metrics import precision
 from multitask.targets import Binary, Classes, Fitted, Shown, Standardized, Transform
 
 
@@ -29,8 +30,8 @@ def test_moments_are_those_of_what_is_known_in_batches_of_any_size(
     for batch in targets.split(size):
         transform.observe(batch)
     transform.finish()
-    torch.testing.assert_close(transform.mean, torch.stack([k.mean() for k in known]).float())
-    torch.testing.assert_close(transform.std, torch.stack([k.std(correction=0) for k in known]).float())
+    torch.testing.assert_close(transform.mean, torch.stack([k.mean() for k in known]))
+    torch.testing.assert_close(transform.std, torch.stack([k.std(correction=0) for k in known]))
 
 
 def test_moments_of_large_numbers_do_not_cancel():
@@ -40,6 +41,66 @@ def test_moments_of_large_numbers_do_not_cancel():
         transform.observe(value[None])
     transform.finish()
     assert float(transform.std) == pytest.approx((2 / 3) ** 0.5, rel=1e-6)
+
+
+CASTS = {
+    "as it is": lambda module: module,
+    "half()": lambda module: module.half(),
+    "to(bfloat16)": lambda module: module.to(torch.bfloat16),
+    "float()": lambda module: module.float(),
+    "to_empty": lambda module: _emptied(module),
+}
+
+
+def _emptied(module: torch.nn.Module) -> torch.nn.Module:
+    kept = {key: value.clone() for key, value in module.state_dict().items()}
+    module.to("meta").to_empty(device="cpu").load_state_dict(kept)
+    return module
+
+
+@pytest.mark.parametrize("cast", CASTS)
+@pytest.mark.parametrize("offset", [1e3, -1e5, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_standard_units_are_those_of_targets_around_zero(offset: float, cast: str, dtype: torch.dtype):
+    around_zero = (0.3 * torch.randn(50, 2, dtype=torch.float64) * 2**10).round() / 2**10
+    moved = (around_zero + offset).to(dtype)
+    unmoved = moved.double() - offset  # what float32 has left
+    units = []
+    for target in (moved, unmoved):
+        transform = Standardized()
+        transform.observe(target)
+        transform.finish()
+        units.append(CASTS[cast](transform)(target))
+    assert units[0].dtype == dtype
+    torch.testing.assert_close(units[0].double(), units[1], rtol=2e-7, atol=2e-7)
+    assert transform.mean.dtype == transform.std.dtype == torch.float64
+
+
+def test_statistics_stay_on_the_cpu_where_the_device_has_no_float64(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision, "_WITHOUT_FLOAT64", ("meta",))
+    transform = Standardized()
+    transform.observe(torch.tensor([1e6, 1e6 + 1], dtype=torch.float64))
+    transform.finish()
+    transform.to("meta")
+    assert (transform.mean.device.type, transform.mean.dtype) == ("cpu", torch.float64)
+    standard = transform(torch.empty(3, device="meta"))
+    assert (standard.device.type, standard.dtype) == ("meta", torch.float32)
+
+
+def test_checkpoints_of_float32_statistics_load():
+    transform = Standardized()
+    transform.observe(torch.tensor([[0.1, 5.0], [0.4, 7.0]]))
+    transform.finish()
+    transform.load_state_dict({"mean": torch.tensor([1.5, 2.5]), "std": torch.tensor([3.0, 4.0])})
+    assert transform.mean.tolist() == [1.5, 2.5]
+    assert transform.mean.dtype == torch.float64
+
+
+def test_numbers_that_differ_by_rounding_are_constant():
+    transform = Standardized()
+    transform.observe(torch.tensor([0.3, 0.1 + 0.2, 0.3], dtype=torch.float64))
+    with pytest.raises(ValueError, match="constant"):
+        transform.finish()
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 3), (6, 2, 4, 5)])

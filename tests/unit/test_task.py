@@ -1,12 +1,24 @@
 """A task compares what can be compared, and leaves out what is not labelled."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
-from torchmetrics import MeanSquaredError
-from torchmetrics.classification import BinaryAccuracy
+from torch import Tensor, nn
+from torchjd.aggregation import UPGradWeighting
+from torchmetrics import MeanSquaredError, Metric
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassJaccardIndex,
+)
 
+from multitask.losses import PixelCrossEntropy
+from multitask.metrics import MeanIoU
 from multitask.task import Outcome, Task, split_features
+from multitask.weighting.adapter import adapt
+from tests.conftest import Arrays, arrays, build, fit, regression
 
 FEATURES = torch.arange(12.0).view(4, 3)
 
@@ -83,3 +95,76 @@ def test_metrics_that_agree_on_the_first_batch_stay_apart() -> None:
         "over_50": 1.0,
         "over_90": 0.5,
     }
+
+
+class Focal(nn.Module):
+    """A mean over the labelled examples."""
+
+    def __init__(self, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        error = nn.functional.cross_entropy(
+            prediction, target, reduction="none", ignore_index=self.ignore_index
+        )
+        return ((1 - (-error).exp()) ** 2 * error)[target != self.ignore_index].mean()
+
+
+IGNORING = {
+    "cross-entropy": lambda: nn.CrossEntropyLoss(ignore_index=-1),
+    "weighted": lambda: nn.CrossEntropyLoss(
+        torch.tensor([1.0, 5.0, 20.0]), ignore_index=-1, label_smoothing=0.1
+    ),
+    "likelihood": lambda: nn.NLLLoss(ignore_index=-1),
+    "focal": lambda: Focal(-1),
+    "pixels": lambda: PixelCrossEntropy(-1),
+}
+SEEN: list[Callable[..., Metric]] = [
+    lambda **own: MulticlassAccuracy(3, average="micro", **own),
+    lambda **own: MulticlassAUROC(3, **own),
+    lambda **own: MulticlassJaccardIndex(3, **own),
+    lambda **own: MeanIoU(3, **own),
+]
+
+
+@pytest.mark.parametrize("name", IGNORING)
+@pytest.mark.parametrize("metric", SEEN)
+@pytest.mark.parametrize("own", [{}, {"ignore_index": -1}])
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("missing", [False, True])
+def test_what_the_loss_ignores_is_missing_for_metrics_too(
+    name: str, metric: Callable[..., Metric], own: dict[str, int], dense: bool, missing: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = (20, 4) if dense and name != "focal" else (20,)
+    scores = torch.randn(20, 3, *shape[1:], generator=generator).log_softmax(1)
+    target = torch.randint(-1, 3, shape, generator=generator)
+    target[8:12] = -1
+    loss = IGNORING[name]()
+    # Where labels can be missing besides, −100 marks them.
+    task = Task(nn.Identity(), loss, {"m": metric(**own)}, target="y", missing=missing)
+    for part in (slice(0, 8), slice(8, 12), slice(12, 20)):
+        outcome = task(scores[part], {"y": target[part]})
+        task.measure(outcome)
+        if part == slice(8, 12):
+            assert float(outcome.loss) == float(outcome.count) == 0.0
+        else:
+            torch.testing.assert_close(outcome.loss, loss(scores[part], target[part]))
+    expected = metric()
+    known = target != -1
+    expected.update(scores.movedim(1, -1)[known], target[known])
+    assert float(task.metrics.compute()["m"]) == pytest.approx(float(expected.compute()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in IGNORING if name != "pixels"])
+def test_a_loss_that_ignores_all_labels_of_a_batch_is_absent(name: str) -> None:
+    head = nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1))
+    heads = {"t0": regression("t0"), "a": Task(head, IGNORING[name](), target="y")}
+    labels = torch.full((24,), -1)
+    labels[:3] = torch.arange(3)
+    data = {key: value.float() for key, value in arrays(1).items()} | {"y": labels}
+    module = build(adapt(UPGradWeighting()), heads=heads, dtype=torch.float32)
+    assert module.labels_can_be_missing
+    fit(module, Arrays(data, batch_size=4), steps=6)  # all labels of a batch are ignored, in most
+    assert all(parameter.isfinite().all() for parameter in module.parameters())

@@ -10,7 +10,9 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from multitask.data.batches import mapped
 from multitask.data.loading import Arrays, Collate, Loader, resident, split_indices
+from multitask.metrics.precision import home
 
 SPLITS = ("train", "val", "test")
 Split = Arrays | Dataset[Any]
@@ -132,11 +134,17 @@ class DataModule(LightningDataModule):
         }
 
     def placed(self, split: str) -> Split:
-        """Return a split, on the trainer's CUDA device where it lies in memory and is small enough to move there."""
+        """Return a split as the trainer's device takes it.
+
+        Where it lies in memory and is small enough, it is moved to a CUDA device; float64 becomes float32 where the
+        device has none.
+        """
         arrays = self.splits[split]
-        if self.trainer is None or not isinstance(arrays, Mapping) or not torch.cuda.is_available():
+        if self.trainer is None or not isinstance(arrays, Mapping):
             return arrays
         device = self.trainer.strategy.root_device
+        if home(device) != device:
+            return mapped(arrays, lambda t: t.float() if t.dtype == torch.float64 else t)
         if device.type != "cuda":
             return arrays
         if split not in self._placed:

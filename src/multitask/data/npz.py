@@ -18,7 +18,8 @@ class Npz(DataModule):
     Args:
         path: The file. Pickled objects in it are refused, never loaded.
         inputs: Name of the array of inputs.
-        targets: Names of the arrays to read as targets, as the tasks name them; ``None`` for all. An array
+        targets: Names of the arrays to read as targets, as the tasks name them, whose float64 is kept; ``None`` for
+            all arrays, as float32. An array
             ``mask/<target>`` beside one says by true and false what of it is labelled.
         split: Shares of train, validation and test; or the name of an array in the file that
             gives each example's split as ``train``/``val``/``test`` or 0/1/2.
@@ -57,7 +58,8 @@ class Npz(DataModule):
         targets = self.targets
         if targets is None:
             targets = [name for name in arrays if name not in ("inputs", self.inputs, self.split, *masks)]
-        tensors |= {name: _tensor(f"{where}: '{name}'", arrays[name]) for name in targets}
+        exact = self.targets is not None
+        tensors |= {name: _tensor(f"{where}: '{name}'", arrays[name], exact) for name in targets}
         tensors |= {name: _mask(f"{where}: '{name}'", arrays[name]) for name in masks}
         count = len(tensors["inputs"])
         for name in (*targets, *masks):
@@ -109,12 +111,19 @@ class Npz(DataModule):
         return [torch.from_numpy(np.flatnonzero(numbers == i)) for i in range(3)]
 
 
-def _tensor(where: str, array: np.ndarray) -> torch.Tensor:
-    """Return floats and booleans as float32 and integers as int64, what losses and layers expect."""
+def _tensor(where: str, array: np.ndarray, exact: bool = False) -> torch.Tensor:
+    """Return floats and booleans as float32 and integers as int64, what losses and layers expect.
+
+    Args:
+        where: What is read, for the error.
+        array: What the file holds.
+        exact: Whether to keep float64: numbers far from zero lose their digits in float32.
+    """
     if array.ndim == 0:
         raise ValueError(f"{where} is a single value; give one row per example.")
     if array.dtype.kind in "fb":
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        wide = exact and array.dtype.kind == "f" and array.dtype.itemsize >= 8
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64 if wide else np.float32))
     if array.dtype.kind in "iu":
         return torch.from_numpy(array.astype(np.int64))
     raise ValueError(f"{where} is of type {array.dtype}; give floats, integers or booleans.")

@@ -80,9 +80,9 @@ class QM9(DividedFile):
     def _properties(self, path: Path) -> dict[str, Tensor]:
         with path.open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        # In double precision up to the unit, since the raw energies are large.
+        # In double precision, since the raw energies are far from zero.
         return {
-            name: torch.tensor([float(row[column]) for row in rows], dtype=torch.float64).mul(unit).float()
+            name: torch.tensor([float(row[column]) for row in rows], dtype=torch.float64).mul(unit)
             for name, (column, unit) in PROPERTIES.items()
             if name in self.targets
         }

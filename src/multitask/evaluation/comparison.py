@@ -92,6 +92,8 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
     figures, single = (table[table["key"].isin(metrics.index)] for table in (figures, single))
     labelled = records.runs.assign(label=protocol.labels(records.runs))
     counted = labelled[labelled.index.isin(set(figures["run"]) | set(single["run"]))]
+    eligible = set(rules.figures["run"]) | set(rules.baseline["run"])
+    without = labelled[labelled.index.isin(eligible - set(counted.index))]
 
     cost = costs(counted[counted["method"] != BASELINE], settings.reference)
     attempted = labelled["label"].value_counts()
@@ -135,7 +137,7 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
         headline="",
         pairs=pd.DataFrame(),
         quoted=rules.quoted,
-        set_aside=rules.set_aside,
+        set_aside=_with_those_without_figure(rules.set_aside, without, list(metrics.index)),
         counted_runs=counted,
         all_labels=sorted(set(labelled["label"]) - set(rules.quoted["label"])),
         cautions=cautions,
@@ -143,6 +145,17 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
     comparison.pairs, comparison.headline = _pairs(comparison, directed)
     comparison.cautions += _cautions(comparison)
     return comparison
+
+
+def _with_those_without_figure(
+    set_aside: pd.DataFrame, runs: pd.DataFrame, metrics: list[str]
+) -> pd.DataFrame:
+    """Add the runs of which no metric is compared: they have figures, but of other metrics, as their losses are."""
+    named = ", ".join(metrics[:3]) + (" …" if len(metrics) > 3 else "")
+    rows = [(run.label, run.seed, run.name, f"no figure of {named}") for run in runs.itertuples()]
+    added = pd.DataFrame(rows, columns=protocol.SET_ASIDE_COLUMNS)
+    whole = pd.concat([set_aside, added]) if rows else set_aside
+    return whole.sort_values(protocol.SET_ASIDE_COLUMNS, kind="stable", ignore_index=True)
 
 
 def _with_keys(figures: pd.DataFrame) -> pd.DataFrame:

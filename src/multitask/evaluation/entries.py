@@ -90,6 +90,10 @@ def make_entry(
         macro=dict(zip(macro.columns, mean_intervals(macro), strict=True)),
         cost=cost,
     )
+    counts = values.count()
+    partly = [f"{key} {n} of {len(values)}" for key, n in counts.items() if 0 < n < len(values)]
+    if partly:
+        entry.cautions.append(f"Not every seed of {entry.label} has every metric: {', '.join(partly)}.")
     constant = values.std() == 0
     if len(values) > 1 and constant.all():
         entry.cautions.append(f"Every seed of {entry.label} has the same figures: is the seed in use?")

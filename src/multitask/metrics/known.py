@@ -1,6 +1,6 @@
-"""Metrics of targets that miss values."""
+"""Metrics over what has a value: labelled values, columns that vary, classes that are there."""
 
-import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,33 +8,48 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from multitask.known import heap, redrawn, whole_rows
+from multitask.metrics.areas import area, classes_of, is_area, occurrences
+from multitask.metrics.trials import is_relative, same, tried, varies
 
 
 class OfKnown(Metric):
-    """Any metric, over the labelled values of a target that may miss some.
+    """Any metric, over the labelled values of a target that may miss some, and over what has a value.
 
     Rows that are missing as a whole are left out. Of a row that misses a few values, the others count, in the
     first way that says the same as the metric itself where nothing is missing, found by trying:
 
     - ``values``: the metric pools all values (a mean absolute error), and gets the labelled ones alone;
     - ``columns``: the metric averages figures of columns (R², ``uniform_average``), and one of its kind gets each
-      column's labelled values; a column with fewer than two in a split is left out of the mean;
+      column's labelled values; a column with fewer than two in a split, or without a value, is left out of the mean;
     - ``marks``: the metric leaves out by itself what is marked: ``ignore_index`` among integers, NaN among floats;
     - ``rows``: none of these, so that a row labelled in part raises ``ValueError``.
+
+    A metric that is the same in every unit and from every origin (R², a correlation) has no value where the target
+    does not vary; a mean of it over columns is over those that do. An area under a curve of torchmetrics has none of
+    a class that there is not, or that all are; a mean over classes is over the others. Where nothing has a value the
+    figure is NaN.
 
     Args:
         metric: The metric.
         ignore_index: The mark of a missing label to a metric that has no ``ignore_index`` of its own yet.
+        missing: Whether labels can be missing.
     """
 
     counts: Tensor
+    lowest: Tensor
+    highest: Tensor
+    classes: Tensor
 
-    def __init__(self, metric: Metric, ignore_index: int = -100) -> None:
+    def __init__(self, metric: Metric, ignore_index: int = -100, missing: bool = True) -> None:
         super().__init__()
         self.metric = metric
         self.way: str | None = None
+        self.relative = False
         self._columns = nn.ModuleList()
         self._mark = ignore_index
+        self._missing = missing
+        if is_area(metric):
+            self.add_state("classes", torch.zeros(2, classes_of(metric), dtype=torch.float64), "sum")
 
     @property
     def higher_is_better(self) -> bool | None:  # type: ignore[override]
@@ -49,15 +64,35 @@ class OfKnown(Metric):
             target: As metrics see it, ``[batch, …]``.
             known: Which target values are labelled; ``None`` where all are.
         """
-        if self.way is None:
-            self.way = self._way(prediction, target, known)
-            if self.way == "columns":
-                self._columns.extend(self.metric.clone() for _ in range(target.shape[1]))
-                self.add_state("counts", torch.zeros(target.shape[1], device=target.device), "sum")
+        if self.way is not None:
+            return self.way
+        self.relative = is_relative(self.metric, prediction, target)
+        self.way = self._way(prediction, target, known) if self._missing or self.relative else "rows"
+        columns = target.shape[1] if target.ndim > 1 and self.way != "values" else 1
+
+        def each(value: float) -> Tensor:
+            return torch.full((columns,), value, dtype=torch.float64, device=target.device)
+
+        if self.way == "columns":
+            self._columns.extend(self.metric.clone() for _ in range(columns))
+            self.add_state("counts", each(0), "sum")
+        if self.relative:
+            self.add_state("lowest", each(torch.inf), "min")
+            self.add_state("highest", each(-torch.inf), "max")
         return self.way
 
-    def update(self, prediction: Tensor, target: Tensor, known: Tensor | None = None) -> None:
+    def update(
+        self, prediction: Tensor, target: Tensor, known: Tensor | None = None, origin: Tensor | None = None
+    ) -> None:
         """Take in what is labelled of a batch.
+
+        Args:
+            prediction: ``[batch, …]``.
+            target: ``[batch, …]``.
+            known: Which target values are labelled; ``None`` where all are.
+            origin: What a metric that is the same from every origin is to count from: where numbers are far from
+                zero, what it makes of their squares would cancel. Of a shape that spreads over the target, and the
+                same in all batches.
 
         Raises:
             ValueError: If a row is labelled in part and the metric cannot leave single values out.
@@ -65,6 +100,14 @@ class OfKnown(Metric):
         if known is not None and not known.any():
             return
         way = self.settle(prediction, target, known)
+        if known is not None and way != "columns" and self._ignores(target, known):
+            known = None
+        if is_area(self.metric):
+            self.classes += occurrences(self.metric, target, known)
+        if self.relative:
+            self._note_range(target, known)
+            if origin is not None:
+                prediction, target = prediction - origin, target - origin
         if way == "columns":
             there = torch.ones_like(target, dtype=torch.bool) if known is None else known
             for j, metric in enumerate(self._columns):
@@ -86,16 +129,19 @@ class OfKnown(Metric):
             raise ValueError(f"{type(self.metric).__name__} cannot leave out single values of a row")
 
     def compute(self) -> Tensor:
-        """Return the metric of everything taken in; NaN where it is a mean over columns and none has two values."""
-        if self.way != "columns":
-            return self.metric.compute()
-        enough = self.counts >= 2
-        found = [
-            metric.compute()
-            for metric, there in zip(self._columns, enough, strict=True)
-            if there and isinstance(metric, Metric)
-        ]
-        return torch.stack(found).mean() if found else self.counts.new_tensor(torch.nan)
+        """Return the metric of everything taken in; NaN where nothing of it has a value."""
+        varied = varies(self.lowest, self.highest) if self.relative else None
+        if self.way == "columns":
+            enough = self.counts >= 2 if varied is None else (self.counts >= 2) & varied
+            found = [
+                metric.compute()
+                for metric, there in zip(self._columns, enough, strict=True)
+                if there and isinstance(metric, Metric)
+            ]
+            return torch.stack(found).nanmean() if found else self.counts.new_tensor(torch.nan)
+        if varied is not None and not varied.any():
+            return self.lowest.new_tensor(torch.nan)
+        return area(self.metric, self.classes) if is_area(self.metric) else self.metric.compute()
 
     def reset(self) -> None:
         """Forget what was taken in."""
@@ -109,6 +155,19 @@ class OfKnown(Metric):
             metric.set_dtype(dst_type)
         return self
 
+    def _ignores(self, target: Tensor, known: Tensor) -> bool:
+        """Return whether what is missing is just what the metric ignores."""
+        own = getattr(self.metric, "ignore_index", None)
+        return isinstance(own, int) and known.shape == target.shape and torch.equal(known, target != own)
+
+    def _note_range(self, target: Tensor, known: Tensor | None) -> None:
+        """Keep the least and the greatest labelled value of each column."""
+        there = ~target.isnan() if known is None else known & ~target.isnan()
+        columns, there = (v.reshape(len(target), len(self.lowest), -1) for v in (target, there))
+        least = columns.double().where(there, torch.inf).amin((0, 2))
+        self.lowest = torch.minimum(self.lowest, least)
+        self.highest = torch.maximum(self.highest, columns.double().where(there, -torch.inf).amax((0, 2)))
+
     def _way(self, prediction: Tensor, target: Tensor, known: Tensor | None) -> str:
         if target.ndim < 2 or target[0].numel() == 1 or (known is not None and known.shape != target.shape):
             return "rows"
@@ -120,24 +179,19 @@ class OfKnown(Metric):
             v.double() if v.is_floating_point() else v for v in redrawn(prediction, target, known)
         )
         everything = torch.ones_like(complete, dtype=torch.bool)
-        wanted = _tried(lambda metric: metric.update(whole, complete), self.metric)
+        wanted = tried(lambda metric: metric.update(whole, complete), self.metric)
         if wanted is None:
             return "rows"
-        if _same(
-            _tried(lambda metric: metric.update(*heap(whole, complete, everything)), self.metric), wanted
-        ):
+        if same(tried(lambda metric: metric.update(*heap(whole, complete, everything)), self.metric), wanted):
             return "values"
         if not of_scores:
-            clones = [self.metric.clone() for _ in range(target.shape[1])]
             by_column = [
-                _tried(
-                    lambda metric, j=j: metric.update(whole[:, j].flatten(), complete[:, j].flatten()), clone
-                )
-                for j, clone in enumerate(clones)
+                tried(partial(_shown, whole[:, j].flatten(), complete[:, j].flatten()), self.metric)
+                for j in range(target.shape[1])
             ]
             if all(value is not None and value.numel() == 1 for value in by_column):
                 mean = torch.stack([value.reshape(()) for value in by_column if value is not None]).mean()
-                if _same(mean, wanted):
+                if same(mean, wanted):
                     return "columns"
         return "marks" if self._heeds_marks(whole, complete) else "rows"
 
@@ -151,9 +205,9 @@ class OfKnown(Metric):
         by_value = known if known.shape == prediction.shape else known.unsqueeze(1)
         other = prediction.where(by_value, prediction.roll(1, 0))
         marking = self._marking()
-        first = _tried(lambda metric: metric.update(prediction, marks), marking)
-        second = _tried(lambda metric: metric.update(other, marks), marking)
-        if first is None or not first.isfinite().all() or not _same(first, second):
+        first = tried(lambda metric: metric.update(prediction, marks), marking)
+        second = tried(lambda metric: metric.update(other, marks), marking)
+        if first is None or not first.isfinite().all() or not same(first, second):
             return False
         self.metric = marking
         return True
@@ -171,21 +225,5 @@ class OfKnown(Metric):
         return target.masked_fill(~known, mark)
 
 
-def _tried(update: Any, metric: Metric) -> Tensor | None:
-    """Return what a copy of a metric says after an update, ``None`` where it cannot take the update."""
-    metric = metric.clone().set_dtype(torch.float64)
-    metric.reset()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of drawn values: what matters is warned of in validation
-            update(metric)
-            value = metric.compute()
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return None
-    return value if isinstance(value, Tensor) else None
-
-
-def _same(value: Tensor | None, wanted: Tensor | None) -> bool:
-    if value is None or wanted is None or value.shape != wanted.shape:
-        return False
-    return torch.allclose(value.double(), wanted.double(), rtol=1e-4, atol=1e-6)
+def _shown(prediction: Tensor, target: Tensor, metric: Metric) -> None:
+    metric.update(prediction, target)

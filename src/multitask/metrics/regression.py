@@ -6,6 +6,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from multitask.metrics.pooling import same_shape
+from multitask.metrics.trials import varies
 
 
 class R2(Metric):
@@ -34,17 +35,19 @@ class R2(Metric):
         residuals = rows - prediction.detach().double().reshape(rows.shape)
         mean = rows.mean(0)
         count = torch.full_like(mean, len(rows))
-        found = [count, mean, (rows - mean).square().sum(0), residuals.square().sum(0)]
+        squares = (rows - mean).square().sum(0), residuals.square().sum(0)
+        found = [count, mean, *squares, rows.amin(0), rows.amax(0)]
         assert isinstance(self.moments, list)
         self.moments.append(torch.stack(found)[None])
 
     def compute(self) -> Tensor:
         """Return R², a scalar in (−∞, 1]."""
-        count, mean, squares, residuals = dim_zero_cat(self.moments).unbind(1)
+        count, mean, squares, residuals, lowest, highest = dim_zero_cat(self.moments).unbind(1)
         origin = mean[0]
         whole = origin + (count * (mean - origin)).sum(0) / count.sum(0)
         total = squares.sum(0) + (count * (mean - whole).square()).sum(0)
-        return (1 - residuals.sum(0) / total)[total > 0].mean()
+        # Not by the squares: rounding of the mean leaves some of a column that is the same everywhere.
+        return (1 - residuals.sum(0) / total)[varies(lowest.amin(0), highest.amax(0))].mean()
 
 
 class RelativeL2(Metric):

@@ -21,8 +21,10 @@ from multitask.penalty import Penalty
 from multitask.randomness import derived_seed
 from multitask.run.data import Data, batches_in
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
-from multitask.run.loss_checks import check_loss, check_partly, labelled_sample
+from multitask.run.loss_checks import check_loss, check_partly
+from multitask.run.loss_examples import labelled_sample
 from multitask.run.term_checks import check_term
+from multitask.run.units import check_units
 from multitask.seen import Seen
 from multitask.targets import Transform
 from multitask.task import Batch, Task, split_features
@@ -107,7 +109,8 @@ def initialize(
         module = MultiTaskModule(trunk, tasks, inputs)
         seen = module.see(few)
         for name, task in module.by_name.items():
-            _check(name, task, seen, splits)
+            _check(name, task, seen, splits, batch)
+            check_units(name, task, module.by_name)
         for name, term in module.terms.items():
             # More examples, among which pairs and labels are likelier.
             check_term(name, term, module, few_of(batch, 32), partial(seeded, seed, name))
@@ -134,7 +137,7 @@ def _widths(
             seeded(seed, name, partial(task.predict, of_task))
 
 
-def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None]) -> None:
+def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None], batch: Batch) -> None:
     """Find what of a task does not fit the data."""
     few = seen.batch
     if task.target not in few:
@@ -159,7 +162,7 @@ def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None]
         outcome = task.outcome(prediction, few)
     with torch.no_grad():
         outcome = labelled_sample(task, outcome, splits)
-        check_loss(name, task, outcome)
+        check_loss(name, task, outcome, splits, batch)
         check_metrics(name, task, outcome)
         check_partly(name, task, outcome, few, splits)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from multitask.counts import has_count, labelled_examples
+from multitask.counts import has_count, ignored_by, labelled_examples
 from multitask.data.base import Split
 from multitask.errors import ConfigError
 from multitask.known import redrawn
@@ -72,8 +72,8 @@ def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split:
             f"tasks.{name}.loss_checks_shapes=true."
         )
     outside = (target < 0) | (target >= given[1])
-    own = getattr(task.loss, "ignore_index", -100)
-    if isinstance(own, int) and own != -100:  # torch's default: nobody chose it
+    own = ignored_by(task.loss)
+    if own is not None:
         outside &= target != own
     if known is not None:
         outside &= known

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import replace
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -17,6 +16,7 @@ from multitask.known import loss_over_known, redrawn
 from multitask.metrics.known import OfKnown
 from multitask.module import AnyTask
 from multitask.run.combiner import several_processes
+from multitask.run.loss_examples import examples
 from multitask.task import Batch, Outcome, Task
 from multitask.weighting.base import Combiner, JacobianMethod
 
@@ -27,22 +27,30 @@ _MEANINGS = {
 }
 
 
-def check_loss(name: str, task: Task, outcome: Outcome) -> None:
+def check_loss(
+    name: str, task: Task, outcome: Outcome, splits: Mapping[str, Split | None], batch: Batch
+) -> None:
     """Check that a loss is one number, and that two parts of a batch add up to the whole of it.
 
     Args:
         name: The task's name.
         task: The task.
-        outcome: Its outcome on some batch.
+        outcome: What it makes of a few examples.
+        splits: The data's splits; those in memory are searched for values that a loss may leave out.
+        batch: A batch, searched where none is in memory.
 
     Raises:
         ConfigError: If it is not, or they do not: accumulation, processes and evaluation in batches would each
             give another loss.
     """
     _check_number(name, task, outcome)
-    prediction, target = _examples(task, outcome)
-    if len(target) < 2 or task.counts_by == "batch":
-        return
+    if task.counts_by != "batch":
+        for prediction, target in examples(task, outcome, splits, batch):
+            _check_parts(name, task, prediction, target)
+
+
+def _check_parts(name: str, task: Task, prediction: Tensor, target: Tensor) -> None:
+    """Refuse a loss of which two parts of some examples do not add up to the whole."""
     loss = deepcopy(task.loss)
     try:
         pair = _apart(loss, task.counts_by, prediction, target)
@@ -158,46 +166,6 @@ def _partly(task: Task, batch: Batch) -> int:
     return int((labelled_examples(known) & labelled_examples(~known)).sum())
 
 
-def labelled_sample(task: Task, outcome: Outcome, splits: Mapping[str, Split | None]) -> Outcome:
-    """Return an outcome; one with labels of a split in memory where the few examples that it is of have none.
-
-    Its target may then be of other examples than its prediction.
-    """
-    if outcome.known is None or outcome.known.any():
-        return outcome
-    for arrays in splits.values():
-        if isinstance(arrays, Mapping):
-            known = task.labelled(arrays[task.target], dict(arrays))
-            chosen = labelled_examples(known).nonzero().flatten()[:64]
-            if len(chosen):
-                shape = (len(chosen), *outcome.target.shape[1:])
-                target = task.transform(arrays[task.target][chosen]).view(shape)
-                return replace(outcome, target=target, known=known[chosen].view(shape))
-    return outcome
-
-
-def _examples(task: Task, outcome: Outcome) -> tuple[Tensor, Tensor]:
-    """Return labelled examples, whose two parts differ in what a loss may count by: classes, and what it ignores."""
-    prediction, target, known = outcome.prediction, outcome.target, outcome.known
-    if known is not None:
-        if not known.any():
-            return prediction[:0], target[:0]
-        if task.loss_checks_shapes:
-            rows = known.flatten(1).all(1) if known.ndim > 1 else known
-            prediction, target = prediction[rows[: len(prediction)]], target[rows]
-        else:
-            prediction, target = redrawn(prediction, target, known)
-    if target.is_floating_point() or task.loss_checks_shapes:
-        return prediction, target
-    classes = torch.arange(target.numel(), device=target.device).view_as(target) % prediction.shape[1]
-    target = classes.flatten().sort().values.view_as(target)
-    ignored = getattr(task.loss, "ignore_index", None)
-    # Torch's default is nobody's choice, and what the data marks by it has been left out as missing.
-    if isinstance(ignored, int) and ignored != -100 and len(target) > 3:
-        target.view(-1)[: max(1, target.numel() // 8)] = ignored
-    return prediction, target
-
-
 def _apart(
     loss: Callable[[Tensor, Tensor], Tensor], how: Count | None, prediction: Tensor, target: Tensor
 ) -> tuple[float, float] | None:
@@ -227,7 +195,9 @@ def _first_finite(
         ValueError: If the call fails with either.
     """
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(prediction.shape, generator=generator).to(prediction)
+    # More from example to example: the means of two parts are unlike then, which a function of a mean betrays.
+    growing = torch.linspace(0.5, 3, len(prediction)).view(-1, *[1] * (prediction.ndim - 1))
+    noise = (growing * torch.randn(prediction.shape, generator=generator)).to(prediction)
     failures = []
     for candidate in (prediction + noise, prediction):
         try:

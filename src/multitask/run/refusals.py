@@ -10,7 +10,8 @@ from multitask.errors import ConfigError, choices
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
 from multitask.run.data import Data, OtherData, batches_in
-from multitask.run.trainer_keys import watched
+from multitask.run.trainer_keys import watched, without
+from multitask.targets import Standardized
 
 
 def check_hardware(config: DictConfig) -> None:
@@ -42,6 +43,32 @@ def _has_half(accelerator: str) -> bool:
     return accelerator != "cpu"
 
 
+_TRUE_HALF = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
+_LOST = 0.01  # deviations
+
+
+def check_rounding(config: DictConfig, module: MultiLossModule) -> None:
+    """Refuse a precision in which targets arrive rounded before their mean is taken away.
+
+    Raises:
+        ConfigError: If rounding changes a standardized target by more than a hundredth of its deviation.
+    """
+    dtype = _TRUE_HALF.get(str(config.trainer.get("precision", "")))
+    if dtype is None or not isinstance(module, MultiTaskModule):
+        return
+    for name, task in module.by_name.items():
+        if not isinstance(task.transform, Standardized):
+            continue
+        mean, std = task.transform.mean, task.transform.std
+        column = int((mean.abs() / std).argmax())
+        if float(mean[column].abs() / std[column]) * torch.finfo(dtype).eps / 2 > _LOST:
+            raise ConfigError(
+                f"trainer.precision={config.trainer.precision} rounds batches before tasks.{name}.transform takes the "
+                f"mean {mean[column]:.4g} of the target '{task.target}' away, whose deviation is {std[column]:.4g}; "
+                f"set trainer.precision={config.trainer.precision.removesuffix('true')}mixed, or move the target."
+            )
+
+
 def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) -> None:
     """Refuse splits that the data has not and figures that validation does not log."""
     for split in config.evaluation.splits:
@@ -60,8 +87,8 @@ def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) 
     if "val" not in data.splits:
         key, metric = next(iter(wanted.items()))
         raise ConfigError(
-            f"{key}={metric} needs a validation split and the data has none; give data.split a share for it, or set "
-            f"{key}=null to keep the last weights."
+            f"{key}={metric} needs a validation split and the data has none; give data.split a share for it, or "
+            f"{without(key)}."
         )
     known = module.validation_keys
     labelled = _labelled(data.splits["val"], module)
@@ -72,8 +99,8 @@ def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) 
         if metric not in valued:
             raise ConfigError(
                 f"{key}={metric} never has a value, since the validation split has no label of "
-                f"{', '.join(name for name in module.names if name not in labelled)}; name another metric, or set "
-                "selection.metric=null to keep the last weights."
+                f"{', '.join(name for name in module.names if name not in labelled)}; name another metric, or "
+                f"{without(key)}."
             )
 
 

@@ -42,6 +42,7 @@ from multitask.run.refusals import (
     check_against_data,
     check_hardware,
     check_intervals,
+    check_rounding,
 )
 from multitask.run.rehearsal import check_last_batch, rehearse
 from multitask.run.resolvers import plain
@@ -146,6 +147,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
             )
         module = build_module(config, data)
         check_against_data(config, data, module)
+        check_rounding(config, module)
         check_intervals(config, data)
         batch = first_batch(data, "train", module)
         with looked_at(module, trained_on(data)) if is_own(config) else nullcontext():

@@ -67,7 +67,16 @@ def _check_validation(config: DictConfig) -> None:
     else:
         return
     key, metric = next(iter(found.items()))
-    raise ConfigError(f"{key}={metric} needs a validation, and {reason}; set {key}=null, or validate.")
+    raise ConfigError(f"{key}={metric} needs a validation, and {reason}; {without(key)}, or validate.")
+
+
+def without(key: str) -> str:
+    """Return in words how a run does without a key that :func:`watched` returns."""
+    if key == "selection.metric":
+        return "set selection.metric=null to keep the last weights"
+    if key == "scheduler.monitor":
+        return "choose a scheduler that watches nothing, such as scheduler=none"
+    return f"set {key.removesuffix('.monitor')}=null"
 
 
 def watched(config: DictConfig) -> dict[str, Any]:

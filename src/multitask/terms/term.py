@@ -84,4 +84,4 @@ class Term(nn.Module):
             raise ValueError(
                 f"the loss gives {shape}, and must give one number, one value per example, or a number and its count"
             )
-        return values, count
+        return seen.in_precision(values), count

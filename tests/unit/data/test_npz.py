@@ -36,7 +36,15 @@ def test_dtypes_and_split_array(path: Path) -> None:
     assert splits["train"]["inputs"].dtype == torch.float32
     assert splits["train"]["c"].dtype == torch.int64
     with np.load(path) as file:
-        np.testing.assert_array_equal(splits["val"]["y"].numpy(), file["y"][6:8].astype(np.float32))
+        np.testing.assert_array_equal(splits["val"]["y"].numpy(), file["y"][6:8])
+
+
+def test_targets_keep_float64_and_all_arrays_of_a_model_of_ones_own_are_float32(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", x=np.ones((4, 2)), y=1e6 + np.arange(4) / 3, z=np.ones(4, np.float16))
+    named = Npz(str(tmp_path / "f.npz"), ["y", "z"], inputs="x", split=[1.0, 0.0, 0.0]).load()["train"]
+    assert [named[k].dtype for k in ("inputs", "y", "z")] == [torch.float32, torch.float64, torch.float32]
+    every = Npz(str(tmp_path / "f.npz"), None, inputs="x", split=[1.0, 0.0, 0.0]).load()["train"]
+    assert {values.dtype for values in every.values()} == {torch.float32}
 
 
 def test_shares_are_deterministic_and_may_leave_splits_out(path: Path) -> None:

@@ -178,7 +178,12 @@ def test_order_depends_on_seed_and_epoch_alone(rule: str):
 @pytest.mark.parametrize("rule", get_args(Rule))
 def test_batches_to_overfit_are_the_same_each_epoch_and_hold_every_source(rule: Any):
     data = joint(rule)
-    data.trainer = SimpleNamespace(overfit_batches=1, global_rank=0, world_size=1)
+    data.trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        overfit_batches=1,
+        global_rank=0,
+        world_size=1,
+    )
     loader = data.train_dataloader()
     firsts = []
     for epoch in range(3):

@@ -78,8 +78,8 @@ def test_qm9(tmp_path: Path, place: str):
         assert (atoms[:, 0] > 0).sum() == (3 if which % 2 else 5)
         assert torch.equal(atoms[:5], methane) is (which % 2 == 0)
     # Hartree and kcal/mol to eV.
-    torch.testing.assert_close(whole["homo"], (number + 0.05) * 27.2113862, rtol=1e-6, atol=0)
-    torch.testing.assert_close(whole["u0"], (number + 0.15) * 0.0433641, rtol=1e-5, atol=0)
+    torch.testing.assert_close(whole["homo"], (number.double() + 0.05) * 27.2113862, rtol=1e-6, atol=0)
+    torch.testing.assert_close(whole["u0"], (number.double() + 0.15) * 0.0433641, rtol=1e-5, atol=0)
 
 
 def test_qm9_that_is_not_there_or_not_right(tmp_path: Path):

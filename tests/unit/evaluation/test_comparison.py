@@ -288,3 +288,21 @@ def test_recipes_are_matched_task_by_task(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "single_right0", "single_task", 0, {"right/accuracy": 0.9}, digest="R2")
     changed = compare(tmp_path / "runs")
     assert "trained right with R1, the baseline with R2" in changed.entries[0].refusal
+
+
+@pytest.mark.parametrize("lost", [{"left/loss": 0.3}, {"left/loss": 0.3, "left/accuracy": 0.5}])
+def test_seeds_that_are_not_averaged_or_only_in_part_are_told(tmp_path: Path, lost: dict[str, float]) -> None:
+    whole = {"left/loss": 0.3, "left/accuracy": 0.5, "right/accuracy": 0.6}
+    higher = {"left/loss": False, "left/accuracy": True, "right/accuracy": True}
+    for method in ("uw", "upgrad"):
+        for seed in range(3):
+            figures = lost if (method, seed) == ("uw", 2) else {k: v + 0.01 * seed for k, v in whole.items()}
+            write_run(tmp_path / f"{method}_{seed}", method, seed, figures, higher=higher)
+    found = compare(tmp_path)
+    aside = {Path(row.run).name: row.reason for row in found.set_aside.itertuples()}
+    if len(lost) == 1:
+        assert aside == {"uw_2": "no figure of left/accuracy, right/accuracy"}
+        assert any("uw 2 of 3" in caution for caution in found.cautions)
+    else:
+        assert aside == {}
+        assert "Not every seed of uw has every metric: right/accuracy 2 of 3." in found.cautions

@@ -17,6 +17,7 @@ from multitask.task import Task
 from tests.unit.test_counts import LOSSES, Focal
 
 NAN = torch.nan
+Arrays = dict[str, Tensor]
 INPUTS = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.arange(20) % 3
 
@@ -266,3 +267,107 @@ def test_metrics_are_tried_where_hardly_anything_is_labelled(rows: int):
     start(2, nn.MSELoss(), y, R2Score(), missing=rows > 1)
     with pytest.raises(ConfigError, match=r"gives \[2\] and must give one number"):
         start(2, nn.MSELoss(), y, R2Score(multioutput="raw_values"), missing=rows > 1)
+
+
+def test_a_loss_without_a_number_for_each_value_says_what_it_cannot_leave_out():
+    y = (torch.randn(20, 4) > 0).float()
+    y[::2, 1] = NAN
+    with pytest.raises(
+        ConfigError, match=r"tasks\.a: .*MultiLabelSoftMarginLoss has no number for each value.*mask/"
+    ):
+        start(4, nn.MultiLabelSoftMarginLoss(), y, missing=True)
+
+
+class LeavesOut(nn.Module):
+    """The mean over the targets that are not a number of its own."""
+
+    def __init__(self, mark: float) -> None:
+        super().__init__()
+        self.mark = mark
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        there = target != self.mark
+        return (prediction - target)[there].square().mean() if there.any() else 0 * prediction.sum()
+
+
+def arrays_with(mark: float, times: int, columns: int = 1, rows: int = 400, labels: bool = False) -> Arrays:
+    """Return examples of which a few, behind the first batch, have a mark in place of a number."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(rows, columns, generator=generator)
+    y = 3.0 + (y > 0).float() if labels else y
+    y[torch.randperm(rows - 50, generator=generator)[:times] + 50, 0] = mark
+    return {"inputs": torch.randn(rows, 3, generator=generator), "y": y}
+
+
+MARKED = [
+    (mark, times, columns, labels)
+    for mark in (0.0, -1.0, -999.0, 50.0)
+    for times, columns in ((1, 1), (2, 1), (3, 4))
+    for labels in (False, True)
+    # Nothing tells one number among hundreds that are all unlike from the others.
+    if (mark, times, labels) != (-1.0, 1, False)
+]
+
+
+@pytest.mark.parametrize(("mark", "times", "columns", "labels"), MARKED)
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_mark_that_the_loss_leaves_out_is_found_however_rare(
+    mark: float, times: int, columns: int, labels: bool, missing: bool
+):
+    arrays = arrays_with(mark, times, columns, labels=labels)
+    if missing:
+        arrays["y"][::3, -1] = arrays["y"][::3, -1].where(arrays["y"][::3, -1] == mark, NAN)
+    splits = {
+        "train": {k: v[:200] for k, v in arrays.items()},
+        "test": {k: v[200:] for k, v in arrays.items()},
+    }
+    few = {k: v[:8] for k, v in arrays.items()}
+    for loss, fits in ((LeavesOut(mark), False), (nn.MSELoss(), True)):
+        task = Task(nn.Linear(3, columns), loss, target="y", missing=missing)
+        if fits:
+            initialize(nn.Identity(), {"a": task}, few, 0, splits)
+            continue
+        with pytest.raises(ConfigError, match=r"tasks\.a\.loss"):
+            initialize(nn.Identity(), {"a": task}, few, 0, splits)
+
+
+def test_where_no_split_is_in_memory_the_whole_batch_is_searched():
+    arrays = arrays_with(0.0, 1, rows=100)
+    with pytest.raises(ConfigError, match=r"tasks\.a\.count=batch"):
+        initialize(
+            nn.Identity(),
+            {"a": Task(nn.Linear(3, 1), LeavesOut(0.0), target="y")},
+            arrays,
+            0,
+            {"train": None},
+        )
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize(
+    ("loss", "out", "y"),
+    [
+        (nn.MSELoss(reduction="sum"), 4, torch.randn(20, 4)),
+        (nn.CrossEntropyLoss(reduction="sum"), 3, CLASSES),
+        (Root(), 4, torch.randn(20, 4)),
+        (BatchDice(), 3, CLASSES),
+    ],
+)
+def test_batches_of_one_example_hide_nothing(in_memory: bool, missing: bool, loss: Any, out: int, y: Tensor):
+    arrays = {"inputs": INPUTS, "y": y}
+    task = Task(nn.Linear(3, out), loss, target="y", missing=missing)
+    with pytest.raises(ConfigError, match=r"tasks\.a\.loss"):
+        initialize(
+            nn.Identity(),
+            {"a": task},
+            {k: v[:1] for k, v in arrays.items()},
+            0,
+            {"train": arrays if in_memory else None},
+        )
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss(), nn.PoissonNLLLoss()])
+def test_means_over_one_example_pass(loss: Any):
+    arrays = {"inputs": INPUTS[:1], "y": torch.rand(1, 4)}
+    initialize(nn.Identity(), {"a": Task(nn.Linear(3, 4), loss, target="y")}, arrays, 0, {"train": arrays})

@@ -1,6 +1,7 @@
 """Validations in which a task has no label, or a metric no value."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,36 @@ def test_a_loss_that_is_not_a_number_stays_one() -> None:
     figures = measured.finish({"a": task})
     assert figures.keys() == {("a", "loss"), ("a", "mse")}
     assert all(map(math.isnan, figures.values()))
+
+
+class WantsMany(MeanSquaredError):
+    """Cannot be computed of fewer than 100 values."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.error = error
+
+    def compute(self) -> Tensor:
+        if self.total < 100:
+            raise self.error("too few")
+        return super().compute()
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, IndexError, ZeroDivisionError])
+def test_a_metric_that_cannot_be_computed_takes_nothing_with_it(error: type[Exception]) -> None:
+    metrics = {"many": WantsMany(error), "mse": MeanSquaredError()}
+    task = Task(nn.Identity(), nn.MSELoss(), metrics, "a")
+    measured = Measurement(["a"])
+    for count, expected in ((2, {"loss", "mse"}), (120, {"loss", "many", "mse"})):
+        measured.update({"a": task}, [task(torch.ones(count), {"a": torch.zeros(count)})])
+        with (
+            pytest.warns(UserWarning, match=r"tasks\.a\.metrics\.many .*left out: too few\.")
+            if count == 2
+            else nullcontext()
+        ):
+            figures = measured.finish({"a": task})
+        assert {metric for _, metric in figures} == expected
+        assert set(figures.values()) == {1.0}
 
 
 def test_a_metric_without_a_value_is_left_out_and_the_one_before_it_is_no_news(tmp_path: Path) -> None:

@@ -384,3 +384,11 @@ def test_heads_that_change_features_in_place_change_nobody_elses(name: str, trai
     for others in found[1:]:
         for n, gradient in found[0].items():
             torch.testing.assert_close(others[n], gradient, rtol=1e-9, atol=1e-12, msg=n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loss_of_float64_targets_has_the_precision_of_the_features(dtype: torch.dtype):
+    term = Term(lambda seen: (seen.features[:, 0] - seen.batch["y"]).square())
+    batch = {"inputs": torch.randn(4, 2, dtype=dtype), "y": torch.randn(4, dtype=torch.float64)}
+    seen = Seen(batch, batch["inputs"], 2 * batch["inputs"], {})
+    assert term(seen)[0].dtype == term.each(seen).dtype == dtype

@@ -1,0 +1,135 @@
+"""Examples on which a loss shows what it is a mean over: whole batches of them, with rare and extreme values."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from multitask.counts import ignored_by, labelled_examples
+from multitask.data.base import Split
+from multitask.known import redrawn
+from multitask.task import Batch, Outcome, Task
+
+_SEARCHED = 2**19  # values of a target that are looked through
+_CHUNK = 16  # examples of which a loss is computed at once; the first part of them has the telling ones
+_TELLING = 6
+
+
+def labelled_sample(task: Task, outcome: Outcome, splits: Mapping[str, Split | None]) -> Outcome:
+    """Return an outcome; one with labels of a split in memory where the few examples that it is of have none.
+
+    Its target may then be of other examples than its prediction.
+    """
+    if outcome.known is None or outcome.known.any():
+        return outcome
+    for arrays in splits.values():
+        if isinstance(arrays, Mapping):
+            known = task.labelled(arrays[task.target], dict(arrays))
+            chosen = labelled_examples(known).nonzero().flatten()[:64]
+            if len(chosen):
+                shape = (len(chosen), *outcome.target.shape[1:])
+                return replace(
+                    outcome, target=_target(task, arrays, chosen, outcome), known=known[chosen].view(shape)
+                )
+    return outcome
+
+
+def examples(
+    task: Task, outcome: Outcome, splits: Mapping[str, Split | None], batch: Batch
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield labelled examples, whose two parts differ in what a loss may count by.
+
+    First those of the outcome; classes are made to differ, and some are marked where the loss ignores a mark. Of
+    numbers there follow examples of the splits in memory, or else of the batch: with the values that occur most and
+    least often, the greatest, the least and that next to zero, one of which may be left out by the loss.
+
+    Args:
+        task: The task.
+        outcome: What it makes of a few examples.
+        splits: The data's splits.
+        batch: A batch, at most as large as in training.
+    """
+    few = _few(task, outcome)
+    if few is not None:
+        yield few
+    if (outcome.target.is_floating_point() or task.loss_checks_shapes) and len(outcome.prediction) == len(
+        outcome.target
+    ):
+        pools: list[Batch] = [arrays for arrays in splits.values() if isinstance(arrays, Mapping)]
+        for pool in pools or [batch]:
+            yield from _of_pool(task, outcome, pool)
+
+
+def _few(task: Task, outcome: Outcome) -> tuple[Tensor, Tensor] | None:
+    prediction, target, known = outcome.prediction, outcome.target, outcome.known
+    if known is not None and not known.any():
+        return None
+    if task.loss_checks_shapes:
+        if known is not None:
+            rows = known.flatten(1).all(1) if known.ndim > 1 else known
+            prediction, target = prediction[rows[: len(prediction)]], target[rows]
+        return (prediction, target) if len(target) > 1 else None
+    if known is not None or len(target) < 2:
+        prediction, target = redrawn(prediction, target, known)
+    if target.is_floating_point():
+        return prediction, target
+    classes = torch.arange(target.numel(), device=target.device).view_as(target) % prediction.shape[1]
+    target = classes.flatten().sort().values.view_as(target)
+    ignored = ignored_by(task.loss)
+    if ignored is not None and len(target) > 3:
+        target.view(-1)[: max(1, target.numel() // 8)] = ignored
+    return prediction, target
+
+
+def _of_pool(task: Task, outcome: Outcome, pool: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield chunks of a split's labelled examples, each with some of the telling ones first."""
+    values = pool[task.target]
+    known = task.labelled(values, pool) if task.missing else torch.ones_like(values, dtype=torch.bool)
+    if not task.missing or task.loss_checks_shapes:
+        usable = known.flatten(1).all(1) if known.ndim > 1 else known
+    else:
+        usable = labelled_examples(known)
+    rows = usable.nonzero().flatten()
+    if not len(rows):
+        return
+    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _most(values))).long()]
+    telling = rows[_telling(values[rows], known[rows])]
+    others = rows[torch.linspace(0, len(rows) - 1, _CHUNK - _TELLING).long()]
+    # Twice, beside other predictions: the means of two parts can be close by chance.
+    for some, rest in product(telling.split(_TELLING), (others, others.roll(5))):
+        chosen = torch.cat([some, rest.repeat(2)[: _CHUNK - len(some)]])
+        prediction = outcome.prediction[torch.arange(_CHUNK) % len(outcome.prediction)]
+        target = _target(task, pool, chosen, outcome)
+        there = known[chosen].view(target.shape)
+        if not there.all():
+            target = target.where(there, redrawn(prediction, target, there, _CHUNK)[1])
+        yield prediction, target
+
+
+def _most(values: Tensor) -> int:
+    return max(_CHUNK, _SEARCHED // max(1, values[:1].numel()))
+
+
+def _telling(values: Tensor, known: Tensor) -> Tensor:
+    """Return examples that have a value which occurs often or seldom, is extreme, next to zero, or NaN."""
+    each = values[:1].numel()
+    there = (known & ~values.isnan()).flatten().nonzero().flatten()
+    flat = values.flatten()[there].double()
+    marks = values.isnan().reshape(len(values), -1).any(1).nonzero().flatten()[:1]
+    if not len(flat):
+        return marks
+    unique, place, counts = flat.unique(return_inverse=True, return_counts=True)
+    first = torch.zeros_like(unique, dtype=torch.long).scatter(0, place.flip(0), there.flip(0))
+    by_count = counts.argsort(stable=True)
+    often, seldom = by_count.flip(0)[:32], by_count[:32]
+    extreme = torch.tensor([0, len(unique) - 1, int(unique.abs().argmin())], device=unique.device)
+    chosen = [extreme, often[counts[often] > 1], seldom[counts[seldom] < counts.max()]]
+    return torch.cat([first[torch.cat(chosen)] // each, marks]).unique()
+
+
+def _target(task: Task, pool: Mapping[str, Tensor], rows: Tensor, outcome: Outcome) -> Tensor:
+    """Return what the loss compares of some examples, as that of the outcome."""
+    target = task.transform(pool[task.target][rows]).view(len(rows), *outcome.target.shape[1:])
+    return target.to(outcome.target.dtype)

@@ -1,0 +1,53 @@
+"""A prediction that several tasks compare is in the units of all of them."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from multitask.derived import PredictionOf
+from multitask.errors import ConfigError
+from multitask.run.initialization import initialize
+from multitask.targets import Shown, Standardized, Transform
+from multitask.task import Task
+
+GENERATOR = torch.Generator().manual_seed(0)
+INPUTS = torch.randn(30, 3, generator=GENERATOR)
+NUMBERS = torch.randn(30, 2, generator=GENERATOR) + 1e5
+UNLIKE = {"another mean": NUMBERS + 1.0, "another deviation": 1e5 + (NUMBERS - 1e5) * 1.1}
+
+
+def fitted(target: Tensor) -> Standardized:
+    transform = Standardized()
+    transform.observe(target)
+    transform.finish()
+    return transform
+
+
+def start(first: Transform | None, second: Transform | None, target: Tensor = NUMBERS) -> None:
+    arrays = {"inputs": INPUTS, "a": NUMBERS, "b": target}
+    tasks = {
+        "a": Task(nn.Linear(3, 2), nn.MSELoss(), target="a", transform=first),
+        "b": Task(None, nn.L1Loss(), target="b", transform=second, prediction=PredictionOf("a")),
+    }
+    initialize(nn.Identity(), tasks, arrays, 0, {"train": arrays})
+
+
+@pytest.mark.parametrize("transform", [None, Shown(torch.abs), fitted(NUMBERS)])
+def test_the_same_units_pass(transform: Transform | None) -> None:
+    start(transform, transform)
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_other_statistics_are_refused(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"tasks\.b: .* tasks\.a, in deviations .* 'a' .* give both the same target"
+    ):
+        start(fitted(NUMBERS), fitted(UNLIKE[name]), UNLIKE[name])
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_standardized_alone_is_refused(which: int) -> None:
+    pair: list[Transform | None] = [None, None]
+    pair[which] = fitted(NUMBERS)
+    with pytest.raises(ConfigError, match=r"the units of the target '[ab]'"):
+        start(*pair)

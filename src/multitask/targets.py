@@ -6,7 +6,7 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from multitask.metrics.precision import home
+from multitask.metrics.precision import exact, home
 from multitask.metrics.trials import varies
 
 

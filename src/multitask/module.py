@@ -21,7 +21,7 @@ from multitask.terms.term import Term
 from multitask.weighting.base import Rows
 
 AnyTask = Task | Term | Penalty
-"""What has a loss: a prediction against a target, anything that the model computes, or parameters alone."""
+"""Anything with a loss: a prediction against a target, anything that the model computes, or parameters alone."""
 
 
 class MultiTaskModule(MultiLossModule):

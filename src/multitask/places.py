@@ -1,4 +1,4 @@
-"""Where configs and embedded data lie, and the folder in which a command works: known before torch is loaded."""
+"""The folders of configs and embedded data, and the one in which a command works: known before torch is loaded."""
 
 import os
 from pathlib import Path

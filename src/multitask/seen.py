@@ -1,4 +1,4 @@
-"""What a model has computed of one batch, for predictions and losses that are of more than one head's features."""
+"""The computations of a model on one batch, for predictions and losses that are of more than one head's features."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,7 +56,7 @@ class Seen:
         self.losses: Mapping[str, Tensor | tuple[Tensor, float | Tensor]] = losses
         """The trunk's own losses by name; none unless it returns :class:`multitask.nn.with_losses.WithLosses`."""
         self.predictions: Mapping[str, Tensor] = _Once(self._predict, list(tasks))
-        """What each task predicts, as its head returns it."""
+        """The prediction of each task, as its head returns it."""
         self._tasks = tasks
         self._of_heads: dict[str, Tensor] = {}
         self._waiting: list[str] = []

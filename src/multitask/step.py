@@ -26,7 +26,7 @@ from multitask.weighting.differentiated import Differentiated
 
 @dataclass(frozen=True)
 class StepResult:
-    """What happened in a step."""
+    """The outcome of a step."""
 
     present: list[int]
     """The losses with a labelled element; without one there is no step to take."""

@@ -1,4 +1,4 @@
-"""What differs between operating systems: locks, cores, processes, memory. Nothing else imports their own modules."""
+"""The differences between operating systems: locks, cores, processes, memory. Nothing else imports their own modules."""
 
 import errno
 import getpass

@@ -202,7 +202,7 @@ class _Moments:
             raise ValueError("the training split has no labelled value to find mean and deviation from")
         std = (torch.as_tensor(self._squares) / self._count).sqrt()
         if not (self._mean.float().isfinite() & std.float().isfinite()).all():
-            raise ValueError("the training targets are infinite, or too large for 32 bits; mend the data")
+            raise ValueError("the training targets are infinite, or too large for 32 bits; fix the data")
         if not varies(self._lowest, self._highest).all():
             raise ValueError(
                 "the training targets are constant, and cannot be standardized; leave transform out"

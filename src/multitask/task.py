@@ -22,7 +22,7 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task makes of one batch."""
+    """The result of a task on one batch."""
 
     loss: Tensor
     """Weighted mean loss over what is labelled, a scalar; zero where nothing is."""
@@ -31,13 +31,13 @@ class Outcome:
     prediction: Tensor
     """The head's output."""
     target: Tensor
-    """What the loss compares it with."""
+    """The target that the loss compares it with."""
     known: Tensor | None
     """Which target values are labelled, in the target's shape; ``None`` where all are."""
 
     @property
     def count(self) -> Tensor | float:
-        """What the mean is over: the number of labelled values, or the sum of their class weights."""
+        """The denominator of the mean: the number of labelled values, or the sum of their class weights."""
         return self.weigh()
 
 
@@ -189,7 +189,7 @@ class Task(nn.Module):
 
     @property
     def fitted(self) -> list[Fitted]:
-        """What of this task looks at the training targets before the first step."""
+        """The parts of this task that look at the training targets before the first step."""
         parts: list[object] = [self.transform, self.loss]
         return [part for part in parts if isinstance(part, Fitted)]
 
@@ -369,7 +369,7 @@ def _aligned(target: Tensor, prediction: Tensor, key: str) -> Tensor:
 
 
 def split_features(features: object, tasks: list[str]) -> list[Tensor]:
-    """Return each task's features: the trunk gives one tensor for all, or a mapping with one a task.
+    """Return each task's features: the trunk gives one tensor for all, or a mapping with one per task.
 
     Raises:
         ValueError: If it gives anything else.

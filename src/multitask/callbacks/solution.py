@@ -1,4 +1,4 @@
-"""What a physics-informed network predicts, beside the solution."""
+"""The prediction of a physics-informed network, beside the solution."""
 
 from pathlib import Path
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "trace": "list the files that one training step goes through",
     "new": "make a project of your own",
 }
-"""What each command does; a module of this package each."""
+"""The commands with a description each; every one is a module of this package."""
 
 
 def main() -> None:

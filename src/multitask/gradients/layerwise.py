@@ -2,7 +2,7 @@
 
 Of ``x Wᵀ`` the graph remembers the inputs ``A`` anyway, and a backward pass of row i yields the output gradients
 ``D_i``. They hold the row ``D_iᵀ A`` of the weight: its products with other rows and its combination with them
-need no more than that. So a backward pass a row skips the larger half of itself wherever the positions
+need no more than that. So one backward pass per row skips the larger half of itself wherever the positions
 (examples, tokens, pixels) are fewer than the weight is wide.
 """
 
@@ -39,7 +39,7 @@ class Layerwise(Engine):
         self._rows = Rows()
         self._gather = Gatherer()
         self._all_rows: tuple[object, ...] | None = None
-        """Where the last look at the graph said rows for everything. They are right wherever they are used, so
+        """The shape of a graph for which rows are best throughout. They are right wherever they are used, so
         that it costs speed at most where this looks the same and is not."""
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:

@@ -63,7 +63,7 @@ class RowGradients(StoredGradients):
 class ShardedRows(StoredGradients):
     """The sum over processes of their Jacobians, exact: each process keeps a slice of every row.
 
-    Reduce-scattering the rows moves m·n numbers a process, gathering the combined gradient n: an
+    Reduce-scattering the rows moves m·n numbers per process, gathering the combined gradient n: an
     all-reduce of the Jacobian would move 2·m·n.
 
     Args:

@@ -45,7 +45,7 @@ class MetricsCsv(Logger):
 
     @property
     def save_dir(self) -> str:
-        """Where the file lies."""
+        """The path of the file."""
         return str(self.path.parent)
 
     def expect(self, keys: Iterable[str]) -> None:
@@ -76,14 +76,14 @@ class MetricsCsv(Logger):
 
 
 def carry_over(source: Path, target: Path, count: int) -> None:
-    """Begin a run's curves with the first rows of the run that it goes on from.
+    """Begin a run's curves with the first rows of the run that it resumes.
 
     Where the target holds more, which a resumed run will write again, the whole file is kept beside it
     as ``metrics.before-<n>.csv``.
 
     Args:
         source: metrics.csv of the run that was stopped; nothing happens where there is none.
-        target: metrics.csv of the run that goes on.
+        target: metrics.csv of the resumed run.
         count: How many of its rows had been written when the checkpoint was saved.
     """
     if not source.is_file():

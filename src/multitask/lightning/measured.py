@@ -23,7 +23,7 @@ class MeasuredModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.validated: dict[str, float] = {}
-        """What the last validation logged, and its epoch; what had no value there is absent."""
+        """The values that the last validation logged, and its epoch; a figure without a value is absent."""
         self.seen_keys: set[str] | None = None
         """The keys that a validation was seen to log, where a subclass logs by itself; ``None`` before one."""
         self.names: list[str] = []

@@ -213,7 +213,7 @@ class MultiLossModule(MeasuredModule):
 
     @property
     def _rows(self) -> Rows:
-        """What the weighting has a row for: each task, or its loss on each half of a batch or each example."""
+        """The unit of a row of the weighting: each task, or its loss on each half of a batch or each example."""
         return self.weighting.rows if isinstance(self.weighting, JacobianMethod) else "task"
 
     def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:

@@ -1,4 +1,4 @@
-"""What a metric does, found by trying it in float64 on a copy."""
+"""The behaviour of a metric, found by trying it in float64 on a copy."""
 
 import warnings
 from collections.abc import Callable

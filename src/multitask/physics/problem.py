@@ -1,4 +1,4 @@
-"""What a differential equation is to a network that has to satisfy it."""
+"""A differential equation, as a network has to satisfy it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 INSIDE = "inside"
-"""Where the equations hold: the name of the points inside the domain."""
+"""The part of the domain where the equations hold: the name of the points inside the domain."""
 
 
 class Problem(ABC):
@@ -21,11 +21,11 @@ class Problem(ABC):
     axes: ClassVar[Mapping[str, tuple[float, float]]]
     """Lower and upper end of each axis."""
     fields: ClassVar[Sequence[str]]
-    """What the network predicts."""
+    """The names of the functions that the network predicts."""
     equations: ClassVar[Sequence[str]]
     """The terms of :meth:`residuals`."""
     faces: ClassVar[Mapping[str, Sequence[tuple[str, float]]]]
-    """Where each condition holds: an axis, and the coordinate on it, for each face."""
+    """The faces on which each condition holds: an axis, and the coordinate on it, for each face."""
 
     @abstractmethod
     def residuals(self, values: Tensor, points: Tensor) -> Mapping[str, Tensor]:

@@ -76,7 +76,7 @@ OF_CHECKPOINT: Values = {
     "format": OneOf(("torch", "onnx")),
     "dynamic": Switch(),
 }
-"""What predict.py and export.py take beside the keys of a run."""
+"""The keys of predict.py and export.py beside those of a run."""
 TRAIN: Values = {
     "seed": Number(0, whole=True),
     "selection.mode": OneOf(("min", "max")),

@@ -21,7 +21,7 @@ STALE_AFTER = 60.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a folder.
+    """The process that holds a folder.
 
     Args:
         host: The machine, ``?`` where it is just being written.

@@ -1,4 +1,4 @@
-"""What every combiner is: a rule from the losses of all tasks to one update."""
+"""The base of every combiner: a rule from the losses of all tasks to one update."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,10 +54,10 @@ class Combiner(Memory, ABC):
         """
 
     def observe(self, losses: Tensor) -> None:
-        """See, before the optimizer's step, the detached losses of the whole step, one a row."""
+        """See, before the optimizer's step, the detached losses of the whole step, one per row."""
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        """Run after an optimizer step; ``recompute()`` gives the losses of the same batch anew."""
+        """Run after an optimizer step; ``recompute()`` computes the losses of the same batch again."""
 
     def on_epoch_end(self) -> None:
         """Run after the last step of each training epoch."""
@@ -126,7 +126,7 @@ class JacobianMethod(Combiner):
     """Task gradients → one gradient for the shared parameters."""
 
     rows: Rows = "task"
-    """What has a row: each task; each task on each of two halves of the batch (``[2m]``, the first
+    """The unit of a row: each task; each task on each of two halves of the batch (``[2m]``, the first
     half's tasks first); or each task on each example (``[batch · m]``, example by example). A row is
     the gradient of the mean loss over what it is of."""
 

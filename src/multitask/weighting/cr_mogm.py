@@ -31,7 +31,7 @@ class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):
 
     def __init__(self, tasks: Sequence[str], method: WeightedMethod, alpha: float = 0.9) -> None:
         if not isinstance(method, WeightedMethod) or method.rows == "example":
-            raise ValueError("weighting.method must be a weighting that gives one weight a task.")
+            raise ValueError("weighting.method must be a weighting that gives one weight per task.")
         if not 0 <= alpha <= 1:
             raise ValueError(f"weighting.alpha={alpha} must lie between 0 and 1.")
         super().__init__(method)

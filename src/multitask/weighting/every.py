@@ -1,4 +1,4 @@
-"""Weights that are computed anew only every so many steps."""
+"""Weights that are recomputed every few steps only."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -15,7 +15,7 @@ from multitask.weighting.wrapper import Wrapper
 class Every(Wrapper[WeightedMethod], WeightedMethod):
     """Another method's weights, kept for ``steps`` optimizer steps.
 
-    A task that has no weight yet, since it was absent when they were computed, has all computed anew.
+    A task that has no weight yet, since it was absent when they were computed, has all recomputed.
 
     Args:
         tasks: The tasks' names.
@@ -36,7 +36,7 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
             raise ValueError(f"weighting.every={steps} must be at least 1.")
         if not isinstance(method, WeightedMethod) or method.rows == "example":
             raise ValueError(
-                f"weighting.every={steps} needs a weighting that gives one weight a task; leave "
+                f"weighting.every={steps} needs a weighting that gives one weight per task; leave "
                 "weighting.every=1."
             )
         super().__init__(method)
@@ -54,7 +54,7 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
         return None if bool(self.factors.isnan().any()) else self.factors.to(losses)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the kept weights, computed anew when they are old."""
+        """Return the kept weights, recomputed when they are old."""
         if self._is_due():
             self.age = torch.zeros_like(self.age)
             weights = self.method.weigh(losses, gradients)

@@ -1,4 +1,4 @@
-"""What several methods do with a Gramian before they solve anything."""
+"""Steps that several methods take with a Gramian before they solve anything."""
 
 from abc import abstractmethod
 

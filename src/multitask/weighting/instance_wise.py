@@ -15,7 +15,7 @@ class InstanceWise(Wrapper[WeightedMethod], WeightedMethod):
     instance-wise multi-task learning.
 
     Args:
-        method: The weighting, without memory and without numbers a task: examples come and go.
+        method: The weighting, without memory and without numbers per task: examples come and go.
 
     Raises:
         ValueError: If the method has either.

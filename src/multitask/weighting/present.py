@@ -34,7 +34,7 @@ def only(root: nn.Module, present: Tensor) -> Iterator[None]:
 
     Args:
         root: Modules that declare ``per_task``, or torchjd modules without memory, whose vectors of
-            length m are taken as one number a task.
+            length m are taken as one number per task.
         present: Boolean, shape ``[m]``.
 
     Raises:

@@ -36,7 +36,7 @@ class ScheduledSum(Scalarization):
     ) -> None:
         super().__init__()
         if unit not in ("step", "epoch"):
-            raise ValueError(f"weighting.unit={unit} is not there; choose step or epoch.")
+            raise ValueError(f"weighting.unit={unit} is unknown; choose step or epoch.")
         unknown = [name for name in schedule if name not in tasks]
         if unknown:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What combiners remember: in buffers, and for a torchjd object wherever it keeps it."""
+"""The memory of combiners: in buffers, and for a torchjd object wherever it keeps it."""
 
 import inspect
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a solver did, to be read by telemetry."""
+"""Counts of a solver's work, to be read by telemetry."""
 
 import logging
 import time

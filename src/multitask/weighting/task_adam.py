@@ -1,4 +1,4 @@
-"""Adam for one number a task, with a step count of its own for each task."""
+"""Adam for one number per task, with a step count of its own for each task."""
 
 from typing import ClassVar
 

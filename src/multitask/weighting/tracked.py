@@ -1,4 +1,4 @@
-"""Gradients remembered from step to step, a row a task."""
+"""Gradients remembered from step to step, one row per task."""
 
 import logging
 
@@ -18,7 +18,7 @@ def fitting(rows: Tensor | None, jacobian: Tensor, method: str) -> Tensor:
         return rows.to(jacobian)
     if rows is not None:
         _log.warning(
-            "%s: the shared parameters are %d numbers now and were %d; its remembered gradients start anew.",
+            "%s: the shared parameters are %d numbers now and were %d; its remembered gradients start over.",
             method,
             jacobian.shape[1],
             rows.shape[1],

@@ -94,7 +94,7 @@ def test_wrappers_lie_in_one_order() -> None:
             {"schedule": {"left": [[1]]}},
             r"weighting.schedule.left=.* list of \[time, weight\] pairs",
         ),
-        ("scheduled_sum", {"unit": "hour"}, "weighting.unit=hour is not there; choose step or epoch"),
+        ("scheduled_sum", {"unit": "hour"}, "weighting.unit=hour is unknown; choose step or epoch"),
         ("mgda", {"normalization": "l1"}, "weighting.normalization=l1 is unknown; choose none, l2"),
         ("cagrad", {"c": -1}, "weighting.c=-1 must not be negative"),
         ("cagrad", {"norm_eps": 0}, "weighting.norm_eps=0 must be positive"),

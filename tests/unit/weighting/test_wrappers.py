@@ -47,7 +47,7 @@ def test_weights_are_kept_for_some_steps(name: str) -> None:
 @pytest.mark.parametrize("name", refusing("every"))
 def test_what_gives_no_weight_a_task_cannot_keep_it(name: str) -> None:
     with pytest.raises(
-        ValueError, match=r"weighting\.every=3 needs a weighting that gives one weight a task"
+        ValueError, match=r"weighting\.every=3 needs a weighting that gives one weight per task"
     ):
         make(name, 4, every=3)
 

@@ -1,4 +1,4 @@
-"""What this project adds."""
+"""The additions of this project."""
 
 import json
 import subprocess

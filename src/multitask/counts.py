@@ -11,7 +11,7 @@ Count = Literal["examples", "weights", "batch"]
 COUNTS: tuple[str, ...] = get_args(Count)
 
 UNSPOKEN = -100
-"""The class that torch's losses ignore by default; where the data holds it, the task has to say that labels can be missing."""
+"""The class that torch's losses ignore by default; where data hold it, the task must say that labels can be missing."""
 
 _BY_CLASS_WEIGHTS = (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
 

@@ -1,4 +1,4 @@
-"""The differences between operating systems: locks, cores, processes, memory. Nothing else imports their own modules."""
+"""Locks, cores, processes and memory on every operating system; nothing else imports modules of one system."""
 
 import errno
 import getpass

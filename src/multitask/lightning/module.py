@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning import Callback
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -313,7 +314,7 @@ class MultiLossModule(MeasuredModule):
         assert not isinstance(optimizer, list)  # Lightning has refused several
         if result.present:
             start = self.now()
-            optimizer.step()
+            optimizer.step(_filled_once(optimizer.optimizer))
             self._spent("optimizer", start)
             if step.looks_after and not result.overflow:
                 self._after_step(result)
@@ -483,6 +484,26 @@ def _before(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         "names": [],
         **{key: checkpoint[key] for key in ("telemetry", "validated")},
     }
+
+
+def _filled_once(optimizer: Optimizer) -> Callable[[], None]:
+    """Return the empty closure of a step whose gradients are filled, for one call.
+
+    An optimizer that calls it again wants the gradients somewhere else, and would go on with none.
+    """
+    asked = False
+
+    def closure() -> None:
+        nonlocal asked
+        if asked:
+            raise MisconfigurationException(
+                f"{type(optimizer).__name__} computes the loss several times in a step, and a "
+                "step by hand fills the gradients once; choose another optimizer, or a scalarization without "
+                "accumulation."
+            )
+        asked = True
+
+    return closure
 
 
 def _is_real(parameter: nn.Parameter) -> bool:

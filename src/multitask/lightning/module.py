@@ -378,16 +378,22 @@ class MultiLossModule(MeasuredModule):
             if self._keys.clips:
                 self._keys.clip(self, optimizer)
         elif self.step.is_open:
-            self._result = self.step.close()
+            self.step.check()
             self._mark = self.now()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let the weighting see the losses after the step (automatic optimization)."""
+        """Step, then let the weighting see the losses before and after the step (automatic optimization).
+
+        However often the optimizer evaluates the losses, it is one step of the weighting.
+        """
+        self.step.discard()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale() if scaler and self.automatic_optimization else 0.0
         super().optimizer_step(*args, **kwargs)
         if self.automatic_optimization:
             self._spent("optimizer", self._mark)
+            if self.step.is_open:
+                self._result = self.step.close()
         # A loss scaler that lowers its scale has met an overflow, and skipped the step.
         skipped = scaler is not None and scaler.get_scale() < scale
         if self.automatic_optimization and not skipped and self._result is not None:

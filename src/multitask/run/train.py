@@ -150,7 +150,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         batch = first_batch(data, "train", module)
         with looked_at(module, trained_on(data)) if is_own(config) else nullcontext():
             check_last_batch(config, module, data, batch)
-            rehearsed = rehearse(module, batch)
+            rehearsed = rehearse(config, module, batch)
         check_optimizer(config, module, rehearsed.sparse)
         if config.task_check:
             check_tasks(module, data)

@@ -13,7 +13,7 @@ from torchjd.scalarization import GeometricMean, Mean
 
 from multitask.errors import ConfigError
 from multitask.lightning.probing import unobtrusive
-from multitask.run.rehearsal import check_last_batch, rehearse
+from multitask.run.rehearsal import check_inference_mode, check_last_batch, rehearse
 from multitask.run.sharing import losses_of, parts_of
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build
@@ -124,6 +124,37 @@ def test_what_looks_at_a_model_sees_through_checkpoints() -> None:
     with unobtrusive(module), torch.enable_grad():
         found = parts_of(module, losses_of(module, arrays()))
     assert (found[0].name, found[0].users) == ("trunk", ("t0", "t1", "t2"))
+
+
+class Slope(nn.Module):
+    """Adds the derivative of its own output, with the graph that it wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.enable_grad():
+            inputs = inputs.detach().requires_grad_()
+            out = torch.tanh(self.layer(inputs))
+            (slope,) = torch.autograd.grad(out.sum(), inputs, create_graph=True)
+        return out + slope.sum(1, keepdim=True)
+
+
+def test_inference_mode_and_derivatives() -> None:
+    for trunk in (Trunk(), Slope()):
+        check_inference_mode(config(inference_mode=False), build(adapt(Mean()), trunk=trunk), arrays())
+    check_inference_mode(config(inference_mode=True), build(adapt(Mean()), trunk=Trunk()), arrays())
+    module = build(adapt(Mean()), trunk=Slope())
+    with pytest.raises(
+        ConfigError, match=r"take derivatives in validation .*set trainer\.inference_mode=false"
+    ):
+        check_inference_mode(config(inference_mode=True), module, arrays())
+    assert all(part.training for part in module.modules())
+    with pytest.raises(IndexError):  # a fault of its own keeps its own words
+        check_inference_mode(
+            config(inference_mode=True), build(adapt(Mean()), trunk=nn.Flatten(0, 5)), arrays()
+        )
 
 
 @pytest.mark.parametrize(

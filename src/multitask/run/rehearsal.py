@@ -94,6 +94,32 @@ def rehearse(config: DictConfig, module: MultiLossModule, batch: Any) -> Rehears
     )
 
 
+def check_inference_mode(config: DictConfig, module: MultiLossModule, batch: Any) -> None:
+    """Refuse inference mode, which ``torch.enable_grad()`` cannot leave, for losses that differentiate in validation.
+
+    Args:
+        config: The whole config.
+        module: The module.
+        batch: A batch of any split.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    if not config.trainer.get("inference_mode"):
+        return
+    eager = torch.compiler.set_stance("force_eager")
+    try:
+        with unobtrusive(module), eager, torch.inference_mode(), torch.enable_grad():
+            losses_of(module, few_of(batch, 2))
+    except (RuntimeError, ValueError) as error:
+        with unobtrusive(module), torch.enable_grad():
+            losses_of(module, few_of(batch, 2))  # what fails without it as well is another fault
+        raise ConfigError(
+            "trainer.inference_mode=true leaves nothing that could be differentiated, and the losses or the model take "
+            f"derivatives in validation ({' '.join(str(error).split())}); set trainer.inference_mode=false."
+        ) from error
+
+
 def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) -> None:
     """Refuse a last batch that is too small to train on, as one example is for batch normalization.
 

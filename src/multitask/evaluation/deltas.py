@@ -156,8 +156,8 @@ def deltas(values: pd.DataFrame, baseline: Baseline, metrics: pd.DataFrame) -> D
     x, b = values[metrics.index].to_numpy(), baseline.values[metrics.index].to_numpy()
     mean = b.mean(axis=0)
     changes = (x - mean) / mean @ coefficients
-    # d/dB of (M − B)/B is −M/B²; the sign does not matter to the variance.
-    noise = (b - mean) * x.mean(axis=0) / mean**2 @ coefficients
+    # d/dB of (M − B)/B is −M/B²; the sign does not matter to the variance. B² may be more than a number can be.
+    noise = ((b - mean) / mean) * (x.mean(axis=0) / mean) @ coefficients
     intervals = shifted_intervals(changes, noise)
     columns = [DELTA_M, DELTA_P]
     return Deltas(

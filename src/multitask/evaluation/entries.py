@@ -90,7 +90,7 @@ def make_entry(
         macro=dict(zip(macro.columns, mean_intervals(macro), strict=True)),
         cost=cost,
     )
-    constant = values.std() == 0
+    constant = values.max() == values.min()
     if len(values) > 1 and constant.all():
         entry.cautions.append(f"Every seed of {entry.label} has the same figures: is the seed in use?")
     return entry

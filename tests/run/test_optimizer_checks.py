@@ -1,6 +1,7 @@
 """Optimizers are tried before the run: those that want a closure, and those that sparse gradients stop."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from multitask.errors import ConfigError
 from multitask.run.optimizer_checks import check_optimizer
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build, fit, regression
+from tests.weighting.weighting_members import make
 
 
 class Sharp(torch.optim.SGD):
@@ -128,6 +130,20 @@ def test_missing_labels_take_a_closure_on_one_process_alone(scalarization: Any) 
     check_optimizer(config("torch.optim.LBFGS"), build(scalarization, heads=heads), [])
     with pytest.raises(ConfigError, match=r"where labels can be missing.*or trainer.devices=1"):
         check_optimizer(config("torch.optim.LBFGS", devices=2), build(scalarization, heads=heads), [])
+
+
+def test_an_optimizer_of_one_group_and_a_weighting_with_parameters() -> None:
+    def built(name: str, optimizer: str) -> Any:
+        made = build(make(name, 3), optimizer=partial(getattr(torch.optim, optimizer), lr=0.1))
+        return check_optimizer(config(f"torch.optim.{optimizer}"), made, [])
+
+    for name in ("uw", "imtl_l"):
+        with pytest.raises(
+            ConfigError, match=r"takes one group .*weighting=the_method has a second .*weighting=weighted_sum"
+        ):
+            built(name, "LBFGS")
+        built(name, "SGD")
+    built("gls", "LBFGS")
 
 
 @pytest.mark.parametrize("weighting", [UPGradWeighting(), torchjd.scalarization.Mean()])

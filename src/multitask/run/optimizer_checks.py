@@ -32,14 +32,20 @@ def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequenc
     """
     if "_target_" not in config.optimizer:
         return  # the module's own, which may ask the Trainer how long it trains
+    name = str(config.optimizer._target_).rpartition(".")[2]
+    make = instantiate(config.optimizer, _partial_=True, _convert_="all")
     try:
         module.configure_optimizers()
     except (TypeError, ValueError) as error:
+        if [*module.weighting.parameters()] and _takes_groups(make, 1) and not _takes_groups(make, 2):
+            raise ConfigError(
+                f"optimizer={name} takes one group of parameters, and weighting={config.method} has a second "
+                "with its own; choose another optimizer, or a weighting without parameters such as "
+                "weighting=weighted_sum."
+            ) from error
         raise ConfigError(
             f"optimizer and scheduler cannot be made: {' '.join(str(error).split())}; check their keys."
         ) from error
-    name = str(config.optimizer._target_).rpartition(".")[2]
-    make = instantiate(config.optimizer, _partial_=True, _convert_="all")
     if wants := _closure_wanted(make):
         wants = f"optimizer={name} {wants} in a step"
         several = several_processes(config) and module.labels_can_be_missing
@@ -52,6 +58,14 @@ def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequenc
             )
     if sparse:
         _check_sparse(config, module, make, name, sparse[0])
+
+
+def _takes_groups(make: Callable[..., Optimizer], count: int) -> bool:
+    try:
+        make([{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(count)])
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _filled_once(config: DictConfig, module: MultiLossModule) -> str:

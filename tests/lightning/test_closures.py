@@ -15,7 +15,7 @@ from multitask import Step
 from multitask.randomness import derived_seed
 from multitask.weighting.base import Combiner, Scalarization
 from multitask.weighting.torchjds import TorchjdScalarization
-from tests.conftest import Arrays, arrays, build, fit
+from tests.conftest import Arrays, arrays, build, fit, regression
 from tests.weighting.weighting_members import make
 
 STEPS, BATCH, TASKS = 5, 8, 3
@@ -148,3 +148,17 @@ def test_logged_losses_are_those_before_the_step() -> None:
     fit(module, Arrays(arrays(), batch_size=BATCH), steps=1)
     assert len(seen) == 1
     torch.testing.assert_close(seen[0], expected, rtol=1e-12, atol=0)
+
+
+def test_a_batch_without_labels_moves_nothing() -> None:
+    heads = {f"t{i}": regression(f"t{i}", missing=True) for i in range(TASKS)}
+    data = arrays()
+    for i in range(TASKS):
+        data[f"t{i}"][:BATCH] = torch.nan
+    module = build(combiner("weighted_sum"), heads=heads, optimizer=OPTIMIZERS["L-BFGS"])
+    before = [p.detach().clone() for p in module.parameters()]
+    fit(module, Arrays(data, batch_size=BATCH), steps=1)
+    assert all(map(torch.equal, before, module.parameters()))
+    assert module.step.steps == 0
+    fit(module, Arrays(data, batch_size=BATCH), steps=2)
+    assert not any(map(torch.equal, before, module.parameters()))

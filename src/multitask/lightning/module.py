@@ -276,6 +276,9 @@ class MultiLossModule(MeasuredModule):
             losses, counts = self.named_losses(batch)
             scalar = self.step.scalarize(losses, counts)
             self._spent("forward", start)
+            if scalar is None and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+                # Without a label nothing has a gradient; an optimizer with a closure wants a number all the same.
+                return torch.zeros((), device=self.device, requires_grad=True)
             return scalar
         self._step_by_hand(batch, batch_idx)
         return None

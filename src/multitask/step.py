@@ -107,7 +107,8 @@ class Step:
         self._m = 0
         self._constant: Tensor | None = None
         """The weights of a linear scalarization whose micro-batches are being added up."""
-        self._open: tuple[FiniteLosses, Tensor, Tensor, list[int]] | None = None
+        self._finite: FiniteLosses | None = None
+        self._open: tuple[Tensor, Tensor, list[int]] | None = None
         self._device = torch.device("cpu")
 
     def backward(self, losses: LossesLike, counts: Counts = None) -> StepResult:
@@ -125,6 +126,7 @@ class Step:
         """
         if isinstance(self.weighting, Scalarization) and self._window.losses is None:
             together = self.ownership.trained() if processes() > 1 else []
+            self.discard()
             start, scalar = self.now(), self.scalarize(losses, counts)
             if scalar is None:
                 return StepResult([])
@@ -166,7 +168,8 @@ class Step:
         """Return a scalarization's scalar with its graph, for whoever calls ``backward`` on it.
 
         On several processes its value is that of the whole batch, and its gradients average to those of the whole
-        batch. :meth:`close` ends the step.
+        batch. :meth:`close` ends the step. Until then, further calls are evaluations of the same step, as L-BFGS wants
+        them: the scalarization draws the same numbers and counts, logs and remembers the first alone.
 
         Args:
             losses: As for :meth:`backward`, ``[m]``.
@@ -194,7 +197,9 @@ class Step:
         with self.as_present(present):
             scalar = self.weighting(whole)
             (weights,) = torch.autograd.grad(scalar, whole, retain_graph=True)
-        self._open = (finite, whole.detach(), weights, present)
+        self._finite = finite
+        if self._open is None:
+            self._open = (whole.detach(), weights, present)
         return scalar
 
     @property
@@ -202,19 +207,33 @@ class Step:
         """Whether a scalar was made whose step has not ended."""
         return self._open is not None
 
-    def close(self) -> StepResult:
-        """End the step of the last :meth:`scalarize`, after its backward pass.
+    def check(self) -> None:
+        """End an evaluation of :meth:`scalarize`, after its backward pass and before the optimizer moves anything.
 
         Raises:
             FloatingPointError: If a loss is not finite.
         """
         assert self._open is not None
-        (finite, losses, weights, present), self._open = self._open, None
-        finite.check()
+        assert self._finite is not None
+        self._finite.check()
+        self._rest_absent(self._open[2])
+
+    def close(self) -> StepResult:
+        """End the step that :meth:`scalarize` began, after its backward pass.
+
+        Raises:
+            FloatingPointError: If a loss is not finite.
+        """
+        assert self._open is not None
+        self.check()
+        (losses, weights, present), self._open = self._open, None
         with self.as_present(present):
             self.weighting.observe(losses)
-        self._rest_absent(present)
         return self._done(StepResult(present, losses, weights))
+
+    def discard(self) -> None:
+        """Forget the evaluations of a step that was not ended."""
+        self._open = None
 
     def after_step(self, recompute: Callable[[], Tensor], present: Sequence[int]) -> None:
         """Let a weighting that wants them see the losses of the same batch after the optimizer's step.

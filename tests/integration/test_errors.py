@@ -100,6 +100,12 @@ HEAVY = {
     "+callbacks.swa._target_=lightning.pytorch.callbacks.StochasticWeightAveraging +callbacks.swa.swa_lrs=0.1": (
         "callbacks.swa puts the averaged weights in place at the end"
     ),
+    "+callbacks.bar._target_=lightning.pytorch.callbacks.RichProgressBar": (
+        "callbacks.progress and callbacks.bar are progress bars, and a run has one; set callbacks.progress=null."
+    ),
+    "+callbacks.a._target_=lightning.pytorch.callbacks.Timer +callbacks.b._target_=lightning.pytorch.callbacks.Timer": (
+        "callbacks.a and callbacks.b (Timer) are the same to a checkpoint"
+    ),
     "+callbacks.find._target_=lightning.pytorch.callbacks.BatchSizeFinder": "remove it and set data.batch_size.",
     "weighting=upgrad optimizer._target_=torch.optim.LBFGS ~optimizer.weight_decay": (
         "optimizer=LBFGS computes the loss several times in a step, and weighting=upgrad fills the gradients once"

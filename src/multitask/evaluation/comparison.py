@@ -110,7 +110,11 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
     ]
     directed = metrics[metrics["higher"].notna()]
     baseline, refusal = find_baseline(
-        single, directed, [entry.task_recipes for entry in entries], {entry.selection for entry in entries}
+        single,
+        directed,
+        [entry.task_recipes for entry in entries],
+        {entry.selection for entry in entries},
+        rules.set_aside[rules.set_aside["method"] == BASELINE]["reason"].tolist(),
     )
     for entry in entries:
         add_deltas(entry, baseline, refusal, directed, settings.accept_other_baseline)

@@ -12,7 +12,7 @@ LibMTL (2023).
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ from multitask.evaluation.statistics import Interval, mean_intervals, shifted_in
 
 DELTA_M, DELTA_P = DELTAS
 # A figure so many times the baseline's has no relative change: see docs/comparison.md, The baseline.
-MOST_TIMES = 100
+MOST_TIMES = 10
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,29 @@ def find_baseline(
     metrics: pd.DataFrame,
     recipes: list[dict[str, str]],
     selections: set[str],
+    set_aside: Sequence[str] = (),
 ) -> tuple[Baseline | None, str]:
     """The baseline of the recipe that most methods have, task by task, or None and the reason.
 
     `figures`: rows of the single-task runs; `metrics`: index task/metric; `recipes`: each method's, by task.
     If no run of a task has a recipe of the methods, the one with most seeds is taken, and named as such.
+    ``set_aside`` says why single-task runs are not among the figures.
     """
+    why = f" ({'; '.join(dict.fromkeys(set_aside))})" if set_aside else ""
     if metrics.empty:
         return None, "no metric has a recorded direction"
     figures = figures[figures["key"].isin(metrics.index)]
     if figures.empty:
-        return None, f"no run of the method {BASELINE} is among the sources"
+        found = f"counts{why}" if set_aside else "is among the sources"
+        return None, f"no run of the method {BASELINE} {found}"
     missing = sorted(set(metrics.index) - set(figures["key"]))
     if missing:
-        return None, f"the single-task baseline is incomplete: it lacks {', '.join(missing)}"
+        return None, f"the single-task baseline is incomplete: it lacks {', '.join(missing)}{why}"
     chosen = {task: _usual_recipe(str(task), rows, recipes) for task, rows in figures.groupby("task")}
     figures = figures[figures["digest"] == figures["task"].map(chosen)]
     values = wide(figures).reindex(columns=metrics.index).dropna()
     if values.empty:
-        return None, "the single-task baseline is incomplete: no seed of it has every task"
+        return None, f"the single-task baseline is incomplete: no seed of it has every task{why}"
     poor = values.mean()[values.mean() <= 0]
     if len(poor):
         why = f"the baseline of {poor.index[0]} is {poor.iloc[0]:.4g}"
@@ -152,8 +156,8 @@ def deltas(values: pd.DataFrame, baseline: Baseline, metrics: pd.DataFrame) -> D
     x, b = values[metrics.index].to_numpy(), baseline.values[metrics.index].to_numpy()
     mean = b.mean(axis=0)
     changes = (x - mean) / mean @ coefficients
-    # d/dB of (M − B)/B is −M/B²; the sign does not matter to the variance.
-    noise = (b - mean) * x.mean(axis=0) / mean**2 @ coefficients
+    # d/dB of (M − B)/B is −M/B²; the sign does not matter to the variance. B² may be more than a number can be.
+    noise = ((b - mean) / mean) * (x.mean(axis=0) / mean) @ coefficients
     intervals = shifted_intervals(changes, noise)
     columns = [DELTA_M, DELTA_P]
     return Deltas(

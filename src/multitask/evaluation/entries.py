@@ -94,7 +94,7 @@ def make_entry(
     partly = [f"{key} {n} of {len(values)}" for key, n in counts.items() if 0 < n < len(values)]
     if partly:
         entry.cautions.append(f"Not every seed of {entry.label} has every metric: {', '.join(partly)}.")
-    constant = values.std() == 0
+    constant = values.max() == values.min()
     if len(values) > 1 and constant.all():
         entry.cautions.append(f"Every seed of {entry.label} has the same figures: is the seed in use?")
     return entry

@@ -33,10 +33,20 @@ class Interval(NamedTuple):
         return (self.high - self.low) / 2
 
 
+def _of_order_one(*tables: Array) -> tuple[list[Array], NDArray[np.int_]]:
+    """Return columns `[n, k]` over powers of two, and these: exact, and squares neither overflow nor vanish."""
+    largest = np.fmax.reduce([np.fmax.reduce(np.abs(table), axis=0, initial=0.0) for table in tables])
+    powers = np.frexp(largest)[1]
+    return [np.ldexp(table, -powers) for table in tables], powers
+
+
 def mean_intervals(table: pd.DataFrame) -> list[Interval]:
     """Mean and t interval of every column of a [seeds, k] table, over the seeds that have a value."""
-    n, mean = table.count(), table.mean()
-    half = table.sem() * stats.t.ppf((1 + CONFIDENCE) / 2, (n - 1).clip(lower=1))
+    (values,), powers = _of_order_one(table.to_numpy(dtype=float))
+    scaled = pd.DataFrame(values)
+    n = scaled.count()
+    half = scaled.sem() * stats.t.ppf((1 + CONFIDENCE) / 2, (n - 1).clip(lower=1))
+    mean, half = (np.ldexp(column.to_numpy(dtype=float), powers) for column in (scaled.mean(), half))
     return [
         Interval(float(m), float(m - h), float(m + h), int(k)) for m, h, k in zip(mean, half, n, strict=True)
     ]  # sem is NaN with one seed, so the bounds are too
@@ -49,7 +59,7 @@ def shifted_intervals(values: Array, noise: Array) -> list[Interval]:
     mean zero. The interval is Welch's. There is none if either has fewer than two seeds.
     """
     n = len(values)
-    means = values.mean(axis=0)
+    means = _mean(values)
     low, high = np.full_like(means, math.nan), np.full_like(means, math.nan)
     if n > 1 and len(noise) > 1:
         low, high, _ = _welch(values, noise)
@@ -70,7 +80,21 @@ def paired_tests(differences: Array, noise: Array | None = None) -> tuple[Array,
     return _welch(differences, None)
 
 
+def _mean(values: Array) -> Array:
+    """Mean of every column `[n, k]`."""
+    (scaled,), powers = _of_order_one(values)
+    return np.ldexp(scaled.mean(axis=0), powers)
+
+
+def _deviation(values: Array) -> Array:
+    """Standard deviation of every column `[n, k]` of at least two rows."""
+    (scaled,), powers = _of_order_one(values)
+    return np.ldexp(scaled.std(axis=0, ddof=1), powers)
+
+
 def _welch(values: Array, noise: Array | None) -> tuple[Array, Array, Array]:
+    (values, *apart), powers = _of_order_one(*([values] if noise is None else [values, noise]))
+    noise = apart[0] if apart else None
     spread = values.std(axis=0) if noise is None else values.std(axis=0) + noise.std(axis=0)
     with warnings.catch_warnings():
         # scipy warns of columns without spread, which are put right below.
@@ -82,7 +106,7 @@ def _welch(values: Array, noise: Array | None) -> tuple[Array, Array, Array]:
         interval = result.confidence_interval(CONFIDENCE)
     means = values.mean(axis=0)
     still = spread <= 1e-14 * np.abs(means)  # the interval is then a point, and p is 0 or 1
-    low, high = np.where(still, means, interval.low), np.where(still, means, interval.high)
+    low, high = (np.ldexp(np.where(still, means, bound), powers) for bound in (interval.low, interval.high))
     return low, high, np.where(still, np.where(means == 0, 1.0, 0.0), result.pvalue)
 
 
@@ -169,8 +193,8 @@ def pairs(
         if len(block) == 0:
             continue
         low, high, p = paired_tests(block, None if shared is None else shared[:, members])
-        deviation = block.std(axis=0, ddof=1) if len(block) > 1 else np.full(len(members), math.nan)
-        result.loc[members, columns] = np.stack([block.mean(axis=0), low, high, deviation, p], axis=1)
+        deviation = _deviation(block) if len(block) > 1 else np.full(len(members), math.nan)
+        result.loc[members, columns] = np.stack([_mean(block), low, high, deviation, p], axis=1)
     result["p_holm"] = holm(result["p"].to_numpy())
     result["separable"] = result["p_holm"] < 1 - CONFIDENCE
     tested = int(result["p"].notna().sum())

@@ -12,12 +12,18 @@ from multitask.evaluation.plane import Plane
 from multitask.evaluation.statistics import Interval
 
 NOTHING = "–"
+_LARGE = 1e9
 
 
-def number(value: float, decimals: int = 2) -> str:
-    """Fixed decimals with a real minus sign; a dash where there is no number."""
+def number(value: float, decimals: int | None = 2) -> str:
+    """Fixed decimals with a real minus sign; four digits with an exponent for `None` and where there is no room.
+
+    A dash where there is no number.
+    """
     if math.isnan(value):
         return NOTHING
+    if decimals is None or abs(value) >= _LARGE:
+        return f"{value:.4g}".replace("-", "−")
     text = f"{value:.{decimals}f}"
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
@@ -34,26 +40,31 @@ def percent(interval: Interval | None) -> str:
     return _with_half(interval, 2)
 
 
-def digits(intervals: Iterable[Interval]) -> int:
-    """Decimals of a column of figures: two digits of the usual half width, else four of the mean."""
+def digits(intervals: Iterable[Interval]) -> int | None:
+    """Decimals of a column of figures: two digits of the usual half width, else four of the mean.
+
+    `None` where these would be more than eight, so that an exponent is to be read more easily.
+    """
     known = [interval for interval in intervals if not math.isnan(interval.mean)]
     halves = [interval.half for interval in known if interval.half > 0]
     scales = [half / 10 for half in halves] or [
         abs(interval.mean) / 1000 for interval in known if interval.mean
     ]
+    scales = [scale for scale in scales if scale]  # the least numbers there are have no tenth
     if not scales:
         return 2
-    return min(max(-math.floor(math.log10(statistics.median(scales))), 0), 8)
+    decimals = max(-math.floor(math.log10(statistics.median(scales))), 0)
+    return decimals if decimals <= 8 else None
 
 
-def figure(interval: Interval | None, decimals: int) -> str:
+def figure(interval: Interval | None, decimals: int | None) -> str:
     """A metric and the half width of its interval."""
     if interval is None or math.isnan(interval.mean):
         return NOTHING
     return _with_half(interval, decimals)
 
 
-def column_digits(comparison: Comparison) -> dict[str, int]:
+def column_digits(comparison: Comparison) -> dict[str, int | None]:
     """Decimals of every metric's column, and of every macro mean's as mean/<metric>."""
     columns: dict[str, list[Interval]] = {}
     for means in [*(entry.means for entry in comparison.rows), comparison.baseline_means]:
@@ -65,7 +76,7 @@ def column_digits(comparison: Comparison) -> dict[str, int]:
     return {name: digits(intervals) for name, intervals in columns.items()}
 
 
-def _with_half(interval: Interval, decimals: int) -> str:
+def _with_half(interval: Interval, decimals: int | None) -> str:
     mean = number(interval.mean, decimals)
     return mean if math.isnan(interval.half) else f"{mean} ± {number(interval.half, decimals)}"
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning import Callback
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -277,6 +278,9 @@ class MultiLossModule(MeasuredModule):
             losses, counts = self.named_losses(batch)
             scalar = self.step.scalarize(losses, counts)
             self._spent("forward", start)
+            if scalar is None and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+                # Without a label nothing has a gradient; an optimizer with a closure wants a number all the same.
+                return torch.zeros((), device=self.device, requires_grad=True)
             return scalar
         self._step_by_hand(batch, batch_idx)
         return None
@@ -315,7 +319,7 @@ class MultiLossModule(MeasuredModule):
         assert not isinstance(optimizer, list)  # Lightning has refused several
         if result.present:
             start = self.now()
-            optimizer.step()
+            optimizer.step(_filled_once(optimizer.optimizer))
             self._spent("optimizer", start)
             if step.looks_after and not result.overflow:
                 self._after_step(result)
@@ -379,16 +383,22 @@ class MultiLossModule(MeasuredModule):
             if self._keys.clips:
                 self._keys.clip(self, optimizer)
         elif self.step.is_open:
-            self._result = self.step.close()
+            self.step.check()
             self._mark = self.now()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let the weighting see the losses after the step (automatic optimization)."""
+        """Step, then let the weighting see the losses before and after the step (automatic optimization).
+
+        However often the optimizer evaluates the losses, it is one step of the weighting.
+        """
+        self.step.discard()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale() if scaler and self.automatic_optimization else 0.0
         super().optimizer_step(*args, **kwargs)
         if self.automatic_optimization:
             self._spent("optimizer", self._mark)
+            if self.step.is_open:
+                self._result = self.step.close()
         # A loss scaler that lowers its scale has met an overflow, and skipped the step.
         skipped = scaler is not None and scaler.get_scale() < scale
         if self.automatic_optimization and not skipped and self._result is not None:
@@ -485,6 +495,26 @@ def _before(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         "names": [],
         **{key: checkpoint[key] for key in ("telemetry", "validated")},
     }
+
+
+def _filled_once(optimizer: Optimizer) -> Callable[[], None]:
+    """Return the empty closure of a step whose gradients are filled, for one call.
+
+    An optimizer that calls it again wants the gradients somewhere else, and would go on with none.
+    """
+    asked = False
+
+    def closure() -> None:
+        nonlocal asked
+        if asked:
+            raise MisconfigurationException(
+                f"{type(optimizer).__name__} computes the loss several times in a step, and a "
+                "step by hand fills the gradients once; choose another optimizer, or a scalarization without "
+                "accumulation."
+            )
+        asked = True
+
+    return closure
 
 
 def _is_real(parameter: nn.Parameter) -> bool:

@@ -1,16 +1,28 @@
 """Looking at a model without changing it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils import checkpoint
+
+
+class _Straight:
+    """In place of ``torch.utils.checkpoint.CheckpointFunction``: keeps what the backward pass needs."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args)
 
 
 @contextmanager
 def unobtrusive(*modules: nn.Module, train: bool = False) -> Iterator[None]:
     """Run forward passes that leave no trace: modes, buffers and random states are put back.
+
+    In evaluation mode the graph shows what re-entrant checkpoints hide: they run what they are given.
 
     Args:
         modules: The modules that are looked at, in evaluation mode.
@@ -23,10 +35,14 @@ def unobtrusive(*modules: nn.Module, train: bool = False) -> Iterator[None]:
     if not train:
         for module in modules:
             module.eval()
+    reentrant = checkpoint.CheckpointFunction
+    if not train:
+        checkpoint.CheckpointFunction = _Straight  # type: ignore[assignment, misc]
     try:
         with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
             yield
     finally:
+        checkpoint.CheckpointFunction = reentrant  # type: ignore[misc]
         for part, mode in modes:
             part.training = mode
         with torch.no_grad():

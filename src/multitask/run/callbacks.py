@@ -8,9 +8,11 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
+    ProgressBar,
     SpikeDetection,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 
 from multitask.errors import ConfigError
@@ -69,7 +71,29 @@ def build_callbacks(config: DictConfig, automatic: bool) -> list[Callback]:
             )
         if isinstance(callback, StochasticWeightAveraging):
             _check_swa(key, config)
+    _check_twice(made, config.trainer.enable_progress_bar)
     return list(made.values())
+
+
+def _check_twice(callbacks: dict[str, Callback], progress: bool) -> None:
+    """Refuse a second progress bar, and two callbacks whose states a checkpoint cannot tell apart.
+
+    Raises:
+        ConfigError: Naming both keys.
+    """
+    bars = [key for key, callback in callbacks.items() if isinstance(callback, ProgressBar)]
+    if progress and len(bars) > 1:
+        raise ConfigError(f"{' and '.join(bars)} are progress bars, and a run has one; set {bars[0]}=null.")
+    states: dict[str, str] = {}
+    for key, callback in callbacks.items():
+        if (
+            is_overridden("state_dict", callback, Callback)
+            and states.setdefault(callback.state_key, key) != key
+        ):
+            raise ConfigError(
+                f"{states[callback.state_key]} and {key} ({type(callback).__name__}) are the same to a "
+                f"checkpoint, which keeps the state of one; set {key}=null, or give it other arguments."
+            )
 
 
 def _check_swa(key: str, config: DictConfig) -> None:

@@ -8,6 +8,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from multitask.data.batches import few_of
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.run.sharing import losses_of, parts_of, users_of
@@ -47,7 +48,7 @@ def summarize(module: MultiLossModule, batch: Any) -> None:
     table.add_column("parameters", justify="right")
     table.add_column("trained", justify="right")
     with unobtrusive(module), torch.enable_grad():
-        losses = losses_of(module, batch)
+        losses = losses_of(module, few_of(batch, 2))
         parts = parts_of(module, losses)
     for part in parts:
         inside = _find(module, part.name)

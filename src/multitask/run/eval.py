@@ -1,6 +1,6 @@
 """The figures of a checkpoint, from the file alone."""
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,15 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from multitask.errors import ConfigError, one_sentence
+from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.checkpoint import read_checkpoint
 from multitask.run.console import quiet
+from multitask.run.data import looked_at, trained_on
 from multitask.run.evaluate import Row, evaluate, show
+from multitask.run.model_choice import is_own
 from multitask.run.record import save_config, write_results
+from multitask.run.rehearsal import check_inference_mode
 from multitask.run.resolvers import plain
 from multitask.run.selection import rule_of
 from multitask.run.weights import load
@@ -57,6 +61,8 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         _check_splits(config, list(data.splits))
         module = build_module(config, data)
         load(module, content["state_dict"])
+        with looked_at(module, trained_on(data)) if is_own(config) else nullcontext():
+            check_inference_mode(config, module, first_batch(data, next(iter(data.splits)), module))
         trainer, _ = build_trainer(config, folder, module.automatic_optimization)
         epoch = int(content["epoch"]) + 1
         rule = _selection(content, config)

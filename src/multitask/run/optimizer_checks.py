@@ -5,12 +5,17 @@ from collections.abc import Callable, Sequence
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
+from multitask.randomness import seeded_apart
 from multitask.run.combiner import several_processes
+from multitask.weighting.base import JacobianMethod
+
+# Optimizers that look further every so many steps do so within these.
+_STEPS = 12
 
 
 def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequence[str]) -> None:
@@ -27,22 +32,25 @@ def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequenc
     """
     if "_target_" not in config.optimizer:
         return  # the module's own, which may ask the Trainer how long it trains
+    name = str(config.optimizer._target_).rpartition(".")[2]
+    make = instantiate(config.optimizer, _partial_=True, _convert_="all")
     try:
         module.configure_optimizers()
     except (TypeError, ValueError) as error:
+        if [*module.weighting.parameters()] and _takes_groups(make, 1) and not _takes_groups(make, 2):
+            raise ConfigError(
+                f"optimizer={name} takes one group of parameters, and weighting={config.method} has a second "
+                "with its own; choose another optimizer, or a weighting without parameters such as "
+                "weighting=weighted_sum."
+            ) from error
         raise ConfigError(
             f"optimizer and scheduler cannot be made: {' '.join(str(error).split())}; check their keys."
         ) from error
-    name = str(config.optimizer._target_).rpartition(".")[2]
-    make = instantiate(config.optimizer, _partial_=True, _convert_="all")
-    if _wants_closure(make):
-        wants = f"optimizer={name} computes the loss several times in a step"
-        if not module.automatic_optimization:
-            raise ConfigError(
-                f"{wants}, and weighting={config.method} fills the gradients once, as do micro-batches and tasks with "
-                "missing=true; choose another optimizer, or weighting=weighted_sum with "
-                "trainer.accumulate_grad_batches=1."
-            )
+    if wants := _closure_wanted(make):
+        wants = f"optimizer={name} {wants} in a step"
+        several = several_processes(config) and module.labels_can_be_missing
+        if several or not module.automatic_optimization:
+            raise ConfigError(f"{wants}, and {_filled_once(config, module)}")
         if str(config.trainer.precision).startswith("16"):
             raise ConfigError(
                 f"{wants}, which trainer.precision={config.trainer.precision} cannot scale; choose another optimizer, "
@@ -52,23 +60,97 @@ def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequenc
         _check_sparse(config, module, make, name, sparse[0])
 
 
-def _wants_closure(make: Callable[..., Optimizer]) -> bool:
-    """Return whether a step fails without a closure and works with one."""
-    return _fails(make) is not None and _fails(make, lambda: 0.0) is None
+def _takes_groups(make: Callable[..., Optimizer], count: int) -> bool:
+    try:
+        make([{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(count)])
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
-def _fails(
-    make: Callable[..., Optimizer], closure: Callable[[], float] | None = None, *, sparse: bool = False
-) -> Exception | None:
+def _filled_once(config: DictConfig, module: MultiLossModule) -> str:
+    """Return why gradients are filled once in a step, before the optimizer's, and what to change."""
+    if isinstance(module.weighting, JacobianMethod):
+        return (
+            f"weighting={config.method} fills the gradients once; choose another optimizer, or a scalarization such as "
+            "weighting=weighted_sum with trainer.accumulate_grad_batches=1."
+        )
+    batches = config.trainer.accumulate_grad_batches
+    if batches > 1:
+        return (
+            f"trainer.accumulate_grad_batches={batches} fills the gradients once; choose another "
+            "optimizer, or trainer.accumulate_grad_batches=1."
+        )
+    return (
+        "several processes where labels can be missing fill the gradients once; choose another optimizer, or "
+        "trainer.devices=1."
+    )
+
+
+def _closure_wanted(make: Callable[..., Optimizer]) -> str:
+    """Return what an optimizer does with a closure beyond taking its gradients, empty if nothing.
+
+    A step by hand has filled the gradients, and hands over an empty closure or, to a loss scaler, none.
+    """
+    tried = _tried(make, _by_itself)
+    if tried is None:
+        return ""
+    parameter, evaluations = tried
+    if evaluations > _STEPS:
+        return "computes the loss several times"
+    for take in (_empty_closure, _no_closure):
+        by_hand = _tried(make, take)
+        if by_hand is None or not torch.allclose(by_hand[0], parameter, rtol=0, atol=0, equal_nan=True):
+            return "needs the loss"
+    return ""
+
+
+def _by_itself(optimizer: Optimizer, closure: Callable[[], Tensor]) -> None:
+    optimizer.step(closure)  # type: ignore[arg-type]
+
+
+def _empty_closure(optimizer: Optimizer, closure: Callable[[], Tensor]) -> None:
+    closure()
+    optimizer.step(lambda: None)  # type: ignore[arg-type, return-value]
+
+
+def _no_closure(optimizer: Optimizer, closure: Callable[[], Tensor]) -> None:
+    closure()
+    optimizer.step()
+
+
+def _tried(
+    make: Callable[..., Optimizer], take: Callable[[Optimizer, Callable[[], Tensor]], None]
+) -> tuple[Tensor, int] | None:
+    """Return where some steps on a small matrix lead, and how often they asked for the loss; ``None`` if they fail."""
+    parameter = nn.Parameter(torch.tensor([[1.0, -2.0], [3.0, 0.5]]))
+    scale = torch.tensor([[1.0, 2.0], [0.5, 3.0]])
+    evaluations = 0
+
+    def closure() -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        parameter.grad = None
+        loss = (scale * parameter.square()).sum()
+        loss.backward()
+        return loss
+
+    with seeded_apart(0, parameter.device):
+        try:
+            optimizer = make([{"params": [parameter]}])
+            for _ in range(_STEPS):
+                take(optimizer, closure)
+        except Exception:  # any optimizer of the user's own
+            return None
+    return parameter.detach(), evaluations
+
+
+def _fails(make: Callable[..., Optimizer], *, sparse: bool = False) -> Exception | None:
     """Return what goes wrong in a step on a small matrix, ``None`` where nothing does."""
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.zeros(2, 2).to_sparse(1) if sparse else torch.zeros(2, 2)
     try:
-        optimizer = make([{"params": [parameter]}])
-        if closure is None:
-            optimizer.step()
-        else:
-            optimizer.step(closure)
+        make([{"params": [parameter]}]).step()
     except Exception as error:  # any optimizer of the user's own
         return error
     return None

@@ -18,6 +18,7 @@ from multitask.module import MultiTaskModule
 from multitask.run.combiner import processes
 from multitask.run.data import Data
 from multitask.run.sharing import losses_of
+from multitask.weighting.base import JacobianMethod
 
 
 @contextmanager
@@ -25,6 +26,19 @@ def _as_in_training(module: nn.Module) -> Iterator[None]:
     """Train without a trace; a compiled trunk is not compiled yet."""
     with unobtrusive(module, train=True), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         yield
+
+
+def _by_task(config: DictConfig, module: MultiLossModule) -> list[str]:
+    """Return the settings that a run without gradients by task has in place of its own."""
+    settings = []
+    if isinstance(module.weighting, JacobianMethod):
+        settings.append("a scalarization such as weighting=weighted_sum")
+    if config.trainer.accumulate_grad_batches > 1:
+        settings.append("trainer.accumulate_grad_batches=1")
+    probing = [
+        name for name, callback in (config.callbacks or {}).items() if (callback or {}).get("probe_every")
+    ]
+    return settings + [f"callbacks.{name}.probe_every=null" for name in probing]
 
 
 @dataclass
@@ -37,10 +51,11 @@ class Rehearsed:
     """The trained parameters that no loss reaches."""
 
 
-def rehearse(module: MultiLossModule, batch: Any) -> Rehearsed:
+def rehearse(config: DictConfig, module: MultiLossModule, batch: Any) -> Rehearsed:
     """Differentiate the losses of two examples.
 
     Args:
+        config: The whole config.
         module: The module, in training mode.
         batch: A training batch.
 
@@ -48,15 +63,16 @@ def rehearse(module: MultiLossModule, batch: Any) -> Rehearsed:
         ConfigError: If gradients by task are wanted, and the graph allows backward passes alone.
     """
     few = few_of(batch, 2)
-    if (examples_in(few) or 0) < 2:
+    if not examples_in(few):
         return Rehearsed([], [])
     own = {id(p) for p in module.weighting.parameters()}
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad and id(p) not in own}
+    by_task = _by_task(config, module)
     with _as_in_training(module):
         total = torch.stack([loss.float() for loss in losses_of(module, few).values()]).sum()
         if not total.requires_grad:
             return Rehearsed([], list(parameters))
-        if module.needs_no_gramian:
+        if not by_task:
             total.backward()
             found = [parameter.grad for parameter in parameters.values()]
             for parameter in parameters.values():
@@ -69,14 +85,39 @@ def rehearse(module: MultiLossModule, batch: Any) -> Rehearsed:
                     raise
                 raise ConfigError(
                     "the trunk or a head calls torch.utils.checkpoint with use_reentrant=True, which allows no "
-                    "gradient by task; set use_reentrant=False in it, or choose a scalarization such as "
-                    "weighting=weighted_sum."
+                    f"gradient by task; set use_reentrant=False in it, or take {' and '.join(by_task)}."
                 ) from error
     gradients = dict(zip(parameters, found, strict=True))
     return Rehearsed(
         [name for name, g in gradients.items() if g is not None and g.layout != torch.strided],
         [name for name, g in gradients.items() if g is None],
     )
+
+
+def check_inference_mode(config: DictConfig, module: MultiLossModule, batch: Any) -> None:
+    """Refuse inference mode, which ``torch.enable_grad()`` cannot leave, for losses that differentiate in validation.
+
+    Args:
+        config: The whole config.
+        module: The module.
+        batch: A batch of any split.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    if not config.trainer.get("inference_mode"):
+        return
+    eager = torch.compiler.set_stance("force_eager")
+    try:
+        with unobtrusive(module), eager, torch.inference_mode(), torch.enable_grad():
+            losses_of(module, few_of(batch, 2))
+    except (RuntimeError, ValueError) as error:
+        with unobtrusive(module), torch.enable_grad():
+            losses_of(module, few_of(batch, 2))  # what fails without it as well is another fault
+        raise ConfigError(
+            "trainer.inference_mode=true leaves nothing that could be differentiated, and the losses or the model take "
+            f"derivatives in validation ({' '.join(str(error).split())}); set trainer.inference_mode=false."
+        ) from error
 
 
 def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) -> None:

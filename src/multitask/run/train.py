@@ -44,7 +44,7 @@ from multitask.run.refusals import (
     check_intervals,
     check_rounding,
 )
-from multitask.run.rehearsal import check_last_batch, rehearse
+from multitask.run.rehearsal import check_inference_mode, check_last_batch, rehearse
 from multitask.run.resolvers import plain
 from multitask.run.selection import rule_of, select
 from multitask.run.targets import check_targets
@@ -152,7 +152,8 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         batch = first_batch(data, "train", module)
         with looked_at(module, trained_on(data)) if is_own(config) else nullcontext():
             check_last_batch(config, module, data, batch)
-            rehearsed = rehearse(module, batch)
+            rehearsed = rehearse(config, module, batch)
+            check_inference_mode(config, module, batch)
         check_optimizer(config, module, rehearsed.sparse)
         if config.task_check:
             check_tasks(module, data)

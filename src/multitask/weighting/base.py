@@ -23,7 +23,8 @@ class Combiner(Memory, ABC):
 
     One optimizer step calls, with only the present tasks' entries and inside ``restricted_to``:
     ``forward`` of a scalarization, as often as needed and without effect on what it remembers, or
-    ``head_weights``, ``combine`` and ``own_loss`` of a Jacobian method, once each; then ``observe`` once.
+    ``head_weights``, ``combine`` and ``own_loss`` of a Jacobian method, once each; then ``observe`` once,
+    with the losses of the first ``forward`` where an optimizer evaluates several times.
     After the optimizer's step it calls ``after_step``, and after an epoch's last step ``on_epoch_end``.
     """
 
@@ -54,7 +55,7 @@ class Combiner(Memory, ABC):
         """
 
     def observe(self, losses: Tensor) -> None:
-        """See, before the optimizer's step, the detached losses of the whole step, one per row."""
+        """See the detached losses of the whole step as they were before it, one per row."""
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
         """Run after an optimizer step; ``recompute()`` computes the losses of the same batch again."""

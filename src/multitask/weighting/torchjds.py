@@ -75,7 +75,17 @@ class TorchjdScalarization(OfTorchjd, Scalarization):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Return the scalar to minimize; ``losses`` is ``[k]``."""
-        return self.method(losses)
+        if not isinstance(self.method, Stateful):
+            return self.method(losses)
+        kept = memory(self.method)
+        scalar = self.method(losses)
+        remember(self.method, kept)
+        return scalar
+
+    def observe(self, losses: Tensor) -> None:
+        """Let what remembers losses whenever it is called remember those of a step once."""
+        if isinstance(self.method, Stateful):
+            self.method(losses)
 
     def on_epoch_end(self) -> None:
         """Close DWA's epoch (End-to-End Multi-Task Learning with Attention, 2019)."""

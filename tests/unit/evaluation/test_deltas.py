@@ -211,3 +211,22 @@ def test_no_change_is_larger_than_a_figure_may_be(
     else:
         first = next(key for key in b.columns if ratios[key] > MOST_TIMES)
         assert why.startswith(f"its {first} is {x[first].mean():.4g}, ")
+
+
+@pytest.mark.parametrize(("alone", "method"), [(0.003, 0.29), (1e-4, 1.1e-3), (0.05, 0.51)])
+def test_a_baseline_that_is_tiny_beside_the_figures_gives_no_change(alone: float, method: float) -> None:
+    baseline = Baseline(table([[alone, 0.5, 0.5]]), MINE)
+    means = dict(zip(METRICS.index, mean_intervals(table([[method, 0.5, 0.5]])), strict=True))
+    assert f"times the baseline's {alone:.4g}" in (dwarfed(means, baseline) or "")
+
+
+def test_a_baseline_that_was_set_aside_is_not_called_absent() -> None:
+    rows, why = single_task({"0": ALL, "1": ALL}), ["seg/miou is not a finite number"]
+    for figures, reason in (
+        (rows.iloc[:0], "no run of the method single_task counts (seg/miou is not a finite number)"),
+        (rows[rows["task"] != "seg"], "it lacks seg/acc, seg/miou (seg/miou is not a finite number)"),
+    ):
+        baseline, said = find_baseline(figures, METRICS, [MINE], {"val"}, why * 2)
+        assert baseline is None
+        assert reason in said
+    assert find_baseline(rows.iloc[:0], METRICS, [MINE], {"val"})[1].endswith("is among the sources")

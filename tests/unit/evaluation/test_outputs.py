@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 import subprocess
 import sys
@@ -269,6 +270,14 @@ def test_a_figure_that_dwarfs_the_baseline_gives_no_change_and_leaves_the_others
     assert summary["delta_m"].notna().to_dict() == {"uw": True, "upgrad": False, "mgda": False}
     assert summary["no_delta_because"].notna().to_dict() == {"uw": False, "upgrad": True, "mgda": True}
     assert abs(summary["delta_m"]["uw"]) < 100
+
+
+def test_a_baseline_that_is_not_finite_is_there_and_named(tmp_path: Path) -> None:
+    said, page, summary = _against([math.nan, math.inf, math.nan], {"uw": 0.6}, tmp_path)
+    why = "no run of the method single_task counts (right/r2 is not a finite number)"
+    for text in (said, page):
+        assert f"There is no Δm: {why}." in text
+    assert summary["no_delta_because"].eq(why).all()
 
 
 def test_without_the_metric_the_others_are_compared(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import math
+import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -155,3 +157,30 @@ def test_a_noisy_baseline_makes_pairs_less_certain() -> None:
     common = pd.DataFrame({"a": [0.5, -0.5, 0.0], "b": [0.5, -0.5, 0.0]})
     welch = pairs(table, figure="x", sought=1, noise=common)
     assert welch["p"].item() == pytest.approx(exact["p"].item())
+
+
+@pytest.mark.parametrize("power", [-1000, -530, 0, 530, 1000])
+def test_statistics_follow_the_unit_whatever_it_is(power: int) -> None:
+    """Squares of such numbers are zero or infinite; powers of two leave the digits as they are."""
+    generator = np.random.default_rng(0)
+    values, noise = 1.0 + generator.random((4, 3)), generator.random((3, 3))
+    names = list("abc")
+
+    def computed(scale: int) -> tuple[Any, ...]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            there, apart = np.ldexp(values, scale), np.ldexp(noise, scale)
+            table = pd.DataFrame(there, columns=names)
+            tested = pairs(table, figure="a", sought=1.0, noise=pd.DataFrame(apart, columns=names))
+            return (
+                np.array([list(interval)[:3] for interval in mean_intervals(table)]),
+                np.array([list(interval)[:3] for interval in shifted_intervals(there, apart)]),
+                tested[["difference", "low", "high", "deviation"]].to_numpy(),
+                tested[["p", "p_holm"]].to_numpy(),
+            )
+
+    *lengths, p = computed(power)
+    *expected, of_one = computed(0)
+    for ours, at_one in zip(lengths, expected, strict=True):
+        np.testing.assert_array_equal(ours, np.ldexp(at_one, power))
+    np.testing.assert_array_equal(p, of_one)

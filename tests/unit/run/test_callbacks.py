@@ -31,6 +31,7 @@ def config(metric: str | None = None, ckpt_path: str | None = None, **callback: 
             "selection": {"metric": metric},
             "ckpt_path": ckpt_path,
             "callbacks": {"mine": callback, "none": None},
+            "trainer": {"enable_progress_bar": True},
         }
     )
 
@@ -64,6 +65,27 @@ def test_averages_for_the_end_of_a_run_go_without_a_selection() -> None:
         build_callbacks(config("val/loss", **swa), automatic=True)
     with pytest.raises(ConfigError, match="start the run again without ckpt_path"):
         build_callbacks(config(ckpt_path="last.ckpt", **swa), automatic=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (f"{LIGHTNING}.RichProgressBar", "callbacks.mine and callbacks.other are progress bars"),
+        (f"{LIGHTNING}.ModelCheckpoint", "callbacks.mine and callbacks.other .* set callbacks.other=null"),
+        (f"{LIGHTNING}.LearningRateMonitor", None),
+    ],
+)
+def test_two_of_a_kind(target: str, says: str | None) -> None:
+    both = config(_target_=target)
+    both.callbacks.other = {"_target_": target}
+    if says is None:
+        assert len(build_callbacks(both, automatic=True)) == 2
+        return
+    with pytest.raises(ConfigError, match=says):
+        build_callbacks(both, automatic=True)
+    if "ProgressBar" in target:
+        both.trainer.enable_progress_bar = False  # by which they all go
+        assert len(build_callbacks(both, automatic=True)) == 2
 
 
 def test_a_callback_that_changes_a_key_of_the_trainer_stops_the_run() -> None:

@@ -1,22 +1,25 @@
 """Optimizers are tried before the run: those that want a closure, and those that sparse gradients stop."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torchjd
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from torchjd.aggregation import UPGradWeighting
 
 from multitask.errors import ConfigError
 from multitask.run.optimizer_checks import check_optimizer
 from multitask.weighting.adapter import adapt
-from tests.conftest import build
+from tests.conftest import Arrays, arrays, build, fit, regression
+from tests.weighting.weighting_members import make
 
 
 class Sharp(torch.optim.SGD):
-    """Calls the closure a second time at a point nearby, and so cannot do without."""
+    """Calls the closure a second time at a point nearby, and does not do without."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         assert closure is not None, "needs a closure"
@@ -24,8 +27,75 @@ class Sharp(torch.optim.SGD):
         return super().step(closure)
 
 
+class SharpAtWill(torch.optim.SGD):
+    """Takes a plain step without a closure, and looks nearby with one."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        if closure is None:
+            return super().step()
+        closure()
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        away = [0.1 * p.grad for p in parameters]
+        with torch.no_grad():
+            for p, e in zip(parameters, away, strict=True):
+                p.add_(e)
+        self.zero_grad()
+        closure()
+        with torch.no_grad():
+            for p, e in zip(parameters, away, strict=True):
+                p.sub_(e)
+        return super().step()
+
+
+class SharpAtTimes(SharpAtWill):
+    """Looks nearby in every fifth step, from the fifth on."""
+
+    taken = 0
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        self.taken += 1
+        return super().step(closure) if self.taken % 5 == 0 else torch.optim.SGD.step(self, closure)
+
+
+class ByLoss(torch.optim.SGD):
+    """Takes a step as long as the loss is large, and a plain one where it does not know the loss."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None if closure is None else closure()
+        if loss is not None:
+            self.param_groups[0]["lr"] = 0.01 * float(loss.detach())
+        return super().step()
+
+
+class Clears(torch.optim.SGD):
+    """Clears the gradients before it calls the closure."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        if closure is not None:
+            self.zero_grad()
+        return super().step(closure)
+
+
+class Noisy(torch.optim.SGD):
+    """Draws noise, as in Langevin dynamics."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = super().step(closure)
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p.add_(0.01 * torch.randn_like(p))
+        return loss
+
+
 def config(optimizer: str, **trainer: Any) -> Any:
-    options = {"gradient_clip_val": None, "devices": 1, "num_nodes": 1, "precision": "32-true", **trainer}
+    options = {
+        "gradient_clip_val": None,
+        "accumulate_grad_batches": 1,
+        "devices": 1,
+        "num_nodes": 1,
+        "precision": "32-true",
+        **trainer,
+    }
     return OmegaConf.create(
         {"method": "the_method", "optimizer": {"_target_": optimizer, "lr": 0.1}, "trainer": options}
     )
@@ -36,22 +106,64 @@ def scalarization() -> Any:
     return adapt(torchjd.scalarization.Mean())
 
 
-CLOSURES = ["torch.optim.LBFGS", f"{__name__}.Sharp"]
+CLOSURES = [
+    "torch.optim.LBFGS",
+    *(f"{__name__}.{n}" for n in ("Sharp", "SharpAtWill", "SharpAtTimes", "ByLoss", "Clears")),
+]
 
 
 @pytest.mark.parametrize("optimizer", CLOSURES)
 def test_a_closure_goes_with_automatic_optimization_alone(optimizer: str, scalarization: Any) -> None:
     check_optimizer(config(optimizer), build(scalarization), [])
-    for module in (build(adapt(UPGradWeighting())), build(scalarization, accumulate_grad_batches=2)):
-        with pytest.raises(ConfigError, match="weighting=the_method fills the gradients once"):
-            check_optimizer(config(optimizer), module, [])
+    with pytest.raises(ConfigError, match=r"in a step, and weighting=the_method fills the gradients once"):
+        check_optimizer(config(optimizer), build(adapt(UPGradWeighting())), [])
+    with pytest.raises(ConfigError, match=r"or trainer.accumulate_grad_batches=1"):
+        check_optimizer(
+            config(optimizer, accumulate_grad_batches=2), build(scalarization, accumulate_grad_batches=2), []
+        )
     with pytest.raises(ConfigError, match=r"trainer.precision=16-mixed"):
         check_optimizer(config(optimizer, precision="16-mixed"), build(scalarization), [])
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "Adadelta", "NAdam", "Rprop"])
+def test_missing_labels_take_a_closure_on_one_process_alone(scalarization: Any) -> None:
+    heads = {f"t{i}": regression(f"t{i}", missing=True) for i in range(3)}
+    check_optimizer(config("torch.optim.LBFGS"), build(scalarization, heads=heads), [])
+    with pytest.raises(ConfigError, match=r"where labels can be missing.*or trainer.devices=1"):
+        check_optimizer(config("torch.optim.LBFGS", devices=2), build(scalarization, heads=heads), [])
+
+
+def test_an_optimizer_of_one_group_and_a_weighting_with_parameters() -> None:
+    def built(name: str, optimizer: str) -> Any:
+        made = build(make(name, 3), optimizer=partial(getattr(torch.optim, optimizer), lr=0.1))
+        return check_optimizer(config(f"torch.optim.{optimizer}"), made, [])
+
+    for name in ("uw", "imtl_l"):
+        with pytest.raises(
+            ConfigError, match=r"takes one group .*weighting=the_method has a second .*weighting=weighted_sum"
+        ):
+            built(name, "LBFGS")
+        built(name, "SGD")
+    built("gls", "LBFGS")
+
+
+@pytest.mark.parametrize("weighting", [UPGradWeighting(), torchjd.scalarization.Mean()])
+def test_an_optimizer_of_ones_own_stops_at_its_second_call(weighting: Any) -> None:
+    """No config names it, so that the first step shows it."""
+    module = build(adapt(weighting), optimizer=SharpAtWill, accumulate_grad_batches=2)
+    module.configure_optimizers = lambda: SharpAtWill(module.parameters(), lr=0.1)
+    with pytest.raises(
+        MisconfigurationException, match="SharpAtWill computes the loss several times in a step"
+    ):
+        fit(module, Arrays(arrays(), batch_size=8), steps=2)
+
+
+@pytest.mark.parametrize(
+    "name", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "Adadelta", "NAdam", "Rprop", f"{__name__}.Noisy"]
+)
 def test_other_optimizers_go_with_every_weighting(name: str) -> None:
-    check_optimizer(config(f"torch.optim.{name}"), build(adapt(UPGradWeighting())), [])
+    check_optimizer(
+        config(name if "." in name else f"torch.optim.{name}"), build(adapt(UPGradWeighting())), []
+    )
 
 
 def test_sparse_gradients(scalarization: Any) -> None:

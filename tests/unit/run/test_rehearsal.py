@@ -1,5 +1,6 @@
 """A step is rehearsed without a trace, and shows what only a backward pass in training mode shows."""
 
+import re
 from typing import Any
 
 import pytest
@@ -8,12 +9,26 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchjd.aggregation import UPGradWeighting
-from torchjd.scalarization import Mean
+from torchjd.scalarization import GeometricMean, Mean
 
 from multitask.errors import ConfigError
-from multitask.run.rehearsal import check_last_batch, rehearse
+from multitask.lightning.probing import unobtrusive
+from multitask.run.rehearsal import check_inference_mode, check_last_batch, rehearse
+from multitask.run.sharing import losses_of, parts_of
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build
+
+
+class Checkpointed(nn.Module):
+    """A re-entrant checkpoint whatever the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return checkpoint(self.second, self.first(inputs), use_reentrant=True)
+
 
 WEIGHTINGS = [Mean, UPGradWeighting]
 
@@ -42,7 +57,7 @@ def test_leaves_no_trace(weighting: type) -> None:
     module = build(adapt(weighting()), trunk=Trunk())
     before = [v.clone() for v in (*module.parameters(), *module.buffers())]
     state = torch.get_rng_state()
-    rehearse(module, arrays())
+    rehearse(config(), module, arrays())
     assert all(map(torch.equal, (*module.parameters(), *module.buffers()), before))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -52,22 +67,94 @@ def test_leaves_no_trace(weighting: type) -> None:
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("sparse", [False, True])
 def test_names_sparse_and_unused_parameters(weighting: type, sparse: bool) -> None:
-    found = rehearse(build(adapt(weighting()), trunk=Trunk(sparse)), arrays())
+    found = rehearse(config(), build(adapt(weighting()), trunk=Trunk(sparse)), arrays())
     assert found.sparse == ["trunk.table.weight"] * sparse
     assert found.unused == ["trunk.unused.weight", "trunk.unused.bias"]
 
 
-def test_reentrant_checkpoints_go_with_one_backward_pass_alone() -> None:
-    rehearse(build(adapt(UPGradWeighting()), trunk=Trunk(reentrant=False)), arrays())
-    rehearse(build(adapt(Mean()), trunk=Trunk(reentrant=True)), arrays())
-    with pytest.raises(ConfigError, match="set use_reentrant=False"):
-        rehearse(build(adapt(UPGradWeighting()), trunk=Trunk(reentrant=True)), arrays())
+def config(callbacks: Any = None, **trainer: Any) -> Any:
+    options = {
+        "limit_train_batches": 1.0,
+        "devices": 1,
+        "num_nodes": 1,
+        "accumulate_grad_batches": 1,
+        **trainer,
+    }
+    return OmegaConf.create({"trainer": options, "callbacks": callbacks})
 
 
-def config(**trainer: Any) -> Any:
-    return OmegaConf.create(
-        {"trainer": {"limit_train_batches": 1.0, "devices": 1, "num_nodes": 1, **trainer}}
-    )
+REENTRANT = [
+    (UPGradWeighting, {}, {}, "or take a scalarization such as weighting=weighted_sum."),
+    (Mean, {"accumulate_grad_batches": 2}, {}, "or take trainer.accumulate_grad_batches=1."),
+    (GeometricMean, {"accumulate_grad_batches": 2}, {}, "or take trainer.accumulate_grad_batches=1."),
+    (Mean, {}, {"probe_every": 5}, "or take callbacks.conflict.probe_every=null."),
+    (
+        UPGradWeighting,
+        {"accumulate_grad_batches": 2},
+        {"probe_every": 5},
+        "or take a scalarization such as weighting=weighted_sum and trainer.accumulate_grad_batches=1 and "
+        "callbacks.conflict.probe_every=null.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("weighting", "trainer", "conflict", "advice"), REENTRANT)
+@pytest.mark.parametrize("count", [1, 24])
+def test_reentrant_checkpoints_go_with_one_backward_pass_alone(
+    weighting: type, trainer: dict[str, Any], conflict: dict[str, Any], advice: str, count: int
+) -> None:
+    keys = config({"conflict": conflict, "cost": None}, **trainer)
+    batch = {key: value[:count] for key, value in arrays().items()}
+    norm = nn.BatchNorm1d(4) if count > 1 else nn.LayerNorm(4)
+
+    def made(method: type, reentrant: bool) -> Any:
+        trunk = Trunk(reentrant=reentrant)
+        trunk.norm = norm
+        return build(adapt(method()), trunk=trunk, **trainer)
+
+    rehearse(keys, made(weighting, False), batch)
+    rehearse(config(), made(Mean, True), batch)
+    with pytest.raises(ConfigError, match=f"set use_reentrant=False in it, {re.escape(advice)}"):
+        rehearse(keys, made(weighting, True), batch)
+
+
+def test_what_looks_at_a_model_sees_through_checkpoints() -> None:
+    """In evaluation mode too they are called: the parameters in them are shared all the same."""
+    module = build(adapt(Mean()), trunk=Checkpointed())
+    with unobtrusive(module), torch.enable_grad():
+        found = parts_of(module, losses_of(module, arrays()))
+    assert (found[0].name, found[0].users) == ("trunk", ("t0", "t1", "t2"))
+
+
+class Slope(nn.Module):
+    """Adds the derivative of its own output, with the graph that it wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.enable_grad():
+            inputs = inputs.detach().requires_grad_()
+            out = torch.tanh(self.layer(inputs))
+            (slope,) = torch.autograd.grad(out.sum(), inputs, create_graph=True)
+        return out + slope.sum(1, keepdim=True)
+
+
+def test_inference_mode_and_derivatives() -> None:
+    for trunk in (Trunk(), Slope()):
+        check_inference_mode(config(inference_mode=False), build(adapt(Mean()), trunk=trunk), arrays())
+    check_inference_mode(config(inference_mode=True), build(adapt(Mean()), trunk=Trunk()), arrays())
+    module = build(adapt(Mean()), trunk=Slope())
+    with pytest.raises(
+        ConfigError, match=r"take derivatives in validation .*set trainer\.inference_mode=false"
+    ):
+        check_inference_mode(config(inference_mode=True), module, arrays())
+    assert all(part.training for part in module.modules())
+    with pytest.raises(IndexError):  # a fault of its own keeps its own words
+        check_inference_mode(
+            config(inference_mode=True), build(adapt(Mean()), trunk=nn.Flatten(0, 5)), arrays()
+        )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from multitask.randomness import derived_seed
 from multitask.weighting.base import Combiner, Scalarization
 from multitask.weighting.torchjds import TorchjdScalarization
 from tests.conftest import Arrays, arrays, build, fit, regression
-from tests.weighting.weighting_members import make
+from tests.unit.weighting.members import make
 
 STEPS, BATCH, TASKS = 5, 8, 3
 WEIGHTINGS = ["weighted_sum", "scheduled_sum", "rlw", "dwa", "DWA of torchjd", "famo", "gls", "cosmos"]

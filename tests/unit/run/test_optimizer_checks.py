@@ -15,7 +15,7 @@ from multitask.errors import ConfigError
 from multitask.run.optimizer_checks import check_optimizer
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build, fit, regression
-from tests.weighting.weighting_members import make
+from tests.unit.weighting.members import make
 
 
 class Sharp(torch.optim.SGD):

@@ -73,6 +73,7 @@ class MultiLossModule(MeasuredModule):
         self._batches: list[Any] = []
         self._result: StepResult | None = None
         self._mark = 0.0
+        self._for_statistics = False
         self._optimizer: Callable[..., Optimizer] | None = None
         self._scheduler: Callable[[Optimizer], Any] | None = None
         self._manual: bool | None = None
@@ -298,7 +299,7 @@ class MultiLossModule(MeasuredModule):
 
     def _step_by_hand(self, batch: Any, batch_idx: int) -> None:
         trainer = self.trainer
-        if averages_statistics(trainer):
+        if self._for_statistics:
             # Lightning's SWA passes the data once more, for the running statistics of the averaged weights.
             with torch.no_grad(), self._graph():
                 self.named_losses(batch)
@@ -406,6 +407,7 @@ class MultiLossModule(MeasuredModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Step schedulers that watch a metric by steps: after the validation of the batch before."""
+        self._for_statistics = averages_statistics(self.trainer)
         if batch_idx and batch_idx % self.window == 0:
             step_plateau_schedulers(self, "step", batch_idx)
 

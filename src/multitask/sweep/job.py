@@ -1,6 +1,7 @@
 """The job around a run: in a sweep it is done once, resumes where it stopped, and fails alone."""
 
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from multitask.sweep.claim import claimed, holder
 from multitask.sweep.command import as_single_run
 from multitask.sweep.rank import is_first
 from multitask.sweep.state import COMPLETED, FAILED, read_record
+
+# How long a stopped job waits for those beside it, in seconds: longer than saving a checkpoint takes.
+_PATIENCE = 30.0
 
 
 def run(config: DictConfig) -> float | None:
@@ -40,14 +44,19 @@ def run(config: DictConfig) -> float | None:
 
             return train(config)
     folder = Path(hydra.runtime.output_dir)
-    with claimed(folder) as held:
-        if not held:
-            print(f"left alone: {folder.name} is run by {holder(folder)}")
-            return None
-        if read_record(folder).get("status") == COMPLETED:
-            print(f"left alone: {folder.name} has completed")
-            return None
-        return _run(config, folder)
+    try:
+        with claimed(folder) as held:
+            if not held:
+                print(f"left alone: {folder.name} is run by {holder(folder)}")
+                return None
+            if read_record(folder).get("status") == COMPLETED:
+                print(f"left alone: {folder.name} has completed")
+                return None
+            return _run(config, folder)
+    except SystemExit:
+        if not hydra.launcher._target_.endswith("BasicLauncher"):
+            _let_others_save(folder)
+        raise
 
 
 def _run(config: DictConfig, folder: Path) -> float | None:
@@ -70,6 +79,14 @@ def _run(config: DictConfig, folder: Path) -> float | None:
         record_failure(folder, facts, sentence)
         # Not the error itself: it has to travel between processes, and many cannot.
         raise RunFailed(sentence) from error
+
+
+def _let_others_save(folder: Path) -> None:
+    """Wait for the jobs beside a stopped one: with the first that ends, their launcher kills the others."""
+    until = time.monotonic() + _PATIENCE
+    others = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
+    while any(holder(other) is not None for other in others) and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 def _go_on(config: DictConfig, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tables of the docs' page of weightings: ``python -m tests.unit.weighting.table`` writes them anew."""
+"""The tables of the docs' page of weightings: ``python -m tests.unit.weighting.table`` rewrites them."""
 
 from pathlib import Path
 

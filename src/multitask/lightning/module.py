@@ -502,7 +502,7 @@ def _before(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
 def _filled_once(optimizer: Optimizer) -> Callable[[], None]:
     """Return the empty closure of a step whose gradients are filled, for one call.
 
-    An optimizer that calls it again wants the gradients somewhere else, and would go on with none.
+    An optimizer that calls it again wants the gradients somewhere else, and would train without any.
     """
     asked = False
 

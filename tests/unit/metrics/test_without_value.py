@@ -1,4 +1,4 @@
-"""Figures that divide by a spread or by a count of classes, where a column does not vary or a class is not there."""
+"""Figures that divide by a spread or by a count of classes, where a column does not vary or a class does not occur."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,13 +1,14 @@
 """The scripts as a user runs them, without paying for the imports each time.
 
-A server process imports the heavy libraries once; each run is a fork of it that executes the script's
-file from its first line, in a process of its own: with its own arguments, environment, output, signals
+A server process imports the heavy libraries and the package once; each run is a fork of it that executes the
+script's file from its first line, in a process of its own: with its own arguments, environment, output, signals
 and exit code.
 """
 
 import json
 import multiprocessing
 import os
+import pkgutil
 import runpy
 import signal
 import subprocess
@@ -19,8 +20,17 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import multitask
+
 ROOT = Path(__file__).parents[2]
-PRELOAD = ["lightning", "torchmetrics", "torchjd", "hydra", "wandb", "rich.table", "quadprog"]
+PRELOAD = [
+    *("lightning", "torchmetrics", "torchjd", "hydra", "wandb", "rich.table", "quadprog"),
+    *(
+        name
+        for _, name, _ in pkgutil.walk_packages(multitask.__path__, "multitask.")
+        if name != "multitask.__main__"
+    ),
+]
 # Small, and without W&B where it is not what is tested.
 QUICK = ["logger=csv", "trainer.limit_train_batches=6", "trainer.max_epochs=3", "data.batch_size=32"]
 

@@ -49,7 +49,7 @@ LIGHT = {
     "~scheduler": "scheduler is missing from the config; choose scheduler=none.",
     "trunk._target_=null": "trunk names no _target_; choose one with trunk=",
     "selection=null": "selection has no keys",
-    "evaluation.splits=null": "evaluation.splits is not a list of splits",
+    "evaluation.splits=null": "evaluation.splits=null is not a list of names in brackets.",
     "tasks.left=null": "tasks.left names no _target_",
     "tasks.left.head=null": "tasks.left.head=null; a task needs a head.",
     "+trainer.callbacks=[]": "trainer.callbacks is not set by itself; remove it and choose callbacks=",

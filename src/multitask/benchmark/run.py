@@ -23,7 +23,7 @@ from multitask.benchmark.timing import Effort
 from multitask.errors import ConfigError, choices
 from multitask.run.console import quiet
 from multitask.run.resolvers import plain
-from multitask.run.values import BENCHMARK, check_values
+from multitask.run.schema import BENCHMARK, check_values
 from multitask.terminal import terminal
 
 CASES = ("step", "instance_wise", "solver", "framework", "scaling")
@@ -97,12 +97,6 @@ def _check(config: DictConfig) -> None:
         for name in config[key] or ():
             if name not in known:
                 raise ConfigError(f"{key} names {name}, which is unknown; {choices(name, known)}")
-    least = {"tasks": 2, "instances": 2 * _TASKS, "solver_tasks": 2, "framework_tasks": 2}
-    for key, number in least.items():
-        if any(not isinstance(value, int) or value < number for value in config[key] or ()):
-            raise ConfigError(f"{key}={list(config[key])} must be whole numbers of at least {number}.")
-    if config.device not in ("cpu", "cuda"):
-        raise ConfigError(f"device={config.device} is unknown; choose cpu or cuda.")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda needs a GPU and torch finds none here; choose device=cpu.")
     if "UPGrad" not in config.weighting._target_:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from multitask.errors import ConfigError
 from multitask.places import CONFIGS
 from multitask.run.cli import errors_as_sentences, launch
-from multitask.run.values import COMPARE, check_values
+from multitask.run.schema import COMPARE, check_values
 from multitask.terminal import terminal
 
 

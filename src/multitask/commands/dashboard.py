@@ -13,7 +13,7 @@ from multitask.errors import ConfigError
 from multitask.places import CONFIGS
 from multitask.private import specification
 from multitask.run.cli import errors_as_sentences, launch
-from multitask.run.values import COMPARE, check_values
+from multitask.run.schema import COMPARE, check_values
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="dashboard")

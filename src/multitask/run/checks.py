@@ -15,9 +15,9 @@ from multitask.run import names
 from multitask.run.loggers import check_installed
 from multitask.run.model_choice import check_choices, is_own, leave_out_trunk_and_tasks
 from multitask.run.record import of_task
+from multitask.run.schema import OF_CHECKPOINT, TRAIN, check_values
 from multitask.run.sections import check_sections
 from multitask.run.trainer_keys import check_trainer
-from multitask.run.values import OF_CHECKPOINT, TRAIN, check_values
 
 # The method's name in the record of a run that trains one task alone, to compare others with.
 SINGLE_TASK = "single_task"

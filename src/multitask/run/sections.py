@@ -75,10 +75,6 @@ def check_sections(config: DictConfig, own: bool = False) -> None:
     for key, advice in _MAYBE_EMPTY.items() if "trained" not in content else ():
         if key not in content or not isinstance(content[key], dict | None):
             raise ConfigError(f"{key} is missing from the config; choose {advice}.")
-    if not isinstance(content["evaluation"].get("splits"), list):
-        raise ConfigError(
-            "evaluation.splits is not a list of splits; set evaluation.splits=[val,test], or [] to measure none."
-        )
     for name, node in _nodes(config.get("tasks") or OmegaConf.create()).items():
         _check_task(f"tasks.{name}", node)
 

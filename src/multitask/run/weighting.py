@@ -79,8 +79,6 @@ def wrap(
     Raises:
         ValueError: If the combiner cannot have that around it.
     """
-    if rows not in ("task", "example"):
-        raise ValueError(f"weighting.rows={rows} is unknown; choose task or example.")
     if (rows, every, groups, rescale) == ("task", 1, "trunk", False):
         return combiner
     if rows == "example" and isinstance(combiner, Scalarization):

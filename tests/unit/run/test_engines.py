@@ -52,7 +52,6 @@ def test_every_exact_engine_takes_the_same_steps(rows: str, norm: bool) -> None:
 @pytest.mark.parametrize(
     ("engine", "changes", "says"),
     [
-        ("layerwisee", {}, "did you mean 'layerwise'?"),
         ("layerwise", {"trainer__accumulate_grad_batches": 2}, "set trainer.accumulate_grad_batches=1"),
         ("layerwise", {"trainer__devices": 2}, "set trainer.devices=1"),
         ("layerwise", {"trainer__num_nodes": 2}, "weighting.engine=auto"),

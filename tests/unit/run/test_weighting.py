@@ -130,7 +130,6 @@ def test_wrappers_lie_in_one_order() -> None:
         ),
         ("mgda", {"every": 0}, "weighting.every=0 must be at least 1"),
         ("mgda", {"groups": "block"}, "weighting.groups=block is unknown; choose trunk, layer or tensor"),
-        ("mgda", {"rows": "half"}, "weighting.rows=half is unknown; choose task or example"),
     ],
 )
 def test_refusals_name_the_key(name: str, changes: dict, sentence: str) -> None:

@@ -243,8 +243,6 @@ def test_what_does_not_go_together_is_refused_at_the_start(name: str, promise: s
             {"devices": 2},
             "no process has them all; take weighting.engine=auto",
         ),
-        ("upgrad", {"engine": "row"}, {}, r"weighting.engine=row is unknown; did you mean 'rows'\?"),
-        ("upgrad", {"heads": "both"}, {}, "weighting.heads=both is unknown; choices: own, weighted"),
         (
             "upgrad",
             {"learning_rate": 0.1},

@@ -1,0 +1,137 @@
+"""The types, choices and ranges of keys, checked before anything heavy is imported; their defaults are in the YAML."""
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from multitask.errors import ConfigError, choices
+
+Amount = Annotated[float, Ge(0)]
+Natural = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Several = Annotated[int, Ge(2)]
+Limit = Annotated[int, Ge(-1)]
+Names = list[str]
+
+Schema = dict[str, Any]
+"""The type of each key, as pydantic takes it."""
+
+COMPARE: Schema = {
+    "metrics": Names | None,
+    "recipe": str,
+    "accept_other_baseline": bool,
+    "difference": Amount,
+    "pareto": Names | None,
+}
+BENCHMARK: Schema = {
+    "tasks": list[Several] | None,
+    "instances": list[Annotated[int, Ge(4)]] | None,  # of two tasks, two examples
+    "solver_tasks": list[Several] | None,
+    "framework_tasks": list[Several] | None,
+    "quick": bool,
+    "seconds": Amount | None,
+    "rounds": Count | None,
+    "threads": Count,
+    "device": Literal["cpu", "cuda"],
+    "seed": Natural,
+}
+OF_CHECKPOINT: Schema = {
+    "split": Literal["train", "val", "test"],
+    "format": Literal["torch", "onnx"],
+    "dynamic": bool,
+}
+"""The keys of predict.py and export.py beside those of a run."""
+TRAIN: Schema = {
+    "seed": Natural,
+    "selection.mode": Literal["min", "max"],
+    "evaluation.splits": Names,
+    "data.batch_size": Count | None,
+    "data.eval_batch_size": Count,
+    "data.drop_last": bool,
+    "data.num_workers": Natural,
+    "optimizer.lr": Amount,
+    "optimizer.weight_decay": Amount,
+    "optimizer.momentum": Amount,
+    "scheduler.interval": Literal["epoch", "step"],
+    "scheduler.frequency": Count,
+    "scheduler.step_size": Count,
+    "scheduler.T_max": Count,
+    "scheduler.patience": Natural,
+    "trainer.max_epochs": Limit | None,
+    "trainer.max_steps": Limit,
+    "trainer.num_nodes": Count,
+    "trainer.accumulate_grad_batches": Count,
+    "trainer.gradient_clip_val": Amount | None,
+    "trainer.gradient_clip_algorithm": Literal["norm", "value"] | None,
+    "trainer.check_val_every_n_epoch": Count | None,
+    "trainer.val_check_interval": Amount,
+    "trainer.limit_train_batches": Amount,
+    "trainer.limit_val_batches": Amount,
+    "trainer.limit_test_batches": Amount,
+    "trainer.overfit_batches": Amount,
+    "trainer.num_sanity_val_steps": Limit,
+    "trainer.log_every_n_steps": Count,
+    "trainer.enable_progress_bar": bool,
+    "trainer.enable_model_summary": bool,
+    "trainer.detect_anomaly": bool,
+    "weighting.engine": Literal["auto", "rows", "layerwise", "features"],
+    "weighting.heads": Literal["own", "weighted"],
+    "weighting.rows": Literal["task", "example"],
+    "weighting.every": Count,
+    "weighting.groups": Literal["trunk", "layer", "tensor"],
+    "weighting.rescale": bool,
+    "weighting.learning_rate": Amount | None,
+    "logger.wandb.mode": Literal["offline", "online", "disabled"],
+    "task_check": bool,
+    "compile": bool,
+}
+
+_NOTHING = object()
+
+
+def check_values(config: DictConfig, schema: Schema) -> None:
+    """Refuse a value that is not of its key's type; a key that the config lacks is none.
+
+    Args:
+        config: Of a script.
+        schema: The types of the script's keys.
+    """
+    from pydantic import TypeAdapter, ValidationError  # here: --help needs none of it
+
+    for key, kind in schema.items():
+        try:
+            value = OmegaConf.select(config, key, default=_NOTHING)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
+        if value is _NOTHING:
+            continue
+        adapter = TypeAdapter(kind)
+        plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        try:
+            adapter.validate_python(plain, strict=True)
+        except ValidationError as error:
+            wanted = adapter.json_schema()
+            names = wanted.get("anyOf", [wanted])[0].get("enum")
+            hint = f"; {choices(str(plain), names)}" if names else "."
+            raise ConfigError(
+                f"{key}={'null' if plain is None else plain} is not {_described(wanted)}{hint}"
+            ) from error
+
+
+def _described(wanted: dict[str, Any]) -> str:
+    """Return a JSON schema in words."""
+    match wanted:
+        case {"anyOf": kinds}:
+            return ", or ".join(map(_described, kinds))
+        case {"enum": names}:
+            return f"one of {', '.join(names)}"
+        case {"type": "array", "items": {"type": "string"}}:
+            return "a list of names in brackets"
+        case {"type": "array", "items": items}:
+            return f"a list in brackets, each {_described(items)}"
+        case {"type": "integer" | "number" as kind}:
+            bound = f" of at least {wanted['minimum']:g}" if "minimum" in wanted else ""
+            return f"a {'whole ' if kind == 'integer' else ''}number{bound}"
+    return {"null": "null", "boolean": "true or false", "string": "a name"}[wanted["type"]]

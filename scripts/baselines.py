@@ -1,6 +1,6 @@
 """Write down single-task baselines: python scripts/baselines.py source=<sweep folder>."""
 
-from multitask.commands.baselines import command
+from multitask.commands.baselines import main
 
 if __name__ == "__main__":
-    command()
+    main()

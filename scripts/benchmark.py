@@ -1,6 +1,6 @@
 """Measure speed: python scripts/benchmark.py (quick=true for a minute). Keys: configs/benchmark.yaml."""
 
-from multitask.commands.benchmark import command
+from multitask.commands.benchmark import main
 
 if __name__ == "__main__":
-    command()
+    main()

@@ -3,7 +3,7 @@
 The keys are explained in configs/compare.yaml.
 """
 
-from multitask.commands.compare import command
+from multitask.commands.compare import main
 
 if __name__ == "__main__":
-    command()
+    main()

@@ -3,7 +3,7 @@
 The keys are explained in configs/dashboard.yaml.
 """
 
-from multitask.commands.dashboard import command
+from multitask.commands.dashboard import main
 
 if __name__ == "__main__":
-    command()
+    main()

@@ -1,6 +1,6 @@
 """Draw the trajectories of a toy problem's runs in one figure: python scripts/trajectories.py source=<sweep folder>."""
 
-from multitask.commands.trajectories import command
+from multitask.commands.trajectories import main
 
 if __name__ == "__main__":
-    command()
+    main()

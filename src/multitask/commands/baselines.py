@@ -2,16 +2,14 @@
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, ListConfig
 
 from multitask.errors import ConfigError
-from multitask.places import CONFIGS
-from multitask.run.cli import launch
+from multitask.run.cli import command
 from multitask.sweep.baseline import record
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="baselines")
+@command("baselines")
 def main(config: DictConfig) -> None:
     """Add the runs' figures to the files of their experiments."""
     if not config.source:
@@ -21,10 +19,5 @@ def main(config: DictConfig) -> None:
         print(f"{path}: {count} figures")
 
 
-def command() -> None:
-    """Run it by ``sys.argv``."""
-    launch(main)
-
-
 if __name__ == "__main__":
-    command()
+    main()

@@ -1,25 +1,17 @@
 """Measure speed: python scripts/benchmark.py (quick=true for a minute). Keys: configs/benchmark.yaml."""
 
-import hydra
 from omegaconf import DictConfig
 
-from multitask.places import CONFIGS
-from multitask.run.cli import errors_as_sentences, launch
+from multitask.run.cli import command
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="benchmark")
+@command("benchmark")
 def main(config: DictConfig) -> None:
     """Measure, print the tables, and write them to ``output``."""
-    with errors_as_sentences():
-        from multitask.benchmark.run import run
+    from multitask.benchmark.run import run
 
-        run(config)
-
-
-def command() -> None:
-    """Run it by ``sys.argv``."""
-    launch(main)
+    run(config)
 
 
 if __name__ == "__main__":
-    command()
+    main()

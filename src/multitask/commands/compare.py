@@ -3,38 +3,30 @@
 The keys are explained in configs/compare.yaml.
 """
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from multitask.errors import ConfigError
-from multitask.places import CONFIGS
-from multitask.run.cli import errors_as_sentences, launch
+from multitask.run.cli import command
 from multitask.run.schema import COMPARE, check_values
 from multitask.terminal import terminal
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="compare")
+@command("compare")
 def main(config: DictConfig) -> None:
     """Read the records, print the comparison, and write it to the output folder."""
-    with errors_as_sentences():
-        if OmegaConf.is_missing(config, "source"):
-            raise ConfigError("source is missing; give a sweep folder, a run folder, a CSV file or a glob.")
-        check_values(config, COMPARE)
-        values = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(values, dict)
+    if OmegaConf.is_missing(config, "source"):
+        raise ConfigError("source is missing; give a sweep folder, a run folder, a CSV file or a glob.")
+    check_values(config, COMPARE)
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
 
-        # Only now, so that a typing error is answered before pandas and Matplotlib are loaded.
-        from multitask.evaluation.compare import compare
-        from multitask.evaluation.comparison import Settings
+    # Only now, so that a typing error is answered before pandas and Matplotlib are loaded.
+    from multitask.evaluation.compare import compare
+    from multitask.evaluation.comparison import Settings
 
-        source, output, baselines = (values.pop(key) for key in ("source", "output", "baselines"))
-        compare(source, output, Settings(**values), baselines, terminal())  # type: ignore[arg-type]
-
-
-def command() -> None:
-    """Run it by ``sys.argv``."""
-    launch(main)
+    source, output, baselines = (values.pop(key) for key in ("source", "output", "baselines"))
+    compare(source, output, Settings(**values), baselines, terminal())  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
-    command()
+    main()

@@ -10,26 +10,22 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from multitask.errors import ConfigError
-from multitask.places import CONFIGS
 from multitask.private import specification
-from multitask.run.cli import errors_as_sentences, launch
+from multitask.run.cli import command
 from multitask.run.schema import COMPARE, check_values
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="dashboard")
+@command("dashboard")
 def main(config: DictConfig) -> None:
     """Build a workspace per experiment, and save it to W&B or to a file."""
-    with errors_as_sentences():
-        if OmegaConf.is_missing(config, "project"):
-            raise ConfigError(
-                "project is missing; give the W&B project of the runs, as logger.wandb.project."
-            )
-        check_values(config, COMPARE)
-        if bool(config.source) == bool(config.experiment_name):
-            raise ConfigError(
-                "give either source=<sweep folder> or experiment_name=<name>, to know the tasks by."
-            )
-        _build(config)
+    if OmegaConf.is_missing(config, "project"):
+        raise ConfigError("project is missing; give the W&B project of the runs, as logger.wandb.project.")
+    check_values(config, COMPARE)
+    if bool(config.source) == bool(config.experiment_name):
+        raise ConfigError(
+            "give either source=<sweep folder> or experiment_name=<name>, to know the tasks by."
+        )
+    _build(config)
 
 
 def _build(config: DictConfig) -> None:
@@ -67,10 +63,5 @@ def _build(config: DictConfig) -> None:
         print(path)
 
 
-def command() -> None:
-    """Run it by ``sys.argv``."""
-    launch(main)
-
-
 if __name__ == "__main__":
-    command()
+    main()

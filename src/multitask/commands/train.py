@@ -1,5 +1,7 @@
 """Train: python scripts/train.py weighting=upgrad seed=1 (a sweep: -m weighting=imtl_l,upgrad seed=0,1,2)."""
 
+from functools import partial
+
 import hydra
 from omegaconf import DictConfig
 
@@ -10,15 +12,12 @@ from multitask.sweep.job import run
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
-def main(config: DictConfig) -> float | None:
+def train(config: DictConfig) -> float | None:
     """Train one run; heavy imports wait until the config is composed and checked."""
     return run(config)
 
 
-def command() -> None:
-    """Run it by ``sys.argv``."""
-    launch(main, before=recall)
-
+main = partial(launch, train, before=recall)
 
 if __name__ == "__main__":
-    command()
+    main()

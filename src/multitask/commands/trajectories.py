@@ -2,31 +2,23 @@
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from multitask.errors import ConfigError
-from multitask.places import CONFIGS
-from multitask.run.cli import errors_as_sentences, launch
+from multitask.run.cli import command
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="trajectories")
+@command("trajectories")
 def main(config: DictConfig) -> None:
     """Draw, and say where the figure is."""
-    with errors_as_sentences():
-        if not config.source:
-            raise ConfigError("source is missing; give the folder of a sweep with experiment=toy.")
-        from multitask.evaluation.plots.trajectories import draw_ways, read_ways
+    if not config.source:
+        raise ConfigError("source is missing; give the folder of a sweep with experiment=toy.")
+    from multitask.evaluation.plots.trajectories import draw_ways, read_ways
 
-        figure = draw_ways(read_ways(Path(config.source)))
-        figure.savefig(config.output, dpi=150)
-        print(config.output)
-
-
-def command() -> None:
-    """Run it by ``sys.argv``."""
-    launch(main)
+    figure = draw_ways(read_ways(Path(config.source)))
+    figure.savefig(config.output, dpi=150)
+    print(config.output)
 
 
 if __name__ == "__main__":
-    command()
+    main()

@@ -5,12 +5,41 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
 
 from multitask.errors import RunInterrupted, one_sentence
+from multitask.places import CONFIGS
 from multitask.private import raise_errors_of_composition
 from multitask.run.arguments import prepared
 from multitask.run.resolvers import register
 from multitask.run.sections import check_groups
+
+
+def command(
+    name: str, before: Callable[[], None] | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make a function of a config a command: it reads ``sys.argv``, and its errors are sentences.
+
+    Args:
+        name: Of the file in ``configs``.
+        before: Called before Hydra composes the config.
+    """
+
+    def decorated(job: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
+        @wraps(job)
+        def main(config: DictConfig) -> Any:
+            # Around the job itself too, since Hydra would write a line of its own above the sentence.
+            with errors_as_sentences():
+                return job(config)
+
+        return partial(launch, main, before)
+
+    return decorated
 
 
 def launch(main: Callable[[], None], before: Callable[[], None] | None = None) -> None:
@@ -35,8 +64,6 @@ def launch(main: Callable[[], None], before: Callable[[], None] | None = None) -
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
     """Turn an error that one sentence explains into that sentence and an exit code.
-
-    Around the job itself too, since Hydra would write a line of its own above the sentence.
 
     Raises:
         SystemExit: With 128 + the signal for a run that a signal stopped, 1 for all else.

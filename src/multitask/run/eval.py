@@ -1,42 +1,24 @@
 """The figures of a checkpoint, from the file alone."""
 
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from lightning import seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from multitask.errors import ConfigError, one_sentence
+from multitask.errors import ConfigError
 from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer
-from multitask.run.checkpoint import read_checkpoint
-from multitask.run.console import quiet
 from multitask.run.data import looked_at, trained_on
 from multitask.run.evaluate import Row, evaluate, show
+from multitask.run.inference import opened
 from multitask.run.model_choice import is_own
 from multitask.run.record import save_config, write_results
 from multitask.run.rehearsal import check_inference_mode
 from multitask.run.resolvers import plain
 from multitask.run.selection import rule_of
 from multitask.run.weights import load
-
-_ERRORS = (
-    ConfigError,
-    HydraException,
-    OmegaConfBaseException,
-    MisconfigurationException,
-    OSError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    KeyError,
-)
 
 
 def evaluate_checkpoint(config: DictConfig) -> list[Row]:
@@ -49,14 +31,10 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         ConfigError: If config, data and weights do not fit each other.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    content = read_checkpoint(config.ckpt_path)
-    quiet()
-    torch.set_float32_matmul_precision(config.matmul_precision)
-    seed_everything(config.seed, workers=True, verbose=False)
     with open_dict(config):
         config.callbacks = config.logger = None
         config.trainer.enable_progress_bar = config.trainer.enable_model_summary = False
-    try:
+    with opened(config, "cannot be measured") as content:
         data = build_data(config)
         _check_splits(config, list(data.splits))
         module = build_module(config, data)
@@ -67,17 +45,10 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         epoch = int(content["epoch"]) + 1
         rule = _selection(content, config)
         rows = evaluate(module, trainer, data, list(config.evaluation.splits), config, epoch, rule)
-    except _ERRORS as error:
-        with suppress(OSError):
-            folder.rmdir()  # where nothing was written yet
-        if isinstance(error, ConfigError):
-            raise
-        sentence = one_sentence(error) or " ".join(str(error).split())
-        raise ConfigError(f"ckpt_path={config.ckpt_path} cannot be measured: {sentence}") from error
-    for row in rows:
-        row["run"] = Path(config.trained.run_folder).name
-    save_config(folder, plain(config), list(HydraConfig.get().overrides.task))
-    write_results(folder / "results.csv", rows)
+        for row in rows:
+            row["run"] = Path(config.trained.run_folder).name
+        save_config(folder, plain(config), list(HydraConfig.get().overrides.task))
+        write_results(folder / "results.csv", rows)
     show(rows)
     print(folder)
     return rows

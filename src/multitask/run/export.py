@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning import seed_everything
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -15,10 +14,8 @@ from multitask.data.batches import mapped
 from multitask.errors import ConfigError
 from multitask.module import MultiTaskModule, call_with_inputs, inputs_of
 from multitask.run.build import build_data
-from multitask.run.checkpoint import read_checkpoint
-from multitask.run.console import quiet
 from multitask.run.data import first_of, measured_on
-from multitask.run.inference import explained, load_model
+from multitask.run.inference import load_model, opened
 from multitask.seen import Seen
 from multitask.targets import in_units
 
@@ -73,11 +70,9 @@ def export(config: DictConfig) -> Path:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     output = Path(config.output or folder / f"model.{_SUFFIX[config.format]}")
-    quiet()
-    seed_everything(config.seed, workers=True, verbose=False)
-    with explained(config.ckpt_path, "cannot be exported", folder):
+    with opened(config, "cannot be exported") as content:
         data = build_data(config)
-        module = load_model(config, read_checkpoint(config.ckpt_path)["state_dict"])
+        module = load_model(config, content["state_dict"])
         if not isinstance(module, MultiTaskModule):
             raise ConfigError(
                 f"model: {type(module).__name__} has no trunk and heads; call torch.export.export on it yourself."

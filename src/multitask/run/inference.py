@@ -1,21 +1,39 @@
-"""The model of a checkpoint, to predict with: neither labels nor the training data are needed."""
+"""A checkpoint opened, and its model to predict with: neither labels nor the training data are needed."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import instantiate
+from lightning import seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from multitask.errors import ConfigError, one_sentence
 from multitask.lightning.module import MultiLossModule
+from multitask.run.checkpoint import read_checkpoint
+from multitask.run.console import quiet
 from multitask.run.model_choice import TRUNK_AND_HEADS, is_own
 from multitask.run.resolvers import plain
 from multitask.weighting.state import materialize_buffers
 
-_WRONG = (ConfigError, HydraException, OSError, ValueError, TypeError, RuntimeError, KeyError)
+# What libraries raise at config, data or weights that they cannot use.
+_WRONG = (
+    HydraException,
+    OmegaConfBaseException,
+    MisconfigurationException,
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    KeyError,
+)
 
 
 def load_model(config: DictConfig, weights: Mapping[str, Tensor]) -> MultiLossModule:
@@ -57,24 +75,29 @@ def _made(config: DictConfig) -> MultiLossModule:
 
 
 @contextmanager
-def explained(path: str, what: str, folder: Path) -> Iterator[None]:
-    """Turn an error into one sentence; leave no folder in which nothing was written.
+def opened(config: DictConfig, what: str) -> Iterator[dict[str, Any]]:
+    """Read a checkpoint and seed the generators; turn an error into one sentence, and leave no empty folder.
 
     Args:
-        path: The checkpoint.
+        config: That of the checkpoint.
         what: What cannot be done with it, as ``cannot be exported``.
-        folder: The run's.
+
+    Yields:
+        What :func:`~multitask.run.checkpoint.read_checkpoint` reads.
 
     Raises:
         ConfigError: For every error that config, data or weights can cause.
     """
+    quiet()
     try:
-        yield
+        torch.set_float32_matmul_precision(config.matmul_precision)
+        seed_everything(config.seed, workers=True, verbose=False)
+        yield read_checkpoint(config.ckpt_path)
+    except ConfigError:
+        raise
     except _WRONG as error:
-        if isinstance(error, ConfigError):
-            raise
         sentence = one_sentence(error) or " ".join(str(error).split())
-        raise ConfigError(f"ckpt_path={path} {what}: {sentence}") from error
+        raise ConfigError(f"ckpt_path={config.ckpt_path} {what}: {sentence}") from error
     finally:
         with suppress(OSError):
-            folder.rmdir()
+            Path(HydraConfig.get().runtime.output_dir).rmdir()

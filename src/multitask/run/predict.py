@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
-from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 from torch import Tensor
@@ -17,10 +16,8 @@ from multitask.data.base import DataModule
 from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.run.build import build_data
-from multitask.run.checkpoint import read_checkpoint
-from multitask.run.console import quiet
 from multitask.run.data import Data, measured_on
-from multitask.run.inference import explained, load_model
+from multitask.run.inference import load_model, opened
 
 ID = "id"
 """The column, or array, that names the examples."""
@@ -39,15 +36,12 @@ def predict(config: DictConfig) -> Path:
         ConfigError: If config, data and weights do not fit each other, or the file cannot hold the predictions.
     """
     output = Path(config.output)
-    quiet()
-    torch.set_float32_matmul_precision(config.matmul_precision)
-    seed_everything(config.seed, workers=True, verbose=False)
-    with explained(config.ckpt_path, "cannot predict", Path(HydraConfig.get().runtime.output_dir)):
+    with opened(config, "cannot predict") as content:
         if output.suffix not in _WRITERS:
             raise ConfigError(f"output={output} ends neither with .csv nor with .npz; name a file that does.")
         data = build_data(config)
         _check_split(config, data)
-        module = load_model(config, read_checkpoint(config.ckpt_path)["state_dict"])
+        module = load_model(config, content["state_dict"])
         if not is_overridden("predict_step", module, MultiLossModule):
             raise ConfigError(
                 f"model: {type(module).__name__} defines no predict_step; let it return predictions by name."

@@ -21,7 +21,7 @@ from multitask.gradients.window import ByParameter, Counts, Window, counts_of
 from multitask.randomness import derived_seed, seeded_apart
 from multitask.weighting.adapter import adapt
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod, hooks_of
-from multitask.weighting.differentiated import Differentiated
+from multitask.weighting.wrappers import Differentiated
 
 
 @dataclass(frozen=True)

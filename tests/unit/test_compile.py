@@ -13,7 +13,7 @@ from torchjd.scalarization import Mean
 from multitask.run.sharing import shared_in
 from multitask.task import split_features
 from multitask.weighting.adapter import adapt
-from multitask.weighting.instance_wise import InstanceWise
+from multitask.weighting.wrappers import InstanceWise
 from tests.conftest import Arrays, arrays, build, fit
 
 WEIGHTINGS: dict[str, Callable[[], Any]] = {

@@ -11,6 +11,7 @@ from multitask.callbacks.checkpoints import copy_checkpoint, find_best
 from multitask.errors import ConfigError
 from multitask.lightning.curves import carry_over
 from multitask.run.model_choice import TRUNK_AND_HEADS
+from multitask.run.targets import current
 
 # A checkpoint's optimizer, scheduler and combiner continue as they were: here another value in the
 # config would be ignored in silence, or break the promise that a resumed run ends where the whole
@@ -117,7 +118,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[t
 def _flat(key: str, value: Any) -> dict[str, Any]:
     """Return the leaves by dotted key."""
     if not isinstance(value, Mapping):
-        return {key: value}
+        return {key: current(value) if key.endswith("._target_") else value}
     return {k: v for name, inner in value.items() for k, v in _flat(f"{key}.{name}", inner).items()}
 
 

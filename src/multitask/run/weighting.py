@@ -10,25 +10,14 @@ from torch import Tensor
 from torchjd.aggregation import Aggregator, Weighting
 from torchjd.scalarization import Scalarizer
 
+from multitask.run.targets import current
 from multitask.weighting.adapter import adapt
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
-from multitask.weighting.differentiated import Differentiated
-from multitask.weighting.every import Every
 from multitask.weighting.grouped import Grouped
-from multitask.weighting.instance_wise import InstanceWise
-from multitask.weighting.rescaled import Rescaled
+from multitask.weighting.wrappers import Differentiated, Every, InstanceWise, Rescaled
 
 WRAPPER_KEYS = ("rows", "every", "groups", "rescale")
 """Keys of the weighting group that put something around the combiner."""
-
-# Where classes were before 0.2: checkpoints hold the config that they were trained with.
-_MOVED = {
-    "multitask.weighting.byzantine.krum": "multitask.weighting.byzantine.Krum",
-    "multitask.weighting.gls.GLS": "multitask.weighting.logarithmic.GLS",
-    "multitask.weighting.imtl_l.IMTLL": "multitask.weighting.imtl.IMTLL",
-    "multitask.weighting.loss_balanced.LossBalanced": "multitask.weighting.logarithmic.LossBalanced",
-    "multitask.weighting.si.SI": "multitask.weighting.logarithmic.SI",
-}
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -98,7 +87,7 @@ def wrap(
 
 
 def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
-    target = get_object(_MOVED.get(config["_target_"], config["_target_"]))
+    target = get_object(current(config["_target_"]))
     parameters = inspect.signature(target).parameters
     vectors = {name for name, parameter in parameters.items() if "Tensor" in str(parameter.annotation)}
     made: dict[str, Any] = {"tasks": list(tasks)} if "tasks" in parameters else {}
@@ -163,7 +152,7 @@ def _is_needed(parameter: inspect.Parameter | None) -> bool:
 
 def _part(value: Mapping[str, Any], tasks: Sequence[str], key: str, target: Any, name: str) -> Any:
     """Make a nested object: a weighting as the constructor around it wants it, anything else as Hydra does."""
-    inner = get_object(value["_target_"])
+    inner = get_object(current(value["_target_"]))
     of_torchjd = isinstance(inner, type) and issubclass(inner, Weighting | Aggregator | Scalarizer)
     if not of_torchjd and not (isinstance(inner, type) and issubclass(inner, Combiner)):
         return instantiate(value, _convert_="all")

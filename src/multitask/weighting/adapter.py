@@ -8,11 +8,11 @@ from torchjd.aggregation import Aggregator, GramianWeightedAggregator, WeightedA
 from torchjd.linalg import Matrix
 from torchjd.scalarization import FAMO, IMTLL, UW, Scalarizer
 
-from multitask.weighting import aligned_mtl, famo, imtl, nash_mtl, pcgrad, upgrad, uw
+from multitask.weighting import aligned_mtl, bargaining, famo, imtl, pcgrad, scalarizations, upgrad
 from multitask.weighting.base import Combiner, Scalarization
-from multitask.weighting.every import Every
 from multitask.weighting.outside import Outside
 from multitask.weighting.torchjds import AggregatorMethod, GramianMethod, MatrixMethod, TorchjdScalarization
+from multitask.weighting.wrappers import Every
 
 # These take a Jacobian but look only at how many rows it has, and of what type.
 _COUNT_ROWS = (
@@ -53,7 +53,7 @@ def adapt(method: object) -> Combiner:
         case GramianWeightedAggregator():
             return adapt(method.gramian_weighting)
         case aggregation.NashMTL():
-            exact = nash_mtl.NashMTL(method.max_norm)
+            exact = bargaining.NashMTL(method.max_norm)
             steps = method.update_weights_every
             return exact if steps == 1 else Every(_names(method.n_tasks), exact, steps)
         case WeightedAggregator(weighting=Weighting() as weighting):
@@ -87,7 +87,7 @@ def _trained(method: UW | IMTLL | FAMO) -> Scalarization:
     if isinstance(method, FAMO):
         return famo.FAMO(_names(len(method.min_losses)), method.min_losses, method.lr, method.weight_decay)
     learned: Tensor = method.log_var if isinstance(method, UW) else method.log_scale
-    own = (uw.UW if isinstance(method, UW) else imtl.IMTLL)(_names(len(learned)))
+    own = (scalarizations.UW if isinstance(method, UW) else scalarizations.IMTLL)(_names(len(learned)))
     for value, start in zip(own.parameters(), learned.tolist(), strict=True):
         nn.init.constant_(value, start)
     return own

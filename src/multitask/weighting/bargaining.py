@@ -1,9 +1,79 @@
-"""The equation that Nash-MTL and FairGrad solve."""
+"""Nash-MTL and FairGrad, and the equation that both solve."""
 
 import numpy as np
+from torch import Tensor
 
-from multitask.weighting.gramian import Array
+from multitask.weighting.gramian import Array, CosineMethod
 from multitask.weighting.tally import Tally
+
+
+class NashMTL(CosineMethod):
+    """The weights α with G α = 1 / α: each task gains the same in proportion.
+
+    The combined gradient has norm √k whatever the scale of the losses; one longer than ``max_norm`` is
+    shortened to it, as in the authors' code. The equation is solved exactly, in place of the paper's
+    sequence of convex programs that approaches the same point, and needs no other solver. A task whose
+    gradient is zero has nothing to bargain for: its weight is zero.
+
+    "Multi-Task Learning as a Bargaining Game" (Navon et al., 2022), Algorithm 1.
+
+    Args:
+        max_norm: Largest norm of the combined gradient; 0 for any.
+    """
+
+    def __init__(self, max_norm: float = 1.0) -> None:
+        super().__init__()
+        if max_norm < 0:
+            raise ValueError(f"weighting.max_norm={max_norm} must not be negative.")
+        self.max_norm = max_norm
+        self.solver = Tally("nash_mtl")
+
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
+        """Return the bargaining weights."""
+        weights = _weights(C, norms, 1.0, ridge, self.solver)
+        units = weights * norms
+        length = np.sqrt(max(float(units @ C @ units), 0.0))
+        return weights * self.max_norm / length if self.max_norm and length > self.max_norm else weights
+
+
+class FairGrad(CosineMethod):
+    """The weights w with G w = w^(−1/α).
+
+    The larger α, the more the tasks that gain least count; α = 1 is proportional fairness (Nash-MTL
+    without a largest norm), α → ∞ the best worst case, and α = 0 the mean. The equation is solved exactly.
+    A task whose gradient is zero can be given nothing: its weight is zero.
+
+    "Fair Resource Allocation in Multi-Task Learning" (Ban & Ji, 2024), Equation 4.
+
+    Args:
+        alpha: The kind of fairness.
+    """
+
+    def __init__(self, alpha: float = 2.0) -> None:
+        super().__init__()
+        if alpha < 0:
+            raise ValueError(f"weighting.alpha={alpha} must not be negative.")
+        self.alpha = alpha
+        self.solver = Tally("fairgrad")
+
+    def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
+        """Return the fair weights."""
+        if self.alpha == 0:
+            return np.full(len(C), 1 / len(C))
+        return _weights(C, norms, 1 / self.alpha, ridge, self.solver)
+
+
+def _weights(C: Array, norms: Array, power: float, ridge: float, solver: Tally) -> Array:
+    """Return the w with G w = w^(−power), zero for a row of zeros."""
+    weights = np.zeros(len(C))
+    moving = norms > 0
+    if moving.any():
+        size = norms[moving]
+        # With w = v / ‖g‖ the equation is that of the cosines, its right side ‖g‖^(power − 1).
+        with solver.timed():
+            v = bargain(C[np.ix_(moving, moving)], size ** (power - 1), power, ridge, solver)
+        weights[moving] = v / size
+    return weights
 
 
 def bargain(C: Array, right: Array, power: float, ridge: float, tally: Tally) -> Array:

@@ -5,7 +5,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from multitask.weighting.gramian import Array, CosineMethod
-from multitask.weighting.min_norm import least
+from multitask.weighting.simplex import least
 from multitask.weighting.tally import Tally
 
 

@@ -1,4 +1,4 @@
-"""Shares moved by the product of the Jacobians of the batch's two halves."""
+"""Methods whose weights move by the product of the Jacobians of the batch's two halves."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import Rows, WeightedMethod
 from multitask.weighting.gramian import Array, checked, like
 from multitask.weighting.present import Kind
+from multitask.weighting.simplex import nearest_on_simplex
 
 
 class HalvesMethod(WeightedMethod):
@@ -41,3 +42,87 @@ class HalvesMethod(WeightedMethod):
     @abstractmethod
     def move(self, product: Array, shares: Array) -> tuple[Array, Array]:
         """Return the new shares and the tasks' weights, both ``[k]``; ``product`` is ``[k, k]``."""
+
+
+class MoDo(HalvesMethod):
+    """λ ← Π(λ − γ (J₁ J₂ᵀ + ρ I) λ), with Π the projection onto the simplex and J₁, J₂ of the two halves.
+
+    The combined gradient is that of the mean of the halves' losses, weighted by λ.
+
+    "Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization and
+    Conflict-Avoidance" (Chen et al., 2023), Equation 2.9.
+
+    Args:
+        tasks: The tasks' names.
+        gamma: Step size of the weights.
+        rho: Regularization of the weights.
+    """
+
+    def __init__(self, tasks: Sequence[str], gamma: float = 0.1, rho: float = 0.1) -> None:
+        super().__init__(tasks)
+        if gamma <= 0 or rho < 0:
+            raise ValueError(
+                f"weighting.gamma={gamma} must be positive and weighting.rho={rho} not negative."
+            )
+        self.gamma = gamma
+        self.rho = rho
+
+    def move(self, product: Array, shares: Array) -> tuple[Array, Array]:
+        """Return the shares after a step, twice."""
+        step = product @ shares + self.rho * shares
+        shares = nearest_on_simplex(shares - self.gamma * step)
+        return shares, shares
+
+
+class SDMGrad(HalvesMethod):
+    """Weights (w + λ p) / (1 + λ), with w on the simplex moved by a few steps against A (w + λ p).
+
+    A is the product J₁ J₂ᵀ of the halves' Jacobians, divided by the square of its mean gradient norm.
+
+    "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms" (Xiao,
+    Ban & Ji, 2023), Algorithm 1, with the inner steps of the authors' code.
+
+    Args:
+        tasks: The tasks' names.
+        lr: Step size of w.
+        momentum: Momentum of the steps.
+        n_iter: Number of steps.
+        lambda_: How much the preference counts.
+        pref_vector: The preference p, shape ``[m]``; 1/m each by default.
+    """
+
+    per_task: ClassVar[dict[str, Kind]] = {"shares": "share", "pref_vector": "share"}
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        lr: float = 10.0,
+        momentum: float = 0.5,
+        n_iter: int = 20,
+        lambda_: float = 0.3,
+        pref_vector: Tensor | None = None,
+    ) -> None:
+        super().__init__(tasks)
+        if lr <= 0 or not 0 <= momentum < 1 or n_iter < 1 or lambda_ < 0:
+            raise ValueError(
+                f"weighting.lr={lr}, momentum={momentum}, n_iter={n_iter}, lambda_={lambda_}: lr > 0, "
+                "0 ≤ momentum < 1, n_iter ≥ 1 and λ ≥ 0 must hold."
+            )
+        self.lr = lr
+        self.momentum = momentum
+        self.n_iter = n_iter
+        self.lambda_ = lambda_
+        equal = torch.full((len(tasks),), 1 / len(tasks))
+        self.pref_vector = equal if pref_vector is None else pref_vector / pref_vector.sum()
+
+    def move(self, product: Array, shares: Array) -> tuple[Array, Array]:
+        """Return the shares after some steps, and with the preference."""
+        size = np.sqrt(np.clip(np.diagonal(product), 0.0, None)).mean()
+        if size > 0:
+            product = product / size / size
+        pull = self.lambda_ * self.pref_vector.double().cpu().numpy()
+        velocity = np.zeros_like(shares)
+        for _ in range(self.n_iter):
+            velocity = self.momentum * velocity + product @ (shares + pull)
+            shares = nearest_on_simplex(shares - self.lr * velocity)
+        return shares, (shares + pull) / (1 + self.lambda_)

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from multitask.weighting.gramian import Array, CosineMethod
-from multitask.weighting.min_norm import least
+from multitask.weighting.simplex import least
 from multitask.weighting.tally import Tally
 
 Normalization = Literal["none", "l2", "loss", "loss+"]

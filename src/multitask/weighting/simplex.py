@@ -1,6 +1,7 @@
-"""The probability simplex: weights that are not negative and sum to one."""
+"""Weights that are not negative and sum to one, and quadratic programs over them."""
 
 import numpy as np
+import quadprog
 import torch
 from torch import Tensor
 
@@ -19,3 +20,23 @@ def nearest_on_simplex(vector: Array) -> Array:
     shifts = (np.cumsum(descending) - 1) / np.arange(1, len(vector) + 1)
     # The largest rank at which an entry still stays above its shift decides.
     return np.clip(vector - shifts[np.nonzero(descending > shifts)[0][-1]], 0.0, None)
+
+
+def least(C: Array, shares: Array, linear: Array, ridge: float) -> Array:
+    """Return the β ≥ 0 with sharesᵀβ = 1 that has the least ½ βᵀCβ + linearᵀβ, shape ``[k]``.
+
+    Args:
+        C: Cosines of the gradients, shape ``[k, k]``.
+        shares: Positive, shape ``[k]``.
+        linear: Shape ``[k]``.
+        ridge: Added to the diagonal of ``C``, so that rounding cannot make it indefinite.
+
+    Raises:
+        ValueError: If the program cannot be solved.
+    """
+    k = len(C)
+    constraints = np.concatenate([shares[:, None], np.eye(k)], 1)
+    bounds = np.zeros(k + 1)
+    bounds[0] = 1.0
+    beta = quadprog.solve_qp(C + ridge * np.eye(k), -linear, constraints, bounds, meq=1)[0]
+    return np.clip(beta, 0.0, None)

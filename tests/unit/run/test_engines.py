@@ -13,7 +13,7 @@ from multitask.gradients.engines import ENGINES, make_engine
 from multitask.penalty import Penalty
 from multitask.run.combiner import step_options
 from multitask.weighting.adapter import adapt
-from multitask.weighting.instance_wise import InstanceWise
+from multitask.weighting.wrappers import InstanceWise
 from tests.conftest import Arrays, arrays, build, fit
 
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torchjd.aggregation import DualProjWeighting, UPGradWeighting
 
+from multitask.run.resume import differences
+from multitask.run.targets import imported
 from multitask.run.weighting import build_weighting
 from multitask.weighting.cr_mogm import CRMOGM
-from multitask.weighting.rescaled import Rescaled
 from multitask.weighting.torchjds import GramianMethod
+from multitask.weighting.wrappers import Rescaled
 from tests.unit.weighting.members import config, make
 
 TASKS = ["left", "right"]
@@ -178,6 +180,7 @@ def test_a_solver_that_is_not_installed_is_answered_with_how_to_get_it(
         ("torchjd.aggregation.IMTLGWeighting", "imtl_g", {"": {}}),
         ("torchjd.aggregation.AlignedMTLWeighting", "aligned_mtl", {"": {}, "weighting": {}}),
         ("multitask.weighting.byzantine.krum", "krum", {"": {}}),
+        ("multitask.weighting.nash_mtl.NashMTL", "nash_mtl", {}),
     ],
 )
 def test_a_checkpoint_from_before_0_2_has_its_weighting(before: str, name: str, state: dict) -> None:
@@ -190,3 +193,11 @@ def test_a_checkpoint_from_before_0_2_has_its_weighting(before: str, name: str, 
     if state:
         with pytest.raises(RuntimeError, match=r"weighting\._extra_state"):
             module.load_state_dict({"weighting._extra_state": {"": {"step": 3}}}, strict=True)
+
+
+def test_a_weighting_by_an_older_name_is_found_and_resumed() -> None:
+    for before, now in (("uw.UW", "scalarizations.UW"), ("sdmgrad.SDMGrad", "halves.SDMGrad")):
+        names = [f"multitask.weighting.{name}" for name in (before, now)]
+        assert imported("weighting._target_", names[0]) is imported("weighting._target_", names[1])
+        there, here = ({"weighting": {"_target_": name}} for name in names)
+        assert not [*differences(there, here)]

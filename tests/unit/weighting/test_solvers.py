@@ -12,8 +12,7 @@ from multitask.weighting import cagrad
 from multitask.weighting.bargaining import bargain
 from multitask.weighting.gramian import cosines, over_trace
 from multitask.weighting.mgda import shortest
-from multitask.weighting.min_norm import least
-from multitask.weighting.simplex import nearest_on_simplex, project_onto_simplex
+from multitask.weighting.simplex import least, nearest_on_simplex, project_onto_simplex
 from multitask.weighting.tally import Tally
 from tests.unit.weighting.members import conflicting, losses_of, make, update
 

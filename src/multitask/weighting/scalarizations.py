@@ -1,0 +1,135 @@
+"""Scalarizations of a few lines each."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from multitask.weighting.base import Scalarization
+from multitask.weighting.present import Kind
+from multitask.weighting.task_parameters import Learned, TaskParameters
+
+
+class SI(Scalarization):
+    """Σ log L.
+
+    The baseline of that name in "Multi-Task Learning as a Bargaining Game" (Navon et al., 2022).
+    """
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the scalar to minimize; ``losses`` is ``[k]``, all above zero."""
+        return torch.log(positive(losses, "si")).sum()
+
+
+class GLS(Scalarization):
+    """(Π L)^(1/k).
+
+    "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task Learning"
+    (Chennupati et al., 2019).
+    """
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the scalar to minimize; ``losses`` is ``[k]``, all above zero."""
+        return torch.exp(torch.log(positive(losses, "gls")).mean())
+
+
+class LossBalanced(Scalarization):
+    """Mean of L / L̄, where L̄ is the value of L, not differentiated: each task contributes a loss of one.
+
+    The direction is that of Σ log L, whatever the number of tasks with the size of one task's.
+    """
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the scalar to minimize; ``losses`` is ``[k]``, all above zero."""
+        return (losses / positive(losses.detach(), "loss_balanced")).mean()
+
+
+def positive(losses: Tensor, method: str) -> Tensor:
+    """Return the losses as they are.
+
+    Raises:
+        ValueError: If one is zero or negative, where the method's gradient does not exist.
+    """
+    if (losses <= 0).any():
+        raise ValueError(
+            f"weighting={method} needs losses above zero, and one is {float(losses.detach().min()):.3g}; "
+            "choose another weighting, or add a constant to that loss."
+        )
+    return losses
+
+
+class COSMOS(Scalarization):
+    """Σ r L − λ cos(r, L), with the preference r on the simplex.
+
+    "Scalable Pareto Front Approximation for Deep Multi-Objective Learning" (Ruchte & Grabocka, 2021),
+    Equation 6, without its network that takes the preference as an input.
+
+    Args:
+        lambda_: How much losses in proportion to the preference are worth.
+        weights: The preference, shape ``[m]``, of which only proportions count.
+    """
+
+    per_task: ClassVar[dict[str, Kind]] = {"preference": "share"}
+    preference: Tensor
+
+    def __init__(self, lambda_: float, weights: Tensor) -> None:
+        super().__init__()
+        if lambda_ < 0:
+            raise ValueError(f"weighting.lambda_={lambda_} must not be negative.")
+        if (weights < 0).any() or weights.sum() <= 0:
+            raise ValueError(f"weighting.weights={weights.tolist()} must not be negative, nor all zero.")
+        self.lambda_ = lambda_
+        self.register_buffer("preference", weights / weights.sum(), persistent=False)
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the scalar to minimize; ``losses`` is ``[k]``."""
+        r = self.preference.to(losses)
+        return (r * losses).sum() - self.lambda_ * cosine_similarity(r, losses, dim=0)
+
+
+class UW(Learned, Scalarization):
+    """Σ ½ exp(−s) L + ½ s, with a log-variance s for each task, trained by the optimizer.
+
+    "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics" (Kendall,
+    Gal & Cipolla, 2018).
+
+    Args:
+        tasks: The tasks' names.
+    """
+
+    learned = "log_variance"
+    log_variance: TaskParameters
+
+    @property
+    def linear(self) -> bool:
+        """The weights are ½ exp(−s), whatever the losses are."""
+        return True
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the scalar to minimize; ``losses`` is ``[k]``."""
+        s = self.log_variance()
+        return 0.5 * (torch.exp(-s) * losses + s).sum()
+
+
+class IMTLL(Learned, Scalarization):
+    """Σ exp(s) L − s, with a log-scale s for each task, trained by the optimizer.
+
+    "Towards Impartial Multi-task Learning" (Liu et al., 2021), Algorithm 1.
+
+    Args:
+        tasks: The tasks' names.
+    """
+
+    learned = "log_scale"
+    log_scale: TaskParameters
+
+    @property
+    def linear(self) -> bool:
+        """The weights are exp(s), whatever the losses are."""
+        return True
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the scalar to minimize; ``losses`` is ``[k]``."""
+        s = self.log_scale()
+        return (torch.exp(s) * losses - s).sum()

@@ -1,34 +1,19 @@
 """Two processes with half the batch each equal one process with the whole batch."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.unit.run_distributed import AROUND, JACOBIAN_METHODS, KINDS, METHODS, train, train_kind
+from tests.unit.two_processes import found_by
 from tests.unit.weighting.members import number_of_tasks
 from tests.unit.weighting.promises import READS_JACOBIAN
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    out = tmp_path_factory.mktemp("distributed") / "parameters"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.run_distributed", str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(2)]
+    return found_by("tests.unit.run_distributed", tmp_path_factory.mktemp("two") / "found")
 
 
 def assert_equal_one(processes: list[dict], key: tuple, expected: dict[str, torch.Tensor]) -> None:

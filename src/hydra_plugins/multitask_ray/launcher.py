@@ -64,7 +64,7 @@ class RayLauncher(Launcher):
         ]
         try:
             ray.wait(jobs, num_returns=len(jobs), fetch_local=False)
-        except BaseException:
+        except (KeyboardInterrupt, SystemExit):  # the sweep is asked to stop
             # As Ctrl-C would in a job's own terminal: it saves and stops.
             for job in jobs:
                 ray.cancel(job)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from multitask.callbacks.cost import Cost
 from multitask.callbacks.interruption import Interruption
-from multitask.errors import ConfigError, RunFailed, RunInterrupted, one_sentence
+from multitask.errors import ConfigError, RunFailed, one_sentence
 from multitask.lightning.curves import MetricsCsv, carry_over
 from multitask.lightning.module import MultiLossModule
 from multitask.run import resume, tracking
@@ -93,10 +93,7 @@ def train(config: DictConfig) -> float | None:
             if chosen.note:
                 print(f"warning: {chosen.note}", file=sys.stderr)
         return chosen.value
-    except RunInterrupted as error:
-        status = {"status": "interrupted", "error": str(error)}
-        raise
-    except BaseException as error:
+    except Exception as error:
         sentence = one_sentence(error)
         if isinstance(error, FloatingPointError) and interruption.checkpoint is not None:
             sentence = (
@@ -104,12 +101,12 @@ def train(config: DictConfig) -> float | None:
                 "lower optimizer.lr and start again."
             )
         status["error"] = sentence or f"{type(error).__name__}: {error}"
-        if not isinstance(error, Exception):
-            status["status"] = "interrupted"
-            raise
         if sentence is None:
             traceback.print_exc()
         raise RunFailed(status["error"]) from error
+    except BaseException as error:  # RunInterrupted, KeyboardInterrupt, SystemExit
+        status = {"status": "interrupted", "error": one_sentence(error) or f"{type(error).__name__}: {error}"}
+        raise
     finally:
         interruption.close()
         _end(run, record, status, folder, time.monotonic() - start)

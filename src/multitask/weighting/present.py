@@ -61,17 +61,16 @@ def _enter(module: nn.Module, present: Tensor, stack: ExitStack) -> None:
 @contextmanager
 def _cut_down(module: nn.Module, present: Tensor) -> Iterator[None]:
     cuts = list(_cuts(module, present))
-    for cut in cuts:
-        if cut.whole is not None:
-            cut.put(_part(cut.whole, present, cut.kind))
+    after = [cut.whole for cut in cuts]
     try:
-        yield
-    except BaseException:
         for cut in cuts:
-            cut.put(cut.whole)
-        raise
-    for cut in cuts:
-        cut.put(_merged(cut.whole, cut.get(), present, cut.kind))
+            if cut.whole is not None:
+                cut.put(_part(cut.whole, present, cut.kind))
+        yield
+        after = [_merged(cut.whole, cut.get(), present, cut.kind) for cut in cuts]
+    finally:
+        for cut, whole in zip(cuts, after, strict=True):
+            cut.put(whole)
 
 
 def _cuts(module: nn.Module, present: Tensor) -> Iterator[_Cut]:

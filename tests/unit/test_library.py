@@ -54,6 +54,7 @@ ROOMS = [
     "terminal",
     "private",
     "places",
+    "extras",
     "system",
 ]
 """The rooms of the package, a folder or a file of its root each: imports point down this list."""

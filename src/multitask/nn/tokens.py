@@ -1,4 +1,4 @@
-"""From images to tokens and back to one vector: what torch's transformer layers lack."""
+"""From images to tokens, and from tokens to what a head compares: what torch's transformer layers lack."""
 
 import torch
 from torch import Tensor, nn
@@ -43,3 +43,19 @@ class Mean(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the mean over the tokens."""
         return tokens.mean(dim=1)
+
+
+class First(nn.Module):
+    """Tokens ``[batch, tokens, width]`` → the first of them ``[batch, width]``, which stands for the whole."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the first token."""
+        return tokens[:, 0]
+
+
+class ClassesFirst(nn.Module):
+    """Scores ``[batch, tokens, classes]`` → ``[batch, classes, tokens]``, as torch's losses take them."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Return the scores with the classes in their place."""
+        return scores.transpose(1, 2)

@@ -38,7 +38,9 @@ def users(losses: dict[str, Tensor], parameters: Sequence[nn.Parameter]) -> list
 def parts(
     named: Mapping[str, nn.Parameter], used_by: Sequence[tuple[str, ...]], depth: int = 1
 ) -> list[Part]:
-    """Return the largest modules whose parameters all serve the same tasks, in the order of the names.
+    """Return the largest modules whose trained parameters all serve the same tasks, in the order of the names.
+
+    Frozen parameters that nothing reaches go with those that they lie among: an encoder with low-rank updates is one.
 
     Args:
         named: Parameters by dotted name.
@@ -46,17 +48,19 @@ def parts(
         depth: How many components the shortest name has.
     """
     rows = [
-        (name.split("."), p.numel(), tasks) for (name, p), tasks in zip(named.items(), used_by, strict=True)
+        (name.split("."), p.numel(), tasks if tasks or p.requires_grad else None)
+        for (name, p), tasks in zip(named.items(), used_by, strict=True)
     ]
     return _parts(rows, depth)
 
 
-def _parts(rows: list[tuple[list[str], int, tuple[str, ...]]], depth: int) -> list[Part]:
+def _parts(rows: list[tuple[list[str], int, tuple[str, ...] | None]], depth: int) -> list[Part]:
     found = []
     for path, group in groupby(rows, key=lambda row: row[0][:depth]):
         below = list(group)
-        if len({tasks for _, _, tasks in below}) == 1:
-            found.append(Part(".".join(path), below[0][2], sum(count for _, count, _ in below)))
+        served = {tasks for _, _, tasks in below if tasks is not None}
+        if len(served) <= 1:
+            found.append(Part(".".join(path), next(iter(served), ()), sum(count for _, count, _ in below)))
         else:
             found += _parts(below, depth + 1)
     return found

@@ -117,7 +117,7 @@ class _Predictions(Callback):
         """Return the predictions by name, each with one entry per example."""
         found = {}
         for name, parts in self._parts.items():
-            values = torch.cat(parts)
+            values = _together(parts)
             found[name] = (
                 values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
             ).numpy()
@@ -126,6 +126,18 @@ class _Predictions(Callback):
                 f"the predictions of '{min(taken)}' cannot be written under this name; rename the task."
             )
         return found
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """Return the predictions of all batches; those of shorter texts than the longest batch's end in NaN."""
+    longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    padded = []
+    for part in parts:
+        lacking = [most - size for size, most in zip(part.shape[1:], longest, strict=True)]
+        # torch's order is from the last dimension on, with what comes before and after each.
+        wanted = [number for lack in reversed(lacking) for number in (0, lack)]
+        padded.append(torch.nn.functional.pad(part, wanted, value=torch.nan) if any(wanted) else part)
+    return torch.cat(padded)
 
 
 def _rows(data: Data, split: str, arrays: Mapping[str, np.ndarray]) -> Sequence[Any]:

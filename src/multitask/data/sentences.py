@@ -1,0 +1,143 @@
+"""Generated sentences with labels that are known: a topic, a part of speech for each word, a score."""
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import torch
+
+from multitask.counts import UNSPOKEN
+from multitask.data.base import SPLITS, Reading, Split
+from multitask.data.text import Examples, Text
+from multitask.randomness import derived_seed
+
+TAGS = ("determiner", "adverb", "adjective", "noun", "verb", "preposition")
+NOUNS = {
+    "animals": ("dog", "horse", "duck", "fly", "bear", "fish"),
+    "kitchen": ("cook", "soup", "oven", "plate", "spice", "salt"),
+    "travel": ("train", "ship", "driver", "bridge", "ticket", "ferry"),
+    "garden": ("plant", "rose", "fence", "water", "gardener", "tree"),
+}
+"""The nouns of each topic, in the order of the classes. Some are verbs too: what they are depends on their place."""
+VERBS = (
+    "fish",
+    "duck",
+    "cook",
+    "train",
+    "ship",
+    "plant",
+    "water",
+    "salt",
+    "watched",
+    "found",
+    "carried",
+    "left",
+)
+ADJECTIVES = {"lovely": 2, "good": 1, "bright": 1, "plain": 0, "old": 0, "dull": -1, "bad": -1, "awful": -2}
+"""Each with its part in the score."""
+ADVERBS = {"very": 2, "hardly": -1}
+"""Each with the factor that it gives the next adjective."""
+DETERMINERS = ("the", "a", "this", "some")
+PREPOSITIONS = ("near", "with", "without", "behind")
+
+PAD, START = 0, 1
+VOCABULARY = dict.fromkeys(
+    (
+        "[PAD]",
+        "[CLS]",
+        *DETERMINERS,
+        *ADVERBS,
+        *ADJECTIVES,
+        *(noun for nouns in NOUNS.values() for noun in nouns),
+        *VERBS,
+        *PREPOSITIONS,
+        "by",
+    )
+)
+"""All words; a word's id is its place."""
+_IDS = {word: number for number, word in enumerate(VOCABULARY)}
+
+
+class Sentences(Text):
+    """Sentences of 5 to 17 words after a first token ``[CLS]``, drawn from a grammar.
+
+    ``topic`` is the class of whoever acts: the first noun, or in a sentence with "by" the noun after it. ``tags`` is
+    the part of speech of each word (:data:`TAGS`), −100 for ``[CLS]`` and padding. ``score`` is the sum over adjectives
+    of their value times the factor of the adverb before them.
+
+    Args:
+        examples: How many sentences train, validation and test have.
+        sentences_seed: Seed of the sentences: fixed, so that runs of all seeds share one test set.
+        reading: See :class:`~multitask.data.text.Text`.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[int] = (2000, 400, 400),
+        sentences_seed: int = 0,
+        **reading: Unpack[Reading],
+    ) -> None:
+        super().__init__(pad=PAD, **reading)
+        if len(examples) != 3 or min(examples) < 1:
+            raise ValueError(f"data.examples={list(examples)} must be three positive numbers.")
+        self.examples = examples
+        self.sentences_seed = sentences_seed
+
+    def load(self) -> dict[str, Split]:
+        """Draw the sentences of each split."""
+        return {
+            split: Examples(
+                [
+                    example(torch.Generator().manual_seed(derived_seed(split, self.sentences_seed, i)))
+                    for i in range(count)
+                ]
+            )
+            for split, count in zip(SPLITS, self.examples, strict=True)
+        }
+
+
+def example(generator: torch.Generator) -> dict[str, Any]:
+    """Draw a sentence and return it as an example, token ids with their labels."""
+    words, topic, score = draw(generator)
+    return {
+        "inputs": {
+            "input_ids": torch.tensor([START, *(_IDS[word] for word, _ in words)]),
+            "attention_mask": torch.ones(len(words) + 1, dtype=torch.long),
+        },
+        "topic": torch.tensor(list(NOUNS).index(topic)),
+        "tags": torch.tensor([UNSPOKEN, *(TAGS.index(tag) for _, tag in words)]),
+        "score": torch.tensor(float(score)),
+    }
+
+
+def draw(generator: torch.Generator) -> tuple[list[tuple[str, str]], str, int]:
+    """Return the words of a sentence with their parts of speech, the topic, and the score."""
+
+    def one(choices: Sequence[str]) -> str:
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    def sometimes() -> bool:
+        return bool(torch.randint(2, (), generator=generator))
+
+    def phrase() -> tuple[list[tuple[str, str]], str, int]:
+        words, score = [(one(DETERMINERS), "determiner")], 0
+        if sometimes():
+            factor = 1
+            if sometimes():
+                words.append((one(list(ADVERBS)), "adverb"))
+                factor = ADVERBS[words[-1][0]]
+            words.append((one(list(ADJECTIVES)), "adjective"))
+            score = factor * ADJECTIVES[words[-1][0]]
+        topic = one(list(NOUNS))
+        return [*words, (one(NOUNS[topic]), "noun")], topic, score
+
+    (first, of_first, score), (second, of_second, more) = phrase(), phrase()
+    words, topic = [*first, (one(VERBS), "verb")], of_first
+    if sometimes():
+        words.append(("by", "preposition"))
+        topic = of_second
+    words += second
+    if sometimes():
+        place, _, beside = phrase()
+        words += [(one(PREPOSITIONS), "preposition"), *place]
+        more += beside
+    return words, topic, score + more

@@ -1,0 +1,61 @@
+"""Texts of unlike length: each batch is padded to its longest."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from multitask.counts import UNSPOKEN
+from multitask.data.base import DataModule, Reading
+
+
+class Text(DataModule):
+    """Examples whose ``inputs`` are tensors by name, one entry per token: ``input_ids``, ``attention_mask``.
+
+    In a batch they are ``[batch, tokens]``, padded with ``pad``, and with zeros where they are no token ids. A target
+    with one entry per token is padded with what marks a missing label: −100 in integers, NaN in floats.
+
+    Args:
+        pad: The token id of padding.
+        reading: Batch sizes, seed and worker processes; see :class:`~multitask.data.base.DataModule`.
+    """
+
+    def __init__(self, pad: int = 0, **reading: Unpack[Reading]) -> None:
+        super().__init__(**(Reading(batch_size=32, eval_batch_size=128) | reading))
+        self.pad = pad
+
+    def collate(self, examples: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """Pad to the longest example of the batch."""
+        inputs = [example["inputs"] for example in examples]
+        batch: dict[str, Any] = {
+            "inputs": {
+                key: _joined([one[key] for one in inputs], self.pad if key == "input_ids" else 0)
+                for key in inputs[0]
+            }
+        }
+        for key in examples[0].keys() - {"inputs"}:
+            values = [example[key] for example in examples]
+            batch[key] = _joined(values, torch.nan if values[0].is_floating_point() else UNSPOKEN)
+        return batch
+
+
+def _joined(values: Sequence[Tensor], blank: float) -> Tensor:
+    if not values[0].ndim:
+        return torch.stack(list(values))
+    return pad_sequence(list(values), batch_first=True, padding_value=blank)
+
+
+class Examples(Dataset[dict[str, Any]]):
+    """A list of examples as a data set."""
+
+    def __init__(self, examples: Sequence[dict[str, Any]]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._examples[index]

@@ -1,0 +1,24 @@
+"""Packages that an extra installs, imported where they are needed."""
+
+from importlib import import_module
+from typing import Any
+
+
+def imported(package: str, extra: str, needed_by: str) -> Any:
+    """Import a package of an extra.
+
+    Args:
+        package: Its name.
+        extra: The extra that installs it.
+        needed_by: The config key that needs it.
+
+    Raises:
+        ValueError: If it is not installed, naming what to install.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{needed_by} needs the package {error.name}, which is not installed; install it with "
+            f'pip install -e ".[{extra}]".'
+        ) from error

@@ -1,0 +1,221 @@
+"""Texts: generated sentences with their labels, padding, and data sets on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from multitask.data.sentences import ADJECTIVES, ADVERBS, NOUNS, TAGS, VOCABULARY, Sentences
+from multitask.data.text import Text
+from multitask.data.text_folder import TextFolder
+
+WORDS = list(VOCABULARY)
+
+
+def sentences(**options: Any) -> Sentences:
+    data = Sentences((40, 10, 10), **options)
+    data.setup()
+    return data
+
+
+def read(example: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the words of an example and their parts of speech."""
+    words = [WORDS[i] for i in example["inputs"]["input_ids"].tolist()]
+    assert words[0] == "[CLS]"
+    assert example["tags"][0] == -100
+    return words[1:], [TAGS[i] for i in example["tags"][1:].tolist()]
+
+
+def test_labels_follow_from_the_words():
+    data, seen = sentences(), set()
+    for split in ("train", "val", "test"):
+        for i in range(len(data.splits[split])):
+            example = data.splits[split][i]
+            words, tags = read(example)
+            nouns = [word for word, tag in zip(words, tags, strict=True) if tag == "noun"]
+            acting = nouns[1] if "by" in words else nouns[0]
+            (topic,) = (number for number, own in enumerate(NOUNS.values()) if acting in own)
+            assert example["topic"] == topic
+            factors = [ADVERBS.get(before, 1) for before in ["", *words]]
+            score = sum(
+                factor * ADJECTIVES.get(word, 0) for factor, word in zip(factors, words, strict=False)
+            )
+            assert example["score"] == score
+            assert tags[0] == "determiner"
+            assert tags.count("verb") == 1
+            seen |= set(zip(words, tags, strict=True))
+    # What a word is depends on its place.
+    assert {("fish", "noun"), ("fish", "verb")} <= seen
+
+
+def test_sentences_depend_on_their_seed_alone():
+    def ids(**options: Any) -> list[list[int]]:
+        split = sentences(**options).splits["train"]
+        return [split[i]["inputs"]["input_ids"].tolist() for i in range(len(split))]
+
+    assert ids() == ids(seed=3) == ids(batch_size=7)
+    assert ids() != ids(sentences_seed=1)
+    more = Sentences((60, 10, 10))
+    more.setup()
+    assert [more.splits["train"][i]["inputs"]["input_ids"].tolist() for i in range(40)] == ids()
+    with pytest.raises(ValueError, match=r"^data\.examples=\[1, 2\] must be three positive numbers"):
+        Sentences((1, 2))
+
+
+def test_padding_marks_what_is_missing():
+    class Two(Text):
+        def load(self) -> Any:
+            raise NotImplementedError
+
+    def example(length: int) -> dict[str, Any]:
+        ones = torch.ones(length, dtype=torch.long)
+        inputs = {"input_ids": ones, "attention_mask": ones, "token_type_ids": ones}
+        return {"inputs": inputs, "tags": ones, "values": ones.float(), "topic": torch.tensor(2)}
+
+    batch = Two(pad=9).collate([example(2), example(3)])
+    assert batch["inputs"]["input_ids"].tolist() == [[1, 1, 9], [1, 1, 1]]
+    assert batch["inputs"]["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch["inputs"]["token_type_ids"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch["tags"].tolist() == [[1, 1, -100], [1, 1, 1]]
+    assert batch["values"].isnan().tolist() == [[False, False, True], [False] * 3]
+    assert batch["topic"].tolist() == [2, 2]
+
+
+def rows_of(split: Any) -> list[dict[str, Any]]:
+    """Return examples as the columns of a data set on disk."""
+    found = []
+    for i in range(len(split)):
+        example = dict(split[i])
+        inputs = example.pop("inputs")
+        words, _ = read(split[i])
+        columns = {name: values.tolist() for name, values in (inputs | example).items()}
+        found.append({**columns, "words": words, "word_tags": example["tags"][1:].tolist(), "note": "x"})
+    return found
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sentences' splits in three folders: with splits, in one, and a tokenizer of their words' first letters."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    folder, data = tmp_path_factory.mktemp("corpus"), sentences()
+    splits = {name: datasets.Dataset.from_list(rows_of(split)) for name, split in data.splits.items()}
+    splits["validation"] = splits.pop("val")
+    datasets.DatasetDict(splits).save_to_disk(folder / "splits")
+    splits["train"].save_to_disk(folder / "one")
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    letters = {letter: i for i, letter in enumerate(["<s>", "<pad>", *"abcdefghijklmnopqrstuvwxyz"])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>").save_pretrained(
+        folder / "letters"
+    )
+    return folder
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+
+
+def test_tokens_on_disk_are_the_batches_of_memory(corpus: Path):
+    data = TextFolder(str(corpus / "splits"), targets=["topic", "tags", "score"], batch_size=16)
+    data.setup()
+    memory = sentences(batch_size=16)
+    for split in ("train", "val", "test"):
+        training = split == "train"
+        pairs = zip(
+            data.loader(split, training=training), memory.loader(split, training=training), strict=True
+        )
+        assert all(same(one, other) for one, other in pairs)
+
+
+def test_a_folder_without_splits_is_cut_by_shares(corpus: Path):
+    data = TextFolder(str(corpus / "one"), split=(0.5, 0.25, 0.25))
+    data.setup()
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 20, "val": 10, "test": 10}
+    # Without targets: all columns that hold numbers.
+    assert set(data.splits["train"][0]) == {"inputs", "topic", "tags", "score", "word_tags"}
+
+
+def test_words_are_tokenized_and_their_first_tokens_labelled(corpus: Path):
+    data = TextFolder(
+        str(corpus / "splits"),
+        text="words",
+        tokenizer=str(corpus / "letters"),
+        targets=["word_tags", "topic"],
+    )
+    data.setup()
+    assert data.pad == 1
+    memory = sentences().splits["val"]
+    for i in range(len(memory)):
+        words, tags = read(memory[i])
+        example = data.splits["val"][i]
+        assert len(example["inputs"]["input_ids"]) == 1 + sum(map(len, words))
+        labelled = example["word_tags"][1:].split([len(word) for word in words])
+        assert [part.tolist() for part in labelled] == [
+            [TAGS.index(tag)] + [-100] * (len(word) - 1) for word, tag in zip(words, tags, strict=True)
+        ]
+    cut = TextFolder(
+        str(corpus / "splits"),
+        text="words",
+        tokenizer=str(corpus / "letters"),
+        max_length=5,
+        targets=["word_tags"],
+    )
+    cut.setup()
+    assert cut.splits["train"][0]["word_tags"].shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": ["nothing"]}, r"has no column 'nothing'; it has input_ids, .*"),
+        ({"text": "words"}, r"^data\.text=words and data\.tokenizer=None"),
+        ({"text": "words", "tokenizer": "/nowhere"}, r"^data\.tokenizer=/nowhere has no tokenizer"),
+        ({"path": None}, r"^data\.path is null; give a folder"),
+        ({"path": "/nowhere"}, r"^data\.path=/nowhere does not exist"),
+    ],
+)
+def test_what_a_folder_lacks_is_said(corpus: Path, options: dict[str, Any], message: str):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        TextFolder(**({"path": str(corpus / "splits")} | options)).setup()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(
+        ValueError, match=r'^data=text_folder needs the package datasets, .*"\.\[huggingface\]"'
+    ):
+        TextFolder("/nowhere").setup()
+
+
+def test_tokens_are_counted_without_padding():
+    from multitask.run.build import build_module
+    from tests.unit.in_process import composed
+
+    pytest.importorskip("transformers")
+    config = composed(
+        "run_folder=x", "experiment=text", "data.examples=[40,10,10]", "trunk.config.hidden_size=16"
+    )
+    data = sentences(batch_size=16)
+    module = build_module(config, data)
+    batch = next(iter(data.loader("train", training=True)))
+    loss, count = module.losses(batch)["tags"]
+    words = batch["inputs"]["attention_mask"].sum() - len(batch["topic"])
+    assert count == words
+    # Each sentence alone, without padding.
+    module.eval()
+    total = torch.zeros(())
+    for ids, mask, tags in zip(
+        batch["inputs"]["input_ids"], batch["inputs"]["attention_mask"].bool(), batch["tags"], strict=True
+    ):
+        states = module.trunk(input_ids=ids[mask][None], attention_mask=torch.ones(1, int(mask.sum())).long())
+        total += cross_entropy(module.tasks["tags"].head(states)[0, :, 1:].T, tags[mask][1:], reduction="sum")
+    torch.testing.assert_close(loss, total / words, rtol=1e-5, atol=1e-6)

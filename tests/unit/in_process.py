@@ -1,0 +1,50 @@
+"""Runs of the template in this process: from overrides to a trained module, with the run's own callbacks."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from lightning import Trainer
+from omegaconf import DictConfig
+
+from multitask.lightning.module import MultiLossModule
+from multitask.run.build import build_data, build_module, build_trainer
+from multitask.run.console import quiet
+from multitask.run.data import Data, trained_on
+from multitask.run.resolvers import register
+
+CONFIGS = str(Path(__file__).parents[2] / "configs")
+# What a composed config takes from a running script, and what makes a run quiet.
+OUTSIDE = [
+    *("method=x", "experiment_name=x", "variant=x", "sweep=null", "logger=csv"),
+    *("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false"),
+]
+
+
+def composed(*overrides: str) -> DictConfig:
+    """Return the config of a run."""
+    register()
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        return compose("train", overrides=[*OUTSIDE, *overrides])
+
+
+def made(*overrides: str) -> tuple[DictConfig, Data, Any]:
+    """Return a run's config, data and module."""
+    config = composed("run_folder=x", *overrides)
+    data = build_data(config)
+    return config, data, build_module(config, data)
+
+
+def trained(folder: Path, *overrides: str, resume: Path | None = None) -> tuple[Any, Trainer]:
+    """Train, from a checkpoint where there is one; return the module and the trainer."""
+    quiet()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = composed(f"run_folder={folder}", *overrides)
+    data = build_data(config)
+    module: MultiLossModule = build_module(config, data)
+    trainer, _ = build_trainer(config, folder, module.automatic_optimization)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "check"):
+            callback.check(module)
+    trainer.fit(module, datamodule=trained_on(data), ckpt_path=resume, weights_only=True)
+    return module, trainer

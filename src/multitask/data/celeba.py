@@ -1,16 +1,16 @@
 """CelebA: forty attributes of a face."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from multitask.data.base import SPLITS, DataModule, Reading, Split
-from multitask.data.loading import Arrays
+from multitask.data.loading import Arrays, Made
 
 # Where each part lies in the original tree and in torchvision's flat one.
 _ATTRIBUTES = ("Anno/list_attr_celeba.txt", "list_attr_celeba.txt")
@@ -18,26 +18,9 @@ _PARTITION = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
 _IMAGES = ("Img/img_align_celeba", "img_align_celeba")
 
 
-class Faces(Dataset[Arrays]):
-    """Pictures read and made smaller when asked for, with some attributes.
-
-    Args:
-        files: The pictures.
-        attributes: By name, 0 or 1 each, ``[n]``.
-        size: Height and width in pixels.
-    """
-
-    def __init__(self, files: Sequence[Path], attributes: Arrays, size: tuple[int, int]) -> None:
-        self.files = files
-        self.attributes = attributes
-        self.size = size
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Arrays:
-        picture = read_image(self.files[index], self.size)
-        return {"inputs": picture} | {name: values[index] for name, values in self.attributes.items()}
+def _face(files: Sequence[Path], attributes: Arrays, size: tuple[int, int], index: int) -> Arrays:
+    picture = read_image(files[index], size)
+    return {"inputs": picture} | {name: values[index] for name, values in attributes.items()}
 
 
 def read_image(file: Path, size: tuple[int, int]) -> Tensor:
@@ -107,7 +90,8 @@ class CelebA(DataModule):
             chosen = np.flatnonzero(of_file == number)
             if len(chosen):
                 columns = {name: values[chosen, names.index(name)] for name in wanted}
-                splits[split] = Faces([folder / files[i] for i in chosen], columns, self.size)
+                pictures = [folder / files[i] for i in chosen]
+                splits[split] = Made(len(pictures), partial(_face, pictures, columns, self.size))
         return splits
 
     def _attributes(self) -> tuple[list[str], list[str], Tensor]:

@@ -17,6 +17,27 @@ Collate = Callable[[list[Any]], Any]
 """Makes a batch of a list of examples."""
 
 
+class Made(Dataset[Arrays]):
+    """Examples that are made when asked for.
+
+    Args:
+        count: How many there are.
+        make: Makes one by its index; worker processes have to be able to unpickle it.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Arrays]) -> None:
+        self.count = count
+        self.make = make
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Arrays:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.make(index)
+
+
 class Loader:
     """Batches of a data set, deterministic by seed and epoch, sharded by rank, resumable in mid-epoch.
 

@@ -1,15 +1,15 @@
 """Office-31: one task per domain, each with pictures of its own."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
 import torch
-from torch.utils.data import Dataset
 
 from multitask.data.base import DataModule, Reading, Split
 from multitask.data.celeba import read_image
-from multitask.data.loading import Arrays, split_indices
+from multitask.data.loading import Arrays, Made, split_indices
 from multitask.randomness import derived_seed
 
 DOMAINS = ("amazon", "dslr", "webcam")
@@ -17,29 +17,13 @@ MISSING = -100
 _ENDINGS = {".jpg", ".jpeg", ".png"}
 
 
-class LabelledImages(Dataset[Arrays]):
-    """Pictures of several domains, each labelled for the task of its domain and for no other.
-
-    Args:
-        files: The pictures, with domain and class of each.
-        domains: The domains; each becomes a key, −100 where the picture is of another.
-        size: Height and width in pixels.
-    """
-
-    def __init__(
-        self, files: Sequence[tuple[Path, str, int]], domains: Sequence[str], size: tuple[int, int]
-    ) -> None:
-        self.files = files
-        self.domains = domains
-        self.size = size
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Arrays:
-        file, domain, label = self.files[index]
-        targets = {name: torch.tensor(label if name == domain else MISSING) for name in self.domains}
-        return {"inputs": read_image(file, self.size)} | targets
+def _picture(
+    files: Sequence[tuple[Path, str, int]], domains: Sequence[str], size: tuple[int, int], index: int
+) -> Arrays:
+    """Return a picture, labelled for the task of its domain and for no other."""
+    file, domain, label = files[index]
+    targets = {name: torch.tensor(label if name == domain else MISSING) for name in domains}
+    return {"inputs": read_image(file, size)} | targets
 
 
 class Office31(DataModule):
@@ -97,7 +81,9 @@ class Office31(DataModule):
             for part, chosen in zip(parts.values(), split_indices(len(files), self.split, seed), strict=True):
                 part += [files[i] for i in chosen.tolist()]
         return {
-            name: LabelledImages(files, self.domains, self.size) for name, files in parts.items() if files
+            name: Made(len(files), partial(_picture, files, self.domains, self.size))
+            for name, files in parts.items()
+            if files
         }
 
     def _domain(self, domain: str) -> tuple[list[str], list[tuple[Path, str, int]]]:

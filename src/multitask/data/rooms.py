@@ -1,44 +1,30 @@
 """Rooms: generated images with exact classes, depth and normals."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Unpack
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from multitask.data.augmentation import Augmented, DenseAugmentation
 from multitask.data.base import SPLITS, DataModule, Reading, Split
-from multitask.data.loading import Arrays
+from multitask.data.loading import Arrays, Made
 from multitask.data.scenes import render, sample
 
 
-class RoomImages(Dataset[Arrays]):
-    """Images of random rooms, rendered when asked for, each the same whenever and in whatever order.
+def room(
+    size: tuple[int, int], seed: int, stream: int, max_depth: float, dropout: float, index: int
+) -> Arrays:
+    """Return the image of a random room, the same whenever and in whatever order it is rendered.
 
     ``stream`` separates the rooms of one split from another's; the rest is as in :class:`Rooms`.
     """
-
-    def __init__(
-        self, count: int, height: int, width: int, seed: int, stream: int, max_depth: float, dropout: float
-    ) -> None:
-        self.count = count
-        self.size = height, width
-        self.seed = seed
-        self.stream = stream
-        self.max_depth = max_depth
-        self.dropout = dropout
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Arrays:
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        rng = np.random.default_rng([self.seed, self.stream, index])
-        scene, camera = sample(rng, *self.size)
-        seen = render(scene, camera, rng, self.max_depth, self.dropout)
-        return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in seen.items()}
+    rng = np.random.default_rng([seed, stream, index])
+    scene, camera = sample(rng, *size)
+    seen = render(scene, camera, rng, max_depth, dropout)
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in seen.items()}
 
 
 class Rooms(DataModule):
@@ -93,9 +79,8 @@ class Rooms(DataModule):
         for stream, (name, count) in enumerate(zip(SPLITS, self.examples, strict=True)):
             if not count:
                 continue
-            images = RoomImages(
-                count, self.height, self.width, self.scene_seed, stream, self.max_depth, self.dropout
-            )
+            how = ((self.height, self.width), self.scene_seed, stream, self.max_depth, self.dropout)
+            images = Made(count, partial(room, *how))
             splits[name] = default_collate([images[i] for i in range(count)]) if self.in_memory else images
         if self.augmentation is not None:
             splits["train"] = Augmented(splits["train"], self.augmentation, self.seed)

@@ -1,5 +1,6 @@
 """Checkpoints as files that stand alone: weights, the config that made them, and nothing to execute."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,39 @@ from multitask.places import EMBEDDED_FILES
 _OF_THE_RUN = ("paths", "run_folder", "ckpt_path", "init_from", "callbacks", "logger")
 
 
+def read_file(key: str, path: str, what: str, mmap: bool = False) -> Any:
+    """Return the content of a file of weights; nothing in the file is executed.
+
+    Args:
+        key: The config key that names it.
+        path: The file.
+        what: What it has to be, in words.
+        mmap: Whether tensors stay on disk until they are used.
+
+    Raises:
+        ConfigError: If the file does not exist, or cannot be read.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"{key}={path} does not exist; give {what}.")
+    import torch  # here, so that a mistyped path is answered at once
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        # torch's reader runs through whatever bytes there are: any error can come out of a wrong file.
+        # Its own advice, to read the file with pickle after all, is not passed on.
+        raise ConfigError(
+            f"{key}={path} cannot be read: it is cut short, or holds more than weights; give {what}."
+        ) from error
+
+
 def read_checkpoint(path: str) -> dict[str, Any]:
     """Return a checkpoint's content, weights only: nothing in the file is executed.
 
     Raises:
         ConfigError: If the file does not exist, is no checkpoint, or holds no config.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ConfigError(f"ckpt_path={path} does not exist; give a file such as …/checkpoints/best.ckpt.")
-    import torch  # here, so that a mistyped path is answered at once
-
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch's reader runs through whatever bytes there are: any error can come out of a wrong file.
-        # Its own advice, to read the file with pickle after all, is not passed on.
-        raise ConfigError(
-            f"ckpt_path={path} cannot be read: it is no checkpoint, or holds more than weights."
-        ) from error
+    content = read_file("ckpt_path", os.path.expanduser(path), "a checkpoint such as …/checkpoints/best.ckpt")
     if not isinstance(content, dict) or "state_dict" not in content or not content.get("config"):
         raise ConfigError(
             f"ckpt_path={path} holds no config, so it cannot be measured by itself; "

@@ -7,7 +7,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from multitask.errors import ConfigError
 from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.data import looked_at, trained_on
@@ -15,6 +14,7 @@ from multitask.run.evaluate import Row, evaluate, show
 from multitask.run.inference import opened
 from multitask.run.model_choice import is_own
 from multitask.run.record import save_config, write_results
+from multitask.run.refusals import check_splits
 from multitask.run.rehearsal import check_inference_mode
 from multitask.run.resolvers import plain
 from multitask.run.selection import rule_of
@@ -36,7 +36,7 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         config.trainer.enable_progress_bar = config.trainer.enable_model_summary = False
     with opened(config, "cannot be measured") as content:
         data = build_data(config)
-        _check_splits(config, list(data.splits))
+        check_splits(config, data)
         module = build_module(config, data)
         load(module, content["state_dict"])
         with looked_at(module, trained_on(data)) if is_own(config) else nullcontext():
@@ -52,12 +52,6 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
     show(rows)
     print(folder)
     return rows
-
-
-def _check_splits(config: DictConfig, known: list[str]) -> None:
-    for split in config.evaluation.splits:
-        if split not in known:
-            raise ConfigError(f"evaluation.splits names {split}, and the data has {', '.join(known)}.")
 
 
 def _selection(content: dict[str, Any], config: DictConfig) -> str:

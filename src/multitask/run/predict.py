@@ -16,7 +16,7 @@ from multitask.data.base import DataModule
 from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.run.build import build_data
-from multitask.run.data import Data, measured_on
+from multitask.run.data import Data, bare_trainer, measured_on
 from multitask.run.inference import load_model, opened
 
 ID = "id"
@@ -52,7 +52,14 @@ def predict(config: DictConfig) -> Path:
             if isinstance(data, DataModule)
             else {"datamodule": measured_on(data, config.split)}
         )
-        _trainer(config, found).predict(module, **given, return_predictions=False)
+        # On one device, so that every example comes once, in order.
+        trainer = bare_trainer(
+            accelerator=config.trainer.accelerator,
+            precision=config.trainer.precision,
+            inference_mode=config.trainer.get("inference_mode", False),
+            callbacks=[found],
+        )
+        trainer.predict(module, **given, return_predictions=False)
         arrays = found.arrays()
         ids = found.ids if config.ids is not None else _rows(data, config.split, arrays)
         _WRITERS[output.suffix](output, ids, arrays)
@@ -67,20 +74,6 @@ def _check_split(config: DictConfig, data: Data) -> None:
         raise ConfigError(
             "split=train: the loader of the data may shuffle it; set ids=<key> to what names the examples in a batch."
         )
-
-
-def _trainer(config: DictConfig, found: Callback) -> Trainer:
-    return Trainer(
-        accelerator=config.trainer.accelerator,
-        precision=config.trainer.precision,
-        inference_mode=config.trainer.get("inference_mode", False),
-        devices=1,  # every example once, in order
-        callbacks=[found],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 class _Predictions(Callback):

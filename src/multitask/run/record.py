@@ -15,40 +15,16 @@ import yaml
 from multitask.run.model_choice import TRUNK_AND_HEADS
 
 COLUMNS = (
-    "method",
-    "seed",
-    "task",
-    "metric",
-    "split",
-    "value",
-    "higher_is_better",
-    "experiment",
-    "variant",
-    "sweep",
-    "run",
-    "epoch",
-    "selection",
-    "config_digest",
+    *("method", "seed", "task", "metric", "split", "value", "higher_is_better"),
+    *("experiment", "variant", "sweep", "run", "epoch", "selection", "config_digest"),
 )
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "torchjd", "torchmetrics", "wandb", "numpy")
 
 # What of the Trainer's keys does not change what is learned.
 _COSMETIC = {
-    "accelerator",
-    "barebones",
-    "benchmark",
-    "detect_anomaly",
-    "devices",
-    "enable_checkpointing",
-    "enable_model_summary",
-    "enable_progress_bar",
-    "inference_mode",
-    "log_every_n_steps",
-    "num_nodes",
-    "num_sanity_val_steps",
-    "profiler",
-    "strategy",
-    "sync_batchnorm",
+    *("accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "inference_mode", "benchmark"),
+    *("detect_anomaly", "profiler", "log_every_n_steps", "num_sanity_val_steps", "barebones"),
+    *("enable_checkpointing", "enable_model_summary", "enable_progress_bar"),
 }
 
 

@@ -69,8 +69,8 @@ def check_rounding(config: DictConfig, module: MultiLossModule) -> None:
             )
 
 
-def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) -> None:
-    """Refuse splits that the data has not and figures that validation does not log."""
+def check_splits(config: DictConfig, data: Data) -> None:
+    """Refuse to measure splits that the data has not, or that its loader may change."""
     for split in config.evaluation.splits:
         if split not in data.splits:
             raise ConfigError(
@@ -81,6 +81,11 @@ def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) 
                 "evaluation.splits names train, and the training loader of "
                 f"{type(data.module).__name__} may shuffle, repeat or augment; name val or test."
             )
+
+
+def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) -> None:
+    """Refuse splits that the data has not and figures that validation does not log."""
+    check_splits(config, data)
     wanted = {key: metric for key, metric in watched(config).items() if metric is not None}
     if not wanted:
         return

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from multitask.callbacks.checkpoints import copy_checkpoint, find_best
 from multitask.errors import ConfigError
 from multitask.lightning.curves import carry_over
+from multitask.run.checkpoint import read_file
 from multitask.run.model_choice import TRUNK_AND_HEADS
 from multitask.run.targets import current
 
@@ -29,25 +28,12 @@ _BEFORE = {
     "model.inputs": "inputs",
 }
 _FREE = {
-    "data": {"path", "root", "eval_batch_size", "num_workers", "targets"},
-    "trainer": {
-        "accelerator",
-        "detect_anomaly",
-        "deterministic",
-        "devices",
-        "enable_model_summary",
-        "enable_progress_bar",
-        "gradient_clip_algorithm",
-        "gradient_clip_val",
-        "inference_mode",
-        "limit_test_batches",
-        "log_every_n_steps",
-        "max_epochs",
-        "max_steps",
-        "num_sanity_val_steps",
-        "profiler",
-        "strategy",
-    },
+    "data": "path root eval_batch_size num_workers targets",
+    "trainer": (
+        "accelerator detect_anomaly deterministic devices enable_model_summary enable_progress_bar "
+        "gradient_clip_algorithm gradient_clip_val inference_mode limit_test_batches log_every_n_steps max_epochs "
+        "max_steps num_sanity_val_steps profiler strategy"
+    ),
 }
 
 
@@ -79,12 +65,7 @@ def check(path: str, config: Mapping[str, Any]) -> Resumption:
     Raises:
         ConfigError: If there is no such checkpoint, it cannot be read, or its run was another one.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"ckpt_path={path} does not exist; give the checkpoints/last.ckpt of a run.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise ConfigError(f"ckpt_path={path} cannot be read as a checkpoint: {_first_line(error)}") from error
+    content = read_file("ckpt_path", path, "the checkpoints/last.ckpt of a run", mmap=True)
     if not isinstance(content, dict) or not {"loops", "config", "callbacks", "rows"} <= content.keys():
         raise ConfigError(
             f"ckpt_path={path} is no checkpoint of a run; to start from a state dict, give it as init_from."
@@ -107,7 +88,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[t
     """Yield each key that has to be the same and is not, with its two values."""
     for section in _SAME:
         old, new = _flat(section, there.get(section)), _flat(section, here.get(section))
-        free = {f"{section}.{key}" for key in _FREE.get(section, ())}
+        free = {f"{section}.{key}" for key in _FREE.get(section, "").split()}
         for key in sorted(old.keys() | new.keys()):
             if key not in old and (new[key] is False or (key in _BEFORE and new[key] == _BEFORE[key])):
                 continue  # what a run from before there was the key did
@@ -120,7 +101,3 @@ def _flat(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {key: current(value) if key.endswith("._target_") else value}
     return {k: v for name, inner in value.items() for k, v in _flat(f"{key}.{name}", inner).items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."

@@ -1,13 +1,11 @@
 """Weights from files: strict about names, shapes and types."""
 
-from pathlib import Path
-
-import torch
 from torch import Tensor
 
 from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
+from multitask.run.checkpoint import read_file
 
 
 def load_initial(module: MultiLossModule, path: str) -> None:
@@ -16,14 +14,7 @@ def load_initial(module: MultiLossModule, path: str) -> None:
     Raises:
         ConfigError: If the file does not exist, or does not hold exactly this trunk and these heads.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"init_from={path} does not exist; give a state dict or a checkpoint.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader runs through whatever bytes there are
-        raise ConfigError(
-            f"init_from={path} cannot be read: it is cut short, no state dict, or holds more than weights."
-        ) from error
+    content = read_file("init_from", path, "a state dict or a checkpoint")
     given: dict[str, Tensor] = content.get("state_dict", content)
     given = {name: value for name, value in given.items() if _is_model(module, name)}
     own = {name: value for name, value in module.state_dict().items() if _is_model(module, name)}

@@ -84,7 +84,7 @@ def test_a_config_that_does_not_fit_is_refused(
     ("content", "sentence"),
     [
         (None, "does not exist"),
-        (b"no checkpoint", "cannot be read: it is no checkpoint"),
+        (b"no checkpoint", "cannot be read: it is cut short"),
         ({"state_dict": {}}, "holds no config"),
     ],
 )

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from multitask.data.augmentation import Augmented, DenseAugmentation
+from multitask.data.loading import Made
 from multitask.data.raycast import Boxes, Camera, cast
-from multitask.data.rooms import RoomImages, Rooms
+from multitask.data.rooms import Rooms, room
 from multitask.data.scenes import CLASSES, FIELD_OF_VIEW, render, sample
 
 HEIGHT, WIDTH = 48, 64
@@ -19,9 +20,9 @@ FOCAL = WIDTH / 2 / math.tan(FIELD_OF_VIEW / 2)
 CENTRE = (WIDTH / 2, HEIGHT / 2)
 
 
-def images(**changes) -> RoomImages:
-    settings = {"count": 8, "height": HEIGHT, "width": WIDTH, "seed": 3, "stream": 0}
-    return RoomImages(**({"max_depth": 6.0, "dropout": 0.02} | settings | changes))
+def images(count: int = 8, **changes) -> Made:
+    settings = {"size": (HEIGHT, WIDTH), "seed": 3, "stream": 0, "max_depth": 6.0, "dropout": 0.02}
+    return Made(count, lambda index: room(**(settings | changes), index=index))
 
 
 def backproject(depth: Tensor, focal: float, centre: tuple[float, float]) -> Tensor:
@@ -130,12 +131,12 @@ def test_images_depend_on_seed_stream_and_number_alone():
 
 
 def test_any_size():
-    example = images(height=17, width=130)[0]
+    example = images(size=(17, 130))[0]
     assert example["normals"].shape == (3, 17, 130)
 
 
 def test_size_changes_the_sampling_and_not_the_room():
-    coarse, fine = images(dropout=0.0)[0], images(dropout=0.0, height=3 * HEIGHT, width=3 * WIDTH)[0]
+    coarse, fine = images(dropout=0.0)[0], images(dropout=0.0, size=(3 * HEIGHT, 3 * WIDTH))[0]
     # The middle one of each 3×3 fine pixels has the ray of the coarse pixel.
     assert torch.equal(coarse["segmentation"], fine["segmentation"][1::3, 1::3])
     assert torch.allclose(coarse["depth"], fine["depth"][:, 1::3, 1::3], atol=1e-5)

@@ -13,7 +13,7 @@ from multitask.data.base import DataModule, Split
 from multitask.gradients.rows import Rows
 from multitask.gradients.task_gradients import Engine
 from multitask.module import MultiTaskModule
-from multitask.task import Task
+from multitask.task.task import Task
 from multitask.weighting.base import Combiner
 
 # How long an example takes says how busy the machine is.

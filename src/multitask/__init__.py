@@ -5,8 +5,11 @@ Names are imported when they are first used: the library needs torch and torchjd
 ``MultiLossModule``. Whatever is not listed here is private.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from multitask.aliases import Finder
 
 if TYPE_CHECKING:
     from multitask.gradients.task_gradients import TaskGradients
@@ -47,6 +50,8 @@ _HOMES = {
     "multitask.weighting.upgrad": ("UPGrad",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+sys.meta_path.append(Finder())
 
 
 def __getattr__(name: str) -> object:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from multitask.lightning.figures import Figures, logged
 from multitask.lightning.module import LossAndCount, MultiLossModule
-from multitask.measurement import Measurement
-from multitask.penalty import Penalty
 from multitask.private import keep_buffers_of_backward
-from multitask.seen import Seen, naming, with_gradients
-from multitask.targets import in_units
-from multitask.task import Batch, Outcome, Task
-from multitask.terms.term import Term
+from multitask.task.measurement import Measurement
+from multitask.task.penalty import Penalty
+from multitask.task.seen import Seen, naming, with_gradients
+from multitask.task.targets import in_units
+from multitask.task.task import Batch, Outcome, Task
+from multitask.task.terms import Term
 from multitask.weighting.base import Rows
 
 AnyTask = Task | Term | Penalty

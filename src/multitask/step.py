@@ -10,18 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multitask.distributed import average_gradients, mean_over_processes, sum_over_processes
-from multitask.finite import FiniteLosses, not_finite
 from multitask.gradients.engines import make_engine
+from multitask.gradients.finite import FiniteLosses, not_finite
 from multitask.gradients.graph import Graph, Ownership
 from multitask.gradients.losses import Losses, LossesLike, Pulls, gradients_at
+from multitask.gradients.processes import average_gradients, mean_over_processes, sum_over_processes
 from multitask.gradients.rows import Rows, add_to_gradients, are_finite, processes
 from multitask.gradients.task_gradients import Engine, TaskGradients
 from multitask.gradients.window import ByParameter, Counts, Window, counts_of
 from multitask.randomness import derived_seed, seeded_apart
 from multitask.weighting.adapter import adapt
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod, hooks_of
-from multitask.weighting.wrappers import Differentiated
+from multitask.weighting.wrapper import Differentiated
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.integration.script_runner import Scripts
-from tests.unit.test_task_kinds import arrays
+from tests.unit.task.test_kinds import arrays
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from multitask.gradients import rows as rows_of_processes
 from multitask.gradients.features import Features
 from multitask.module import MultiTaskModule
 from tests.conftest import Arrays, arrays, build, regression
-from tests.unit.terms.test_term import data as data_of_kinds
-from tests.unit.terms.test_term import kinds
+from tests.unit.task.test_term import data as data_of_kinds
+from tests.unit.task.test_term import kinds
 from tests.unit.weighting.members import NEEDS_THREE, make, number_of_tasks
 from tests.unit.weighting.promises import HALVES, is_jacobian_method, keeping
 
@@ -74,7 +74,7 @@ def train(
 
 
 def train_kind(kind: str, name: str, batch_size: int, **trainer: object) -> dict[str, Tensor]:
-    """Train on a kind of loss of :mod:`tests.unit.terms.test_term`."""
+    """Train on a kind of loss of :mod:`tests.unit.task.test_term`."""
     trunk, tasks = kinds()[kind]
     module = build(make(name, len(tasks)), trunk=trunk, heads=tasks)  # type: ignore[arg-type]
     return _fitted(module, Arrays(data_of_kinds(), batch_size=batch_size), 2, trainer)

@@ -11,9 +11,9 @@ from torchjd.aggregation import UPGradWeighting
 from torchjd.scalarization import Mean
 
 from multitask.run.sharing import shared_in
-from multitask.task import split_features
+from multitask.task.task import split_features
 from multitask.weighting.adapter import adapt
-from multitask.weighting.wrappers import InstanceWise
+from multitask.weighting.wrapper import InstanceWise
 from tests.conftest import Arrays, arrays, build, fit
 
 WEIGHTINGS: dict[str, Callable[[], Any]] = {
@@ -43,7 +43,7 @@ def trained(weighting: str, compiled: bool) -> tuple[Tensor, set[str]]:
         return split_features(features, heads)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multitask.seen.split_features", watched)
+        patch.setattr("multitask.task.seen.split_features", watched)
         fit(module, Arrays(data), steps=3)
     return torch.cat([p.detach().flatten() for p in module.parameters()]), found
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchjd.aggregation import UPGradWeighting
 from torchjd.scalarization import Sum
 
-from multitask.task import Task
+from multitask.task.task import Task
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, build, fit
-from tests.unit.test_counts import Focal
+from tests.unit.losses.test_counts import Focal
 
 WEIGHT = torch.tensor([1.0, 5.0, 20.0], dtype=torch.float64)
 LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -12,8 +12,8 @@ from torchjd.autojac import backward, jac_to_grad
 from multitask.gradients.features import Features
 from multitask.gradients.layerwise import Layerwise
 from multitask.module import MultiTaskModule
-from multitask.penalty import Penalty
-from multitask.task import Task
+from multitask.task.penalty import Penalty
+from multitask.task.task import Task
 from tests.conftest import Arrays, arrays, build, fit, regression
 from tests.unit.weighting.members import make
 

@@ -11,7 +11,7 @@ from torchjd.scalarization import IMTLL, STCH, Constant, GeometricMean
 
 from multitask.gradients.features import Features
 from multitask.module import MultiTaskModule
-from multitask.task import Task
+from multitask.task.task import Task
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build, fit, regression
 

@@ -13,7 +13,7 @@ from multitask.nn.mlp import mlp
 from multitask.nn.resnet import resnet
 from multitask.nn.tokens import Mean, Patches
 from multitask.randomness import derived_seed
-from multitask.task import Task
+from multitask.task.task import Task
 
 CLASSES = 10
 # Of the largest gradient; rounding alone makes less than a tenth of it.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from multitask.module import MultiTaskModule
 from multitask.nn.point import Point
-from multitask.toys import Objective, non_dominated
+from multitask.task.toys import Objective, non_dominated
 
 _COLUMNS = ("step", "x1", "x2")
 
@@ -75,7 +75,7 @@ class Trajectory(Callback):
         if len(losses) != 2 or not all(isinstance(loss, Objective) for loss in losses.values()):
             raise ValueError(
                 "callbacks=trajectory draws two objectives; choose task=[toy/first,toy/second] or two of "
-                "your own from multitask.toys."
+                "your own from multitask.task.toys."
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

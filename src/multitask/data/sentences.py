@@ -5,9 +5,9 @@ from typing import Any, Unpack
 
 import torch
 
-from multitask.counts import UNSPOKEN
 from multitask.data.base import SPLITS, Reading, Split
 from multitask.data.text import Examples, Text
+from multitask.losses.counts import UNSPOKEN
 from multitask.randomness import derived_seed
 
 TAGS = ("determiner", "adverb", "adjective", "noun", "verb", "preposition")

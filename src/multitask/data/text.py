@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from multitask.counts import UNSPOKEN
 from multitask.data.base import DataModule, Reading
+from multitask.losses.counts import UNSPOKEN
 
 
 class Text(DataModule):

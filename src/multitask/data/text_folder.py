@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multitask.counts import UNSPOKEN
 from multitask.data.base import SPLITS, Reading, Split
 from multitask.data.loading import split_indices
 from multitask.data.text import Text
 from multitask.extras import imported
+from multitask.losses.counts import UNSPOKEN
 
 
 class TextFolder(Text):

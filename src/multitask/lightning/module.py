@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from multitask.data.batches import examples_in
-from multitask.finite import not_finite
 from multitask.gradients.engines import make_engine
+from multitask.gradients.finite import not_finite
 from multitask.gradients.task_gradients import Engine
 from multitask.gradients.window import Counts
 from multitask.lightning.means import MeanLosses

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from multitask.known import heap, redrawn, whole_rows
+from multitask.losses.known import heap, redrawn, whole_rows
 from multitask.metrics.areas import area, classes_of, is_area, occurrences
 from multitask.metrics.trials import is_relative, same, tried, varies
 

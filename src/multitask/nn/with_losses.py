@@ -9,7 +9,7 @@ from torch import Tensor
 class WithLosses(NamedTuple):
     """Features, and losses by name: a divergence of a variational layer, the balance of a mixture of experts.
 
-    None of the losses is trained unless a :class:`multitask.terms.Term` names it.
+    None of the losses is trained unless a :class:`multitask.task.terms.Term` names it.
     """
 
     features: Tensor | Mapping[str, Tensor]

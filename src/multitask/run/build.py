@@ -22,7 +22,6 @@ from multitask.errors import ConfigError
 from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
 from multitask.module import AnyTask, MultiTaskModule
-from multitask.penalty import Penalty
 from multitask.run.batches import check_batches, first_batch
 from multitask.run.callbacks import build_callbacks
 from multitask.run.combiner import (
@@ -49,6 +48,7 @@ from multitask.run.own_model import build_own
 from multitask.run.resolvers import plain
 from multitask.run.sharing import shared_in
 from multitask.run.targets import imported
+from multitask.task.penalty import Penalty
 
 
 def build_data(config: DictConfig) -> Data:

@@ -9,12 +9,12 @@ from omegaconf import DictConfig
 from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.module import AnyTask, takes_derivatives
-from multitask.penalty import Penalty
 from multitask.run.parameter_groups import Grouped
 from multitask.run.resolvers import plain
 from multitask.run.weighting import build_weighting
-from multitask.task import Task
-from multitask.terms.term import Term
+from multitask.task.penalty import Penalty
+from multitask.task.task import Task
+from multitask.task.terms import Term
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
 
 # Keys of the weighting group that are for the module, not for the combiner's constructor.

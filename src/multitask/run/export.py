@@ -16,8 +16,8 @@ from multitask.module import MultiTaskModule, call_with_inputs, inputs_of
 from multitask.run.build import build_data
 from multitask.run.data import first_of, measured_on
 from multitask.run.inference import load_model, opened
-from multitask.seen import Seen
-from multitask.targets import in_units
+from multitask.task.seen import Seen
+from multitask.task.targets import in_units
 
 # How far outputs may lie from the module's: one library computes both, or two do.
 _TOLERANCE = {"torch": 1e-5, "onnx": 1e-3}

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from multitask.data.base import Split
 from multitask.data.batches import few_of, picked, tensors_of
-from multitask.derived import Derivative
 from multitask.errors import ConfigError
 from multitask.lightning.probing import unobtrusive
 from multitask.module import AnyTask, MultiTaskModule, call_with_inputs, inputs_of, takes_derivatives
 from multitask.nn.with_losses import WithLosses
-from multitask.penalty import Penalty
 from multitask.randomness import derived_seed
 from multitask.run.data import Data, batches_in
 from multitask.run.label_checks import check_labels, check_metrics, check_splits
@@ -25,9 +23,11 @@ from multitask.run.loss_checks import check_loss, check_partly
 from multitask.run.loss_examples import labelled_sample
 from multitask.run.term_checks import check_term
 from multitask.run.units import check_units
-from multitask.seen import Seen
-from multitask.targets import Transform
-from multitask.task import Batch, Task, split_features
+from multitask.task.derived import Derivative
+from multitask.task.penalty import Penalty
+from multitask.task.seen import Seen
+from multitask.task.targets import Transform
+from multitask.task.task import Batch, Task, split_features
 
 
 def seeded(seed: int, name: str, make: Callable[[], Any]) -> Any:

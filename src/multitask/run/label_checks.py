@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from multitask.counts import has_count, ignored_by, labelled_examples
 from multitask.data.base import Split
 from multitask.errors import ConfigError
-from multitask.known import redrawn
+from multitask.losses.counts import has_count, ignored_by, labelled_examples
+from multitask.losses.known import redrawn
 from multitask.metrics.known import OfKnown
-from multitask.task import Batch, Outcome, Task
+from multitask.task.task import Batch, Outcome, Task
 
 
 def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str, Split | None]) -> None:

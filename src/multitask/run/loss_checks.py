@@ -9,15 +9,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig
 from torch import Tensor
 
-from multitask.counts import Count, count_of, has_count, labelled_examples, weighs_classes
 from multitask.data.base import Split
 from multitask.errors import ConfigError
-from multitask.known import loss_over_known, redrawn
+from multitask.losses.counts import Count, count_of, has_count, labelled_examples, weighs_classes
+from multitask.losses.known import loss_over_known, redrawn
 from multitask.metrics.known import OfKnown
 from multitask.module import AnyTask
 from multitask.run.combiner import several_processes
 from multitask.run.loss_examples import examples
-from multitask.task import Batch, Outcome, Task
+from multitask.task.task import Batch, Outcome, Task
 from multitask.weighting.base import Combiner, JacobianMethod
 
 _MEANINGS = {

@@ -7,10 +7,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from multitask.counts import ignored_by, labelled_examples
 from multitask.data.base import Split
-from multitask.known import redrawn
-from multitask.task import Batch, Outcome, Task
+from multitask.losses.counts import ignored_by, labelled_examples
+from multitask.losses.known import redrawn
+from multitask.task.task import Batch, Outcome, Task
 
 _SEARCHED = 2**19  # values of a target that are looked through
 _CHUNK = 16  # examples of which a loss is computed at once; the first part of them has the telling ones

@@ -11,7 +11,7 @@ from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
 from multitask.run.data import Data, OtherData, batches_in
 from multitask.run.trainer_keys import watched, without
-from multitask.targets import Standardized
+from multitask.task.targets import Standardized
 
 
 def check_hardware(config: DictConfig) -> None:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multitask.aliases import current
 from multitask.callbacks.checkpoints import copy_checkpoint, find_best
 from multitask.errors import ConfigError
 from multitask.lightning.curves import carry_over
 from multitask.run.checkpoint import read_file
 from multitask.run.model_choice import TRUNK_AND_HEADS
-from multitask.run.targets import current
 
 # A checkpoint's optimizer, scheduler and combiner continue as they were: here another value in the
 # config would be ignored in silence, or break the promise that a resumed run ends where the whole

@@ -12,7 +12,7 @@ from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
 from multitask.run.parts import Part, parts, users
-from multitask.task import Batch, Outcome
+from multitask.task.task import Batch, Outcome
 
 
 def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:

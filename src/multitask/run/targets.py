@@ -13,32 +13,6 @@ _HYDRA = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")
 _APART = {"scheduler": ("interval", "frequency", "monitor"), "data": ("drop_last", "collate_fn")}
 _RATE = re.compile(r"(^|_)(lrs?|learning_rates?)(_|$)")
 
-# Weightings that were elsewhere: configs of users and checkpoints name them so.
-_MOVED = {
-    "byzantine.krum": "byzantine.Krum",
-    "cosmos.COSMOS": "scalarizations.COSMOS",
-    "fairgrad.FairGrad": "bargaining.FairGrad",
-    "gls.GLS": "scalarizations.GLS",
-    "imtl.IMTLL": "scalarizations.IMTLL",
-    "imtl_l.IMTLL": "scalarizations.IMTLL",
-    "logarithmic.GLS": "scalarizations.GLS",
-    "logarithmic.LossBalanced": "scalarizations.LossBalanced",
-    "logarithmic.SI": "scalarizations.SI",
-    "loss_balanced.LossBalanced": "scalarizations.LossBalanced",
-    "modo.MoDo": "halves.MoDo",
-    "nash_mtl.NashMTL": "bargaining.NashMTL",
-    "sdmgrad.SDMGrad": "halves.SDMGrad",
-    "si.SI": "scalarizations.SI",
-    "uw.UW": "scalarizations.UW",
-}
-_WEIGHTING = "multitask.weighting."
-
-
-def current(target: str) -> str:
-    """Return a ``_target_`` by the name that it has now."""
-    name = target.removeprefix(_WEIGHTING)
-    return _WEIGHTING + _MOVED.get(name, name) if name != target else target
-
 
 def check_targets(config: Mapping[str, Any]) -> None:
     """Refuse a ``_target_`` that cannot be imported, and keys beside it that it does not take."""
@@ -67,7 +41,7 @@ def imported(key: str, target: str) -> Any:
     Raises:
         ConfigError: If it cannot be imported, with what is near it.
     """
-    parts = current(target).split(".")
+    parts = target.split(".")
     found: Any = None
     for i, part in enumerate(parts):
         name = ".".join(parts[: i + 1])

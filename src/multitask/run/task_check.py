@@ -17,8 +17,8 @@ from multitask.run.data import Data, looked_at, trained_on
 from multitask.run.label_checks import check_labels, labelled_share, metric_values
 from multitask.run.parts import users
 from multitask.run.sharing import compare, losses_of, parts_of, users_of
-from multitask.targets import Binary
-from multitask.task import Batch, Outcome, Task
+from multitask.task.targets import Binary
+from multitask.task.task import Batch, Outcome, Task
 from multitask.terminal import terminal
 
 

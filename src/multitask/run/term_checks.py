@@ -10,8 +10,8 @@ from multitask.data.batches import examples_in, picked
 from multitask.errors import ConfigError
 from multitask.module import MultiTaskModule
 from multitask.run.loss_checks import close
-from multitask.task import Batch
-from multitask.terms.term import Term
+from multitask.task.task import Batch
+from multitask.task.terms import Term
 
 Found = tuple[Tensor, float | Tensor | None]
 

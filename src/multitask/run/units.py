@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from multitask.derived import PredictionOf
 from multitask.errors import ConfigError
-from multitask.targets import Standardized
-from multitask.task import Task
+from multitask.task.derived import PredictionOf
+from multitask.task.targets import Standardized
+from multitask.task.task import Task
 
 
 def check_units(name: str, task: Task, tasks: Mapping[str, Task]) -> None:

@@ -10,11 +10,10 @@ from torch import Tensor
 from torchjd.aggregation import Aggregator, Weighting
 from torchjd.scalarization import Scalarizer
 
-from multitask.run.targets import current
 from multitask.weighting.adapter import adapt
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
 from multitask.weighting.grouped import Grouped
-from multitask.weighting.wrappers import Differentiated, Every, InstanceWise, Rescaled
+from multitask.weighting.wrapper import Differentiated, Every, InstanceWise, Rescaled
 
 WRAPPER_KEYS = ("rows", "every", "groups", "rescale")
 """Keys of the weighting group that put something around the combiner."""
@@ -87,7 +86,7 @@ def wrap(
 
 
 def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
-    target = get_object(current(config["_target_"]))
+    target = get_object(config["_target_"])
     parameters = inspect.signature(target).parameters
     vectors = {name for name, parameter in parameters.items() if "Tensor" in str(parameter.annotation)}
     made: dict[str, Any] = {"tasks": list(tasks)} if "tasks" in parameters else {}
@@ -152,7 +151,7 @@ def _is_needed(parameter: inspect.Parameter | None) -> bool:
 
 def _part(value: Mapping[str, Any], tasks: Sequence[str], key: str, target: Any, name: str) -> Any:
     """Make a nested object: a weighting as the constructor around it wants it, anything else as Hydra does."""
-    inner = get_object(current(value["_target_"]))
+    inner = get_object(value["_target_"])
     of_torchjd = isinstance(inner, type) and issubclass(inner, Weighting | Aggregator | Scalarizer)
     if not of_torchjd and not (isinstance(inner, type) and issubclass(inner, Combiner)):
         return instantiate(value, _convert_="all")

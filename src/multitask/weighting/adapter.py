@@ -12,7 +12,7 @@ from multitask.weighting import aligned_mtl, bargaining, famo, imtl, pcgrad, sca
 from multitask.weighting.base import Combiner, Scalarization
 from multitask.weighting.outside import Outside
 from multitask.weighting.torchjds import AggregatorMethod, GramianMethod, MatrixMethod, TorchjdScalarization
-from multitask.weighting.wrappers import Every
+from multitask.weighting.wrapper import Every
 
 # These take a Jacobian but look only at how many rows it has, and of what type.
 _COUNT_ROWS = (
@@ -87,7 +87,7 @@ def _trained(method: UW | IMTLL | FAMO) -> Scalarization:
     if isinstance(method, FAMO):
         return famo.FAMO(_names(len(method.min_losses)), method.min_losses, method.lr, method.weight_decay)
     learned: Tensor = method.log_var if isinstance(method, UW) else method.log_scale
-    own = (scalarizations.UW if isinstance(method, UW) else scalarizations.IMTLL)(_names(len(learned)))
+    own = (scalarizations.UW if isinstance(method, UW) else imtl.IMTLL)(_names(len(learned)))
     for value, start in zip(own.parameters(), learned.tolist(), strict=True):
         nn.init.constant_(value, start)
     return own

@@ -56,6 +56,9 @@ class Krum(CosineMethod):
             )
 
 
+krum = Krum  # its name before 0.2
+
+
 def trimmed_mean(tasks: Sequence[str], trim_number: int = 1) -> TrimmedMean:
     """Return the mean of each coordinate without its ``trim_number`` largest and smallest values.
 

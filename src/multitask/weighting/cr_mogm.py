@@ -9,7 +9,7 @@ from torch import Tensor
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.present import Kind
-from multitask.weighting.wrappers import Wrapper
+from multitask.weighting.wrapper import Wrapper
 
 
 class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):

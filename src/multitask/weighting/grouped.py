@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import JacobianMethod
 from multitask.weighting.layers import By, Part, groups
-from multitask.weighting.wrappers import Wrapper
+from multitask.weighting.wrapper import Wrapper
 
 
 class Grouped(Wrapper[JacobianMethod]):

@@ -1,4 +1,4 @@
-"""IMTL: impartial towards the tasks' gradients (IMTL-G), and their losses too.
+"""IMTL: impartial towards the tasks' losses (IMTL-L), their gradients (IMTL-G), or both.
 
 "Towards Impartial Multi-task Learning" (Liu et al., 2021).
 """
@@ -7,8 +7,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multitask.weighting.base import Scalarization
 from multitask.weighting.gramian import Array, CosineMethod, per_unit, with_products
 from multitask.weighting.task_parameters import Learned, TaskParameters
+
+
+class IMTLL(Learned, Scalarization):
+    """Σ exp(s) L − s, with a log-scale s for each task, trained by the optimizer (Algorithm 1).
+
+    Args:
+        tasks: The tasks' names.
+    """
+
+    learned = "log_scale"
+    log_scale: TaskParameters
+
+    @property
+    def linear(self) -> bool:
+        """The weights are exp(s), whatever the losses are."""
+        return True
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the scalar to minimize; ``losses`` is ``[k]``."""
+        s = self.log_scale()
+        return (torch.exp(s) * losses - s).sum()
 
 
 class IMTLG(CosineMethod):

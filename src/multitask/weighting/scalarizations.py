@@ -110,26 +110,3 @@ class UW(Learned, Scalarization):
         """Return the scalar to minimize; ``losses`` is ``[k]``."""
         s = self.log_variance()
         return 0.5 * (torch.exp(-s) * losses + s).sum()
-
-
-class IMTLL(Learned, Scalarization):
-    """Σ exp(s) L − s, with a log-scale s for each task, trained by the optimizer.
-
-    "Towards Impartial Multi-task Learning" (Liu et al., 2021), Algorithm 1.
-
-    Args:
-        tasks: The tasks' names.
-    """
-
-    learned = "log_scale"
-    log_scale: TaskParameters
-
-    @property
-    def linear(self) -> bool:
-        """The weights are exp(s), whatever the losses are."""
-        return True
-
-    def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
-        s = self.log_scale()
-        return (torch.exp(s) * losses - s).sum()

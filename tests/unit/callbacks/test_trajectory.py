@@ -14,8 +14,8 @@ from multitask.data.toy import Toy
 from multitask.module import MultiTaskModule
 from multitask.nn.point import Point
 from multitask.run.weighting import build_weighting
-from multitask.task import Task
-from multitask.toys import Quadratic, Valleys
+from multitask.task.task import Task
+from multitask.task.toys import Quadratic, Valleys
 from multitask.weighting.base import Combiner
 from tests.conftest import build, fit
 

@@ -14,11 +14,11 @@ from torch import Tensor, multiprocessing, nn
 from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from multitask.losses import DepthL1
+from multitask.losses.pixels import DepthL1
 from multitask.metrics import AngleMean, DepthAbsoluteError, MeanIoU, PixelAccuracy
 from multitask.metrics.known import OfKnown
-from multitask.targets import Binary
-from multitask.task import Task
+from multitask.task.targets import Binary
+from multitask.task.task import Task
 
 ROWS, COLUMNS = 40, 3
 SCALE, SHIFT = torch.tensor([1.0, 10.0, 100.0]), torch.tensor([0.0, 50.0, 900.0])

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics import regression as theirs
 
-from multitask.measurement import Measurement
 from multitask.metrics import R2, DepthAbsoluteError
 from multitask.metrics import precision as module_of_precision
 from multitask.metrics.precision import Exact, home
-from multitask.targets import Standardized
-from multitask.task import Outcome, Task
+from multitask.task.measurement import Measurement
+from multitask.task.targets import Standardized
+from multitask.task.task import Outcome, Task
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "task"
 Reference = Callable[[Tensor, Tensor], Tensor]

@@ -15,8 +15,8 @@ from torchmetrics import Metric
 from multitask.metrics import R2
 from multitask.metrics.known import OfKnown
 from multitask.metrics.trials import is_relative
-from multitask.targets import Binary, Classes, Standardized
-from multitask.task import Outcome, Task
+from multitask.task.targets import Binary, Classes, Standardized
+from multitask.task.task import Outcome, Task
 
 ROWS = 60
 RELATIVE: dict[str, Callable[[int], Metric]] = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from multitask.nn.pick import Pick
 from tests.conftest import Arrays, fit
-from tests.unit.test_task_kinds import arrays, built
+from tests.unit.task.test_kinds import arrays, built
 
 TRUNKS = {
     "monai_resnet": ["task=[kinds/scalar,kinds/binary]", "trunk._target_=monai.networks.nets.resnet10"],

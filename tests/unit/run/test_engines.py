@@ -10,10 +10,10 @@ from torchjd.aggregation import UPGradWeighting
 
 from multitask.errors import ConfigError
 from multitask.gradients.engines import ENGINES, make_engine
-from multitask.penalty import Penalty
 from multitask.run.combiner import step_options
+from multitask.task.penalty import Penalty
 from multitask.weighting.adapter import adapt
-from multitask.weighting.wrappers import InstanceWise
+from multitask.weighting.wrapper import InstanceWise
 from tests.conftest import Arrays, arrays, build, fit
 
 

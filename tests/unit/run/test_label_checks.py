@@ -9,11 +9,11 @@ from torchmetrics import MeanSquaredError, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 
 from multitask.errors import ConfigError
-from multitask.losses import DepthL1, PixelCrossEntropy
+from multitask.losses.pixels import DepthL1, PixelCrossEntropy
 from multitask.run.initialization import initialize
 from multitask.run.label_checks import labelled_share
-from multitask.targets import Binary
-from multitask.task import Task
+from multitask.task.targets import Binary
+from multitask.task.task import Task
 
 INPUTS = torch.randn(20, 3)
 NAN = torch.nan

@@ -10,11 +10,11 @@ from torchmetrics import CosineSimilarity, MeanAbsoluteError, R2Score
 from torchmetrics.classification import MultilabelAUROC
 
 from multitask.errors import ConfigError
-from multitask.losses import DepthL1
+from multitask.losses.pixels import DepthL1
 from multitask.run.initialization import initialize
-from multitask.targets import Binary
-from multitask.task import Task
-from tests.unit.test_counts import LOSSES, Focal
+from multitask.task.targets import Binary
+from multitask.task.task import Task
+from tests.unit.losses.test_counts import LOSSES, Focal
 
 NAN = torch.nan
 Arrays = dict[str, Tensor]

@@ -15,7 +15,7 @@ from multitask.lightning.figures import logged
 from multitask.module import MultiTaskModule
 from multitask.run.names import OF_COLLECTIONS, OF_MODULES, check_names
 from multitask.run.weights import _is_model
-from multitask.task import Task
+from multitask.task.task import Task
 from multitask.weighting.upgrad import UPGrad
 
 TASKS = [

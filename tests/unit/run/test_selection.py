@@ -17,9 +17,9 @@ from multitask.callbacks.checkpoints import Checkpoints
 from multitask.callbacks.stopping import EarlyStopping
 from multitask.data.base import Split
 from multitask.lightning.figures import logged
-from multitask.measurement import Measurement
 from multitask.module import MultiTaskModule
-from multitask.task import Task
+from multitask.task.measurement import Measurement
+from multitask.task.task import Task
 from tests.conftest import Arrays, arrays, build, regression
 from tests.unit.weighting.members import make
 

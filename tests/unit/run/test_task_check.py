@@ -19,8 +19,8 @@ from multitask.run.console import summarize
 from multitask.run.parts import Part, parts
 from multitask.run.sharing import compare, parts_of, unobtrusive, users_of
 from multitask.run.task_check import check_tasks, check_that_metrics_move, constant_loss, extremes
-from multitask.targets import Binary, Classes
-from multitask.task import Outcome, Task
+from multitask.task.targets import Binary, Classes
+from multitask.task.task import Outcome, Task
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays
 

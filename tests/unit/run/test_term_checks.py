@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from multitask.errors import ConfigError
 from multitask.module import MultiTaskModule
 from multitask.run.term_checks import check_term
-from multitask.seen import Seen
-from multitask.terms import Auxiliary, Term
+from multitask.task.seen import Seen
+from multitask.task.terms import Auxiliary, Term
 from tests.conftest import arrays, regression
-from tests.unit.test_task_kinds import FLAT, built
-from tests.unit.test_task_kinds import arrays as content
+from tests.unit.task.test_kinds import FLAT, built
+from tests.unit.task.test_kinds import arrays as content
 
 
 def distances(seen: Seen) -> Tensor:
@@ -111,7 +111,7 @@ SECOND = ["task=[kinds/scalar,kinds/second_loss]", "tasks.rings_l1.prediction.ta
                 "task=[kinds/scalar,kinds/forces]",
                 "tasks.forces.prediction.task=scalar",
                 "tasks.forces.target=inputs",
-                "+tasks.forces.transform._target_=multitask.targets.Standardized",
+                "+tasks.forces.transform._target_=multitask.task.targets.Standardized",
             ],
             r"tasks\.forces\.transform changes the target's units.*leave transform out",
         ),

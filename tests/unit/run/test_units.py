@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multitask.derived import PredictionOf
 from multitask.errors import ConfigError
 from multitask.run.initialization import initialize
-from multitask.targets import Shown, Standardized, Transform
-from multitask.task import Task
+from multitask.task.derived import PredictionOf
+from multitask.task.targets import Shown, Standardized, Transform
+from multitask.task.task import Task
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(30, 3, generator=GENERATOR)

@@ -11,7 +11,7 @@ from multitask.run.targets import imported
 from multitask.run.weighting import build_weighting
 from multitask.weighting.cr_mogm import CRMOGM
 from multitask.weighting.torchjds import GramianMethod
-from multitask.weighting.wrappers import Rescaled
+from multitask.weighting.wrapper import Rescaled
 from tests.unit.weighting.members import config, make
 
 TASKS = ["left", "right"]

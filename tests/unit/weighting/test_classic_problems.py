@@ -15,9 +15,9 @@ from torchjd.autojac import backward, jac_to_grad
 from torchjd.scalarization import Sum
 
 from multitask.module import MultiTaskModule
-from multitask.penalty import Penalty
 from multitask.run.resolvers import register
-from multitask.task import Task
+from multitask.task.penalty import Penalty
+from multitask.task.task import Task
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, build, fit, gradients_of_step
 

@@ -14,9 +14,9 @@ from torchjd.autojac import jac
 from multitask.errors import ConfigError
 from multitask.gradients.layerwise import Layerwise
 from multitask.module import MultiTaskModule
-from multitask.penalty import Penalty
 from multitask.randomness import derived_seed
 from multitask.run.combiner import build_combiner, step_options
+from multitask.task.penalty import Penalty
 from multitask.weighting.base import JacobianMethod
 from tests.conftest import Arrays, arrays, build, fit, regression
 from tests.unit.weighting.members import NAMES, config, make, names, number_of_tasks, update

@@ -6,7 +6,7 @@ from torch import Tensor
 from torchjd import aggregation
 
 from multitask.weighting.base import JacobianMethod
-from multitask.weighting.wrappers import Differentiated
+from multitask.weighting.wrapper import Differentiated
 from tests.unit.weighting.members import (
     NAMES,
     NEEDS_THREE,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multitask.losses import DepthL1, NormalCosine, Pinball, PixelCrossEntropy
-from multitask.task import Task
+from multitask.losses.pixels import DepthL1, NormalCosine, Pinball, PixelCrossEntropy
+from multitask.task.task import Task
 
 
 def depth(seed: int = 0) -> tuple[Tensor, Tensor]:

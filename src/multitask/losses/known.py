@@ -5,7 +5,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from multitask.counts import Count, count_of, has_count, labelled_examples, marked
+from multitask.losses.counts import Count, count_of, has_count, labelled_examples, marked
 
 
 def over_examples(mask: Tensor, like: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def loss_over_known(
 
     Args:
         loss: ``loss(prediction, target)`` → a scalar.
-        how: The task's own choice of the count; see :func:`multitask.counts.count_of`.
+        how: The task's own choice of the count; see :func:`multitask.losses.counts.count_of`.
         prediction: As the head gives it.
         target: The target in the loss's units.
         known: Which values are labelled, in the target's shape.

@@ -15,14 +15,14 @@ from torchjd.scalarization import Sum
 from torchmetrics import MeanAbsoluteError
 
 from multitask.data.muller_brown import MullerBrown, potential
-from multitask.derived import Derivative, PredictionOf
 from multitask.module import AnyTask, MultiTaskModule
 from multitask.nn.variational import Variational
 from multitask.nn.with_losses import WithLosses
-from multitask.seen import Seen
-from multitask.targets import Standardized
-from multitask.task import Task
-from multitask.terms import Auxiliary, Distillation, SupervisedContrastive, Term
+from multitask.task.derived import Derivative, PredictionOf
+from multitask.task.seen import Seen
+from multitask.task.targets import Standardized
+from multitask.task.task import Task
+from multitask.task.terms import Auxiliary, Distillation, SupervisedContrastive, Term
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build, fit, regression
 from tests.unit.weighting.members import make

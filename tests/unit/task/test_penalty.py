@@ -9,9 +9,9 @@ from torchjd.scalarization import Mean
 from torchmetrics import MeanSquaredError
 
 from multitask.module import MultiTaskModule
-from multitask.penalty import Penalty, SumOfAbsolutes
 from multitask.step import Step
-from multitask.task import Task
+from multitask.task.penalty import Penalty, SumOfAbsolutes
+from multitask.task.task import Task
 from multitask.weighting.adapter import adapt
 
 

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from multitask.lightning.figures import Figures
 from multitask.metrics.precision import Exact, exact
-from multitask.task import Outcome, Task
+from multitask.task.task import Outcome, Task
 
 
 class Measurement(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from multitask.class_weights import BalancedCrossEntropy
-from multitask.counts import count_of
-from multitask.task import Task
+from multitask.losses.class_weights import BalancedCrossEntropy
+from multitask.losses.counts import count_of
+from multitask.task.task import Task
 
 WEIGHT = torch.tensor([1.0, 5.0, 20.0])
 

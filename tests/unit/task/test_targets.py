@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.classification import BinaryAccuracy
 
-from multitask.class_weights import BalancedBinaryCrossEntropy, BalancedCrossEntropy
+from multitask.losses.class_weights import BalancedBinaryCrossEntropy, BalancedCrossEntropy
 from multitask.metrics import precision
-from multitask.targets import Binary, Classes, Fitted, Shown, Standardized, Transform
+from multitask.task.targets import Binary, Classes, Fitted, Shown, Standardized, Transform
 
 
 @settings(deadline=None, max_examples=30)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from multitask.data.batches import examples_in, mapped, tensors_of
 from multitask.nn.with_losses import WithLosses
-from multitask.task import Batch, Outcome, Task, split_features
+from multitask.task.task import Batch, Outcome, Task, split_features
 
 
 class Derived(nn.Module):

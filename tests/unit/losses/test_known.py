@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from multitask.class_weights import BalancedBinaryCrossEntropy
-from multitask.losses import DepthL1, NormalCosine, PixelCrossEntropy
-from multitask.task import Task
+from multitask.losses.class_weights import BalancedBinaryCrossEntropy
+from multitask.losses.pixels import DepthL1, NormalCosine, PixelCrossEntropy
+from multitask.task.task import Task
 
 COLUMNS = 4
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from multitask.seen import Derived, Seen
+from multitask.task.seen import Derived, Seen
 
 
 class PredictionOf(Derived):

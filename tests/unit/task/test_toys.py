@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multitask.toys import Quadratic, Valleys, non_dominated
+from multitask.task.toys import Quadratic, Valleys, non_dominated
 
 
 def written_out(number: int, x: float, y: float) -> float:

@@ -16,7 +16,7 @@ from multitask.module import MultiTaskModule
 from multitask.run.build import build_data, build_module
 from multitask.run.resolvers import register
 
-CONFIGS = str(Path(__file__).parents[2] / "configs")
+CONFIGS = str(Path(__file__).parents[3] / "configs")
 COUNT = 60
 # What a composed config takes from a running script.
 OUTSIDE = ["method=x", "experiment_name=x", "variant=x", "sweep=null", "run_folder=x", "logger=csv"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from multitask.counts import COUNTS, UNSPOKEN, Count, count_of, has_count, ignored_by, weighs_classes
-from multitask.known import loss_over_known, over_examples, whole_rows
+from multitask.losses.counts import COUNTS, UNSPOKEN, Count, count_of, has_count, ignored_by, weighs_classes
+from multitask.losses.known import loss_over_known, over_examples, whole_rows
 from multitask.metrics.known import OfKnown
 from multitask.metrics.precision import Exact, exact, home
-from multitask.targets import Fitted, Transform
+from multitask.task.targets import Fitted, Transform
 
 Batch = Mapping[str, Any]
 """Targets by name, beside the trunk's inputs and whatever else the data gives."""
@@ -66,7 +66,7 @@ class Task(nn.Module):
         loss_checks_shapes: Whether prediction and target may have unlike shapes, and integers be no classes: the
             loss takes both as they are.
         prediction: In place of a head what makes the prediction of all that the model has computed, a
-            :class:`multitask.seen.Derived`: another task's prediction, or its derivative.
+            :class:`multitask.task.seen.Derived`: another task's prediction, or its derivative.
 
     Raises:
         ValueError: If ``count`` is none of these, or ``weights`` and the loss has no weights; if there are both head

@@ -14,9 +14,9 @@ from torchmetrics.classification import (
     MulticlassJaccardIndex,
 )
 
-from multitask.losses import PixelCrossEntropy
+from multitask.losses.pixels import PixelCrossEntropy
 from multitask.metrics import MeanIoU
-from multitask.task import Outcome, Task, split_features
+from multitask.task.task import Outcome, Task, split_features
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build, fit, regression
 

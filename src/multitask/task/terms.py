@@ -1,0 +1,209 @@
+"""Losses of anything that the model computes, a task of their own each: no head, and no target but what they read."""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from multitask.task.seen import Seen
+
+LossOfSeen = Tensor | tuple[Tensor, float | Tensor]
+"""A scalar: the mean over the batch's examples. ``[batch]``: one value per example. A pair: a mean, and its count."""
+
+
+class Term(nn.Module):
+    """A loss of anything that the model computes, combined with the others by any weighting.
+
+    Args:
+        loss: ``loss(seen)``: the mean over the batch's examples, a scalar; the loss of each example, ``[batch]``; or a
+            mean and how many elements it is over. ``seen`` has the batch, the inputs, the features, the predictions of
+            all tasks and the trunk's own losses: see :class:`multitask.task.seen.Seen`.
+        weight: A constant factor of the loss, whatever the combiner does with it afterwards.
+        count: ``batch`` for a loss that is no mean over examples (contrastive pairs, the balance of experts): that of
+            several batches is defined as their mean, each weighted by its count.
+        missing: Whether a batch can be without this loss: its count is 0 there, and its value may be anything.
+        derivatives: Whether the loss calls :meth:`multitask.task.seen.Seen.derivative`.
+
+    Raises:
+        ValueError: If ``count`` is anything else.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Seen], LossOfSeen],
+        weight: float = 1.0,
+        count: Literal["batch"] | None = None,
+        missing: bool = False,
+        derivatives: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if count not in (None, "batch"):
+            raise ValueError(f"tasks.*.count of a term is null or batch, not {count!r}.")
+        self.loss = loss
+        self.weight = weight
+        self.counts_by = count
+        self.missing = missing
+        self.derivatives = bool(getattr(loss, "derivatives", False)) if derivatives is None else derivatives
+
+    def forward(self, seen: Seen) -> tuple[Tensor, float | Tensor | None]:
+        """Return the mean loss, a scalar, and what it is over; ``None`` for the batch's examples.
+
+        Raises:
+            ValueError: If the loss is nothing of this kind.
+        """
+        values, count = self._found(seen)
+        if values.ndim:
+            values = values.mean()
+        if self.missing and count is not None and not count:
+            values = torch.zeros_like(values)  # the mean of nothing is NaN
+        return self.weight * values, count
+
+    def each(self, seen: Seen) -> Tensor:
+        """Return the loss of each example, ``[batch]``.
+
+        Raises:
+            ValueError: If the loss is one number for all of them.
+        """
+        values, _ = self._found(seen)
+        if not values.ndim:
+            raise ValueError(
+                "the loss is one number for a batch, and the weighting has a row for each example; let it return one "
+                "value per example, or choose another weighting"
+            )
+        return self.weight * values
+
+    def _found(self, seen: Seen) -> tuple[Tensor, float | Tensor | None]:
+        given: Any = self.loss(seen)
+        values, count = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+        fits = isinstance(values, Tensor) and (
+            values.ndim == 0 or (count is None and values.shape == (seen.examples,))
+        )
+        if not fits:
+            shape = list(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            raise ValueError(
+                f"the loss gives {shape}, and must give one number, one value per example, or a number and its count"
+            )
+        return seen.in_precision(values), count
+
+
+class Auxiliary(nn.Module):
+    """A loss of the trunk's own, by its name.
+
+    Args:
+        name: A key of ``losses`` of what the trunk returns, :class:`multitask.nn.with_losses.WithLosses`.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, seen: Seen) -> LossOfSeen:
+        """Return the loss as the trunk does.
+
+        Raises:
+            ValueError: If the trunk returns no such loss.
+        """
+        if self.name not in seen.losses:
+            raise ValueError(
+                f"loss.name: the trunk returns no loss '{self.name}'; it returns "
+                f"{', '.join(seen.losses) or 'none, which multitask.nn.with_losses.WithLosses would hold'}"
+            )
+        return seen.losses[self.name]
+
+
+class SupervisedContrastive(nn.Module):
+    """ "Supervised Contrastive Learning" (Khosla et al., 2020), equation 2, of the trunk's features.
+
+    A loss of pairs, and so no mean over examples: its term has ``count: batch``.
+
+    Args:
+        target: The key of the batch's classes, ``[batch]``.
+        temperature: Of the cosines; above 0.
+        task: Whose features, where the trunk has some for each.
+    """
+
+    def __init__(self, target: str, temperature: float = 0.1, task: str | None = None) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"tasks.*.loss.temperature={temperature} must be above 0.")
+        self.target = target
+        self.temperature = temperature
+        self.task = task
+
+    def forward(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Return the mean over the examples that have another of their class in the batch, and how many those are."""
+        features = seen.features
+        if not isinstance(features, Tensor):
+            if self.task is None:
+                raise ValueError("loss.task is not set, and the trunk has features for each task")
+            features = features[self.task]
+        unit = F.normalize(features.flatten(1), dim=1)
+        others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+        logits = (unit @ unit.T / self.temperature).masked_fill(~others, -torch.inf)
+        log_shares = logits.log_softmax(1).masked_fill(~others, 0.0)
+        classes = seen.batch[self.target]
+        alike = (classes[:, None] == classes) & others
+        pairs = alike.sum(1)
+        paired = pairs > 0
+        each = -(log_shares * alike).sum(1) / pairs.clamp(min=1)
+        return each.sum() / paired.sum().clamp(min=1), paired.sum()
+
+
+class Distillation(nn.Module):
+    """T² · KL(teacher ‖ student) of the softmax of two predictions at temperature T.
+
+    "Distilling the Knowledge in a Neural Network" (Hinton et al., 2015); with ``mutual`` the gradient reaches the
+    teacher too, as in consistency between two heads.
+
+    Args:
+        student: The task that learns, with scores ``[batch, classes]``.
+        teacher: The task that it learns from.
+        temperature: Above 0.
+        mutual: Whether the teacher learns from the student too, KL taken both ways.
+    """
+
+    def __init__(self, student: str, teacher: str, temperature: float = 1.0, mutual: bool = False) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"tasks.*.loss.temperature={temperature} must be above 0.")
+        self.student = student
+        self.teacher = teacher
+        self.temperature = temperature
+        self.mutual = mutual
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the divergence of each example, ``[batch]``."""
+        student = (seen.predictions[self.student] / self.temperature).log_softmax(1)
+        teacher = (seen.predictions[self.teacher] / self.temperature).log_softmax(1)
+        if not self.mutual:
+            return self.temperature**2 * _divergence(teacher.detach(), student)
+        return self.temperature**2 * (_divergence(teacher, student) + _divergence(student, teacher))
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Return KL(p ‖ q) of log-probabilities ``[batch, classes]``."""
+    return (p.exp() * (p - q)).sum(1)
+
+
+class Poisson(nn.Module):
+    """The squared residual of u″ + π² sin(πx) = 0, whose solution with u(±1) = 0 is sin(πx).
+
+    Args:
+        task: The task whose prediction is u, ``[batch, 1]``, of inputs x, ``[batch, 1]``.
+    """
+
+    derivatives: ClassVar[bool] = True
+
+    def __init__(self, task: str) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the squared residual at each point, ``[batch]``."""
+        x = seen.inputs
+        assert isinstance(x, Tensor)
+        second = seen.derivative(seen.derivative(seen.predictions[self.task]))
+        return (second + math.pi**2 * torch.sin(math.pi * x)).square().flatten()

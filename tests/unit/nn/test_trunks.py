@@ -56,9 +56,12 @@ PER_TASK = ("hard_sharing", "mmoe", "cgc", "ple", "cross_stitch", "mtan", "mtan_
 PER_TASK += ("hard_sharing_mlp", "mmoe_mlp", "ple_mlp", "cross_stitch_mlp")
 
 
-# Tested where what they are for is: models without a trunk, toys, molecules, another library's networks; ``unet`` is
-# ``unet_small`` in large.
-ELSEWHERE = {"none", "point", "schnet", "unet", "monai_resnet", "monai_segresnet"}
+# Tested where what they are for is: models without a trunk, toys, molecules, text, another library's networks; ``unet``
+# is ``unet_small`` in large.
+ELSEWHERE = {
+    *("none", "point", "schnet", "unet", "monai_resnet", "monai_segresnet"),
+    *("encoder", "encoder_folder", "lora"),
+}
 
 
 def test_every_choice_is_tested():

@@ -10,7 +10,7 @@ from multitask.evaluation import page, tables, terminal
 from multitask.evaluation.comparison import Comparison, Settings, compare_records
 from multitask.evaluation.curves import read_curves
 from multitask.evaluation.errors import ComparisonError
-from multitask.evaluation.plots.all import Picture, pictures
+from multitask.evaluation.plots.all import CAPTIONS, Picture, pictures
 from multitask.evaluation.records import BASELINE, RECORDED, Records, read
 from multitask.evaluation.sources import Sources, find
 
@@ -63,6 +63,9 @@ def compare(
         )
     folder = Path(output)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for name in CAPTIONS:  # of the last comparison, perhaps of other experiments
+        for path in (folder / "figures").glob(f"*_{name}.png"):
+            path.unlink()
     drawn: list[list[Picture]] = []
     for slug, comparison in zip(page.slugs(comparisons), comparisons, strict=True):
         drawn.append(pictures(comparison, read_curves(comparison.counted_runs)))

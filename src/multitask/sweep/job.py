@@ -1,5 +1,6 @@
 """The job around a run: in a sweep it is done once, resumes where it stopped, and fails alone."""
 
+import gc
 import sys
 import time
 from collections.abc import Mapping
@@ -62,6 +63,8 @@ def run(config: DictConfig) -> float | None:
 def _run(config: DictConfig, folder: Path) -> float | None:
     _go_on(config, folder)
     take_gpu(config)
+    # Cycles keep a run alive after its end: its data and its model, on a GPU too, beside those of this one.
+    gc.collect()
     try:
         from multitask.run.train import train
 

@@ -1,9 +1,11 @@
 """The table that ends a sweep: every run, its status and its figures."""
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from multitask.evaluation.names import COMBINED
 from multitask.sweep.plan import Job
@@ -12,6 +14,8 @@ from multitask.terminal import figure, terminal
 
 # More figures than this do not fit a terminal: then each metric's mean over tasks is shown.
 MOST_COLUMNS = 8
+# Keys of what is learned, rather than how.
+_PROBLEM = re.compile(r"\+{0,2}(experiment|data|tasks?)\b")
 
 Figures = dict[tuple[str, str], float]
 
@@ -71,9 +75,41 @@ def show(summary: Summary, name: str) -> None:
         cells = [figure(found[key]) if key in found else "" for key in shown.columns]
         table.add_row(job.method, *map(_short, shown.settings(job)), str(job.seed), status, *cells)
     terminal().print(table)
+    for sentence in best_settings(summary):
+        print(sentence)
     for job, status in zip(shown.jobs, shown.statuses, strict=True):
         if status == FAILED:
             print(f"failed: {job.folder.name}: {read_record(job.folder).get('error')}")
+
+
+def best_settings(summary: Summary) -> list[str]:
+    """Return which setting of each method is best by what selected its weights, in a sentence each.
+
+    A setting's value is the mean over its seeds; one that lacks a seed which another has is out of the running. What
+    was trained on other data or tasks is not compared.
+    """
+    values: dict[tuple[str, ...], dict[tuple[str, ...], dict[int, float]]] = {}
+    for job, status in zip(summary.jobs, summary.statuses, strict=True):
+        record = read_record(job.folder)
+        rule, value = record.get("selection") or "", record.get("selected_value")
+        if status == COMPLETED and value is not None and rule.startswith(("min ", "max ")):
+            each = [
+                f"{key}={value}" for key, value in zip(summary.varied, summary.settings(job), strict=True)
+            ]
+            problem = [setting for setting in each if _PROBLEM.match(setting)]
+            of_method = values.setdefault((job.method, rule, *problem), {})
+            setting = tuple(setting for setting in each if setting not in problem)
+            of_method.setdefault(setting, {})[job.seed] = float(value)
+    found = []
+    for (method, rule, *problem), of_method in values.items():
+        seeds = {seed for by_seed in of_method.values() for seed in by_seed}
+        means = {s: fmean(each.values()) for s, each in of_method.items() if each.keys() == seeds}
+        if len(of_method) > 1 and means:
+            best = (min if rule.startswith("min ") else max)(means, key=lambda setting: means[setting])
+            over = "" if len(seeds) == 1 else f", mean of {len(seeds)} seeds"
+            name = " ".join([method, *problem])
+            found.append(f"best of {name} by {rule}: {' '.join(best)} ({figure(means[best])}{over})")
+    return found
 
 
 def read_figures(folder: Path) -> Figures:

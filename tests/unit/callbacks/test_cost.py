@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from torchjd.aggregation import UPGradWeighting
 from torchjd.scalarization import Mean
 
@@ -13,10 +14,13 @@ from tests.unit.callbacks.test_conflict import Memory
 
 
 @pytest.mark.parametrize("method", [UPGradWeighting, Mean])
-def test_cost_is_split_and_remembered(method: Any) -> None:
+def test_cost_is_split_and_remembered(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cost, "runs", 0)
     cost, memory = Cost(), Memory()
     module = build(adapt(method()))
-    fit(module, Arrays(arrays(), batch_size=8), steps=6, logger=memory, log_every_n_steps=2, callbacks=[cost])
+    fit(
+        module, Arrays(arrays(), batch_size=8), steps=13, logger=memory, log_every_n_steps=2, callbacks=[cost]
+    )
     logged = next(metrics for metrics in memory.logged if "cost/step" in metrics)
     assert logged["cost/data"] >= 0
     assert logged["cost/peak_memory_mib"] > 1
@@ -26,6 +30,20 @@ def test_cost_is_split_and_remembered(method: Any) -> None:
     facts = cost.facts()
     assert facts["step_seconds"] > 0
     assert facts["peak_memory_mib"] > 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the peak of a GPU is reset")
+def test_a_later_run_of_a_process_has_no_peak_and_a_few_steps_no_median(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Cost, "runs", 0)
+    for expected in ({"peak_memory_mib"}, set()):
+        cost, memory = Cost(), Memory()
+        module = build(adapt(Mean()))
+        fit(module, Arrays(arrays(), 8), steps=12, logger=memory, log_every_n_steps=2, callbacks=[cost])
+        logged = next(metrics for metrics in memory.logged if "cost/step" in metrics)
+        assert {name for name in logged if "peak" in name} == {f"cost/{name}" for name in expected}
+        assert set(cost.facts()) == expected
 
 
 @pytest.mark.parametrize("method", [UPGradWeighting, Mean])

@@ -1,0 +1,60 @@
+"""The best setting of a method is the one with the best mean of what selected the weights, over all seeds."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from multitask.sweep.summary import best_settings, summarize
+
+
+def job(folder: Path, seed: int, value: float | None, *overrides: str, **record: Any) -> Any:
+    folder = folder / f"{seed}-{'-'.join(overrides).replace('/', '_')}"
+    folder.mkdir()
+    facts = {"status": "completed", "selection": "min val/loss", "selected_value": value, **record}
+    (folder / "run.json").write_text(json.dumps(facts))
+    method = next((o.partition("=")[2] for o in overrides if o.startswith("weighting=")), "uw")
+    return SimpleNamespace(folder=folder, seed=seed, method=method, overrides=[*overrides, f"seed={seed}"])
+
+
+def sweep(folder: Path, jobs: Sequence[Any]) -> list[str]:
+    return best_settings(
+        summarize([job(folder, *each[:3], **(each[3] if each[3:] else {})) for each in jobs])
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "best"),
+    [
+        ("min val/loss", ["best of uw by min val/loss: optimizer.lr=1 (0.3000, mean of 2 seeds)"]),
+        ("max val/loss", ["best of uw by max val/loss: optimizer.lr=2 (0.4000, mean of 2 seeds)"]),
+        ("last", []),
+    ],
+)
+def test_a_setting_is_judged_by_its_mean_over_seeds(tmp_path: Path, rule: str, best: list[str]) -> None:
+    values = [(0, 0.1, "1"), (1, 0.5, "1"), (0, 0.4, "2"), (1, 0.4, "2"), (0, 0.0, "3")]  # 3 lacks a seed
+    jobs = [(seed, value, f"optimizer.lr={rate}", {"selection": rule}) for seed, value, rate in values]
+    assert sweep(tmp_path, jobs) == best
+
+
+def test_one_setting_and_runs_without_a_value_have_none(tmp_path: Path) -> None:
+    assert sweep(tmp_path, [(0, 0.1, "weighting=uw"), (0, 0.2, "weighting=imtl_l")]) == []
+    failed = {"status": "failed"}
+    jobs = [(2, None, "optimizer.lr=1"), (2, 0.1, "optimizer.lr=2", failed), (2, 0.3, "optimizer.lr=3")]
+    assert sweep(tmp_path, jobs) == []
+
+
+def test_other_tasks_are_compared_apart(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "a"
+    tmp_path.mkdir()
+    jobs = [
+        job(tmp_path, 0, value, f"task={task}", f"optimizer.lr={rate}")
+        for value, task, rate in ((0.1, "a", "1"), (0.2, "a", "2"), (9.0, "b", "1"), (8.0, "b", "2"))
+    ]
+    assert best_settings(summarize(jobs)) == [
+        "best of uw task=a by min val/loss: optimizer.lr=1 (0.1000)",
+        "best of uw task=b by min val/loss: optimizer.lr=2 (8.0000)",
+    ]

@@ -82,9 +82,8 @@ def _check_arguments(key: str, node: Mapping[str, Any], made: Any) -> None:
             if _RATE.search(str(name))
             else ""
         )
-        raise ConfigError(
-            f"{key}.{name} is no argument of {node['_target_']}; {choices(str(name), takes)}{rate}"
-        )
+        known = choices(str(name), takes) if takes else "it takes none."
+        raise ConfigError(f"{key}.{name} is no argument of {node['_target_']}; {known}{rate}")
 
 
 def _near(wrong: str, names: list[str]) -> str:

@@ -1,6 +1,7 @@
 """The comparison as tables: one row per method, figure, pair or run. Plain numbers, no rounding."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,8 +24,6 @@ def summary(comparisons: list[Comparison]) -> pd.DataFrame:
 
 
 def _summary(comparison: Comparison, entry: Entry) -> dict[str, object]:
-    delta_m, delta_p = entry.delta_m or MISSING, entry.delta_p or MISSING
-    rank, rank_low, rank_high = entry.rank or (math.nan, math.nan, math.nan)
     row: dict[str, object] = {
         "experiment": comparison.experiment,
         "method": entry.method,
@@ -32,22 +31,12 @@ def _summary(comparison: Comparison, entry: Entry) -> dict[str, object]:
         "seeds": entry.seeds,
         "runs": entry.attempted,
         "trials": entry.trials,
-        "delta_m": delta_m.mean,
-        "delta_m_low": delta_m.low,
-        "delta_m_high": delta_m.high,
-        "delta_p": delta_p.mean,
-        "delta_p_low": delta_p.low,
-        "delta_p_high": delta_p.high,
-        "mean_rank": rank,
-        "mean_rank_low": rank_low,
-        "mean_rank_high": rank_high,
+        **_columns("delta_m", entry.delta_m or MISSING),
+        **_columns("delta_p", entry.delta_p or MISSING),
+        **_columns("mean_rank", entry.rank or MISSING),
     }
     for name, interval in entry.macro.items():
-        columns = {
-            f"mean/{name}": interval.mean,
-            f"mean/{name}_low": interval.low,
-            f"mean/{name}_high": interval.high,
-        }
+        columns = _columns(f"mean/{name}", interval)
         if taken := row.keys() & columns.keys():
             raise ComparisonError(
                 f"metrics: summary.csv would have two columns {min(taken)}, of the metric {name} and of another; "
@@ -67,6 +56,11 @@ def _summary(comparison: Comparison, entry: Entry) -> dict[str, object]:
         "no_delta_because": entry.refusal,
         "source": entry.source,
     }
+
+
+def _columns(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Return a mean and its bounds, the first three values, by the names of their columns."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=False))
 
 
 def figures(comparisons: list[Comparison]) -> pd.DataFrame:

@@ -35,9 +35,7 @@ def p_value(p: float) -> str:
 
 def percent(interval: Interval | None) -> str:
     """A change in percent with two decimals, and the half width of its interval."""
-    if interval is None:
-        return NOTHING
-    return _with_half(interval, 2)
+    return figure(interval, 2)
 
 
 def digits(intervals: Iterable[Interval]) -> int | None:
@@ -61,7 +59,8 @@ def figure(interval: Interval | None, decimals: int | None) -> str:
     """A metric and the half width of its interval."""
     if interval is None or math.isnan(interval.mean):
         return NOTHING
-    return _with_half(interval, decimals)
+    mean = number(interval.mean, decimals)
+    return mean if math.isnan(interval.half) else f"{mean} ± {number(interval.half, decimals)}"
 
 
 def column_digits(comparison: Comparison) -> dict[str, int | None]:
@@ -74,11 +73,6 @@ def column_digits(comparison: Comparison) -> dict[str, int | None]:
         for name, interval in entry.macro.items():
             columns.setdefault(f"mean/{name}", []).append(interval)
     return {name: digits(intervals) for name, intervals in columns.items()}
-
-
-def _with_half(interval: Interval, decimals: int | None) -> str:
-    mean = number(interval.mean, decimals)
-    return mean if math.isnan(interval.half) else f"{mean} ± {number(interval.half, decimals)}"
 
 
 def ratio(value: float) -> str:

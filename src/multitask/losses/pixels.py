@@ -7,20 +7,23 @@ import torch
 from torch import Tensor, nn
 
 
-class ValidPixels(nn.Module):
-    """Mean of an error over the valid pixels.
-
-    ``reduction="mean"``: a scalar, the mean over all valid pixels of the batch. ``reduction="none"``:
-    ``[batch]``, the mean over each example's own valid pixels. Without a valid pixel the loss is 0 and so
-    is its gradient. Raises ``ValueError`` for another reduction and for predictions that have not the
-    targets' shape.
-    """
+class Reduced(nn.Module):
+    """A loss with ``reduction``: ``mean``, or ``none`` for one value per example; anything else is refused."""
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
         if reduction not in ("mean", "none"):
             raise ValueError(f"tasks.*.loss.reduction is mean or none, not {reduction!r}.")
         self.reduction = reduction
+
+
+class ValidPixels(Reduced):
+    """Mean of an error over the valid pixels.
+
+    ``reduction="mean"``: a scalar, the mean over all valid pixels of the batch. ``reduction="none"``:
+    ``[batch]``, the mean over each example's own valid pixels. Without a valid pixel the loss is 0 and so
+    is its gradient. Raises ``ValueError`` for predictions that have not the targets' shape.
+    """
 
     @abstractmethod
     def valid(self, target: Tensor) -> Tensor:
@@ -83,7 +86,7 @@ class NormalCosine(ValidPixels):
         return 1 - nn.functional.cosine_similarity(prediction, target, dim=1, eps=1e-6)
 
 
-class PixelCrossEntropy(nn.Module):
+class PixelCrossEntropy(Reduced):
     """Cross-entropy over the labelled pixels, defined also where none is labelled.
 
     As ``torch.nn.CrossEntropyLoss(ignore_index=…)``, whose mean is NaN on a batch without a labelled pixel
@@ -97,11 +100,8 @@ class PixelCrossEntropy(nn.Module):
     def __init__(
         self, ignore_index: int = -1, weight: list[float] | None = None, reduction: str = "mean"
     ) -> None:
-        super().__init__()
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"tasks.*.loss.reduction is mean or none, not {reduction!r}.")
+        super().__init__(reduction)
         self.ignore_index = ignore_index
-        self.reduction = reduction
         self.register_buffer("weight", None if weight is None else torch.tensor(weight), persistent=False)
 
     def count(self, target: Tensor) -> Tensor:

@@ -58,10 +58,7 @@ def fit_targets(tasks: Mapping[str, Task], data: Data, most: int | None = None) 
     loader = data.loader("train")
     for batch in loader if batches_in(loader) is not None else islice(loader, most):
         for name, task in wanting.items():
-            if task.target not in batch:
-                raise ConfigError(
-                    f"tasks.{name}.target={task.target} is not in the data; it has {', '.join(batch)}."
-                )
+            _check_target(name, task, batch)
             task.observe(batch)
     for name, task in wanting.items():
         for part in task.fitted:
@@ -69,6 +66,11 @@ def fit_targets(tasks: Mapping[str, Task], data: Data, most: int | None = None) 
                 part.finish()
             except ValueError as error:
                 raise ConfigError(f"tasks.{name}: {error}.") from error
+
+
+def _check_target(name: str, task: Task, batch: Batch) -> None:
+    if task.target not in batch:
+        raise ConfigError(f"tasks.{name}.target={task.target} is not in the data; it has {', '.join(batch)}.")
 
 
 def batches_of_run(config: DictConfig) -> int | None:
@@ -140,10 +142,7 @@ def _widths(
 def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None], batch: Batch) -> None:
     """Find what of a task does not fit the data."""
     few = seen.batch
-    if task.target not in few:
-        raise ConfigError(
-            f"tasks.{name}.target={task.target} is not in the data; it has {', '.join(k for k in few)}."
-        )
+    _check_target(name, task, few)
     if not task.missing and f"mask/{task.target}" in few:
         raise ConfigError(
             f"tasks.{name}: the data has mask/{task.target}, which says what of the target is labelled; set "

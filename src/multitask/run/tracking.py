@@ -7,10 +7,8 @@ from typing import Any
 from lightning.pytorch.loggers import CometLogger, Logger, WandbLogger
 
 from multitask import quiet_wandb  # noqa: F401
-from multitask.errors import ConfigError, choices
+from multitask.errors import ConfigError
 from multitask.private import leave_out_anonymous
-
-MODES = ("offline", "online", "disabled")
 
 
 def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:
@@ -22,12 +20,7 @@ def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:
     Args:
         mode: ``offline``, ``online`` or ``disabled``.
         arguments: As of ``lightning.pytorch.loggers.WandbLogger``, and of ``wandb.init``.
-
-    Raises:
-        ConfigError: If there is no such mode.
     """
-    if mode not in MODES:
-        raise ConfigError(f"logger.wandb.mode={mode} is unknown; {choices(mode, MODES)}")
     # A run that an earlier job of this process left open would be continued.
     finish(1)
     made = WandbLogger(mode=mode, **arguments)

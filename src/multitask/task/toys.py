@@ -4,23 +4,19 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from multitask.losses.pixels import Reduced
 
 # Under the logarithm of the objectives of CAGrad's toy.
 _LEAST = 5e-6
 
 
-class Objective(nn.Module):
+class Objective(Reduced):
     """A function of a point, used as the loss of a task whose prediction is the point.
 
     ``reduction``: ``mean`` over the points of a batch, or ``none`` for one value per point.
     """
-
-    def __init__(self, reduction: str = "mean") -> None:
-        super().__init__()
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"tasks.*.loss.reduction is mean or none, not {reduction!r}.")
-        self.reduction = reduction
 
     @abstractmethod
     def values(self, points: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -40,14 +41,15 @@ class Abalone(DividedFile):
         return {name: {key: values[part] for key, values in table.items()} for name, part in parts.items()}
 
     def _read(self) -> dict[str, Tensor]:
-        if not self.path.is_file():
+        file = Path(self.path)
+        if not file.is_file():
             raise FileNotFoundError(
                 f"data.path={self.path} does not exist; it must be a comma-separated table with the columns "
                 f"{', '.join(COLUMNS)}."
             )
-        content = self.path.read_bytes()
+        content = file.read_bytes()
         try:
-            text = (gzip.decompress(content) if self.path.suffix == ".gz" else content).decode()
+            text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
         except (OSError, EOFError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"data.path={self.path} is damaged or no text; it must be a comma-separated table."

@@ -2,8 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -17,27 +17,6 @@ from multitask.metrics.precision import home
 SPLITS = ("train", "val", "test")
 Split = Arrays | Dataset[Any]
 Batches = Loader | DataLoader[Any]
-
-
-class Batching(TypedDict, total=False):
-    """Batch sizes and order, as the arguments of :class:`DataModule`."""
-
-    batch_size: int | None
-    eval_batch_size: int
-    seed: int
-
-
-class Reading(Batching, total=False):
-    """The same where examples are read when they are needed."""
-
-    num_workers: int
-
-
-class Dividing(Batching, total=False):
-    """Split, batch sizes and order, as the arguments of :class:`DividedFile`."""
-
-    split: Sequence[float]
-    split_seed: int
 
 
 def check_stream(processes: int, batch_size: int | None) -> None:
@@ -164,27 +143,42 @@ class DataModule(LightningDataModule):
         return self.loader("test") if "test" in self.splits else []
 
 
-class DividedFile(DataModule):
+@dataclass(eq=False)
+class InMemory(DataModule):
+    """A DataModule that is a dataclass: its arguments are its fields. See there for those of the base."""
+
+    _: KW_ONLY
+    batch_size: int | None = 128
+    eval_batch_size: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Make the module; checks of the arguments come after it."""
+        workers = getattr(self, "num_workers", 0)
+        super().__init__(self.batch_size, self.eval_batch_size, self.seed, workers)
+
+
+@dataclass(eq=False)
+class Lazy(InMemory):
+    """The same where examples are read when they are needed, and so by worker processes."""
+
+    _: KW_ONLY
+    num_workers: int = 0
+
+
+@dataclass(eq=False)
+class DividedFile(InMemory):
     """One file or folder, split by shares.
 
     Args:
         path: The file or folder.
         split: Shares of train, validation and test.
         split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
-        batching: Batch sizes and seed; see :class:`DataModule`.
     """
 
-    def __init__(
-        self,
-        path: str,
-        split: Sequence[float] = (0.7, 0.1, 0.2),
-        split_seed: int = 0,
-        **batching: Unpack[Batching],
-    ) -> None:
-        super().__init__(**batching)
-        self.path = Path(path)
-        self.split = split
-        self.split_seed = split_seed
+    path: str
+    split: Sequence[float] = (0.7, 0.1, 0.2)
+    split_seed: int = 0
 
     def parts(self, count: int) -> dict[str, Tensor]:
         """Return the indices of each split's examples, without the splits that have none.

@@ -1,15 +1,15 @@
 """CelebA: forty attributes of a face."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.data.base import SPLITS, DataModule, Reading, Split
+from multitask.data.base import SPLITS, Lazy, Split
 from multitask.data.loading import Arrays, Made
 
 # Where each part lies in the original tree and in torchvision's flat one.
@@ -35,7 +35,8 @@ def read_image(file: Path, size: tuple[int, int]) -> Tensor:
         return torch.from_numpy(np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255.0)
 
 
-class CelebA(DataModule):
+@dataclass(eq=False)
+class CelebA(Lazy):
     """Faces with up to forty attributes, 162,770 / 19,867 / 19,962 (Deep Learning Face Attributes in the
     Wild, 2015).
 
@@ -46,21 +47,15 @@ class CelebA(DataModule):
         targets: The attributes to read, as the tasks name them; ``null`` reads all.
         height: Height of the pictures in pixels.
         width: Width of the pictures in pixels.
-        batching: Batch sizes, seed and workers; see :class:`~multitask.data.base.DataModule`.
     """
 
-    def __init__(
-        self,
-        path: str,
-        targets: Sequence[str] | None = None,
-        height: int = 64,
-        width: int = 64,
-        **batching: Unpack[Reading],
-    ) -> None:
-        super().__init__(**(Reading(batch_size=256, eval_batch_size=256) | batching))
-        self.path = Path(path)
-        self.targets = None if targets is None else [name for name in targets if name != "inputs"]
-        self.size = height, width
+    path: str
+    targets: Sequence[str] | None = None
+    height: int = 64
+    width: int = 64
+    _: KW_ONLY
+    batch_size: int | None = 256
+    eval_batch_size: int = 256
 
     def load(self) -> dict[str, Split]:
         """Read the lists; pictures are read when they are needed.
@@ -78,7 +73,7 @@ class CelebA(DataModule):
             raise ValueError(
                 f"data.path={self.path}: {lost} is in the list of attributes and not in that of splits."
             )
-        wanted = names if self.targets is None else self.targets
+        wanted = names if self.targets is None else [name for name in self.targets if name != "inputs"]
         unknown = [name for name in wanted if name not in names]
         if unknown:
             raise ValueError(
@@ -91,7 +86,9 @@ class CelebA(DataModule):
             if len(chosen):
                 columns = {name: values[chosen, names.index(name)] for name in wanted}
                 pictures = [folder / files[i] for i in chosen]
-                splits[split] = Made(len(pictures), partial(_face, pictures, columns, self.size))
+                splits[split] = Made(
+                    len(pictures), partial(_face, pictures, columns, (self.height, self.width))
+                )
         return splits
 
     def _attributes(self) -> tuple[list[str], list[str], Tensor]:
@@ -109,8 +106,8 @@ class CelebA(DataModule):
 
     def _find(self, candidates: Sequence[str]) -> Path:
         for candidate in candidates:
-            if (self.path / candidate).exists():
-                return self.path / candidate
+            if (found := Path(self.path) / candidate).exists():
+                return found
         raise FileNotFoundError(
             f"data.path={self.path} has neither {' nor '.join(candidates)}; it must hold CelebA's attribute "
             "list, its list of splits and the folder img_align_celeba."

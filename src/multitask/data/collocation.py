@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from scipy.stats.qmc import LatinHypercube
 from torch import Tensor
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import InMemory, Split
 from multitask.physics.problem import INSIDE, Problem
 from multitask.randomness import derived_seed
 
@@ -49,7 +50,8 @@ class Fixed(Draws):
             self.update({place: p.expand(self.steps, -1, -1) for place, p in once.items()})
 
 
-class Collocation(DataModule):
+@dataclass(eq=False)
+class Collocation(InMemory):
     """Points of a problem, drawn by Latin hypercubes.
 
     An example of the training split is a draw: ``inside`` ``[n, d]``, and as many points as are asked for of each
@@ -71,39 +73,33 @@ class Collocation(DataModule):
         ValueError: If the points are not those of the problem, or a number is too small.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        points: Mapping[str, int],
-        steps: int = 500,
-        fixed: bool = False,
-        grids: Sequence[Sequence[int]] = ((64, 32), (256, 100)),
-        points_seed: int = 0,
-        batch_size: int | None = 1,
-        eval_batch_size: int = 64,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed)
-        places = [INSIDE, *problem.faces]
-        if set(points) != set(places) or min(points.values()) < 1:
-            raise ValueError(f"data.points={dict(points)} must have a count above 0 of {', '.join(places)}.")
-        for place, faces in problem.faces.items():
-            if points[place] < len(faces):
-                raise ValueError(
-                    f"data.points.{place}={points[place]} must be at least {len(faces)}, one per face."
-                )
-        if steps < 1:
-            raise ValueError(f"data.steps={steps} must be 1 or more.")
-        if len(grids) != 2 or any(len(g) != len(problem.axes) or min(g) < 2 for g in grids):
+    problem: Problem
+    points: Mapping[str, int]
+    steps: int = 500
+    fixed: bool = False
+    grids: Sequence[Sequence[int]] = ((64, 32), (256, 100))
+    points_seed: int = 0
+    _: KW_ONLY
+    batch_size: int | None = 1
+    eval_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places = [INSIDE, *self.problem.faces]
+        if set(self.points) != set(places) or min(self.points.values()) < 1:
             raise ValueError(
-                f"data.grids={[list(g) for g in grids]} must be two grids of {len(problem.axes)} counts above 1."
+                f"data.points={dict(self.points)} must have a count above 0 of {', '.join(places)}."
             )
-        self.problem = problem
-        self.points = points
-        self.steps = steps
-        self.fixed = fixed
-        self.grids = grids
-        self.points_seed = points_seed
+        for place, faces in self.problem.faces.items():
+            if self.points[place] < len(faces):
+                raise ValueError(
+                    f"data.points.{place}={self.points[place]} must be at least {len(faces)}, one per face."
+                )
+        if self.steps < 1:
+            raise ValueError(f"data.steps={self.steps} must be 1 or more.")
+        grids, axes = [list(g) for g in self.grids], len(self.problem.axes)
+        if len(grids) != 2 or any(len(g) != axes or min(g) < 2 for g in grids):
+            raise ValueError(f"data.grids={grids} must be two grids of {axes} counts above 1.")
 
     def load(self) -> dict[str, Split]:
         """Draw the points, and make the grids."""

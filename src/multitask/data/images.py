@@ -1,5 +1,7 @@
 """Single labelled images of an ``.npz``."""
 
+from pathlib import Path
+
 from multitask.data.base import DividedFile, Split
 from multitask.data.digits import read_npz
 
@@ -19,7 +21,7 @@ class LabelledImages(DividedFile):
         Raises:
             FileNotFoundError: If the file does not exist.
         """
-        images, labels = read_npz(self.path, "data.path")
+        images, labels = read_npz(Path(self.path), "data.path")
         parts = self.parts(len(images))
         pixels = images.float() / 255.0
         known = pixels[parts.get("train", [])]

@@ -1,18 +1,20 @@
 """NYUv2 and Cityscapes as "End-to-End Multi-Task Learning with Attention" (MTAN, 2019) prepared them."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import ClassVar, Unpack
+from typing import ClassVar
 
 from torch.utils.data import Dataset, Subset
 
 from multitask.data.augmentation import Augmented, DenseAugmentation
-from multitask.data.base import DataModule, Reading, Split
+from multitask.data.base import Lazy, Split
 from multitask.data.loading import Arrays, held_out
 from multitask.data.npy_folder import NpyFolder
 
 
-class _Mtan(DataModule):
+@dataclass(eq=False)
+class _Mtan(Lazy):
     """Folders ``train`` and ``val``, the latter being what the papers test on.
 
     Args:
@@ -21,24 +23,17 @@ class _Mtan(DataModule):
             papers.
         split_seed: Seed of that choice.
         augmentation: Augmentation of the training examples; ``None`` for none.
-        batching: Batch sizes, seed and workers; see :class:`~multitask.data.base.DataModule`.
     """
 
     kinds: ClassVar[dict[str, Sequence[str]]]
 
-    def __init__(
-        self,
-        path: str,
-        validation: float = 0.1,
-        split_seed: int = 0,
-        augmentation: DenseAugmentation | None = None,
-        **batching: Unpack[Reading],
-    ) -> None:
-        super().__init__(**(Reading(batch_size=8, eval_batch_size=8) | batching))
-        self.path = Path(path)
-        self.validation = validation
-        self.split_seed = split_seed
-        self.augmentation = augmentation
+    path: str
+    validation: float = 0.1
+    split_seed: int = 0
+    augmentation: DenseAugmentation | None = None
+    _: KW_ONLY
+    batch_size: int | None = 8
+    eval_batch_size: int = 8
 
     def load(self) -> dict[str, Split]:
         """Find the files; pictures are read when they are needed.
@@ -59,7 +54,7 @@ class _Mtan(DataModule):
         return splits
 
     def _folder(self, split: str) -> NpyFolder:
-        folder = self.path / split
+        folder = Path(self.path) / split
         if not folder.is_dir():
             layout = ",".join("|".join(names) for names in self.kinds.values())
             raise FileNotFoundError(

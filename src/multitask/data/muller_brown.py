@@ -1,12 +1,12 @@
 """Points in the plane with the energy and the forces of a potential."""
 
 from collections.abc import Sequence
-from typing import Unpack
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
-from multitask.data.base import SPLITS, Batching, DataModule, Split
+from multitask.data.base import SPLITS, InMemory, Split
 
 _AMPLITUDE = torch.tensor([-200.0, -100.0, -170.0, 15.0], dtype=torch.float64)
 _A = torch.tensor([-1.0, -1.0, -6.5, 0.7], dtype=torch.float64)
@@ -16,7 +16,8 @@ _X = torch.tensor([1.0, 0.0, -0.5, -1.0], dtype=torch.float64)
 _Y = torch.tensor([0.0, 0.5, 1.5, 1.0], dtype=torch.float64)
 
 
-class MullerBrown(DataModule):
+@dataclass(eq=False)
+class MullerBrown(InMemory):
     """The potential of "Location of Saddle Points and Minimum Energy Paths" (Müller and Brown, 1979).
 
     ``inputs`` ``[2]``, uniform over x from −1.5 to 1.2 and y from −0.2 to 2 where the energy is below 50; ``energy``
@@ -25,20 +26,17 @@ class MullerBrown(DataModule):
     Args:
         examples: How many points for train, validation and test.
         points_seed: Seed of the points: fixed, so that runs of all seeds share one test set.
-        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[int] = (1000, 200, 200),
-        points_seed: int = 0,
-        **batching: Unpack[Batching],
-    ) -> None:
-        super().__init__(**(Batching(batch_size=100) | batching))
-        if len(examples) != 3 or min(examples) < 1:
-            raise ValueError(f"data.examples={list(examples)} must be three counts above 0.")
-        self.examples = examples
-        self.points_seed = points_seed
+    examples: Sequence[int] = (1000, 200, 200)
+    points_seed: int = 0
+    _: KW_ONLY
+    batch_size: int | None = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.examples) != 3 or min(self.examples) < 1:
+            raise ValueError(f"data.examples={list(self.examples)} must be three counts above 0.")
 
     def load(self) -> dict[str, Split]:
         """Draw the points of all splits."""

@@ -1,12 +1,13 @@
 """MultiMNIST: two overlapping digits per image, composed as in Sener & Koltun (2018)."""
 
-from typing import Unpack
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from multitask.data.base import DividedFile, Dividing, Split
+from multitask.data.base import DividedFile, Split
 from multitask.data.digits import read_npz
 from multitask.randomness import derived_seed
 
@@ -65,6 +66,7 @@ def pairs(images: Tensor, labels: Tensor, count: int, seed: int) -> dict[str, Te
     }
 
 
+@dataclass(eq=False)
 class MultiMNIST(DividedFile):
     """Pairs composed from the digits of an ``.npz`` with ``images`` and ``labels``.
 
@@ -73,12 +75,11 @@ class MultiMNIST(DividedFile):
     Args:
         path: The ``.npz`` of source digits; ``images`` uint8 ``[n, 28, 28]``, ``labels`` ``[n]``.
         pairs_per_digit: How many images to compose for each source digit of a split.
-        options: See :class:`~multitask.data.base.DividedFile`; ``split_seed`` is that of the composition too.
+
+    The others are those of :class:`~multitask.data.base.DividedFile`; ``split_seed`` is that of the composition too.
     """
 
-    def __init__(self, path: str, pairs_per_digit: int = 1, **options: Unpack[Dividing]) -> None:
-        super().__init__(path, **options)
-        self.pairs_per_digit = pairs_per_digit
+    pairs_per_digit: int = 1
 
     def load(self) -> dict[str, Split]:
         """Read the digits, split them, and compose pairs within each split.
@@ -86,7 +87,7 @@ class MultiMNIST(DividedFile):
         Raises:
             FileNotFoundError: If the file does not exist.
         """
-        images, labels = read_npz(self.path, "data.path")
+        images, labels = read_npz(Path(self.path), "data.path")
         return {
             name: pairs(
                 images[part],

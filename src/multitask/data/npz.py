@@ -1,18 +1,19 @@
 """Bring your own arrays: an ``.npz`` with inputs and one array per task."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
 
 import numpy as np
 import torch
 
-from multitask.data.base import SPLITS, Batching, DataModule, Split
+from multitask.data.base import SPLITS, InMemory, Split
 from multitask.data.loading import split_indices
 from multitask.data.npz_file import read_arrays
 
 
-class Npz(DataModule):
+@dataclass(eq=False)
+class Npz(InMemory):
     """Arrays of an ``.npz``, all with the same first dimension.
 
     Args:
@@ -24,24 +25,18 @@ class Npz(DataModule):
         split: Shares of train, validation and test; or the name of an array in the file that
             gives each example's split as ``train``/``val``/``test`` or 0/1/2.
         split_seed: Seed of a split by shares.
-        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
     """
 
-    def __init__(
-        self,
-        path: str | None,
-        targets: Sequence[str] | None,
-        inputs: str = "inputs",
-        split: Sequence[float] | str = (0.7, 0.1, 0.2),
-        split_seed: int = 0,
-        **batching: Unpack[Batching],
-    ) -> None:
-        super().__init__(**batching)
-        self.path = path
-        self.inputs = inputs
-        self.targets = None if targets is None else [name for name in targets if name != "inputs"]
-        self.split = split
-        self.split_seed = split_seed
+    path: str | None
+    targets: Sequence[str] | None
+    inputs: str = "inputs"
+    split: Sequence[float] | str = (0.7, 0.1, 0.2)
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.targets is not None:
+            self.targets = [name for name in self.targets if name != "inputs"]
         self._rows: dict[str, torch.Tensor] = {}
 
     def load(self) -> dict[str, Split]:

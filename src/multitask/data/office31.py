@@ -1,13 +1,13 @@
 """Office-31: one task per domain, each with pictures of its own."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Unpack
 
 import torch
 
-from multitask.data.base import DataModule, Reading, Split
+from multitask.data.base import Lazy, Split
 from multitask.data.celeba import read_image
 from multitask.data.loading import Arrays, Made, split_indices
 from multitask.randomness import derived_seed
@@ -26,7 +26,8 @@ def _picture(
     return {"inputs": read_image(file, size)} | targets
 
 
-class Office31(DataModule):
+@dataclass(eq=False)
+class Office31(Lazy):
     """4110 pictures of 31 kinds of office things in three domains (Adapting Visual Category Models, 2010).
 
     ``inputs`` ``[3, h, w]`` in [0, 1]; each domain ``[]``: the class, or −100 in a picture of another
@@ -40,25 +41,17 @@ class Office31(DataModule):
         split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
         height: Height of the pictures in pixels.
         width: Width of the pictures in pixels.
-        batching: Batch sizes, seed and workers; see :class:`~multitask.data.base.DataModule`.
     """
 
-    def __init__(
-        self,
-        path: str,
-        domains: Sequence[str] | None = None,
-        split: Sequence[float] = (0.6, 0.2, 0.2),
-        split_seed: int = 0,
-        height: int = 224,
-        width: int = 224,
-        **batching: Unpack[Reading],
-    ) -> None:
-        super().__init__(**(Reading(batch_size=64, eval_batch_size=64) | batching))
-        self.path = Path(path)
-        self.domains = list(DOMAINS if domains is None else domains)
-        self.split = split
-        self.split_seed = split_seed
-        self.size = height, width
+    path: str
+    domains: Sequence[str] | None = None
+    split: Sequence[float] = (0.6, 0.2, 0.2)
+    split_seed: int = 0
+    height: int = 224
+    width: int = 224
+    _: KW_ONLY
+    batch_size: int | None = 64
+    eval_batch_size: int = 64
 
     def load(self) -> dict[str, Split]:
         """List the pictures; they are read when they are needed.
@@ -69,19 +62,20 @@ class Office31(DataModule):
         """
         parts: dict[str, list[tuple[Path, str, int]]] = {"train": [], "val": [], "test": []}
         expected: list[str] | None = None
-        for domain in self.domains:
+        domains = list(DOMAINS if self.domains is None else self.domains)
+        for domain in domains:
             classes, files = self._domain(domain)
             expected = expected or classes
             if classes != expected:
                 odd = sorted(set(classes) ^ set(expected))
                 raise ValueError(
-                    f"data.path={self.path}: {domain} and {self.domains[0]} differ in {', '.join(odd)}."
+                    f"data.path={self.path}: {domain} and {domains[0]} differ in {', '.join(odd)}."
                 )
             seed = derived_seed(domain, self.split_seed)
             for part, chosen in zip(parts.values(), split_indices(len(files), self.split, seed), strict=True):
                 part += [files[i] for i in chosen.tolist()]
         return {
-            name: Made(len(files), partial(_picture, files, self.domains, self.size))
+            name: Made(len(files), partial(_picture, files, domains, (self.height, self.width)))
             for name, files in parts.items()
             if files
         }
@@ -89,7 +83,7 @@ class Office31(DataModule):
     def _domain(self, domain: str) -> tuple[list[str], list[tuple[Path, str, int]]]:
         """Class names, and every picture with domain and class, in an order that depends on the names
         alone."""
-        folder = self.path / domain
+        folder = Path(self.path) / domain
         folder = folder / "images" if (folder / "images").is_dir() else folder
         classes = (
             sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []

@@ -1,13 +1,13 @@
 """Overlaid pairs from two sources: Fashion-MNIST under MNIST, and the full-size data sets from idx files."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from multitask.data.base import SPLITS, Batching, DataModule, Split
+from multitask.data.base import SPLITS, InMemory, Split
 from multitask.data.digits import read_idx_folder, read_npz
 from multitask.data.loading import Arrays, held_out, split_indices
 from multitask.data.multi_mnist import compose
@@ -34,7 +34,8 @@ def overlay(left: Source, right: Source, count: int, seed: int) -> Arrays:
     return {"inputs": compose(left_images, right_images), "left": left_labels, "right": right_labels}
 
 
-class FashionMNISTPairs(DataModule):
+@dataclass(eq=False)
+class FashionMNISTPairs(InMemory):
     """A garment at the upper left under a digit at the lower right: two tasks in stronger conflict than two
     digits.
 
@@ -44,24 +45,13 @@ class FashionMNISTPairs(DataModule):
         split: Shares of each source for train, validation and test; no image stands in two splits.
         pairs_per_image: How many pairs to compose for each left image of a split.
         split_seed: Seed of split and composition: fixed, so that runs of all seeds share one test set.
-        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
     """
 
-    def __init__(
-        self,
-        left_path: str,
-        right_path: str,
-        split: Sequence[float] = (0.7, 0.1, 0.2),
-        pairs_per_image: int = 1,
-        split_seed: int = 0,
-        **batching: Unpack[Batching],
-    ) -> None:
-        super().__init__(**batching)
-        self.left_path = Path(left_path)
-        self.right_path = Path(right_path)
-        self.split = split
-        self.pairs_per_image = pairs_per_image
-        self.split_seed = split_seed
+    left_path: str
+    right_path: str
+    split: Sequence[float] = (0.7, 0.1, 0.2)
+    pairs_per_image: int = 1
+    split_seed: int = 0
 
     def load(self) -> dict[str, Split]:
         """Read both sources, split each, and compose pairs within each split.
@@ -69,7 +59,10 @@ class FashionMNISTPairs(DataModule):
         Raises:
             FileNotFoundError: If a file is missing.
         """
-        sources = read_npz(self.left_path, "data.left_path"), read_npz(self.right_path, "data.right_path")
+        sources = (
+            read_npz(Path(self.left_path), "data.left_path"),
+            read_npz(Path(self.right_path), "data.right_path"),
+        )
         parts = [split_indices(len(source[0]), self.split, self.split_seed) for source in sources]
         splits: dict[str, Split] = {}
         for number, name in enumerate(SPLITS):
@@ -83,7 +76,8 @@ class FashionMNISTPairs(DataModule):
         return splits
 
 
-class FullSizePairs(DataModule):
+@dataclass(eq=False)
+class FullSizePairs(InMemory):
     """MultiMNIST, or any two of its like, of full size from the idx files in which they are distributed.
 
     The test pairs are composed of the sources' own test images, validation pairs of a part of their training
@@ -95,24 +89,15 @@ class FullSizePairs(DataModule):
         validation: Share of the training images to validate on.
         pairs_per_image: How many pairs to compose for each left image of a split.
         split_seed: Seed of split and composition: fixed, so that runs of all seeds share one test set.
-        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
     """
 
-    def __init__(
-        self,
-        path: str,
-        right_path: str | None = None,
-        validation: float = 1 / 12,
-        pairs_per_image: int = 1,
-        split_seed: int = 0,
-        **batching: Unpack[Batching],
-    ) -> None:
-        super().__init__(**(Batching(batch_size=256) | batching))
-        self.path = Path(path)
-        self.right_path = None if right_path is None else Path(right_path)
-        self.validation = validation
-        self.pairs_per_image = pairs_per_image
-        self.split_seed = split_seed
+    path: str
+    right_path: str | None = None
+    validation: float = 1 / 12
+    pairs_per_image: int = 1
+    split_seed: int = 0
+    _: KW_ONLY
+    batch_size: int | None = 256
 
     def load(self) -> dict[str, Split]:
         """Read the sources and compose pairs within each split.
@@ -121,10 +106,10 @@ class FullSizePairs(DataModule):
             FileNotFoundError: If a file is missing.
             ValueError: If a file is damaged.
         """
-        left = self._parts(read_idx_folder(self.path, "data.path"))
+        left = self._parts(read_idx_folder(Path(self.path), "data.path"))
         right = left
         if self.right_path is not None:
-            right = self._parts(read_idx_folder(self.right_path, "data.right_path"))
+            right = self._parts(read_idx_folder(Path(self.right_path), "data.right_path"))
         splits: dict[str, Split] = {}
         for name in left:
             count = self.pairs_per_image * len(left[name][0])

@@ -2,14 +2,15 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multitask.data.base import Batches, DataModule, Reading, Split
+from multitask.data.base import Batches, DataModule, Lazy, Split
 from multitask.data.loading import Arrays, Loader
 from multitask.randomness import derived_seed
 
@@ -19,7 +20,8 @@ MISSING = -100
 _TOGETHER = ("proportional", "sampled")
 
 
-class PerTask(DataModule):
+@dataclass(eq=False)
+class PerTask(Lazy):
     """Several data sets in one, each with targets of its own.
 
     A target is called as its source where the source has only that one, ``<source>/<target>``
@@ -47,26 +49,23 @@ class PerTask(DataModule):
         ValueError: If there is no source, the rule is not known, or the others do not fit it.
     """
 
-    def __init__(
-        self,
-        sources: Mapping[str, DataModule],
-        rule: Rule = "cycle",
-        targets: Sequence[str] | None = None,
-        temperature: float = 1.0,
-        ratios: Mapping[str, float] | None = None,
-        **batching: Unpack[Reading],
-    ) -> None:
-        super().__init__(**(Reading(batch_size=64) | batching))
-        if not sources:
+    sources: Mapping[str, DataModule]
+    rule: Rule = "cycle"
+    targets: Sequence[str] | None = None
+    temperature: float = 1.0
+    ratios: Mapping[str, float] | None = None
+    _: KW_ONLY
+    batch_size: int | None = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sources:
             raise ValueError("data.sources is empty; name at least one data set.")
-        if rule not in get_args(Rule):
-            raise ValueError(f"data.rule={rule} is not known; choose one of {', '.join(get_args(Rule))}.")
-        _check_sampling(rule, temperature, ratios, list(sources))
-        self.sources = dict(sources)
-        self.rule = rule
-        self.temperature = temperature
-        self.ratios = ratios
-        self.targets = targets
+        if self.rule not in get_args(Rule):
+            raise ValueError(
+                f"data.rule={self.rule} is not known; choose one of {', '.join(get_args(Rule))}."
+            )
+        _check_sampling(self.rule, self.temperature, self.ratios, list(self.sources))
         self._sizes: list[int] = []
         self._shares: list[float] = []
 
@@ -132,7 +131,6 @@ class JointLoader(Loader):
         each: Examples of each source, rank and batch; ``None`` for all at once.
         shuffle: Whether to draw a new order each epoch, or to keep that of the first.
         shares: What the probability of each source is proportional to, where the rule is ``sampled``.
-        options: See :class:`~multitask.data.loading.Loader`.
     """
 
     def __init__(

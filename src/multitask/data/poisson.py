@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Unpack
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 
-from multitask.data.base import Batching, DataModule, Split
+from multitask.data.base import InMemory, Split
 
 
-class Poisson(DataModule):
+@dataclass(eq=False)
+class Poisson(InMemory):
     """Points of u″ = −π² sin(πx), u(±1) = 0, whose solution is sin(πx).
 
     ``inputs`` ``[1]``: in training uniform from −1 to 1, and the two ends by turns; ``u`` ``[1]``: 0 at the ends and
@@ -19,24 +20,21 @@ class Poisson(DataModule):
         examples: How many points between the ends for training, and how many on the grids of validation and test.
         ends: How many points of training are ends.
         points_seed: Seed of the points: fixed, as in the other generated data.
-        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[int] = (900, 100, 101),
-        ends: int = 100,
-        points_seed: int = 0,
-        **batching: Unpack[Batching],
-    ) -> None:
-        super().__init__(**(Batching(batch_size=100) | batching))
-        if len(examples) != 3 or min(*examples, ends) < 2:
+    examples: Sequence[int] = (900, 100, 101)
+    ends: int = 100
+    points_seed: int = 0
+    _: KW_ONLY
+    batch_size: int | None = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.examples) != 3 or min(*self.examples, self.ends) < 2:
             raise ValueError(
-                f"data.examples={list(examples)} must be three counts, and data.ends={ends} a fourth, above 1."
+                f"data.examples={list(self.examples)} must be three counts, and data.ends={self.ends} a fourth, "
+                "above 1."
             )
-        self.examples = examples
-        self.ends = ends
-        self.points_seed = points_seed
 
     def load(self) -> dict[str, Split]:
         """Draw the points of training, and make the grids."""

@@ -2,13 +2,13 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from multitask.data.base import DividedFile, Dividing, Split
+from multitask.data.base import DividedFile, Split
 from multitask.data.sdf import read_molecules
 
 LARGEST = 29
@@ -33,6 +33,7 @@ _FILES = ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
 _HEADER_LINES = 9  # of uncharacterized.txt
 
 
+@dataclass(eq=False)
 class QM9(DividedFile):
     """130,831 molecules of up to 29 atoms (Quantum Chemistry Structures and Properties of 134 Kilo
     Molecules, 2014).
@@ -44,13 +45,17 @@ class QM9(DividedFile):
         path: The folder with ``gdb9.sdf``, ``gdb9.sdf.csv`` and ``uncharacterized.txt``, or with these in
             ``raw``.
         targets: The properties to read, as the tasks name them; ``null`` reads all.
-        options: See :class:`~multitask.data.base.DividedFile`.
     """
 
-    def __init__(self, path: str, targets: Sequence[str] | None = None, **options: Unpack[Dividing]) -> None:
-        usual = Dividing(split=(0.84, 0.08, 0.08), batch_size=120, eval_batch_size=240)
-        super().__init__(path, **(usual | options))
-        self.targets = list(PROPERTIES) if targets is None else list(targets)
+    split: Sequence[float] = (0.84, 0.08, 0.08)
+    targets: Sequence[str] | None = None
+    _: KW_ONLY
+    batch_size: int | None = 120
+    eval_batch_size: int = 240
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.properties = list(PROPERTIES if self.targets is None else self.targets)
 
     def load(self) -> dict[str, Split]:
         """Read and split the molecules, without those whose geometry is in doubt.
@@ -59,7 +64,7 @@ class QM9(DividedFile):
             FileNotFoundError: If a file is missing.
             ValueError: If the files do not fit each other, or a target is no property.
         """
-        unknown = [name for name in self.targets if name not in PROPERTIES]
+        unknown = [name for name in self.properties if name not in PROPERTIES]
         if unknown:
             raise ValueError(
                 f"tasks.*.target={unknown[0]} is no property of QM9; known are {', '.join(PROPERTIES)}."
@@ -84,11 +89,11 @@ class QM9(DividedFile):
         return {
             name: torch.tensor([float(row[column]) for row in rows], dtype=torch.float64).mul(unit)
             for name, (column, unit) in PROPERTIES.items()
-            if name in self.targets
+            if name in self.properties
         }
 
     def _find(self, name: str) -> Path:
-        for candidate in (self.path / name, self.path / "raw" / name):
+        for candidate in (Path(self.path) / name, Path(self.path) / "raw" / name):
             if candidate.is_file():
                 return candidate
         raise FileNotFoundError(f"data.path={self.path} has no {name}; put there {', '.join(_FILES)} of QM9.")

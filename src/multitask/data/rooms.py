@@ -1,15 +1,15 @@
 """Rooms: generated images with exact classes, depth and normals."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Unpack
 
 import numpy as np
 import torch
 from torch.utils.data import default_collate
 
 from multitask.data.augmentation import Augmented, DenseAugmentation
-from multitask.data.base import SPLITS, DataModule, Reading, Split
+from multitask.data.base import SPLITS, Lazy, Split
 from multitask.data.loading import Arrays, Made
 from multitask.data.scenes import render, sample
 
@@ -27,7 +27,8 @@ def room(
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in seen.items()}
 
 
-class Rooms(DataModule):
+@dataclass(eq=False)
+class Rooms(Lazy):
     """Furnished rooms as a colour-and-depth camera sees them, ray-cast, so that every target is exact.
 
     ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 8 classes, −1 unlabelled (clutter);
@@ -43,35 +44,27 @@ class Rooms(DataModule):
         scene_seed: Seed of the rooms: fixed, so that runs of all seeds share one test set.
         in_memory: Render all before the training; otherwise each image whenever it is needed.
         augmentation: Augmentation of the training examples; ``None`` for none.
-        batching: Batch sizes, seed and workers; see :class:`~multitask.data.base.DataModule`.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[int] = (192, 32, 32),
-        height: int = 48,
-        width: int = 64,
-        max_depth: float = 6.0,
-        dropout: float = 0.02,
-        scene_seed: int = 0,
-        in_memory: bool = True,
-        augmentation: DenseAugmentation | None = None,
-        **batching: Unpack[Reading],
-    ) -> None:
-        super().__init__(**(Reading(batch_size=16, eval_batch_size=32) | batching))
-        if len(examples) != 3 or min(examples) < 0 or examples[0] == 0:
+    examples: Sequence[int] = (192, 32, 32)
+    height: int = 48
+    width: int = 64
+    max_depth: float = 6.0
+    dropout: float = 0.02
+    scene_seed: int = 0
+    in_memory: bool = True
+    augmentation: DenseAugmentation | None = None
+    _: KW_ONLY
+    batch_size: int | None = 16
+    eval_batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.examples) != 3 or min(self.examples) < 0 or self.examples[0] == 0:
             raise ValueError(
-                f"data.examples={list(examples)} must be three counts for train, validation and test, "
+                f"data.examples={list(self.examples)} must be three counts for train, validation and test, "
                 "the first above 0."
             )
-        self.examples = examples
-        self.height = height
-        self.width = width
-        self.max_depth = max_depth
-        self.dropout = dropout
-        self.scene_seed = scene_seed
-        self.in_memory = in_memory
-        self.augmentation = augmentation
 
     def load(self) -> dict[str, Split]:
         """Set the rooms up, and render them where they are to be kept."""

@@ -1,11 +1,12 @@
 """Generated sentences with labels that are known: a topic, a part of speech for each word, a score."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from multitask.data.base import SPLITS, Reading, Split
+from multitask.data.base import SPLITS, Split
 from multitask.data.text import Examples, Text
 from multitask.losses.counts import UNSPOKEN
 from multitask.randomness import derived_seed
@@ -57,6 +58,7 @@ VOCABULARY = dict.fromkeys(
 _IDS = {word: number for number, word in enumerate(VOCABULARY)}
 
 
+@dataclass(eq=False)
 class Sentences(Text):
     """Sentences of 5 to 17 words after a first token ``[CLS]``, drawn from a grammar.
 
@@ -67,20 +69,16 @@ class Sentences(Text):
     Args:
         examples: How many sentences train, validation and test have.
         sentences_seed: Seed of the sentences: fixed, so that runs of all seeds share one test set.
-        reading: See :class:`~multitask.data.text.Text`.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[int] = (2000, 400, 400),
-        sentences_seed: int = 0,
-        **reading: Unpack[Reading],
-    ) -> None:
-        super().__init__(pad=PAD, **reading)
-        if len(examples) != 3 or min(examples) < 1:
-            raise ValueError(f"data.examples={list(examples)} must be three positive numbers.")
-        self.examples = examples
-        self.sentences_seed = sentences_seed
+    examples: Sequence[int] = (2000, 400, 400)
+    sentences_seed: int = 0
+    pad: int = field(default=PAD, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.examples) != 3 or min(self.examples) < 1:
+            raise ValueError(f"data.examples={list(self.examples)} must be three positive numbers.")
 
     def load(self) -> dict[str, Split]:
         """Draw the sentences of each split."""

@@ -1,18 +1,20 @@
 """Texts of unlike length: each batch is padded to its longest."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from multitask.data.base import DataModule, Reading
+from multitask.data.base import Lazy
 from multitask.losses.counts import UNSPOKEN
 
 
-class Text(DataModule):
+@dataclass(eq=False)
+class Text(Lazy):
     """Examples whose ``inputs`` are tensors by name, one entry per token: ``input_ids``, ``attention_mask``.
 
     In a batch they are ``[batch, tokens]``, padded with ``pad``, and with zeros where they are no token ids. A target
@@ -20,12 +22,12 @@ class Text(DataModule):
 
     Args:
         pad: The token id of padding.
-        reading: Batch sizes, seed and worker processes; see :class:`~multitask.data.base.DataModule`.
     """
 
-    def __init__(self, pad: int = 0, **reading: Unpack[Reading]) -> None:
-        super().__init__(**(Reading(batch_size=32, eval_batch_size=128) | reading))
-        self.pad = pad
+    _: KW_ONLY
+    pad: int = 0
+    batch_size: int | None = 32
+    eval_batch_size: int = 128
 
     def collate(self, examples: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Pad to the longest example of the batch."""

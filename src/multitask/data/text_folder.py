@@ -1,20 +1,22 @@
 """Bring your own texts: a data set of Hugging Face's ``datasets`` on disk, tokenized or not."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multitask.data.base import SPLITS, Reading, Split
+from multitask.data.base import SPLITS, Split
 from multitask.data.loading import split_indices
 from multitask.data.text import Text
 from multitask.extras import imported
 from multitask.losses.counts import UNSPOKEN
 
 
+@dataclass(eq=False)
 class TextFolder(Text):
     """What ``save_to_disk`` has written: the encoder's inputs, or texts, and one column per target.
 
@@ -32,36 +34,24 @@ class TextFolder(Text):
         split: Shares of train, validation and test, of a data set that has no splits of its own.
         split_seed: Seed of a split by shares.
         pad: The token id of padding, where no tokenizer knows it.
-        reading: Batch sizes, seed and worker processes; see :class:`~multitask.data.base.DataModule`.
     """
 
-    def __init__(
-        self,
-        path: str | None,
-        inputs: Sequence[str] = ("input_ids", "attention_mask"),
-        targets: Sequence[str] | None = None,
-        text: str | None = None,
-        tokenizer: str | None = None,
-        max_length: int | None = None,
-        split: Sequence[float] = (0.8, 0.1, 0.1),
-        split_seed: int = 0,
-        pad: int = 0,
-        **reading: Unpack[Reading],
-    ) -> None:
-        super().__init__(pad=pad, **reading)
-        if (text is None) != (tokenizer is None):
+    path: str | None
+    inputs: Sequence[str] = ("input_ids", "attention_mask")
+    targets: Sequence[str] | None = None
+    text: str | None = None
+    tokenizer: str | None = None
+    max_length: int | None = None
+    split: Sequence[float] = (0.8, 0.1, 0.1)
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.text is None) != (self.tokenizer is None):
             raise ValueError(
-                f"data.text={text} and data.tokenizer={tokenizer}: a tokenizer needs the column with texts, and texts "
-                "need a tokenizer; set both or neither."
+                f"data.text={self.text} and data.tokenizer={self.tokenizer}: a tokenizer needs the column with texts, "
+                "and texts need a tokenizer; set both or neither."
             )
-        self.path = path
-        self.inputs = list(inputs)
-        self.targets = targets
-        self.text = text
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.split = split
-        self.split_seed = split_seed
 
     def load(self) -> dict[str, Split]:
         """Open the folder, of which nothing is read but what batches need.

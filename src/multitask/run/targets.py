@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any, Unpack, get_args, get_origin
+from typing import Any
 
 from multitask.errors import ConfigError, choices
 
@@ -68,12 +68,9 @@ def _check_arguments(key: str, node: Mapping[str, Any], made: Any) -> None:
         parameters = inspect.signature(made).parameters.values()
     except (TypeError, ValueError):  # not every class of C has a signature
         return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
     takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            if get_origin(parameter.annotation) is not Unpack:
-                return
-            takes += inspect.get_annotations(*get_args(parameter.annotation))
     for name in node:
         if name in takes or name in _HYDRA or name in _APART.get(key, ()):
             continue

@@ -8,9 +8,8 @@ from torchjd.aggregation import Aggregator, GramianWeightedAggregator, WeightedA
 from torchjd.linalg import Matrix
 from torchjd.scalarization import FAMO, IMTLL, UW, Scalarizer
 
-from multitask.weighting import aligned_mtl, bargaining, famo, imtl, pcgrad, scalarizations, upgrad
+from multitask.weighting import aligned_mtl, bargaining, cagrad, famo, imtl, pcgrad, scalarizations, upgrad
 from multitask.weighting.base import Combiner, Scalarization
-from multitask.weighting.outside import Outside
 from multitask.weighting.torchjds import AggregatorMethod, GramianMethod, MatrixMethod, TorchjdScalarization
 from multitask.weighting.wrapper import Every
 
@@ -27,8 +26,8 @@ def adapt(method: object) -> Combiner:
     """Return the combiner for a torchjd object; combiners pass as they are.
 
     It is this repository's own where that does the same and more: tasks can be absent from a step (FAMO, IMTL-L,
-    UW), gradients differ in length by any factor (Aligned-MTL, IMTL-G, PCGrad), the equation is solved exactly
-    (Nash-MTL).
+    UW), gradients differ in length by any factor (Aligned-MTL, IMTL-G, PCGrad), the equation or the program is solved
+    exactly (Nash-MTL, FairGrad, CAGrad).
 
     Raises:
         TypeError: If the object is neither a combiner nor a torchjd scalarizer, weighting or
@@ -66,8 +65,10 @@ def adapt(method: object) -> Combiner:
             return imtl.IMTLG()
         case aggregation.PCGradWeighting():
             return pcgrad.PCGrad()
-        case aggregation.CAGradWeighting() | aggregation.FairGradWeighting():
-            return Outside(method)
+        case aggregation.CAGradWeighting():
+            return cagrad.CAGrad(method.c, method.norm_eps)
+        case aggregation.FairGradWeighting():
+            return bargaining.FairGrad(method.alpha)
         case Weighting():
             by_rows = _wants_matrix(method) and not isinstance(method, _COUNT_ROWS)
             return MatrixMethod(method) if by_rows else GramianMethod(method)

@@ -229,16 +229,8 @@ def _value(text: str, file: Path) -> float:
 
 
 def _direction(text: str, file: Path) -> bool | None:
-    known = {
-        "true": True,
-        "1": True,
-        "1.0": True,
-        "false": False,
-        "0": False,
-        "0.0": False,
-        "": None,
-        "none": None,
-    }
+    known: dict[str, bool | None] = dict.fromkeys(("", "none"))
+    known |= dict.fromkeys(("true", "1", "1.0"), True) | dict.fromkeys(("false", "0", "0.0"), False)
     if text.lower() not in known:
         raise ComparisonError(
             f"source: {file} has higher_is_better={text!r}; write True, False, or leave it empty if none is."

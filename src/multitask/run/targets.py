@@ -9,8 +9,13 @@ from typing import Any
 from multitask.errors import ConfigError, choices
 
 _HYDRA = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")
-# Keys of a section that are not for its constructor: when a scheduler steps, how training batches are cut.
-_APART = {"scheduler": ("interval", "frequency", "monitor"), "data": ("drop_last", "collate_fn")}
+# Keys of a section that are not for its constructor: when a scheduler steps, how training batches are cut, and what
+# of the weighting belongs to the training loop.
+_APART = {
+    "scheduler": ("interval", "frequency", "monitor"),
+    "data": ("drop_last", "collate_fn"),
+    "weighting": ("engine", "heads", "learning_rate", "rows", "every", "groups", "rescale"),
+}
 _RATE = re.compile(r"(^|_)(lrs?|learning_rates?)(_|$)")
 
 
@@ -18,10 +23,7 @@ def check_targets(config: Mapping[str, Any]) -> None:
     """Refuse a ``_target_`` that cannot be imported, and keys beside it that it does not take."""
     for key, node in _nodes("", config):
         made = imported(f"{key}._target_", node["_target_"])
-        if (
-            key.partition(".")[0] != "weighting"
-        ):  # build_weighting fills in what is of the tasks, and checks the rest
-            _check_arguments(key, node, made)
+        _check_arguments(key, node, made)
 
 
 def _nodes(key: str, node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -71,6 +73,8 @@ def _check_arguments(key: str, node: Mapping[str, Any], made: Any) -> None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if key.partition(".")[0] == "weighting" and "tasks" in takes:
+        takes.remove("tasks")  # build_weighting gives it
     for name in node:
         if name in takes or name in _HYDRA or name in _APART.get(key, ()):
             continue

@@ -90,10 +90,9 @@ def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
     parameters = inspect.signature(target).parameters
     vectors = {name for name, parameter in parameters.items() if "Tensor" in str(parameter.annotation)}
     made: dict[str, Any] = {"tasks": list(tasks)} if "tasks" in parameters else {}
-    given = [name for name in config if name != "_target_"]
-    _check_arguments(key, config["_target_"], given, parameters)
-    for name in given:
-        value = config[name]
+    for name, value in config.items():
+        if name == "_target_":
+            continue
         if value is None and name == "shape":
             value = len(tasks)
         if value is None and _is_needed(parameters.get(name)):
@@ -114,6 +113,11 @@ def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
         elif value is None and name in vectors and parameters[name].default is inspect.Parameter.empty:
             value = torch.ones(len(tasks))
         made[name] = value
+    for name, parameter in parameters.items():
+        if name not in made and parameter.kind in _NAMED and parameter.default is parameter.empty:
+            raise ValueError(
+                f"{key}.{name} is missing, which {config['_target_']} cannot do without; set {key}.{name}=…"
+            )
     try:
         return target(**made)
     except ImportError as error:
@@ -125,23 +129,6 @@ def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
 
 def _takes_only_tensors(parameter: inspect.Parameter) -> bool:
     return "float" not in str(parameter.annotation) and "int" not in str(parameter.annotation)
-
-
-def _check_arguments(
-    key: str, target: str, given: Sequence[str], parameters: Mapping[str, inspect.Parameter]
-) -> None:
-    """Refuse keys that a constructor does not take, and say which it cannot do without."""
-    takes = [name for name, parameter in parameters.items() if parameter.kind in _NAMED and name != "tasks"]
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for name in given:
-        if name not in takes:
-            raise ValueError(
-                f"{key}.{name} is no argument of {target}, which takes {', '.join(takes) or 'none'}."
-            )
-    for name in takes:
-        if name not in given and parameters[name].default is inspect.Parameter.empty:
-            raise ValueError(f"{key}.{name} is missing, which {target} cannot do without; set {key}.{name}=…")
 
 
 def _is_needed(parameter: inspect.Parameter | None) -> bool:

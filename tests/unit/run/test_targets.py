@@ -31,3 +31,11 @@ def test_options_typed_by_name_are_the_only_ones_taken() -> None:
 
 def test_a_constructor_with_keywords_of_any_name_takes_all() -> None:
     check("builtins.dict", anything=1)
+
+
+def test_keys_of_a_weighting_are_its_own_and_those_of_the_training_loop() -> None:
+    node = {"_target_": "multitask.weighting.famo.FAMO", "lr": 0.1, "engine": "auto", "every": 2}
+    check_targets({"weighting": node})
+    for wrong in ("lrr", "tasks"):  # the tasks are the config's
+        with pytest.raises(ConfigError, match=rf"^weighting\.{wrong} is no argument of .*FAMO; "):
+            check_targets({"weighting": {**node, wrong: 1}})

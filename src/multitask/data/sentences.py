@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from multitask.data.base import SPLITS, Split
-from multitask.data.text import Examples, Text
+from multitask.data.loading import Made
+from multitask.data.text import Text
 from multitask.losses.counts import UNSPOKEN
 from multitask.randomness import derived_seed
 
@@ -82,15 +83,12 @@ class Sentences(Text):
 
     def load(self) -> dict[str, Split]:
         """Draw the sentences of each split."""
-        return {
-            split: Examples(
-                [
-                    example(torch.Generator().manual_seed(derived_seed(split, self.sentences_seed, i)))
-                    for i in range(count)
-                ]
-            )
-            for split, count in zip(SPLITS, self.examples, strict=True)
-        }
+        splits: dict[str, Split] = {}
+        for split, count in zip(SPLITS, self.examples, strict=True):
+            seeds = (derived_seed(split, self.sentences_seed, i) for i in range(count))
+            drawn = [example(torch.Generator().manual_seed(seed)) for seed in seeds]
+            splits[split] = Made(count, drawn.__getitem__)
+        return splits
 
 
 def example(generator: torch.Generator) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
 from multitask.data.base import Lazy
 from multitask.losses.counts import UNSPOKEN
@@ -48,16 +47,3 @@ def _joined(values: Sequence[Tensor], blank: float) -> Tensor:
     if not values[0].ndim:
         return torch.stack(list(values))
     return pad_sequence(list(values), batch_first=True, padding_value=blank)
-
-
-class Examples(Dataset[dict[str, Any]]):
-    """A list of examples as a data set."""
-
-    def __init__(self, examples: Sequence[dict[str, Any]]) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._examples[index]

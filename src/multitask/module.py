@@ -62,6 +62,10 @@ class MultiTaskModule(MultiLossModule):
         """The losses of anything else that the model computes, by name."""
         return {name: task for name, task in self.tasks.items() if isinstance(task, Term)}
 
+    def modules_to_shard(self) -> list[nn.Module]:
+        """Return the trunk, the heads and what else of the tasks has a ``forward``."""
+        return [self.trunk, *(part for task in self.tasks.values() for part in task.children())]
+
     @cached_property
     def derivatives(self) -> bool:
         """Whether a loss is of derivatives with respect to the inputs, which then require gradients."""

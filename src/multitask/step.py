@@ -11,11 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multitask.gradients.engines import make_engine
+from multitask.gradients.features import Features
 from multitask.gradients.finite import FiniteLosses, not_finite
 from multitask.gradients.graph import Graph, Ownership
 from multitask.gradients.losses import Losses, LossesLike, Pulls, gradients_at
 from multitask.gradients.processes import average_gradients, mean_over_processes, sum_over_processes
-from multitask.gradients.rows import Rows, add_to_gradients, are_finite, processes
+from multitask.gradients.rows import Rows, add_to_gradients, are_finite, is_sharded, processes
+from multitask.gradients.sharded import check_hooks, one_sided, shards_of
 from multitask.gradients.task_gradients import Engine, TaskGradients
 from multitask.gradients.window import ByParameter, Counts, Window, counts_of
 from multitask.randomness import derived_seed, seeded_apart
@@ -59,7 +61,8 @@ class Step:
     Args:
         weighting: A combiner of this package, or a torchjd scalarizer, weighting or aggregator.
         model: What is trained, a module or tensors by name: gives parameters the order and the names that
-            several processes and ``state_dict`` need.
+            several processes and ``state_dict`` need. Its parameters may be sharded by
+            ``torch.distributed.fsdp.fully_shard`` over all processes, before the step is made.
         heads: Whether what one loss alone reaches gets its gradient as it is (``own``) or times the loss's
             weight (``weighted``). A scalarization always weights.
         engine: How gradients are computed: ``auto``, ``layerwise``, ``rows`` or ``features`` (approximate).
@@ -67,10 +70,11 @@ class Step:
             the gradients of the losses that reach them.
         scaler: The loss scaler of 16-bit training; gradients are left scaled, for ``scaler.step``.
         seed: Seed of the weighting's random numbers.
+        sharded: The module whose parameters ``model`` gives by name, where they are sharded.
 
     Raises:
         TypeError: If the weighting is none of these.
-        ValueError: If engine or heads are unknown.
+        ValueError: If engine or heads are unknown, or sharded parameters do not go with them.
     """
 
     def __init__(
@@ -83,11 +87,14 @@ class Step:
         shared: Iterable[Tensor] | None = None,
         scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
+        sharded: nn.Module | None = None,
     ) -> None:
         if heads not in ("own", "weighted"):
             raise ValueError(f"heads={heads} is unknown; choose own or weighted.")
         self.weighting: Combiner = adapt(weighting)
-        self.ownership = Ownership(model, shared)
+        self._shards = shards_of(model, sharded)
+        kept = None if self._shards is None else self._shards.kept
+        self.ownership = Ownership(model, shared, kept)
         if model is not None:
             self.weighting.check_parameters([name for name, _ in self.ownership.named()])
         self.scaler = scaler
@@ -103,7 +110,9 @@ class Step:
         self.looks_after = "after_step" in hooks_of(self.weighting)
         """Whether the weighting wants :meth:`after_step`."""
         self._weighted = scalar or heads == "weighted"
-        self._window = Window(make_engine(engine), self.ownership)
+        if self._shards is not None:
+            _check_sharded(self._method, engine)  # type: ignore[arg-type]
+        self._window = Window(make_engine(engine), self.ownership, self._shards)
         self._m = 0
         self._constant: Tensor | None = None
         """The weights of a linear scalarization whose micro-batches are being added up."""
@@ -124,8 +133,10 @@ class Step:
             FloatingPointError: If a loss or a gradient is not finite.
             ValueError: If the shapes do not fit the weighting.
         """
-        if isinstance(self.weighting, Scalarization) and self._window.losses is None:
+        if isinstance(self.weighting, Scalarization) and not self._is_apart(losses, counts):
             together = self.ownership.trained() if processes() > 1 else []
+            if self._shards is not None:
+                together = [p for p in together if not is_sharded(p)]
             self.discard()
             start, scalar = self.now(), self.scalarize(losses, counts)
             if scalar is None:
@@ -138,6 +149,15 @@ class Step:
             return self.close()
         self._add(losses, counts, last=True)
         return self.finish()
+
+    def _is_apart(self, losses: LossesLike, counts: Counts) -> bool:
+        """Return whether a scalarization's losses are pulled one by one, since one backward pass is not enough."""
+        if self._window.losses is not None:
+            return True
+        if self._shards is None or counts is None:
+            return False
+        found = Losses(losses)
+        return one_sided(counts_of(counts, found), found.values.device)
 
     def add(self, losses: LossesLike, counts: Counts = None) -> None:
         """Add a micro-batch to the step; arguments as for :meth:`backward`."""
@@ -163,6 +183,8 @@ class Step:
         finally:
             self._window.clear()
             self._constant = None
+            if self._shards is not None:
+                self._shards.release()
 
     def scalarize(self, losses: LossesLike, counts: Counts = None) -> Tensor | None:
         """Return a scalarization's scalar with its graph, for whoever calls ``backward`` on it.
@@ -227,6 +249,8 @@ class Step:
         assert self._open is not None
         self.check()
         (losses, weights, present), self._open = self._open, None
+        if self._shards is not None:
+            self._shards.release()
         with self.as_present(present):
             self.weighting.observe(losses)
         return self._done(StepResult(present, losses, weights))
@@ -246,9 +270,13 @@ class Step:
             return
         with torch.no_grad(), self.as_present(list(present), self.steps - 1):
             self.weighting.after_step(lambda: recompute()[list(present)])
+        if self._shards is not None:
+            self._shards.release()
 
     def rows_of(self, losses: Losses) -> tuple[Tensor, bool]:
         """Return each loss's gradient over what is shared, ``[m, n]``, and whether anything is; no step is taken."""
+        if self._shards is not None:
+            raise ValueError("rows outside of a step are not sharded; leave callbacks.conflict out.")
         graph = Graph(losses.edges())
         self._begin(losses)
         self.ownership.find(graph, losses.m)
@@ -300,10 +328,16 @@ class Step:
             self.weighting.to(self._device)
 
     def _scale(self) -> Tensor | None:
+        if self.scaler is not None and self._shards is not None:
+            raise ValueError(
+                "a loss scaler knows of no overflow in another process's shards; take trainer.precision=bf16-mixed."
+            )
         return None if self.scaler is None else self.scaler.scale(torch.ones((), device=self._device))
 
     def _add(self, losses: LossesLike, counts: Counts, last: bool) -> None:
         found = Losses(losses)
+        if self._shards is not None and isinstance(losses, Tensor):
+            check_hooks(losses)
         self._begin(found)
         found.scale = self._scale()
         rows = self._method.rows if isinstance(self._method, JacobianMethod) else "task"
@@ -428,10 +462,9 @@ class Step:
         by_row = dict(zip(window.rows, factors, strict=True))
         self._write(window.own_gradients(by_row), self.ownership.candidates)
 
-    @staticmethod
-    def _write(gradients: ByParameter, candidates: Callable[[], Sequence[Tensor]]) -> None:
+    def _write(self, gradients: ByParameter, candidates: Callable[[], Sequence[Tensor]]) -> None:
         """Add gradients, summed over processes, to ``.grad``."""
-        if processes() > 1:
+        if processes() > 1 and self._shards is None:
             gradients = sum_over_processes(gradients, candidates())
         add_to_gradients([p for p, _ in gradients.values()], [g for _, g in gradients.values()])
 
@@ -454,6 +487,23 @@ class Step:
         self._rest_absent(result.present)
         self.steps += 1
         return result
+
+
+def _check_sharded(method: JacobianMethod, engine: str | Engine) -> None:
+    if engine == "layerwise" or isinstance(make_engine(engine), Features):
+        raise ValueError(
+            f"sharded parameters have rows alone, and weighting.engine={engine} has others; take auto."
+        )
+    if method.rows == "example":
+        raise ValueError(
+            f"{type(method).__name__} weighs all examples of a batch, and with sharded parameters no process has "
+            "them all; choose another weighting."
+        )
+    if method.remembers_rows:
+        raise ValueError(
+            f"{type(method).__name__} remembers a gradient of each task, of which a checkpoint keeps no shards; "
+            "choose another weighting, or trainer=ddp."
+        )
 
 
 def _names(losses: Losses | None, present: Sequence[int]) -> list[str]:

@@ -91,7 +91,7 @@ HEAVY = {
     "trainer.precision=17": "Precision 17 is invalid",
     "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU, and the run is on the CPU; take trainer=gpu",
     "weighting=krum": "weighting=krum needs 3 tasks",
-    "weighting=upgrad trainer.strategy=fsdp": "splits the parameters over processes, and a task's gradient needs them",
+    "weighting=upgrad trainer.strategy=fsdp": "no task has a gradient of its own; take trainer=fsdp",
     "weighting=graddrop weighting.heads=weighted": "gives a gradient and no weights that heads could get",
     "weighting=upgrad +weighting.scale=1": "weighting.scale is no argument of multitask.weighting.upgrad.UPGrad",
     "weighting=cagrad weighting._target_=torchjd.aggregation.CAGradWeighting": (

@@ -110,6 +110,17 @@ CASES = {
         ["weighting=upgrad", "trainer=ddp_cpu", "data.batch_size=8"],
         stop("on_train_batch_end", 11, "SIGTERM"),
     ),
+    "two processes, sharded": (
+        [
+            "weighting=upgrad",
+            "trainer=fsdp",
+            "trainer.accelerator=cpu",
+            "data.batch_size=8",
+            "trainer.accumulate_grad_batches=2",
+            "trainer.gradient_clip_val=0.5",
+        ],
+        stop("on_train_batch_end", 11, "SIGTERM"),
+    ),
     "after early stopping": (
         ["callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=100"],
         stop("on_test_start", 1, "SIGKILL"),

@@ -40,7 +40,7 @@ class Cost(Callback):
         self._steps_taken = 0
         self._began = 0.0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to measure."""
         assert isinstance(pl_module, MultiLossModule)
         pl_module.now = pl_module.step.now = self._now

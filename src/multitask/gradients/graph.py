@@ -19,13 +19,17 @@ class Graph:
 
     Args:
         losses: The edges at which each loss enters its graph; none where it requires no gradient.
+        kept: The parameters that leaves stand for; by default each is one itself.
 
     Raises:
         ValueError: If part of the graph lies behind a re-entrant checkpoint, which no gradient with
             respect to chosen parameters can pass.
     """
 
-    def __init__(self, losses: Sequence[Sequence[GradientEdge]]) -> None:
+    def __init__(
+        self, losses: Sequence[Sequence[GradientEdge]], kept: Mapping[Tensor, Tensor] | None = None
+    ) -> None:
+        self._kept = kept
         self.roots = [(edge, i) for i, of_loss in enumerate(losses) for edge in of_loss]
         self.following = _topological([edge.node for edge, _ in self.roots])
         """The nodes, each before those that it leads to, with the edges that lead on: nodes and their outputs."""
@@ -39,7 +43,7 @@ class Graph:
         for node, following in self.following.items():
             losses_here = reaching[node]
             if not following and (leaf := getattr(node, "variable", None)) is not None:
-                self.leaves.append((leaf, losses_here))
+                self.leaves.append((leaf if kept is None else _kept(leaf, kept), losses_here))
             for after, _ in following:
                 if after is not None:
                     reaching[after] |= losses_here
@@ -71,6 +75,7 @@ class Graph:
                 farthest[after] = max(farthest[after], distance)
                 leaf = getattr(after, "variable", None)
                 if leaf is not None and self.reaching[after] == every:
+                    leaf = leaf if self._kept is None else _kept(leaf, self._kept)
                     found[leaf] = min(found.get(leaf, distance), distance)
         return [found.get(p) for p in parameters]
 
@@ -97,6 +102,15 @@ class Graph:
                 if key[0] is not None and _several(reaching[key[0]]):
                     found.setdefault(key, []).append((node, losses.bit_length() - 1))
         return found
+
+
+def _kept(leaf: Tensor, kept: Mapping[Tensor, Tensor]) -> Tensor:
+    if hasattr(leaf, "device_mesh"):
+        raise ValueError(
+            "a loss reaches a sharded parameter outside of its module's forward pass, where FSDP2 adds up no gradient; "
+            "compute it within, or leave the parameter whole by ignored_params."
+        )
+    return kept.get(leaf, leaf)
 
 
 def _several(losses: int) -> bool:
@@ -144,11 +158,16 @@ class Ownership:
             Every ``nn.Parameter`` that a loss reaches counts, named or not; other tensors only if named.
         shared: The shared parameters, if they are not to be found from the graph. All others then belong to
             every loss that reaches them.
+        kept: The parameters that others stand for, in the graph and in a module while it computes.
     """
 
     def __init__(
-        self, model: nn.Module | Mapping[str, Tensor] | None = None, shared: Iterable[Tensor] | None = None
+        self,
+        model: nn.Module | Mapping[str, Tensor] | None = None,
+        shared: Iterable[Tensor] | None = None,
+        kept: Mapping[Tensor, Tensor] | None = None,
     ) -> None:
+        self.kept = kept
         self._model = model
         self._given = None if shared is None else list(shared)
         self._reaching: dict[Tensor, int] = {}
@@ -227,7 +246,8 @@ class Ownership:
         """Return the model's parameters by name."""
         if self._model is None:
             return []
-        return self._model.named_parameters() if isinstance(self._model, nn.Module) else self._model.items()
+        named = self._model.named_parameters() if isinstance(self._model, nn.Module) else self._model.items()
+        return named if self.kept is None else [(name, self.kept.get(p, p)) for name, p in named]
 
     def trained(self) -> list[Tensor]:
         """Return the model's parameters.
@@ -247,6 +267,10 @@ class Ownership:
         """Return the parameters that the last graph reaches."""
         return [leaf for leaf, _ in self._leaves if leaf in self._reaching]
 
+    def reached(self) -> list[tuple[str, int]]:
+        """Return the names of the parameters that the last graph reaches, with the losses that do."""
+        return [(self.name(leaf), losses) for leaf, losses in self._leaves if leaf in self._reaching]
+
     def candidates(self) -> list[Tensor]:
         """Return all trainable parameters of the model that are not shared."""
         shared = set(self.shared())
@@ -263,7 +287,7 @@ class Ownership:
 
     def name(self, parameter: Tensor) -> str:
         """Return a parameter's name in the model, or its number among those found without one."""
-        return self._names.get(parameter) or str(list(self._reaching).index(parameter))
+        return self._names.get(parameter) or str([id(p) for p in self._reaching].index(id(parameter)))
 
     def state_dict(self) -> dict[str, int]:
         """Return the losses that have reached each parameter, as the bits of a number, by its name.

@@ -59,6 +59,8 @@ class Losses:
         """Whether each loss has one edge for all parts."""
         self.scale: Tensor | None = None
         """The factor that guards half-precision gradients against underflow."""
+        self.factors: list[float] | None = None
+        """Factors of the gradients, ``[parts · m]``: this process's share, where backward passes average over all."""
 
     def edges(self) -> list[list[GradientEdge]]:
         """Return the edges at which each loss enters the graph."""
@@ -69,6 +71,8 @@ class Losses:
         """Return where a task's loss on a part enters the graph, and the gradient there that stands for it alone."""
         place, i = divmod(part * self.m + task, len(self._edges))
         seed = self.values.new_ones(()) if self.scale is None else self.scale.to(self.values)
+        if self.factors is not None:
+            seed = seed * self.factors[part * self.m + task]
         if self._shape:
             one, seed = seed, self.values.new_zeros(self._shape)
             seed.view(-1)[place] = one
@@ -85,6 +89,8 @@ class Losses:
 
     def _scaled(self, weights: Tensor) -> Tensor:
         weights = weights.to(self.values)
+        if self.factors is not None:
+            weights = weights * torch.tensor(self.factors).to(weights).view_as(self.values)
         return weights if self.scale is None else weights * self.scale.to(weights)
 
 

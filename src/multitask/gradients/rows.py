@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -220,8 +221,36 @@ def processes() -> int:
 
 
 def real_shape(parameter: Tensor) -> torch.Size:
-    """Return the shape of a parameter's columns: a complex number is two real ones."""
-    return torch.Size([*parameter.shape, 2]) if parameter.is_complex() else parameter.shape
+    """Return the shape of a parameter's columns: a complex number is two real ones, a shard this process's part."""
+    shape = local(parameter).shape
+    return torch.Size([*shape, 2]) if parameter.is_complex() else shape
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is a ``torch.distributed.tensor.DTensor``, which costs seconds to import."""
+    return hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor that is split over processes, others as they are."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def within(parameter: Tensor, part: Tensor, before: int = 0) -> Any:
+    """Return this process's part as one of a tensor that is split as a parameter is.
+
+    Args:
+        parameter: The parameter, split over processes.
+        part: The part, of the shape of the parameter's, with further dimensions before.
+        before: How many of these.
+    """
+    from torch.distributed.tensor import DTensor, Shard
+
+    shape = torch.Size([*part.shape[:before], *parameter.shape, *part.shape[before + parameter.ndim :]])
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    moved = [Shard(p.dim + before) if isinstance(p, Shard) else p for p in placements]
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(part, mesh, moved, run_check=False, shape=shape, stride=stride)
 
 
 def numbers(parameters: Iterable[Tensor]) -> int:
@@ -251,6 +280,8 @@ def add_to_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) 
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if parameter.is_complex() and not gradient.is_complex():
             gradient = torch.complex(*gradient.unbind(-1))  # a view could begin at an odd number
+        if is_sharded(parameter) and not is_sharded(gradient):
+            gradient = within(parameter, gradient)
         if parameter.grad is None:
             parameter.grad = gradient.to(parameter.dtype)
         elif parameter.grad.is_sparse:

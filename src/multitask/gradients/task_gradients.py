@@ -24,6 +24,23 @@ class TaskGradients(ABC):
     """How many operations lie at most between the losses and each parameter of the layout; ``None`` for
     those that not all losses reach."""
 
+    @property
+    def local(self) -> "TaskGradients":
+        """The columns that this process keeps: all, unless parameters are split over processes.
+
+        A method that treats each column by itself, or takes sums and maxima over columns by :meth:`total` and
+        :meth:`greatest`, needs no more.
+        """
+        return self
+
+    def total(self, part: Tensor) -> Tensor:
+        """Return the sum over all columns, given that over this process's."""
+        return part
+
+    def greatest(self, part: Tensor) -> Tensor:
+        """Return the maximum over all columns, given that over this process's."""
+        return part
+
     @abstractmethod
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``."""

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from multitask.gradients.graph import Graph, Ownership
 from multitask.gradients.losses import Losses, Pulls, gradients_at
-from multitask.gradients.rows import Rows, dense, processes, real_shape
+from multitask.gradients.rows import Rows, StoredGradients, dense, local, processes, real_shape
+from multitask.gradients.sharded import ShardedEngine, ShardedPulls, Shards
 from multitask.gradients.task_gradients import Engine, TaskGradients
 
 # Keeps a mean over nothing from dividing by zero.
@@ -27,12 +28,17 @@ class Window:
     Args:
         engine: How the Jacobian of a single batch is computed.
         ownership: Which parameters are shared.
+        shards: The parameters that are split over processes. Each micro-batch is then one of all processes.
     """
 
-    def __init__(self, engine: Engine, ownership: Ownership) -> None:
+    def __init__(self, engine: Engine, ownership: Ownership, shards: Shards | None = None) -> None:
         self._engine = engine
         self._ownership = ownership
-        self._rows = engine if isinstance(engine, Rows) else Rows()
+        self._shards = shards
+        if shards is not None:
+            self._rows: Rows = ShardedEngine(shards)
+        else:
+            self._rows = engine if isinstance(engine, Rows) else Rows()
         self.own = OwnGradients()
         self._whole: TaskGradients | None = None
         self._before: TaskGradients | None = None
@@ -83,16 +89,18 @@ class Window:
                 f"losses are {list(losses.values.shape)} and were {list(self.losses.shape)} in this step; an absent "
                 "loss has a count of zero."
             )
-        whole = last and self.losses is None and processes() == 1
+        whole = last and self.losses is None and processes() == 1 and self._shards is None
         if losses.of_examples and not whole:
             raise ValueError("losses of single examples need the whole batch in one call on one process.")
-        shares = self._count(here)
+        graph, here, shares = self._look(losses, here, last and not whole)
         tasks = [i for i in range(losses.m) if all(count > 0 for count in here[i :: losses.m])]
-        graph = self._look(losses, last and not whole)
         # Own parameters of examples' losses are differentiated at the end, all at once.
         own = None if losses.of_examples else self._ownership.own()
         shared = self._ownership.shared()
-        pulls = Pulls(losses, graph, own, tasks, retain_graph=losses.of_examples)
+        if self._shards is not None:
+            pulls: Pulls = ShardedPulls(self._shards, losses, graph, own, tasks)
+        else:
+            pulls = Pulls(losses, graph, own, tasks, retain_graph=losses.of_examples)
         self.shares = bool(shared)
         if not whole:
             self._rows.lay_out(shared, self.own.take(shared))
@@ -108,10 +116,15 @@ class Window:
 
         The gradients are left in row 0 of ``own``, whatever the losses reach.
         """
-        shares = self._count(counts_of(counts, losses))
-        self._look(losses, last)
+        here = counts_of(counts, losses)
+        _, _, shares = self._look(losses, here, last)
         leaves = self._ownership.leaves() if shares[0] > 0 else []
-        self.own.add(0, leaves, gradients_at(*losses.combination(weights.view(1, -1)), leaves), shares[0])
+        roots = losses.combination(weights.view(1, -1))
+        if self._shards is not None:
+            gradients = self._shards.gradients_at(roots, leaves, absent=here[0] == 0)
+        else:
+            gradients = gradients_at(*roots, leaves)
+        self.own.add(0, leaves, gradients, shares[0])
         self._add_losses(losses, shares)
 
     def _count(self, here: list[float]) -> list[float]:
@@ -119,14 +132,24 @@ class Window:
         self.counts = [a + b for a, b in zip(self.counts or [0.0] * len(here), here, strict=True)]
         return [count / max(total, _TINY) for count, total in zip(here, self.counts, strict=True)]
 
-    def _look(self, losses: Losses, on_all: bool) -> Graph:
-        """Find out which losses reach which parameters, with the last micro-batch on all processes."""
-        self.last, self.graph = losses, Graph(losses.edges())
+    def _look(
+        self, losses: Losses, here: list[float], on_all: bool
+    ) -> tuple[Graph, list[float], list[float]]:
+        """Find out which losses reach which parameters, with the last micro-batch on all processes.
+
+        Returns:
+            The graph, the micro-batch's counts, and its part in the mean of each row.
+        """
+        shards = self._shards
+        self.last, self.graph = losses, Graph(losses.edges(), self._ownership.kept)
         self._ownership.find(self.graph, losses.m)
         self.own.from_python = self.graph.runs_python()
-        if on_all and processes() > 1:
+        if shards is not None:
+            here = shards.agree(losses, here, self._ownership.reached())
+        shares = self._count(here)
+        if on_all and processes() > 1 and shards is None:
             self._agree(losses.values.device)
-        return self.graph
+        return self.graph, here, shares
 
     def _add_losses(self, losses: Losses, shares: list[float]) -> None:
         if self.losses is None and all(share == 1.0 for share in shares):
@@ -148,7 +171,7 @@ class Window:
 
     def close(self) -> None:
         """Make losses and own gradients those of all processes."""
-        if self._whole is not None or processes() == 1:
+        if self._whole is not None or processes() == 1 or self._shards is not None:
             return
         if self._parts is None:
             raise ValueError(
@@ -266,6 +289,7 @@ class OwnGradients:
         if gradient.is_sparse:
             return gradient.clone()
         new = gradient.data_ptr() not in self._memory and not self.from_python
+        parameter = local(parameter)
         if not new or gradient.stride() != parameter.stride() or gradient._is_view():
             gradient = torch.empty_like(parameter).copy_(gradient)
         self._memory.add(gradient.data_ptr())
@@ -298,12 +322,22 @@ class ShownGradients(TaskGradients):
     @property
     def layout(self) -> Sequence[tuple[str, int]]:  # type: ignore[override]
         """Name and size of each shared parameter in the order of the Jacobian's columns."""
-        return [(self._ownership.name(p), real_shape(p).numel()) for p in self._ownership.shared()]
+        return [(self._ownership.name(p), p.numel() * (1 + p.is_complex())) for p in self._ownership.shared()]
 
     @property
     def distances(self) -> Sequence[int | None]:  # type: ignore[override]
         """How many operations lie between the losses and each parameter of the layout."""
         return self._graph.distances(self._ownership.shared())
+
+    @property
+    def local(self) -> TaskGradients:
+        """The columns of this process, whose losses have no scale where there are fewer than all."""
+        found = self._gradients.local
+        if not isinstance(found, StoredGradients) or found is self._gradients:
+            return self
+        found.layout = [(self._ownership.name(p), real_shape(p).numel()) for p in found.parameters]
+        found.distances = self._graph.distances(found.parameters)
+        return found
 
     def gramian(self) -> Tensor:
         """Return the unscaled Gramian, computed once; divided twice, as the square of the scale may overflow."""

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from multitask.data.batches import examples_in
 from multitask.gradients.engines import make_engine
 from multitask.gradients.finite import not_finite
+from multitask.gradients.sharded import sharded_modules
 from multitask.gradients.task_gradients import Engine
 from multitask.gradients.window import Counts
 from multitask.lightning.means import MeanLosses
@@ -25,6 +26,7 @@ from multitask.lightning.measured import MeasuredModule
 from multitask.lightning.overrides import replaced_hook
 from multitask.lightning.parts import LossAndCount, losses_of_halves
 from multitask.lightning.schedulers import step_plateau_schedulers, step_schedulers
+from multitask.lightning.sharding import shard, shards
 from multitask.lightning.telemetry import Telemetry
 from multitask.lightning.trainer_keys import TrainerKeys
 from multitask.private import averages_statistics
@@ -160,7 +162,7 @@ class MultiLossModule(MeasuredModule):
         """The step, made when it is first needed."""
         if self._step is None:
             named = {n: p for n, p in self.named_parameters() if not n.startswith("weighting.")}
-            self._step = Step(self.weighting, named, **self._step_options)
+            self._step = Step(self.weighting, named, sharded=self, **self._step_options)
             self._step.now, self._step.times = self.now, self.times
             if self._resumed is not None:
                 self._step.load_state_dict({"ownership": self._step.ownership.state_dict(), **self._resumed})
@@ -192,12 +194,23 @@ class MultiLossModule(MeasuredModule):
         Automatic optimization adds up the scalars of micro-batches, which is the scalar of the whole batch only
         where there is one micro-batch.
         """
-        if isinstance(self.weighting, JacobianMethod):
+        if isinstance(self.weighting, JacobianMethod) or (self._trainer and shards(self.trainer)):
             return True
         if self._manual is not None:
             return self._manual
         # The Trainer's own reduction over processes waits for parameters that an absent loss does not reach.
         return accumulate > 1 or (self.processes > 1 and self.labels_can_be_missing)
+
+    def modules_to_shard(self) -> Iterable[nn.Module]:
+        """Return the modules that a Trainer with a ``ModelParallelStrategy`` shards: those that have a ``forward``."""
+        return [child for name, child in self.named_children() if name != "weighting"]
+
+    def configure_model(self) -> None:
+        """Shard the model, where the Trainer's strategy wants that; a subclass may shard it otherwise."""
+        if shards(self.trainer) and not sharded_modules(self):
+            assert self.device_mesh is not None
+            shard(self.modules_to_shard(), self.device_mesh["data_parallel"])
+            self._step = None
 
     def configure_callbacks(self) -> list[Callback]:
         """Take over the Trainer's keys that Lightning refuses under manual optimization."""

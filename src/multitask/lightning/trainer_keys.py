@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from multitask.lightning.sharding import clip, shards
+
 _NEUTRAL = {"gradient_clip_val": None, "gradient_clip_algorithm": None, "accumulate_grad_batches": 1}
 
 
@@ -53,11 +55,12 @@ class TrainerKeys(Callback):
 
     def clip(self, module: LightningModule, optimizer: Optimizer) -> None:
         """Clip the gradients: called when they are unscaled, right before the optimizer's step."""
-        module.clip_gradients(
-            optimizer,
-            gradient_clip_val=self._kept["gradient_clip_val"],
-            gradient_clip_algorithm=self._kept["gradient_clip_algorithm"],  # type: ignore[arg-type]
-        )
+        value, algorithm = self._kept["gradient_clip_val"], self._kept["gradient_clip_algorithm"]
+        if shards(module.trainer):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            clip(parameters, float(value), algorithm)  # type: ignore[arg-type]
+        else:
+            module.clip_gradients(optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm)  # type: ignore[arg-type]
 
     @staticmethod
     def _set(trainer: Trainer, values: Mapping[str, object]) -> None:

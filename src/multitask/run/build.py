@@ -27,13 +27,11 @@ from multitask.run.callbacks import build_callbacks
 from multitask.run.combiner import (
     build_combiner,
     check_compiled,
-    check_strategy,
-    processes,
-    several_processes,
     step_options,
     train_with,
 )
 from multitask.run.data import Data, OtherData, check_other
+from multitask.run.devices import processes, several_processes
 from multitask.run.initialization import (
     batches_of_run,
     check_batch,
@@ -46,6 +44,7 @@ from multitask.run.loss_checks import check_batch_losses
 from multitask.run.model_choice import TRUNK_AND_HEADS, is_own
 from multitask.run.own_model import build_own
 from multitask.run.resolvers import plain
+from multitask.run.sharding import check_sharded, check_strategy
 from multitask.run.sharing import shared_in
 from multitask.run.targets import imported
 from multitask.task.penalty import Penalty
@@ -120,6 +119,7 @@ def build_module(config: DictConfig, data: Data) -> MultiLossModule:
     check_penalties(trunk, tasks)
     weighting = build_combiner(config, list(tasks))
     check_batch_losses(config, tasks, weighting)
+    check_sharded(config, weighting, tasks)
     train_with(
         config,
         module,

@@ -4,6 +4,7 @@ from hydra.utils import instantiate
 from lightning import Callback
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    BaseFinetuning,
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -11,11 +12,16 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
     SpikeDetection,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 
+from multitask.callbacks.solution import Solution
+from multitask.callbacks.trajectory import Trajectory
+from multitask.callbacks.update import UpdateDirection
 from multitask.errors import ConfigError
+from multitask.run.sharding import is_sharded
 
 _REFUSED: dict[type[Callback], str] = {
     BatchSizeFinder: (
@@ -39,6 +45,17 @@ _REFUSED: dict[type[Callback], str] = {
         "lightning.pytorch.callbacks.BaseFinetuning to freeze the trunk"
     ),
 }
+
+
+# What looks at parameters or gradients as one process has them.
+_OF_WHOLE = (
+    BaseFinetuning,
+    Solution,
+    StochasticWeightAveraging,
+    Trajectory,
+    UpdateDirection,
+    WeightAveraging,
+)
 
 
 def build_callbacks(config: DictConfig, automatic: bool) -> list[Callback]:
@@ -68,6 +85,11 @@ def build_callbacks(config: DictConfig, automatic: bool) -> list[Callback]:
             raise ConfigError(
                 f"{key} reads the one loss that a training step returns, and weighting={config.method} trains on "
                 "several; remove it."
+            )
+        if isinstance(callback, _OF_WHOLE) and is_sharded(config):
+            raise ConfigError(
+                f"{key} ({type(callback).__name__}) works on whole parameters, and with trainer=fsdp no process has "
+                "them; remove it, or take trainer=ddp."
             )
         if isinstance(callback, StochasticWeightAveraging):
             _check_swa(key, config)

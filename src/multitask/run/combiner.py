@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.module import AnyTask, takes_derivatives
+from multitask.run.devices import several_processes
 from multitask.run.parameter_groups import Grouped
 from multitask.run.resolvers import plain
 from multitask.run.weighting import build_weighting
@@ -142,22 +143,6 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Map
         )
 
 
-def processes(config: DictConfig) -> int:
-    """Return how many processes train, as far as the config says it; 1 where Lightning counts the devices."""
-    devices = config.trainer.devices
-    if isinstance(devices, str):
-        devices = (
-            int(devices) if devices.isdecimal() else devices.strip("[]").split(",") if "," in devices else 1
-        )
-    count = devices if isinstance(devices, int) else len(devices)
-    return max(1, count) * int(config.trainer.num_nodes)
-
-
-def several_processes(config: DictConfig) -> bool:
-    """Return whether more than one process trains."""
-    return config.trainer.devices not in (1, "1", "auto") or config.trainer.num_nodes > 1
-
-
 def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> None:
     """Refuse what a Gramian of all examples and tasks cannot be cut into."""
     needs = f"weighting={config.method} weighs the losses of all examples of a batch against one another"
@@ -183,14 +168,4 @@ def check_compiled(config: DictConfig, tasks: Mapping[str, AnyTask]) -> None:
         raise ConfigError(
             f"compile=true leaves no second derivative of the trunk, which tasks.{names[0]} needs to train on "
             "derivatives; set compile=false."
-        )
-
-
-def check_strategy(config: DictConfig) -> None:
-    """Refuse strategies that split parameters over processes: task gradients need them whole."""
-    strategy = str(config.trainer.strategy)
-    if any(name in strategy.lower() for name in ("fsdp", "deepspeed", "modelparallel")):
-        raise ConfigError(
-            f"trainer.strategy={strategy} splits the parameters over processes, and a task's gradient needs them "
-            "whole; set trainer.strategy=ddp."
         )

@@ -1,4 +1,4 @@
-"""One GPU a job where there are several: jobs side by side must not all take the first."""
+"""The devices of a job: how many processes, and one GPU where there are several, since not all may take the first."""
 
 import itertools
 import os
@@ -49,6 +49,22 @@ def gpus_of_job(accelerator: str, devices: int | str = 1, **others: Any) -> int 
     if accelerator not in ("gpu", "cuda"):
         return None
     return devices if isinstance(devices, int) and devices > 0 else 1
+
+
+def processes(config: DictConfig) -> int:
+    """Return how many processes train, as far as the config says it; 1 where Lightning counts the devices."""
+    devices = config.trainer.devices
+    if isinstance(devices, str):
+        devices = (
+            int(devices) if devices.isdecimal() else devices.strip("[]").split(",") if "," in devices else 1
+        )
+    count = devices if isinstance(devices, int) else len(devices)
+    return max(1, count) * int(config.trainer.num_nodes)
+
+
+def several_processes(config: DictConfig) -> bool:
+    """Return whether more than one process trains."""
+    return config.trainer.devices not in (1, "1", "auto") or config.trainer.num_nodes > 1
 
 
 def take_gpu(config: DictConfig) -> None:

@@ -15,7 +15,7 @@ from multitask.losses.counts import Count, count_of, has_count, labelled_example
 from multitask.losses.known import loss_over_known, redrawn
 from multitask.metrics.known import OfKnown
 from multitask.module import AnyTask
-from multitask.run.combiner import several_processes
+from multitask.run.devices import several_processes
 from multitask.run.loss_examples import examples
 from multitask.task.task import Batch, Outcome, Task
 from multitask.weighting.base import Combiner, JacobianMethod

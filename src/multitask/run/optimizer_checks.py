@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.randomness import seeded_apart
-from multitask.run.combiner import several_processes
+from multitask.run.devices import several_processes
 from multitask.weighting.base import JacobianMethod
 
 # Optimizers that look further every so many steps do so within these.

@@ -18,6 +18,7 @@ from multitask.run.combiner import build_combiner, step_options, train_with
 from multitask.run.data import Data, OtherData, bare_trainer, looked_at, trained_on
 from multitask.run.initialization import seeded
 from multitask.run.names import check_losses
+from multitask.run.sharding import check_sharded
 from multitask.weighting.base import JacobianMethod
 
 
@@ -50,6 +51,7 @@ def build_own(config: DictConfig, data: Data) -> MultiLossModule:
             f"weighting={config.method} weighs the losses of examples, and {type(module).__name__} has none; define "
             "losses_by_part in it, or choose another weighting."
         )
+    check_sharded(config, weighting, {})
     train_with(config, module, weighting, **step_options(config, weighting, {}))
     if is_overridden("validation_step", module, MultiLossModule) and "val" in data.splits:
         module.seen_keys = _validated_keys(module, data)

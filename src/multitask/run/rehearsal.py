@@ -15,8 +15,8 @@ from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
-from multitask.run.combiner import processes
 from multitask.run.data import Data
+from multitask.run.devices import processes
 from multitask.run.sharing import losses_of
 from multitask.weighting.base import JacobianMethod
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from multitask import places, system
 from multitask.run.checks import SINGLE_TASK
-from multitask.run.devices import gpus_of_job, parallel_jobs
+from multitask.run.devices import gpus_of_job, parallel_jobs, processes
 
 
 def register() -> None:
@@ -35,6 +35,7 @@ def register() -> None:
     new("job_name", _job_name, replace=True)
     new("parallel_jobs", lambda *, _root_: parallel_jobs(_root_.trainer.accelerator), replace=True)
     new("gpus_of_job", lambda *, _root_: gpus_of_job(**_root_.trainer), replace=True)
+    new("processes", lambda *, _root_: processes(_root_), replace=True)
     new("threads", lambda: system.cores(), replace=True)
 
 

@@ -9,6 +9,7 @@ from lightning import Trainer
 from omegaconf import DictConfig
 
 from multitask.lightning.module import MultiLossModule
+from multitask.lightning.sharding import load_whole
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def select(module: MultiLossModule, trainer: Trainer, config: DictConfig) -> Sel
         note = f"selection.metric={metric} chose no weights, since {why}; the last ones are measured."
         return Selected(trainer.current_epoch, "last", note=note)
     content = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(content["state_dict"])
+    load_whole(module, content["state_dict"])
     return Selected(int(content["epoch"]) + 1, rule_of(metric, config.selection.mode), value)
 
 

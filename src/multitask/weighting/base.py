@@ -134,6 +134,9 @@ class JacobianMethod(Combiner):
     of_parameters: bool = False
     """Whether the gradients must be those of the parameters, since it tells them apart or remembers them."""
 
+    remembers_rows: bool = False
+    """Whether it keeps a gradient of each task from step to step."""
+
     @property
     def gives_weights(self) -> bool:
         """Whether :meth:`combine` returns weights."""

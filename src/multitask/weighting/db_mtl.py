@@ -29,6 +29,7 @@ class DBMTL(JacobianMethod):
     """
 
     of_parameters = True
+    remembers_rows = True
     per_task: ClassVar[dict[str, Kind]] = {"average": "vector", "steps": "vector"}
     average: Tensor | None
     steps: Tensor

@@ -27,6 +27,7 @@ class ExcessMTL(WeightedMethod):
     """
 
     of_parameters = True
+    remembers_rows = True
     per_task: ClassVar[dict[str, Kind]] = {
         "squares": "vector",
         "shares": "share",

@@ -55,6 +55,7 @@ def last_layer(gradients: TaskGradients, layer: str | None, key: str) -> TaskGra
     Raises:
         ValueError: If there is no such layer among those that are shared.
     """
+    gradients = gradients.local
     found = groups(gradients, "layer", key)
     if layer is not None:
         columns = [c for of_group in found.values() for c in of_group if is_part(c.name, layer)]
@@ -121,7 +122,7 @@ class Part(TaskGradients):
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``."""
-        return inner_products(self._jacobian, self._jacobian)
+        return self._gradients.total(inner_products(self._jacobian, self._jacobian))
 
     def combine(self, weights: Tensor) -> None:
         """Keep ``weightsᵀ J``."""

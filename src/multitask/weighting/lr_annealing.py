@@ -52,13 +52,16 @@ class LRAnnealing(WeightedMethod):
         Raises:
             FloatingPointError: If a gradient is not finite.
         """
+        gradients = gradients.local
         sizes = gradients.jacobian().abs()
-        means = sizes.mean(1).to(self.factors)
+        count = gradients.total(sizes.new_tensor(sizes.shape[1]))
+        means = (gradients.total(sizes.sum(1)) / count).to(self.factors)
         if not torch.isfinite(means).all():
             raise not_finite()
+        largest = sizes.amax(1) if sizes.shape[1] else sizes.sum(1)
         # Zero where the residual is absent.
-        largest = (sizes.amax(1).to(self.factors) * self.is_residual).sum()
-        rests = self.is_residual | (means == 0) | (largest == 0)
-        moved = self.alpha * self.factors + (1 - self.alpha) * largest / torch.where(rests, 1.0, means)
+        greatest = (gradients.greatest(largest).to(self.factors) * self.is_residual).sum()
+        rests = self.is_residual | (means == 0) | (greatest == 0)
+        moved = self.alpha * self.factors + (1 - self.alpha) * greatest / torch.where(rests, 1.0, means)
         self.factors = torch.where(rests, self.factors, moved)
         return self.factors.to(sizes)

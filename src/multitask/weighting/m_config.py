@@ -36,6 +36,7 @@ class MConFIG(JacobianMethod):
     """
 
     of_parameters = True
+    remembers_rows = True
     per_task: ClassVar[dict[str, Kind]] = {
         "moments": "vector",
         "steps": "vector",

@@ -32,6 +32,7 @@ class MoCo(JacobianMethod):
     """
 
     of_parameters = True
+    remembers_rows = True
     per_task: ClassVar[dict[str, Kind]] = {"tracked": "vector", "steps": "vector", "shares": "share"}
     tracked: Tensor | None
     steps: Tensor

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 from torchjd import Stateful, aggregation
-from torchjd.aggregation import Aggregator, Weighting
+from torchjd.aggregation import Aggregator, TrimmedMean, Weighting
 from torchjd.scalarization import DWA, Constant, Mean, Random, Scalarizer, Sum
 
 from multitask.gradients.task_gradients import TaskGradients
@@ -128,8 +128,11 @@ class AggregatorMethod(OfTorchjd, JacobianMethod):
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
         """Put the aggregation of the Jacobian in place of a weighted sum."""
+        if isinstance(self.method, TrimmedMean):
+            gradients = gradients.local  # it treats each column by itself
         vector = self.method(gradients.jacobian())
-        if not vector.isfinite().all():
+        finite = gradients.total((~vector.isfinite()).sum()) == 0
+        if not finite:
             raise FloatingPointError(
                 f"weighting: {type(self.method).__name__} of the task gradients is not finite: one is NaN or "
                 "infinite; lower optimizer.lr, or train with trainer.precision=32-true."

@@ -63,6 +63,7 @@ class Wrapper(Around[M], JacobianMethod):
         super().__init__(method)
         self.rows = method.rows
         self.of_parameters = method.of_parameters
+        self.remembers_rows = method.remembers_rows
 
     def head_weights(self, losses: Tensor) -> Tensor | None:
         """Return the method's factors of the heads' gradients."""

@@ -1,0 +1,84 @@
+"""Refuses what does not go with parameters that are sharded over processes."""
+
+from collections.abc import Mapping
+
+from omegaconf import DictConfig
+
+from multitask.errors import ConfigError
+from multitask.module import AnyTask, takes_derivatives
+from multitask.task.penalty import Penalty
+from multitask.weighting.base import Combiner, JacobianMethod
+
+
+def is_sharded(config: DictConfig) -> bool:
+    """Return whether the parameters are sharded over processes."""
+    strategy = config.trainer.strategy
+    return isinstance(strategy, DictConfig) and "ModelParallelStrategy" in str(strategy.get("_target_"))
+
+
+def check_strategy(config: DictConfig) -> None:
+    """Refuse strategies that shard otherwise than ``trainer=fsdp``, and what the Trainer's keys cannot mean with it."""
+    trainer = config.trainer
+    strategy = str(trainer.strategy)
+    if any(name in strategy.lower() for name in ("fsdp", "deepspeed")):
+        raise ConfigError(
+            f"trainer.strategy={strategy} splits the parameters over processes so that no task has a gradient of its "
+            "own; take trainer=fsdp, which shards by FSDP2."
+        )
+    if not is_sharded(config):
+        return
+    if trainer.devices in ("auto", -1, "-1"):
+        raise ConfigError(
+            f"trainer.devices={trainer.devices} is no number of shards; set trainer.devices=<number>."
+        )
+    if trainer.strategy.get("tensor_parallel_size") != 1:
+        raise ConfigError(
+            "trainer.strategy.tensor_parallel_size splits operations over processes, which task gradients cannot; set "
+            "it to 1, as trainer=fsdp does."
+        )
+    if trainer.strategy.get("save_distributed_checkpoint", True):
+        raise ConfigError(
+            "trainer.strategy.save_distributed_checkpoint=true writes folders, and a run resumes from and measures "
+            "files; set it to false, as trainer=fsdp does."
+        )
+    if trainer.precision not in ("32-true", 32, "32", "bf16-mixed", "bf16-true"):
+        raise ConfigError(
+            f"trainer.precision={trainer.precision} does not go with trainer=fsdp; take 32-true or bf16-mixed."
+        )
+    if config.compile:
+        raise ConfigError(
+            "compile=true compiles a trunk in one piece, which trainer=fsdp shards; set compile=false."
+        )
+    if ((config.callbacks or {}).get("conflict") or {}).get("probe_every"):
+        raise ConfigError(
+            "callbacks.conflict.probe_every takes whole rows, and with trainer=fsdp no process has them; set null."
+        )
+
+
+def check_sharded(config: DictConfig, weighting: Combiner, tasks: Mapping[str, AnyTask]) -> None:
+    """Refuse weightings and tasks that need what no process has."""
+    if not is_sharded(config):
+        return
+    for name, task in tasks.items():
+        if isinstance(task, Penalty):
+            raise ConfigError(
+                f"tasks.{name} is a penalty on whole parameters, and with trainer=fsdp no process has them; set "
+                "optimizer.weight_decay in its place, or take trainer=ddp."
+            )
+        if takes_derivatives(task):
+            raise ConfigError(
+                f"tasks.{name} differentiates the trunk within its loss, which FSDP2 cannot; take trainer=ddp."
+            )
+    if not isinstance(weighting, JacobianMethod):
+        return
+    if weighting.remembers_rows:
+        raise ConfigError(
+            f"weighting={config.method} remembers a gradient of each task, of which a checkpoint keeps no shards; "
+            "choose another weighting, or trainer=ddp."
+        )
+    engine = config.weighting.get("engine", "auto")
+    if engine not in ("auto", "rows"):
+        raise ConfigError(
+            f"weighting.engine={engine} needs whole parameters, and with trainer=fsdp no process has them; take "
+            "weighting.engine=auto."
+        )

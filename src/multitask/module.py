@@ -107,11 +107,14 @@ class MultiTaskModule(MultiLossModule):
     def losses(self, batch: Batch) -> dict[str, LossAndCount]:
         """Return the mean loss of each task, terms and penalties among them, with its count where that matters."""
         seen = self.see(batch)
-        outcomes = seen.outcomes()
+        off = self.off
+        outcomes = seen.outcomes(off)
         # A batch alone is its own mean, whatever the mean is over.
         whole = self.window == 1 and self.processes == 1 and self._rows == "task"
         found: dict[str, LossAndCount] = {}
         for name, task in self.tasks.items():
+            if name in off:
+                continue
             if isinstance(task, Penalty):
                 found[name] = self.penalty(name)
             elif isinstance(task, Term):
@@ -136,6 +139,8 @@ class MultiTaskModule(MultiLossModule):
         seen = self.see(batch)
         found: dict[str, LossAndCount] = {}
         for name in self.names:
+            if name in self.off:
+                continue
             if name not in self.by_name:
                 found[name] = (self.penalty(name).expand(2), torch.ones(2))
                 continue

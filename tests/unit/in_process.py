@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from lightning import Trainer
+from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
 from multitask.lightning.module import MultiLossModule
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.console import quiet
 from multitask.run.data import Data, trained_on
-from multitask.run.resolvers import register
+from multitask.run.resolvers import plain, register
+from multitask.run.resume import check
 
 CONFIGS = str(Path(__file__).parents[2] / "configs")
 # What a composed config takes from a running script, and what makes a run quiet.
@@ -35,8 +36,10 @@ def made(*overrides: str) -> tuple[DictConfig, Data, Any]:
     return config, data, build_module(config, data)
 
 
-def trained(folder: Path, *overrides: str, resume: Path | None = None) -> tuple[Any, Trainer]:
-    """Train, from a checkpoint where there is one; return the module and the trainer."""
+def trained(
+    folder: Path, *overrides: str, resume: Path | None = None, first: Callback | None = None
+) -> tuple[Any, Trainer]:
+    """Train, from a checkpoint where there is one, with a callback before all others; return module and trainer."""
     quiet()
     folder.mkdir(parents=True, exist_ok=True)
     config = composed(f"run_folder={folder}", *overrides)
@@ -46,5 +49,9 @@ def trained(folder: Path, *overrides: str, resume: Path | None = None) -> tuple[
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "check"):
             callback.check(module)
+    if first is not None:
+        trainer.callbacks.insert(0, first)  # type: ignore[attr-defined]
+    if resume is not None:
+        check(str(resume), plain(config)).begin(folder)
     trainer.fit(module, datamodule=trained_on(data), ckpt_path=resume, weights_only=True)
     return module, trainer

@@ -17,6 +17,8 @@ from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
 from multitask.private import before_batches
 
+BEST = "best.ckpt"
+
 
 class Checkpoints(Checkpoint):
     """Keeps the weights that are best by a logged metric, and the last state of the run.
@@ -56,7 +58,9 @@ class Checkpoints(Checkpoint):
         self.window = window
         self.best_model_score: Tensor | None = None
         self._best_step = -1
-        self._improved = False
+        self.kept: dict[str, int] = {}
+        """The step of each file that another callback wants kept; see :meth:`keep`."""
+        self._due: list[str] = []
         self._saved_step = -1
         self._before_forward: list[Tensor] = []
 
@@ -68,11 +72,11 @@ class Checkpoints(Checkpoint):
     @property
     def best_model_path(self) -> str:
         """The best weights so far, empty where there are none."""
-        return str(self.folder / "best.ckpt") if self._best_step >= 0 else ""
+        return str(self.folder / BEST) if self._best_step >= 0 else ""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is best so far."""
-        return {"score": self.best_model_score, "step": self._best_step}
+        return {"score": self.best_model_score, "step": self._best_step, "kept": self.kept}
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -84,6 +88,7 @@ class Checkpoints(Checkpoint):
         """Take up what was best so far."""
         self.best_model_score = state_dict["score"]
         self._best_step = state_dict["step"]
+        self.kept = dict(state_dict.get("kept", {}))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the state that the run resumes from is saved."""
@@ -119,10 +124,20 @@ class Checkpoints(Checkpoint):
         elif self.best_model_score is None or self._better(score):
             self.best_model_score = score
             self._best_step = trainer.global_step
-            self._improved = True
-        if self._improved and not trainer.is_last_batch:
-            self._save(trainer, self.folder / "best.ckpt")
-            self._improved = False
+            self._keep(trainer, BEST)
+
+    def keep(self, trainer: Trainer, name: str) -> None:
+        """Keep the weights that were just validated in a file of their own, and in the folder of a run that resumes."""
+        if not _dry(trainer):
+            self.kept[name] = trainer.global_step
+            self._keep(trainer, name)
+
+    def _keep(self, trainer: Trainer, name: str) -> None:
+        """Save in mid-epoch; at its end the file is a link to the last state, once that is saved."""
+        if trainer.is_last_batch:
+            self._due.append(name)
+        else:
+            self._save(trainer, self.folder / name)
 
     def _better(self, score: Tensor) -> bool:
         assert self.best_model_score is not None
@@ -144,12 +159,12 @@ class Checkpoints(Checkpoint):
             epochs.current.processed += 1
             epochs.total.processed += 1
         self._saved_step = trainer.global_step
-        if self._improved:
-            if trainer.is_global_zero:
-                _replace(self.last, self.folder / "best.ckpt", link=True)
+        if self._due:
+            for name in self._due if trainer.is_global_zero else ():
+                _replace(self.last, self.folder / name, link=True)
             # Every process reads the file when the fit has ended.
             trainer.strategy.barrier("best")
-            self._improved = False
+            self._due = []
 
     def save_before_batch(self, trainer: Trainer, taken: int = 0) -> None:
         """Save the state before the batch that is about to start, so that a resumed run begins with it.
@@ -214,21 +229,24 @@ def _loader(trainer: Trainer) -> Loader | None:
     return loader if isinstance(loader, Loader) else None
 
 
-def find_best(source: Path, states: Mapping[str, Any]) -> Path | None:
-    """Return the file with the best weights of the run that a checkpoint belongs to, ``None`` where it had none yet.
+def find_kept(source: Path, states: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the files with weights that the run of a checkpoint has kept so far, by their names in its folder.
 
     Args:
         source: The checkpoint.
         states: The states of its callbacks.
 
     Raises:
-        ConfigError: If the file is not beside the checkpoint any more.
+        ConfigError: If a file is not beside the checkpoint any more.
     """
-    step = states.get(Checkpoints.__name__, {}).get("step", -1)
-    if step < 0:
-        return None
-    best = source.parent / "best.ckpt"
-    # A run killed between the two files leaves a best.ckpt from before: then the checkpoint itself is the best.
+    state = states.get(Checkpoints.__name__, {})
+    steps = {BEST: state.get("step", -1), **state.get("kept", {})}
+    return {name: _kept(source, name, step) for name, step in steps.items() if step >= 0}
+
+
+def _kept(source: Path, name: str, step: int) -> Path:
+    best = source.parent / name
+    # A run killed between the two files leaves one from before: then the checkpoint itself is the best.
     for candidate in (best, source):
         if candidate.is_file() and _step(candidate) == step:
             return candidate

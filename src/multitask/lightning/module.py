@@ -80,6 +80,11 @@ class MultiLossModule(MeasuredModule):
         self._scheduler: Callable[[Optimizer], Any] | None = None
         self._manual: bool | None = None
         self._warned: set[str] = set()
+        self.switchable = False
+        """Whether a callback may switch losses off in the course of the run; it says so before the fit."""
+        self._off: dict[str, frozenset[str]] = {}
+        self.factors: dict[str, float] = {}
+        """Factors of losses in training steps, by name; a loss that is not named has one."""
         if options:
             self.train_with(**options)
 
@@ -199,7 +204,7 @@ class MultiLossModule(MeasuredModule):
         if self._manual is not None:
             return self._manual
         # The Trainer's own reduction over processes waits for parameters that an absent loss does not reach.
-        return accumulate > 1 or (self.processes > 1 and self.labels_can_be_missing)
+        return accumulate > 1 or (self.processes > 1 and self.can_be_absent)
 
     def modules_to_shard(self) -> Iterable[nn.Module]:
         """Return the modules that a Trainer with a ``ModelParallelStrategy`` shards: those that have a ``forward``."""
@@ -237,6 +242,8 @@ class MultiLossModule(MeasuredModule):
         found = self._listed(self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows))
         if not self.names:
             self.names = self._names_anywhere(found)
+        if training := self._trainer is not None and self.trainer.training:
+            found = {name: own for name, own in found.items() if name not in self.off}
         unknown = [name for name in found if name not in self.names]
         if unknown or not found:
             raise ValueError(
@@ -246,6 +253,8 @@ class MultiLossModule(MeasuredModule):
         like = next(iter(found.values()))[0].detach()
         absent = (torch.zeros_like(like), torch.zeros(len(like)) if like.ndim else 0.0)
         losses = {name: found.get(name, absent)[0] for name in self.names}
+        if training and self.factors:
+            losses = {name: loss * self.factors.get(name, 1.0) for name, loss in losses.items()}
         counts = {name: found.get(name, absent)[1] for name in self.names}
         known = [count is not None for count in counts.values()]
         whole = self.window == 1 and self.processes == 1
@@ -253,7 +262,7 @@ class MultiLossModule(MeasuredModule):
             return losses, None
         default = None if all(known) else self.examples(batch)
         # Throughout a step, and on all processes, counts are one number, or else one per loss.
-        if not any(known) and not self.labels_can_be_missing:
+        if not any(known) and not self.can_be_absent:
             return losses, default
         return losses, {name: default if c is None else c for name, c in counts.items()}  # type: ignore[misc]
 
@@ -369,9 +378,29 @@ class MultiLossModule(MeasuredModule):
         """
         return True
 
+    @property
+    def can_be_absent(self) -> bool:
+        """Whether a loss can be absent from a step, for want of labels or because a callback switched it off."""
+        return self.labels_can_be_missing or self.switchable
+
+    @property
+    def off(self) -> frozenset[str]:
+        """The losses that are switched off: absent from training steps, and measured all the same."""
+        training = self._off and self._trainer is not None and self.trainer.training
+        return frozenset().union(*self._off.values()) if training else frozenset()
+
+    def switch_off(self, by: str, names: Iterable[str]) -> None:
+        """Leave losses out of training steps until the same callback says otherwise.
+
+        Args:
+            by: Who does; a loss takes part if nobody has switched it off.
+            names: All losses that are off from now on.
+        """
+        self._off[by] = frozenset(names)
+
     def record_labelled(self, present: list[int]) -> None:
         """Keep for the loggers which losses were present in a step."""
-        if self.labels_can_be_missing:
+        if self.can_be_absent:
             labelled = torch.zeros(len(self.names))
             labelled[present] = 1.0
             self.telemetry.add("train/labelled", labelled, self.names)

@@ -106,6 +106,8 @@ def keep_only(config: DictConfig) -> None:
         for key, value in config.weighting.items():
             if isinstance(value, DictConfig) and "_target_" not in value:
                 config.weighting[key] = {}
+        if (config.get("callbacks") or {}).get("schedule"):
+            config.callbacks.schedule = None
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

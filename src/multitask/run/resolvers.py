@@ -63,8 +63,12 @@ def _experiment_name(*, _root_: DictConfig) -> str:
     return str(choices.experiment or choices.data).replace("/", "-")
 
 
+# The weighting's own, and those of callbacks that leave losses out of steps.
+_SETTINGS = ("weighting.", "callbacks.schedule.", "callbacks.per_task", "callbacks=per_task")
+
+
 def _variant() -> str:
-    """Return the weighting's own settings, which tell runs of one method apart; "" where it has none.
+    """Return the settings of how losses are combined, which tell runs of one method apart; "" where there are none.
 
     A task that is trained alone has none: whatever weighs it, it gets its own gradient.
     """
@@ -72,7 +76,7 @@ def _variant() -> str:
     if hydra.runtime.choices.get("baseline") == SINGLE_TASK:
         return ""
     own = [override.lstrip("+") for override in hydra.overrides.task]
-    settings = sorted(o.removeprefix("weighting.") for o in own if o.startswith("weighting."))
+    settings = sorted(o.removeprefix("weighting.") for o in own if o.startswith(_SETTINGS))
     return " ".join(settings)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from multitask.aliases import current
-from multitask.callbacks.checkpoints import copy_checkpoint, find_best
+from multitask.callbacks.checkpoints import copy_checkpoint, find_kept
 from multitask.errors import ConfigError
 from multitask.lightning.curves import carry_over
 from multitask.run.checkpoint import read_file
@@ -44,15 +44,15 @@ class Resumption:
     path: Path
     rows: int
     """The number of rows of metrics.csv that had been written when it was saved."""
-    best: Path | None
-    """The best weights of its run so far."""
+    kept: Mapping[str, Path]
+    """The best weights of its run so far, by the name of the file that they go to."""
 
     def begin(self, folder: Path) -> None:
         """Begin a run's folder with the curves and checkpoints of the run that was stopped."""
         carry_over(self.path.resolve().parents[1] / "metrics.csv", folder / "metrics.csv", self.rows)
         copy_checkpoint(self.path, folder / "checkpoints" / "last.ckpt")
-        if self.best is not None:
-            copy_checkpoint(self.best, folder / "checkpoints" / "best.ckpt")
+        for name, found in self.kept.items():
+            copy_checkpoint(found, folder / "checkpoints" / name)
 
 
 def check(path: str, config: Mapping[str, Any]) -> Resumption:
@@ -81,7 +81,7 @@ def check(path: str, config: Mapping[str, Any]) -> Resumption:
             f"ckpt_path={path} is of epoch {epochs + 1}, and trainer.max_epochs={most} ends before; repeat the "
             "overrides of its run (overrides.yaml), or raise trainer.max_epochs."
         )
-    return Resumption(Path(path), int(content["rows"]), find_best(Path(path), content["callbacks"]))
+    return Resumption(Path(path), int(content["rows"]), find_kept(Path(path), content["callbacks"]))
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -52,6 +52,11 @@ def _check_validation(config: DictConfig) -> None:
     """Refuse to watch a metric where no validation takes place; of a selection, the record says so."""
     trainer = config.trainer
     found = {key: metric for key, metric in watched(config).items() if metric and key not in _STEER_NOTHING}
+    found |= {
+        f"callbacks.{name}.metric": callback.metric
+        for name, callback in (config.callbacks or {}).items()
+        if callback and callback.get("metric")
+    }
     if not found or trainer.fast_dev_run:
         return
     if trainer.limit_val_batches == 0:
@@ -76,7 +81,7 @@ def without(key: str) -> str:
         return "set selection.metric=null to keep the last weights"
     if key == "scheduler.monitor":
         return "choose a scheduler that watches nothing, such as scheduler=none"
-    return f"set {key.removesuffix('.monitor')}=null"
+    return f"set {key.rpartition('.')[0]}=null"
 
 
 def watched(config: DictConfig) -> dict[str, Any]:

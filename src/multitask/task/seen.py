@@ -1,6 +1,6 @@
 """The computations of a model on one batch, for predictions and losses that are of more than one head's features."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -61,11 +61,13 @@ class Seen:
         self._of_heads: dict[str, Tensor] = {}
         self._waiting: list[str] = []
 
-    def outcomes(self) -> dict[str, Outcome]:
-        """Return loss, prediction and target of each task that predicts."""
+    def outcomes(self, leave_out: Container[str] = ()) -> dict[str, Outcome]:
+        """Return loss, prediction and target of each task that predicts, but for those to leave out."""
         found, at = {}, ""
         try:
             for at, task in self._tasks.items():
+                if at in leave_out:
+                    continue
                 found[at] = task.outcome(self.predictions[at], self.batch)
         except _WRONG as error:
             raise _named(at, error) from error

@@ -43,7 +43,7 @@ class ScheduledSum(Scalarization):
                 f"weighting.schedule names {', '.join(unknown)}, but the tasks are {', '.join(tasks)}."
             )
         self.unit = unit
-        self.points = [_points(name, schedule.get(name, [[0, 1]])) for name in tasks]
+        self.points = [points(f"weighting.schedule.{name}", schedule.get(name, [[0, 1]])) for name in tasks]
         self.index = torch.arange(len(tasks))
         self.keep("time", torch.zeros((), dtype=torch.long))
 
@@ -69,11 +69,16 @@ class ScheduledSum(Scalarization):
             self.time += 1
 
 
-def _points(task: str, points: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
-    key = f"weighting.schedule.{task}={[list(point) for point in points]}"
-    if not points or any(len(point) != 2 for point in points):
+def points(key: str, given: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Return times and weights of points ``[[time, weight], …]``, as ``numpy.interp`` takes them.
+
+    Raises:
+        ValueError: If there is no point, or the times do not rise, naming the key.
+    """
+    key = f"{key}={[list(point) for point in given]}"
+    if not given or any(len(point) != 2 for point in given):
         raise ValueError(f"{key} must be a list of [time, weight] pairs.")
-    times, weights = ([float(number) for number in column] for column in zip(*points, strict=True))
+    times, weights = ([float(number) for number in column] for column in zip(*given, strict=True))
     if any(later <= earlier for earlier, later in itertools.pairwise(times)):
         raise ValueError(f"{key} must have rising times.")
     return times, weights

@@ -107,7 +107,7 @@ class MultiTaskModule(MultiLossModule):
     def losses(self, batch: Batch) -> dict[str, LossAndCount]:
         """Return the mean loss of each task, terms and penalties among them, with its count where that matters."""
         seen = self.see(batch)
-        off = self.off
+        off = self.off if self._off else frozenset()
         outcomes = seen.outcomes(off)
         # A batch alone is its own mean, whatever the mean is over.
         whole = self.window == 1 and self.processes == 1 and self._rows == "task"

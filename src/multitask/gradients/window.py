@@ -141,13 +141,15 @@ class Window:
             The graph, the micro-batch's counts, and its part in the mean of each row.
         """
         shards = self._shards
+        if shards is None:
+            shares = self._count(here)
         self.last, self.graph = losses, Graph(losses.edges(), self._ownership.kept)
         self._ownership.find(self.graph, losses.m)
         self.own.from_python = self.graph.runs_python()
         if shards is not None:
             here = shards.agree(losses, here, self._ownership.reached())
-        shares = self._count(here)
-        if on_all and processes() > 1 and shards is None:
+            shares = self._count(here)
+        elif on_all and processes() > 1:
             self._agree(losses.values.device)
         return self.graph, here, shares
 
@@ -289,7 +291,8 @@ class OwnGradients:
         if gradient.is_sparse:
             return gradient.clone()
         new = gradient.data_ptr() not in self._memory and not self.from_python
-        parameter = local(parameter)
+        if hasattr(parameter, "to_local"):
+            parameter = local(parameter)
         if not new or gradient.stride() != parameter.stride() or gradient._is_view():
             gradient = torch.empty_like(parameter).copy_(gradient)
         self._memory.add(gradient.data_ptr())

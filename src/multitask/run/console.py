@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from functools import reduce
 from typing import Any
 
 import torch
@@ -51,20 +52,12 @@ def summarize(module: MultiLossModule, batch: Any) -> None:
         losses = losses_of(module, few_of(batch, 2))
         parts = parts_of(module, losses)
     for part in parts:
-        inside = _find(module, part.name)
+        inside = reduce(getattr, part.name.split("."), module)
         table.add_row(part.name, _type(inside), users_of(part, len(losses)), *_counts(inside))
     table.add_row("weighting", _type(module.weighting), "", *_counts(module.weighting))
     table.add_section()
     table.add_row("total", "", "", *_counts(module))
     terminal(file_width=None).print(table)
-
-
-def _find(module: nn.Module, name: str) -> nn.Module | nn.Parameter:
-    """Return the submodule or parameter of a dotted name."""
-    found: Any = module
-    for step in name.split("."):
-        found = getattr(found, step)
-    return found
 
 
 def _type(part: nn.Module | nn.Parameter) -> str:

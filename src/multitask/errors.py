@@ -143,7 +143,7 @@ def _unknown_key(error: OmegaConfBaseException) -> str | None:
     keys = {str(k) for k in parent if str(k) != "hydra"}
     if not where:  # groups as well, such as task, whose choices are merged under another key
         keys |= {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"hydra", full_key}
-    target = parent._get_node("_target_")
+    target = parent.get("_target_")
     return (
         f"{full_key} is not a key of {where or 'the config'}; {choices(str(error.key), keys, 1 if where else 2)} "
         f"Write +{full_key}=… to add it{f', if {target} takes it' if target else ''}."

@@ -93,10 +93,10 @@ class Window:
         if losses.of_examples and not whole:
             raise ValueError("losses of single examples need the whole batch in one call on one process.")
         graph, here, shares = self._look(losses, here, last and not whole)
-        tasks = [i for i in range(losses.m) if all(count > 0 for count in here[i :: losses.m])]
         # Own parameters of examples' losses are differentiated at the end, all at once.
         own = None if losses.of_examples else self._ownership.own()
         shared = self._ownership.shared()
+        tasks = [i for i in range(losses.m) if all(count > 0 for count in here[i :: losses.m])]
         if self._shards is not None:
             pulls: Pulls = ShardedPulls(self._shards, losses, graph, own, tasks)
         else:

@@ -228,7 +228,7 @@ def real_shape(parameter: Tensor) -> torch.Size:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a tensor is a ``torch.distributed.tensor.DTensor``, which costs seconds to import."""
-    return hasattr(tensor, "device_mesh")
+    return type(tensor) is not torch.nn.Parameter and hasattr(tensor, "device_mesh")
 
 
 def local(tensor: Tensor) -> Tensor:

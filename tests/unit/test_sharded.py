@@ -189,7 +189,7 @@ def test_other_shards_are_refused() -> None:
     split = distribute_tensor(torch.ones(4, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
     net = nn.Linear(2, 4)
     net.weight = nn.Parameter(split)
-    with pytest.raises(ValueError, match="weight is split over 1 of 1 processes"):
+    with pytest.raises(ValueError, match="weight is in 1 parts on 1 processes"):
         Step(make("upgrad", 3), net)
     dist.destroy_process_group()
 

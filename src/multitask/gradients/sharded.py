@@ -6,6 +6,7 @@ one process's batch. So a row is a ``backward`` whose result is taken out of ``.
 all-reduce of ``[m, m]``, and a combination of rows needs nothing from other processes.
 """
 
+import math
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -57,11 +58,10 @@ class Shards:
             module.reshard()
         self._whole = {kept: whole for whole, kept in self.kept.items()}
         for name, p in model.named_parameters():
-            mesh = getattr(p, "device_mesh", None)
-            if mesh is not None and (p not in self._whole or mesh.size() != processes()):
+            if is_sharded(p) and (is_sharded(self._whole.get(p, p)) or _parts(p) != processes()):
                 raise ValueError(
-                    f"{name} is split over {mesh.size()} of {processes()} processes, and gradients of single losses "
-                    "need torch.distributed.fsdp.fully_shard over all of them; shard it so, or leave it whole."
+                    f"{name} is in {_parts(p)} parts on {processes()} processes, and gradients of single losses need "
+                    "torch.distributed.fsdp.fully_shard over all of them; shard it so, or leave it whole."
                 )
 
     def agree(
@@ -146,6 +146,12 @@ class Shards:
     def holds(self, parameter: Tensor) -> bool:
         """Return whether no process before this one has the same numbers of a parameter."""
         return parameter in self._whole or not dist.get_rank()
+
+
+def _parts(parameter: Any) -> int:
+    """Return in how many parts a parameter is: on a mesh of several dimensions some may only repeat it."""
+    sizes = zip(parameter.device_mesh.shape, parameter.placements, strict=True)
+    return math.prod(size for size, placement in sizes if placement.is_shard())
 
 
 def sharded_modules(model: nn.Module) -> list[Any]:

@@ -12,7 +12,7 @@ from multitask.weighting.base import Combiner, JacobianMethod
 
 def is_sharded(config: DictConfig) -> bool:
     """Return whether the parameters are sharded over processes."""
-    strategy = config.trainer.strategy
+    strategy = config.trainer.get("strategy")
     return isinstance(strategy, DictConfig) and "ModelParallelStrategy" in str(strategy.get("_target_"))
 
 

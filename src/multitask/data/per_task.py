@@ -4,20 +4,16 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate
-from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from multitask.data.base import Batches, DataModule, Lazy, Split
-from multitask.data.loading import Arrays, Loader
-from multitask.randomness import derived_seed
+from multitask.data.joint_loader import JointLoader, Rule, check_rule
+from multitask.data.loading import Arrays
 
-Rule = Literal["cycle", "shortest", "proportional", "sampled"]
 MISSING = -100
-# A batch is drawn from all sources, and an epoch has as many as there are in all examples.
-_TOGETHER = ("proportional", "sampled")
 
 
 @dataclass(eq=False)
@@ -34,10 +30,12 @@ class PerTask(Lazy):
             shorter ones gone through again until the longest ends; ``shortest``: the same until the
             shortest ends; ``proportional``: as many in all, drawn from all sources together, each
             example once per epoch; ``sampled``: as many in all, each from a source that is drawn by ``ratios`` or
-            ``temperature``, in as many batches as ``proportional`` makes of them.
+            ``temperature``, in as many batches as ``proportional`` makes of them; ``turns``: as ``cycle``, but a batch
+            is of one source, and the sources take turns.
         targets: The targets that tasks want: sources that have none of them are left out; ``None``
             for all.
         batch_size: Examples of each source, process and training batch; ``None`` for all at once.
+        batch_sizes: Others, by source, where batches are not drawn from all together.
         eval_batch_size: See :class:`~multitask.data.base.DataModule`.
         seed: See there.
         num_workers: See there.
@@ -54,6 +52,7 @@ class PerTask(Lazy):
     targets: Sequence[str] | None = None
     temperature: float = 1.0
     ratios: Mapping[str, float] | None = None
+    batch_sizes: Mapping[str, int] | None = None
     _: KW_ONLY
     batch_size: int | None = 64
 
@@ -61,11 +60,8 @@ class PerTask(Lazy):
         super().__post_init__()
         if not self.sources:
             raise ValueError("data.sources is empty; name at least one data set.")
-        if self.rule not in get_args(Rule):
-            raise ValueError(
-                f"data.rule={self.rule} is not known; choose one of {', '.join(get_args(Rule))}."
-            )
-        _check_sampling(self.rule, self.temperature, self.ratios, list(self.sources))
+        check_rule(self.rule, self.temperature, self.ratios, self.batch_sizes, list(self.sources))
+        self._each: list[int | None] = []
         self._sizes: list[int] = []
         self._shares: list[float] = []
 
@@ -100,6 +96,8 @@ class PerTask(Lazy):
             for split in kept[first].splits
         }
         self._sizes = [part.size for part in parts["train"]]
+        sizes = self.batch_sizes or {}
+        self._each = [sizes.get(part.name, self.batch_size) for part in parts["train"]]
         self._shares = [
             part.size ** (1 / self.temperature) if self.ratios is None else float(self.ratios[part.name])
             for part in parts["train"]
@@ -117,118 +115,7 @@ class PerTask(Lazy):
         collate = self.collate_fn or self.collate
         options = {"collate": collate, **self.order(training)}
         return JointLoader(
-            self.placed(split), self._sizes, self.rule, self.batch_size, shares=self._shares, **options
-        )
-
-
-class JointLoader(Loader):
-    """Batches of several sources that lie one after the other, made by a rule; resumable as any loader.
-
-    Args:
-        data: All sources' examples, source by source.
-        sizes: How many examples each source has.
-        rule: See :class:`PerTask`.
-        each: Examples of each source, rank and batch; ``None`` for all at once.
-        shuffle: Whether to draw a new order each epoch, or to keep that of the first.
-        shares: What the probability of each source is proportional to, where the rule is ``sampled``.
-    """
-
-    def __init__(
-        self,
-        data: Split,
-        sizes: Sequence[int],
-        rule: Rule,
-        each: int | None,
-        *,
-        shuffle: bool = True,
-        shares: Sequence[float] = (),
-        **options: Any,
-    ) -> None:
-        # Without a new order each epoch it is still mixed: its first batches have examples of all sources.
-        super().__init__(data, each and each * len(sizes), shuffle=True, **options)
-        self._reshuffled = shuffle
-        self._sizes = list(sizes)
-        self._rule = rule
-        self._shares = list(shares)
-        self._chunks = [each * self.world_size if each else size for size in sizes]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
-        super().set_epoch(epoch if self._reshuffled else 0)
-
-    def __len__(self) -> int:
-        if self._rule in _TOGETHER:
-            return super().__len__()
-        lengths = [
-            self.batches_of(size, chunk) for size, chunk in zip(self._sizes, self._chunks, strict=True)
-        ]
-        return max(lengths) if self._rule == "cycle" else min(lengths)
-
-    def smallest(self, processes: int) -> int:
-        """Return how many examples a process's smallest batch has; all but the longest source fill theirs."""
-        if self._rule in _TOGETHER or len(self._sizes) == 1:
-            return super().smallest(processes)
-        return self.batch_size // len(self._sizes)
-
-    def _batches(self) -> list[Tensor]:
-        if self._rule == "proportional":
-            return super()._batches()
-        if self._rule == "sampled":
-            return [whole.tensor_split(self.world_size)[self.rank] for whole in self._sampled()]
-        chunks = [self._of_source(i) for i in range(len(self._sizes))]
-        return [
-            torch.cat([chunk.tensor_split(self.world_size)[self.rank] for chunk in of_batch])
-            for of_batch in zip(*chunks, strict=True)
-        ]
-
-    def _sampled(self) -> list[Tensor]:
-        """Return the indices of each batch of this epoch, on all processes together."""
-        generator = torch.Generator().manual_seed(derived_seed("sources", self.seed, self.epoch))
-        count = min(self.examples, len(self) * self.batch_size * self.world_size)
-        drawn = torch.tensor(self._shares, dtype=torch.float64).multinomial(count, True, generator=generator)
-        indices = torch.empty(count, dtype=torch.long)
-        for source, size in enumerate(self._sizes):
-            places = (drawn == source).nonzero().flatten()
-            rounds = -(-len(places) // size)
-            order = [self._permutation(source, i) for i in range(rounds)]
-            if order:
-                indices[places] = sum(self._sizes[:source]) + torch.cat(order)[: len(places)]
-        return list(indices.split(self.batch_size * self.world_size))
-
-    def _of_source(self, source: int) -> list[Tensor]:
-        """Return the indices that a source gives to each batch of this epoch."""
-        size, chunk, start = self._sizes[source], self._chunks[source], sum(self._sizes[:source])
-        rounds = -(-len(self) * chunk // size)
-        order = torch.cat([start + self._permutation(source, i) for i in range(rounds)])
-        # The longest source ends where its examples end; the others fill their part of every batch.
-        ends = -(-size // chunk) == len(self) and not self.drop_last
-        wanted = size if ends else len(self) * chunk
-        return list(order[:wanted].split(chunk))
-
-    def _permutation(self, source: int, number: int) -> Tensor:
-        seed = derived_seed("order", self.seed, self.epoch, source, number)
-        return torch.randperm(self._sizes[source], generator=torch.Generator().manual_seed(seed))
-
-
-def _check_sampling(
-    rule: Rule, temperature: float, ratios: Mapping[str, float] | None, sources: Sequence[str]
-) -> None:
-    if rule != "sampled" and (temperature != 1.0 or ratios is not None):
-        key = "ratios" if ratios is not None else "temperature"
-        raise ValueError(f"data.{key} does nothing with data.rule={rule}; set data.rule=sampled.")
-    if temperature <= 0:
-        raise ValueError(f"data.temperature={temperature} has to be positive.")
-    if ratios is None:
-        return
-    if temperature != 1.0:
-        raise ValueError("data.ratios and data.temperature both say how sources are drawn; give one of them.")
-    if set(ratios) != set(sources):
-        raise ValueError(
-            f"data.ratios names {', '.join(ratios)}; give a number for each of {', '.join(sources)}."
-        )
-    if min(ratios.values()) <= 0:
-        raise ValueError(
-            f"data.ratios={dict(ratios)}: each has to be positive; leave out the tasks of a source."
+            self.placed(split), self._sizes, self.rule, self._each, shares=self._shares, **options
         )
 
 

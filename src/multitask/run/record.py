@@ -88,8 +88,9 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
     data = {k: v for k, v in config["data"].items() if k not in ("seed", "num_workers", "targets")}
     if not data.get("drop_last"):
         data.pop("drop_last", None)  # recipes from before there was the key
-    if data.get("collate_fn") is None:
-        data.pop("collate_fn", None)
+    for key in ("collate_fn", "batch_sizes"):
+        if data.get(key) is None:
+            data.pop(key, None)
     if data.get("temperature") == 1.0 and data.get("ratios") is None:
         data = {k: v for k, v in data.items() if k not in ("temperature", "ratios")}
     trainer = {k: v for k, v in config["trainer"].items() if k not in _COSMETIC}

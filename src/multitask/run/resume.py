@@ -21,6 +21,7 @@ _SAME = (
 )
 # Keys that there were not always, and what a run did before; a switch was off.
 _BEFORE = {
+    "data.batch_sizes": None,
     "data.collate_fn": None,
     "data.ratios": None,
     "data.temperature": 1.0,

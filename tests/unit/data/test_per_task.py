@@ -1,6 +1,7 @@
 """One data set per task: which examples a batch holds, what is missing in it, and where a run resumes."""
 
 from collections import Counter
+from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -13,8 +14,9 @@ from torch.utils.data import Dataset
 
 from multitask.data.base import DataModule, Split
 from multitask.data.images import LabelledImages
+from multitask.data.joint_loader import JointLoader, Rule
 from multitask.data.loading import Arrays
-from multitask.data.per_task import JointLoader, PerTask, Rule
+from multitask.data.per_task import PerTask
 from multitask.run.build import build_data
 from multitask.run.resolvers import register
 from tests.unit.data.test_office31 import write_office
@@ -148,6 +150,13 @@ def test_a_source_that_is_sampled_often_shows_its_examples_evenly():
         ("sampled", {"ratios": {"s0": 1}}, r"data\.ratios names s0; give a number for each of s0, s1"),
         ("sampled", {"ratios": {"s0": 1, "s1": 0}}, r"each has to be positive"),
         ("sampled", {"ratios": {"s0": 1, "s1": 1}, "temperature": 2.0}, r"give one of them"),
+        ("proportional", {"batch_sizes": {"s0": 1}}, r"data\.batch_sizes does nothing with data\.rule=prop"),
+        ("cycle", {"batch_sizes": {"s7": 1}}, r"data\.batch_sizes names s7; the sources are s0, s1"),
+        (
+            "turns",
+            {"batch_sizes": {"s1": 0}},
+            r"data\.batch_sizes\.s1=0 must be a whole number of at least 1",
+        ),
     ],
 )
 def test_sampling_that_does_nothing_or_cannot_be_is_refused(
@@ -155,6 +164,46 @@ def test_sampling_that_does_nothing_or_cannot_be_is_refused(
 ):
     with pytest.raises(ValueError, match=message):
         joint(rule, **options)
+
+
+def test_sources_take_turns():
+    data = joint("turns", sizes=(10, 4, 5), batch_sizes={"s1": 2})
+    batches = [numbers(batch) for batch in data.train_dataloader()]
+    assert len(batches) == len(data.train_dataloader()) == 12
+    assert [{x // 100 for x in batch} for batch in batches] == [{0}, {1}, {2}] * 4
+    assert [len(batch) for batch in batches] == [3, 2, 3, 3, 2, 3, 3, 2, 3, 1, 2, 3]
+    # The examples are those of cycle, round by round.
+    rounds = [
+        numbers(batch) for batch in joint("cycle", (10, 4, 5), batch_sizes={"s1": 2}).train_dataloader()
+    ]
+    assert rounds == [[*chain(*batches[i : i + 3])] for i in range(0, 12, 3)]
+
+
+def test_sources_have_batch_sizes_of_their_own():
+    batches = [numbers(batch) for batch in joint("cycle", batch_sizes={"s0": 5, "s1": 1}).train_dataloader()]
+    # The first goes through its ten examples twice, the second once: it is the longest.
+    assert [Counter(x >= 100 for x in batch) for batch in batches] == [{False: 5, True: 1}] * 4
+    shortest = joint("shortest", batch_sizes={"s0": 5, "s1": 1}).train_dataloader()
+    assert [Counter(x >= 100 for x in numbers(batch)) for batch in shortest] == [{False: 5, True: 1}] * 2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("each", [(4, 4), (5, 2), (1, 7)])
+@pytest.mark.parametrize("sizes", [(23, 9), (12, 12), (13, 40)])
+@pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional", "turns"])
+def test_the_smallest_batch_is_known_beforehand(
+    rule: Any, sizes: tuple[int, ...], each: tuple[int, ...], drop_last: bool, processes: int
+):
+    data = joint(rule, sizes=sizes).splits["train"]
+    options = {"drop_last": drop_last, "world_size": processes}
+    lengths = [
+        len(batch["inputs"])
+        for rank in range(processes)
+        for batch in JointLoader(data, sizes, rule, each, rank=rank, **options)
+    ]
+    if lengths:
+        assert JointLoader(data, sizes, rule, each, drop_last=drop_last).smallest(processes) == min(lengths)
 
 
 @pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
@@ -188,7 +237,8 @@ def test_batches_to_overfit_are_the_same_each_epoch_and_hold_every_source(rule: 
     firsts = []
     for epoch in range(3):
         loader.set_epoch(epoch)
-        firsts.append(numbers(next(iter(loader))))
+        batches = islice(loader, 2 if rule == "turns" else 1)
+        firsts.append([number for batch in batches for number in numbers(batch)])
     assert firsts[0] == firsts[1] == firsts[2]
     assert {x >= 100 for x in firsts[0]} == {False, True}
 
@@ -212,14 +262,16 @@ def test_resumes_in_the_middle_of_an_epoch(rule: str, lazy: bool):
 @pytest.mark.parametrize("rule", get_args(Rule))
 def test_processes_share_the_batch_of_one_process_that_is_as_large(rule: Any):
     data = joint(rule, sizes=(23, 9)).splits["train"]
-    whole = JointLoader(data, [23, 9], rule, 4, shares=[23, 9], seed=5)
+    whole = JointLoader(data, [23, 9], rule, [4, 4], shares=[23, 9], seed=5)
     halves = [
-        JointLoader(data, [23, 9], rule, 2, shares=[23, 9], seed=5, rank=rank, world_size=2)
+        JointLoader(data, [23, 9], rule, [2, 2], shares=[23, 9], seed=5, rank=rank, world_size=2)
         for rank in range(2)
     ]
     assert len(whole) == len(halves[0])
     for batch, *parts in zip(whole, *halves, strict=True):
         assert sorted(numbers(batch)) == sorted(numbers(parts[0]) + numbers(parts[1]))
+        if rule == "turns":
+            assert len({x >= 100 for x in numbers(batch)}) == 1
         if rule in ("cycle", "shortest"):
             assert (
                 abs(sum(x >= 100 for x in numbers(parts[0])) - sum(x >= 100 for x in numbers(parts[1]))) <= 1
@@ -287,7 +339,7 @@ def test_wrong_arguments_are_refused():
         PerTask({})
     with pytest.raises(
         ValueError,
-        match=r"data\.rule=longest is not known; choose one of cycle, shortest, proportional, sampled",
+        match=r"data\.rule=longest is not known; choose one of cycle, shortest, proportional, sampled, turns",
     ):
         joint("longest")
 

@@ -1,0 +1,172 @@
+"""Batches of several data sets, made by a rule."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from multitask.data.base import Split
+from multitask.data.loading import Loader
+from multitask.randomness import derived_seed
+
+Rule = Literal["cycle", "shortest", "proportional", "sampled", "turns"]
+# A batch is drawn from all sources, and an epoch has as many as there are in all examples.
+_TOGETHER = ("proportional", "sampled")
+
+
+class JointLoader(Loader):
+    """Batches of several sources that lie one after the other, made by a rule; resumable as any loader.
+
+    Args:
+        data: All sources' examples, source by source.
+        sizes: How many examples each source has.
+        rule: See :class:`~multitask.data.per_task.PerTask`.
+        each: Examples of each source, rank and batch; ``None`` for all of a source at once.
+        shuffle: Whether to draw a new order each epoch, or to keep that of the first.
+        shares: What the probability of each source is proportional to, where the rule is ``sampled``.
+        options: See :class:`~multitask.data.loading.Loader`.
+    """
+
+    def __init__(
+        self,
+        data: Split,
+        sizes: Sequence[int],
+        rule: Rule,
+        each: Sequence[int | None],
+        *,
+        shuffle: bool = True,
+        shares: Sequence[float] = (),
+        **options: Any,
+    ) -> None:
+        given = [count for count in each if count is not None]
+        whole = (max if rule == "turns" else sum)(given) if len(given) == len(each) else None
+        # Without a new order each epoch it is still mixed: its first batches have examples of all sources.
+        super().__init__(data, whole, shuffle=True, **options)
+        self._reshuffled = shuffle
+        self._sizes = list(sizes)
+        self._rule = rule
+        self._shares = list(shares)
+        self._each = list(each)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        super().set_epoch(epoch if self._reshuffled else 0)
+
+    def __len__(self) -> int:
+        if self._rule in _TOGETHER:
+            return super().__len__()
+        rounds = self._rounds(self.world_size)
+        return rounds * len(self._sizes) if self._rule == "turns" else rounds
+
+    def _chunks(self, processes: int) -> list[int]:
+        """Return how many examples each source gives to a batch of all processes."""
+        pairs = zip(self._each, self._sizes, strict=True)
+        return [size if each is None else each * processes for each, size in pairs]
+
+    def _rounds(self, processes: int) -> int:
+        """Return how often an epoch takes a chunk of each source."""
+        pairs = zip(self._sizes, self._chunks(processes), strict=True)
+        lengths = [self.batches_of(size, chunk) for size, chunk in pairs]
+        return min(lengths) if self._rule == "shortest" else max(lengths)
+
+    def _wanted(self, source: int, processes: int) -> int:
+        """Return how many examples of a source an epoch takes: the longest end where their examples end."""
+        size, chunk, rounds = self._sizes[source], self._chunks(processes)[source], self._rounds(processes)
+        return size if -(-size // chunk) == rounds and not self.drop_last else rounds * chunk
+
+    def smallest(self, processes: int) -> int:
+        """Return how many examples a process's smallest batch has: that of the last round."""
+        if self._rule in _TOGETHER:
+            return super().smallest(processes)
+        before = self._rounds(processes) - 1
+        last = [
+            (self._wanted(i, processes) - before * chunk) // processes
+            for i, chunk in enumerate(self._chunks(processes))
+        ]
+        return min(last) if self._rule == "turns" else sum(last)
+
+    def _batches(self) -> list[Tensor]:
+        if self._rule == "proportional":
+            return super()._batches()
+        if self._rule == "sampled":
+            return [whole.tensor_split(self.world_size)[self.rank] for whole in self._sampled()]
+        chunks = [
+            [chunk.tensor_split(self.world_size)[self.rank] for chunk in self._of_source(i)]
+            for i in range(len(self._sizes))
+        ]
+        rounds = zip(*chunks, strict=True)
+        return list(chain(*rounds)) if self._rule == "turns" else [torch.cat(of_batch) for of_batch in rounds]
+
+    def _sampled(self) -> list[Tensor]:
+        """Return the indices of each batch of this epoch, on all processes together."""
+        generator = torch.Generator().manual_seed(derived_seed("sources", self.seed, self.epoch))
+        count = min(self.examples, len(self) * self.batch_size * self.world_size)
+        drawn = torch.tensor(self._shares, dtype=torch.float64).multinomial(count, True, generator=generator)
+        indices = torch.empty(count, dtype=torch.long)
+        for source, size in enumerate(self._sizes):
+            places = (drawn == source).nonzero().flatten()
+            rounds = -(-len(places) // size)
+            order = [self._permutation(source, i) for i in range(rounds)]
+            if order:
+                indices[places] = sum(self._sizes[:source]) + torch.cat(order)[: len(places)]
+        return list(indices.split(self.batch_size * self.world_size))
+
+    def _of_source(self, source: int) -> list[Tensor]:
+        """Return the indices that a source gives to each batch of this epoch."""
+        wanted = self._wanted(source, self.world_size)
+        if not wanted:
+            return []
+        passes = -(-wanted // self._sizes[source])
+        order = torch.cat([self._permutation(source, i) for i in range(passes)])[:wanted]
+        chunk = self._chunks(self.world_size)[source]
+        return list((sum(self._sizes[:source]) + order).split(chunk))
+
+    def _permutation(self, source: int, number: int) -> Tensor:
+        seed = derived_seed("order", self.seed, self.epoch, source, number)
+        return torch.randperm(self._sizes[source], generator=torch.Generator().manual_seed(seed))
+
+
+def check_rule(
+    rule: Rule,
+    temperature: float,
+    ratios: Mapping[str, float] | None,
+    batch_sizes: Mapping[str, int] | None,
+    sources: Sequence[str],
+) -> None:
+    """Refuse a rule that there is not, and what does nothing or cannot be beside it.
+
+    Raises:
+        ValueError: Naming the key of the config.
+    """
+    if rule not in get_args(Rule):
+        raise ValueError(f"data.rule={rule} is not known; choose one of {', '.join(get_args(Rule))}.")
+    if batch_sizes:
+        if rule in _TOGETHER:
+            raise ValueError(
+                f"data.batch_sizes does nothing with data.rule={rule}, which draws from all sources together; set "
+                "data.batch_size, or another rule."
+            )
+        for name, count in batch_sizes.items():
+            if name not in sources:
+                raise ValueError(f"data.batch_sizes names {name}; the sources are {', '.join(sources)}.")
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"data.batch_sizes.{name}={count} must be a whole number of at least 1.")
+    if rule != "sampled" and (temperature != 1.0 or ratios is not None):
+        key = "ratios" if ratios is not None else "temperature"
+        raise ValueError(f"data.{key} does nothing with data.rule={rule}; set data.rule=sampled.")
+    if temperature <= 0:
+        raise ValueError(f"data.temperature={temperature} has to be positive.")
+    if ratios is None:
+        return
+    if temperature != 1.0:
+        raise ValueError("data.ratios and data.temperature both say how sources are drawn; give one of them.")
+    if set(ratios) != set(sources):
+        raise ValueError(
+            f"data.ratios names {', '.join(ratios)}; give a number for each of {', '.join(sources)}."
+        )
+    if min(ratios.values()) <= 0:
+        raise ValueError(
+            f"data.ratios={dict(ratios)}: each has to be positive; leave out the tasks of a source."
+        )

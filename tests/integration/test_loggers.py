@@ -21,7 +21,7 @@ SMALL = [
     "weighting=upgrad",
 ]
 CURVE = "train/loss/left"
-LOGGERS = sorted(path.stem for path in (CONFIGS / "logger").glob("*.yaml"))
+LOGGERS = sorted({path.stem for path in (CONFIGS / "logger").glob("*.yaml")} - {"many_loggers"})
 
 
 def curve(folder: Path, key: str = CURVE) -> list[tuple[int, float]]:
@@ -101,3 +101,13 @@ def test_loggers_go_together(name: str) -> None:
             "train", overrides=[f"logger=[csv,wandb,{name}]"] if name != "wandb" else ["logger=[wandb]"]
         )
     assert set(config.logger) >= {"wandb"} | ({name} - {"csv"})
+
+
+def test_one_choice_combines_several() -> None:
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        one, several = (
+            compose("train", overrides=[f"logger={chosen}"]).logger
+            for chosen in ("many_loggers", "[wandb,tensorboard,mlflow]")
+        )
+    assert one == several

@@ -50,7 +50,10 @@ def test_says_what_matters_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_same_seed_same_figures_another_seed_others(scripts: Scripts) -> None:
-    first, again, other = (scripts.train(f"seed={seed}").folder for seed in (1, 1, 2))
+    runs = [scripts.train(f"seed={seed}", "tags=[paper]", "print_config=true") for seed in (1, 1, 2)]
+    first, again, other = (ran.folder for ran in runs)
+    assert runs[0].record["tags"] == ["paper"]
+    assert runs[0].out.splitlines()[:2] == ["config", "├── seed: 1"]
     assert rows(first / "results.csv", "run") == rows(again / "results.csv", "run")
     assert rows(first / "metrics.csv") == rows(again / "metrics.csv")
     assert rows(first / "metrics.csv") != rows(other / "metrics.csv")

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from multitask.evaluation.compare import compare
 from multitask.run import evaluate
+from multitask.run.console import show_config
 from multitask.run.record import COLUMNS, write_results
 from multitask.sweep import summary
 from multitask.sweep.plan import Job
@@ -117,3 +118,21 @@ def test_lines_of_text_are_printed_as_they_are(capsys: pytest.CaptureFixture[str
 )
 def test_small_figures_keep_their_digits(value: float, shown: str) -> None:
     assert figure(value) == shown
+
+
+def test_a_config_is_shown_as_a_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    show_config(
+        {"seed": 0, "data": {"path": "[a]/b", "split": [0.5]}, "tags": ["x"], "only": None, "callbacks": {}}
+    )
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "config",
+        "├── seed: 0",
+        "├── data",
+        "│   └── path: '[a]/b'",
+        "│       split:",
+        "│       - 0.5",
+        "├── tags",
+        "│   └── - x",
+        "├── only: null",
+        "└── callbacks: {}",
+    ]

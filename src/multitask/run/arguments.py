@@ -1,7 +1,10 @@
 """The command line before Hydra sees it: paths need no quotes of Hydra's."""
 
 import re
+import sys
 from collections.abc import Sequence
+
+from multitask.errors import ConfigError
 
 # A path or an address is one value even with a comma in it: these keys are never swept over.
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "replace", "output")
@@ -21,6 +24,21 @@ def prepared(arguments: Sequence[str]) -> list[str]:
     flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
     rest = rejoined([argument for argument in arguments if argument not in flags])
     return flags + [_quoted_path(argument, bool(flags)) for argument in rest]
+
+
+def asked(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ``tags=ask`` answered at the terminal: once, also for the jobs of a sweep.
+
+    Raises:
+        ConfigError: If there is no terminal.
+    """
+    if "tags=ask" not in arguments:
+        return list(arguments)
+    if not sys.stdin.isatty():
+        raise ConfigError("tags=ask asks at the terminal, and there is none; set tags=[…].")
+    words = [word.strip() for word in input("tags, separated by commas: ").split(",")]
+    answer = f"tags=[{','.join(quoted(word) for word in words if word)}]"
+    return [answer if argument == "tags=ask" else argument for argument in arguments]
 
 
 def rejoined(arguments: Sequence[str]) -> list[str]:

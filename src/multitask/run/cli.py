@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from multitask.errors import RunInterrupted, one_sentence
 from multitask.places import CONFIGS
 from multitask.private import raise_errors_of_composition
-from multitask.run.arguments import prepared
+from multitask.run.arguments import asked, prepared
 from multitask.run.resolvers import register
 from multitask.run.sections import check_groups
 
@@ -51,11 +51,11 @@ def launch(main: Callable[[], None], before: Callable[[], None] | None = None) -
     """
     register()
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs its font cache on import
-    sys.argv[1:] = prepared(sys.argv[1:])
     # Hydra would print and exit by itself; with this it raises, and the sentence is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     raise_errors_of_composition(check_groups)
     with errors_as_sentences():
+        sys.argv[1:] = asked(prepared(sys.argv[1:]))
         if before is not None:
             before()
         main()

@@ -2,11 +2,14 @@
 
 import logging
 import warnings
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
 import torch
+import yaml
 from rich.table import Table
+from rich.tree import Tree
 from torch import nn
 
 from multitask.data.batches import few_of
@@ -34,6 +37,17 @@ def quiet() -> None:
         logging.getLogger(name).handlers.clear()  # Hydra's root handler prints what is left
     for pattern in _NOISE:
         warnings.filterwarnings("ignore", message=pattern)
+
+
+def show_config(config: Mapping[str, Any]) -> None:
+    """Print a resolved config as a tree with one branch per group."""
+    tree = Tree("config")
+    for key, value in config.items():
+        if isinstance(value, Mapping | list) and value:
+            tree.add(key).add(yaml.safe_dump(value, sort_keys=False).rstrip())
+        else:
+            tree.add(f"{key}: {yaml.safe_dump(value).removesuffix('...' + chr(10)).rstrip()}")
+    terminal().print(tree)
 
 
 def summarize(module: MultiLossModule, batch: Any) -> None:

@@ -23,6 +23,10 @@ def check_hardware(config: DictConfig) -> None:
             f"trainer.precision={precision} needs a GPU, and the run is on the CPU; take trainer=gpu, or "
             "trainer.precision=bf16-mixed."
         )
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            "trainer.accelerator=mps needs the GPU of a Mac and torch finds none here; choose trainer=cpu."
+        )
     if accelerator not in ("gpu", "cuda"):
         return
     count = torch.cuda.device_count()

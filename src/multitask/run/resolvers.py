@@ -25,6 +25,7 @@ def register() -> None:
     new("num_tasks", lambda *, _root_: len(_root_.tasks) or None, replace=True)
     new("task_names", _task_names, replace=True)
     new("targets", _targets, replace=True)
+    new("run_tags", _run_tags, replace=True)
     new("complement", lambda share: 1.0 - share, replace=True)
     # Cached, so that one process, and the jobs it starts, agree on it.
     new("run_id", _run_id, use_cache=True, replace=True)
@@ -83,6 +84,11 @@ def _variant() -> str:
 def _task_names(*, _root_: DictConfig) -> list[str]:
     """Return the tasks that have a head, and so need features of the trunk."""
     return [str(name) for name, node in _root_.tasks.items() if "head" in node]
+
+
+def _run_tags(*, _root_: DictConfig) -> list[str]:
+    """Return method, data set and the user's own words."""
+    return [str(_root_.method), str(HydraConfig.get().runtime.choices["data"]), *(_root_.get("tags") or [])]
 
 
 def _targets(*, _root_: DictConfig) -> list[str] | None:

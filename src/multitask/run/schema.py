@@ -84,6 +84,8 @@ TRAIN: Schema = {
     "weighting.rescale": bool,
     "weighting.learning_rate": Amount | None,
     "logger.wandb.mode": Literal["offline", "online", "disabled"],
+    "tags": Names | None,
+    "print_config": bool,
     "task_check": bool,
     "compile": bool,
 }

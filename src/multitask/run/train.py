@@ -25,7 +25,7 @@ from multitask.run import resume, tracking
 from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.checks import settle
-from multitask.run.console import quiet, summarize
+from multitask.run.console import quiet, show_config, summarize
 from multitask.run.data import Data, looked_at, resumption_of, trained_on
 from multitask.run.evaluate import evaluate, show
 from multitask.run.model_choice import is_own
@@ -78,6 +78,8 @@ def train(config: DictConfig) -> float | None:
     try:
         if trainer.is_global_zero:
             _begin(resolved, folder, record, run)
+            if config.print_config:
+                show_config(resolved)
             if config.trainer.enable_model_summary:
                 summarize(module, run.batch)
         trainer.fit(module, datamodule=trained_on(run.data), ckpt_path=config.ckpt_path, weights_only=True)
@@ -215,6 +217,7 @@ def _facts(config: Mapping[str, Any], overrides: list[str], module: MultiLossMod
         "experiment": config["experiment_name"],
         "seed": config["seed"],
         "sweep": config["sweep"],
+        "tags": config["tags"] or [],
         "selection": rule_of(selection["metric"], selection["mode"]),
         "config_digest": recipe_digest(config),
         "overrides": overrides,

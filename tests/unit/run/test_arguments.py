@@ -5,7 +5,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multitask.run.arguments import prepared, quoted
+from multitask.errors import ConfigError
+from multitask.run.arguments import asked, prepared, quoted
 
 PATHS = st.text(st.sampled_from("ab'\"\\ ,=${}[]()~:#é\t"), max_size=8)
 
@@ -33,3 +34,15 @@ def test_everything_else_stays(argument: str) -> None:
 def test_files_can_be_swept_over_and_folders_cannot() -> None:
     assert prepared(["-m", "init_from=a,b"]) == ["-m", "init_from=a,b"]
     assert prepared(["-m", "hydra.sweep.dir=a,b"]) == ["-m", "hydra.sweep.dir='a,b'"]
+
+
+def test_tags_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["-m", "tags=ask", "seed=0,1"]
+    with pytest.raises(ConfigError, match=r"^tags=ask asks at the terminal, and there is none; set tags=\["):
+        asked(given)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda prompt: " first try, it's, ")
+    flag, tags, seed = asked(given)
+    assert (flag, seed) == ("-m", "seed=0,1")
+    assert OverridesParser.create().parse_override(tags).value() == ["first try", "it's"]
+    assert asked(["seed=0"]) == ["seed=0"]

@@ -19,6 +19,7 @@ def test_text_is_swept_compared_and_predicted(scripts: Scripts, tmp_path: Path) 
     ran = scripts.run(
         *("-m", "experiment=text", "data.examples=[64,24,24]", "weighting=weighted_sum,upgrad", "seed=0,1"),
         *("trainer.max_epochs=1", "data.eval_batch_size=8", "logger=csv", "sweep=texts"),
+        "task_check=true",
     )
     assert ran.code == 0, ran.err
     sweep = scripts.logs / "text" / "sweeps" / "texts"

@@ -1,7 +1,7 @@
 """A checkpoint's model as one file that runs without this package, checked against the model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ class Exported(nn.Module):
 
     Args:
         module: Trunk and heads.
+        inner: The names of several inputs that lie under one key of a batch; none where a tensor does.
     """
 
-    def __init__(self, module: MultiTaskModule) -> None:
+    def __init__(self, module: MultiTaskModule, inner: Sequence[str] = ()) -> None:
         super().__init__()
+        self.inner = list(inner)
         self.trunk = module.trunk
         self.tasks = module.tasks
         self.inputs = module.inputs
@@ -44,11 +46,12 @@ class Exported(nn.Module):
     @property
     def keys(self) -> list[str]:
         """The names of the inputs."""
-        return [self.inputs] if isinstance(self.inputs, str) else list(self.inputs)
+        return self.inner or ([self.inputs] if isinstance(self.inputs, str) else list(self.inputs))
 
     def forward(self, *tensors: Tensor) -> dict[str, Tensor]:
         """Return the predictions; the inputs are in the order of ``keys``."""
-        batch = dict(zip(self.keys, tensors, strict=True))
+        batch: dict[Any, Any] = dict(zip(self.keys, tensors, strict=True))
+        batch = {self.inputs: batch} if self.inner else batch
         output = call_with_inputs(self.trunk, batch, self.inputs)
         seen = Seen(batch, inputs_of(batch, self.inputs), output, self._by_name, examples=0)
         return {
@@ -81,8 +84,10 @@ def export(config: DictConfig) -> Path:
             raise ConfigError(
                 "a task is of derivatives, which an exported graph cannot take; train one without it to export."
             )
-        exported = Exported(module).eval()
-        tensors = _inputs(exported, first_of(measured_on(data, next(iter(data.splits)))))
+        batch = first_of(measured_on(data, next(iter(data.splits))))
+        under = batch.get(module.inputs) if isinstance(module.inputs, str) else None
+        exported = Exported(module, list(under) if isinstance(under, Mapping) else ()).eval()
+        tensors = _inputs(exported, under if exported.inner else batch)
         output.parent.mkdir(parents=True, exist_ok=True)
         write = _write_torch if config.format == "torch" else _write_onnx
         with torch.no_grad():
@@ -109,17 +114,22 @@ def _inputs(exported: Exported, batch: Any) -> list[Tensor]:
             raise ConfigError(
                 f"model.inputs={key} is a {type(value).__name__}; only tensors can be exported."
             )
-    return [mapped(value, lambda tensor: tensor[:_EXAMPLES].cpu()) for value in found]
+    # Copies: of a view, the exported graph would ask for the tensor that it is a view of.
+    return [mapped(value, lambda tensor: tensor[:_EXAMPLES].cpu().clone()) for value in found]
 
 
-def _shapes(tensors: Sequence[Tensor], dynamic: bool) -> tuple[tuple[dict[int, Any], ...]]:
-    batch = torch.export.Dim("batch")
-    return (tuple({0: batch} if dynamic else {} for _ in tensors),)
+def _shapes(
+    exported: Exported, tensors: Sequence[Tensor], dynamic: bool
+) -> tuple[tuple[dict[int, Any], ...]]:
+    """Return the sizes that may change: the batch's, and of inputs by name those that the model lets, as of texts."""
+    batch, others = torch.export.Dim("batch"), torch.export.Dim.AUTO
+    sizes = [range(1, tensor.ndim if exported.inner else 1) for tensor in tensors]
+    return (tuple({0: batch, **dict.fromkeys(own, others)} if dynamic else {} for own in sizes),)
 
 
 def _write_torch(exported: Exported, tensors: Sequence[Tensor], output: Path, dynamic: bool) -> Any:
     program = torch.export.export(
-        exported, tuple(tensors), dynamic_shapes=_shapes(tensors, dynamic), strict=False
+        exported, tuple(tensors), dynamic_shapes=_shapes(exported, tensors, dynamic), strict=False
     )
     torch.export.save(program, output)
     return torch.export.load(output).module()
@@ -142,7 +152,7 @@ def _write_onnx(exported: Exported, tensors: Sequence[Tensor], output: Path, dyn
         output,
         input_names=exported.keys,
         output_names=names,
-        dynamic_shapes=_shapes(tensors, dynamic),
+        dynamic_shapes=_shapes(exported, tensors, dynamic),
         dynamo=True,
         external_data=False,
         verbose=False,

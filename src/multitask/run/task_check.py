@@ -41,7 +41,7 @@ def check_tasks(module: MultiLossModule, data: Data) -> None:
         return
     with unobtrusive(module), torch.enable_grad():
         outcomes, losses = compare(module, batch)
-        _check_whole_splits(module, data, outcomes)
+        _check_whole_splits(module, data, batch, outcomes)
         for name, outcome in outcomes.items():
             check_that_metrics_move(name, module.by_name[name], outcome)
         console = terminal()
@@ -49,13 +49,19 @@ def check_tasks(module: MultiLossModule, data: Data) -> None:
         console.print(_of_parts(module, losses))
 
 
-def _check_whole_splits(module: MultiTaskModule, data: Data, outcomes: Mapping[str, Outcome]) -> None:
+def _check_whole_splits(
+    module: MultiTaskModule, data: Data, first: Batch, outcomes: Mapping[str, Outcome]
+) -> None:
     """Go through the splits that do not lie in memory; the others were checked at the start."""
     for split, content in data.splits.items():
         if not isinstance(content, Mapping):
             for batch in data.loader(split):
+                predictions: Mapping[str, Tensor] = {name: own.prediction for name, own in outcomes.items()}
+                targets = [task.target for task in module.by_name.values()]
+                if any(batch[key].shape[1:] != first[key].shape[1:] for key in targets if key in batch):
+                    predictions = module.see(batch).predictions  # of texts of another length
                 for name, task in module.by_name.items():
-                    check_labels(name, task, outcomes[name].prediction, batch, split)
+                    check_labels(name, task, predictions[name].detach(), batch, split)
 
 
 def check_that_metrics_move(name: str, task: Task, outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchjd.aggregation import UPGrad
 
 from multitask.nn.encoder import Encoder
+from multitask.run.export import Exported, _write_torch
 from tests.conftest import Arrays, fit
 from tests.unit.in_process import made, trained
 
@@ -109,3 +110,18 @@ def test_a_missing_package_is_named(package: str, keys: Any, monkeypatch: pytest
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(ValueError, match=rf'needs the package {package}, .*"\.\[huggingface\]"'):
         Encoder(config=KEYS, **keys)
+
+
+def test_an_exported_encoder_takes_texts_of_any_length(tmp_path: Path) -> None:
+    _, data, module = made(*SMALL)
+    exported = Exported(module.eval(), ["input_ids", "attention_mask"]).eval()
+    inputs = next(iter(data.loader("val")))["inputs"]
+    tensors = [inputs[key] for key in exported.keys]
+    with torch.no_grad():
+        exported(*tensors)
+        run = _write_torch(
+            exported, [tensor[:, :8].clone() for tensor in tensors], tmp_path / "model.pt2", dynamic=True
+        )
+    for given in (tensors, [tensor[1:, :5] for tensor in tensors]):
+        for name, found in run(*given).items():
+            torch.testing.assert_close(found, exported(*given)[name], rtol=1e-5, atol=1e-6)

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ class PerTask(Lazy):
 
     A target is called as its source where the source has only that one, ``<source>/<target>``
     elsewhere. In examples of other sources it is missing: NaN, or −100 for classes, so that its task
-    wants ``missing: true``. Validation and test go through every example once.
+    wants ``missing: true``. Validation and test go through every example once. Inputs are of one shape; or all are
+    texts (:class:`multitask.data.text.Text`), of one tokenizer.
 
     Args:
         sources: The data sets by name.
@@ -107,6 +109,10 @@ class PerTask(Lazy):
     def _wanted(self, part: "_Part") -> bool:
         return self.targets is None or any(key in self.targets for key in part.blanks)
 
+    def collate(self, examples: list[Any]) -> Any:
+        """Make a batch as the first source does."""
+        return next(iter(self.sources.values())).collate(examples)
+
     def loader(self, split: str, *, training: bool = False) -> Batches:
         """Return batches of one split; by the rule where ``training`` is set."""
         if not training:
@@ -125,9 +131,12 @@ class _Part:
     def __init__(self, name: str, split: Split) -> None:
         self.name = name
         self.split = split
-        first: Arrays = {k: v[0] for k, v in split.items()} if isinstance(split, Mapping) else split[0]
+        first: Arrays = {k: v[0] for k, v in split.items()} if isinstance(split, Mapping) else dict(split[0])
         self.size = len(split["inputs"]) if isinstance(split, Mapping) else len(split)  # type: ignore[arg-type]
         self.inputs = first.pop("inputs")
+        # In texts, whose batches are padded, what has one entry per token is as long as the text.
+        tokens = len(self.inputs["input_ids"]) if isinstance(self.inputs, Mapping) else None
+        first = {k: v[:0] if v.ndim == 1 and len(v) == tokens else v for k, v in first.items()}
         targets = [key for key in first if not key.startswith("mask/")]
         self._names = {key: name if len(targets) == 1 else f"{name}/{key}" for key in targets}
         self._names |= {
@@ -149,10 +158,10 @@ def join(parts: Sequence[_Part]) -> Split:
     """
     first = parts[0]
     for part in parts:
-        if part.inputs.shape != first.inputs.shape or part.inputs.dtype != first.inputs.dtype:
+        if _kind(part.inputs) != _kind(first.inputs):
             raise ValueError(
-                f"data.sources.{part.name} has inputs {list(part.inputs.shape)} of {part.inputs.dtype} and "
-                f"data.sources.{first.name} {list(first.inputs.shape)} of {first.inputs.dtype}; give them the same."
+                f"data.sources.{part.name} has inputs {_kind(part.inputs)} and data.sources.{first.name} "
+                f"{_kind(first.inputs)}; give them the same."
             )
     if not all(isinstance(part.split, Mapping) for part in parts):
         return Joined(parts)
@@ -167,6 +176,13 @@ def join(parts: Sequence[_Part]) -> Split:
                     given[key] if other is part else blank.expand(part.size, *blank.shape)
                 )
     return {key: torch.cat(tensors) for key, tensors in joined.items()}
+
+
+def _kind(inputs: Tensor | Mapping[str, Tensor]) -> str:
+    """Return shape and type of a tensor, or names and types of several, whose lengths are those of a text."""
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{name} of {value.dtype}" for name, value in sorted(inputs.items()))
+    return f"{list(inputs.shape)} of {inputs.dtype}"
 
 
 class Joined(Dataset[Arrays]):

@@ -39,7 +39,12 @@ class Text(Lazy):
         }
         for key in examples[0].keys() - {"inputs"}:
             values = [example[key] for example in examples]
-            batch[key] = _joined(values, torch.nan if values[0].is_floating_point() else UNSPOKEN)
+            blank = torch.nan if values[0].is_floating_point() else UNSPOKEN
+            # Nothing is what a text has whose tokens another corpus labels.
+            lengths = [len(next(iter(one.values()))) for one in inputs]
+            pairs = zip(values, lengths, strict=True)
+            whole = [value if value.numel() else value.new_full((length,), blank) for value, length in pairs]
+            batch[key] = _joined(whole, blank)
         return batch
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from multitask.data.per_task import PerTask, _Part, join
 from multitask.data.sentences import ADJECTIVES, ADVERBS, NOUNS, TAGS, VOCABULARY, Sentences
 from multitask.data.text import Text
 from multitask.data.text_folder import TextFolder
@@ -219,3 +220,43 @@ def test_tokens_are_counted_without_padding():
         states = module.trunk(input_ids=ids[mask][None], attention_mask=torch.ones(1, int(mask.sum())).long())
         total += cross_entropy(module.tasks["tags"].head(states)[0, :, 1:].T, tags[mask][1:], reduction="sum")
     torch.testing.assert_close(loss, total / words, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["turns", "sampled", "cycle"])
+def test_corpora_are_sampled_together(rule: Any):
+    class Of(Text):
+        """Sentences with some of their labels."""
+
+        def __init__(self, count: int, keep: list[str]) -> None:
+            super().__init__()
+            self.count, self.keep = count, ["inputs", *keep]
+
+        def load(self) -> Any:
+            data = Sentences((self.count, 9, 9))
+            data.setup()
+            return {
+                name: [{key: split[i][key] for key in self.keep} for i in range(len(split))]
+                for name, split in data.splits.items()
+            }
+
+    data = PerTask({"a": Of(40, ["tags", "topic"]), "b": Of(12, ["score"])}, rule, batch_size=4)
+    data.setup()
+    seen = set()
+    for split in ("train", "val"):
+        for batch in data.loader(split, training=split == "train"):
+            ids = batch["inputs"]["input_ids"]
+            assert batch["a/tags"].shape == ids.shape
+            of_a = batch["a/topic"] != -100
+            assert torch.equal(of_a, batch["b"].isnan())
+            # Every word of `a` is labelled, none of `b`, and no padding.
+            assert torch.equal(batch["a/tags"] != -100, (ids > 1) & of_a[:, None])
+            seen |= set(of_a.tolist())
+    assert seen == {True, False}
+    parts = [
+        _Part("a", data.sources["a"].splits["val"]),
+        _Part("b", {"inputs": torch.ones(4, 2), "y": torch.ones(4)}),
+    ]
+    with pytest.raises(
+        ValueError, match=r"data\.sources\.b has inputs \[2\] of .* and data\.sources\.a attention"
+    ):
+        join(parts)

@@ -62,6 +62,7 @@ def test_an_experiment_measures_errors_and_leaves_a_picture(name: str, scripts: 
     }
     assert all(torch.tensor(value).isfinite() for value in found.values())
     assert ran.record["resume"] == "exact"
+    assert ran.record["multiplicative"] == ["relative_l2", "mse"]
     picture = imread(ran.folder / "solution.png")
     assert picture.shape[0] == 360 * len(fields)
     assert picture.std() > 0
@@ -161,6 +162,10 @@ def test_the_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None
         (
             ["experiment=pinn_burgers", "weighting=lr_annealing", "weighting.residual=pde"],
             "weighting.residual=pde is no task; choose one of residual, boundary, initial",
+        ),
+        (
+            ["experiment=pinn_burgers", "evaluation.multiplicative=[l1]"],
+            "evaluation.multiplicative names l1, which is no metric; choices: boundary/loss",
         ),
         (["experiment=pinn_burgers", "weighting=iwmtl"], "define losses_by_part in it"),
         (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from multitask.evaluation.compare import load
 from multitask.evaluation.comparison import Comparison, Settings, compare_records
 from multitask.evaluation.errors import ComparisonError
+from multitask.evaluation.metrics import logarithms
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def from_comparison(comparison: Comparison) -> Board:
     for _, row in table[table["metric"] != "loss"].iterrows():
         metrics[row["task"]] += (row["metric"],)
     figures = {str(key): logged(split, row["task"], row["metric"]) for key, row in table.iterrows()}
-    refusals = [entry.refusal for entry in comparison.rows if entry.refusal]
+    log = logarithms(table, macro=False)
+    refusals = [f"it takes the logarithm of {log[0]}, which W&B's expressions have not"] if log else []
+    refusals += [entry.refusal for entry in comparison.rows if entry.refusal]
     reason = refusals[0] if refusals else comparison.refusal
     return Board(
         experiment=comparison.experiment,

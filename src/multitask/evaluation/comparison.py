@@ -10,7 +10,7 @@ from multitask.evaluation import protocol
 from multitask.evaluation.cost import Cost, costs
 from multitask.evaluation.deltas import DELTA_M, DELTA_P, Baseline, find_baseline
 from multitask.evaluation.entries import Entry, add_deltas, macro_table, make_entry
-from multitask.evaluation.errors import ComparisonError
+from multitask.evaluation.metrics import compared_metrics, logarithms, with_logarithms
 from multitask.evaluation.ranks import mean_ranks
 from multitask.evaluation.records import BASELINE, Records
 from multitask.evaluation.statistics import Interval, mean_intervals, pairs, seeds_needed
@@ -24,6 +24,7 @@ class Settings:
 
     split: str = "test"
     metrics: Sequence[str] | None = None
+    multiplicative: Sequence[str] | None = None
     selection: str | None = None
     recipe: str = protocol.SHARED
     reference: str = "weighted_sum"
@@ -36,7 +37,7 @@ class Settings:
 class Comparison:
     """One experiment compared.
 
-    `metrics`: index task/metric, columns task, metric, higher. `entries`: rows that are ranked and tested,
+    `metrics`: index task/metric, columns task, metric, higher, log. `entries`: rows that are ranked and tested,
     best first; `fronts`: method → its settings. `pairs`: one row per pair and figure, `headline` the figure to
     look at first. `quoted`: Δ published by others.
     """
@@ -87,9 +88,11 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
         records, split=settings.split, recipe=settings.recipe, selection=settings.selection
     )
     figures, single = _with_keys(rules.figures), _with_keys(rules.baseline)
-    metrics = _metrics(pd.concat([figures, single]), settings)
+    metrics = compared_metrics(
+        pd.concat([figures, single]), settings.metrics, settings.multiplicative, settings.split
+    )
     only_loss = sorted(set(figures["task"]) - set(metrics["task"]))
-    figures, single = (table[table["key"].isin(metrics.index)] for table in (figures, single))
+    figures, single = (with_logarithms(table, metrics) for table in (figures, single))
     labelled = records.runs.assign(label=protocol.labels(records.runs))
     counted = labelled[labelled.index.isin(set(figures["run"]) | set(single["run"]))]
     eligible = set(rules.figures["run"]) | set(rules.baseline["run"])
@@ -136,7 +139,7 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
         entries=rivals,
         fronts={method: sorted(front, key=_best_first) for method, front in fronts.items()},
         baseline=baseline,
-        baseline_means=_means(baseline.values) if baseline and _is_used(entries) else {},
+        baseline_means=_means(baseline.values, metrics) if baseline and _is_used(entries) else {},
         refusal=refusal,
         headline="",
         pairs=pd.DataFrame(),
@@ -164,34 +167,6 @@ def _with_those_without_figure(
 
 def _with_keys(figures: pd.DataFrame) -> pd.DataFrame:
     return figures.assign(key=figures["task"] + "/" + figures["metric"])
-
-
-def _metrics(figures: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """The metrics that count: those asked for; or all but the losses, or the losses if there is nothing else."""
-    found = figures.drop_duplicates(["key", "higher"])[["key", "task", "metric", "higher"]]
-    names = figures.drop_duplicates(["task", "metric"])
-    if (alike := names["key"].duplicated(keep=False)).any():
-        first, second, *_ = names[alike].sort_values("key").itertuples()
-        raise ComparisonError(
-            f"source: the task '{first.task}' with the metric '{first.metric}' and the task '{second.task}' with "
-            f"'{second.metric}' are both {first.key}; rename one of them."
-        )
-    twice = found[found["key"].duplicated()]["key"]
-    if len(twice):
-        raise ComparisonError(
-            f"source: higher_is_better of {twice.iloc[0]} differs between records; put the wrong one right."
-        )
-    found = found.set_index("key").sort_values(["task", "metric"])
-    if settings.metrics is None:
-        better = found[found["metric"] != "loss"]
-        return better if len(better) else found
-    unknown = [name for name in settings.metrics if name not in set(found.index) | set(found["metric"])]
-    if unknown and len(found):
-        raise ComparisonError(
-            f"metrics={unknown[0]}: no record has it on the split {settings.split}; "
-            f"there is: {', '.join(found.index)}."
-        )
-    return found[found.index.isin(settings.metrics) | found["metric"].isin(settings.metrics)]
 
 
 def _fronts(entries: list[Entry]) -> dict[str, list[Entry]]:
@@ -228,8 +203,8 @@ def _best_first(entry: Entry) -> tuple[float, float, str]:
     return delta, entry.rank[0] if entry.rank else math.inf, entry.label
 
 
-def _means(values: pd.DataFrame) -> dict[str, Interval]:
-    return dict(zip(values.columns, mean_intervals(values), strict=True))
+def _means(values: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, Interval]:
+    return dict(zip(values.columns, mean_intervals(values, metrics.loc[values.columns, "log"]), strict=True))
 
 
 def _pairs(comparison: Comparison, directed: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -250,10 +225,12 @@ def _pairs(comparison: Comparison, directed: pd.DataFrame) -> tuple[pd.DataFrame
     figures |= {
         key: {entry.label: entry.values[key] for entry in entries} for key in comparison.metrics.index
     }
+    of_logarithms = set(logarithms(comparison.metrics))
     for figure, columns in figures.items() if len(entries) > 1 else ():
         table = pd.DataFrame(columns)
-        share = abs(float(table.mean().mean())) * sought / 100
-        tables.append(pairs(table, figure=figure, sought=share))
+        log = figure in of_logarithms
+        share = math.log1p(sought / 100) if log else abs(float(table.mean().mean())) * sought / 100
+        tables.append(pairs(table, figure=figure, sought=share, log=log))
     if not tables:
         return pd.DataFrame(columns=["figure", "a", "b"]), ""
     table = pd.concat(tables, ignore_index=True)
@@ -285,6 +262,9 @@ def _cautions(comparison: Comparison) -> list[str]:
             if entry.seeds < entry.attempted and not entry.source]  # fmt: skip
     if lost:
         cautions.append(f"Not every run of a method is averaged: {', '.join(lost)}.")
+    directed = comparison.metrics[comparison.metrics["higher"].notna()]
+    if _is_used(comparison.rows) and (log := logarithms(directed, macro=False)):
+        cautions.append(f"Of {', '.join(log)}, Δm and Δp take 100 ln(M/B): −69 is half as much, 69 twice.")
     undirected = comparison.metrics[comparison.metrics["higher"].isna()].index
     if len(undirected):
         cautions.append(

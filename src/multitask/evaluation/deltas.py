@@ -5,6 +5,8 @@ With s = +1 for a metric where higher is better and −1 otherwise, M the method
     Δm = −100/K · Σ over the K metrics of s (M − B)/B                 lower is better
     Δp =  100/T · Σ over the T tasks of the mean of s (M − B)/B       higher is better
 
+Of a multiplicative metric, whose figures are logarithms here, M and B are geometric means, and (M − B)/B is ln(M/B).
+
 Δm: Maninis et al., Attentive Single-Tasking of Multiple Tasks (2019), in the form of Liu et al.,
 Conflict-Averse Gradient Descent (2021), and Navon et al., Multi-Task Learning as a Bargaining Game (2022).
 Δp: Vandenhende et al., Multi-Task Learning for Dense Prediction Tasks: A Survey (2021), and Lin and Zhang,
@@ -91,11 +93,12 @@ def find_baseline(
     values = wide(figures).reindex(columns=metrics.index).dropna()
     if values.empty:
         return None, f"the single-task baseline is incomplete: no seed of it has every task{why}"
-    poor = values.mean()[values.mean() <= 0]
+    linear = values[values.columns[~metrics["log"]]]
+    poor = linear.mean()[linear.mean() <= 0]
     if len(poor):
         why = f"the baseline of {poor.index[0]} is {poor.iloc[0]:.4g}"
         return None, f"{why}; a relative change needs a positive one"
-    for key, interval in zip(values.columns, mean_intervals(values), strict=True):
+    for key, interval in zip(linear.columns, mean_intervals(linear), strict=True):
         if interval.low <= 0:
             return None, (
                 f"the baseline of {key} is {interval.mean:.4g}, and its interval over {interval.n} seeds, "
@@ -110,7 +113,7 @@ def dwarfed(means: Mapping[str, Interval], baseline: Baseline) -> str | None:
     """Why a method's figures have no relative change: one of them dwarfs the baseline's. None if none does."""
     for key, of_baseline in baseline.values.mean().items():
         of_method = means[str(key)].mean
-        if abs(of_method) > MOST_TIMES * of_baseline:
+        if not means[str(key)].log and abs(of_method) > MOST_TIMES * of_baseline:
             return (
                 f"its {key} is {of_method:.4g}, {abs(of_method) / of_baseline:.3g} times the baseline's "
                 f"{of_baseline:.4g}, so that this metric alone would decide the mean; name the other metrics with "
@@ -155,9 +158,11 @@ def deltas(values: pd.DataFrame, baseline: Baseline, metrics: pd.DataFrame) -> D
     )
     x, b = values[metrics.index].to_numpy(), baseline.values[metrics.index].to_numpy()
     mean = b.mean(axis=0)
-    changes = (x - mean) / mean @ coefficients
-    # d/dB of (M − B)/B is −M/B²; the sign does not matter to the variance. B² may be more than a number can be.
-    noise = ((b - mean) / mean) * (x.mean(axis=0) / mean) @ coefficients
+    unit = np.where(metrics["log"], 1.0, mean)
+    changes = (x - mean) / unit @ coefficients
+    # d/dB of (M − B)/B is −M/B², and of ln(M/B) in ln B it is −1; the sign does not matter to the variance. B² may be
+    # more than a number can be.
+    noise = ((b - mean) / unit) * np.where(metrics["log"], 1.0, x.mean(axis=0) / unit) @ coefficients
     intervals = shifted_intervals(changes, noise)
     columns = [DELTA_M, DELTA_P]
     return Deltas(

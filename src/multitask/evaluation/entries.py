@@ -13,7 +13,7 @@ from multitask.evaluation.statistics import Interval, mean_intervals
 
 @dataclass
 class Entry:
-    """A row: `values` [seeds, metrics] and what was made of it.
+    """A row: `values` [seeds, metrics] and what was made of it; of multiplicative metrics, values are logarithms.
 
     `seeds` of `attempted` runs count; `trials` is the number of settings tried for the method; `refusal` says
     why there is no Δ; `rank` is mean rank, least and greatest with one other method left out.
@@ -59,7 +59,10 @@ class Entry:
 
 
 def macro_table(values: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Mean over tasks, seed by seed, of every metric that two tasks or more have: `[seeds, metric names]`."""
+    """Mean over tasks, seed by seed, of every metric that two tasks or more have: `[seeds, metric names]`.
+
+    Of a multiplicative metric it is the mean logarithm, as `values` are.
+    """
     counts = metrics.groupby("metric")["task"].nunique()
     columns = {}
     for name in [each for each in metrics["metric"].unique() if counts[each] > 1]:
@@ -75,6 +78,7 @@ def make_entry(
     first = figures.iloc[0]
     values = wide(figures).reindex(columns=metrics.index)
     macro = macro_table(values, metrics)
+    macro_log = macro.columns.isin(metrics[metrics["log"]]["metric"])
     entry = Entry(
         label=first["label"],
         method=first["method"],
@@ -86,8 +90,8 @@ def make_entry(
         values=values,
         attempted=attempted,
         trials=trials,
-        means=dict(zip(values.columns, mean_intervals(values), strict=True)),
-        macro=dict(zip(macro.columns, mean_intervals(macro), strict=True)),
+        means=dict(zip(values.columns, mean_intervals(values, metrics["log"]), strict=True)),
+        macro=dict(zip(macro.columns, mean_intervals(macro, macro_log), strict=True)),
         cost=cost,
     )
     counts = values.count()

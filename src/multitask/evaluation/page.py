@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from multitask.evaluation import wording
 from multitask.evaluation.comparison import Comparison
+from multitask.evaluation.metrics import logarithms
 from multitask.evaluation.plane import plane
 from multitask.evaluation.plots.all import Picture
 from multitask.evaluation.wording import NOTHING, amount, arrow, number
@@ -76,6 +77,7 @@ def _section(slug: str, comparison: Comparison, pictures: list[Picture]) -> Row:
         "matrix": _matrix(comparison),
         "matrix_of": wording.figure_name(comparison.headline),
         "pairs": _pairs(comparison),
+        "ratios": comparison.headline in logarithms(comparison.metrics),
         "hypervolumes": wording.hypervolumes(plane(comparison)),
         "protocol": _protocol(comparison),
     }
@@ -93,7 +95,7 @@ def _headline_pairs(comparison: Comparison) -> pd.DataFrame:
 def _pairs(comparison: Comparison) -> list[Row]:
     return [
         {
-            "names": f"{row['a']} − {row['b']}",
+            "names": wording.names(row["a"], row["b"], row["scale"]),
             "difference": wording.difference(row),
             "interval": wording.bounds(row),
             "p": wording.p_value(row["p_holm"]),
@@ -105,7 +107,7 @@ def _pairs(comparison: Comparison) -> list[Row]:
 
 
 def _matrix(comparison: Comparison) -> list[tuple[str, list[Cell]]]:
-    """Row minus column for every pair, in the order of merit; empty where there is but one pair."""
+    """Row minus column for every pair, or row over column, in the order of merit; empty where there is but one pair."""
     table = _headline_pairs(comparison)
     names = [entry.label for entry in comparison.entries if entry.label in set(table["a"]) | set(table["b"])]
     if len(names) < 3:
@@ -118,8 +120,8 @@ def _matrix(comparison: Comparison) -> list[tuple[str, list[Cell]]]:
             tone = "same"
             if row["separable"]:
                 tone = "better" if (difference > 0) == higher_is_better else "worse"
-            text = amount(row["figure"], difference).removesuffix(" points")
-            cells[a, b] = Cell(text, tone, f"{a} − {b}: {wording.verdict(row)}")
+            text = amount(row, difference).removesuffix(" points")
+            cells[a, b] = Cell(text, tone, f"{wording.names(a, b, row['scale'])}: {wording.verdict(row)}")
     none = Cell("", "none", "")
     return [(a, [cells.get((a, b), none) for b in names]) for a in names]
 

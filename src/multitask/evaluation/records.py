@@ -24,7 +24,7 @@ FINISHED = ("completed", RECORDED)
 FIGURE_COLUMNS = ["run", "task", "metric", "split", "value", "higher", "selection", "digest"]
 RUN_COLUMNS = [
     "experiment", "method", "variant", "seed", "recipe", "selection", "status", "error", "name", "sweep",
-    "source", "step_seconds", "peak_memory_mib", "parameters", "versions", "commit", "metrics_file",
+    "source", "step_seconds", "peak_memory_mib", "parameters", "versions", "commit", "metrics_file", "marks",
 ]  # fmt: skip
 
 
@@ -34,8 +34,8 @@ class Records:
 
     `figures`: one row per figure, with `run` pointing into `runs`, `higher` True, False or None, and `digest` of
     the recipe of its task alone, which a joint run and its single-task baseline share. `runs`: one row per run,
-    indexed by `run`, with the digest of the whole `recipe`; text columns hold "" and numbers NaN where nothing
-    is known.
+    indexed by `run`, with the digest of the whole `recipe` and, as `marks`, the metrics that its config calls
+    multiplicative; text columns hold "" and numbers NaN where nothing is known.
     """
 
     figures: pd.DataFrame
@@ -97,6 +97,7 @@ class _Reader:
             "versions": json.dumps(status.get("versions", {}), sort_keys=True),
             "commit": _text(status.get("git_commit")),
             "metrics_file": str(folder / "metrics.csv") if (folder / "metrics.csv").exists() else "",
+            "marks": tuple(status.get("multiplicative", ())),
         }
         self._add(run, rows, folder / RUN_RECORD, own=True)
 
@@ -130,6 +131,7 @@ class _Reader:
                 "peak_memory_mib": math.nan,
                 "parameters": math.nan,
                 "versions": "{}",
+                "marks": (),
             }
             self._add(run, rows, file, own=False)
 

@@ -3,6 +3,7 @@
 import gc
 import math
 import warnings
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,17 +21,21 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A mean over `n` seeds with its 95 % confidence interval; NaN bounds where there is none."""
+    """A mean over `n` seeds with its 95 % confidence interval; NaN bounds where there is none.
+
+    `log`: the mean is geometric, and the interval that of the mean logarithm.
+    """
 
     mean: float
     low: float
     high: float
     n: int
+    log: bool = False
 
     @property
     def half(self) -> float:
-        """Half the width of the interval; NaN where there is none."""
-        return (self.high - self.low) / 2
+        """Half the width of the interval, of logarithms the factor up to its end; NaN where there is none."""
+        return self.high / self.mean if self.log else (self.high - self.low) / 2
 
 
 def _of_order_one(*tables: Array) -> tuple[list[Array], NDArray[np.int_]]:
@@ -40,16 +45,27 @@ def _of_order_one(*tables: Array) -> tuple[list[Array], NDArray[np.int_]]:
     return [np.ldexp(table, -powers) for table in tables], powers
 
 
-def mean_intervals(table: pd.DataFrame) -> list[Interval]:
-    """Mean and t interval of every column of a [seeds, k] table, over the seeds that have a value."""
+def mean_intervals(table: pd.DataFrame, log: Iterable[bool] | None = None) -> list[Interval]:
+    """Mean and t interval of every column of a [seeds, k] table, over the seeds that have a value.
+
+    `log` [k]: whether a column holds logarithms, so that its mean is geometric.
+    """
     (values,), powers = _of_order_one(table.to_numpy(dtype=float))
     scaled = pd.DataFrame(values)
     n = scaled.count()
     half = scaled.sem() * stats.t.ppf((1 + CONFIDENCE) / 2, (n - 1).clip(lower=1))
     mean, half = (np.ldexp(column.to_numpy(dtype=float), powers) for column in (scaled.mean(), half))
-    return [
+    intervals = [
         Interval(float(m), float(m - h), float(m + h), int(k)) for m, h, k in zip(mean, half, n, strict=True)
     ]  # sem is NaN with one seed, so the bounds are too
+    marks = [False] * len(n) if log is None else log
+    return [_geometric(i) if is_log else i for i, is_log in zip(intervals, marks, strict=True)]
+
+
+def _geometric(interval: Interval) -> Interval:
+    with np.errstate(over="ignore"):
+        mean, low, high = (float(np.exp(value)) for value in interval[:3])
+    return Interval(mean, low, high, interval.n, log=True)
 
 
 def shifted_intervals(values: Array, noise: Array) -> list[Interval]:
@@ -158,11 +174,13 @@ def pairs(
     figure: str,
     sought: float,
     noise: pd.DataFrame | None = None,
+    log: bool = False,
 ) -> pd.DataFrame:
     """Test the difference of every two columns of a [seeds, labels] table, paired by seed, Holm-corrected.
 
     `sought` is the difference for which the needed number of seeds is asked, in units of the table. `noise`
     [baseline seeds, labels] is each label's share of the baseline's variance; only its difference counts.
+    `log` says that the table is of logarithms, which the column `scale` repeats.
     Of two labels without two seeds in common, only the difference of the common seeds is given.
     """
     names = list(table.columns)
@@ -177,6 +195,7 @@ def pairs(
     result = pd.DataFrame(
         {
             "figure": figure,
+            "scale": "log" if log else "linear",
             "a": [names[i] for i in first],
             "b": [names[j] for j in second],
             "n": np.isfinite(differences).sum(axis=0),

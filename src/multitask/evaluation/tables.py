@@ -84,6 +84,7 @@ def figures(comparisons: list[Comparison]) -> pd.DataFrame:
                         "high": interval.high,
                         "seeds": interval.n,
                         "higher_is_better": metric["higher"],
+                        "multiplicative": metric["log"],
                     }
                 )
     return pd.DataFrame(rows)

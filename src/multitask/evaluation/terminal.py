@@ -18,6 +18,7 @@ from multitask.evaluation.wording import (
     figure_name,
     findings,
     hypervolumes,
+    names,
     number,
     outcome,
     p_value,
@@ -139,15 +140,16 @@ def _show_pairs(comparison: Comparison, console: Console) -> None:
     if len(rows) > MOST_PAIRS:
         rows = rows[(rows["a"] == best) | (rows["b"] == best)]
         title += f"; those of {best}, the rest is in pairs.csv"
-    sought = amount(comparison.headline, rows["sought"].iloc[0])
-    table = _table(f"{title}. Needed: seeds for {sought}", "pair", "difference")
+    kind = "ratio" if rows["scale"].iloc[0] == "log" else "difference"
+    sought = amount(rows.iloc[0], rows["sought"].iloc[0])
+    table = _table(f"{title}. Needed: seeds for {sought}", "pair", kind)
     table.add_column("95 % interval", justify="right", no_wrap=True)
     for column in ("p", "needed"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
     for _, row in rows.iterrows():
         table.add_row(
-            Text(f"{row['a']} − {row['b']}"),
+            Text(names(row["a"], row["b"], row["scale"])),
             difference(row),
             bounds(row),
             p_value(row["p_holm"]),

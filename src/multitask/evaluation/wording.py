@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from multitask.evaluation.comparison import Comparison
@@ -56,11 +57,13 @@ def digits(intervals: Iterable[Interval]) -> int | None:
 
 
 def figure(interval: Interval | None, decimals: int | None) -> str:
-    """A metric and the half width of its interval."""
+    """A metric and the half width of its interval; of logarithms, a geometric mean and the factor up to its end."""
     if interval is None or math.isnan(interval.mean):
         return NOTHING
-    mean = number(interval.mean, decimals)
-    return mean if math.isnan(interval.half) else f"{mean} ± {number(interval.half, decimals)}"
+    mean = number(interval.mean, None if interval.log else decimals)
+    if math.isnan(interval.half):
+        return mean
+    return f"{mean} ×/÷ {interval.half:.3g}" if interval.log else f"{mean} ± {number(interval.half, decimals)}"
 
 
 def column_digits(comparison: Comparison) -> dict[str, int | None]:
@@ -92,22 +95,29 @@ def figure_name(name: str) -> str:
     return f"mean {name.removeprefix('mean/')} over tasks" if name.startswith("mean/") else name
 
 
-def amount(name: str, value: float) -> str:
-    """A difference of a figure, with its unit."""
+def amount(pair: pd.Series, value: float) -> str:
+    """A difference in the figure of a row of the table of pairs, with its unit; of logarithms, the ratio."""
     if math.isnan(value):
         return NOTHING
-    unit = " points" if name in (DELTA_M, DELTA_P) else ""
+    if pair["scale"] == "log":
+        return f"{np.exp(value):.3g}×"
+    unit = " points" if pair["figure"] in (DELTA_M, DELTA_P) else ""
     return (number(value) if unit else f"{value:.3g}".replace("-", "−")) + unit
+
+
+def names(a: str, b: str, scale: str) -> str:
+    """Two methods as what is given of them: their difference, or their ratio on the scale of logarithms."""
+    return f"{a} {'/' if scale == 'log' else '−'} {b}"
 
 
 def difference(pair: pd.Series) -> str:
     """The difference of a row of the table of pairs, without its unit."""
-    return amount(pair["figure"], pair["difference"]).removesuffix(" points")
+    return amount(pair, pair["difference"]).removesuffix(" points")
 
 
 def bounds(pair: pd.Series) -> str:
     """Its interval, without its unit."""
-    low, high = (amount(pair["figure"], pair[bound]).removesuffix(" points") for bound in ("low", "high"))
+    low, high = (amount(pair, pair[bound]).removesuffix(" points") for bound in ("low", "high"))
     return NOTHING if low == NOTHING else f"{low} … {high}"
 
 
@@ -137,7 +147,7 @@ def verdict(pair: pd.Series) -> str:
     more = f"about {needed} would be needed"
     if math.isinf(pair["needed"]):
         more = "no number of seeds in reach would do"
-    return f"{said}; {more} for a difference of {amount(pair['figure'], pair['sought'])}"
+    return f"{said}; {more} for a difference of {amount(pair, pair['sought'])}"
 
 
 def hypervolumes(plane: Plane | None) -> str:

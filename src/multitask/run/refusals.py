@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from multitask.data.base import Split
 from multitask.errors import ConfigError, choices
+from multitask.lightning.figures import read
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
 from multitask.run.data import Data, OtherData, batches_in
@@ -90,6 +91,7 @@ def check_splits(config: DictConfig, data: Data) -> None:
 def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) -> None:
     """Refuse splits that the data has not and figures that validation does not log."""
     check_splits(config, data)
+    _check_multiplicative(config, module)
     wanted = {key: metric for key, metric in watched(config).items() if metric is not None}
     if not wanted:
         return
@@ -110,6 +112,17 @@ def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) 
                 f"{key}={metric} never has a value, since the validation split has no label of "
                 f"{', '.join(name for name in module.names if name not in labelled)}; name another metric, or "
                 f"{without(key)}."
+            )
+
+
+def _check_multiplicative(config: DictConfig, module: MultiLossModule) -> None:
+    """Refuse a name that is no metric's; that of a task which ``only`` leaves out is one."""
+    figures = read(dict.fromkeys(module.keys_of(module.names) | module.validation_keys, 0.0))
+    known = {name for task, metric in figures for name in (metric, f"{task}/{metric}")}
+    for name in config.evaluation.multiplicative if config.get("only") is None else ():
+        if name not in known:
+            raise ConfigError(
+                f"evaluation.multiplicative names {name}, which is no metric; {choices(str(name), known)}"
             )
 
 

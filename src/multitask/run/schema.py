@@ -20,6 +20,7 @@ Schema = dict[str, Any]
 
 COMPARE: Schema = {
     "metrics": Names | None,
+    "multiplicative": Names | None,
     "recipe": str,
     "accept_other_baseline": bool,
     "difference": Amount,
@@ -47,6 +48,7 @@ TRAIN: Schema = {
     "seed": Natural,
     "selection.mode": Literal["min", "max"],
     "evaluation.splits": Names,
+    "evaluation.multiplicative": Names,
     "data.batch_size": Count | None,
     "data.eval_batch_size": Count,
     "data.drop_last": bool,

@@ -220,6 +220,7 @@ def _facts(config: Mapping[str, Any], overrides: list[str], module: MultiLossMod
         "tags": config["tags"] or [],
         "selection": rule_of(selection["metric"], selection["mode"]),
         "config_digest": recipe_digest(config),
+        "multiplicative": config["evaluation"]["multiplicative"],
         "overrides": overrides,
         "parameters": sum(p.numel() for p in module.parameters()),
         "git_commit": git_commit(Path(config["paths"]["root"])),

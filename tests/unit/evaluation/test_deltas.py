@@ -13,8 +13,8 @@ from multitask.evaluation.statistics import mean_intervals
 
 
 def make_metrics(directions: dict[str, bool]) -> pd.DataFrame:
-    rows = [(key, *key.split("/"), higher) for key, higher in directions.items()]
-    return pd.DataFrame(rows, columns=["key", "task", "metric", "higher"]).set_index("key")
+    rows = [(key, *key.split("/"), higher, False) for key, higher in directions.items()]
+    return pd.DataFrame(rows, columns=["key", "task", "metric", "higher", "log"]).set_index("key")
 
 
 MINE = {"depth": "r", "seg": "r"}

@@ -5,9 +5,8 @@ import math
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from multitask.evaluation.plots.style import BASE, Look, legend, new_figure
+from multitask.evaluation.plots.style import BASE, Look, legend, logarithmic, new_figure
 
 MOST_PANELS = 8
 ALL_TASKS = "mean over tasks"
@@ -52,10 +51,7 @@ def _panels(
         _draw(axes, table[table["name"] == name], look)
         axes.set_title(name.replace("__", " · "))
         if log and positive:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
+            logarithmic(axes, "y", ticks=8)
             axes.set_ylim(
                 bottom=0.7 * float(table[table["name"] == name]["mean"].min())
             )  # bands may reach zero

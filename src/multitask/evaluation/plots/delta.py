@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from multitask.evaluation.comparison import Comparison
 from multitask.evaluation.deltas import DELTA_M
 from multitask.evaluation.entries import Entry
-from multitask.evaluation.plots.style import BASE, INK, MUTED, Look, legend, new_figure
+from multitask.evaluation.plots.style import BASE, INK, MUTED, Look, arms, legend, logarithmic, new_figure
 from multitask.evaluation.statistics import Interval
 
 COST_TICKS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
@@ -48,8 +48,7 @@ def _position(name: str, measured: dict[str, Interval], quoted: dict[str, float]
 
 
 def _dot(axes, interval: Interval, place: float, look: Look) -> None:  # type: ignore[no-untyped-def]
-    half = 0.0 if math.isnan(interval.half) else interval.half
-    axes.errorbar(interval.mean, place, xerr=half or None, color=look.colour, marker=look.marker,
+    axes.errorbar(interval.mean, place, xerr=arms(interval), color=look.colour, marker=look.marker,
                   elinewidth=1.1, capsize=2.2, capthick=1.1, linestyle="none")  # fmt: skip
 
 
@@ -62,8 +61,7 @@ def delta_m_cost(comparison: Comparison, look: dict[str, Look]) -> Figure | None
     for entry in known:
         interval, style = entry.delta_m, look[entry.label]
         assert interval is not None
-        half = None if math.isnan(interval.half) else interval.half
-        axes.errorbar(entry.cost.step_ratio, interval.mean, yerr=half, color=style.colour, linestyle="none",
+        axes.errorbar(entry.cost.step_ratio, interval.mean, yerr=arms(interval), color=style.colour, linestyle="none",
                       marker=style.marker, markersize=5.5, elinewidth=0.9, capsize=2)  # fmt: skip
     axes.axhline(0, color=BASE, linewidth=1)
     axes.set_xscale("log", base=2)
@@ -80,12 +78,13 @@ def delta_m_cost(comparison: Comparison, look: dict[str, Look]) -> Figure | None
 
 
 def tasks(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
-    """Every metric of every task: its gain over the baseline as bars, or without one the metric itself."""
+    """Every metric of every task: its gain over the baseline as bars; without one, or on a log axis, the metric."""
     directed = comparison.metrics[comparison.metrics["higher"].notna()]
     entries = comparison.entries
     if not entries or directed.empty:
         return None
     gains = all(entry.deltas for entry in entries)
+    log = directed["log"]
     if len(directed) > MOST_PANELS:
         return _map(entries, list(directed.index)) if gains else None
     columns = min(2, len(directed))
@@ -95,24 +94,26 @@ def tasks(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
         higher = bool(directed.loc[key, "higher"])
         for place, entry in enumerate(entries):
             style = look[entry.label]
-            if entry.deltas:
+            if entry.deltas and not log[key]:
                 interval = entry.deltas.gains[key]
-                half = None if math.isnan(interval.half) else interval.half
-                axes.barh(place, interval.mean, height=0.68, color=style.colour, alpha=0.85, xerr=half,
+                axes.barh(place, interval.mean, height=0.68, color=style.colour, alpha=0.85, xerr=arms(interval),
                           error_kw={"ecolor": INK, "elinewidth": 0.8, "capsize": 1.6})  # fmt: skip
             elif not math.isnan(entry.means[key].mean):
                 _dot(axes, entry.means[key], place, style)
         if gains:
-            axes.axvline(0, color=BASE, linewidth=1)
+            at = comparison.baseline_means[key].mean if log[key] else 0
+            axes.axvline(at, color=BASE, linewidth=1)
         name = key if len(key) <= LONG_NAME else key.replace("/", "/\n")
-        axes.set_title(name if gains else f"{name} {'↑' if higher else '↓'}")
+        axes.set_title(name if gains and not log[key] else f"{name} {'↑' if higher else '↓'}")
         axes.grid(axis="y", visible=False)
         axes.set_yticks(range(len(entries)), [entry.label for entry in entries])
         axes.set_ylim(len(entries) - 0.4, -0.6)
         axes.locator_params(axis="x", nbins=5)
+        if log[key]:
+            logarithmic(axes, "x", ticks=5)
     for axes in panels[len(directed) :]:
         axes.set_axis_off()
-    if gains:
+    if gains and not log.all():
         figure.supxlabel("gain over single-task training, %  (better →)", fontsize=8)
     return figure
 

@@ -1,7 +1,5 @@
 """Two tasks against each other, with the fronts of weight sweeps and the area they dominate."""
 
-import math
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -9,7 +7,7 @@ from matplotlib.lines import Line2D
 from multitask.evaluation.comparison import Comparison
 from multitask.evaluation.pareto import on_front
 from multitask.evaluation.plane import losses_of, plane, signs
-from multitask.evaluation.plots.style import BASE, MUTED, Look, legend, new_figure
+from multitask.evaluation.plots.style import BASE, MUTED, Look, arms, legend, logarithmic, new_figure
 from multitask.evaluation.wording import arrow
 
 
@@ -26,7 +24,7 @@ def pareto(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
         small = entry.label in front_members
         style = look[entry.method if small else entry.label]
         if not small:
-            axes.errorbar(x.mean, y.mean, xerr=_half(x.half), yerr=_half(y.half), color=style.colour,
+            axes.errorbar(x.mean, y.mean, xerr=arms(x), yerr=arms(y), color=style.colour,
                           elinewidth=0.7, alpha=0.5, linestyle="none")  # fmt: skip
         axes.plot(x.mean, y.mean, color=style.colour, marker="." if small else style.marker, linestyle="none",
                   markersize=4 if small else 5.5, zorder=3)  # fmt: skip
@@ -49,9 +47,9 @@ def pareto(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
     axes.set_xlabel(f"{drawn.keys[0]} {arrow(drawn.higher[0])}")
     axes.set_ylabel(f"{drawn.keys[1]} {arrow(drawn.higher[1])}")
     axes.locator_params(nbins=6)
+    if comparison.metrics.loc[drawn.keys[0], "log"]:
+        logarithmic(axes, "x", ticks=6)
+    if comparison.metrics.loc[drawn.keys[1], "log"]:
+        logarithmic(axes, "y", ticks=8)
     legend(figure, [entry.label for entry in named], look, lines=False, extra=tuple(extra))
     return figure
-
-
-def _half(half: float) -> float | None:
-    return None if math.isnan(half) else half

@@ -9,9 +9,13 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from multitask.evaluation.statistics import Interval
 
 Dash = Literal["-", "--", ":", "-."]
 
@@ -115,6 +119,24 @@ def legend(
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, handlelength=1.8, columnspacing=1.2
     )
+
+
+def arms(interval: Interval) -> list[list[float]] | None:
+    """The error bar of an interval, below and above its mean, as Matplotlib takes it; None where there is none."""
+    if math.isnan(interval.half):
+        return None
+    return [[interval.mean - interval.low], [interval.high - interval.mean]]
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y"], ticks: int) -> None:
+    """Give an axis of what is drawn a logarithmic scale, with plain numbers at about so many ticks."""
+    getattr(axes, f"set_{which}scale")("log")
+    axis: Axis = getattr(axes, f"{which}axis")
+    low, high = axis.get_view_interval()
+    subs = (1, 2, 5) if 3 * math.log10(high / low) <= ticks + 1 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def png(figure: Figure) -> bytes:

@@ -1,0 +1,89 @@
+"""The metrics that are compared, and which of them are compared by their logarithms."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from multitask.evaluation.errors import ComparisonError
+
+
+def compared_metrics(
+    figures: pd.DataFrame, wanted: Sequence[str] | None, logarithmic: Sequence[str] | None, split: str
+) -> pd.DataFrame:
+    """The metrics of figures: index task/metric, columns task, metric, higher and log.
+
+    Args:
+        figures: With the columns key, task, metric, higher, and marks: what the run's config marks as multiplicative.
+        wanted: Those that count, by name or task/metric; by default all but the losses, or the losses if there is
+            nothing else.
+        logarithmic: Those that are multiplicative; by default what a config marks.
+        split: The split of the figures.
+
+    Raises:
+        ComparisonError: A name means two metrics, or none.
+    """
+    found = figures.drop_duplicates(["key", "higher"])[["key", "task", "metric", "higher"]]
+    names = figures.drop_duplicates(["task", "metric"])
+    if (alike := names["key"].duplicated(keep=False)).any():
+        first, second, *_ = names[alike].sort_values("key").itertuples()
+        raise ComparisonError(
+            f"source: the task '{first.task}' with the metric '{first.metric}' and the task '{second.task}' with "
+            f"'{second.metric}' are both {first.key}; rename one of them."
+        )
+    twice = found[found["key"].duplicated()]["key"]
+    if len(twice):
+        raise ComparisonError(
+            f"source: higher_is_better of {twice.iloc[0]} differs between records; put the wrong one right."
+        )
+    found = found.set_index("key").sort_values(["task", "metric"])
+    if logarithmic is None:
+        found["log"] = _named(found, {name for marks in figures["marks"] for name in marks})
+    else:
+        found["log"] = _chosen(found, "multiplicative", logarithmic, split)
+    kinds = found.groupby("metric")["log"].nunique()
+    if (kinds > 1).any():
+        raise ComparisonError(
+            f"multiplicative: {kinds.idxmax()} is so of one task and not of another; name it by itself, for all."
+        )
+    if wanted is not None:
+        return found[_chosen(found, "metrics", wanted, split)]
+    better = found[found["metric"] != "loss"]
+    return better if len(better) else found
+
+
+def _named(found: pd.DataFrame, names: Iterable[str]) -> pd.Series:
+    return pd.Series(found.index.isin(list(names)) | found["metric"].isin(list(names)), index=found.index)
+
+
+def _chosen(found: pd.DataFrame, key: str, names: Sequence[str], split: str) -> pd.Series:
+    unknown = [name for name in names if not _named(found, [name]).any()]
+    if unknown and len(found):
+        raise ComparisonError(
+            f"{key}={unknown[0]}: no record has it on the split {split}; there is: {', '.join(found.index)}."
+        )
+    return _named(found, names)
+
+
+def logarithms(metrics: pd.DataFrame, macro: bool = True) -> list[str]:
+    """The figures that are compared by their logarithms: task/metric, and their means over tasks as mean/<metric>."""
+    log = metrics[metrics["log"]]
+    return [*log.index, *(f"mean/{name}" for name in log["metric"].unique() if macro)]
+
+
+def with_logarithms(figures: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Figures of these metrics, with the natural logarithm in place of the value where a metric is multiplicative.
+
+    Raises:
+        ComparisonError: Such a value is not positive.
+    """
+    figures = figures[figures["key"].isin(metrics.index)]
+    log = figures["key"].isin(metrics.index[metrics["log"]])
+    if len(bad := figures[log & (figures["value"] <= 0)]):
+        row = bad.iloc[0]
+        kept = ",".join(metrics.index[metrics["log"] & (metrics.index != row["key"])])
+        raise ComparisonError(
+            f"{row['key']} of {row['name']} is {row['value']:.4g} and has no logarithm to be compared by; "
+            f"set multiplicative=[{kept}]."
+        )
+    return figures.assign(value=np.where(log, np.log(figures["value"].where(log, 1.0)), figures["value"]))

@@ -1,6 +1,6 @@
 """Small problems that many tests share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from multitask.data.base import DataModule, Split
 from multitask.gradients.rows import Rows
 from multitask.gradients.task_gradients import Engine
+from multitask.lightning.parts import LossAndCount
 from multitask.module import MultiTaskModule
 from multitask.task.task import Task
 from multitask.weighting.base import Combiner
@@ -50,6 +51,13 @@ def regression(name: str, width: int = 4, **options: Any) -> Task:
     return Task(nn.Linear(width, 2), nn.MSELoss(), target=name, **options)
 
 
+class WithTraces(MultiTaskModule):
+    """Gives a weighting that asks for traces the losses, which are as good as any numbers above zero."""
+
+    def traces(self, batch: Any) -> Mapping[str, LossAndCount]:
+        return self.losses(batch)
+
+
 def build(
     weighting: Combiner,
     *,
@@ -66,7 +74,7 @@ def build(
     torch.manual_seed(0)
     trunk = trunk or nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
     heads = heads or {f"t{i}": regression(f"t{i}") for i in range(tasks)}
-    module = MultiTaskModule(
+    module = WithTraces(
         trunk,
         heads,
         weighting=weighting,

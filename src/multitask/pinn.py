@@ -1,18 +1,23 @@
 """Physics-informed networks: the squared residuals of equations and conditions are the losses."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
+from multitask.gradients.pointwise import Pointwise
 from multitask.lightning.figures import Figures, logged
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.parts import LossAndCount
 from multitask.metrics.precision import Exact
 from multitask.metrics.regression import RelativeL2
 from multitask.physics.problem import INSIDE, Problem
+
+# Numbers that copies of the parameters may take.
+_NUMBERS = 2**22
 
 Batch = Mapping[str, Tensor]
 """Points by place, ``[draws, n, d]``; in evaluation also ``grid``, ``[lines, n, d]``, and ``solution`` on it."""
@@ -77,21 +82,46 @@ class PINN(MultiLossModule):
         squares = self.squares(batch)
         found: dict[str, LossAndCount] = {}
         for name, terms in self.terms.items():
-            total = torch.stack([squares[term].sum() for term in terms]).sum()
-            count = sum({self.places[term]: len(squares[term]) for term in terms}.values())
-            mean = total / max(count, 1)
+            mean, count = self._mean(squares, terms)
             found[name] = mean if self.training else (mean, float(count))
         return found
 
     def squares(self, batch: Batch) -> dict[str, Tensor]:
-        """Return each term's squared error at each of its points, ``[n]``."""
-        inside = batch[INSIDE].flatten(0, 1).to(self.dtype).requires_grad_()
-        found = dict(self.problem.residuals(self(inside), inside))
-        for name in self.problem.faces:
-            points = batch[name].flatten(0, 1)
-            wanted = self.problem.condition(name, points).to(self.dtype)
-            found[name] = (self(points) - wanted).square().mean(1)
+        """Return each term, the sum of its squared residuals, at each of its points, ``[n]``."""
+        found: dict[str, Tensor] = {}
+        for place in (INSIDE, *self.problem.faces):
+            residuals = self._residuals(place, batch[place].flatten(0, 1), self.net)
+            found |= {term: r.square().sum(1) for term, r in residuals.items()}
         return found
+
+    @torch.enable_grad()
+    def traces(self, batch: Batch) -> dict[str, LossAndCount]:
+        """Return the mean over points of the squared norms of the residuals' gradients, by loss, with the counts."""
+        found: dict[str, list[Tensor]] = {term: [] for term in self.places}
+        at_once = max(1, _NUMBERS // sum(p.numel() for p in self.net.parameters()))
+        for place in (INSIDE, *self.problem.faces):
+            for points in batch[place].flatten(0, 1).split(at_once):
+                net = Pointwise(self.net, len(points))
+                for term, r in self._residuals(place, points, net).items():
+                    norms = [net.squared_norms(component) for component in r.unbind(1)]
+                    found[term].append(torch.stack(norms).sum(0))
+        norms_of = {term: torch.cat(norms) for term, norms in found.items()}
+        return {name: self._mean(norms_of, terms) for name, terms in self.terms.items()}
+
+    def _mean(self, values: Mapping[str, Tensor], terms: Sequence[str]) -> tuple[Tensor, int]:
+        """Return the mean over points of the sum of terms at a point, and the number of points."""
+        total = torch.stack([values[term].sum() for term in terms]).sum()
+        count = sum({self.places[term]: len(values[term]) for term in terms}.values())
+        return total / max(count, 1), count
+
+    def _residuals(self, place: str, points: Tensor, net: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Return the residuals of the terms at a place, ``[n, c]``; a condition's squares are a mean over fields."""
+        if place == INSIDE:
+            inside = points.to(self.dtype).requires_grad_()
+            found = self.problem.residuals(net(inside), inside)
+            return {term: r.view(len(points), -1) for term, r in found.items()}
+        wanted = self.problem.condition(place, points).to(self.dtype)
+        return {place: (net(points.to(self.dtype)) - wanted) / math.sqrt(len(self.problem.fields))}
 
     def add_measured(self, batch: Batch) -> None:
         """Add a batch to the mean losses and to the metrics of the fields."""

@@ -260,10 +260,11 @@ class Step:
         self._open = None
 
     def after_step(self, recompute: Callable[[], Tensor], present: Sequence[int]) -> None:
-        """Let a weighting that wants them see the losses of the same batch after the optimizer's step.
+        """Let a weighting that wants to see the same batch after the optimizer's step.
 
         Args:
-            recompute: Returns the mean losses of the whole batch, ``[m]``.
+            recompute: Returns the mean losses of the whole batch, ``[m]``, or what else the weighting's ``recomputed``
+                names.
             present: The losses that were present in the step.
         """
         if not self.looks_after or not present:

@@ -79,10 +79,11 @@ def test_losses_are_grouped_by_the_config(scripts: Scripts) -> None:
 
 
 @pytest.mark.smoke("upgrad")
-@pytest.mark.parametrize("weighting", ["upgrad", "relobralo", "m_config"])
+@pytest.mark.parametrize("weighting", ["upgrad", "relobralo", "m_config", "ntk"])
 def test_a_resumed_run_ends_bit_for_bit(weighting: str, scripts: Scripts) -> None:
     """Its points are those that the uninterrupted one would have drawn; stopped within an epoch."""
-    fixed = [f"weighting={weighting}", "callbacks.checkpoint.every_n_train_steps=3", "scheduler=none"]
+    every = ["weighting.steps=2"] if weighting == "ntk" else []
+    fixed = [f"weighting={weighting}", *every, "callbacks.checkpoint.every_n_train_steps=3", "scheduler=none"]
     whole = run(scripts, "burgers", *fixed)
     first = run(scripts, "burgers", *fixed, "trainer.max_steps=6")
     second = run(scripts, "burgers", *fixed, f"ckpt_path={first.folder}/checkpoints/last.ckpt")
@@ -92,7 +93,9 @@ def test_a_resumed_run_ends_bit_for_bit(weighting: str, scripts: Scripts) -> Non
         assert torch.equal(found[key], value) if isinstance(value, torch.Tensor) else found[key] == value, key
 
 
-@pytest.mark.parametrize("weighting", ["weighted_sum", "upgrad", "lr_annealing", "softadapt", "m_config"])
+@pytest.mark.parametrize(
+    "weighting", ["weighted_sum", "upgrad", "lr_annealing", "softadapt", "m_config", "ntk"]
+)
 def test_micro_batches_and_processes_are_one_batch(weighting: str, scripts: Scripts) -> None:
     """Of four draws; in float64."""
     fixed = [f"weighting={weighting}", "trainer.precision=64-true", "optimizer=sgd", "trainer.max_epochs=1"]
@@ -167,6 +170,7 @@ def test_the_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None
             ["experiment=pinn_burgers", "evaluation.multiplicative=[l1]"],
             "evaluation.multiplicative names l1, which is no metric; choices: boundary/loss",
         ),
+        (["weighting=ntk"], "weighting=ntk wants the traces of the residuals' kernel"),
         (["experiment=pinn_burgers", "weighting=iwmtl"], "define losses_by_part in it"),
         (
             ["experiment=pinn_burgers", "data.steps=5", "trainer=ddp_cpu"],

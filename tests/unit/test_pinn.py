@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
 from torchjd.aggregation import UPGrad
 from torchjd.autojac import jac
 
@@ -126,6 +127,79 @@ def test_upgrad_of_residuals_is_torchjds(problem: Problem) -> None:
     multitask.Step(multitask.UPGrad(), module.net).backward(module.losses(batch))  # type: ignore[arg-type]
     expected = UPGrad()(jacobian(module, batch)[1])
     assert float((gradient(module) - expected).norm() / expected.norm()) < 1e-12
+
+
+def equations(problem: Problem, values: Tensor, slope: Tensor, curvature: Tensor) -> dict[str, Tensor]:
+    """Return the residuals at a point from the fields, ``[f]``, and their derivatives, ``[f, d]`` and ``[f, d, d]``."""
+    if isinstance(problem, Burgers):
+        return {"residual": slope[0, 1] + values[0] * slope[0, 0] - problem.nu * curvature[0, 0, 0][None]}
+    assert isinstance(problem, Kovasznay)
+    friction = curvature[:2].diagonal(dim1=1, dim2=2).sum(1) / problem.reynolds
+    momentum = slope[:2] @ values[:2] + slope[2] - friction
+    return {"momentum": momentum, "continuity": slope[0, 0] + slope[1, 1][None]}
+
+
+def kernel_traces(module: PINN, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tr J Jᵀ / n by term, from the Jacobian of all residuals at all points, by torch.func throughout."""
+    parameters = {name: p.detach() for name, p in module.net.named_parameters()}
+    problem = module.problem
+
+    def fields(parameters: dict[str, Tensor], point: Tensor) -> Tensor:
+        return functional_call(module.net, parameters, (point[None],))[0]
+
+    def residuals(parameters: dict[str, Tensor], point: Tensor) -> dict[str, Tensor]:
+        slope, curvature = jacrev(fields, 1), jacrev(jacrev(fields, 1), 1)
+        return equations(problem, *(of(parameters, point) for of in (fields, slope, curvature)))
+
+    def conditions(parameters: dict[str, Tensor], point: Tensor) -> Tensor:
+        return fields(parameters, point) / len(problem.fields) ** 0.5  # what is wanted does not move
+
+    jacobians: dict[str, Any] = vmap(jacrev(residuals), (None, 0))(parameters, batch[INSIDE].flatten(0, 1))
+    for face in problem.faces:
+        jacobians[face] = vmap(jacrev(conditions), (None, 0))(parameters, batch[face].flatten(0, 1))
+    traces = {}
+    for term, of_parameters in jacobians.items():
+        J = torch.cat([each.flatten(2) for each in of_parameters.values()], 2).flatten(0, 1)
+        traces[term] = (J @ J.T).trace() / len(batch[module.places[term]].flatten(0, 1))
+    return traces
+
+
+@pytest.mark.parametrize("problem", [Burgers(), Kovasznay()])
+@pytest.mark.parametrize("numbers", [2**22, 500])
+def test_traces_are_those_of_the_kernel_of_all_residuals(
+    problem: Problem, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All points at once, and five at a time."""
+    monkeypatch.setattr("multitask.pinn._NUMBERS", numbers)
+    module, batch = pinn(problem, losses=None), batch_of(problem)
+    with torch.no_grad():
+        found = module.traces(batch)
+    for term, expected in kernel_traces(module, batch).items():
+        trace, count = found[term]  # type: ignore[misc]
+        assert count == len(batch[module.places[term]].flatten(0, 1))
+        torch.testing.assert_close(trace, expected, rtol=1e-12, atol=0.0)
+
+
+def test_a_loss_of_several_terms_has_the_trace_of_all_its_residuals() -> None:
+    two = pinn(Burgers(), losses={"residual": ["residual"], "conditions": ["boundary", "initial"]})
+    batch = batch_of(Burgers())
+    apart = kernel_traces(two, batch)
+    trace, count = two.traces(batch)["conditions"]  # type: ignore[misc]
+    assert count == 12 + 7
+    torch.testing.assert_close(
+        trace, (12 * apart["boundary"] + 7 * apart["initial"]) / 19, rtol=1e-12, atol=0.0
+    )
+
+
+def test_a_residual_of_zero_counts() -> None:
+    """Where the squares have no gradient."""
+    module, batch = pinn(Burgers()), batch_of(Burgers())
+    with torch.no_grad():
+        module.net[-1].weight.zero_()  # type: ignore[operator, index, union-attr]
+    assert module.losses(batch)["boundary"] == 0.0
+    trace, _ = module.traces(batch)["boundary"]  # type: ignore[misc]
+    torch.testing.assert_close(trace, kernel_traces(module, batch)["boundary"], rtol=1e-12, atol=0.0)
+    assert trace > 1.0
 
 
 def test_evaluation_in_parts_is_that_of_the_whole() -> None:

@@ -162,6 +162,19 @@ class MultiLossModule(MeasuredModule):
             )
         return losses_of_halves(self.losses, batch)
 
+    def traces(self, batch: Any) -> Mapping[str, LossAndCount]:
+        """Return, for ``ntk``, each loss's trace of the neural tangent kernel of its residuals, as :meth:`losses`.
+
+        Of a loss that is the mean of squares of residuals it is the mean of their gradients' squared norms.
+
+        Raises:
+            ValueError: If the subclass does not define it.
+        """
+        raise ValueError(
+            f"the weighting wants the traces of the residuals' kernel; define traces in {type(self).__name__}, or "
+            "choose another weighting."
+        )
+
     @property
     def step(self) -> Step:
         """The step, made when it is first needed."""
@@ -239,7 +252,12 @@ class MultiLossModule(MeasuredModule):
     def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:
         """Return the losses of a batch in the order of :attr:`names`, and their counts, as a step takes them."""
         rows = self._rows
-        found = self._listed(self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows))
+        return self._in_order(
+            batch, self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows)
+        )
+
+    def _in_order(self, batch: Any, given: Mapping[str, LossAndCount]) -> tuple[dict[str, Tensor], Counts]:
+        found = self._listed(given)
         if not self.names:
             self.names = self._names_anywhere(found)
         if training := self._trainer is not None and self.trainer.training:
@@ -406,17 +424,18 @@ class MultiLossModule(MeasuredModule):
             self.telemetry.add("train/labelled", labelled, self.names)
 
     def _after_step(self, result: StepResult) -> None:
-        batches = self._batches
+        batches, traces = self._batches, self.weighting.recomputed == "traces"
 
         def recompute() -> Tensor:
             mean = MeanLosses()
             for batch in batches:
                 with self._graph():
-                    mean.add(*self.named_losses(batch))
-            found = mean.over_processes()
-            if not found[result.present].isfinite().all():
-                raise not_finite(found, self.names, self.trainer.global_step)
-            return found
+                    found = self._in_order(batch, self.traces(batch)) if traces else self.named_losses(batch)
+                mean.add(*found)
+            whole = mean.over_processes()
+            if not whole[result.present].isfinite().all():
+                raise not_finite(whole, self.names, self.trainer.global_step)
+            return whole
 
         self.step.after_step(recompute, result.present)
 

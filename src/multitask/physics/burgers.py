@@ -42,11 +42,11 @@ class Burgers(Problem):
         self.nu = nu
 
     def residuals(self, values: Tensor, points: Tensor) -> dict[str, Tensor]:
-        """Return (u_t + u u_x − ν u_xx)²."""
+        """Return u_t + u u_x − ν u_xx."""
         u = values[:, 0]
         u_x, u_t = slopes(u, points)
         u_xx, _ = slopes(u_x, points)
-        return {"residual": (u_t + u * u_x - self.nu * u_xx).square()}
+        return {"residual": u_t + u * u_x - self.nu * u_xx}
 
     def condition(self, name: str, points: Tensor) -> Tensor:
         """Return −sin πx at the start, and zero at the ends."""

@@ -38,13 +38,13 @@ class Helmholtz(Problem):
         self.modes = modes
 
     def residuals(self, values: Tensor, points: Tensor) -> dict[str, Tensor]:
-        """Return (u_xx + u_yy + k² u − q)²."""
+        """Return u_xx + u_yy + k² u − q."""
         u = values[:, 0]
         u_x, u_y = slopes(u, points)
         laplacian = slopes(u_x, points)[0] + slopes(u_y, points)[1]
         a, b = self.modes
         source = (self.k**2 - (a**2 + b**2) * math.pi**2) * self.solution(points.detach())[:, 0]
-        return {"residual": (laplacian + self.k**2 * u - source).square()}
+        return {"residual": laplacian + self.k**2 * u - source}
 
     def condition(self, name: str, points: Tensor) -> Tensor:
         """Return zero."""

@@ -37,14 +37,14 @@ class Kovasznay(Problem):
         self.decay = reynolds / 2 - math.sqrt(reynolds**2 / 4 + 4 * math.pi**2)
 
     def residuals(self, values: Tensor, points: Tensor) -> dict[str, Tensor]:
-        """Return the squared residuals of both momentum equations together, and that of continuity."""
+        """Return the residuals of both momentum equations together, ``[n, 2]``, and that of continuity."""
         u, v, p = values.unbind(1)
         (u_x, u_y), (v_x, v_y), pressure = slopes(u, points), slopes(v, points), slopes(p, points)
-        momentum = torch.zeros_like(u)
+        momentum = []
         for w_x, w_y, p_w in ((u_x, u_y, pressure[0]), (v_x, v_y, pressure[1])):
             friction = slopes(w_x, points)[0] + slopes(w_y, points)[1]
-            momentum = momentum + (u * w_x + v * w_y + p_w - friction / self.reynolds).square()
-        return {"momentum": momentum, "continuity": (u_x + v_y).square()}
+            momentum.append(u * w_x + v * w_y + p_w - friction / self.reynolds)
+        return {"momentum": torch.stack(momentum, 1), "continuity": u_x + v_y}
 
     def solution(self, points: Tensor) -> Tensor:
         """Return velocities and pressure."""

@@ -14,8 +14,9 @@ INSIDE = "inside"
 class Problem(ABC):
     """Equations on a box, conditions on its faces, and the solution that satisfies them.
 
-    A term is a squared error at points of one place: that of the equations ``inside``, or that of a condition on the
-    faces of its own name. Points are ``[n, d]``, in the order of the axes, values ``[n, f]``, in that of the fields.
+    A term is the sum of squares of residuals at points of one place: those of the equations ``inside``, or those of a
+    condition on the faces of its own name. Points are ``[n, d]``, in the order of the axes, values ``[n, f]``, in that
+    of the fields.
     """
 
     axes: ClassVar[Mapping[str, tuple[float, float]]]
@@ -29,7 +30,7 @@ class Problem(ABC):
 
     @abstractmethod
     def residuals(self, values: Tensor, points: Tensor) -> Mapping[str, Tensor]:
-        """Return the squared residuals of the equations at each point, ``[n]``, by the name of the term.
+        """Return the residuals of the equations at each point, ``[n]`` or several ``[n, c]``, by the name of the term.
 
         Args:
             values: What the network predicts, with its graph.

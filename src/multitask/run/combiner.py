@@ -79,10 +79,18 @@ def train_with(config: DictConfig, module: MultiLossModule, weighting: Combiner,
         module: The module.
         weighting: The combiner.
         options: As of :func:`step_options`.
+
+    Raises:
+        ConfigError: If the module does not give what the combiner wants.
     """
     scheduler = dict(plain(config.scheduler) or {})
     apart = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
     optimizer = _made(config.optimizer)
+    if weighting.recomputed == "traces" and type(module).traces is MultiLossModule.traces:
+        raise ConfigError(
+            f"weighting={config.method} wants the traces of the residuals' kernel, and {type(module).__name__} gives "
+            "none; take model=pinn, define traces in it, or choose another weighting."
+        )
     groups = plain(config.parameter_groups) if config.get("parameter_groups") else {}
     if groups and optimizer is None:
         raise ConfigError(

@@ -12,6 +12,7 @@ from multitask.weighting.present import Kind, only
 from multitask.weighting.state import Memory, materialize_buffers
 
 Rows = Literal["task", "half", "example"]
+Recomputed = Literal["losses", "traces"]
 
 
 class Combiner(Memory, ABC):
@@ -30,6 +31,9 @@ class Combiner(Memory, ABC):
 
     draws: bool = True
     """Whether it may draw random numbers; a step then seeds the generators for it."""
+
+    recomputed: Recomputed = "losses"
+    """What :meth:`after_step` sees: the mean losses, or the traces of their residuals' kernel."""
 
     per_task: ClassVar[Mapping[str, Kind]] = {}
     """The buffers and plain tensors with entries a task."""
@@ -58,7 +62,7 @@ class Combiner(Memory, ABC):
         """See the detached losses of the whole step as they were before it, one per row."""
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        """Run after an optimizer step; ``recompute()`` computes the losses of the same batch again."""
+        """Run after an optimizer step; ``recompute()`` computes what is ``recomputed`` of the same batch, ``[k]``."""
 
     def on_epoch_end(self) -> None:
         """Run after the last step of each training epoch."""

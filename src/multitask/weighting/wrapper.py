@@ -25,7 +25,7 @@ class Around(Combiner, Generic[C]):
     def __init__(self, method: C) -> None:
         super().__init__()
         self.method = method
-        self.draws = method.draws
+        self.draws, self.recomputed = method.draws, method.recomputed
 
     def check_parameters(self, names: Sequence[str]) -> None:
         """Check the combiner."""

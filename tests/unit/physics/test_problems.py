@@ -41,9 +41,9 @@ def test_the_solution_has_no_residual(name: str) -> None:
     residuals = problem.residuals(problem.solution(points), points)
     assert list(residuals) == list(problem.equations)
     for residual in residuals.values():
-        assert residual.shape == (len(points),)
+        assert len(residual) == len(points)
         # Burgers' second derivative at the shock is of the order of 1 / ν².
-        assert residual.max() < 1e-12
+        assert residual.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -52,7 +52,7 @@ def test_another_function_has_a_residual(name: str) -> None:
     points = drawn(problem)[INSIDE].requires_grad_()
     values = problem.solution(points) + 0.1 * points.prod(1, keepdim=True).square()
     for residual in problem.residuals(values, points).values():
-        assert residual.mean() > 1e-6
+        assert residual.square().mean() > 1e-6
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -69,16 +69,16 @@ def test_the_residuals_are_those_of_the_equations() -> None:
     x, y = (points := drawn(Burgers(), 50)[INSIDE].requires_grad_()).unbind(1)
     u = x**2 * y + y
     found = Burgers(nu=0.3).residuals(u[:, None], points)["residual"]
-    torch.testing.assert_close(found, (x**2 + 1 + u * 2 * x * y - 0.3 * 2 * y) ** 2)
+    torch.testing.assert_close(found, x**2 + 1 + u * 2 * x * y - 0.3 * 2 * y)
     found = Helmholtz(k=2.0, modes=[1, 1]).residuals(u[:, None], points)["residual"]
     source = (4 - 2 * math.pi**2) * torch.sin(math.pi * x) * torch.sin(math.pi * y)
-    torch.testing.assert_close(found, (2 * y + 4 * u - source) ** 2)
+    torch.testing.assert_close(found, 2 * y + 4 * u - source)
     v, p = x * y**2, x * y
     terms = Kovasznay(reynolds=2.0).residuals(torch.stack([u, v, p], 1), points)
-    torch.testing.assert_close(terms["continuity"], (2 * x * y + 2 * x * y) ** 2)
+    torch.testing.assert_close(terms["continuity"], 2 * x * y + 2 * x * y)
     first = u * 2 * x * y + v * (x**2 + 1) + y - 0.5 * 2 * y
     second = u * y**2 + v * 2 * x * y + x - 0.5 * 2 * x
-    torch.testing.assert_close(terms["momentum"], first**2 + second**2)
+    torch.testing.assert_close(terms["momentum"], torch.stack([first, second], 1))
 
 
 @pytest.mark.parametrize("point", [(0.01, 1.0), (0.003, 0.9), (0.25, 0.5), (-0.5, 0.75), (0.9, 0.1)])

@@ -120,6 +120,7 @@ def test_wrappers_lie_in_one_order() -> None:
         ("relobralo", {"rho": 2}, "rho=2, .* 0 ≤ ρ ≤ 1"),
         ("lr_annealing", {"residual": "up"}, "weighting.residual=up is no task; choose one of left, right"),
         ("lr_annealing", {"alpha": 2}, "weighting.alpha=2 must lie between 0 and 1"),
+        ("ntk", {"steps": 0}, "weighting.steps=0 must be at least 1"),
         ("m_config", {"beta": 1}, "weighting.beta=1 must be at least 0 and less than 1"),
         ("dwa", {"temperature": 0}, "weighting.temperature=0 must be positive"),
         ("cosmos", {"lambda_": -1}, "weighting.lambda_=-1 must not be negative"),

@@ -168,6 +168,8 @@ def cost(name: str) -> str:
     """Return the backward passes through what is shared, in one step."""
     combiner = member(name, number_of_tasks(name))
     if not isinstance(combiner, JacobianMethod):
+        if combiner.recomputed == "traces":
+            return "1, and per point where traces are due"
         return "1, and a forward pass" if "after_step" in hooks_of(combiner) else "1"
     return {"task": "m", "half": "2m", "example": "batch · m"}[combiner.rows]
 

@@ -65,6 +65,7 @@ NOTES: dict[str, dict[str, Note]] = {
     | _of("excess_mtl", "the mean of the gradients in its first epochs")
     | _of("dwa", "the sum of the losses in its first two epochs")
     | _of("gradnorm imtl_l relobralo", "the sum of the losses in its first step")
+    | _of("ntk", "the sum of the losses until traces are known, which the model has to give")
     | _of("softadapt", "the mean of the losses in its first step"),
     "every": _of("db_mtl graddrop m_config moco trimmed_mean", "gives a gradient and no weights", False)
     | _of("iwmtl", "the next batch has other examples", False),

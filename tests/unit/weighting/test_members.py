@@ -32,7 +32,7 @@ GROUP = set(
     weighted_sum mean uw imtl_l dwa rlw gls si loss_balanced stch famo cosmos pbi scheduled_sum
     upgrad dualproj mgda cagrad pcgrad gradvac imtl_g imtl nash_mtl fairgrad aligned_mtl cr_mogm pcd
     krum random graddrop config trimmed_mean excess_mtl modo sdmgrad gradnorm moco db_mtl iwmtl
-    softadapt relobralo lr_annealing m_config
+    softadapt relobralo lr_annealing m_config ntk
     """.split()  # noqa: SIM905
 )
 NO_PAPER = {"weighted_sum", "mean", "scheduled_sum", "loss_balanced"}

@@ -454,6 +454,35 @@ def test_lr_annealing_rests_without_its_residual() -> None:
     assert torch.equal(combiner.factors, before)
 
 
+def test_ntk_weights_are_ratios_of_traces_kept_for_some_steps() -> None:
+    combiner, traces = make("ntk", M, steps=2), np.geomspace(0.1, 30.0, M)
+    w, asked = np.ones(M), 0
+    for i, (losses, J) in enumerate(jacobians()):
+        done = update(combiner, losses, J)
+        np.testing.assert_allclose(done.weights.numpy(), w, rtol=1e-12)
+
+        def recompute(i: int = i) -> torch.Tensor:
+            nonlocal asked
+            asked += 1
+            return torch.from_numpy(traces * (i + 1) ** np.arange(M))
+
+        combiner.after_step(recompute)
+        if i % 2 == 0:
+            now = traces * (i + 1) ** np.arange(M)
+            w = now.sum() / now
+    assert asked == -(-(i + 1) // 2)
+
+
+def test_ntk_rests_where_there_is_no_gradient() -> None:
+    combiner = make("ntk", M, steps=1)
+    present = torch.arange(M) != 1
+    with combiner.restricted_to(present):
+        combiner.after_step(lambda: torch.tensor([4.0, 0.0, 12.0][: M - 1] + [1.0] * max(0, M - 4)))
+    assert combiner.factors[1] == 1.0
+    assert combiner.factors[2] == 1.0
+    assert combiner.factors[0] == combiner.factors[3] * 3
+
+
 def config_direction(rows: np.ndarray) -> np.ndarray:
     units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     direction = np.linalg.pinv(units) @ np.ones(len(rows))

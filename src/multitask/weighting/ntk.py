@@ -1,0 +1,59 @@
+"""Weights from the traces of the neural tangent kernel: every loss is to fall at the same rate."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from multitask.weighting.base import Recomputed, Scalarization
+from multitask.weighting.present import Kind
+
+
+class NTK(Scalarization):
+    """Σ λ L with λ_i = tr K / tr K_ii, where K is the kernel ``J Jᵀ`` of the residuals and K_ii its block of loss i.
+
+    A loss L_i is the mean of squares of n_i residuals, which enter K divided by √n_i, so that L_i is the sum of their
+    squares; with as many residuals for each loss the weights are the paper's. The traces are taken after the first
+    step and every so many steps, at the new parameters and the points of the step; the first step has ones, as in the
+    authors' code. The weight of a loss without gradient rests.
+
+    "When and Why PINNs Fail to Train: A Neural Tangent Kernel Perspective" (Wang, Yu & Perdikaris, 2022), Algorithm 1.
+
+    Args:
+        tasks: The tasks' names.
+        steps: For how many steps the traces are kept.
+
+    Raises:
+        ValueError: If the traces are kept for no step.
+    """
+
+    recomputed: Recomputed = "traces"
+    per_task: ClassVar[dict[str, Kind]] = {"factors": "vector"}
+    factors: Tensor
+    age: Tensor
+
+    def __init__(self, tasks: Sequence[str], steps: int = 100) -> None:
+        if steps < 1:
+            raise ValueError(f"weighting.steps={steps} must be at least 1.")
+        super().__init__()
+        self.steps = steps
+        self.keep("factors", torch.ones(len(tasks)))
+        self.keep("age", torch.zeros((), dtype=torch.long))
+
+    @property
+    def linear(self) -> bool:
+        """Whether the weights do not depend on the losses: they do not."""
+        return True
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the weighted sum; ``losses`` is ``[k]``."""
+        return (self.factors.to(losses) * losses).sum()
+
+    def after_step(self, recompute: Callable[[], Tensor]) -> None:
+        """Take the traces where they are due: ``recompute()`` returns tr K_ii, ``[k]``."""
+        if int(self.age) % self.steps == 0:
+            traces = recompute().to(self.factors)
+            moved = traces.sum() / torch.where(traces > 0, traces, 1.0)
+            self.factors = torch.where(traces > 0, moved, self.factors)
+        self.age = self.age + 1

@@ -37,7 +37,8 @@ class StepResult:
     weights: Tensor | None = None
     """The weight of each row; ``None`` where the method has none, or where nothing is shared."""
     gradients: TaskGradients | None = None
-    """The rows' gradients, until the next step; ``None`` for a scalar and where nothing is shared."""
+    """The rows' gradients, until the next step; ``None`` for a scalar, and where nothing is shared or some are not
+    computed."""
     overflow: bool = False
     """Whether scaled gradients are infinite, so that the loss scaler skips the optimizer's step."""
 
@@ -354,6 +355,8 @@ class Step:
             probe = torch.ones_like(found.values[0]).requires_grad_()
             with self.as_present(list(range(self._m))):
                 self._constant = torch.autograd.grad(self.weighting(probe), probe)[0]
+        if "wants" in self._uses and self._window.losses is None:
+            self._window.wanted = self._wanted(found, counts, last)
         start = self.now()
         with _as_computed(self._device):
             if self._constant is None:
@@ -365,6 +368,20 @@ class Step:
                     "counts must be one number for all losses, or one per loss, throughout a step."
                 )
         self._spent("task gradients", start)
+
+    def _wanted(self, losses: Losses, counts: Counts, last: bool) -> list[int] | None:
+        """Return the losses whose rows the weighting wants; ``None`` for all, or where not all counts are known yet."""
+        assert isinstance(self._method, JacobianMethod)
+        present = list(range(losses.m))
+        if counts is not None and not isinstance(counts, int | float):
+            if not last or processes() > 1:
+                return None
+            present = [i for i, count in enumerate(counts_of(counts, losses)) if count > 0]
+        if not present:
+            return None
+        with self.as_present(present):
+            wants = self._method.wants()
+        return None if wants is None else [present[i] for i in wants]
 
     def _finish_linear(self, present: list[int], losses: Tensor) -> StepResult:
         """End a step whose weights were known before its losses."""
@@ -395,7 +412,7 @@ class Step:
                 )
             # Infinities, so that the loss scaler skips the step and lowers its scale.
             if shared:
-                seen.combine(torch.full_like(losses, torch.inf))
+                seen.combine(torch.full_like(seen.gramian()[0], torch.inf))
             own = [p for of_task in self.ownership.own() for p in of_task]
             add_to_gradients(own, [torch.full_like(p, torch.inf) for p in own])
             return self._done(StepResult(present, losses, overflow=True))
@@ -410,7 +427,8 @@ class Step:
             self._write_own((factors / parts).repeat(parts))
         else:
             self._write_own(weights)
-        return self._done(StepResult(present, losses, weights, seen if shared else None))
+        whole = shared and window.wanted is None
+        return self._done(StepResult(present, losses, weights, seen if whole else None))
 
     def _combine(
         self, losses: Tensor, gradients: TaskGradients, present: list[int], shared: bool

@@ -34,8 +34,8 @@ class Conflict(Callback):
 
     Args:
         most_pairs: Up to how many pairs of tasks their cosines are logged one by one.
-        probe_every: For scalarizations, which have no Gramian: every how many steps to compute one, at
-            a backward pass per task; ``None`` for never. With micro-batches it is that of a step's first.
+        probe_every: For scalarizations and ``m_config``, which have no Gramian: every how many steps to compute one,
+            at a backward pass per task; ``None`` for never. With micro-batches it is that of a step's first.
     """
 
     def __init__(self, most_pairs: int = 28, probe_every: int | None = None) -> None:
@@ -75,13 +75,13 @@ class Conflict(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Probe a scalarization when asked to; what has a Gramian shows it by itself."""
+        """Probe what has no Gramian when asked to; what has one shows it by itself."""
         assert isinstance(pl_module, MultiLossModule)
         if (
             self.probe_every
             and trainer.global_step % self.probe_every == 0
             and batch_idx % pl_module.window == 0
-            and pl_module.needs_no_gramian
+            and pl_module.has_no_gramian
         ):
             found = probe(pl_module, batch)
             self._probed = True
@@ -139,19 +139,19 @@ class Conflict(Callback):
             add("conflict/gramian", condition.view(1), ["condition"])
 
 
-def probe(module: MultiLossModule, batch: Any) -> tuple[Tensor, Tensor, list[int]] | None:
+def probe(module: MultiLossModule, batch: Any) -> tuple[Tensor, Tensor | None, list[int]] | None:
     """Look at the losses' gradients at a batch, that of all processes, and leave no trace.
 
     Args:
-        module: The module, which a scalarization trains; its buffers (running statistics) are put back.
+        module: The module, whose weighting has no Gramian; its buffers (running statistics) are put back.
         batch: The batch.
 
     Returns:
-        The Gramian of the losses that are labelled, shape ``[k, k]``, the weights that the scalarization
-        gives them, shape ``[k]``, and which losses these are; ``None`` where nothing is labelled or shared.
+        The Gramian of the losses that are labelled, shape ``[k, k]``, the weights that a scalarization
+        gives them, shape ``[k]``, or ``None``, and which losses these are. ``None`` where nothing is labelled or
+        shared.
     """
     combiner = module.weighting
-    assert isinstance(combiner, Scalarization)
     step = module.step
     with unobtrusive(module, train=True), torch.enable_grad():
         found, counts = module.named_losses(batch)
@@ -170,6 +170,8 @@ def probe(module: MultiLossModule, batch: Any) -> tuple[Tensor, Tensor, list[int
     if not present or not shared:
         return None
     rows, leaf = rows[present], values[present].requires_grad_()
+    if not isinstance(combiner, Scalarization):
+        return inner_products(rows, rows), None, present
     with step.as_present(present), torch.enable_grad():
         (weights,) = torch.autograd.grad(combiner(leaf), leaf)
     return inner_products(rows, rows), weights, present

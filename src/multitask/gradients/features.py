@@ -89,8 +89,9 @@ class Features(Rows):
         parameters: Sequence[Tensor],
         shares: Sequence[float],
         parts: Sequence[float] | None = None,
+        wanted: Sequence[int] | None = None,
     ) -> None:
-        """Add a micro-batch; see :class:`Rows`.
+        """Add a micro-batch, which sends nothing; see :class:`Rows`.
 
         Raises:
             ValueError: If a loss reaches a shared parameter by itself, as a penalty does, or a hook changes

@@ -143,6 +143,7 @@ class Rows(Engine):
         parameters: Sequence[Tensor],
         shares: Sequence[float],
         parts: Sequence[float] | None = None,
+        wanted: Sequence[int] | None = None,
     ) -> None:
         """Add a micro-batch.
 
@@ -152,6 +153,7 @@ class Rows(Engine):
             shares: Its part in the mean of each of the k rows.
             parts: With the last micro-batch on several processes, the part of this process in the mean of each row.
                 Each row is sent as soon as it is complete, while the next one is differentiated.
+            wanted: The rows that are sent, all by default.
         """
         self._allocate(len(shares), parameters)
         if self._begun and self._scratch is None:
@@ -169,7 +171,7 @@ class Rows(Engine):
                     write(self._views[row], gradients)
             elif not self._begun:
                 mean.zero_()
-            if parts is not None and self._sharded is not None:
+            if parts is not None and self._sharded is not None and (wanted is None or row in wanted):
                 mean *= parts[row]
                 self._sharded.send(row)
         self._begun = True

@@ -61,6 +61,8 @@ class Window:
         self.graph: Graph | None = None
         self.shares = False
         """Whether several losses reach a parameter."""
+        self.wanted: list[int] | None = None
+        """The losses whose rows are computed; ``None`` for all."""
         self._parts: list[float] | None = None
         self._rows.clear()
 
@@ -97,15 +99,19 @@ class Window:
         own = None if losses.of_examples else self._ownership.own()
         shared = self._ownership.shared()
         tasks = [i for i in range(losses.m) if all(count > 0 for count in here[i :: losses.m])]
+        wanted = tasks if self.wanted is None else [i for i in tasks if i in self.wanted]
         if self._shards is not None:
-            pulls: Pulls = ShardedPulls(self._shards, losses, graph, own, tasks)
+            pulls: Pulls = ShardedPulls(self._shards, losses, graph, own, wanted)
         else:
-            pulls = Pulls(losses, graph, own, tasks, retain_graph=losses.of_examples)
+            pulls = Pulls(losses, graph, own, wanted, retain_graph=losses.of_examples)
+        for task in tasks if len(wanted) < len(tasks) else ():
+            if task not in wanted:
+                pulls.pass_of(task, last=False)([])  # to what it alone reaches
         self.shares = bool(shared)
         if not whole:
             self._rows.lay_out(shared, self.own.take(shared))
-            self._rows.add(pulls, shared, shares, self._parts if shared else None)
-        elif tasks:
+            self._rows.add(pulls, shared, shares, self._parts if shared else None, self.wanted)
+        elif wanted:
             self._whole = self._engine.differentiate(pulls, shared)
         for row, gradients in pulls.own.items():
             self.own.add(row, pulls.parameters[row % losses.m], gradients, shares[row])
@@ -186,7 +192,8 @@ class Window:
     def gradients(self, scale: Tensor | None) -> "ShownGradients":
         """Return the gradients of the present losses' rows; ``scale`` is the factor in them, a scalar tensor."""
         assert self.graph is not None
-        found = self._rows.gradients(self.rows) if self._whole is None else self._whole
+        rows = self.rows if self.wanted is None else self.wanted
+        found = self._rows.gradients(rows) if self._whole is None else self._whole
         return ShownGradients(found, scale, self._ownership, self.graph)
 
     def own_gradients(self, factors: Mapping[int, float | Tensor]) -> "ByParameter":

@@ -32,7 +32,7 @@ from multitask.lightning.trainer_keys import TrainerKeys
 from multitask.private import averages_statistics
 from multitask.step import Step, StepResult
 from multitask.weighting.adapter import adapt
-from multitask.weighting.base import Combiner, JacobianMethod, Rows, Scalarization
+from multitask.weighting.base import Combiner, JacobianMethod, Rows, Scalarization, hooks_of
 
 Observer = Callable[[StepResult], None]
 
@@ -198,6 +198,11 @@ class MultiLossModule(MeasuredModule):
         if self.automatic_optimization:
             return int(self.trainer.accumulate_grad_batches) if self._trainer else 1
         return self._window
+
+    @property
+    def has_no_gramian(self) -> bool:
+        """Whether a step leaves no Gramian of all losses' gradients."""
+        return self.needs_no_gramian or "wants" in hooks_of(self.weighting)
 
     @property
     def needs_no_gramian(self) -> bool:

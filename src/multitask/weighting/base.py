@@ -158,6 +158,14 @@ class JacobianMethod(Combiner):
             The weight of each row, shape ``[k]``, or ``None`` where the method has no weights.
         """
 
+    def wants(self) -> list[int] | None:
+        """Return whose rows this step needs, as places among the present losses; ``None`` for all.
+
+        No others are then computed, and :meth:`combine` sees these alone, in ascending order. It is called before
+        them in each step, unless which losses are present shows only at the end of the step: then all are computed.
+        """
+        return None
+
     def head_weights(self, losses: Tensor) -> Tensor | None:
         """Return the factor of each head's own gradient, shape ``[k]``; ``None`` stands for ones.
 
@@ -195,7 +203,7 @@ class WeightedMethod(JacobianMethod):
 def hooks_of(combiner: Combiner) -> frozenset[str]:
     """Return the hooks that a combiner defines beyond those of the bases here, which do nothing."""
     bases = (Combiner, Scalarization, JacobianMethod, WeightedMethod)
-    names = ("head_weights", "combine", "observe", "own_loss", "after_step")
+    names = ("wants", "head_weights", "combine", "observe", "own_loss", "after_step")
     return frozenset(
         name
         for name in names

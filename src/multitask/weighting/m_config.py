@@ -1,7 +1,7 @@
 """M-ConFIG: ConFIG of moments that follow the losses in turn."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +19,11 @@ class MConFIG(JacobianMethod):
     """The gradient of which ConFIG's direction of the losses' first moments is the moving average.
 
     In each step one loss's gradient enters its moment: that of the loss which has waited longest, so that they take
-    turns, by their names. In the first step of a loss its gradient enters whatever the turn. With d_t = (1 − βᵗ) times
-    ConFIG's direction of the bias-corrected moments, the gradient is (d_t − β d_{t−1}) / (1 − β). Adam with β₁ = β
-    turns it into the algorithm's update: that direction over the root of the second moment of this gradient.
+    turns, by their names, and the gradients of the others are not computed. In the first step of a loss its gradient
+    enters whatever the turn. Where the shared parameters change, all begin once more, first the loss whose turn it is.
+    With d_t = (1 − βᵗ) times ConFIG's direction of the bias-corrected moments, the gradient is
+    (d_t − β d_{t−1}) / (1 − β). Adam with β₁ = β turns it into the algorithm's update: that direction over the root of
+    the second moment of this gradient.
     The moments take the room of m copies of the trunk.
 
     "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks" (Liu, Chu & Thuerey, 2024),
@@ -37,6 +39,7 @@ class MConFIG(JacobianMethod):
 
     of_parameters = True
     remembers_rows = True
+    draws = False
     per_task: ClassVar[dict[str, Kind]] = {
         "moments": "vector",
         "steps": "vector",
@@ -45,8 +48,6 @@ class MConFIG(JacobianMethod):
     }
     steps: Tensor
     taken: Tensor
-    places: Tensor
-    count: Tensor
     moments: Tensor | None
     average: Tensor | None
 
@@ -57,14 +58,37 @@ class MConFIG(JacobianMethod):
         self.beta = beta
         self.config = ConFIG()
         places = torch.tensor([sorted(tasks).index(task) for task in tasks], dtype=torch.float64)
-        self.register_buffer("places", places / len(tasks), persistent=False)
-        # How many gradients a loss's moment is of, and when it had its last; how many directions there were.
-        self.keep("steps", torch.zeros(len(tasks), dtype=torch.float64))
-        self.keep("taken", torch.zeros(len(tasks), dtype=torch.float64))
-        self.keep("count", torch.zeros((), dtype=torch.float64))
-        # Last, as they begin later: callbacks that average weights pair buffers by their order.
+        self.places = places / len(tasks)
+        self._begin(len(tasks))
         self.keep("moments", None)
         self.keep("average", None)
+
+    def _begin(self, m: int) -> None:
+        # No buffers: what decides whose turn it is stays on the CPU, so that no step waits for a device to know it.
+        self.steps = torch.zeros(m, dtype=torch.float64)
+        """How many gradients a loss's moment is of."""
+        self.taken = torch.zeros(m, dtype=torch.float64)
+        """When it had its last."""
+        self.count = 0
+        """How many directions there were."""
+
+    def reset(self) -> None:
+        """Forget everything, as before the first step."""
+        super().reset()
+        self._begin(len(self.steps))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the counts, for the checkpoint."""
+        return {"steps": self.steps.clone(), "taken": self.taken.clone(), "count": self.count}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the counts of a checkpoint."""
+        self.steps, self.taken, self.count = state["steps"].cpu(), state["taken"].cpu(), state["count"]
+
+    def wants(self) -> list[int]:
+        """Return whose gradients enter: of all losses that had no turn yet, else of the one that has waited longest."""
+        new = (self.steps == 0).nonzero().flatten().tolist()
+        return new or [int(self.taken.argmin())]
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
         """Take the next loss's gradient into its moment, and put the gradient in place of the rows'.
@@ -72,29 +96,26 @@ class MConFIG(JacobianMethod):
         Raises:
             FloatingPointError: If a gradient that was taken is not finite.
         """
-        jacobian = gradients.jacobian()
-        if self.moments is not None and self.moments.shape != jacobian.shape:
-            self.steps, self.count = torch.zeros_like(self.steps), torch.zeros_like(self.count)
-        moments, count = fitting(self.moments, jacobian, "m_config"), self.count + 1
-        turn = self._turn()
-        steps = self.steps + turn
-        moments = torch.where(turn[:, None], moments.lerp(jacobian, 1 - self.beta), moments)
-        rows = moments / (1 - self.beta**steps)[:, None].to(moments)
-        direction = self._weights(rows, losses) @ rows
+        turn, jacobian, m = self.wants(), gradients.jacobian(), len(self.steps)
+        taken = jacobian if len(jacobian) == len(turn) else [jacobian[i] for i in turn]
+        if self.moments is not None and self.moments.shape[1] != jacobian.shape[1]:
+            self._begin(m)
+        moments = fitting(self.moments, jacobian[:1].expand(m, -1), "m_config").clone()
+        steps, count = self.steps.clone(), self.count + 1
+        steps[turn] += 1
+        for i, gradient in zip(turn, taken, strict=True):
+            moments[i].lerp_(gradient, 1 - self.beta)
+        there = [i for i, n in enumerate(steps.tolist()) if n]
+        rows = torch.stack([moments[i] / (1 - self.beta ** float(steps[i])) for i in there])
+        direction = self._weights(rows, losses if len(there) == m else losses[there]) @ rows
         before = None if self.average is None else self.average[None]
-        average = direction * (1 - self.beta**count).to(direction)
+        average = direction * (1 - self.beta**count)
         gradient = average - self.beta * fitting(before, average[None], "m_config")[0]
         self.moments, self.average = moments, average
         self.steps, self.count = steps, count
-        self.taken = torch.where(turn, count + self.places, self.taken)
+        self.taken = self.taken.clone()
+        self.taken[turn] = count + self.places[turn]
         gradients.assign(gradient / (1 - self.beta))
-
-    def _turn(self) -> Tensor:
-        """Return whose gradient is taken, boolean, shape ``[k]``."""
-        new = self.steps == 0
-        longest = torch.zeros_like(new)
-        longest[self.taken.argmin()] = True
-        return torch.where(new.any(), new, longest)
 
     def _weights(self, rows: Tensor, losses: Tensor) -> Tensor:
         gramian = inner_products(rows, rows)

@@ -16,7 +16,7 @@ from multitask.pinn import PINN
 class Solution(Callback):
     """Leaves ``solution.png`` in the run's folder, of the weights that are measured, and gives it to W&B.
 
-    A row per field: prediction, solution, and the absolute error.
+    A row per field: prediction, solution, and the absolute error, over the first two axes; all others are halfway.
 
     Args:
         resolution: Points of the grid along each axis.
@@ -35,10 +35,12 @@ class Solution(Callback):
         """Refuse what cannot be drawn, before anything runs.
 
         Raises:
-            ValueError: Unless the model is a :class:`multitask.pinn.PINN` of two axes.
+            ValueError: Unless the model is a :class:`multitask.pinn.PINN` of two axes or more.
         """
-        if not isinstance(module, PINN) or len(module.problem.axes) != 2:
-            raise ValueError("callbacks=solution draws a model=pinn of two axes; choose callbacks=default.")
+        if not isinstance(module, PINN) or len(module.problem.axes) < 2:
+            raise ValueError(
+                "callbacks=solution draws a model=pinn of two axes or more; choose callbacks=default."
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the loggers, which measuring goes without."""
@@ -63,7 +65,7 @@ def draw(problem: Problem, found: Tensor, wanted: Tensor, resolution: int) -> Fi
     """Draw fields on a square grid: ``found`` and ``wanted``, ``[resolution², f]``, the first axis slowest."""
     figure = Figure(figsize=(11, 3 * len(problem.fields)), layout="constrained")
     all_axes = figure.subplots(len(problem.fields), 3, squeeze=False)
-    (first, ends), (second, others) = problem.axes.items()
+    (first, ends), (second, others), *_ = problem.axes.items()
     for i, (field, row) in enumerate(zip(problem.fields, all_axes, strict=True)):
         pictures = [v[:, i].view(resolution, resolution).T for v in (found, wanted, (found - wanted).abs())]
         low, high = float(pictures[1].min()), float(pictures[1].max())

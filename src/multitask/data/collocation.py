@@ -129,11 +129,13 @@ def _dealt(points: Tensor, lines: int, generator: np.random.Generator) -> Tensor
 
 
 def grid_of(problem: Problem, sizes: Sequence[int]) -> Tensor:
-    """Return the points of a regular grid, ends included, ``[n, d]`` in float64, the first axis slowest."""
-    lines = [
-        torch.linspace(*ends, size, dtype=torch.float64)
-        for ends, size in zip(problem.axes.values(), sizes, strict=True)
-    ]
+    """Return the points of a regular grid, ends included, ``[n, d]`` in float64, the first axis slowest.
+
+    The last axes are halfway where sizes are those of the first ones alone.
+    """
+    lines = [torch.linspace(*ends, 3, dtype=torch.float64)[1:2] for ends in problem.axes.values()]
+    for i, (ends, size) in enumerate(zip(problem.axes.values(), sizes, strict=False)):
+        lines[i] = torch.linspace(*ends, size, dtype=torch.float64)
     return torch.cartesian_prod(*lines)
 
 

@@ -13,6 +13,7 @@ from multitask.callbacks.conflict import Conflict
 from multitask.weighting.adapter import adapt
 from multitask.weighting.projection import ExactProjector
 from tests.conftest import Arrays, arrays, build, fit, regression
+from tests.unit.weighting.members import make
 
 
 class Memory(Logger):
@@ -98,6 +99,25 @@ def test_a_task_without_labels_is_no_part_of_it(window: int) -> None:
         assert [logged[f"train/labelled/t{i}"] for i in range(3)] == [1, 0, 1]
         assert "train/loss/t1" not in logged
         assert "weight/t1" not in logged
+
+
+@pytest.mark.parametrize("probe_every", [None, 1])
+def test_m_config_has_a_gramian_where_it_is_probed(probe_every: int | None) -> None:
+    data = arrays()
+    module = build(make("m_config", 3), accumulate_grad_batches=1)
+    rows = rows_by_hand(module, data)
+    memory = Memory()
+    fit(
+        module,
+        Arrays(data),
+        steps=2,
+        logger=memory,
+        log_every_n_steps=1,
+        callbacks=[Conflict(probe_every=probe_every)],
+    )
+    cosines = [m["conflict/cosine/t0__t2"] for m in memory.logged if "conflict/cosine/t0__t2" in m]
+    expected = nn.functional.cosine_similarity(rows[0], rows[2], dim=0).item()
+    assert cosines[:1] == ([pytest.approx(expected)] if probe_every else [])
 
 
 def test_a_failing_solver_shows() -> None:

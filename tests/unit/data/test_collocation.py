@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from multitask.data.collocation import Collocation, grid_of
+from multitask.physics.beltrami import Beltrami
 from multitask.physics.burgers import Burgers
 from multitask.physics.kovasznay import Kovasznay
 from multitask.physics.problem import INSIDE, Problem
@@ -113,3 +114,11 @@ def test_validation_and_test_are_the_same_for_all_seeds_and_share_the_solution()
 def test_refusals_name_the_key(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         burgers(**changes)
+
+
+def test_axes_without_a_size_are_halfway() -> None:
+    grid = grid_of(Beltrami(), [3, 2])
+    assert grid.shape == (6, 4)
+    assert grid[:, 0].tolist() == [-1, -1, 0, 0, 1, 1]
+    assert grid[:, 1].tolist() == [-1, 1] * 3
+    assert grid[:, 2:].unique(dim=0).tolist() == [[0.0, 0.5]]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multitask.data.collocation import Collocation
+from multitask.physics.beltrami import Beltrami
 from multitask.physics.burgers import Burgers
 from multitask.physics.helmholtz import Helmholtz
 from multitask.physics.kovasznay import Kovasznay
@@ -19,6 +20,8 @@ PROBLEMS: dict[str, Problem] = {
     "viscous burgers": Burgers(nu=0.1),
     "kovasznay": Kovasznay(),
     "slow kovasznay": Kovasznay(reynolds=5.0),
+    "beltrami": Beltrami(),
+    "slow beltrami": Beltrami(reynolds=3.0),
     "helmholtz": Helmholtz(),
     "other helmholtz": Helmholtz(k=2.5, modes=[3, 2]),
 }
@@ -27,7 +30,8 @@ PROBLEMS: dict[str, Problem] = {
 def drawn(problem: Problem, count: int = 200) -> dict[str, Tensor]:
     """Return one draw of points by place."""
     points = {INSIDE: count} | dict.fromkeys(problem.faces, count)
-    split = Collocation(problem, points, steps=1).load()["train"]
+    grids = [[2] * len(problem.axes)] * 2
+    split = Collocation(problem, points, steps=1, grids=grids).load()["train"]
     return {place: p[0] for place, p in split.items()}  # type: ignore[union-attr]
 
 
@@ -81,6 +85,19 @@ def test_the_residuals_are_those_of_the_equations() -> None:
     torch.testing.assert_close(terms["momentum"], torch.stack([first, second], 1))
 
 
+def test_beltrami_is_the_published_flow() -> None:
+    """At a point, by the formulas as they are printed, with a = d = 1."""
+    x, y, z, t = 0.3, -0.7, 0.5, 0.4
+    e, s, c = math.exp, math.sin, math.cos
+    u = -(e(x) * s(y + z) + e(z) * c(x + y)) * e(-t)
+    v = -(e(y) * s(z + x) + e(x) * c(y + z)) * e(-t)
+    w = -(e(z) * s(x + y) + e(y) * c(z + x)) * e(-t)
+    crossed = s(x + y) * c(z + x) * e(y + z) + s(y + z) * c(x + y) * e(z + x) + s(z + x) * c(y + z) * e(x + y)
+    p = -(e(2 * x) + e(2 * y) + e(2 * z) + 2 * crossed) * e(-2 * t) / 2
+    found = Beltrami().solution(torch.tensor([[x, y, z, t]], dtype=torch.float64))
+    np.testing.assert_allclose(found[0].numpy(), [u, v, w, p], rtol=1e-13)
+
+
 @pytest.mark.parametrize("point", [(0.01, 1.0), (0.003, 0.9), (0.25, 0.5), (-0.5, 0.75), (0.9, 0.1)])
 def test_burgers_solution_is_the_cole_hopf_integral(point: tuple[float, float]) -> None:
     x, t = (mpmath.mpf(v) for v in point)
@@ -113,6 +130,7 @@ def test_burgers_is_odd_and_starts_as_a_sine() -> None:
     ("make", "said"),
     [
         (lambda: Burgers(nu=0.0), r"data\.problem\.nu=0.0 must be positive"),
+        (lambda: Beltrami(reynolds=0.0), r"data\.problem\.reynolds=0.0 must be positive"),
         (lambda: Kovasznay(reynolds=-1.0), r"data\.problem\.reynolds=-1.0 must be positive"),
         (lambda: Helmholtz(modes=[1]), r"data\.problem\.modes=\[1\] must be two whole numbers"),
         (lambda: Helmholtz(modes=[1, 1.5]), r"data\.problem\.modes=\[1, 1.5\] must be two whole numbers"),

@@ -9,6 +9,9 @@ _LARGEST_NUMBER = 9  # fluorine
 class SchNet(nn.Module):
     """Atoms ``[batch, atoms, 4]`` (atomic number, position in ångström) → features ``[batch, width]``.
 
+    For derivatives with respect to the positions, ``numbers`` ``[batch, atoms]`` and ``positions``
+    ``[batch, atoms, 3]`` come apart.
+
     Each atom's features are corrected, layer by layer, by those of all others filtered by their distance;
     their sum over the atoms is the molecule's. Unchanged by moving, turning and renumbering. (SchNet: A
     Continuous-Filter Convolutional Neural Network for Modeling Quantum Interactions, 2017.)
@@ -36,14 +39,19 @@ class SchNet(nn.Module):
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(layers)
         )
 
-    def forward(self, atoms: Tensor) -> Tensor:
+    def forward(
+        self, atoms: Tensor | None = None, numbers: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Features of each molecule."""
-        numbers, places = atoms[..., 0].long(), atoms[..., 1:]
-        there = numbers > 0
+        if atoms is not None:
+            numbers, positions = atoms[..., 0].long(), atoms[..., 1:]
+        assert numbers is not None
+        assert positions is not None
+        there, places = numbers > 0, positions
         # Of each to each; the distance to oneself is left out, whose gradient would not be defined.
         distances = (places[:, :, None] - places[:, None]).square().sum(-1).clamp(min=1e-12).sqrt()
         pairs = there[:, :, None] & there[:, None] & (distances < self.cutoff)
-        pairs &= ~torch.eye(atoms.shape[1], dtype=torch.bool, device=atoms.device)
+        pairs &= ~torch.eye(numbers.shape[1], dtype=torch.bool, device=numbers.device)
         spacing = self.cutoff / (len(self.offsets) - 1)
         basis = torch.exp(-0.5 * ((distances[..., None] - self.offsets) / spacing).square())
         fading = 0.5 * (torch.cos(distances * torch.pi / self.cutoff) + 1) * pairs

@@ -1,0 +1,150 @@
+"""Energies and forces of one molecule along trajectories that are computed here."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+
+from multitask.data.base import SPLITS, Batching, DataModule, Split
+from multitask.randomness import derived_seed
+
+
+class Molecule(DataModule):
+    """Geometries of a molecule at a temperature, by ASE's Langevin dynamics with its EMT potential.
+
+    ``inputs``: ``numbers`` ``[atoms]`` and ``positions`` ``[atoms, 3]`` in ångström; ``energy`` ``[1]`` in eV;
+    ``forces`` ``[atoms, 3]``, its negative gradient, in eV/Å. Each split is a trajectory of its own. They are computed
+    when they are first asked for and kept as a file in the folder, which is named after what they depend on.
+
+    "The Atomic Simulation Environment" (Larsen et al., 2017). Of hydrogen, carbon, nitrogen and oxygen the potential
+    has parameters that make molecules, not chemistry: it is something to learn, and no reference.
+
+    Args:
+        path: The folder.
+        molecule: A name that ``ase.build.molecule`` knows.
+        temperature: In kelvin.
+        timestep: In femtoseconds.
+        every: How many steps lie between two geometries.
+        warm_up: How many steps lie before the first one.
+        examples: How many geometries for train, validation and test.
+        trajectory_seed: Seed of the trajectories: fixed, so that runs of all seeds share one test set.
+        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
+
+    Raises:
+        ValueError: If a number is too small.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        molecule: str = "CH3CH2OH",
+        temperature: float = 300.0,
+        timestep: float = 0.5,
+        every: int = 20,
+        warm_up: int = 2000,
+        examples: Sequence[int] = (400, 100, 100),
+        trajectory_seed: int = 0,
+        **batching: Unpack[Batching],
+    ) -> None:
+        super().__init__(**(Batching(batch_size=20) | batching))
+        if len(examples) != 3 or min(examples) < 1:
+            raise ValueError(f"data.examples={list(examples)} must be three counts above 0.")
+        for key, value in (("temperature", temperature), ("timestep", timestep), ("every", every)):
+            if value <= 0:
+                raise ValueError(f"data.{key}={value} must be above 0.")
+        self.folder = Path(path)
+        self.examples = list(examples)
+        self.made_of = {
+            "molecule": molecule,
+            "temperature": float(temperature),
+            "timestep": float(timestep),
+            "every": every,
+            "warm_up": warm_up,
+            "examples": self.examples,
+            "seed": trajectory_seed,
+        }
+
+    def load(self) -> dict[str, Split]:
+        """Read the trajectories, or compute and keep them.
+
+        Raises:
+            ValueError: If they have to be computed and ASE is not installed, or it does not know the molecule.
+        """
+        digest = hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()[:12]
+        file = self.folder / f"{self.made_of['molecule']}_{digest}.npz"
+        if not file.exists():
+            found = {name: self._trajectory(name, n) for name, n in zip(SPLITS, self.examples, strict=True)}
+            _keep(file, {f"{name}/{key}": v for name, of in found.items() for key, v in of.items()})
+        with np.load(file) as stored:
+            arrays = {key: torch.from_numpy(stored[key]) for key in stored}
+        splits: dict[str, Split] = {}
+        for name, count in zip(SPLITS, self.examples, strict=True):
+            splits[name] = {
+                "inputs": {
+                    "numbers": arrays[f"{name}/numbers"].expand(count, -1).clone(),
+                    "positions": arrays[f"{name}/positions"].float(),
+                },
+                "energy": arrays[f"{name}/energy"][:, None].float(),
+                "forces": arrays[f"{name}/forces"].float(),
+            }
+        return splits
+
+    def _trajectory(self, name: str, count: int) -> dict[str, np.ndarray]:
+        """Return the atomic numbers, and positions, energies and forces at ``count`` times."""
+        try:
+            from ase import units
+            from ase.build import molecule
+            from ase.calculators.emt import EMT
+            from ase.md.langevin import Langevin
+        except ImportError as error:
+            raise ValueError(
+                "data=molecule computes its trajectories with ASE, which is not installed; run pip install -c "
+                'constraints.txt -e ".[molecules]".'
+            ) from error
+        made: Any = self.made_of
+        generator = np.random.default_rng(derived_seed("trajectory", made["seed"], name))
+        try:
+            atoms = molecule(made["molecule"])
+        except KeyError:
+            raise ValueError(
+                f"data.molecule={made['molecule']} is no name that ase.build.molecule knows."
+            ) from None
+        atoms.calc = EMT()
+        energy = made["temperature"] * units.kB
+        atoms.set_momenta(
+            generator.standard_normal((len(atoms), 3)) * np.sqrt(atoms.get_masses()[:, None] * energy)
+        )
+        dynamics = Langevin(
+            atoms,
+            made["timestep"] * units.fs,
+            temperature_K=made["temperature"],
+            friction=0.01 / units.fs,
+            fixcm=False,
+            rng=generator,
+        )
+        dynamics.run(made["warm_up"])
+        positions, energies, forces = [], [], []
+        for _ in range(count):
+            dynamics.run(made["every"])
+            positions.append(atoms.get_positions() - atoms.get_center_of_mass())
+            energies.append(atoms.get_potential_energy())
+            forces.append(atoms.get_forces())
+        return {
+            "numbers": atoms.get_atomic_numbers().astype(np.int64),
+            "positions": np.stack(positions),
+            "energy": np.array(energies),
+            "forces": np.stack(forces),
+        }
+
+
+def _keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a file at once: another run may want it at the same time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{os.getpid()}_{file.name}")
+    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+    temporary.replace(file)

@@ -9,7 +9,7 @@ from torchjd.autojac import jac
 
 from multitask import Step
 from multitask.weighting.base import hooks_of
-from multitask.weighting.every import Every
+from multitask.weighting.wrapper import Every
 from tests.unit.weighting.members import NAMES, make, update
 
 M = 3

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from multitask.data.base import SPLITS, Batching, DataModule, Split
+from multitask.extras import imported
 from multitask.randomness import derived_seed
 
 
@@ -96,16 +97,12 @@ class Molecule(DataModule):
 
     def _trajectory(self, name: str, count: int) -> dict[str, np.ndarray]:
         """Return the atomic numbers, and positions, energies and forces at ``count`` times."""
-        try:
-            from ase import units
-            from ase.build import molecule
-            from ase.calculators.emt import EMT
-            from ase.md.langevin import Langevin
-        except ImportError as error:
-            raise ValueError(
-                "data=molecule computes its trajectories with ASE, which is not installed; run pip install -c "
-                'constraints.txt -e ".[molecules]".'
-            ) from error
+        imported("ase", "molecules", "data=molecule")
+        from ase import units
+        from ase.build import molecule
+        from ase.calculators.emt import EMT
+        from ase.md.langevin import Langevin
+
         made: Any = self.made_of
         generator = np.random.default_rng(derived_seed("trajectory", made["seed"], name))
         try:

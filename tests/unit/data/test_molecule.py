@@ -57,7 +57,7 @@ def test_an_unknown_molecule_is_refused(tmp_path: Path) -> None:
 
 def test_without_ase_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ase", None)
-    with pytest.raises(ValueError, match=r'ASE, which is not installed; run pip .* -e "\.\[molecules\]"'):
+    with pytest.raises(ValueError, match=r'data=molecule needs the package ase, .* -e "\.\[molecules\]"'):
         Molecule(str(tmp_path)).load()
     assert list(tmp_path.iterdir()) == []
 

@@ -4,18 +4,19 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Unpack
 
 import numpy as np
 import torch
 
-from multitask.data.base import SPLITS, Batching, DataModule, Split
+from multitask.data.base import SPLITS, InMemory, Split
 from multitask.extras import imported
 from multitask.randomness import derived_seed
 
 
-class Molecule(DataModule):
+@dataclass(eq=False)
+class Molecule(InMemory):
     """Geometries of a molecule at a temperature, by ASE's Langevin dynamics with its EMT potential.
 
     ``inputs``: ``numbers`` ``[atoms]`` and ``positions`` ``[atoms, 3]`` in ångström; ``energy`` ``[1]`` in eV;
@@ -34,41 +35,29 @@ class Molecule(DataModule):
         warm_up: How many steps lie before the first one.
         examples: How many geometries for train, validation and test.
         trajectory_seed: Seed of the trajectories: fixed, so that runs of all seeds share one test set.
-        batching: Batch sizes and seed; see :class:`~multitask.data.base.DataModule`.
 
     Raises:
         ValueError: If a number is too small.
     """
 
-    def __init__(
-        self,
-        path: str,
-        molecule: str = "CH3CH2OH",
-        temperature: float = 300.0,
-        timestep: float = 0.5,
-        every: int = 20,
-        warm_up: int = 2000,
-        examples: Sequence[int] = (400, 100, 100),
-        trajectory_seed: int = 0,
-        **batching: Unpack[Batching],
-    ) -> None:
-        super().__init__(**(Batching(batch_size=20) | batching))
-        if len(examples) != 3 or min(examples) < 1:
-            raise ValueError(f"data.examples={list(examples)} must be three counts above 0.")
-        for key, value in (("temperature", temperature), ("timestep", timestep), ("every", every)):
-            if value <= 0:
-                raise ValueError(f"data.{key}={value} must be above 0.")
-        self.folder = Path(path)
-        self.examples = list(examples)
-        self.made_of = {
-            "molecule": molecule,
-            "temperature": float(temperature),
-            "timestep": float(timestep),
-            "every": every,
-            "warm_up": warm_up,
-            "examples": self.examples,
-            "seed": trajectory_seed,
-        }
+    path: str
+    molecule: str = "CH3CH2OH"
+    temperature: float = 300.0
+    timestep: float = 0.5
+    every: int = 20
+    warm_up: int = 2000
+    examples: Sequence[int] = (400, 100, 100)
+    trajectory_seed: int = 0
+    _: KW_ONLY
+    batch_size: int | None = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.examples) != 3 or min(self.examples) < 1:
+            raise ValueError(f"data.examples={list(self.examples)} must be three counts above 0.")
+        for key in ("temperature", "timestep", "every"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"data.{key}={getattr(self, key)} must be above 0.")
 
     def load(self) -> dict[str, Split]:
         """Read the trajectories, or compute and keep them.
@@ -76,8 +65,10 @@ class Molecule(DataModule):
         Raises:
             ValueError: If they have to be computed and ASE is not installed, or it does not know the molecule.
         """
-        digest = hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()[:12]
-        file = self.folder / f"{self.made_of['molecule']}_{digest}.npz"
+        names = ("molecule", "temperature", "timestep", "every", "warm_up", "trajectory_seed")
+        made_of = {name: getattr(self, name) for name in names} | {"examples": list(self.examples)}
+        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+        file = Path(self.path) / f"{self.molecule}_{digest}.npz"
         if not file.exists():
             found = {name: self._trajectory(name, n) for name, n in zip(SPLITS, self.examples, strict=True)}
             _keep(file, {f"{name}/{key}": v for name, of in found.items() for key, v in of.items()})
@@ -103,31 +94,30 @@ class Molecule(DataModule):
         from ase.calculators.emt import EMT
         from ase.md.langevin import Langevin
 
-        made: Any = self.made_of
-        generator = np.random.default_rng(derived_seed("trajectory", made["seed"], name))
+        generator = np.random.default_rng(derived_seed("trajectory", self.trajectory_seed, name))
         try:
-            atoms = molecule(made["molecule"])
+            atoms = molecule(self.molecule)
         except KeyError:
             raise ValueError(
-                f"data.molecule={made['molecule']} is no name that ase.build.molecule knows."
+                f"data.molecule={self.molecule} is no name that ase.build.molecule knows."
             ) from None
         atoms.calc = EMT()
-        energy = made["temperature"] * units.kB
+        energy = self.temperature * units.kB
         atoms.set_momenta(
             generator.standard_normal((len(atoms), 3)) * np.sqrt(atoms.get_masses()[:, None] * energy)
         )
         dynamics = Langevin(
             atoms,
-            made["timestep"] * units.fs,
-            temperature_K=made["temperature"],
+            self.timestep * units.fs,
+            temperature_K=self.temperature,
             friction=0.01 / units.fs,
             fixcm=False,
             rng=generator,
         )
-        dynamics.run(made["warm_up"])
+        dynamics.run(self.warm_up)
         positions, energies, forces = [], [], []
         for _ in range(count):
-            dynamics.run(made["every"])
+            dynamics.run(self.every)
             positions.append(atoms.get_positions() - atoms.get_center_of_mass())
             energies.append(atoms.get_potential_energy())
             forces.append(atoms.get_forces())

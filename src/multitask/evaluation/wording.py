@@ -63,7 +63,9 @@ def figure(interval: Interval | None, decimals: int | None) -> str:
     mean = number(interval.mean, None if interval.log else decimals)
     if math.isnan(interval.half):
         return mean
-    return f"{mean} ×/÷ {interval.half:.3g}" if interval.log else f"{mean} ± {number(interval.half, decimals)}"
+    return (
+        f"{mean} ×/÷ {interval.half:.3g}" if interval.log else f"{mean} ± {number(interval.half, decimals)}"
+    )
 
 
 def column_digits(comparison: Comparison) -> dict[str, int | None]:

@@ -69,6 +69,11 @@ def check_sharded(config: DictConfig, weighting: Combiner, tasks: Mapping[str, A
             raise ConfigError(
                 f"tasks.{name} differentiates the trunk within its loss, which FSDP2 cannot; take trainer=ddp."
             )
+    if weighting.recomputed == "traces":
+        raise ConfigError(
+            f"weighting={config.method} wants whole gradients of single points, and with trainer=fsdp no process has "
+            "them; choose another weighting, or trainer=ddp."
+        )
     if not isinstance(weighting, JacobianMethod):
         return
     if weighting.remembers_rows:

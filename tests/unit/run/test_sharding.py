@@ -66,6 +66,11 @@ def test_weightings_that_remember_rows(name: str) -> None:
         check_sharded(config(f"method={name}"), make(name, 3), {})
 
 
+def test_a_weighting_of_single_points() -> None:
+    with pytest.raises(ConfigError, match="weighting=ntk wants whole gradients of single points"):
+        check_sharded(config("method=ntk"), make("ntk", 3), {})
+
+
 @pytest.mark.parametrize("engine", ["layerwise", "features"])
 def test_engines_of_whole_parameters(engine: str) -> None:
     with pytest.raises(ConfigError, match=rf"weighting\.engine={engine} needs whole parameters"):

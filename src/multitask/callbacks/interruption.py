@@ -6,6 +6,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
 from multitask.callbacks.checkpoints import Checkpoints
@@ -31,6 +33,7 @@ class Interruption(Callback):
         self._fitting = False
         self._closing = False
         self._previous: dict[int, Any] = {}
+        self._processes: Any = None
 
     def listen(self) -> None:
         """Take the signals, in the main thread."""
@@ -67,14 +70,19 @@ class Interruption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on the step in hand is finished first."""
         self.listen()  # again: the Trainer has put its own handler before this one
+        if trainer.world_size > 1:
+            # By way of the processors: waiting for a device here would have it wait for every next step.
+            self._processes = dist.new_group(backend="gloo")
         self._fitting = True
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Save and stop before the next step if a signal came."""
-        number = self._agreed(trainer)
-        if number and batch_idx % self._window == 0:
+        if batch_idx % self._window:
+            return
+        number = self._agreed()
+        if number:
             if self._checkpoints is not None:
                 self._checkpoints.save_before_batch(trainer)
             raise self._interrupted(number)
@@ -82,7 +90,7 @@ class Interruption(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop if a signal came after the last step, whose epoch is saved."""
         self._fitting = False
-        number = self._agreed(trainer)
+        number = self._agreed()
         if number:
             raise self._interrupted(number)
 
@@ -90,7 +98,9 @@ class Interruption(Callback):
         """There is no step in hand any more."""
         self._fitting = False
 
-    def _agreed(self, trainer: Trainer) -> int:
+    def _agreed(self) -> int:
         """Return the signal that any of the processes got: all stop at the same step."""
-        received = float(self._received or 0)
-        return int(trainer.strategy.reduce(received, reduce_op="max"))
+        received = torch.tensor(self._received or 0)
+        if self._processes is not None:
+            dist.all_reduce(received, dist.ReduceOp.MAX, self._processes)
+        return int(received)

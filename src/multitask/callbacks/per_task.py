@@ -100,7 +100,7 @@ class PerTask(Callback):
         found = [each for each in trainer.checkpoint_callbacks if isinstance(each, Checkpoints)]
         if not found:
             raise ConfigError(
-                "callbacks.per_task keeps weights by callbacks.checkpoint, which is not there; leave it in, or set "
+                "callbacks.per_task keeps weights by callbacks.checkpoint, which is off; leave it in, or set "
                 "callbacks.per_task=null."
             )
         return found[0]

@@ -71,7 +71,7 @@ def test_the_run_stops_once_all_have_ended(tmp_path: Path) -> None:
     said = {key: [1.0] * 9 for key in SAID} | {"val/loss/sex": [3.0, 2.0, *[2.0] * 7]}
     _, trainer = trained(tmp_path, *KEYS, "trainer.max_epochs=9", first=Says(said))
     assert trainer.current_epoch == 4
-    # Resumed it stays ended; with more patience it goes on.
+    # Resumed it stays ended; with more patience it continues.
     last = tmp_path / "checkpoints" / "last.ckpt"
     _, trainer = trained(tmp_path / "again", *KEYS, "trainer.max_epochs=9", first=Says(said), resume=last)
     assert trainer.global_step == 16

@@ -77,7 +77,7 @@ def holder(folder: Path) -> Holder | None:
     if not path.is_file():
         return None
     with path.open("r+", encoding="utf-8") as file:
-        return _holder(path, file, _lock(file))
+        return _holder(path, file, _lock(file, patience=0.1))
 
 
 def _holder(path: Path, file: TextIO, locked: bool | None) -> Holder | None:

@@ -4,12 +4,15 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from multitask import system
 from multitask.sweep import claim
 from multitask.sweep.claim import NAME, STALE_AFTER, claimed, holder
 
@@ -86,3 +89,12 @@ def test_without_locks_a_living_process_holds(tmp_path: Path, monkeypatch: pytes
     assert holder(tmp_path) is None
     with claimed(tmp_path) as held:
         assert held
+
+
+def test_who_only_looks_is_no_holder_to_others_who_look(tmp_path: Path) -> None:
+    dead = {"host": socket.gethostname(), "pid": 2**22 + 1}
+    (tmp_path / NAME).write_text(json.dumps(dead))
+    looking = (tmp_path / NAME).open("r+")
+    assert system.lock(looking)
+    threading.Timer(0.03, looking.close).start()
+    assert holder(tmp_path) is None

@@ -65,7 +65,10 @@ def test_other_data_and_other_batches_can_be_given(
     ("override", "sentence"),
     [
         ("trunk.widths=[5]", "is [8, 4] in the checkpoint and [5, 4] by the config"),
-        ("evaluation.splits=[tst]", "evaluation.splits names tst, and the data has train, val, test; name those you have."),
+        (
+            "evaluation.splits=[tst]",
+            "evaluation.splits names tst, and the data has train, val, test; name those you have.",
+        ),
         ("data.path=nowhere.npz", "data.path=nowhere.npz does not exist"),
         ("data.eval_batch_sze=1", "did you mean 'eval_batch_size'?"),
     ],

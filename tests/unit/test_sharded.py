@@ -1,10 +1,6 @@
 """Steps on a model that FSDP2 shards equal those of one process with the whole batch."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,32 +13,18 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from multitask import Step
 from tests.unit.run_sharded import CASES, ON_FOUR, STATEFUL, Model, losses_of, sharded, steps
 from tests.unit.step_costs import Encoder
+from tests.unit.two_processes import found_by
 from tests.unit.weighting.members import make
-
-ROOT = Path(__file__).parents[2]
-
-
-def found_by(processes: int, folder: Path) -> list[dict]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.run_sharded", str(folder / "found"), str(processes)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"found.{rank}", weights_only=True) for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    return found_by(2, tmp_path_factory.mktemp("two"))
+    return found_by("tests.unit.run_sharded", tmp_path_factory.mktemp("two") / "found")
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    return found_by(4, tmp_path_factory.mktemp("four"))
+    return found_by("tests.unit.run_sharded", tmp_path_factory.mktemp("four") / "found", 4)
 
 
 def assert_equal_one(processes: list[dict], case: tuple[str, int]) -> None:

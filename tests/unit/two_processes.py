@@ -1,4 +1,4 @@
-"""What a module finds on two processes."""
+"""What a module finds on several processes."""
 
 import os
 import subprocess
@@ -10,10 +10,10 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def found_by(module: str, out: Path) -> list[dict]:
-    """Run a module that starts two processes, and return what each has saved at ``<out>.<rank>``."""
+def found_by(module: str, out: Path, processes: int = 2) -> list[dict]:
+    """Run a module that starts so many processes, and return what each has saved at ``<out>.<rank>``."""
     done = subprocess.run(
-        [sys.executable, "-m", module, str(out)],
+        [sys.executable, "-m", module, str(out), str(processes)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -21,4 +21,4 @@ def found_by(module: str, out: Path) -> list[dict]:
         env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(2)]
+    return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(processes)]

@@ -1,32 +1,18 @@
 """Modules that Lightning shards over two processes equal those of one."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.unit.lightning.run_sharded import CASES, fitted, parameters
+from tests.unit.two_processes import found_by
 
-ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     out = tmp_path_factory.mktemp("sharded") / "parameters"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.lightning.run_sharded", str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(2)]
+    return found_by("tests.unit.lightning.run_sharded", out)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -15,7 +15,7 @@ from multitask.terminal import figure, terminal
 # More figures than this do not fit a terminal: then each metric's mean over tasks is shown.
 MOST_COLUMNS = 8
 # Keys of what is learned, rather than how.
-_PROBLEM = re.compile(r"\+{0,2}(experiment|data|tasks?)\b")
+_PROBLEM = re.compile(r"\+{0,2}(experiment|data(?!\.batch_size\b)|tasks?)\b")
 
 Figures = dict[tuple[str, str], float]
 
@@ -93,9 +93,7 @@ def best_settings(summary: Summary) -> list[str]:
         record = read_record(job.folder)
         rule, value = record.get("selection") or "", record.get("selected_value")
         if status == COMPLETED and value is not None and rule.startswith(("min ", "max ")):
-            each = [
-                f"{key}={value}" for key, value in zip(summary.varied, summary.settings(job), strict=True)
-            ]
+            each = [f"{key}={own}" for key, own in zip(summary.varied, summary.settings(job), strict=True)]
             problem = [setting for setting in each if _PROBLEM.match(setting)]
             of_method = values.setdefault((job.method, rule, *problem), {})
             setting = tuple(setting for setting in each if setting not in problem)

@@ -58,3 +58,8 @@ def test_other_tasks_are_compared_apart(tmp_path: Path) -> None:
         "best of uw task=a by min val/loss: optimizer.lr=1 (0.1000)",
         "best of uw task=b by min val/loss: optimizer.lr=2 (8.0000)",
     ]
+
+
+def test_a_batch_size_is_a_setting(tmp_path: Path) -> None:
+    jobs = [(0, 0.2, "data.batch_size=32"), (0, 0.1, "data.batch_size=64")]
+    assert sweep(tmp_path, jobs) == ["best of uw by min val/loss: data.batch_size=64 (0.1000)"]

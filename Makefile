@@ -1,4 +1,4 @@
-# The README's commands. Each makes .venv first, with the versions that this commit was tested with.
+# The README's commands. Each first creates .venv with the pinned versions.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.made
@@ -13,29 +13,29 @@ train: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) -m "not slow or smoke"
 
-# Everything, the fast tests among it.
+# All tests.
 test-all: $(STAMP)
 	$(PYTEST)
 
 check: $(STAMP)
 	$(VENV)/bin/pre-commit run --all-files
 
-# All extras at once, and nothing installed: exact pins that fit them together fit each of them.
+# Resolves all extras at once without installing them: pins that fit all of them fit each of them.
 EXTRAS = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
 
 extras: $(STAMP)
 	$(VENV)/bin/python -m pip install --dry-run -qq -c constraints.txt \
 		".[$$($(VENV)/bin/python -c 'import tomllib; print(",".join($(EXTRAS)))')]"
 
-# Of all tests; the report of single lines is htmlcov/index.html.
+# Coverage of all tests; htmlcov/index.html reports single lines.
 coverage: $(STAMP)
 	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=html
 
-# The site, in site/: built without network, and refused if a link leads nowhere.
+# Builds the site in site/, without network; a broken link is an error.
 docs: $(STAMP)
 	$(VENV)/bin/sphinx-build -W --keep-going -q docs site
 
-# Remade whenever the pins or the package's own requirements change.
+# Recreated whenever the pins or the package's requirements change.
 $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[dev]"

@@ -1,7 +1,6 @@
-"""The site: `make docs`. Its pages are the files beside this one, the root's own, and the reference.
+"""The site, built by `make docs` from the files in this folder, those in the root, and the docstrings.
 
-Nothing is fetched, neither by the build nor by who reads the site (so no :math:, which fetches MathJax). A link that
-leads nowhere fails the build.
+Neither the build nor the site needs a network (hence no :math:, which loads MathJax). A broken link fails the build.
 """
 
 import re
@@ -13,7 +12,7 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/lightning-hydra-multitask/lightning-hydra-multitask"
-# Files of the root that are pages of the site, each included by the page named.
+# Files in the root, and the pages that include them.
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 project = "lightning-hydra-multitask"
@@ -25,7 +24,7 @@ extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.
 exclude_patterns = ["benchmark/*", "narrow/*"]  # tables that a page includes or links to
 myst_heading_anchors = 3
 suppress_warnings = ["misc.highlighting_failure"]  # <placeholders> in commands are not bash
-# One page for each package, in reference/, which git ignores.
+# One page per package, in reference/, which git ignores.
 apidoc_modules: list[dict[str, Any]] = [
     {
         "path": "../src/multitask",
@@ -33,7 +32,7 @@ apidoc_modules: list[dict[str, Any]] = [
         "automodule_options": {"members"},
     }
 ]
-autodoc_default_options = {"ignore-module-all": True}  # names are described where they are defined, once
+autodoc_default_options = {"ignore-module-all": True}  # describe names only where they are defined
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 html_theme = "furo"
@@ -41,13 +40,13 @@ html_title = f"{project} {version}"
 
 
 def relinked(text: str) -> str:
-    """Return a root file's text, its links leading to pages of the site or into the repository."""
+    """Return the text of a root file with links to pages of the site or to the repository."""
 
     def link(match: re.Match[str]) -> str:
         target = match[1]
         path = target.partition("#")[0]
         if not path or "://" in path or not (ROOT / path).exists():
-            return match[0]  # within the page, outside, or refused by the build
+            return match[0]  # a link within the page, an external link, or an error of the build
         if path in PAGES:
             return f"]({target.replace(path, PAGES[path])})"
         if path.startswith("docs/") and (ROOT / path).is_file():
@@ -62,7 +61,7 @@ def _included(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
 
 
 def _bars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    # |x| is an absolute value here, and to reStructuredText a substitution.
+    # |x| is an absolute value here, but a substitution in reStructuredText.
     literals = re.compile(r"(``.*?``)")
     for number, line in enumerate(lines):
         parts = literals.split(line)
@@ -71,6 +70,6 @@ def _bars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
 
 
 def setup(app: Sphinx) -> None:
-    """Connect what changes texts on their way into the site."""
+    """Connect the handlers that edit texts before they are rendered."""
     app.connect("include-read", _included)
     app.connect("autodoc-process-docstring", _bars)

@@ -1,4 +1,4 @@
-"""Energies and forces of small clusters, forces as derivatives of the energy: ``python examples/force_field.py``."""
+"""Learn energies and forces of small clusters, with forces as derivatives: ``python examples/force_field.py``."""
 
 import torch
 from torch import Tensor, nn
@@ -8,18 +8,18 @@ import multitask
 
 
 def pairs(positions: Tensor) -> Tensor:
-    """Positions, ``[batch, atoms, 3]`` → distances of all pairs of atoms, ``[batch, pairs]``."""
+    """Return the distances of all pairs of atoms, ``[batch, pairs]``; positions are ``[batch, atoms, 3]``."""
     first, second = torch.triu_indices(positions.shape[1], positions.shape[1], offset=1)
     return (positions[:, first] - positions[:, second]).norm(dim=-1)
 
 
 def morse(positions: Tensor) -> Tensor:
-    """Return the energies to be learnt, ``[batch]``: a Morse potential between each two atoms."""
+    """Return the target energies, ``[batch]``, of a Morse potential between all pairs of atoms."""
     return (1 - torch.exp(1 - pairs(positions))).pow(2).sum(1)
 
 
 class ForceField(nn.Module):
-    """An energy per pair as a function of its distance."""
+    """A sum of pair energies, each a function of the distance."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def with_forces(energy, positions: Tensor, create_graph: bool = False) -> tuple[
 
 
 def main(steps: int = 300) -> Tensor:
-    """Train, and return the last step's mean squared errors of energies and forces, ``[2]``."""
+    """Train, and return the mean squared errors of energies and forces in the last step, ``[2]``."""
     torch.manual_seed(0)
     model = ForceField()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)

@@ -1,4 +1,4 @@
-"""Two losses of a transformer in Hugging Face's Trainer: ``python examples/huggingface_trainer.py``."""
+"""Train a transformer on two losses in Hugging Face's Trainer: ``python examples/huggingface_trainer.py``."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ import multitask
 
 
 class TwoHeads(nn.Module):
-    """A small transformer, randomly initialized, that classifies each token and the whole sequence."""
+    """A small, randomly initialized transformer that classifies each token and the whole sequence."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,14 +26,14 @@ class TwoHeads(nn.Module):
 
 
 class MultiLossTrainer(Trainer):
-    """A Trainer whose model returns several losses; clipping, schedules and accumulation stay the Trainer's."""
+    """A Trainer for a model with several losses; clipping, schedules and accumulation work as before."""
 
     def __init__(self, weighting: object, **options: object) -> None:
         super().__init__(**options)
         self.multi = multitask.Step(weighting, self.model, scaler=self.accelerator.scaler)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch=None) -> Tensor:
-        """Fill the gradients of a micro-batch, and return the sum of its losses for the log."""
+        """Accumulate the gradients of a micro-batch, and return the sum of its losses for logging."""
         model.train()
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
@@ -44,7 +44,7 @@ class MultiLossTrainer(Trainer):
 
 
 def main(out: str = "logs/huggingface", **options: object) -> float:
-    """Train on random tokens, and return the mean of the logged loss."""
+    """Train on random tokens, and return the mean training loss."""
     torch.manual_seed(0)
     tokens = torch.randint(30, (64, 12))
     data = [{"input_ids": ids, "tags": ids % 3, "labels": ids[0] % 2} for ids in tokens]

@@ -1,4 +1,4 @@
-"""Several losses in one's own LightningModule: ``python examples/own_lightning_module.py``."""
+"""Train your own LightningModule on several losses: ``python examples/own_lightning_module.py``."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import multitask
 
 @dataclass
 class Batch:
-    """Inputs, ``[batch, 8]``, and classes, ``[batch]``; any nesting of tensors will do."""
+    """Inputs, ``[batch, 8]``, and classes, ``[batch]``. A batch can be any nesting of tensors."""
 
     x: Tensor
     y: Tensor
@@ -28,7 +28,7 @@ class Autoencoder(multitask.MultiLossModule):
         self.decoder, self.classifier = nn.Linear(16, 8), nn.Linear(16, 2)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return mean losses; one over something else than the examples comes as ``(loss, count)``."""
+        """Return the mean losses; a mean over anything but the examples is given as ``(loss, count)``."""
         code = self.encoder(batch.x)
         return {
             "reconstruction": mse_loss(self.decoder(code), batch.x),
@@ -36,7 +36,7 @@ class Autoencoder(multitask.MultiLossModule):
         }
 
     def configure_optimizers(self) -> dict:
-        """Optimizer and scheduler as in any LightningModule."""
+        """Return optimizer and scheduler, as in any LightningModule."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
@@ -44,7 +44,7 @@ class Autoencoder(multitask.MultiLossModule):
 
 
 def main(epochs: int = 4, **trainer: object) -> dict[str, Tensor]:
-    """Train and validate, and return what was logged: ``val/loss/<name>`` and their mean ``val/loss``."""
+    """Train and validate, and return the logged ``val/loss/<name>`` and ``val/loss``."""
     torch.manual_seed(0)
     x = torch.randn(256, 8)
     data = TensorDataset(x, (x[:, 0] > x[:, 1]).long())

@@ -1,4 +1,4 @@
-"""A physics-informed network for u'' = -π² sin(πx), u(±1) = 0: ``python examples/pinn.py``."""
+"""Train a physics-informed network for u'' = -π² sin(πx), u(±1) = 0: ``python examples/pinn.py``."""
 
 import math
 
@@ -17,7 +17,7 @@ def derivative(y: Tensor, x: Tensor) -> Tensor:
 def losses(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Return the mean squared residual of the equation and of the boundary condition.
 
-    The whole network serves both, but for the last bias: no derivative depends on it.
+    Both share the whole network except its last bias, on which no derivative depends.
     """
     x = x.requires_grad_()
     second = derivative(derivative(net(x), x), x)
@@ -27,12 +27,12 @@ def losses(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def main(steps: int = 500) -> float:
-    """Train by ConFIG, made for physics losses, and return the largest error on a grid."""
+    """Train with ConFIG, a method for physics losses, and return the largest error on a grid."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    step = multitask.Step(ConFIG(), net)  # an aggregator of torchjd, as it is
+    step = multitask.Step(ConFIG(), net)  # any torchjd aggregator works
     for number in range(steps):
         x = 2 * torch.rand(128, 1) - 1
         result = step.backward(losses(net, x))

@@ -1,4 +1,4 @@
-"""Two losses of one network in a plain PyTorch loop: ``python examples/plain_loop.py``."""
+"""Train one network on two losses in a plain PyTorch loop: ``python examples/plain_loop.py``."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ import multitask
 
 
 class Net(nn.Module):
-    """A trunk and two heads. Which parameters are shared is read off the graph, not declared."""
+    """A trunk and two heads. The shared parameters are found from the graph, not declared."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Net(nn.Module):
 
 
 def batch(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return inputs, ``[size, 8]``, and two targets; the second is unknown for a third of the examples."""
+    """Return inputs, ``[size, 8]``, and two targets; a third of the second targets are missing (NaN)."""
     x = torch.randn(size, 8, generator=generator)
     product = x[:, 0] * x[:, 1]
     product[torch.rand(size, generator=generator) < 1 / 3] = torch.nan
@@ -35,16 +35,16 @@ def main(steps: int = 100, micro_batches: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     net = Net()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    step = multitask.Step(multitask.UPGrad(), net)  # any weighting of multitask, any class of torchjd
+    step = multitask.Step(multitask.UPGrad(), net)  # or any other weighting of multitask or torchjd
     for number in range(steps):
         for _ in range(micro_batches):
             x, sums, products = batch(32, generator)
             first, second = net(x)
             known = products.isfinite()
             losses = {"sum": mse_loss(first, sums), "product": mse_loss(second[known], products[known])}
-            counts = {"sum": len(x), "product": int(known.sum())}  # what each mean is over
+            counts = {"sum": len(x), "product": int(known.sum())}  # number of elements in each mean
             step.add(losses, counts)
-        result = step.finish()  # fills .grad, as of one batch of all micro-batches
+        result = step.finish()  # fills .grad as for one large batch
         optimizer.step()
         optimizer.zero_grad()
         if number % 20 == 0:

@@ -45,44 +45,44 @@ POSITIVE = "gls loss_balanced si"
 NOTES: dict[str, dict[str, Note]] = {
     "batch": _of(
         "iwmtl",
-        "weighs all examples of a batch together: accumulation and several processes are refused",
+        "weights all examples of a batch together: accumulation and several processes are rejected",
         False,
     )
-    | _of(" ".join(HALVES), "the halves are those of one large batch where each part of it is even")
-    | _of(READS_JACOBIAN, "reads the Jacobian itself, so that m·n numbers more are moved between processes"),
+    | _of(" ".join(HALVES), "the halves equal those of one large batch if every micro-batch has an even size")
+    | _of(READS_JACOBIAN, "reads the Jacobian, so processes transfer m·n more numbers"),
     "missing": _of(
         "iwmtl",
-        "an example without a label has no loss to weigh: tasks with `missing=true` are refused",
+        "an example without a label has no loss to weight: tasks with `missing=true` are rejected",
         False,
     )
-    | _of(" ".join(HALVES), "a task takes part where both halves of the batch have a label of it")
-    | _of("pcd", "the trunk rests where the primary task has no label"),
-    "hard": _of(" ".join(NEEDS_THREE), "fewer than three tasks are refused")
-    | _of(POSITIVE, "a loss that is not above zero is refused")
-    | _of("famo", "a loss that is under its bound is refused")
-    | _of("db_mtl", "a loss below zero is refused"),
-    "own": _of("weighted_sum scheduled_sum", "the sum of the losses until weights are given")
-    | _of("excess_mtl", "the mean of the gradients in its first epochs")
-    | _of("dwa", "the sum of the losses in its first two epochs")
-    | _of("gradnorm imtl_l relobralo", "the sum of the losses in its first step")
-    | _of("ntk", "the sum of the losses until traces are known, which the model has to give")
-    | _of("softadapt", "the mean of the losses in its first step"),
-    "every": _of("db_mtl graddrop m_config moco trimmed_mean", "gives a gradient and no weights", False)
-    | _of("iwmtl", "the next batch has other examples", False),
-    "groups": _of("imtl imtl_l uw", "its trained numbers belong to no group", False),
+    | _of(" ".join(HALVES), "a task takes part if both halves of the batch have labels of it")
+    | _of("pcd", "the trunk is not updated if the primary task has no label"),
+    "hard": _of(" ".join(NEEDS_THREE), "fewer than three tasks are rejected")
+    | _of(POSITIVE, "a loss that is not positive is rejected")
+    | _of("famo", "a loss below its bound is rejected")
+    | _of("db_mtl", "a negative loss is rejected"),
+    "own": _of("weighted_sum scheduled_sum", "equals the sum of the losses until weights are given")
+    | _of("excess_mtl", "equals the mean gradient in its first epochs")
+    | _of("dwa", "equals the sum of the losses in its first two epochs")
+    | _of("gradnorm imtl_l relobralo", "equals the sum of the losses in its first step")
+    | _of("ntk", "equals the sum of the losses until the model provides traces")
+    | _of("softadapt", "equals the mean of the losses in its first step"),
+    "every": _of("db_mtl graddrop m_config moco trimmed_mean", "returns a gradient, not weights", False)
+    | _of("iwmtl", "weights belong to the examples of one batch", False),
+    "groups": _of("imtl imtl_l uw", "its trainable parameters belong to no group", False),
     "features": _of(
         "db_mtl excess_mtl gradnorm lr_annealing m_config moco",
         "needs the gradients of the parameters",
         False,
     )
     | _of(" ".join(SCALARIZATIONS), "has no task gradients", False),
-    "weighted": _of("db_mtl graddrop m_config moco trimmed_mean", "gives a gradient and no weights", False)
-    | _of(" ".join(SCALARIZATIONS), "its heads get their weighted gradient anyway", False),
-    "example": _of(" ".join(SCALARIZATIONS), "weighs no gradients", False)
-    | _of("graddrop trimmed_mean", "gives a gradient and no weights", False)
+    "weighted": _of("db_mtl graddrop m_config moco trimmed_mean", "returns a gradient, not weights", False)
+    | _of(" ".join(SCALARIZATIONS), "its heads always get their weighted gradient", False),
+    "example": _of(" ".join(SCALARIZATIONS), "does not weight gradients", False)
+    | _of("graddrop trimmed_mean", "returns a gradient, not weights", False)
     | _of(
         "cr_mogm db_mtl excess_mtl gradnorm gradvac imtl lr_annealing m_config moco modo pcd sdmgrad",
-        "keeps one number per task, and examples come and go",
+        "keeps state per task, but examples change between batches",
         False,
     ),
 }

@@ -17,12 +17,12 @@ COLUMNS = ("sex", *INPUTS, "shell_weight", "rings")
 class Abalone(DividedFile):
     """4177 abalones: ``inputs`` ``[n, 6]``, ``sex`` ``[n]``, ``rings`` and ``shell_weight`` ``[n]``.
 
-    The inputs are standardized with mean and deviation of the training split. ``sex`` is 0 male, 1 female,
-    2 infant; ``rings`` (years less 1.5) and ``shell_weight`` (units of 200 g) stay as they were measured.
+    The inputs are standardized by the mean and standard deviation of the training split. ``sex`` is 0 for male, 1 for
+    female and 2 for infant; ``rings`` (age in years minus 1.5) and ``shell_weight`` (units of 200 g) are not scaled.
     (UCI Abalone, 1994.)
 
     Args:
-        path: The file: comma-separated, with a line of names, gzipped or not.
+        path: A CSV file with a header, optionally gzipped.
 
     The other arguments are those of :class:`~multitask.data.base.DividedFile`.
     """
@@ -32,12 +32,12 @@ class Abalone(DividedFile):
 
         Raises:
             FileNotFoundError: If the file does not exist.
-            ValueError: If a column is missing, or a value is none that can be.
+            ValueError: If a column is missing or a value is invalid.
         """
         table = self._read()
         parts = self.parts(len(table["inputs"]))
-        known = table["inputs"][parts.get("train", [])]
-        table["inputs"] = (table["inputs"] - known.mean(0)) / known.std(0)
+        train = table["inputs"][parts.get("train", [])]
+        table["inputs"] = (table["inputs"] - train.mean(0)) / train.std(0)
         return {name: {key: values[part] for key, values in table.items()} for name, part in parts.items()}
 
     def _read(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Augmentation that keeps images, classes, depth and normals true to one geometry."""
+"""Geometrically consistent augmentation of images with classes, depth and normals."""
 
 from collections.abc import Sequence
 
@@ -16,17 +16,16 @@ Examples = Arrays | Dataset[Arrays]
 class DenseAugmentation:
     """Random zoom and random horizontal flip of an image with its dense targets.
 
-    A zoom by s cuts out a window 1/s as high and wide, anywhere, and enlarges it to the old size. This is
-    what the same camera would see of a scene s times smaller, so lengths shrink: depth is divided by s,
-    inverse depth multiplied, and normals stay as they are. A flip mirrors the scene: the x component of
-    normals changes sign. The image is resampled linearly; targets by nearest neighbour, since a mean of two
-    classes, of a depth and «invalid», or of the depths on both sides of an edge is none. (End-to-End
-    Multi-Task Learning with Attention, 2019, whose scales are the default.)
+    A zoom by s crops a random window of 1/s the height and width and resizes it to the original size. This is
+    what the same camera would see of a scene s times smaller: depth is divided by s, inverse depth is
+    multiplied by s, and normals are unchanged. A flip mirrors the scene: the x component of normals changes
+    sign. The image is resampled bilinearly, targets by nearest neighbour, since interpolating between classes,
+    valid and invalid depths, or the two sides of an edge is meaningless. (End-to-End Multi-Task Learning with
+    Attention, 2019, whose scales are the default.)
 
-    ``depth``, ``inverse_depth``, ``normals``: keys of the examples with these meanings; ``inputs`` is the
-    image, and whatever else is spatial is resampled as classes are. ``scales``: zooms to choose from;
-    ``flip``: probability. Raises ``ValueError`` for a zoom under 1, which would look past the edge of the
-    image.
+    ``depth``, ``inverse_depth``, ``normals``: keys of the targets of each type; ``inputs`` is the image, and all
+    other keys are resampled like classes. ``scales``: zooms to choose from; ``flip``: probability. Raises
+    ``ValueError`` for a zoom below 1, which would reach beyond the image.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class DenseAugmentation:
         return self.mirror(example) if flipped else example
 
     def zoom(self, example: Arrays, top: int, left: int, rows: int, columns: int) -> Arrays:
-        """Enlarge a window to the size of the whole; depth follows the zoom along the height."""
+        """Resize a window to the size of the image; depth is scaled by the zoom along the height."""
         height, width = example["inputs"].shape[-2:]
         if (rows, columns) == (height, width):
             return example
@@ -85,7 +84,7 @@ class DenseAugmentation:
 
 
 def _resize(values: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Resample ``[..., h, w]``, integers without a detour that could change them."""
+    """Resample ``[..., h, w]``; integers go through float64, which represents them exactly."""
     planes = values.reshape(1, -1, *values.shape[-2:])
     if values.is_floating_point():
         resized = interpolate(planes, size, mode=mode)
@@ -95,9 +94,9 @@ def _resize(values: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 class Augmented(Dataset[Arrays]):
-    """Examples that are augmented differently each epoch, by a draw that depends on seed, epoch and example alone.
+    """Examples with a random augmentation that depends on seed, epoch and index alone.
 
-    So neither the number of workers nor a resumed run changes what is seen. The loader tells the epoch.
+    Neither the number of workers nor resuming changes the examples. The loader sets the epoch.
     """
 
     def __init__(self, examples: Examples, augmentation: DenseAugmentation, seed: int) -> None:
@@ -107,7 +106,7 @@ class Augmented(Dataset[Arrays]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the draw of the next pass."""
+        """Set the epoch, which the random draws depend on."""
         self.epoch = epoch
 
     def __len__(self) -> int:

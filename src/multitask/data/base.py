@@ -1,4 +1,4 @@
-"""The base of every DataModule: three splits, and loaders over them that fit the Trainer."""
+"""Base classes of the data modules: three splits and their loaders."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ Batches = Loader | DataLoader[Any]
 
 
 def check_stream(processes: int, batch_size: int | None) -> None:
-    """Refuse what an ``IterableDataset`` cannot do.
+    """Check that the settings work with an ``IterableDataset``.
 
     Raises:
-        ValueError: If several processes are to share it, or a batch is to be the whole of it.
+        ValueError: If there are several processes, or no batch size.
     """
     if processes > 1:
         raise ValueError(
@@ -41,10 +41,10 @@ class DataModule(LightningDataModule):
 
     Args:
         batch_size: Examples per process and training batch; ``None`` for the whole training split.
-        eval_batch_size: The same for validation and test, where it changes nothing but speed (and the
-            loss of a task with ``count: batch``).
+        eval_batch_size: Examples per process and evaluation batch; affects only speed, and the loss of tasks
+            with ``count: batch``.
         seed: Seed of the order of the training examples.
-        num_workers: Worker processes, for data that is not in memory.
+        num_workers: Number of worker processes for data that is not in memory.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.drop_last = False
-        """Whether to leave out an epoch's last training batch where it is not full."""
+        """Whether to drop the last training batch of an epoch if it is incomplete."""
         self.collate_fn: Collate | None = None
-        """A function from a list of examples to a batch, in place of :meth:`collate`."""
+        """Function that collates a list of examples into a batch, in place of :meth:`collate`."""
         self.splits: dict[str, Split] = {}
         self._placed: dict[str, Split] = {}
 
     @abstractmethod
     def load(self) -> dict[str, Split]:
-        """Return ``train``, ``val`` and ``test``; a split without examples may be left out."""
+        """Return ``train``, ``val`` and ``test``; empty splits may be omitted."""
 
     def setup(self, stage: str | None = None) -> None:
         """Load the splits once."""
@@ -72,17 +72,17 @@ class DataModule(LightningDataModule):
             self.splits = self.load()
 
     def collate(self, examples: list[Any]) -> Any:
-        """Make a batch of any nesting of a data set's examples; by default their tensors are stacked."""
+        """Collate examples into a batch of any nesting; by default their tensors are stacked."""
         return default_collate(examples)
 
     def ids(self, split: str) -> Sequence[Any] | None:
-        """Return what names each example of a split, in its order; ``None`` where that is its place in the split."""
+        """Return an identifier per example of a split, in order; ``None`` if the index in the split identifies it."""
         return None
 
     def loader(self, split: str, *, training: bool = False) -> Batches:
-        """Return batches of one split; in training batches where ``training`` is set, and shuffled then.
+        """Return a loader of one split; with ``training`` it has training batches and shuffles.
 
-        An ``IterableDataset`` comes in its own order.
+        An ``IterableDataset`` keeps its own order.
 
         Raises:
             ValueError: See :func:`check_stream`.
@@ -98,9 +98,9 @@ class DataModule(LightningDataModule):
         )
 
     def order(self, training: bool) -> dict[str, Any]:
-        """Return what a loader needs to know of order, last batch and processes.
+        """Return the loader's arguments for order, last batch and processes.
 
-        Not shuffled where the Trainer is to overfit a few batches, which have to be the same each epoch.
+        With ``overfit_batches`` nothing is shuffled, so that every epoch has the same batches.
         """
         trainer = self.trainer
         return {
@@ -113,10 +113,10 @@ class DataModule(LightningDataModule):
         }
 
     def placed(self, split: str) -> Split:
-        """Return a split as the trainer's device takes it.
+        """Return a split prepared for the trainer's device.
 
-        Where it lies in memory and is small enough, it is moved to a CUDA device; float64 becomes float32 where the
-        device has none.
+        In-memory splits that are small enough are moved to a CUDA device. On devices without float64, float64 becomes
+        float32.
         """
         arrays = self.splits[split]
         if self.trainer is None or not isinstance(arrays, Mapping):
@@ -135,17 +135,17 @@ class DataModule(LightningDataModule):
         return self.loader("train", training=True)
 
     def val_dataloader(self) -> Batches | list[Batches]:
-        """Return batches of the validation split, nothing where there is none."""
+        """Return batches of the validation split, or an empty list without one."""
         return self.loader("val") if "val" in self.splits else []
 
     def test_dataloader(self) -> Batches | list[Batches]:
-        """Return batches of the test split, nothing where there is none."""
+        """Return batches of the test split, or an empty list without one."""
         return self.loader("test") if "test" in self.splits else []
 
 
 @dataclass(eq=False)
 class InMemory(DataModule):
-    """A DataModule that is a dataclass: its arguments are its fields. See there for those of the base."""
+    """A :class:`DataModule` as a dataclass, whose fields are its arguments."""
 
     _: KW_ONLY
     batch_size: int | None = 128
@@ -153,14 +153,14 @@ class InMemory(DataModule):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Make the module; checks of the arguments come after it."""
+        """Initialize the base class; subclasses check their arguments afterwards."""
         workers = getattr(self, "num_workers", 0)
         super().__init__(self.batch_size, self.eval_batch_size, self.seed, workers)
 
 
 @dataclass(eq=False)
 class Lazy(InMemory):
-    """The same where examples are read when they are needed, and so by worker processes."""
+    """An :class:`InMemory` module whose examples are read on demand, possibly by worker processes."""
 
     _: KW_ONLY
     num_workers: int = 0
@@ -168,7 +168,7 @@ class Lazy(InMemory):
 
 @dataclass(eq=False)
 class DividedFile(InMemory):
-    """One file or folder, split by shares.
+    """A file or folder, split by shares.
 
     Args:
         path: The file or folder.
@@ -181,10 +181,10 @@ class DividedFile(InMemory):
     split_seed: int = 0
 
     def parts(self, count: int) -> dict[str, Tensor]:
-        """Return the indices of each split's examples, without the splits that have none.
+        """Return the indices of the examples in each non-empty split.
 
         Raises:
-            ValueError: If the shares are not three that sum to one.
+            ValueError: If there are not three shares that sum to one.
         """
         indices = split_indices(count, self.split, self.split_seed)
         return {name: part for name, part in zip(SPLITS, indices, strict=True) if len(part)}

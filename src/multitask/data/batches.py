@@ -1,4 +1,4 @@
-"""Batches of any nesting: dicts, sequences, dataclasses, objects."""
+"""Operations on nested batches: mappings, sequences, dataclasses, objects."""
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
@@ -35,12 +35,12 @@ def _attributes(batch: Any) -> list[str]:
 
 
 def examples_in(batch: Any) -> int | None:
-    """Return how many examples a batch has: the length of its first tensor that has one; ``None`` without any."""
+    """Return the number of examples: the length of the first tensor that is not a scalar; ``None`` without one."""
     return next((len(tensor) for tensor in tensors_of(batch) if tensor.ndim), None)
 
 
 def picked(batch: Any, indices: Tensor) -> Any:
-    """Return some examples of a batch: every tensor, and every list without tensors, with one entry per example.
+    """Return selected examples: index each tensor, and each list without tensors, that has one entry per example.
 
     Args:
         batch: A tensor, or any nesting of mappings, lists, tuples and objects.
@@ -64,8 +64,8 @@ def mapped(
 
     Args:
         batch: Any nesting of mappings, lists, tuples and dataclasses.
-        function: For tensors.
-        plain: For lists and tuples without tensors, as of file names; they stay as they are by default.
+        function: Applied to each tensor.
+        plain: Applied to lists and tuples without tensors, such as file names; by default they are unchanged.
     """
 
     def within(value: Any) -> Any:
@@ -86,7 +86,7 @@ def mapped(
         return batch
     changed = copy(batch)
     for name in _attributes(batch):
-        object.__setattr__(changed, name, within(getattr(batch, name)))  # frozen ones too
+        object.__setattr__(changed, name, within(getattr(batch, name)))  # also for frozen dataclasses
     return changed
 
 
@@ -98,9 +98,9 @@ def _like(batch: Mapping[Any, Any], made: dict[Any, Any]) -> Any:
 
 
 def few_of(batch: Any, most: int = 8) -> Any:
-    """Return a few examples from all over a batch: its beginning may be of one source, labelled for one task.
+    """Return a few evenly spaced examples of a batch, whose first ones may all come from one source.
 
-    The whole batch where its tensors have not one entry per example each, as in graphs and packed sequences.
+    If the tensors differ in length, as for graphs and packed sequences, return the whole batch.
     """
     sizes = {len(tensor) for tensor in tensors_of(batch) if tensor.ndim}
     if len(sizes) != 1:
@@ -110,12 +110,12 @@ def few_of(batch: Any, most: int = 8) -> Any:
 
 
 def halves(batch: Any) -> list[Any]:
-    """Return the even and the odd examples of a batch: so cut, halves of micro-batches join to halves of the whole.
+    """Return the even and the odd examples, so that halves of micro-batches join to halves of the whole batch.
 
-    Of a batch of one example there is only the first half.
+    A batch of one example has only the first half.
 
     Raises:
-        ValueError: If there are no tensors to cut.
+        ValueError: If the batch has no tensors.
     """
     count = examples_in(batch)
     if count is None:

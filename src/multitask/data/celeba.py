@@ -12,7 +12,7 @@ from torch import Tensor
 from multitask.data.base import SPLITS, Lazy, Split
 from multitask.data.loading import Arrays, Made
 
-# Where each part lies in the original tree and in torchvision's flat one.
+# Paths in the original tree and in torchvision's flat layout.
 _ATTRIBUTES = ("Anno/list_attr_celeba.txt", "list_attr_celeba.txt")
 _PARTITION = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
 _IMAGES = ("Img/img_align_celeba", "img_align_celeba")
@@ -24,9 +24,9 @@ def _face(files: Sequence[Path], attributes: Arrays, size: tuple[int, int], inde
 
 
 def read_image(file: Path, size: tuple[int, int]) -> Tensor:
-    """Colours ``[3, height, width]`` in [0, 1] of a picture, resized with smoothing to ``(height, width)``.
+    """Return an image as ``[3, height, width]`` in [0, 1], resized with antialiasing.
 
-    Raises ``FileNotFoundError`` if there is no such file.
+    Raises ``FileNotFoundError`` if the file does not exist.
     """
     from PIL import Image
 
@@ -43,10 +43,10 @@ class CelebA(Lazy):
     ``inputs`` ``[3, h, w]`` in [0, 1]; each attribute ``[]``, 0.0 or 1.0.
 
     Args:
-        path: The folder of the data set: the original tree (``Anno``, ``Eval``, ``Img``) or a flat one.
-        targets: The attributes to read, as the tasks name them; ``null`` reads all.
-        height: Height of the pictures in pixels.
-        width: Width of the pictures in pixels.
+        path: The data set's folder: the original tree (``Anno``, ``Eval``, ``Img``) or a flat layout.
+        targets: The attributes to read, as the tasks name them; ``None`` for all.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
     """
 
     path: str
@@ -58,11 +58,11 @@ class CelebA(Lazy):
     eval_batch_size: int = 256
 
     def load(self) -> dict[str, Split]:
-        """Read the lists; pictures are read when they are needed.
+        """Read the lists; images are read on demand.
 
         Raises:
-            FileNotFoundError: If a list or the folder of pictures is missing.
-            ValueError: If the lists do not fit each other, or a target is no attribute.
+            FileNotFoundError: If a list or the image folder is missing.
+            ValueError: If the lists disagree, or a target is not an attribute.
         """
         names, files, values = self._attributes()
         folder = self._find(_IMAGES)
@@ -92,7 +92,7 @@ class CelebA(Lazy):
         return splits
 
     def _attributes(self) -> tuple[list[str], list[str], Tensor]:
-        """Names of the attributes, file names, and values ``[n, attributes]``."""
+        """Return attribute names, file names, and values ``[n, attributes]``."""
         path = self._find(_ATTRIBUTES)
         count, header, *lines = path.read_text(encoding="utf-8").splitlines()
         names, rows = header.split(), [line.split() for line in lines if line]

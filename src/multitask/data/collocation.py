@@ -1,4 +1,4 @@
-"""Points at which a network has to satisfy equations and conditions."""
+"""Collocation points, at which a network has to satisfy equations and conditions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from multitask.randomness import derived_seed
 
 
 class Draws(dict[str, Tensor]):
-    """As many draws as an epoch has steps, in memory, by place: points ``[steps, n, d]``, new ones each epoch.
+    """One draw of points per step of an epoch, by place, ``[steps, n, d]``; redrawn every epoch.
 
     Args:
-        problem: Where the points lie.
-        steps: How many draws there are.
-        points: How many points each has of each place.
+        problem: The problem whose domain is sampled.
+        steps: Number of draws.
+        points: Number of points per draw, by place.
         seed: Seed of the draws.
     """
 
@@ -34,16 +34,16 @@ class Draws(dict[str, Tensor]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the points of an epoch, which depend on seed and epoch alone."""
+        """Draw the points of an epoch; they depend on seed and epoch alone."""
         generator = np.random.default_rng(derived_seed("points", self.seed, epoch))
         self.update(_drawn(self.problem, self.steps, self.points, generator))
 
 
 class Fixed(Draws):
-    """One draw for all steps."""
+    """The same draw for all steps and epochs."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Leave the points as they are."""
+        """Draw the points once."""
         if not self:
             generator = np.random.default_rng(derived_seed("points", self.seed, 0))
             once = _drawn(self.problem, 1, self.points, generator)
@@ -52,25 +52,25 @@ class Fixed(Draws):
 
 @dataclass(eq=False)
 class Collocation(InMemory):
-    """Points of a problem, drawn by Latin hypercubes.
+    """Collocation points of a problem, drawn by Latin hypercube sampling.
 
-    An example of the training split is a draw: ``inside`` ``[n, d]``, and as many points as are asked for of each
-    condition, under its name. An example of validation and test is a line of a regular grid, with ``grid`` and
-    ``solution`` on it, and a share of a draw of their own.
+    A training example is one draw: ``inside`` ``[n, d]``, and the points of each condition under its name. A
+    validation or test example is one line of a regular grid, with the keys ``grid`` and ``solution``, and a share of
+    a separate draw.
 
     Args:
         problem: The problem.
-        points: How many points a draw has: ``inside``, and of each condition by its name.
-        steps: How many draws an epoch has.
+        points: Number of points per draw, ``inside`` and for each condition by name.
+        steps: Number of draws per epoch.
         fixed: Whether all draws are the same.
-        grids: The points on the grids of validation and test along each axis.
-        points_seed: Seed of the draws of validation and test, fixed, so that all seeds are measured alike.
-        batch_size: Draws a process and step.
-        eval_batch_size: Lines of the grid at once.
-        seed: Seed of the draws.
+        grids: Number of grid points along each axis, for validation and for test.
+        points_seed: Seed of the validation and test draws: fixed, so that all runs are measured at the same points.
+        batch_size: Draws per process and step.
+        eval_batch_size: Grid lines per process and evaluation batch.
+        seed: Seed of the training draws.
 
     Raises:
-        ValueError: If the points are not those of the problem, or a number is too small.
+        ValueError: If ``points`` does not name the problem's places, or a number is too small.
     """
 
     problem: Problem
@@ -102,9 +102,9 @@ class Collocation(InMemory):
             raise ValueError(f"data.grids={grids} must be two grids of {axes} counts above 1.")
 
     def load(self) -> dict[str, Split]:
-        """Draw the points, and make the grids."""
-        kind = Fixed if self.fixed else Draws
-        splits: dict[str, Split] = {"train": kind(self.problem, self.steps, self.points, self.seed)}
+        """Draw the points and create the grids."""
+        draws = Fixed if self.fixed else Draws
+        splits: dict[str, Split] = {"train": draws(self.problem, self.steps, self.points, self.seed)}
         for name, sizes in zip(("val", "test"), self.grids, strict=True):
             lines = sizes[0]
             shares = {place: -(-count // lines) for place, count in self.points.items()}
@@ -119,19 +119,19 @@ class Collocation(InMemory):
         return splits
 
     def placed(self, split: str) -> Split:
-        """Return a split where it lies: draws are new in each epoch."""
+        """Return a split without moving it, since draws change every epoch."""
         return self.splits[split]
 
 
 def _dealt(points: Tensor, lines: int, generator: np.random.Generator) -> Tensor:
-    """Deal points ``[n, d]`` out to the lines of a grid at random, ``[lines, n / lines, d]``."""
+    """Distribute points ``[n, d]`` over the lines of a grid at random, ``[lines, n / lines, d]``."""
     return points[torch.from_numpy(generator.permutation(len(points)))].view(lines, -1, points.shape[1])
 
 
 def grid_of(problem: Problem, sizes: Sequence[int]) -> Tensor:
-    """Return the points of a regular grid, ends included, ``[n, d]`` in float64, the first axis slowest.
+    """Return the points of a regular grid including its ends, ``[n, d]`` in float64, the first axis varying slowest.
 
-    The last axes are halfway where sizes are those of the first ones alone.
+    Axes without a size are fixed at their midpoint.
     """
     lines = [torch.linspace(*ends, 3, dtype=torch.float64)[1:2] for ends in problem.axes.values()]
     for i, (ends, size) in enumerate(zip(problem.axes.values(), sizes, strict=False)):
@@ -159,7 +159,7 @@ def _drawn(
 def _boxes(
     ends: Sequence[tuple[float, float]], draws: int, count: int, generator: np.random.Generator
 ) -> Tensor:
-    """Return Latin hypercubes in a box, flat along the axes whose ends are equal, ``[draws, count, d]``."""
+    """Return Latin hypercube samples of a box, ``[draws, count, d]``; axes whose ends are equal are constant."""
     low, high = (torch.tensor(e, dtype=torch.float64) for e in zip(*ends, strict=True))
     free = low < high
     engine = LatinHypercube(int(free.sum()), rng=generator)
@@ -169,14 +169,14 @@ def _boxes(
 
 
 def _face(problem: Problem, axis: str, at: float) -> list[tuple[float, float]]:
-    """Return the ends of a face along each axis."""
+    """Return the lower and upper end of a face along each axis."""
     return [(at, at) if name == axis else ends for name, ends in problem.axes.items()]
 
 
 def _shares(problem: Problem, faces: Sequence[tuple[str, float]], count: int) -> list[int]:
-    """Return how many of ``count`` points each face has, in proportion to its size, at least one."""
+    """Return how many of ``count`` points each face gets: in proportion to its size, at least one."""
     sizes = [math.prod(b - a for a, b in _face(problem, *face) if a < b) for face in faces]
     before = np.cumsum([0.0, *sizes]) / sum(sizes)
-    # Those beyond one each, up to each face's end and rounded: they add up.
+    # Rounding the cumulative counts of points beyond one per face keeps their sum exact.
     spare = np.round((count - len(faces)) * before).astype(int)
     return [1 + int(b - a) for a, b in pairwise(spare)]

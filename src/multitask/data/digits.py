@@ -1,4 +1,4 @@
-"""Reading of digits and their like: ``.npz`` files, and the idx files in which MNIST comes."""
+"""Readers for MNIST-like images: ``.npz`` files and MNIST's idx files."""
 
 import gzip
 import math
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multitask.data.npz_file import read_arrays
 
-# The idx format's code of unsigned bytes; MNIST and its successors have no other.
+# The idx format's type code for unsigned bytes, the only one that MNIST and its successors use.
 _UNSIGNED_BYTE = 8
 _IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -19,10 +19,10 @@ _IDX_FILES = {
 
 
 def read_npz(path: Path, key: str) -> tuple[Tensor, Tensor]:
-    """Images ``[n, 28, 28]`` and labels ``[n]``, uint8, of an ``.npz`` with these names.
+    """Return the arrays ``images`` ``[n, 28, 28]`` (uint8) and ``labels`` ``[n]`` of an ``.npz``.
 
-    ``key``: the config key that ``path`` comes from, for the message. Raises ``FileNotFoundError`` if there
-    is no such file, ``ValueError`` if it holds something else.
+    ``key``: the config key that ``path`` comes from, for errors. Raises ``FileNotFoundError`` if the file does
+    not exist, ``ValueError`` if its arrays are different.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -40,12 +40,11 @@ def read_npz(path: Path, key: str) -> tuple[Tensor, Tensor]:
 
 
 def read_idx_folder(folder: Path, key: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Images and labels of ``train`` and ``test``, from the four idx files as MNIST names them, or these
-    gzipped.
+    """Return images and labels of ``train`` and ``test`` from the four idx files of MNIST, optionally gzipped.
 
-    ``key``: the config key that ``folder`` comes from, for the message. The files may also lie in
-    ``MNIST/raw`` or ``raw`` under the folder. Raises ``FileNotFoundError`` if one is missing,
-    ``ValueError`` if one is damaged or labels and images differ in number.
+    ``key``: the config key that ``folder`` comes from, for errors. The files may also be in ``MNIST/raw`` or
+    ``raw`` under the folder. Raises ``FileNotFoundError`` if one is missing, ``ValueError`` if one is damaged or
+    the numbers of images and labels differ.
     """
     digits = {}
     for split, names in _IDX_FILES.items():
@@ -70,8 +69,7 @@ def _find(folder: Path, name: str, key: str) -> Path:
 
 
 def read_idx(path: Path) -> Tensor:
-    """Unsigned bytes of one idx file, in the shape that its header gives. Raises ``ValueError`` if it is
-    damaged."""
+    """Return the unsigned bytes of an idx file in the shape of its header; raises ``ValueError`` if it is damaged."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(data) < 4 or data[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
         raise ValueError(f"{path} is no idx file of unsigned bytes.")

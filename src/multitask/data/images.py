@@ -1,4 +1,4 @@
-"""Single labelled images of an ``.npz``."""
+"""Labelled images from an ``.npz``."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from multitask.data.digits import read_npz
 
 
 class LabelledImages(DividedFile):
-    """``inputs`` ``[n, 1, 28, 28]``, standardized by the training images, and ``label`` ``[n]``.
+    """``inputs`` ``[n, 1, 28, 28]``, standardized by the training split, and ``label`` ``[n]``.
 
     Args:
         path: The ``.npz``: ``images`` uint8 ``[n, 28, 28]``, ``labels`` ``[n]``.
@@ -24,7 +24,7 @@ class LabelledImages(DividedFile):
         images, labels = read_npz(Path(self.path), "data.path")
         parts = self.parts(len(images))
         pixels = images.float() / 255.0
-        known = pixels[parts.get("train", [])]
-        mean, std = known.mean(), known.std()
+        train = pixels[parts.get("train", [])]
+        mean, std = train.mean(), train.std()
         inputs, labels = ((pixels - mean) / std).unsqueeze(1), labels.long()
         return {name: {"inputs": inputs[part], "label": labels[part]} for name, part in parts.items()}

@@ -1,4 +1,4 @@
-"""Batches of several data sets, made by a rule."""
+"""Training batches drawn from several data sets."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -12,20 +12,20 @@ from multitask.data.loading import Loader
 from multitask.randomness import derived_seed
 
 Rule = Literal["cycle", "shortest", "proportional", "sampled", "turns"]
-# A batch is drawn from all sources, and an epoch has as many as there are in all examples.
+# Rules that draw each batch from all sources together; an epoch has as many examples as all sources.
 _TOGETHER = ("proportional", "sampled")
 
 
 class JointLoader(Loader):
-    """Batches of several sources that lie one after the other, made by a rule; resumable as any loader.
+    """Loader that mixes several concatenated sources by a rule.
 
     Args:
-        data: All sources' examples, source by source.
-        sizes: How many examples each source has.
+        data: The examples of all sources, source by source.
+        sizes: Number of examples per source.
         rule: See :class:`~multitask.data.per_task.PerTask`.
-        each: Examples of each source, rank and batch; ``None`` for all of a source at once.
-        shuffle: Whether to draw a new order each epoch, or to keep that of the first.
-        shares: What the probability of each source is proportional to, where the rule is ``sampled``.
+        each: Number of examples per rank and batch for each source; ``None`` for all of its examples.
+        shuffle: Whether to draw a new order each epoch; otherwise every epoch has that of the first.
+        shares: Unnormalized probability of each source, for the rule ``sampled``.
         options: See :class:`~multitask.data.loading.Loader`.
     """
 
@@ -42,7 +42,7 @@ class JointLoader(Loader):
     ) -> None:
         given = [count for count in each if count is not None]
         whole = (max if rule == "turns" else sum)(given) if len(given) == len(each) else None
-        # Without a new order each epoch it is still mixed: its first batches have examples of all sources.
+        # shuffle=False keeps one order, which is still mixed so that the first batches have all sources.
         super().__init__(data, whole, shuffle=True, **options)
         self._reshuffled = shuffle
         self._sizes = list(sizes)
@@ -51,7 +51,7 @@ class JointLoader(Loader):
         self._each = list(each)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
+        """Set the epoch, which the order depends on."""
         super().set_epoch(epoch if self._reshuffled else 0)
 
     def __len__(self) -> int:
@@ -61,23 +61,23 @@ class JointLoader(Loader):
         return rounds * len(self._sizes) if self._rule == "turns" else rounds
 
     def _chunks(self, processes: int) -> list[int]:
-        """Return how many examples each source gives to a batch of all processes."""
+        """Return the number of examples of each source per batch, over all processes."""
         pairs = zip(self._each, self._sizes, strict=True)
         return [size if each is None else each * processes for each, size in pairs]
 
     def _rounds(self, processes: int) -> int:
-        """Return how often an epoch takes a chunk of each source."""
+        """Return how many chunks of each source an epoch has."""
         pairs = zip(self._sizes, self._chunks(processes), strict=True)
         lengths = [self.batches_of(size, chunk) for size, chunk in pairs]
         return min(lengths) if self._rule == "shortest" else max(lengths)
 
     def _wanted(self, source: int, processes: int) -> int:
-        """Return how many examples of a source an epoch takes: the longest end where their examples end."""
+        """Return how many examples of a source an epoch uses; the longest source's last chunk may be incomplete."""
         size, chunk, rounds = self._sizes[source], self._chunks(processes)[source], self._rounds(processes)
         return size if -(-size // chunk) == rounds and not self.drop_last else rounds * chunk
 
     def smallest(self, processes: int) -> int:
-        """Return how many examples a process's smallest batch has: that of the last round."""
+        """Return the size of the smallest batch of a process, which is in the last round."""
         if self._rule in _TOGETHER:
             return super().smallest(processes)
         before = self._rounds(processes) - 1
@@ -100,7 +100,7 @@ class JointLoader(Loader):
         return list(chain(*rounds)) if self._rule == "turns" else [torch.cat(of_batch) for of_batch in rounds]
 
     def _sampled(self) -> list[Tensor]:
-        """Return the indices of each batch of this epoch, on all processes together."""
+        """Return the indices of each batch of this epoch, over all processes."""
         generator = torch.Generator().manual_seed(derived_seed("sources", self.seed, self.epoch))
         count = min(self.examples, len(self) * self.batch_size * self.world_size)
         drawn = torch.tensor(self._shares, dtype=torch.float64).multinomial(count, True, generator=generator)
@@ -114,7 +114,7 @@ class JointLoader(Loader):
         return list(indices.split(self.batch_size * self.world_size))
 
     def _of_source(self, source: int) -> list[Tensor]:
-        """Return the indices that a source gives to each batch of this epoch."""
+        """Return the indices of a source's examples in each batch of this epoch."""
         wanted = self._wanted(source, self.world_size)
         if not wanted:
             return []
@@ -135,10 +135,10 @@ def check_rule(
     batch_sizes: Mapping[str, int] | None,
     sources: Sequence[str],
 ) -> None:
-    """Refuse a rule that there is not, and what does nothing or cannot be beside it.
+    """Check the rule and the arguments that belong to it.
 
     Raises:
-        ValueError: Naming the key of the config.
+        ValueError: If the rule is unknown, or an argument is invalid or has no effect with it.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"data.rule={rule} is not known; choose one of {', '.join(get_args(Rule))}.")

@@ -1,4 +1,4 @@
-"""Batches in an order that depends on seed and epoch alone, so that a run can stop anywhere and go on."""
+"""Loaders whose order depends on seed and epoch alone, so that a run can resume at any batch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -12,17 +12,17 @@ from multitask.data.batches import examples_in, mapped, tensors_of
 from multitask.randomness import derived_seed
 
 Arrays = dict[str, Any]
-"""Tensors by name with the same first dimension, nested where inputs are several."""
+"""Tensors by name with the same first dimension; several inputs are nested."""
 Collate = Callable[[list[Any]], Any]
-"""Makes a batch of a list of examples."""
+"""Function from a list of examples to a batch."""
 
 
 class Made(Dataset[Arrays]):
-    """Examples that are made when asked for.
+    """Data set whose examples are created on demand.
 
     Args:
-        count: How many there are.
-        make: Makes one by its index; worker processes have to be able to unpickle it.
+        count: Number of examples.
+        make: Creates the example of an index; must be picklable for worker processes.
     """
 
     def __init__(self, count: int, make: Callable[[int], Arrays]) -> None:
@@ -39,23 +39,22 @@ class Made(Dataset[Arrays]):
 
 
 class Loader:
-    """Batches of a data set, deterministic by seed and epoch, sharded by rank, resumable in mid-epoch.
+    """Batches of a data set: deterministic given seed and epoch, sharded over ranks, resumable within an epoch.
 
-    Tensors in memory are indexed by whole batches, where they lie; other data sets go through torch's
-    DataLoader.
-    On several processes each batch of the whole is cut into one slice a rank, so that w processes
-    with batches of b see what one process with batches of w·b sees.
+    In-memory tensors are indexed one batch at a time on their device; other data sets use torch's DataLoader.
+    Each global batch is split into one slice per rank, so that w processes with batches of b see the same
+    examples as one process with batches of w·b.
 
     Args:
         data: Tensors by name with the same first dimension, or a map-style data set.
-        batch_size: Examples per rank and batch; ``None`` for the whole of the data.
-        drop_last: Whether to leave out a last batch that is not full.
+        batch_size: Examples per rank and batch; ``None`` for all examples.
+        drop_last: Whether to drop an incomplete last batch.
         shuffle: Whether to draw a new order each epoch.
         seed: Seed of the order.
-        num_workers: Worker processes, for data sets that are not in memory.
-        rank: This process's number.
-        world_size: How many processes share the data.
-        collate: Makes a batch of a data set's items.
+        num_workers: Number of worker processes for data sets that are not in memory.
+        rank: Rank of this process.
+        world_size: Number of processes that share the data.
+        collate: Function from a list of examples to a batch.
     """
 
     def __init__(
@@ -93,10 +92,7 @@ class Loader:
     batch_sampler = None  # the Trainer looks for one beside the sampler
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass, and tell data that changes from epoch to epoch.
-
-        Without shuffling each pass is as the first.
-        """
+        """Set the epoch, which the order and possibly the data depend on; it is always 0 without shuffling."""
         self.epoch = epoch if self.shuffle else 0
         if hasattr(self.data, "set_epoch"):
             self.data.set_epoch(self.epoch)
@@ -105,11 +101,11 @@ class Loader:
         return self.batches_of(self.examples, self.batch_size * self.world_size)
 
     def batches_of(self, examples: int, size: int) -> int:
-        """Return how many batches of ``size`` there are in so many examples."""
+        """Return the number of batches of ``size`` in ``examples`` examples."""
         return examples // size if self.drop_last else -(-examples // size)
 
     def smallest(self, processes: int) -> int:
-        """Return how many examples a process's smallest batch has where so many processes share the data."""
+        """Return the size of the smallest batch of a process, given the number of processes."""
         size = self.batch_size * processes
         left = self.examples % size
         return self.batch_size if self.drop_last or not left else left // processes
@@ -118,24 +114,24 @@ class Loader:
         start, self._resume_at = self._resume_at, 0
         self._position = start
         for batch in self._fetch(self._batches()[start:]):
-            # Counted before the batch is handed out: a checkpoint made while it is used is past it.
+            # Counted before the batch is yielded: a checkpoint saved while it is in use resumes after it.
             self._position += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return how many batches of the current epoch have been handed out."""
+        """Return how many batches of the current epoch have been yielded."""
         return {"position": self._position % max(1, len(self))}
 
     def give_back(self, count: int) -> None:
-        """Count ``count`` batches as not handed out, for a state from before they were used."""
+        """Count the last ``count`` batches as not yielded, for a state from before their use."""
         self._position -= count
 
     def end_pass(self) -> None:
-        """Count the pass as over, however many of its batches were used."""
+        """Mark the epoch as complete, however many of its batches were used."""
         self._position = 0
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next pass after the batches that were handed out before."""
+        """Start the next iteration after the batches that had been yielded."""
         self._resume_at = state["position"]
 
     def _batches(self) -> list[Tensor]:
@@ -162,34 +158,34 @@ class Loader:
 
 
 def _moved(batches: list[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Move the indices of all batches in one go."""
+    """Move the indices of all batches in one transfer."""
     if device.type == "cpu" or not batches:
         return batches
     return torch.cat(batches).to(device).split([len(batch) for batch in batches])
 
 
 def resident(arrays: Arrays, device: torch.device, free: int) -> Arrays:
-    """Return the arrays on the device, if they take no more than a quarter of its free memory; else as they are.
+    """Move arrays to a device if they need at most a quarter of its free memory; otherwise return them unchanged.
 
     Args:
         arrays: Tensors by name.
-        device: The device to move them to.
-        free: How many bytes are free there.
+        device: The device.
+        free: Free memory of the device in bytes.
     """
     size = sum(values.numel() * values.element_size() for values in tensors_of(arrays))
     return dict(mapped(arrays, lambda values: values.to(device))) if 4 * size <= free else arrays
 
 
 def split_indices(count: int, fractions: Sequence[float], seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut ``range(count)``, shuffled by seed, into train, validation and test.
+    """Split the shuffled ``range(count)`` into train, validation and test.
 
     Args:
-        count: How many examples there are.
+        count: Number of examples.
         fractions: Shares of train, validation and test; they sum to one.
         seed: Seed of the shuffle.
 
     Raises:
-        ValueError: If they are not three, negative, or do not sum to one.
+        ValueError: If there are not three shares, one is negative, or they do not sum to one.
     """
     shares = fractions if isinstance(fractions, Sequence) and not isinstance(fractions, str) else ()
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1.0) > 1e-6:
@@ -203,10 +199,10 @@ def split_indices(count: int, fractions: Sequence[float], seed: int) -> tuple[Te
 
 
 def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Cut ``range(count)``, shuffled by seed, into what to train on and a share to validate on.
+    """Split the shuffled ``range(count)`` into training examples and a share for validation.
 
     Raises:
-        ValueError: If the share is not in [0, 1), or leaves nothing to train on.
+        ValueError: If the share is not in [0, 1), or leaves no training example.
     """
     if not 0 <= share < 1 or (count and round((1 - share) * count) == 0):
         raise ValueError(f"data.validation={share} must be a share of the {count} training examples under 1.")

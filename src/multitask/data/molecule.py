@@ -1,4 +1,4 @@
-"""Energies and forces of one molecule along trajectories that are computed here."""
+"""Energies and forces of one molecule along simulated trajectories."""
 
 import hashlib
 import json
@@ -17,23 +17,23 @@ from multitask.randomness import derived_seed
 
 @dataclass(eq=False)
 class Molecule(InMemory):
-    """Geometries of a molecule at a temperature, by ASE's Langevin dynamics with its EMT potential.
+    """Geometries of a molecule at a given temperature, from ASE's Langevin dynamics with its EMT potential.
 
     ``inputs``: ``numbers`` ``[atoms]`` and ``positions`` ``[atoms, 3]`` in ångström; ``energy`` ``[1]`` in eV;
-    ``forces`` ``[atoms, 3]``, its negative gradient, in eV/Å. Each split is a trajectory of its own. They are computed
-    when they are first asked for and kept as a file in the folder, which is named after what they depend on.
+    ``forces`` ``[atoms, 3]``, its negative gradient, in eV/Å. Each split is a separate trajectory. The trajectories
+    are computed on first use and stored in a file whose name contains a hash of their settings.
 
-    "The Atomic Simulation Environment" (Larsen et al., 2017). Of hydrogen, carbon, nitrogen and oxygen the potential
-    has parameters that make molecules, not chemistry: it is something to learn, and no reference.
+    "The Atomic Simulation Environment" (Larsen et al., 2017). The potential's parameters for hydrogen, carbon,
+    nitrogen and oxygen are not chemically accurate: the energies are a learning problem, not reference data.
 
     Args:
-        path: The folder.
+        path: The folder of the stored trajectories.
         molecule: A name that ``ase.build.molecule`` knows.
-        temperature: In kelvin.
-        timestep: In femtoseconds.
-        every: How many steps lie between two geometries.
-        warm_up: How many steps lie before the first one.
-        examples: How many geometries for train, validation and test.
+        temperature: Temperature in kelvin.
+        timestep: Time step in femtoseconds.
+        every: Number of time steps between two geometries.
+        warm_up: Number of time steps before the first geometry.
+        examples: Number of geometries for train, validation and test.
         trajectory_seed: Seed of the trajectories: fixed, so that runs of all seeds share one test set.
 
     Raises:
@@ -60,18 +60,22 @@ class Molecule(InMemory):
                 raise ValueError(f"data.{key}={getattr(self, key)} must be above 0.")
 
     def load(self) -> dict[str, Split]:
-        """Read the trajectories, or compute and keep them.
+        """Read the trajectories, or compute and store them.
 
         Raises:
-            ValueError: If they have to be computed and ASE is not installed, or it does not know the molecule.
+            ValueError: If they have to be computed and ASE is not installed or does not know the molecule.
         """
         names = ("molecule", "temperature", "timestep", "every", "warm_up", "trajectory_seed")
-        made_of = {name: getattr(self, name) for name in names} | {"examples": list(self.examples)}
-        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+        settings = {name: getattr(self, name) for name in names} | {"examples": list(self.examples)}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         file = Path(self.path) / f"{self.molecule}_{digest}.npz"
         if not file.exists():
-            found = {name: self._trajectory(name, n) for name, n in zip(SPLITS, self.examples, strict=True)}
-            _keep(file, {f"{name}/{key}": v for name, of in found.items() for key, v in of.items()})
+            computed = {
+                f"{name}/{key}": array
+                for name, count in zip(SPLITS, self.examples, strict=True)
+                for key, array in self._trajectory(name, count).items()
+            }
+            _write_atomically(file, computed)
         with np.load(file) as stored:
             arrays = {key: torch.from_numpy(stored[key]) for key in stored}
         splits: dict[str, Split] = {}
@@ -129,8 +133,8 @@ class Molecule(InMemory):
         }
 
 
-def _keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a file at once: another run may want it at the same time."""
+def _write_atomically(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a file atomically, since another run may read it at the same time."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{os.getpid()}_{file.name}")
     np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]

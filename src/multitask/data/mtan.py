@@ -15,13 +15,12 @@ from multitask.data.npy_folder import NpyFolder
 
 @dataclass(eq=False)
 class _Mtan(Lazy):
-    """Folders ``train`` and ``val``, the latter being what the papers test on.
+    """The folders ``train`` and ``val``; the papers test on ``val``.
 
     Args:
-        path: The folder that holds ``train`` and ``val``.
-        validation: Share of ``train`` to choose weights by; with 0 there is no validation split, as in the
-            papers.
-        split_seed: Seed of that choice.
+        path: The folder that contains ``train`` and ``val``.
+        validation: Share of ``train`` to validate on; 0 for no validation split, as in the papers.
+        split_seed: Seed of the validation split.
         augmentation: Augmentation of the training examples; ``None`` for none.
     """
 
@@ -36,10 +35,10 @@ class _Mtan(Lazy):
     eval_batch_size: int = 8
 
     def load(self) -> dict[str, Split]:
-        """Find the files; pictures are read when they are needed.
+        """Find the files; images are read on demand.
 
         Raises:
-            FileNotFoundError: If the folders or files are missing, naming what is expected.
+            FileNotFoundError: If a folder or file is missing.
         """
         train, test = self._folder("train"), self._folder("val")
         splits: dict[str, Split] = {"test": test}
@@ -61,7 +60,7 @@ class _Mtan(Lazy):
                 f"data.path={self.path} has no folder {split}; it must hold "
                 f"{{train,val}}/{{{layout}}}/{{0,1,…}}.npy as MTAN prepared them."
             )
-        # Trees differ in the name of a folder: the first one there is counts.
+        # Folder names differ between distributions: take the first that exists.
         kinds = {
             key: next((name for name in names if (folder / name).is_dir()), names[0])
             for key, names in self.kinds.items()
@@ -70,10 +69,10 @@ class _Mtan(Lazy):
 
 
 class NYUv2(_Mtan):
-    """NYUv2, 795 / 654 indoor pictures of 288×384.
+    """NYUv2: 795 training and 654 test images of indoor scenes, 288×384.
 
-    ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 13 classes, −1 unlabelled; ``depth``
-    ``[1, h, w]`` in metres, 0 invalid; ``normals`` ``[3, h, w]``: unit vectors, zero invalid. (Indoor
+    ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 13 classes, −1 where unlabelled; ``depth``
+    ``[1, h, w]`` in metres, 0 where invalid; ``normals`` ``[3, h, w]``: unit vectors, zero where invalid. (Indoor
     Segmentation and Support Inference from RGBD Images, 2012.) For the arguments see the base class.
     """
 
@@ -86,10 +85,10 @@ class NYUv2(_Mtan):
 
 
 class Cityscapes(_Mtan):
-    """Cityscapes, 2975 / 500 street pictures of 128×256.
+    """Cityscapes: 2975 training and 500 test images of street scenes, 128×256.
 
-    ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 7 classes, −1 unlabelled; ``depth``
-    ``[1, h, w]``: inverse depth from 0 to about 0.49, 0 invalid. (The Cityscapes Dataset, 2016.) For the
+    ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 7 classes, −1 where unlabelled; ``depth``
+    ``[1, h, w]``: inverse depth from 0 to about 0.49, 0 where invalid. (The Cityscapes Dataset, 2016.) For the
     arguments see the base class.
     """
 

@@ -1,4 +1,4 @@
-"""Points in the plane with the energy and the forces of a potential."""
+"""Energy and forces of a potential at points of the plane."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -24,7 +24,7 @@ class MullerBrown(InMemory):
     ``[1]``; ``forces`` ``[2]``, its negative gradient.
 
     Args:
-        examples: How many points for train, validation and test.
+        examples: Number of points for train, validation and test.
         points_seed: Seed of the points: fixed, so that runs of all seeds share one test set.
     """
 

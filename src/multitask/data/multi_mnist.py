@@ -18,11 +18,11 @@ _MEAN, _STD = 0.1307, 0.3081
 
 
 def compose(left: Tensor, right: Tensor) -> Tensor:
-    """Lay two digits over each other (Multi-Task Learning as Multi-Objective Optimization, 2018).
+    """Overlay two digits (Multi-Task Learning as Multi-Objective Optimization, 2018).
 
-    The left digit lies at the upper left corner of a 36×36 canvas, the right one six pixels lower
-    and to the right; where they overlap the brighter pixel stays. The canvas is then sampled down
-    by nearest neighbour, at the centres of the small image's pixels, as the paper's code does.
+    The left digit is at the upper left corner of a 36×36 canvas, the right one six pixels below and to the
+    right; where they overlap, the brighter pixel is kept. The canvas is downsampled by nearest neighbour at
+    the pixel centres, as in the paper's code.
 
     Args:
         left: Digits, uint8, shape ``[n, 28, 28]``.
@@ -42,12 +42,12 @@ def compose(left: Tensor, right: Tensor) -> Tensor:
 def pairs(images: Tensor, labels: Tensor, count: int, seed: int) -> dict[str, Tensor]:
     """Draw ``count`` pairs of digits and compose them.
 
-    Every digit is the left one equally often (up to one), and so is the right one.
+    Digits are used equally often (up to one) on the left, and likewise on the right.
 
     Args:
         images: Digits, uint8, shape ``[n, 28, 28]``.
         labels: Their classes, shape ``[n]``.
-        count: How many pairs to draw.
+        count: Number of pairs.
         seed: Seed of the draw.
 
     Returns:
@@ -70,13 +70,13 @@ def pairs(images: Tensor, labels: Tensor, count: int, seed: int) -> dict[str, Te
 class MultiMNIST(DividedFile):
     """Pairs composed from the digits of an ``.npz`` with ``images`` and ``labels``.
 
-    The source digits are split before they are composed, so that no digit stands in two splits.
+    The source digits are split before they are composed, so that no digit is in two splits.
 
     Args:
         path: The ``.npz`` of source digits; ``images`` uint8 ``[n, 28, 28]``, ``labels`` ``[n]``.
-        pairs_per_digit: How many images to compose for each source digit of a split.
+        pairs_per_digit: Number of images to compose per source digit of a split.
 
-    The others are those of :class:`~multitask.data.base.DividedFile`; ``split_seed`` is that of the composition too.
+    For the others see :class:`~multitask.data.base.DividedFile`; ``split_seed`` also seeds the composition.
     """
 
     pairs_per_digit: int = 1

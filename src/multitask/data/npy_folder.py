@@ -1,4 +1,4 @@
-"""Dense data sets in the layout that MTAN gave them: one ``.npy`` a picture and kind."""
+"""Dense data sets in MTAN's layout: one ``.npy`` per image and target."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,19 +12,19 @@ from multitask.data.loading import Arrays
 
 
 class NpyFolder(Dataset[Arrays]):
-    """Pictures with their targets, read when asked for.
+    """Images with their targets, read on demand.
 
-    ``folder`` holds one folder per kind, each with ``0.npy``, ``1.npy`` and so on. Files are mapped to
-    memory, so that only what is used is read, and never unpickled. Gives ``inputs`` ``[3, h, w]``, classes
-    ``[h, w]`` int64, depth ``[1, h, w]`` and normals ``[3, h, w]``, float32 whatever the files' width.
+    ``folder`` contains one folder for the images and for each target, with ``0.npy``, ``1.npy`` and so on. Files are
+    memory-mapped and never unpickled. Examples have ``inputs`` ``[3, h, w]``, classes ``[h, w]`` (int64), depth
+    ``[1, h, w]`` and normals ``[3, h, w]``, floats as float32.
 
     Args:
         folder: The folder of one split.
-        kinds: Which folder to read for each key of the examples.
-        key: The config key that the folder comes from, for messages.
+        kinds: The subfolder of each key of the examples.
+        key: The config key that the folder comes from, for errors.
 
     Raises:
-        FileNotFoundError: If a folder or a file is missing, naming what is expected.
+        FileNotFoundError: If a folder or file is missing.
     """
 
     def __init__(self, folder: Path, kinds: Mapping[str, str], key: str = "data.path") -> None:
@@ -68,5 +68,5 @@ class NpyFolder(Dataset[Arrays]):
         if array.dtype.kind != "f":
             raise ValueError(f"{self.key}: {file} is of type {array.dtype} and must hold floats.")
         values = torch.from_numpy(np.array(array, dtype=np.float32))
-        # Colours and normals stand last; depth comes with or without such a dimension.
+        # Channels are the last dimension; depth may lack it.
         return values.unsqueeze(0) if values.ndim == 2 else values.movedim(-1, 0).contiguous()

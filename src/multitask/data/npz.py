@@ -1,4 +1,4 @@
-"""Bring your own arrays: an ``.npz`` with inputs and one array per task."""
+"""User-supplied arrays: an ``.npz`` with inputs and one array per task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,12 @@ class Npz(InMemory):
     """Arrays of an ``.npz``, all with the same first dimension.
 
     Args:
-        path: The file. Pickled objects in it are refused, never loaded.
+        path: The file. Pickled objects are never loaded.
         inputs: Name of the array of inputs.
-        targets: Names of the arrays to read as targets, as the tasks name them, whose float64 is kept; ``None`` for
-            all arrays, as float32. An array
-            ``mask/<target>`` beside one says by true and false what of it is labelled.
-        split: Shares of train, validation and test; or the name of an array in the file that
-            gives each example's split as ``train``/``val``/``test`` or 0/1/2.
+        targets: Names of the target arrays, as in the tasks, which keep float64; ``None`` for all arrays, as float32.
+            A boolean array ``mask/<target>`` marks which values of a target are labelled.
+        split: Shares of train, validation and test; or the name of an array with the split of each example, as
+            ``train``/``val``/``test`` or 0/1/2.
         split_seed: Seed of a split by shares.
     """
 
@@ -44,7 +43,7 @@ class Npz(InMemory):
 
         Raises:
             FileNotFoundError: If the file does not exist.
-            ValueError: If an array is missing, holds objects, or is not as long as the inputs.
+            ValueError: If an array is missing, contains objects, or differs in length from the inputs.
         """
         arrays = self._read()
         where = f"data.path={self.path}"
@@ -107,12 +106,12 @@ class Npz(InMemory):
 
 
 def _tensor(where: str, array: np.ndarray, exact: bool = False) -> torch.Tensor:
-    """Return floats and booleans as float32 and integers as int64, what losses and layers expect.
+    """Return floats and booleans as float32 and integers as int64, as losses and layers expect.
 
     Args:
-        where: What is read, for the error.
-        array: What the file holds.
-        exact: Whether to keep float64: numbers far from zero lose their digits in float32.
+        where: File and array, for errors.
+        array: The array.
+        exact: Whether to keep float64, since values far from zero lose digits in float32.
     """
     if array.ndim == 0:
         raise ValueError(f"{where} is a single value; give one row per example.")

@@ -1,4 +1,4 @@
-"""Strict reading of ``.npz`` files: named arrays, never a pickle."""
+"""Reading of named arrays from ``.npz`` files, without pickles."""
 
 import zipfile
 import zlib
@@ -11,16 +11,16 @@ import numpy as np
 def read_arrays(
     path: Path, key: str, wanted: Sequence[str], optional: Sequence[str] | None = ()
 ) -> dict[str, np.ndarray]:
-    """Arrays of an ``.npz`` by name, the optional ones where the file has them.
+    """Return arrays of an ``.npz`` by name.
 
     Args:
         path: The file.
-        key: The config key that it comes from, for messages.
-        wanted: Names of arrays that must be there.
-        optional: Names of arrays that may be there; ``None`` for all.
+        key: The config key that it comes from, for errors.
+        wanted: Names of required arrays.
+        optional: Names of optional arrays; ``None`` for all others.
 
     Raises:
-        ValueError: If it is no ``.npz``, is damaged, lacks an array, or an array holds pickled objects.
+        ValueError: If the file is not an ``.npz``, is damaged, lacks an array, or contains pickled objects.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Office-31: one task per domain, each with pictures of its own."""
+"""Office-31: one task per domain, each with its own images."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -20,7 +20,7 @@ _ENDINGS = {".jpg", ".jpeg", ".png"}
 def _picture(
     files: Sequence[tuple[Path, str, int]], domains: Sequence[str], size: tuple[int, int], index: int
 ) -> Arrays:
-    """Return a picture, labelled for the task of its domain and for no other."""
+    """Return an image, labelled only for the task of its domain."""
     file, domain, label = files[index]
     targets = {name: torch.tensor(label if name == domain else MISSING) for name in domains}
     return {"inputs": read_image(file, size)} | targets
@@ -28,19 +28,18 @@ def _picture(
 
 @dataclass(eq=False)
 class Office31(Lazy):
-    """4110 pictures of 31 kinds of office things in three domains (Adapting Visual Category Models, 2010).
+    """4110 images of 31 classes of office objects in three domains (Adapting Visual Category Models, 2010).
 
-    ``inputs`` ``[3, h, w]`` in [0, 1]; each domain ``[]``: the class, or −100 in a picture of another
-    domain. So a batch holds the domains in proportion to their size, and each task learns from its own
-    pictures.
+    ``inputs`` ``[3, h, w]`` in [0, 1]; each domain ``[]``: the class, or −100 for images of other domains. A
+    batch mixes the domains in proportion to their size, and each task learns from its own images.
 
     Args:
-        path: The folder that holds ``<domain>/images/<class>/*.jpg``, or ``<domain>/<class>/*.jpg``.
+        path: The folder that contains ``<domain>/images/<class>/*.jpg`` or ``<domain>/<class>/*.jpg``.
         domains: The domains to read, each the target of a task; ``None`` for all.
         split: Shares of each domain for train, validation and test.
         split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
-        height: Height of the pictures in pixels.
-        width: Width of the pictures in pixels.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
     """
 
     path: str
@@ -54,11 +53,11 @@ class Office31(Lazy):
     eval_batch_size: int = 64
 
     def load(self) -> dict[str, Split]:
-        """List the pictures; they are read when they are needed.
+        """List the images, which are read on demand.
 
         Raises:
-            FileNotFoundError: If a domain is missing or has no pictures.
-            ValueError: If the domains have not the same classes.
+            FileNotFoundError: If a domain is missing or has no images.
+            ValueError: If the domains differ in their classes.
         """
         parts: dict[str, list[tuple[Path, str, int]]] = {"train": [], "val": [], "test": []}
         expected: list[str] | None = None
@@ -81,8 +80,7 @@ class Office31(Lazy):
         }
 
     def _domain(self, domain: str) -> tuple[list[str], list[tuple[Path, str, int]]]:
-        """Class names, and every picture with domain and class, in an order that depends on the names
-        alone."""
+        """Return the class names, and each image with its domain and class, sorted by name."""
         folder = Path(self.path) / domain
         folder = folder / "images" if (folder / "images").is_dir() else folder
         classes = (

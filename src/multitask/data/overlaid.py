@@ -1,4 +1,4 @@
-"""Overlaid pairs from two sources: Fashion-MNIST under MNIST, and the full-size data sets from idx files."""
+"""Overlaid pairs of images: Fashion-MNIST with MNIST, and full-size data sets from idx files."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -17,9 +17,9 @@ Source = tuple[Tensor, Tensor]
 
 
 def overlay(left: Source, right: Source, count: int, seed: int) -> Arrays:
-    """Draw ``count`` pairs, the left image from one source and the right one from another, and compose them.
+    """Draw ``count`` pairs of a left and a right image and compose them.
 
-    A source is images ``[n, 28, 28]`` and labels ``[n]``; each image is used equally often, up to one.
+    A source is a pair of images ``[n, 28, 28]`` and labels ``[n]``; images are used equally often, up to one.
     Returns ``inputs`` ``[count, 1, 28, 28]``, ``left`` and ``right`` ``[count]``.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -36,14 +36,13 @@ def overlay(left: Source, right: Source, count: int, seed: int) -> Arrays:
 
 @dataclass(eq=False)
 class FashionMNISTPairs(InMemory):
-    """A garment at the upper left under a digit at the lower right: two tasks in stronger conflict than two
-    digits.
+    """A garment at the upper left and a digit at the lower right, which conflict more than two digits.
 
     Args:
         left_path: ``.npz`` of the left images: ``images`` uint8 ``[n, 28, 28]``, ``labels`` ``[n]``.
         right_path: The same for the right images.
-        split: Shares of each source for train, validation and test; no image stands in two splits.
-        pairs_per_image: How many pairs to compose for each left image of a split.
+        split: Shares of each source for train, validation and test; no image is in two splits.
+        pairs_per_image: Number of pairs to compose per left image of a split.
         split_seed: Seed of split and composition: fixed, so that runs of all seeds share one test set.
     """
 
@@ -78,16 +77,16 @@ class FashionMNISTPairs(InMemory):
 
 @dataclass(eq=False)
 class FullSizePairs(InMemory):
-    """MultiMNIST, or any two of its like, of full size from the idx files in which they are distributed.
+    """Full-size MultiMNIST, or pairs from any two MNIST-like data sets, read from their idx files.
 
-    The test pairs are composed of the sources' own test images, validation pairs of a part of their training
-    images that no training pair is made of. With one source, a pair is two different draws of it.
+    Test pairs use the sources' own test images; validation pairs use a held-out part of their training images. With
+    one source, both images of a pair are drawn from it.
 
     Args:
-        path: Folder of the left images' idx files: ``train-images-idx3-ubyte`` and so on, gzipped or not.
-        right_path: Folder of the right images'; ``None`` for the same.
+        path: Folder of the left images' idx files: ``train-images-idx3-ubyte`` and so on, optionally gzipped.
+        right_path: Folder of the right images' files; ``None`` for the same.
         validation: Share of the training images to validate on.
-        pairs_per_image: How many pairs to compose for each left image of a split.
+        pairs_per_image: Number of pairs to compose per left image of a split.
         split_seed: Seed of split and composition: fixed, so that runs of all seeds share one test set.
     """
 

@@ -1,4 +1,4 @@
-"""One data set per task: batches that hold examples of each, labelled for the tasks of their own set."""
+"""One data set per task: batches mix their examples, each labelled only for the tasks of its own data set."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -19,34 +19,32 @@ MISSING = -100
 
 @dataclass(eq=False)
 class PerTask(Lazy):
-    """Several data sets in one, each with targets of its own.
+    """Several data sets combined into one, each with its own targets.
 
-    A target is called as its source where the source has only that one, ``<source>/<target>``
-    elsewhere. In examples of other sources it is missing: NaN, or −100 for classes, so that its task
-    wants ``missing: true``. Validation and test go through every example once. Inputs are of one shape; or all are
-    texts (:class:`multitask.data.text.Text`), of one tokenizer.
+    A target has the name of its source if it is the source's only one, otherwise ``<source>/<target>``. In examples
+    of other sources it is missing (NaN, or −100 for classes), so its task needs ``missing: true``. Validation and
+    test use every example once. All inputs must have the same shape, or all be texts
+    (:class:`multitask.data.text.Text`) of the same tokenizer.
 
     Args:
         sources: The data sets by name.
-        rule: How training batches are made. ``cycle``: ``batch_size`` examples of each source, the
-            shorter ones gone through again until the longest ends; ``shortest``: the same until the
-            shortest ends; ``proportional``: as many in all, drawn from all sources together, each
-            example once per epoch; ``sampled``: as many in all, each from a source that is drawn by ``ratios`` or
-            ``temperature``, in as many batches as ``proportional`` makes of them; ``turns``: as ``cycle``, but a batch
-            is of one source, and the sources take turns.
-        targets: The targets that tasks want: sources that have none of them are left out; ``None``
-            for all.
-        batch_size: Examples of each source, process and training batch; ``None`` for all at once.
-        batch_sizes: Others, by source, where batches are not drawn from all together.
+        rule: How training batches are drawn. ``cycle``: ``batch_size`` examples of each source, repeating shorter
+            sources until the longest ends; ``shortest``: the same, until the shortest ends; ``proportional``: batches
+            of the same total size, drawn from all sources together, each example once per epoch; ``sampled``: as many
+            batches as ``proportional``, the source of each example drawn by ``ratios`` or ``temperature``; ``turns``:
+            like ``cycle``, but each batch comes from one source, in turn.
+        targets: The targets of the tasks; sources without any of them are omitted. ``None`` for all.
+        batch_size: Examples per source, process and training batch; ``None`` for all examples.
+        batch_sizes: Batch sizes of single sources, by name; not for ``proportional`` and ``sampled``.
         eval_batch_size: See :class:`~multitask.data.base.DataModule`.
-        seed: See there.
-        num_workers: See there.
-        temperature: Of ``sampled``: a source of n training examples is drawn with probability ∝ n^(1/T), so that 1 is
-            in proportion to the sizes, and the larger, the more evenly.
-        ratios: Of ``sampled``, in place of a temperature: what each source's probability is proportional to, by name.
+        seed: See :class:`~multitask.data.base.DataModule`.
+        num_workers: See :class:`~multitask.data.base.DataModule`.
+        temperature: T of ``sampled``: a source of n training examples is drawn with probability ∝ n^(1/T). 1 draws in
+            proportion to size; larger values draw more evenly.
+        ratios: For ``sampled``, unnormalized probabilities of the sources by name, in place of a temperature.
 
     Raises:
-        ValueError: If there is no source, the rule is not known, or the others do not fit it.
+        ValueError: If there is no source, the rule is unknown, or an argument does not fit the rule.
     """
 
     sources: Mapping[str, DataModule]
@@ -71,7 +69,7 @@ class PerTask(Lazy):
         """Load the sources and join them split by split.
 
         Raises:
-            ValueError: If the sources have not the same splits or inputs, or none has a target in demand.
+            ValueError: If the sources differ in their splits or inputs, or none has a requested target.
         """
         for name, source in self.sources.items():
             try:
@@ -110,11 +108,11 @@ class PerTask(Lazy):
         return self.targets is None or any(key in self.targets for key in part.blanks)
 
     def collate(self, examples: list[Any]) -> Any:
-        """Make a batch as the first source does."""
+        """Collate examples as the first source does."""
         return next(iter(self.sources.values())).collate(examples)
 
     def loader(self, split: str, *, training: bool = False) -> Batches:
-        """Return batches of one split; by the rule where ``training`` is set."""
+        """Return a loader of one split, which follows the rule if ``training``."""
         if not training:
             return super().loader(split)
         self.setup()
@@ -134,7 +132,7 @@ class _Part:
         first: Arrays = {k: v[0] for k, v in split.items()} if isinstance(split, Mapping) else dict(split[0])
         self.size = len(split["inputs"]) if isinstance(split, Mapping) else len(split)  # type: ignore[arg-type]
         self.inputs = first.pop("inputs")
-        # In texts, whose batches are padded, what has one entry per token is as long as the text.
+        # Text batches are padded: targets with one entry per token have the length of the text.
         tokens = len(self.inputs["input_ids"]) if isinstance(self.inputs, Mapping) else None
         first = {k: v[:0] if v.ndim == 1 and len(v) == tokens else v for k, v in first.items()}
         targets = [key for key in first if not key.startswith("mask/")]
@@ -143,18 +141,18 @@ class _Part:
             key: f"mask/{self._names[key.removeprefix('mask/')]}" for key in first if key not in targets
         }
         self.blanks = {self._names[key]: _blank(name, key, value) for key, value in first.items()}
-        """The missing value of each target in an example of another source."""
+        """The missing value of each target, for examples of other sources."""
 
     def renamed(self, arrays: Mapping[str, Tensor]) -> Arrays:
-        """Return inputs and targets under their names in the joint batch."""
+        """Return inputs and targets by their names in the joint batch."""
         return {self._names.get(key, key): value for key, value in arrays.items()}
 
 
 def join(parts: Sequence[_Part]) -> Split:
-    """Return all examples, source by source: tensors where all lie in memory, else a data set.
+    """Concatenate the examples of all sources: as tensors if all are in memory, otherwise as a data set.
 
     Raises:
-        ValueError: If the inputs are not of one shape and type.
+        ValueError: If the inputs differ in shape or dtype.
     """
     first = parts[0]
     for part in parts:
@@ -179,14 +177,14 @@ def join(parts: Sequence[_Part]) -> Split:
 
 
 def _kind(inputs: Tensor | Mapping[str, Tensor]) -> str:
-    """Return shape and type of a tensor, or names and types of several, whose lengths are those of a text."""
+    """Describe inputs by shape and dtype, or several by name and dtype, since the lengths of texts vary."""
     if isinstance(inputs, Mapping):
         return ", ".join(f"{name} of {value.dtype}" for name, value in sorted(inputs.items()))
     return f"{list(inputs.shape)} of {inputs.dtype}"
 
 
 class Joined(Dataset[Arrays]):
-    """Examples of several sources, one after the other, read when they are needed."""
+    """The concatenated examples of several sources, read on demand."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
         self._parts = list(parts)
@@ -196,7 +194,7 @@ class Joined(Dataset[Arrays]):
         return self._ends[-1]
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the sources that change from epoch to epoch."""
+        """Set the epoch of the sources that depend on it."""
         for part in self._parts:
             if hasattr(part.split, "set_epoch"):
                 part.split.set_epoch(epoch)

@@ -1,4 +1,4 @@
-"""Points at which a network has to satisfy an equation, and its boundary."""
+"""Collocation and boundary points of a one-dimensional Poisson equation."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from multitask.data.base import InMemory, Split
 class Poisson(InMemory):
     """Points of u″ = −π² sin(πx), u(±1) = 0, whose solution is sin(πx).
 
-    ``inputs`` ``[1]``: in training uniform from −1 to 1, and the two ends by turns; ``u`` ``[1]``: 0 at the ends and
+    ``inputs`` ``[1]``: uniform in (−1, 1) for training, and the two ends alternately; ``u`` ``[1]``: 0 at the ends,
     NaN between them. Validation and test have the solution on grids.
 
     Args:
-        examples: How many points between the ends for training, and how many on the grids of validation and test.
-        ends: How many points of training are ends.
-        points_seed: Seed of the points: fixed, as in the other generated data.
+        examples: Number of training points between the ends, and of grid points for validation and test.
+        ends: Number of training points at the ends.
+        points_seed: Seed of the points: fixed, so that runs of all seeds share them.
     """
 
     examples: Sequence[int] = (900, 100, 101)
@@ -37,7 +37,7 @@ class Poisson(InMemory):
             )
 
     def load(self) -> dict[str, Split]:
-        """Draw the points of training, and make the grids."""
+        """Draw the training points and create the grids."""
         generator = torch.Generator().manual_seed(self.points_seed)
         inner = 2 * torch.rand(self.examples[0], 1, generator=generator) - 1
         ends = torch.tensor([[-1.0], [1.0]]).repeat(self.ends // 2 + 1, 1)[: self.ends]

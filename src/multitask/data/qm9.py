@@ -1,4 +1,4 @@
-"""QM9: properties of small molecules from where their atoms are."""
+"""QM9: properties of small molecules from the positions of their atoms."""
 
 import csv
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from multitask.data.sdf import read_molecules
 LARGEST = 29
 _HARTREE = 27.211386245988  # eV
 _KCAL_MOL = 0.043364106370  # eV
-# Column of gdb9.sdf.csv and what turns it into the unit that the papers use, by name of the target. The
-# energies are those of atomization, as in the papers.
+# Target → column of gdb9.sdf.csv and conversion factor to the unit used in the papers. Energies are atomization
+# energies, as in the papers.
 PROPERTIES = {
     "mu": ("mu", 1.0),  # D
     "alpha": ("alpha", 1.0),  # a0³
@@ -38,13 +38,12 @@ class QM9(DividedFile):
     """130,831 molecules of up to 29 atoms (Quantum Chemistry Structures and Properties of 134 Kilo
     Molecules, 2014).
 
-    ``inputs`` ``[29, 4]``: atomic number (0 where there is no atom) and position in ångström; each property
-    ``[]`` in the units of "Neural Message Passing for Quantum Chemistry" (2017).
+    ``inputs`` ``[29, 4]``: atomic number (0 for padding) and position in ångström; each property ``[]`` in the
+    units of "Neural Message Passing for Quantum Chemistry" (2017).
 
     Args:
-        path: The folder with ``gdb9.sdf``, ``gdb9.sdf.csv`` and ``uncharacterized.txt``, or with these in
-            ``raw``.
-        targets: The properties to read, as the tasks name them; ``null`` reads all.
+        path: The folder with ``gdb9.sdf``, ``gdb9.sdf.csv`` and ``uncharacterized.txt``, possibly in ``raw``.
+        targets: The properties to read, as the tasks name them; ``None`` for all.
     """
 
     split: Sequence[float] = (0.84, 0.08, 0.08)
@@ -58,11 +57,11 @@ class QM9(DividedFile):
         self.properties = list(PROPERTIES if self.targets is None else self.targets)
 
     def load(self) -> dict[str, Split]:
-        """Read and split the molecules, without those whose geometry is in doubt.
+        """Read and split the molecules, excluding those whose geometry is uncertain.
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If the files do not fit each other, or a target is no property.
+            ValueError: If the files disagree, or a target is not a property.
         """
         unknown = [name for name in self.properties if name not in PROPERTIES]
         if unknown:
@@ -85,7 +84,7 @@ class QM9(DividedFile):
     def _properties(self, path: Path) -> dict[str, Tensor]:
         with path.open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        # In double precision, since the raw energies are far from zero.
+        # In float64, since the raw energies are far from zero.
         return {
             name: torch.tensor([float(row[column]) for row in rows], dtype=torch.float64).mul(unit)
             for name, (column, unit) in PROPERTIES.items()
@@ -100,8 +99,7 @@ class QM9(DividedFile):
 
 
 def _numbers(path: Path) -> list[int]:
-    """Positions of the molecules that the file names; it counts from one, after a header, and ends with a
-    sum."""
+    """Return the zero-based indices of the listed molecules; the file has a header, one-based numbers and a total."""
     words = [line.split() for line in path.read_text(encoding="utf-8").splitlines()[_HEADER_LINES:]]
     return [
         int(line[0]) - 1 for line in words if len(line) > 1 and line[0].isdigit() and line[1] != "compounds"

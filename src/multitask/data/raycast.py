@@ -16,8 +16,8 @@ Array = NDArray[np.float64]
 class Camera:
     """A pinhole camera.
 
-    ``focal`` and ``centre`` (x, y) in pixels, the centre of the first pixel being (0.5, 0.5); ``position``
-    ``[3]`` in metres; ``rotation`` ``[3, 3]``, its rows are the camera's axes in the world.
+    ``focal`` and ``centre`` (x, y) are in pixels, with the centre of the first pixel at (0.5, 0.5); ``position``
+    ``[3]`` is in metres; the rows of ``rotation`` ``[3, 3]`` are the camera's axes in world coordinates.
     """
 
     height: int
@@ -28,7 +28,7 @@ class Camera:
     rotation: Array
 
     def rays(self) -> Array:
-        """Directions through the pixels' centres in camera axes, with z = 1: ``[height, width, 3]``."""
+        """Return ray directions through the pixel centres in camera axes, z = 1, ``[height, width, 3]``."""
         x = (np.arange(self.width) + 0.5 - self.centre[0]) / self.focal
         y = (np.arange(self.height) + 0.5 - self.centre[1]) / self.focal
         return np.stack([*np.meshgrid(x, y), np.ones((self.height, self.width))], axis=-1)
@@ -43,7 +43,7 @@ class Boxes:
     yaw: Array
 
     def frames(self) -> Array:
-        """Axes of each box in the world, as rows: ``[k, 3, 3]``."""
+        """Return the axes of each box in world coordinates, as rows, ``[k, 3, 3]``."""
         c, s, zero, one = np.cos(self.yaw), np.sin(self.yaw), np.zeros_like(self.yaw), np.ones_like(self.yaw)
         return np.stack([c, s, zero, -s, c, zero, zero, zero, one], axis=-1).reshape(-1, 3, 3)
 
@@ -52,9 +52,9 @@ class Boxes:
 class Hits:
     """The first hit of each ray, all ``[height, width, …]``.
 
-    ``depth``: metres along the camera's axis; ``normal``: unit, in the world, towards the camera; ``box``:
-    the number of the box, −1 for the room; ``point``: where, in the axes of the box or of the room, from
-    its centre.
+    ``depth``: metres along the camera's axis; ``normal``: unit vector in world coordinates, towards the camera;
+    ``box``: index of the box, −1 for the room; ``point``: position relative to the centre of the box or room, in
+    its axes.
     """
 
     depth: Array
@@ -64,10 +64,10 @@ class Hits:
 
 
 def cast(camera: Camera, room: Boxes, boxes: Boxes) -> Hits:
-    """Nearest surface along every ray.
+    """Return the nearest surface along every ray.
 
-    The faces of ``boxes`` are met from outside, those of the one ``room`` from inside. The camera has to be
-    inside of the room and outside of every box.
+    Rays hit ``boxes`` from outside and the single ``room`` from inside. The camera must be inside the room and
+    outside every box.
     """
     directions = camera.rays() @ camera.rotation
     _, leave, _, exit_axis = _slabs(room, camera.position, directions)
@@ -77,13 +77,13 @@ def cast(camera: Camera, room: Boxes, boxes: Boxes) -> Hits:
         enter, leave, enter_axis, _ = _slabs(boxes, camera.position, directions)
         entered = np.where((enter < leave) & (enter > 0), enter, np.inf)
         nearest = entered.argmin(axis=0)
-        found = np.take_along_axis(entered, nearest[None], axis=0)[0]
-        covered = found < depth
+        distance = np.take_along_axis(entered, nearest[None], axis=0)[0]
+        covered = distance < depth
         box = np.where(covered, nearest, box)
         axis = np.where(covered, np.take_along_axis(enter_axis, nearest[None], axis=0)[0], axis)
-        depth = np.where(covered, found, depth)
+        depth = np.where(covered, distance, depth)
 
-    # The room comes last, so that number −1 finds it.
+    # The room is last, so that index −1 selects it.
     frames = np.concatenate([boxes.frames(), room.frames()])[box]
     centres = np.concatenate([boxes.centre, room.centre])[box]
     normal = np.take_along_axis(frames, axis[..., None, None], axis=-2)[..., 0, :]
@@ -93,7 +93,7 @@ def cast(camera: Camera, room: Boxes, boxes: Boxes) -> Hits:
 
 
 def _slabs(boxes: Boxes, origin: Array, directions: Array) -> tuple[Array, Array, NDArray, NDArray]:
-    """Ray parameters of entering and leaving each box, and through which axis: ``[k, height, width]``."""
+    """Return where rays enter and leave each box, as ray parameters and face axes, ``[k, height, width]``."""
     frames = boxes.frames()
     start = np.einsum("kij,kj->ik", frames, origin - boxes.centre)[..., None, None]
     along = np.moveaxis(frames @ directions.reshape(-1, 3).T, 1, 0).reshape(3, -1, *directions.shape[:2])

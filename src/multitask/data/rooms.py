@@ -17,9 +17,9 @@ from multitask.data.scenes import render, sample
 def room(
     size: tuple[int, int], seed: int, stream: int, max_depth: float, dropout: float, index: int
 ) -> Arrays:
-    """Return the image of a random room, the same whenever and in whatever order it is rendered.
+    """Render a random room, which depends on its seed, stream and index alone.
 
-    ``stream`` separates the rooms of one split from another's; the rest is as in :class:`Rooms`.
+    ``stream`` distinguishes the splits; for the other arguments see :class:`Rooms`.
     """
     rng = np.random.default_rng([seed, stream, index])
     scene, camera = sample(rng, *size)
@@ -29,20 +29,20 @@ def room(
 
 @dataclass(eq=False)
 class Rooms(Lazy):
-    """Furnished rooms as a colour-and-depth camera sees them, ray-cast, so that every target is exact.
+    """Furnished rooms seen by an RGB-D camera, ray-cast with exact targets.
 
-    ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 8 classes, −1 unlabelled (clutter);
-    ``depth`` ``[1, h, w]`` in metres along the camera's axis, 0 invalid; ``normals`` ``[3, h, w]``: unit
-    vectors in camera axes (x right, y down, z forward), zero vector invalid.
+    ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 8 classes, −1 where unlabelled (clutter);
+    ``depth`` ``[1, h, w]`` in metres along the camera's axis, 0 where invalid; ``normals`` ``[3, h, w]``: unit
+    vectors in camera axes (x right, y down, z forward), zero where invalid.
 
     Args:
-        examples: How many rooms for train, validation and test.
+        examples: Number of rooms for train, validation and test.
         height: Height of the images in pixels.
         width: Width of the images in pixels.
-        max_depth: Metres beyond which the depth camera sees nothing.
-        dropout: Share of the pixels at which it fails.
+        max_depth: Range of the depth camera in metres.
+        dropout: Share of pixels without a depth measurement.
         scene_seed: Seed of the rooms: fixed, so that runs of all seeds share one test set.
-        in_memory: Render all before the training; otherwise each image whenever it is needed.
+        in_memory: Whether to render all images before training; otherwise they are rendered on demand.
         augmentation: Augmentation of the training examples; ``None`` for none.
     """
 
@@ -67,13 +67,13 @@ class Rooms(Lazy):
             )
 
     def load(self) -> dict[str, Split]:
-        """Set the rooms up, and render them where they are to be kept."""
+        """Create the splits, rendering them if they are kept in memory."""
         splits: dict[str, Split] = {}
         for stream, (name, count) in enumerate(zip(SPLITS, self.examples, strict=True)):
             if not count:
                 continue
-            how = ((self.height, self.width), self.scene_seed, stream, self.max_depth, self.dropout)
-            images = Made(count, partial(room, *how))
+            settings = ((self.height, self.width), self.scene_seed, stream, self.max_depth, self.dropout)
+            images = Made(count, partial(room, *settings))
             splits[name] = default_collate([images[i] for i in range(count)]) if self.in_memory else images
         if self.augmentation is not None:
             splits["train"] = Augmented(splits["train"], self.augmentation, self.seed)

@@ -1,4 +1,4 @@
-"""Random furnished rooms and what a colour-and-depth camera sees of them."""
+"""Random furnished rooms and their views by an RGB-D camera."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ FURNITURE = (
     ("crate", (0.15, 0.15, 0.15), (0.25, 0.25, 0.25)),
     (None, (0.10, 0.10, 0.20), (0.20, 0.20, 0.60)),  # clutter, unlabelled
 )
-# One colour per class, varied a little from room to room; the last is the clutter's.
+# One colour per class, perturbed in each room; the last is for clutter.
 PALETTE = np.array(
     [
         (0.65, 0.45, 0.30),
@@ -36,11 +36,11 @@ MARGIN = 0.6  # metres between the camera and the nearest furniture
 
 @dataclass(frozen=True)
 class Scene:
-    """A room, its furniture with a class each, one window and one picture on its walls, colours and a lamp.
+    """A room with classified furniture, a window and a picture on its walls, colours and a lamp.
 
-    ``panes``: ``[2, 4]`` (window, picture): centre and half width along the wall, lower and upper edge,
-    from the middle of the room; ``walls``: ``[2]``, on which of the four walls; ``colours``: ``[classes +
-    1, 3]``, the last for what has no class.
+    ``panes`` ``[2, 4]`` (window, picture): centre and half width along the wall, lower and upper edge, relative
+    to the centre of the room; ``walls`` ``[2]``: the wall of each, 0 to 3; ``colours`` ``[classes + 1, 3]``, the
+    last for unlabelled objects.
     """
 
     room: Boxes
@@ -83,7 +83,7 @@ def sample(rng: np.random.Generator, height: int, width: int) -> tuple[Scene, Ca
 
 
 def look(position: Array, aim: Array, height: int, width: int) -> Camera:
-    """Camera at ``position`` that looks at ``aim`` and sees ``FIELD_OF_VIEW`` across, the horizon level."""
+    """Return a camera at ``position`` facing ``aim``, with a horizontal ``FIELD_OF_VIEW`` and a level horizon."""
     forward = (aim - position) / np.linalg.norm(aim - position)
     right = np.array([forward[1], -forward[0], 0.0]) / np.hypot(*forward[:2])
     rotation = np.stack([right, np.cross(forward, right), forward])
@@ -96,10 +96,9 @@ def render(
 ) -> dict[str, NDArray]:
     """Return the camera's view.
 
-    ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]`` int64, −1 unlabelled; ``depth`` ``[1, h,
-    w]`` in metres, 0 where there is none: behind the window, beyond ``max_depth``, and at a share
-    ``dropout`` of the pixels; ``normals`` ``[3, h, w]``, unit vectors in camera axes, zero where there is
-    no depth.
+    ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]`` int64, −1 where unlabelled; ``depth``
+    ``[1, h, w]`` in metres, 0 where invalid: at the window, beyond ``max_depth``, and at a share ``dropout`` of
+    the pixels; ``normals`` ``[3, h, w]``: unit vectors in camera axes, zero where the depth is invalid.
     """
     hits = cast(camera, scene.room, scene.furniture)
     labels = _labels(scene, hits)
@@ -116,11 +115,11 @@ def render(
 
 
 def _labels(scene: Scene, hits: Hits) -> NDArray[np.int64]:
-    """Class of each pixel: the furniture's, or which part of the room."""
+    """Return the class of each pixel: that of the furniture or of the part of the room."""
     inside = hits.box < 0
     up = hits.normal[..., 2]
     part = np.where(up > 0.5, CLASSES.index("floor"), np.where(up < -0.5, CLASSES.index("ceiling"), -2))
-    # The four walls by their outward direction: +x, +y, −x, −y; and the coordinate along each.
+    # The walls 0 to 3 in the directions +x, +y, −x, −y, and the coordinate along each.
     wall = np.where(
         np.abs(hits.normal[..., 0]) > 0.5,
         np.where(hits.normal[..., 0] < 0, 0, 2),
@@ -140,7 +139,7 @@ def _labels(scene: Scene, hits: Hits) -> NDArray[np.int64]:
 
 
 def _shade(scene: Scene, camera: Camera, hits: Hits, labels: NDArray[np.int64]) -> Array:
-    """Lambert's law under the lamp, with checks of 25 cm on all but the window: ``[h, w, 3]``."""
+    """Shade by Lambert's law, with a 25 cm checkerboard on everything but the window, ``[h, w, 3]``."""
     colour = scene.colours[labels]
     checks = np.floor(hits.point / 0.25 + 1e-6).sum(axis=-1) % 2
     colour = colour * np.where(labels == CLASSES.index("window"), 1.0, 0.85 + 0.15 * checks)[..., None]

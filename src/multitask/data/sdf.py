@@ -1,4 +1,4 @@
-"""Molecules from the text of an SDF file, version V2000."""
+"""Reader for molecules in SDF files, version V2000."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +10,16 @@ ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 
 
 def read_molecules(path: Path, largest: int) -> Tensor:
-    """Atoms of every molecule ``[n, largest, 4]``: atomic number and x, y, z in ångström; rows of 0 fill up.
+    """Return the atoms of every molecule, ``[n, largest, 4]``: atomic number and x, y, z in ångström, zero-padded.
 
-    Bonds and properties are passed over. Raises ``ValueError`` for another element than H, C, N, O and F,
-    for more than ``largest`` atoms, and for a file that ends inside a molecule.
+    Bonds and properties are skipped. Raises ``ValueError`` for elements other than H, C, N, O and F, for more
+    than ``largest`` atoms, and for a file that ends within a molecule.
     """
     rows: list[float] = []
     count = 0
     with path.open(encoding="utf-8") as file:
         lines = iter(file)
-        for _ in lines:  # the name, which opens a molecule
+        for _ in lines:  # the name, a molecule's first line
             atoms = list(_atoms(lines, path, count, largest))
             rows += [number for atom in atoms for number in atom]
             rows += [0.0] * (4 * (largest - len(atoms)))
@@ -28,7 +28,7 @@ def read_molecules(path: Path, largest: int) -> Tensor:
 
 
 def _atoms(lines: Iterator[str], path: Path, molecule: int, largest: int) -> Iterator[tuple[float, ...]]:
-    """Atoms of the molecule whose name was just read; leaves the lines behind its end mark."""
+    """Yield the atoms of the molecule whose name was just read, and skip to its end mark."""
     try:
         next(lines), next(lines)
         atoms = int(next(lines)[:3])

@@ -1,4 +1,4 @@
-"""Generated sentences with labels that are known: a topic, a part of speech for each word, a score."""
+"""Generated sentences with exact labels: a topic, a part of speech for each word, and a score."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import torch
 from multitask.data.base import SPLITS, Split
 from multitask.data.loading import Made
 from multitask.data.text import Text
-from multitask.losses.counts import UNSPOKEN
+from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 from multitask.randomness import derived_seed
 
 TAGS = ("determiner", "adverb", "adjective", "noun", "verb", "preposition")
@@ -19,7 +19,7 @@ NOUNS = {
     "travel": ("train", "ship", "driver", "bridge", "ticket", "ferry"),
     "garden": ("plant", "rose", "fence", "water", "gardener", "tree"),
 }
-"""The nouns of each topic, in the order of the classes. Some are verbs too: what they are depends on their place."""
+"""The nouns of each topic, in the order of the classes. Some are also verbs, depending on their position."""
 VERBS = (
     "fish",
     "duck",
@@ -35,9 +35,9 @@ VERBS = (
     "left",
 )
 ADJECTIVES = {"lovely": 2, "good": 1, "bright": 1, "plain": 0, "old": 0, "dull": -1, "bad": -1, "awful": -2}
-"""Each with its part in the score."""
+"""The score of each adjective."""
 ADVERBS = {"very": 2, "hardly": -1}
-"""Each with the factor that it gives the next adjective."""
+"""The factor of each adverb on the score of the next adjective."""
 DETERMINERS = ("the", "a", "this", "some")
 PREPOSITIONS = ("near", "with", "without", "behind")
 
@@ -55,20 +55,20 @@ VOCABULARY = dict.fromkeys(
         "by",
     )
 )
-"""All words; a word's id is its place."""
+"""All words; a word's id is its index."""
 _IDS = {word: number for number, word in enumerate(VOCABULARY)}
 
 
 @dataclass(eq=False)
 class Sentences(Text):
-    """Sentences of 5 to 17 words after a first token ``[CLS]``, drawn from a grammar.
+    """Sentences of 5 to 17 words after the token ``[CLS]``, drawn from a grammar.
 
-    ``topic`` is the class of whoever acts: the first noun, or in a sentence with "by" the noun after it. ``tags`` is
-    the part of speech of each word (:data:`TAGS`), −100 for ``[CLS]`` and padding. ``score`` is the sum over adjectives
-    of their value times the factor of the adverb before them.
+    ``topic`` is the class of the agent: the first noun, or the noun after "by". ``tags`` is the part of speech of each
+    word (:data:`TAGS`), −100 for ``[CLS]`` and padding. ``score`` is the sum over adjectives of their score times the
+    factor of the preceding adverb.
 
     Args:
-        examples: How many sentences train, validation and test have.
+        examples: Number of sentences for train, validation and test.
         sentences_seed: Seed of the sentences: fixed, so that runs of all seeds share one test set.
     """
 
@@ -100,7 +100,7 @@ def example(generator: torch.Generator) -> dict[str, Any]:
             "attention_mask": torch.ones(len(words) + 1, dtype=torch.long),
         },
         "topic": torch.tensor(list(NOUNS).index(topic)),
-        "tags": torch.tensor([UNSPOKEN, *(TAGS.index(tag) for _, tag in words)]),
+        "tags": torch.tensor([DEFAULT_IGNORE_INDEX, *(TAGS.index(tag) for _, tag in words)]),
         "score": torch.tensor(float(score)),
     }
 

@@ -1,4 +1,4 @@
-"""Texts of unlike length: each batch is padded to its longest."""
+"""Texts of varying length: each batch is padded to its longest text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from multitask.data.base import Lazy
-from multitask.losses.counts import UNSPOKEN
+from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 
 
 @dataclass(eq=False)
 class Text(Lazy):
-    """Examples whose ``inputs`` are tensors by name, one entry per token: ``input_ids``, ``attention_mask``.
+    """Examples whose ``inputs`` are tensors by name with one entry per token: ``input_ids``, ``attention_mask``.
 
-    In a batch they are ``[batch, tokens]``, padded with ``pad``, and with zeros where they are no token ids. A target
-    with one entry per token is padded with what marks a missing label: −100 in integers, NaN in floats.
+    In a batch they are ``[batch, tokens]``; ``input_ids`` are padded with ``pad``, others with zeros. Targets with one
+    entry per token are padded with the missing label: −100 for integers, NaN for floats.
 
     Args:
         pad: The token id of padding.
@@ -39,8 +39,8 @@ class Text(Lazy):
         }
         for key in examples[0].keys() - {"inputs"}:
             values = [example[key] for example in examples]
-            blank = torch.nan if values[0].is_floating_point() else UNSPOKEN
-            # Nothing is what a text has whose tokens another corpus labels.
+            blank = torch.nan if values[0].is_floating_point() else DEFAULT_IGNORE_INDEX
+            # Labels are empty in texts of a corpus that does not have them.
             lengths = [len(next(iter(one.values()))) for one in inputs]
             pairs = zip(values, lengths, strict=True)
             whole = [value if value.numel() else value.new_full((length,), blank) for value, length in pairs]

@@ -1,4 +1,4 @@
-"""Bring your own texts: a data set of Hugging Face's ``datasets`` on disk, tokenized or not."""
+"""User-supplied texts: a Hugging Face data set on disk, tokenized or not."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,27 +13,27 @@ from multitask.data.base import SPLITS, Split
 from multitask.data.loading import split_indices
 from multitask.data.text import Text
 from multitask.extras import imported
-from multitask.losses.counts import UNSPOKEN
+from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 
 
 @dataclass(eq=False)
 class TextFolder(Text):
-    """What ``save_to_disk`` has written: the encoder's inputs, or texts, and one column per target.
+    """A data set written by ``save_to_disk``: texts or the encoder's inputs, and one column per target.
 
-    A split called ``validation`` is ``val``. Without a tokenizer the columns ``inputs`` are token ids and what goes
-    with them. With one, the column ``text`` holds texts, or lists of words; of a target with one label per word the
-    first token of each word is labelled, the others are −100, or NaN in floats.
+    A split named ``validation`` is used as ``val``. Without a tokenizer, the columns ``inputs`` are the encoder's
+    inputs. With one, the column ``text`` contains texts or lists of words; a target with one label per word then
+    labels the first token of each word, and the other tokens are missing: −100 for integers, NaN for floats.
 
     Args:
         path: The folder.
-        inputs: The columns that the encoder takes; with a tokenizer, what of the tokenizer's output.
-        targets: The columns to read as targets; ``None`` for all that hold numbers.
-        text: The column with texts.
-        tokenizer: A local folder with a tokenizer as ``save_pretrained`` writes it.
-        max_length: Tokens after which a text is cut, where there is a tokenizer.
-        split: Shares of train, validation and test, of a data set that has no splits of its own.
+        inputs: The encoder's inputs: names of columns, or of the tokenizer's outputs.
+        targets: The target columns; ``None`` for all numeric columns.
+        text: The text column.
+        tokenizer: A local folder with a tokenizer saved by ``save_pretrained``.
+        max_length: Maximum number of tokens per text, with a tokenizer.
+        split: Shares of train, validation and test, if the data set has no splits.
         split_seed: Seed of a split by shares.
-        pad: The token id of padding, where no tokenizer knows it.
+        pad: The token id of padding, unless the tokenizer defines it.
     """
 
     path: str | None
@@ -54,25 +54,25 @@ class TextFolder(Text):
             )
 
     def load(self) -> dict[str, Split]:
-        """Open the folder, of which nothing is read but what batches need.
+        """Open the folder; examples are read on demand.
 
         Raises:
-            FileNotFoundError: If there is no such folder.
+            FileNotFoundError: If the folder does not exist.
             ValueError: If a package is not installed, or a column is missing.
         """
         datasets = imported("datasets", "huggingface", "data=text_folder")
         if self.path is None or not Path(self.path).is_dir():
             what = "data.path is null" if self.path is None else f"data.path={self.path} does not exist"
             raise FileNotFoundError(f"{what}; give a folder as datasets' save_to_disk writes it.")
-        found = datasets.load_from_disk(self.path)
-        if not isinstance(found, Mapping):
-            parts = split_indices(len(found), self.split, self.split_seed)
-            found = {
-                name: found.select(part.tolist())
+        stored = datasets.load_from_disk(self.path)
+        if not isinstance(stored, Mapping):
+            parts = split_indices(len(stored), self.split, self.split_seed)
+            stored = {
+                name: stored.select(part.tolist())
                 for name, part in zip(SPLITS, parts, strict=True)
                 if len(part)
             }
-        splits = {"val" if name == "validation" else name: split for name, split in found.items()}
+        splits = {"val" if name == "validation" else name: split for name, split in stored.items()}
         if unknown := [name for name in splits if name not in SPLITS]:
             raise ValueError(
                 f"data.path={self.path} has a split {unknown[0]}; call the splits train, validation and test."
@@ -97,7 +97,7 @@ class TextFolder(Text):
         targets = self.targets
         if targets is None:
             example = split[0]
-            targets = [name for name in split.column_names if name not in read and _numbers(example[name])]
+            targets = [name for name in split.column_names if name not in read and _is_numeric(example[name])]
         for name in (*read, *targets):
             if name not in split.column_names:
                 raise ValueError(
@@ -110,7 +110,7 @@ class TextFolder(Text):
 class _Texts(Dataset[dict[str, Any]]):
     def __init__(self, rows: Any, data: TextFolder, targets: list[str], tokenizer: Any) -> None:
         self._rows = rows
-        self._inputs, self._text, self._longest = data.inputs, data.text, data.max_length
+        self._inputs, self._text, self._max_length = data.inputs, data.text, data.max_length
         self._targets = targets
         self._tokenizer = tokenizer
 
@@ -123,38 +123,38 @@ class _Texts(Dataset[dict[str, Any]]):
         if self._tokenizer is None:
             return {"inputs": {name: torch.tensor(row[name]) for name in self._inputs}, **targets}
         words = row[self._text]
-        of_words = not isinstance(words, str)
-        made = self._tokenizer(
+        is_split = not isinstance(words, str)
+        encoding = self._tokenizer(
             words,
-            is_split_into_words=of_words,
-            truncation=self._longest is not None,
-            max_length=self._longest,
+            is_split_into_words=is_split,
+            truncation=self._max_length is not None,
+            max_length=self._max_length,
         )
-        inputs = {name: torch.tensor(made[name]) for name in self._inputs}
+        inputs = {name: torch.tensor(encoding[name]) for name in self._inputs}
         for name, target in targets.items():
-            if target.ndim and of_words and len(target) == len(words):
-                targets[name] = _of_tokens(target, made.word_ids())
+            if target.ndim and is_split and len(target) == len(words):
+                targets[name] = _token_labels(target, encoding.word_ids())
         return {"inputs": inputs, **targets}
 
 
-def _of_tokens(labels: Tensor, words: Sequence[int | None]) -> Tensor:
-    """Return the labels of words as labels of tokens: of the first token of each word."""
-    blank = torch.nan if labels.is_floating_point() else UNSPOKEN
-    found = labels.new_full((len(words),), blank)
+def _token_labels(labels: Tensor, words: Sequence[int | None]) -> Tensor:
+    """Turn labels of words into labels of tokens: only the first token of each word is labelled."""
+    missing = torch.nan if labels.is_floating_point() else DEFAULT_IGNORE_INDEX
+    of_tokens = labels.new_full((len(words),), missing)
     before = None
-    for place, word in enumerate(words):
+    for i, word in enumerate(words):
         if word is not None and word != before:
-            found[place] = labels[word]
+            of_tokens[i] = labels[word]
         before = word
-    return found
+    return of_tokens
 
 
 def _tensor(value: Any) -> Tensor:
     """Return a target: floats and booleans as float32, integers as int64."""
-    made = torch.tensor(value)
-    return made.float() if made.dtype == torch.bool else made
+    target = torch.tensor(value)
+    return target.float() if target.dtype == torch.bool else target
 
 
-def _numbers(value: Any) -> bool:
+def _is_numeric(value: Any) -> bool:
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, int | float)

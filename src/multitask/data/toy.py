@@ -1,4 +1,4 @@
-"""The data of a toy problem: none but the noise."""
+"""The data of a toy problem: random displacements of the point."""
 
 import torch
 
@@ -7,11 +7,11 @@ from multitask.randomness import derived_seed
 
 
 class Toy(DataModule):
-    """One displacement of the point per step: ``inputs`` ``[steps, 2]``, and the ``origin`` that targets name.
+    """One displacement of the point per step, ``inputs`` ``[steps, 2]``, and the target ``origin``, zeros.
 
     Args:
-        steps: How many steps an epoch has.
-        noise: Standard deviation of the displacements; 0 makes every step exact.
+        steps: Number of steps per epoch.
+        noise: Standard deviation of the displacements; 0 for exact gradients.
         seed: Seed of the displacements and their order.
     """
 

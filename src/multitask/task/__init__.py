@@ -1,4 +1,4 @@
-"""A task: head, loss, metrics and target; and losses that are none of a head."""
+"""Tasks: a head with its loss, metrics and target, or a loss without a head."""
 
 from multitask.task.task import Task
 

@@ -1,4 +1,4 @@
-"""Predictions made of other predictions."""
+"""Predictions derived from other predictions."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from multitask.task.seen import Derived, Seen
 
 
 class PredictionOf(Derived):
-    """The prediction of another task: one output that several tasks compare, each by its own loss and target.
+    """The prediction of another task, for several tasks that compare one output with different targets or losses.
 
     Args:
         task: The other task.
@@ -19,19 +19,19 @@ class PredictionOf(Derived):
         self.task = task
 
     def forward(self, seen: Seen) -> Tensor:
-        """Return what the other task's head returned."""
+        """Return the output of the other task's head."""
         return seen.predictions[self.task]
 
 
 class Derivative(Derived):
-    """The derivative of another task's prediction with respect to its example's inputs: forces, −dE/dx.
+    """The derivative of another task's prediction with respect to the inputs, such as forces −dE/dx.
 
-    It is that of the prediction in its target's own units, whatever ``transform`` the other task trains in.
+    The prediction is taken in the units of its target, before any ``transform`` of the other task.
 
     Args:
         task: The other task, whose prediction is one number per example.
-        factor: A constant factor; −1 makes forces of energies.
-        inputs: Which of several inputs; not needed where there is one.
+        factor: A constant factor; −1 turns energies into forces.
+        inputs: The name of the input, if there are several.
     """
 
     derivatives: ClassVar[bool] = True
@@ -43,5 +43,5 @@ class Derivative(Derived):
         self.inputs = inputs
 
     def forward(self, seen: Seen) -> Tensor:
-        """Return the derivative, ``[batch, …]``, as large as the inputs."""
+        """Return the derivative, in the shape of the inputs."""
         return self.factor * seen.derivative(seen.in_units(self.task), self.inputs)

@@ -1,4 +1,4 @@
-"""Losses and metrics of a whole split, gathered batch by batch."""
+"""Losses and metrics of a split, accumulated over its batches."""
 
 from collections.abc import Iterable, Mapping
 from math import isnan
@@ -14,10 +14,10 @@ from multitask.task.task import Outcome, Task
 
 
 class Measurement(nn.Module):
-    """The mean loss of each task over what is labelled in a split, beside the tasks' own metrics.
+    """The mean loss of each task over the labelled part of a split, and the tasks' metrics.
 
     Args:
-        tasks: The names of the tasks that predict, then those of the losses beside them.
+        tasks: The names of the tasks that predict, followed by those of the other losses.
     """
 
     def __init__(self, tasks: Iterable[str]) -> None:
@@ -34,8 +34,8 @@ class Measurement(nn.Module):
 
         Args:
             tasks: The tasks that predict.
-            outcomes: The outcome of each of them on the batch.
-            others: The mean loss of each of the others, and what it is over.
+            outcomes: Their outcomes on the batch.
+            others: Mean and count of each other loss.
         """
         for i, (loss, count) in enumerate(others, start=len(tasks)):
             if count:
@@ -47,18 +47,17 @@ class Measurement(nn.Module):
                 task.measure(outcome)
 
     def finish(self, tasks: Mapping[str, Task], others: Iterable[str] = ()) -> Figures:
-        """Return the figures of what was added, over all processes, and forget it.
+        """Return losses and metrics over all processes, and reset them.
 
-        A task without a label in the split has no figures, and neither has a metric that is NaN where the loss is
-        not: a correlation of constant predictions, say. Of a loss that is NaN the metrics stay, as they are. One that
-        cannot be computed of what it was shown is left out with a warning, so that the others are not lost with it.
+        Tasks without a label in the split are omitted. So is a metric that is NaN although the loss is not, such as a
+        correlation of constant predictions. A metric that raises is omitted with a warning.
         """
         figures: dict[tuple[str, str], float] = {}
-        sums, masses = self._losses["losses"].compute().tolist()
-        for name, total, mass in zip([*tasks, *others], sums, masses, strict=True):
-            metrics = _computed(name, tasks[name]) if mass and name in tasks else {}
-            if mass:
-                loss = figures[name, "loss"] = total / mass
+        sums, counts = self._losses["losses"].compute().tolist()
+        for name, total, count in zip([*tasks, *others], sums, counts, strict=True):
+            metrics = _computed(name, tasks[name]) if count and name in tasks else {}
+            if count:
+                loss = figures[name, "loss"] = total / count
                 for metric, value in metrics.items():
                     if isnan(loss) or not isnan(value):
                         figures[name, metric] = value
@@ -69,20 +68,20 @@ class Measurement(nn.Module):
 
 
 def _computed(name: str, task: Task) -> dict[str, float]:
-    found = {}
+    values = {}
     for key, metric in task.metrics.items(keep_base=True, copy_state=False):
         try:
-            found[key] = float(metric.compute())
+            values[key] = float(metric.compute())
         except (ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
             rank_zero_warn(
                 f"tasks.{name}.metrics.{key} cannot be computed of the labels that a split has, and is left out: "
                 f"{' '.join(str(error).split()).rstrip('.')}."
             )
-    return found
+    return values
 
 
 class _Losses(Metric):
-    """Sums over a split: of each task's loss times what its mean is over, and of what it is over."""
+    """Sums over a split, per task: of its mean losses times their counts, and of the counts."""
 
     full_state_update = False
     sums: Tensor
@@ -91,10 +90,10 @@ class _Losses(Metric):
         super().__init__()
         self.add_state("sums", torch.zeros(2, tasks), dist_reduce_fx="sum")
 
-    def update(self, task: int, loss: Tensor, mass: Tensor | float) -> None:
+    def update(self, task: int, loss: Tensor, count: Tensor | float) -> None:
         """Add a task's mean loss over one batch."""
-        loss, mass = exact(loss), exact(torch.as_tensor(mass)).to(self.sums)
-        self.sums[:, task] += torch.stack([loss * mass, mass])
+        loss, count = exact(loss), exact(torch.as_tensor(count)).to(self.sums)
+        self.sums[:, task] += torch.stack([loss * count, count])
 
     def compute(self) -> Tensor:
         """Return both sums, ``[2, tasks]``."""

@@ -1,4 +1,4 @@
-"""A penalty on named parameters, a task of its own: no head, no target."""
+"""A penalty on named parameters: a task without head and target."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -24,13 +24,12 @@ class SumOfAbsolutes(nn.Module):
 
 
 class Penalty(nn.Module):
-    """A loss of named parameters, combined by any weighting; its gradient reaches the trunk directly.
+    """A loss of named parameters, which the weighting combines with the other losses.
 
     Args:
-        parameters: Patterns of names, ``*`` for anything: ``trunk.*``, ``trunk.*.weight``,
-            ``tasks.left.head.*``.
-        loss: The parameters by name → a scalar; by default the sum of squares.
-        weight: A constant factor of the loss, whatever the combiner does with it afterwards.
+        parameters: Patterns of parameter names: ``trunk.*``, ``trunk.*.weight``, ``tasks.left.head.*``.
+        loss: Parameters by name → a scalar; by default the sum of squares.
+        weight: A constant factor of the loss, applied before the weighting.
     """
 
     def __init__(
@@ -51,15 +50,15 @@ class Penalty(nn.Module):
             named: All parameters of the model, as ``named_parameters()`` gives them.
 
         Raises:
-            ValueError: See :meth:`chosen`.
+            ValueError: If a pattern matches no parameter.
         """
         return self.weight * self.loss(self.chosen(named))
 
     def chosen(self, named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
-        """Return the parameters that the patterns name.
+        """Return the parameters that match the patterns.
 
         Raises:
-            ValueError: If a pattern names none.
+            ValueError: If a pattern matches no parameter.
         """
         known = dict(named)
         for pattern in self.patterns:

@@ -1,4 +1,4 @@
-"""The computations of a model on one batch, for predictions and losses that are of more than one head's features."""
+"""Everything that a model computes on one batch, for predictions and losses beyond heads on features."""
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from multitask.task.task import Batch, Outcome, Task, split_features
 
 
 class Derived(nn.Module):
-    """A prediction made of anything that the model has computed: a task's ``prediction``, in place of a head.
+    """A prediction computed from anything in :class:`Seen`: a task's ``prediction``, in place of a head.
 
     A subclass defines ``forward(seen)``, which returns the prediction, ``[batch, …]``. Target, loss, metrics, missing
-    labels and transform are those of any other task.
+    labels and transform work as for any other task.
     """
 
     derivatives: ClassVar[bool] = False
-    """Whether it calls :meth:`Seen.derivative`: the inputs then require gradients, in evaluation too."""
+    """Whether it calls :meth:`Seen.derivative`; the inputs then require gradients, also in evaluation."""
 
     def forward(self, seen: "Seen") -> Tensor:
         """Return the prediction of this task for the batch."""
@@ -28,15 +28,15 @@ class Derived(nn.Module):
 
 
 class Seen:
-    """The batch, and all that the model has computed of it; each head is called once, when it is first asked for.
+    """The batch and everything computed from it; each head runs once, when its prediction is first accessed.
 
     Args:
         batch: The batch.
-        inputs: What the trunk was given: a tensor, several by name, or anything else. Floating-point tensors require
-            gradients where a loss is of derivatives with respect to them.
-        output: What the trunk returned.
+        inputs: The trunk's inputs: a tensor, several by name, or anything else. Floating-point tensors require
+            gradients if a loss takes derivatives with respect to them.
+        output: The trunk's output.
         tasks: The tasks that predict, by name.
-        examples: How many examples the batch has; by default as many as its first tensor.
+        examples: Number of examples in the batch; by default the length of its first tensor.
     """
 
     def __init__(
@@ -52,73 +52,70 @@ class Seen:
         self.inputs = inputs
         features, losses = output if isinstance(output, WithLosses) else (output, {})
         self.features = features
-        """As the trunk returned them: one tensor for all tasks, or a mapping with one per task."""
+        """The trunk's features: one tensor for all tasks, or a mapping with one per task."""
         self.losses: Mapping[str, Tensor | tuple[Tensor, float | Tensor]] = losses
-        """The trunk's own losses by name; none unless it returns :class:`multitask.nn.with_losses.WithLosses`."""
-        self.predictions: Mapping[str, Tensor] = _Once(self._predict, list(tasks))
+        """The trunk's own losses by name; empty unless it returns :class:`multitask.nn.with_losses.WithLosses`."""
+        self.predictions: Mapping[str, Tensor] = _LazyPredictions(self._predict, list(tasks))
         """The prediction of each task, as its head returns it."""
         self._tasks = tasks
-        self._of_heads: dict[str, Tensor] = {}
-        self._waiting: list[str] = []
+        self._head_features: dict[str, Tensor] = {}
+        self._pending: list[str] = []
 
     def outcomes(self, leave_out: Container[str] = ()) -> dict[str, Outcome]:
-        """Return loss, prediction and target of each task that predicts, but for those to leave out."""
-        found, at = {}, ""
+        """Return the outcome of each task that predicts, except those in ``leave_out``."""
+        outcomes, name = {}, ""
         try:
-            for at, task in self._tasks.items():
-                if at in leave_out:
-                    continue
-                found[at] = task.outcome(self.predictions[at], self.batch)
-        except _WRONG as error:
-            raise _named(at, error) from error
-        return found
+            for name, task in self._tasks.items():
+                if name not in leave_out:
+                    outcomes[name] = task.outcome(self.predictions[name], self.batch)
+        except _ERRORS as error:
+            raise _named(name, error) from error
+        return outcomes
 
     def in_units(self, task: str) -> Tensor:
-        """Return a prediction as the task's metrics see it: in the target's own units."""
+        """Return the prediction of a task in the units of its target, as its metrics receive it."""
         prediction = self.predictions[task]
         owner = self._tasks[task]
         return owner.transform.shown(prediction, owner.transform(self.batch[owner.target]))[0]
 
     def in_precision(self, values: Tensor) -> Tensor:
-        """Return values in float32 where they are float64 and the features are not: targets keep their digits."""
+        """Return float64 values as float32, unless the features are float64: targets may be float64 for precision."""
         if values.dtype != torch.float64:
             return values
-        of_features = next(
-            (t.dtype for t in tensors_of(self.features) if t.is_floating_point()), values.dtype
-        )
-        return values if of_features == torch.float64 else values.float()
+        dtype = next((t.dtype for t in tensors_of(self.features) if t.is_floating_point()), values.dtype)
+        return values if dtype == torch.float64 else values.float()
 
     def derivative(self, output: Tensor, inputs: str | None = None) -> Tensor:
-        """Return the derivative of an output with respect to the inputs of its example, with its graph.
+        """Return the derivative of an output with respect to the inputs of its example, differentiable itself.
 
         Args:
-            output: One number per example, ``[batch]`` or ``[batch, 1]``: a prediction, a column of one, or a
-                derivative itself. It is summed over the batch, so no example may depend on the inputs of others.
-            inputs: Which of several inputs.
+            output: One number per example, ``[batch]`` or ``[batch, 1]``: a prediction, a column of it, or another
+                derivative. It is summed over the batch, so no example may depend on the inputs of others.
+            inputs: The name of the input, if there are several.
 
         Returns:
-            A tensor as large as the inputs.
+            A tensor in the shape of the inputs.
 
         Raises:
             ValueError: If the output is not one number per example, or does not depend on the inputs.
         """
-        given = self._floats(inputs)
+        point = self._differentiable_input(inputs)
         if output.numel() != self.examples:
             raise ValueError(
                 f"a derivative is of one number for each of {self.examples} examples, not of {list(output.shape)}; "
                 "take a column"
             )
-        found = None
+        derivative = None
         if output.requires_grad:
-            (found,) = torch.autograd.grad(output.sum(), given, create_graph=True, allow_unused=True)
-        if found is None:
+            (derivative,) = torch.autograd.grad(output.sum(), point, create_graph=True, allow_unused=True)
+        if derivative is None:
             raise ValueError(
                 "an output whose derivative is wanted does not depend on the inputs; second derivatives want a smooth "
                 "network, with Tanh or SiLU in place of ReLU"
             )
-        return found
+        return derivative
 
-    def _floats(self, name: str | None) -> Tensor:
+    def _differentiable_input(self, name: str | None) -> Tensor:
         given: Any = self.inputs
         if isinstance(given, Mapping):
             if name is None or name not in given:
@@ -137,39 +134,39 @@ class Seen:
         return given
 
     def _predict(self, name: str) -> Tensor:
-        if name in self._waiting:
-            raise ValueError(f"the predictions of {', '.join(self._waiting)} wait for each other")
+        if name in self._pending:
+            raise ValueError(f"the predictions of {', '.join(self._pending)} depend on each other")
         task = self._tasks[name]
-        self._waiting.append(name)
+        self._pending.append(name)
         try:
             if task.prediction is not None:
                 return task.prediction(self)
-            if not self._of_heads:
+            if not self._head_features:
                 heads = [name for name, task in self._tasks.items() if task.head is not None]
-                self._of_heads = dict(zip(heads, split_features(self.features, heads), strict=True))
-            return task.predict(self._of_heads[name])
-        except _WRONG as error:
+                self._head_features = dict(zip(heads, split_features(self.features, heads), strict=True))
+            return task.predict(self._head_features[name])
+        except _ERRORS as error:
             raise _named(name, error) from error
         finally:
-            self._waiting.remove(name)
+            self._pending.remove(name)
 
 
-class _Once(Mapping[str, Tensor]):
-    """Values that are made when they are first asked for."""
+class _LazyPredictions(Mapping[str, Tensor]):
+    """Predictions that are computed when they are first accessed."""
 
-    def __init__(self, make: Callable[[str], Tensor], names: list[str]) -> None:
-        self._make = make
+    def __init__(self, predict: Callable[[str], Tensor], names: list[str]) -> None:
+        self._predict = predict
         self._names = names
-        self._made: dict[str, Tensor] = {}
+        self._computed: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._made:
+        if name not in self._computed:
             if name not in self._names:
                 raise ValueError(
                     f"no task {name!r} predicts anything; there are {', '.join(self._names) or 'none'}"
                 )
-            self._made[name] = self._make(name)
-        return self._made[name]
+            self._computed[name] = self._predict(name)
+        return self._computed[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -182,22 +179,22 @@ class _Once(Mapping[str, Tensor]):
 
 
 def with_gradients(inputs: Any) -> Any:
-    """Return inputs whose floating-point tensors require gradients, apart from the batch's own tensors."""
+    """Return inputs whose floating-point tensors are detached from the batch and require gradients."""
     return mapped(inputs, lambda t: t.detach().requires_grad_() if t.is_floating_point() else t)
 
 
 @contextmanager
 def naming(task: str) -> Iterator[None]:
-    """Name the task in what goes wrong inside."""
+    """Prefix the task's name to errors raised inside."""
     try:
         yield
-    except _WRONG as error:
+    except _ERRORS as error:
         raise _named(task, error) from error
 
 
-_WRONG = (KeyError, ValueError, RuntimeError, IndexError, TypeError)
+_ERRORS = (KeyError, ValueError, RuntimeError, IndexError, TypeError)
 
 
 def _named(task: str, error: Exception) -> ValueError:
-    said = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return ValueError(said if said.startswith(f"tasks.{task}: ") else f"tasks.{task}: {said}")
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return ValueError(message if message.startswith(f"tasks.{task}: ") else f"tasks.{task}: {message}")

@@ -1,4 +1,4 @@
-"""Between the data's target, what the loss compares, and what the metrics see."""
+"""Transforms between targets as stored, as the loss compares them, and as the metrics receive them."""
 
 from collections.abc import Callable
 from typing import Protocol, Self, runtime_checkable
@@ -12,50 +12,50 @@ from multitask.metrics.trials import varies
 
 @runtime_checkable
 class Fitted(Protocol):
-    """A transform or a loss that is fitted to the training targets before the first step."""
+    """A transform or loss that is fitted to the training targets before the first step."""
 
     def observe(self, targets: Tensor) -> None:
-        """Take a batch of training targets: floats ``[batch, …]``, NaN where missing; labelled classes ``[k]``."""
+        """Add a batch of training targets: floats ``[batch, …]``, NaN where missing, or labelled classes ``[k]``."""
 
     def finish(self) -> None:
-        """Settle on what was seen and forget the rest."""
+        """Fit to the observed targets and discard the accumulated state."""
 
 
 class Transform(nn.Module):
-    """Leaves targets and predictions as they are; the base of those that do not."""
+    """Identity transform, and base class of the others."""
 
     def forward(self, target: Tensor) -> Tensor:
-        """Return what the loss compares with the prediction, in the shape of the target."""
+        """Return the target as the loss compares it, in the same shape."""
         return target
 
     def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return prediction and target as the metrics see them.
+        """Return prediction and target as the metrics receive them.
 
         Args:
             prediction: The head's output for a batch.
-            target: The target in the loss's units; any number where it is missing.
+            target: The transformed target; arbitrary where missing.
         """
         return prediction, target
 
     def origin(self, shown: Tensor) -> Tensor | None:
-        """Return from where metrics that are the same from every origin count, to keep digits; ``None`` for zero.
+        """Return an origin that translation-invariant metrics may subtract for precision; ``None`` for zero.
 
         Args:
-            shown: Targets as the metrics see them, over which the answer is to spread.
+            shown: Targets as the metrics receive them; the result broadcasts over them.
         """
         return None
 
 
 class Standardized(Transform):
-    """Regression of the target less its mean, in units of its deviation; metrics keep the target's units.
+    """Standardizes targets by mean and standard deviation for the loss; metrics keep the target's units.
 
-    Mean and deviation are those of the labelled part of the training split, one pair for each column of
-    ``[batch, columns]`` or channel of ``[batch, channels, …]``, and travel with the checkpoint. They are float64, and
-    so is the difference from the mean, whatever the model is cast to: of float32 numbers around a million a
-    deviation of 1 has four digits. A device without float64 (MPS) leaves them on the CPU.
+    Mean and deviation are those of the labelled training targets, one pair per column of ``[batch, columns]`` or
+    channel of ``[batch, channels, …]``, and are saved in the checkpoint. They and the difference from the mean are
+    float64 whatever the model's dtype: among float32 numbers around a million, a deviation of 1 has four digits. On
+    devices without float64 (MPS) they stay on the CPU.
 
     Args:
-        center: Whether to take the mean away, or only to divide by the deviation.
+        center: Whether to subtract the mean before dividing by the deviation.
     """
 
     mean: Tensor
@@ -69,14 +69,14 @@ class Standardized(Transform):
         self._moments = _Moments()
 
     def observe(self, targets: Tensor) -> None:
-        """Take a batch of training targets."""
+        """Add a batch of training targets."""
         self._moments.add(_columns(targets))
 
     def finish(self) -> None:
         """Set mean and deviation.
 
         Raises:
-            ValueError: If there is no labelled value, or a column is constant.
+            ValueError: If a column has no labelled value, is constant, or is not finite.
         """
         mean, std = self._moments.result()
         self._moments = _Moments()
@@ -84,13 +84,13 @@ class Standardized(Transform):
         self.std = std.to(self.std.device)
 
     def forward(self, target: Tensor) -> Tensor:
-        """Return the target in standard units."""
+        """Return the standardized target."""
         dtype = target.dtype if target.is_floating_point() else torch.get_default_dtype()
         wide = target.double() if home(target.device) == target.device else target.float()
         return ((wide - self._like(self.mean, wide)) / self._like(self.std, wide)).to(dtype)
 
     def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both in the target's own units."""
+        """Return both in the target's units."""
         return self._back(prediction), self._back(target)
 
     def origin(self, shown: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Standardized(Transform):
 
     @staticmethod
     def _like(statistic: Tensor, values: Tensor) -> Tensor:
-        """Return one number per column in a shape that spreads over ``[batch, columns, …]``."""
+        """Return one number per column, in a shape that broadcasts over ``[batch, columns, …]``."""
         statistic = statistic.to(values.dtype).to(values.device)
         return statistic if statistic.numel() == 1 else statistic.view(-1, *[1] * (values.ndim - 2))
 
@@ -116,9 +116,9 @@ class Standardized(Transform):
 
 
 class Binary(Transform):
-    """Classes 0 and 1, one or several an example, as the floats that ``BCEWithLogitsLoss`` wants.
+    """Classes 0 and 1, one or several per example, as floats for ``BCEWithLogitsLoss``.
 
-    Metrics see probabilities and integers: torchmetrics takes a batch whose logits all lie in [0, 1] for
+    Metrics receive probabilities and integers, since torchmetrics interprets logits that all lie in [0, 1] as
     probabilities.
     """
 
@@ -132,9 +132,9 @@ class Binary(Transform):
 
 
 class Classes(Transform):
-    """One of several classes; metrics that need them see probabilities over dimension 1.
+    """One of several classes, for metrics that need probabilities over dimension 1.
 
-    Of a target that gives every class a share, as ``CrossEntropyLoss`` takes it too, metrics see the largest.
+    Of targets that are class probabilities, which ``CrossEntropyLoss`` also accepts, metrics receive the argmax.
     """
 
     def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,10 +143,10 @@ class Classes(Transform):
 
 
 class Shown(Transform):
-    """Metrics see the prediction through a function, the loss does not.
+    """Applies a function to the prediction for the metrics, but not for the loss.
 
     Args:
-        function: Prediction → what the metrics see.
+        function: Prediction → the metrics' prediction.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -154,23 +154,22 @@ class Shown(Transform):
         self.function = function
 
     def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the prediction through the function."""
+        """Return the function of the prediction, and the target."""
         return self.function(prediction), target
 
 
 def in_units(transform: Transform, prediction: Tensor) -> Tensor:
-    """Return a prediction as the metrics see it, where there is no target: probabilities, or numbers in its units.
+    """Return a prediction as the metrics receive it, without a target: probabilities, or values in the target's units.
 
-    In float64 where these units are the target's own.
+    Values of a fitted transform are float64.
     """
     values = exact(prediction) if isinstance(transform, Fitted) else prediction
     return transform.shown(values, torch.zeros_like(values))[0]
 
 
 class _Moments:
-    """Counts, means and squared deviations of columns, merged batch by batch.
-
-    (Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979.)
+    """Running count, mean and variance of columns (Updating Formulae and a Pairwise Algorithm for Computing Sample
+    Variances, 1979).
     """
 
     def __init__(self) -> None:
@@ -191,13 +190,13 @@ class _Moments:
         mean = rows.sum(0) / count.clamp(min=1)
         squares = ((rows - mean).square() * known).sum(0)
         total = self._count + count
-        apart = (mean - self._mean) * (count > 0)
-        self._squares = self._squares + squares + apart.square() * self._count * count / total.clamp(min=1)
-        self._mean = self._mean + apart * count / total.clamp(min=1)
+        shift = (mean - self._mean) * (count > 0)
+        self._squares = self._squares + squares + shift.square() * self._count * count / total.clamp(min=1)
+        self._mean = self._mean + shift * count / total.clamp(min=1)
         self._count = total
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation of each column."""
+        """Return mean and standard deviation of each column."""
         if not isinstance(self._mean, Tensor) or not (torch.as_tensor(self._count) > 0).all():
             raise ValueError("the training split has no labelled value to find mean and deviation from")
         std = (torch.as_tensor(self._squares) / self._count).sqrt()
@@ -211,5 +210,5 @@ class _Moments:
 
 
 def _columns(targets: Tensor) -> Tensor:
-    """Return ``[n, columns]`` of ``[batch]``, ``[batch, columns]`` or ``[batch, channels, …]``."""
+    """Reshape ``[batch]``, ``[batch, columns]`` or ``[batch, channels, …]`` to ``[n, columns]``."""
     return targets[:, None] if targets.ndim == 1 else targets.movedim(1, -1).flatten(0, -2)

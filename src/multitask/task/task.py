@@ -1,23 +1,30 @@
-"""One task: its head, its loss, its metrics and where its target lies in the batch."""
+"""A task: head, loss, metrics and target."""
 
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from multitask.losses.counts import COUNTS, UNSPOKEN, Count, count_of, has_count, ignored_by, weighs_classes
+from multitask.losses.counts import (
+    COUNTS,
+    DEFAULT_IGNORE_INDEX,
+    Count,
+    count_of,
+    has_count,
+    ignored_by,
+    weighs_classes,
+)
 from multitask.losses.known import loss_over_known, over_examples, whole_rows
 from multitask.metrics.known import OfKnown
 from multitask.metrics.precision import Exact, exact, home
 from multitask.task.targets import Fitted, Transform
 
 Batch = Mapping[str, Any]
-"""Targets by name, beside the trunk's inputs and whatever else the data gives."""
+"""Targets and the trunk's inputs by name; other keys are ignored."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +32,19 @@ class Outcome:
     """The result of a task on one batch."""
 
     loss: Tensor
-    """Weighted mean loss over what is labelled, a scalar; zero where nothing is."""
+    """Mean loss over the labelled values times the task's weight, a scalar; zero without labels."""
     weigh: Callable[[], Tensor | float]
-    """Returns ``count``: most steps never ask for it."""
+    """Computes ``count`` on demand, since most steps do not need it."""
     prediction: Tensor
     """The head's output."""
     target: Tensor
-    """The target that the loss compares it with."""
+    """The target as the loss compares it."""
     known: Tensor | None
-    """Which target values are labelled, in the target's shape; ``None`` where all are."""
+    """Which target values are labelled, in the target's shape; ``None`` for all."""
 
     @property
     def count(self) -> Tensor | float:
-        """The denominator of the mean: the number of labelled values, or the sum of their class weights."""
+        """The denominator of the mean loss: the number of labelled values, or the sum of their class weights."""
         return self.weigh()
 
 
@@ -45,32 +52,30 @@ class Task(nn.Module):
     """A head on the trunk's features, with a loss and metrics.
 
     Args:
-        head: Features → prediction. Lazy modules find the trunk's output width by themselves.
-            ``None`` where ``prediction`` is given.
+        head: Features → prediction. Lazy modules infer the trunk's output width. ``None`` if ``prediction`` is given.
         loss: ``loss(prediction, target)`` → mean over the batch, a scalar.
         metrics: torchmetrics objects by name.
-        target: Key of the target in the batch; ``inputs`` makes it a reconstruction.
-        weight: A constant factor of the loss, whatever the combiner does with it afterwards.
-        missing: Whether targets can be missing: NaN in a float target, ``ignore_index`` in an
-            integer one, ``False`` in ``mask/<target>`` where the batch has it. What is missing
-            enters neither loss nor metrics. A loss that was told an ``ignore_index`` says so by itself.
-        ignore_index: The integer that marks a missing class; what the loss ignores is missing too.
-        transform: What the loss compares in place of the target, and what the metrics see in place of
-            the prediction; by default both as they are.
-        count: What the loss of a batch is a mean over, for micro-batches, processes and evaluation batches are
-            weighted by it. By default what the loss's method ``count(target)`` returns, or what torch's losses
-            do, or the number of labelled values without the loss's ``ignore_index``. ``examples``: all labelled
-            values alike; ``weights``: each value by its entry in ``loss.weight``; ``batch``: the loss is no mean
-            over examples (contrastive pairs, Dice or Cox over a batch), and that of several batches is defined
-            as their mean, each weighted by its number of examples.
-        loss_checks_shapes: Whether prediction and target may have unlike shapes, and integers be no classes: the
-            loss takes both as they are.
-        prediction: In place of a head what makes the prediction of all that the model has computed, a
-            :class:`multitask.task.seen.Derived`: another task's prediction, or its derivative.
+        target: Key of the target in the batch; ``inputs`` for a reconstruction.
+        weight: A constant factor of the loss, applied before the weighting.
+        missing: Whether targets can be missing: NaN in a float target, ``ignore_index`` in an integer target,
+            ``False`` in ``mask/<target>`` if the batch has it. Missing values are excluded from loss and metrics.
+            Implied by an ``ignore_index`` set on the loss.
+        ignore_index: The integer that marks a missing class, in addition to the one that the loss ignores.
+        transform: Transforms the target for the loss, and the prediction for the metrics; by default neither.
+        count: The denominator of a batch's mean loss, which weights micro-batches, processes and evaluation batches.
+            By default it is the loss's ``count(target)``, the denominator of torch's losses, or the number of
+            labelled values that are not the loss's ``ignore_index``. ``examples``: the number of labelled values;
+            ``weights``: the sum of their class weights in ``loss.weight``; ``batch``: the loss is not a mean over
+            examples (contrastive pairs, Dice or Cox over a batch), and several batches are averaged by their numbers
+            of examples.
+        loss_checks_shapes: Whether the loss accepts predictions and targets of different shapes, and integers that
+            are not classes.
+        prediction: A :class:`multitask.task.seen.Derived` in place of a head, such as another task's prediction or
+            its derivative.
 
     Raises:
-        ValueError: If ``count`` is none of these, or ``weights`` and the loss has no weights; if there are both head
-            and prediction, or neither.
+        ValueError: If ``count`` is unknown, or is ``weights`` and the loss has none; if both head and prediction are
+            given, or neither.
     """
 
     def __init__(
@@ -98,10 +103,10 @@ class Task(nn.Module):
         self.prediction = prediction
         self.loss = loss
         self._ignored = None if loss_checks_shapes else ignored_by(loss)
-        """The class that the loss leaves out, and metrics with it."""
+        """The class that loss and metrics ignore."""
         if self._ignored is not None and not missing:
             ignore_index = self._ignored
-            # Others have a mean of no labels of their own: 0, or one over all examples.
+            # Other losses define their own mean over a batch without labels.
             missing = not has_count(loss) and count in (None, "weights")
         partly = missing or self._ignored is not None
         self.metrics = Exact(
@@ -115,24 +120,23 @@ class Task(nn.Module):
         self.counts_by = count
         self.loss_checks_shapes = loss_checks_shapes
         self._changes_features: dict[bool, bool] = {}
-        """Whether the head changes its features in place, in evaluation and in training; learned from a first batch."""
+        """Whether the head modifies its features in place, by training mode; determined on the first batch."""
         self.takes_partly_labelled = not loss_checks_shapes
-        """Whether the loss can leave single values of an example out; the checks before training may say no."""
+        """Whether the loss can exclude single values of an example; the checks before training may set it to False."""
 
     def forward(self, features: Tensor, batch: Batch) -> Outcome:
         """Predict and compare with the batch's target.
 
         Raises:
-            ValueError: If prediction and target cannot be compared, where a loss might broadcast
-                them in silence.
+            ValueError: If the shapes of prediction and target do not match, which a loss might silently broadcast.
         """
         return self.outcome(self.predict(features), batch)
 
     def predict(self, features: Tensor) -> Tensor:
-        """Return the head's prediction; features that others see too stay as they are.
+        """Return the head's prediction, without modifying features that other heads share.
 
         Raises:
-            ValueError: If the head changes its features in place in some batches and not in others.
+            ValueError: If the head modifies its features in place in some batches only.
         """
         assert self.head is not None
         changes = self._changes_features.get(self.training)
@@ -149,19 +153,19 @@ class Task(nn.Module):
         return prediction
 
     def outcome(self, prediction: Tensor, batch: Batch) -> Outcome:
-        """Compare a prediction for a batch with the batch's target.
+        """Compare a prediction with the batch's target.
 
         Raises:
-            ValueError: As :meth:`forward`.
+            ValueError: See :meth:`forward`.
         """
         return self.compare(prediction, *self._aligned(prediction, batch))
 
     def count(self, batch: Batch, chosen: Tensor | None = None) -> Tensor | float:
-        """Return what this task's mean loss over a batch is over, before any forward pass.
+        """Return the count of a batch's mean loss, before any forward pass.
 
         Args:
             batch: The batch.
-            chosen: Which examples to count, shape ``[batch]``; all by default.
+            chosen: Mask or indices of the examples to count; all by default.
         """
         target, known = self._compared(batch)
         if chosen is not None:
@@ -173,7 +177,7 @@ class Task(nn.Module):
 
     @property
     def counts_examples(self) -> bool:
-        """Whether every batch's mean loss is over the same number of elements per example."""
+        """Whether the count is proportional to the number of examples in every batch."""
         ignored = getattr(self.loss, "ignore_index", None)
         weighted = (
             weighs_classes(self.loss, self.counts_by) and getattr(self.loss, "weight", None) is not None
@@ -183,36 +187,36 @@ class Task(nn.Module):
             or (
                 not (has_count(self.loss) and self.counts_by is None)
                 and not weighted
-                and ignored in (None, UNSPOKEN)
+                and ignored in (None, DEFAULT_IGNORE_INDEX)
             )
         ) and not self.missing
 
     @property
     def fitted(self) -> list[Fitted]:
-        """The parts of this task that look at the training targets before the first step."""
+        """The transform and loss if they are fitted to the training targets before the first step."""
         parts: list[object] = [self.transform, self.loss]
         return [part for part in parts if isinstance(part, Fitted)]
 
     def observe(self, batch: Batch) -> None:
-        """Show a batch of training targets to what is fitted to them."""
+        """Pass a batch of training targets to the fitted parts."""
         target, known = self._compared(batch)
         if isinstance(self.transform, Fitted):
             values = batch[self.target]
             values = values if values.is_floating_point() else values.double()
-            self.transform.observe(_only(values, known))
+            self.transform.observe(_labelled(values, known))
         if isinstance(self.loss, Fitted):
-            self.loss.observe(_only(target, known))
+            self.loss.observe(_labelled(target, known))
 
     def measure(self, outcome: Outcome) -> None:
-        """Show what is labelled of an outcome to the metrics."""
+        """Update the metrics with the labelled part of an outcome."""
         shown = self.shown(outcome)
         self.metrics.update(*shown, origin=self.transform.origin(shown[1]))
 
     def shown(self, outcome: Outcome) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]:
-        """Return what the metrics take: prediction and target, and what is labelled where values can be missing.
+        """Return the arguments of the metrics: prediction, target, and which values are labelled if some may not be.
 
-        Floats that are compared with floats are float64, so that none of a target's digits is lost on the way back
-        to its own units. Scores of classes keep their type: there are as many of them as classes.
+        Float predictions of float targets are float64, so that transforming them back to the target's units loses
+        no digits. Class scores keep their dtype, to save memory.
         """
         prediction, target = outcome.prediction.detach(), outcome.target
         if target.is_floating_point():
@@ -225,7 +229,7 @@ class Task(nn.Module):
         prediction, target = self.transform.shown(prediction, target)
         if known is None:
             return prediction, target
-        if known is not None and known.shape != target.shape:  # a transform made one value of several
+        if known.shape != target.shape:  # the transform joined several values into one
             rows = whole_rows(known)
             if rows is None:
                 raise ValueError(
@@ -235,13 +239,13 @@ class Task(nn.Module):
         return prediction, target, known
 
     def by_group(self, prediction: Tensor, batch: Batch, groups: Tensor, count: int) -> list[Outcome]:
-        """Return one outcome for each group of examples.
+        """Return one outcome per group of examples.
 
         Args:
             prediction: This task's prediction.
             batch: The batch.
             groups: The group of each example, shape ``[batch]``.
-            count: How many groups there are.
+            count: Number of groups.
         """
         target, known = self._aligned(prediction, batch)
         outcomes = []
@@ -265,7 +269,7 @@ class Task(nn.Module):
             return self.weight * (values.flatten(1).mean(1) if values.ndim > 1 else values)
         singles = [(one, its) for one, its in zip(prediction.split(1), target.split(1), strict=True)]
         losses = torch.stack([self.loss(one, its) for one, its in singles])
-        if weighted:  # a mean over one example has lost its weight
+        if weighted:  # the weighted mean over one example does not depend on its weight
             counts = torch.stack(
                 [torch.as_tensor(count_of(self.loss, self.counts_by, its)) for _, its in singles]
             )
@@ -273,18 +277,18 @@ class Task(nn.Module):
         return self.weight * losses
 
     def _aligned(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Return the target in the prediction's shape, and which of its values are labelled (``None``: all)."""
+        """Return the target in the prediction's shape, and which of its values are labelled (``None`` for all)."""
         target, known = self._compared(batch, prediction.dtype)
         if target.is_floating_point() and not self.loss_checks_shapes:
             target = _aligned(target, prediction, self.target)
         return target, None if known is None else known.view_as(target)
 
     def _compared(self, batch: Batch, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
-        """Return what the loss compares, and which of its values are labelled (``None``: all).
+        """Return the transformed target, and which of its values are labelled (``None`` for all).
 
         Args:
-            batch: The batch, whose targets may be float64 to keep their digits on the way through the transform.
-            dtype: The predictions'; the loss gets float64 only beside float64.
+            batch: The batch, whose targets may be float64 so that the transform loses no digits.
+            dtype: The predictions' dtype; the target is float64 only if they are.
         """
         target = batch[self.target]
         known = self.labelled(target, batch) if self.missing else None
@@ -294,7 +298,7 @@ class Task(nn.Module):
         return target, known
 
     def labelled(self, target: Tensor, batch: Batch) -> Tensor:
-        """Return which values of a target are labelled, in its shape."""
+        """Return a mask of the labelled values of a target, in its shape."""
         known = ~target.isnan() if target.is_floating_point() else target != self.ignore_index
         if self._ignored not in (None, self.ignore_index) and not target.is_floating_point():
             known = known & (target != self._ignored)
@@ -312,19 +316,21 @@ class Task(nn.Module):
         """Return the loss of a prediction.
 
         Args:
-            prediction: As the head gives it.
-            target: What the loss compares it with.
-            known: Which target values are labelled; ``None`` where all are.
+            prediction: The head's output.
+            target: The transformed target.
+            known: Which target values are labelled; ``None`` for all.
         """
         if known is not None and known.all():
             known = None
         rows = None if known is None else whole_rows(known)
         if known is None or rows is not None:
-            of_rows = (prediction, target) if rows is None else (prediction[rows], target[rows])
-            if of_rows[1].numel() == 0:
-                return Outcome(of_rows[0].sum() * 0.0, lambda: 0.0, prediction, target, known)
-            loss = self.loss(*of_rows)
-            count = partial(count_of, self.loss, self.counts_by, of_rows[1])
+            predicted, compared = (prediction, target) if rows is None else (prediction[rows], target[rows])
+            if compared.numel() == 0:
+                return Outcome(predicted.sum() * 0.0, lambda: 0.0, prediction, target, known)
+            loss = self.loss(predicted, compared)
+
+            def count() -> Tensor | float:
+                return count_of(self.loss, self.counts_by, compared)
         else:
             if not self.takes_partly_labelled:
                 raise ValueError(
@@ -332,23 +338,22 @@ class Task(nn.Module):
                     f"single values out; mark it as missing altogether (mask/{self.target})"
                 )
             loss, counted = loss_over_known(self.loss, self.counts_by, prediction, target, known)
-            count = partial(_itself, counted)
+
+            def count() -> Tensor | float:
+                return counted
+
         if self.weight != 1.0:
             loss = self.weight * loss
         return Outcome(loss, count, prediction, target, known)
 
 
 def _version(features: Tensor) -> int | None:
-    """Return how often a tensor was changed in place; ``None`` under inference mode, which does not count it."""
+    """Return a tensor's count of in-place modifications; ``None`` in inference mode, which does not count them."""
     return None if features.is_inference() else features._version
 
 
-def _itself(count: Tensor | float) -> Tensor | float:
-    return count
-
-
-def _only(target: Tensor, known: Tensor | None) -> Tensor:
-    """Return the target with NaN in place of missing floats, or the labelled classes alone."""
+def _labelled(target: Tensor, known: Tensor | None) -> Tensor:
+    """Return a float target with NaN for missing values, or the labelled classes, flattened."""
     if known is None:
         return target.flatten() if not target.is_floating_point() else target
     return target.where(known, torch.nan) if target.is_floating_point() else target[known]
@@ -369,10 +374,10 @@ def _aligned(target: Tensor, prediction: Tensor, key: str) -> Tensor:
 
 
 def split_features(features: object, tasks: list[str]) -> list[Tensor]:
-    """Return each task's features: the trunk gives one tensor for all, or a mapping with one per task.
+    """Return each task's features from the trunk's output: one tensor for all tasks, or a mapping with one per task.
 
     Raises:
-        ValueError: If it gives anything else.
+        ValueError: If the output is anything else.
     """
     if isinstance(features, Tensor):
         return [features] * len(tasks)

@@ -1,4 +1,4 @@
-"""Losses of anything that the model computes, a task of their own each: no head, and no target but what they read."""
+"""Losses of anything that the model computes: tasks without a head."""
 
 import math
 from collections.abc import Callable
@@ -11,24 +11,23 @@ from torch.nn import functional as F  # noqa: N812
 from multitask.task.seen import Seen
 
 LossOfSeen = Tensor | tuple[Tensor, float | Tensor]
-"""A scalar: the mean over the batch's examples. ``[batch]``: one value per example. A pair: a mean, and its count."""
+"""A scalar mean over the batch's examples; one value per example, ``[batch]``; or a mean and its count."""
 
 
 class Term(nn.Module):
-    """A loss of anything that the model computes, combined with the others by any weighting.
+    """A loss of anything that the model computes, which the weighting combines with the other losses.
 
     Args:
-        loss: ``loss(seen)``: the mean over the batch's examples, a scalar; the loss of each example, ``[batch]``; or a
-            mean and how many elements it is over. ``seen`` has the batch, the inputs, the features, the predictions of
-            all tasks and the trunk's own losses: see :class:`multitask.task.seen.Seen`.
-        weight: A constant factor of the loss, whatever the combiner does with it afterwards.
-        count: ``batch`` for a loss that is no mean over examples (contrastive pairs, the balance of experts): that of
-            several batches is defined as their mean, each weighted by its count.
-        missing: Whether a batch can be without this loss: its count is 0 there, and its value may be anything.
+        loss: ``loss(seen)`` returns the mean over the batch's examples, a scalar; the loss of each example,
+            ``[batch]``; or a mean and its count. See :class:`multitask.task.seen.Seen` for what it can use.
+        weight: A constant factor of the loss, applied before the weighting.
+        count: ``batch`` for a loss that is not a mean over examples (contrastive pairs, the balance of experts);
+            several batches are then averaged by their counts.
+        missing: Whether the loss can be absent from a batch; its count is then 0 and its value arbitrary.
         derivatives: Whether the loss calls :meth:`multitask.task.seen.Seen.derivative`.
 
     Raises:
-        ValueError: If ``count`` is anything else.
+        ValueError: If ``count`` is unknown.
     """
 
     def __init__(
@@ -49,25 +48,25 @@ class Term(nn.Module):
         self.derivatives = bool(getattr(loss, "derivatives", False)) if derivatives is None else derivatives
 
     def forward(self, seen: Seen) -> tuple[Tensor, float | Tensor | None]:
-        """Return the mean loss, a scalar, and what it is over; ``None`` for the batch's examples.
+        """Return the mean loss, a scalar, and its count; ``None`` for the number of examples.
 
         Raises:
-            ValueError: If the loss is nothing of this kind.
+            ValueError: If the loss returns anything else.
         """
-        values, count = self._found(seen)
+        values, count = self._evaluated(seen)
         if values.ndim:
             values = values.mean()
         if self.missing and count is not None and not count:
-            values = torch.zeros_like(values)  # the mean of nothing is NaN
+            values = torch.zeros_like(values)  # a mean over nothing is NaN
         return self.weight * values, count
 
     def each(self, seen: Seen) -> Tensor:
         """Return the loss of each example, ``[batch]``.
 
         Raises:
-            ValueError: If the loss is one number for all of them.
+            ValueError: If the loss is one number per batch.
         """
-        values, _ = self._found(seen)
+        values, _ = self._evaluated(seen)
         if not values.ndim:
             raise ValueError(
                 "the loss is one number for a batch, and the weighting has a row for each example; let it return one "
@@ -75,7 +74,7 @@ class Term(nn.Module):
             )
         return self.weight * values
 
-    def _found(self, seen: Seen) -> tuple[Tensor, float | Tensor | None]:
+    def _evaluated(self, seen: Seen) -> tuple[Tensor, float | Tensor | None]:
         given: Any = self.loss(seen)
         values, count = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
         fits = isinstance(values, Tensor) and (
@@ -90,10 +89,10 @@ class Term(nn.Module):
 
 
 class Auxiliary(nn.Module):
-    """A loss of the trunk's own, by its name.
+    """One of the trunk's own losses.
 
     Args:
-        name: A key of ``losses`` of what the trunk returns, :class:`multitask.nn.with_losses.WithLosses`.
+        name: A key of ``losses`` in the trunk's output, a :class:`multitask.nn.with_losses.WithLosses`.
     """
 
     def __init__(self, name: str) -> None:
@@ -101,7 +100,7 @@ class Auxiliary(nn.Module):
         self.name = name
 
     def forward(self, seen: Seen) -> LossOfSeen:
-        """Return the loss as the trunk does.
+        """Return the trunk's loss.
 
         Raises:
             ValueError: If the trunk returns no such loss.
@@ -115,14 +114,14 @@ class Auxiliary(nn.Module):
 
 
 class SupervisedContrastive(nn.Module):
-    """ "Supervised Contrastive Learning" (Khosla et al., 2020), equation 2, of the trunk's features.
+    """ "Supervised Contrastive Learning" (Khosla et al., 2020), Equation 2, on the trunk's features.
 
-    A loss of pairs, and so no mean over examples: its term has ``count: batch``.
+    It compares pairs and is not a mean over examples, so its term needs ``count: batch``.
 
     Args:
         target: The key of the batch's classes, ``[batch]``.
-        temperature: Of the cosines; above 0.
-        task: Whose features, where the trunk has some for each.
+        temperature: Temperature of the cosines; positive.
+        task: The task whose features to use, if the trunk returns features per task.
     """
 
     def __init__(self, target: str, temperature: float = 0.1, task: str | None = None) -> None:
@@ -134,7 +133,7 @@ class SupervisedContrastive(nn.Module):
         self.task = task
 
     def forward(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Return the mean over the examples that have another of their class in the batch, and how many those are."""
+        """Return the mean over examples with another example of their class in the batch, and the number of these."""
         features = seen.features
         if not isinstance(features, Tensor):
             if self.task is None:
@@ -153,16 +152,15 @@ class SupervisedContrastive(nn.Module):
 
 
 class Distillation(nn.Module):
-    """T² · KL(teacher ‖ student) of the softmax of two predictions at temperature T.
+    """T² · KL(teacher ‖ student) between the softmax of two predictions at temperature T.
 
-    "Distilling the Knowledge in a Neural Network" (Hinton et al., 2015); with ``mutual`` the gradient reaches the
-    teacher too, as in consistency between two heads.
+    "Distilling the Knowledge in a Neural Network" (Hinton et al., 2015).
 
     Args:
         student: The task that learns, with scores ``[batch, classes]``.
         teacher: The task that it learns from.
-        temperature: Above 0.
-        mutual: Whether the teacher learns from the student too, KL taken both ways.
+        temperature: T; positive.
+        mutual: Whether to add KL(student ‖ teacher) and train both, for consistency between two heads.
     """
 
     def __init__(self, student: str, teacher: str, temperature: float = 1.0, mutual: bool = False) -> None:
@@ -192,7 +190,7 @@ class Poisson(nn.Module):
     """The squared residual of u″ + π² sin(πx) = 0, whose solution with u(±1) = 0 is sin(πx).
 
     Args:
-        task: The task whose prediction is u, ``[batch, 1]``, of inputs x, ``[batch, 1]``.
+        task: The task whose prediction is u(x), ``[batch, 1]``, for inputs x, ``[batch, 1]``.
     """
 
     derivatives: ClassVar[bool] = True

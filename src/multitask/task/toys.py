@@ -1,4 +1,4 @@
-"""Objectives of two variables, as losses: small enough to see where a weighting goes."""
+"""Objectives of two variables as losses, to visualize the path of a weighting."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multitask.losses.pixels import Reduced
 
-# Under the logarithm of the objectives of CAGrad's toy.
+# Lower bound of the logarithm's argument in CAGrad's toy problem.
 _LEAST = 5e-6
 
 
@@ -20,10 +20,10 @@ class Objective(Reduced):
 
     @abstractmethod
     def values(self, points: Tensor) -> Tensor:
-        """Value at each point: ``[n, d]`` → ``[n]``."""
+        """Return the value at each point: ``[n, d]`` → ``[n]``."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Value at the prediction as seen from the target (the origin)."""
+        """Return the value at the prediction relative to the target (the origin)."""
         values = self.values(prediction - target)
         return values.mean() if self.reduction == "mean" else values
 
@@ -31,12 +31,12 @@ class Objective(Reduced):
 class Quadratic(Objective):
     """scale · ½ Σ curvature · (x − centre)².
 
-    Of two with the same curvatures the Pareto set is the straight line between their centres.
+    The Pareto set of two with the same curvatures is the line segment between their centres.
 
     Args:
-        centre: The minimum.
-        curvature: Second derivative along each axis; all above 0.
-        scale: Factor of the whole.
+        centre: The minimizer.
+        curvature: Second derivative along each axis; positive.
+        scale: Factor of the objective.
         reduction: See :class:`Objective`.
     """
 
@@ -61,21 +61,21 @@ class Quadratic(Objective):
         self.register_buffer("curvature", torch.tensor([float(x) for x in curvature]), persistent=False)
 
     def values(self, points: Tensor) -> Tensor:
-        """Value at each point."""
+        """Return the value at each point."""
         return self.scale * 0.5 * (self.curvature * (points - self.centre) ** 2).sum(-1)
 
 
 class Valleys(Objective):
-    """One of the two objectives of the toy in "Conflict-Averse Gradient Descent" (2021), its appendix.
+    """One of the two objectives of the toy problem in the appendix of "Conflict-Averse Gradient Descent" (2021).
 
-    Above the line x₂ = 0 lies a steep curved valley, below it a wide bowl; conflicting and very unequal
-    gradients at the valleys stop the mean of the losses from some starts. The Pareto set is close to x₁
-    from −7 to 7 at x₂ = −8.36. With ``scale=0.1`` for the first it is the toy of "Multi-Task Learning as a
-    Bargaining Game" (2022).
+    It has a steep curved valley for x₂ > 0 and a wide bowl for x₂ < 0. From some starting points, descent on the
+    mean loss stalls in the valleys, where the gradients conflict and differ greatly in norm. The Pareto set is close
+    to the segment with x₁ from −7 to 7 at x₂ = −8.36. With ``scale=0.1`` for the first objective it is the toy
+    problem of "Multi-Task Learning as a Bargaining Game" (2022).
 
     Args:
         number: 1 or 2.
-        scale: Factor of the whole.
+        scale: Factor of the objective.
         reduction: See :class:`Objective`.
     """
 
@@ -87,7 +87,7 @@ class Valleys(Objective):
         self.scale = scale
 
     def values(self, points: Tensor) -> Tensor:
-        """Value at each point ``[n, 2]``."""
+        """Return the value at each point ``[n, 2]``."""
         x, y = points.unbind(-1)
         if self.number == 1:
             valley, middle = 0.5 * (-x - 7) - torch.tanh(-y), 7.0
@@ -101,19 +101,16 @@ class Valleys(Objective):
 
 
 def non_dominated(values: Tensor) -> Tensor:
-    """Return a mask of the points that no other one beats in both objectives: ``[n, 2]`` → ``[n]`` booleans.
-
-    Of equal points all stay.
-    """
+    """Return a mask of the points that no other point dominates, ``[n, 2]`` → ``[n]``; equal points are all kept."""
     order = torch.argsort(values[:, 1], stable=True)
     order = order[torch.argsort(values[order, 0], stable=True)]
     first, second = values[order].T.contiguous()
-    # Beaten by a point that is strictly better in the first objective and not worse in the second ...
+    # Dominated by a point that is strictly better in the first objective and not worse in the second ...
     best_before = torch.cat([second.new_full((1,), torch.inf), second.cummin(0).values[:-1]])
     starts = torch.searchsorted(first, first)
-    beaten = best_before[starts] <= second
+    dominated = best_before[starts] <= second
     # ... or by one that is as good in the first and strictly better in the second.
-    beaten |= second > second[starts]
-    kept = torch.empty_like(beaten)
-    kept[order] = ~beaten
+    dominated |= second > second[starts]
+    kept = torch.empty_like(dominated)
+    kept[order] = ~dominated
     return kept

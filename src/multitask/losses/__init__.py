@@ -1,4 +1,4 @@
-"""Losses that torch lacks, and what the mean of a loss is over."""
+"""Losses that torch lacks, and the counts that their means are over."""
 
 from multitask.losses.pixels import DepthL1, NormalCosine, Pinball, PixelCrossEntropy
 

@@ -1,19 +1,19 @@
-"""Losses whose class weights come from the training split."""
+"""Losses with class weights computed from the training split."""
 
 import torch
 from torch import Tensor, nn
 
 
 class BalancedCrossEntropy(nn.CrossEntropyLoss):
-    """Cross-entropy in which each class weighs the same in all, whatever its share of the training split.
+    """Cross-entropy with balanced class weights: all classes have the same total weight in the training split.
 
-    A class weighs n / (classes · n_class), as in Logistic Regression in Rare Events Data (2001); one
-    that does not occur in training weighs 1, what an example weighs on average.
+    The weight of a class is n / (classes · n_class), as in Logistic Regression in Rare Events Data (2001); classes
+    that do not occur in training have the average weight, 1.
 
     Args:
-        num_classes: How many classes there are.
-        ignore_index: The integer that marks what has no class.
-        label_smoothing: As torch's.
+        num_classes: Number of classes.
+        ignore_index: The integer that marks missing classes.
+        label_smoothing: See :class:`torch.nn.CrossEntropyLoss`.
     """
 
     weight: Tensor
@@ -37,23 +37,23 @@ class BalancedCrossEntropy(nn.CrossEntropyLoss):
         self._counts += torch.bincount(labelled.flatten(), minlength=len(self._counts)).cpu()
 
     def finish(self) -> None:
-        """Set the weights.
+        """Set the class weights.
 
         Raises:
-            ValueError: If no class was seen.
+            ValueError: If no class was observed.
         """
-        counts, there = self._counts.double(), self._counts > 0
-        if not there.any():
+        counts, occurs = self._counts.double(), self._counts > 0
+        if not occurs.any():
             raise ValueError("the training split has no labelled class to find class weights from")
-        weight = torch.where(there, counts.sum() / (there.sum() * counts.clamp(min=1)), 1.0)
+        weight = torch.where(occurs, counts.sum() / (occurs.sum() * counts.clamp(min=1)), 1.0)
         self.weight = weight.to(self.weight)
         self._counts = torch.zeros_like(self._counts)
 
 
 class BalancedBinaryCrossEntropy(nn.BCEWithLogitsLoss):
-    """Binary cross-entropy of logits in which ones weigh as much in all as zeros, for each column by itself.
+    """Binary cross-entropy of logits with balanced positives: per column, ones and zeros have the same total weight.
 
-    A one weighs n_zeros / n_ones of the training split; 1 where a column has but one of them.
+    The weight of a one is n_zeros / n_ones in the training split, or 1 if a column lacks either.
     """
 
     pos_weight: Tensor

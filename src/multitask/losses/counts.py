@@ -1,4 +1,4 @@
-"""The weight of a batch in a mean over batches: the count that the mean of its loss is over."""
+"""The count of a mean loss, which is its weight in a mean over batches."""
 
 from typing import Literal, get_args
 
@@ -6,28 +6,28 @@ import torch
 from torch import Tensor, nn
 
 Count = Literal["examples", "weights", "batch"]
-"""The counts that a task can name for its loss; see :class:`multitask.task.Task`."""
+"""The values of a task's ``count``; see :class:`multitask.task.Task`."""
 
 COUNTS: tuple[str, ...] = get_args(Count)
 
-UNSPOKEN = -100
-"""The class that torch's losses ignore by default; where data hold it, the task must say that labels can be missing."""
+DEFAULT_IGNORE_INDEX = -100
+"""The class that torch's losses ignore by default; if the data contain it, the task needs ``missing=True``."""
 
 _BY_CLASS_WEIGHTS = (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
 
 
 def count_of(loss: object, how: Count | None, target: Tensor, known: Tensor | None = None) -> Tensor | float:
-    """Return what the mean loss of a batch is over.
+    """Return the count of a batch's mean loss.
 
     Args:
         loss: The loss.
-        how: The task's own choice; by default the loss's own method ``count(target)``, or what torch's losses do.
-        target: The target in the loss's units.
-        known: Which values are labelled, in the target's shape; ``None`` where all are.
+        how: The task's ``count``; by default the loss's ``count(target)``, or the denominator of torch's losses.
+        target: The transformed target.
+        known: Which values are labelled, in the target's shape; ``None`` for all.
 
     Returns:
-        By the loss's own method whatever it returns; for ``weights`` the sum of the labelled values' class
-        weights; for ``batch`` the number of examples; otherwise the number of labelled values.
+        The result of the loss's own method; for ``weights`` the sum of the labelled values' class weights; for
+        ``batch`` the number of examples; otherwise the number of labelled values.
     """
     if how == "batch":
         return float(len(target)) if known is None else labelled_examples(known).sum()
@@ -48,33 +48,33 @@ def count_of(loss: object, how: Count | None, target: Tensor, known: Tensor | No
 
 
 def labelled_examples(known: Tensor) -> Tensor:
-    """Return which examples have a labelled value, ``[batch]``."""
+    """Return a mask of the examples with at least one labelled value, ``[batch]``."""
     return known.flatten(1).any(1) if known.ndim > 1 else known
 
 
 def has_count(loss: object) -> bool:
-    """Return whether a loss says by itself what it is a mean over, and so what it leaves out."""
+    """Return whether a loss has a method ``count``, and therefore excludes missing values itself."""
     return callable(getattr(loss, "count", None))
 
 
 def ignored_by(loss: object) -> int | None:
-    """Return the integer that a loss was told to ignore; torch's default, −100, is nobody's choice."""
+    """Return the loss's ``ignore_index``; ``None`` for torch's default, −100, which nobody chose."""
     ignored = getattr(loss, "ignore_index", None)
-    return ignored if isinstance(ignored, int) and ignored != UNSPOKEN else None
+    return ignored if isinstance(ignored, int) and ignored != DEFAULT_IGNORE_INDEX else None
 
 
 def weighs_classes(loss: object, how: Count | None) -> bool:
-    """Return whether a loss is divided by its class weights: torch's two are, what inherits their forward too."""
+    """Return whether a mean loss is divided by the sum of class weights, as torch's cross-entropy losses are."""
     if how is None:
         return getattr(type(loss), "forward", None) in _BY_CLASS_WEIGHTS
     return how == "weights"
 
 
 def marked(loss: object, target: Tensor, known: Tensor) -> Tensor:
-    """Return the target with marks of what is missing, for a loss that leaves them out by itself.
+    """Return the target with missing values marked, for a loss that excludes them itself.
 
     Raises:
-        ValueError: If the target holds integers and the loss names none that it ignores.
+        ValueError: If the target is integer and the loss has no ``ignore_index``.
     """
     if target.is_floating_point():
         return target.masked_fill(~known, torch.nan)

@@ -1,4 +1,4 @@
-"""Targets of which some values are missing: a missing value keeps its place beside those of its row."""
+"""Losses over partly labelled targets."""
 
 from copy import copy
 
@@ -9,20 +9,20 @@ from multitask.losses.counts import Count, count_of, has_count, labelled_example
 
 
 def over_examples(mask: Tensor, like: Tensor) -> Tensor:
-    """Return a mask over the first dimensions in a shape that spreads over all of ``like``'s."""
+    """Append dimensions to a mask so that it broadcasts over ``like``."""
     return mask.view(mask.shape + (1,) * (like.ndim - mask.ndim))
 
 
 def whole_rows(known: Tensor) -> Tensor | None:
-    """Return which examples are labelled, ``[batch]``; ``None`` if some are labelled in part."""
+    """Return a mask of the labelled examples, ``[batch]``; ``None`` if an example is partly labelled."""
     if known.ndim == 1:
         return known
     complete = known.flatten(1).all(1)
     return complete if torch.equal(complete, labelled_examples(known)) else None
 
 
-def heap(prediction: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the labelled values one per row, ``[k]`` and ``[k]``, or ``[k, classes]`` and ``[k]`` of dense classes."""
+def labelled_values(prediction: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the labelled values, ``[k]`` and ``[k]``, or ``[k, classes]`` and ``[k]`` for dense classes."""
     if prediction.shape == target.shape:
         return prediction[known], target[known]
     # Dense classes [batch, …] against scores [batch, classes, …].
@@ -32,33 +32,33 @@ def heap(prediction: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Ten
 def loss_over_known(
     loss: object, how: Count | None, prediction: Tensor, target: Tensor, known: Tensor
 ) -> tuple[Tensor, Tensor | float]:
-    """Return a loss over the labelled values alone, and what its mean is over.
+    """Return a mean loss over the labelled values alone, and its count.
 
-    A loss with a method ``count`` leaves out by itself what is marked, NaN or its ``ignore_index``. One with
-    ``reduction="mean"`` is computed value by value, so that arguments with one entry per column (``pos_weight``)
-    keep their place. Any other gets all labelled values in one dimension. That either is the same as the loss
-    itself where nothing is missing is checked before training.
+    A loss with a method ``count`` excludes missing values itself, marked by NaN or its ``ignore_index``. One with
+    ``reduction="mean"`` is computed without reduction, so that arguments with one entry per column (``pos_weight``)
+    stay aligned. Any other loss gets the labelled values in one dimension. Checks before training verify that both
+    agree with the loss itself on complete targets.
 
     Args:
         loss: ``loss(prediction, target)`` → a scalar.
-        how: The task's own choice of the count; see :func:`multitask.losses.counts.count_of`.
-        prediction: As the head gives it.
-        target: The target in the loss's units.
+        how: The task's ``count``; see :func:`multitask.losses.counts.count_of`.
+        prediction: The head's output.
+        target: The transformed target.
         known: Which values are labelled, in the target's shape.
 
     Raises:
-        ValueError: If the loss, computed value by value, has not the target's shape.
+        ValueError: If the loss without reduction does not have the target's shape.
     """
     assert callable(loss)
     if how is None and has_count(loss):
-        filled = marked(loss, target, known)
-        return loss(prediction, filled), loss.count(filled)  # type: ignore[attr-defined]
+        target = marked(loss, target, known)
+        return loss(prediction, target), loss.count(target)  # type: ignore[attr-defined]
     count = count_of(loss, how, target, known)
     if getattr(loss, "reduction", None) != "mean":
-        return loss(*heap(prediction, target, known)), count
-    by_value = copy(loss)
-    by_value.reduction = "none"  # type: ignore[attr-defined]
-    values = by_value(prediction, target.where(known, 0))
+        return loss(*labelled_values(prediction, target, known)), count
+    unreduced = copy(loss)
+    unreduced.reduction = "none"  # type: ignore[attr-defined]
+    values = unreduced(prediction, target.where(known, 0))
     if values.shape != target.shape:
         raise ValueError(
             f"an example misses some of its target's values and has the rest, and {type(loss).__name__} has no number "
@@ -74,37 +74,37 @@ def loss_over_known(
 def redrawn(
     prediction: Tensor, target: Tensor, known: Tensor | None = None, size: int = 24
 ) -> tuple[Tensor, Tensor]:
-    """Return a batch like another, but with nothing missing: values drawn from each column's labelled ones.
+    """Return a complete batch resampled from the labelled values of each column.
 
-    On it, the value of a loss or metric over rows that lack values can be compared with its value over whole rows.
+    It shows whether a loss or metric computed for partly labelled rows agrees with itself on complete rows.
 
     Args:
         prediction: ``[batch, …]``.
         target: ``[batch, …]``, with at least one labelled value.
-        known: Which values are labelled; ``None`` where all are.
-        size: How many examples to return, fewer of large ones.
+        known: Which values are labelled; ``None`` for all.
+        size: Number of examples to return; fewer if they are large.
     """
     size = size if target[0].numel() <= 4096 else 4
     generator = torch.Generator().manual_seed(0)
     known = torch.ones_like(target, dtype=torch.bool) if known is None else known
-    # Dimension 1 is columns or channels where prediction and target agree, places where they do not.
+    # Dimension 1 has columns or channels if the shapes of prediction and target agree, otherwise positions.
     by_column = target.ndim > 1 and prediction.shape[1:] == target.shape[1:]
     columns, masks = (target.unbind(1), known.unbind(1)) if by_column else ((target,), (known,))
-    every = target[known]
+    pooled = target[known]
     drawn = []
     for column, mask in zip(columns, masks, strict=True):
-        values = column[mask] if mask.any() else every
+        values = column[mask] if mask.any() else pooled
         shape = (size, *column.shape[1:])
         drawn.append(values[torch.randint(len(values), shape, generator=generator).to(values.device)])
     complete = torch.stack(drawn, 1) if by_column else drawn[0]
-    if complete.is_floating_point() and not ((every == 0) | (every == 1)).all():
-        complete = _stirred(complete, generator)
+    if complete.is_floating_point() and not ((pooled == 0) | (pooled == 1)).all():
+        complete = _perturbed(complete, generator)
     rows = torch.randint(len(prediction), (size,), generator=generator).to(prediction.device)
-    return _stirred(prediction.detach()[rows], generator), complete
+    return _perturbed(prediction.detach()[rows], generator), complete
 
 
-def _stirred(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Move values towards zero by up to 5 %, so that they differ, and keep their sign and stay in [0, 1]."""
+def _perturbed(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Shrink values by up to 5 %, so that they differ but keep their sign and stay within [0, 1]."""
     if not values.is_floating_point():
         return values
     return values * (1 - 0.05 * torch.rand(values.shape, generator=generator).to(values))

@@ -1,4 +1,4 @@
-"""Losses that torch lacks: dense regression over the pixels that have a target, and quantiles."""
+"""Losses over valid pixels, and the quantile loss."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Reduced(nn.Module):
-    """A loss with ``reduction``: ``mean``, or ``none`` for one value per example; anything else is refused."""
+    """A loss with ``reduction``: ``mean``, or ``none`` for one value per example; others raise ``ValueError``."""
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
@@ -21,8 +21,8 @@ class ValidPixels(Reduced):
     """Mean of an error over the valid pixels.
 
     ``reduction="mean"``: a scalar, the mean over all valid pixels of the batch. ``reduction="none"``:
-    ``[batch]``, the mean over each example's own valid pixels. Without a valid pixel the loss is 0 and so
-    is its gradient. Raises ``ValueError`` for predictions that have not the targets' shape.
+    ``[batch]``, the mean over each example's valid pixels. Without a valid pixel, loss and gradient are 0.
+    Raises ``ValueError`` if the shapes of prediction and target differ.
     """
 
     @abstractmethod
@@ -31,21 +31,21 @@ class ValidPixels(Reduced):
 
     @abstractmethod
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Error of each pixel, ``[batch, height, width]``; finite also where the target is not valid."""
+        """Return the error of each pixel, ``[batch, height, width]``, finite also for invalid targets."""
 
     def count(self, target: Tensor) -> Tensor:
-        """Return the number of pixels that the mean is over."""
+        """Return the number of valid pixels."""
         return self.valid(target).sum()
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Loss of predictions ``[batch, channels, height, width]``."""
+        """Return the loss of predictions ``[batch, channels, height, width]``."""
         if prediction.shape != target.shape:
             raise ValueError(
                 f"{type(self).__name__} got predictions of shape {list(prediction.shape)} for targets of "
                 f"shape {list(target.shape)}; make tasks.*.head give the shape of the target."
             )
         valid = self.valid(target)
-        # The invalid targets may be NaN, whose product with a mask is NaN again: take them out first.
+        # Invalid targets may be NaN, which multiplication by a mask would not remove.
         target = target.masked_fill(~valid.unsqueeze(1), 0)
         error = self.error(prediction, target) * valid
         if self.reduction == "mean":
@@ -54,10 +54,10 @@ class ValidPixels(Reduced):
 
 
 class DepthL1(ValidPixels):
-    """|prediction − target| over the pixels whose depth is neither 0 nor NaN.
+    """Mean |prediction − target| over pixels whose depth is neither 0 nor NaN.
 
-    ``prediction`` and ``target``: ``[batch, 1, height, width]``, in the unit of the target. (End-to-End
-    Multi-Task Learning with Attention, 2019.)
+    ``prediction`` and ``target``: ``[batch, 1, height, width]`` in the same unit. (End-to-End Multi-Task Learning
+    with Attention, 2019.)
     """
 
     def valid(self, target: Tensor) -> Tensor:
@@ -65,16 +65,16 @@ class DepthL1(ValidPixels):
         return (target > 0).squeeze(1)
 
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """|prediction − target|."""
+        """Return |prediction − target|."""
         return (prediction - target).abs().squeeze(1)
 
 
 class NormalCosine(ValidPixels):
-    """1 − cosine of the angle, over the pixels whose normal is neither zero nor NaN.
+    """Mean of 1 − cosine of the angle over pixels whose normal is neither zero nor NaN.
 
-    ``prediction``: ``[batch, 3, height, width]`` of any length; ``target``: unit vectors of the same shape.
-    In [0, 2], and with the gradient of MTAN's −⟨u, v⟩ (End-to-End Multi-Task Learning with Attention,
-    2019), but 0 where the prediction is right, so that ratios of losses make sense.
+    ``prediction``: ``[batch, 3, height, width]``, not necessarily normalized; ``target``: unit vectors of the same
+    shape. The gradient is that of MTAN's −⟨u, v⟩ (End-to-End Multi-Task Learning with Attention, 2019), but the loss
+    is in [0, 2] and 0 for a correct prediction, so that ratios of losses are meaningful.
     """
 
     def valid(self, target: Tensor) -> Tensor:
@@ -82,17 +82,17 @@ class NormalCosine(ValidPixels):
         return target.isfinite().all(dim=1) & (target != 0).any(dim=1)
 
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """1 − cosine."""
+        """Return 1 − cosine."""
         return 1 - nn.functional.cosine_similarity(prediction, target, dim=1, eps=1e-6)
 
 
 class PixelCrossEntropy(Reduced):
-    """Cross-entropy over the labelled pixels, defined also where none is labelled.
+    """Cross-entropy over the labelled pixels, zero if there are none.
 
-    As ``torch.nn.CrossEntropyLoss(ignore_index=…)``, whose mean is NaN on a batch without a labelled pixel
-    and whose ``none`` gives pixels instead of examples. ``prediction``: logits ``[batch, classes, height,
-    width]``; ``target``: ``[batch, height, width]``; ``weight``: one number per class, the mean is weighted
-    then as torch's.
+    Unlike ``torch.nn.CrossEntropyLoss(ignore_index=…)``, the mean of a batch without labelled pixels is not NaN, and
+    ``reduction="none"`` returns one value per example instead of per pixel. ``prediction``: logits
+    ``[batch, classes, height, width]``; ``target``: ``[batch, height, width]``; ``weight``: one number per class,
+    which weights the mean as in torch.
     """
 
     weight: Tensor | None
@@ -105,7 +105,7 @@ class PixelCrossEntropy(Reduced):
         self.register_buffer("weight", None if weight is None else torch.tensor(weight), persistent=False)
 
     def count(self, target: Tensor) -> Tensor:
-        """Return the number of pixels that the mean is over, or the sum of their classes' weights."""
+        """Return the number of labelled pixels, or the sum of their class weights."""
         return self._counts(target).sum()
 
     def _counts(self, target: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class PixelCrossEntropy(Reduced):
         return valid.float() if self.weight is None else self.weight[target.where(valid, 0)] * valid
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Loss: a scalar, or ``[batch]`` with ``reduction="none"``."""
+        """Return the loss, a scalar, or ``[batch]`` with ``reduction="none"``."""
         error = nn.functional.cross_entropy(
             prediction, target, weight=self.weight, ignore_index=self.ignore_index, reduction="none"
         )
@@ -128,14 +128,14 @@ class PixelCrossEntropy(Reduced):
 class Pinball(nn.Module):
     """Mean over examples and quantiles of max(q·d, (q − 1)·d), d = target − prediction (Regression Quantiles, 1978).
 
-    ``prediction``: ``[batch, quantiles]``; ``target``: ``[batch]`` or ``[batch, 1]``. A task of it says
+    ``prediction``: ``[batch, quantiles]``; ``target``: ``[batch]`` or ``[batch, 1]``. Its task needs
     ``loss_checks_shapes: true``.
 
     Args:
-        quantiles: Numbers in (0, 1), one for each column of the prediction.
+        quantiles: Numbers in (0, 1), one per column of the prediction.
 
     Raises:
-        ValueError: If a quantile is not in (0, 1); when called, if the shapes are others.
+        ValueError: If a quantile is not in (0, 1); when called, if the shapes do not match.
     """
 
     quantiles: Tensor

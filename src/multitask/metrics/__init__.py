@@ -1,4 +1,4 @@
-"""Metrics that torchmetrics lacks: dense prediction as the multi-task papers report it, R² without cancellation."""
+"""Metrics that torchmetrics lacks: dense prediction as reported by multi-task papers, and R² without cancellation."""
 
 from multitask.metrics.classification import BinaryAUROC
 from multitask.metrics.depth import DepthAbsoluteError, DepthRelativeError

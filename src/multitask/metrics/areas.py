@@ -1,4 +1,4 @@
-"""Areas under curves and other points of them, which have a value for a class that there is, and that not all are."""
+"""Metrics of ROC and precision-recall curves, which are undefined for classes without positives or negatives."""
 
 import torch
 from torch import Tensor
@@ -13,28 +13,28 @@ _OF_POSITIVES = (
     classification.MulticlassAveragePrecision,
 )
 _MEANS = (classification.MultilabelAUROC, classification.MulticlassAUROC, *_OF_POSITIVES)
-"""Whose averages are means of the classes' figures, and not figures of a mean curve."""
+"""Metrics that average the values of the classes, not their curves."""
 
 
 def is_area(metric: Metric) -> bool:
-    """Return whether a metric is made of one of torchmetrics' curves, which give 0 where there is no value."""
+    """Return whether a metric is based on one of torchmetrics' curves, which return 0 where they are undefined."""
     return isinstance(metric, _BINARY | _BY_LABEL | _BY_CLASS)
 
 
 def classes_of(metric: Metric) -> int:
-    """Return how many classes or labels the metric has a curve of."""
+    """Return the number of classes or labels that the metric has a curve for."""
     if isinstance(metric, _BY_LABEL):
         return int(metric.num_labels)
     return int(metric.num_classes) if isinstance(metric, _BY_CLASS) else 1
 
 
 def occurrences(metric: Metric, target: Tensor, known: Tensor | None) -> Tensor:
-    """Return how often each class or label is there, and how often it is not, ``[2, classes]`` in float64.
+    """Return the number of positives and of negatives of each class or label, ``[2, classes]`` in float64.
 
     Args:
-        metric: An area.
+        metric: A metric of a curve.
         target: Classes ``[batch, …]``, or labels ``[batch, labels, …]``.
-        known: Which of them are labelled; ``None`` where all are.
+        known: Which values are labelled; ``None`` for all.
     """
     counted = torch.ones_like(target, dtype=torch.bool) if known is None else known
     if metric.ignore_index is not None:
@@ -45,38 +45,38 @@ def occurrences(metric: Metric, target: Tensor, known: Tensor | None) -> Tensor:
     chosen = target[counted]
     if isinstance(metric, _BY_CLASS):
         count = classes_of(metric)
-        there = torch.bincount(chosen[(chosen >= 0) & (chosen < count)], minlength=count)
-        return torch.stack([there, chosen.numel() - there]).double()
+        positives = torch.bincount(chosen[(chosen >= 0) & (chosen < count)], minlength=count)
+        return torch.stack([positives, chosen.numel() - positives]).double()
     return torch.stack([(chosen == label).sum() for label in (1, 0)])[:, None].double()
 
 
-def area(metric: Metric, found: Tensor) -> Tensor:
-    """Return an area, averaged over the classes or labels that have a value; NaN where none has.
+def area(metric: Metric, counts: Tensor) -> Tensor:
+    """Return a metric averaged over the classes or labels for which it is defined; NaN if there are none.
 
     Args:
-        metric: An area.
-        found: See :func:`occurrences`, of all that the metric was shown.
+        metric: A metric of a curve.
+        counts: The sum of :func:`occurrences` over everything the metric has seen.
     """
-    positives, negatives = found
+    positives, negatives = counts
     average = getattr(metric, "average", None)
-    nothing = found.new_tensor(torch.nan)
+    undefined = counts.new_tensor(torch.nan)
     if average == "micro" or classes_of(metric) == 1:
-        whole = (positives.sum() > 0) & (negatives.sum() > 0 or isinstance(metric, _OF_POSITIVES))
-        return metric.compute() if whole else nothing
-    there = positives > 0
+        is_defined = (positives.sum() > 0) & (negatives.sum() > 0 or isinstance(metric, _OF_POSITIVES))
+        return metric.compute() if is_defined else undefined
+    defined = positives > 0
     if not isinstance(metric, _OF_POSITIVES):
-        there = there & (negatives > 0)
-    if there.all():
+        defined = defined & (negatives > 0)
+    if defined.all():
         return metric.compute()
-    if not there.any() or not isinstance(metric, _MEANS) or average not in ("macro", "weighted"):
-        return nothing
-    values = _each(metric, average)
-    weights = positives[there] if average == "weighted" else torch.ones_like(positives[there])
-    return (values[there] * weights).sum() / weights.sum()
+    if not defined.any() or not isinstance(metric, _MEANS) or average not in ("macro", "weighted"):
+        return undefined
+    values = _by_class(metric, average)
+    weights = positives[defined] if average == "weighted" else torch.ones_like(positives[defined])
+    return (values[defined] * weights).sum() / weights.sum()
 
 
-def _each(metric: Metric, average: str) -> Tensor:
-    """Return the figure of each class or label."""
+def _by_class(metric: Metric, average: str) -> Tensor:
+    """Return the metric of each class or label."""
     computed = metric._computed
     metric.average, metric._computed = "none", None
     try:

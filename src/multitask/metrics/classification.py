@@ -1,4 +1,4 @@
-"""Areas that have no value where torchmetrics gives 0."""
+"""AUROC that is NaN where it is undefined."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class BinaryAUROC(classification.BinaryAUROC):
-    """``torchmetrics.classification.BinaryAUROC``, NaN where all targets are of one class, and not 0."""
+    """``torchmetrics.classification.BinaryAUROC``, but NaN instead of 0 if all targets are of one class."""
 
     def compute(self) -> Tensor:  # type: ignore[override]  # as in torchmetrics
         """Return the area under the curve, a scalar in [0, 1]."""

@@ -9,10 +9,9 @@ from multitask.metrics.pooling import Pooled, same_shape
 
 
 class _DepthError(Pooled):
-    """Mean error over the pixels with a depth.
+    """Mean error over the valid pixels, whose target is neither 0 nor NaN.
 
-    ``prediction`` and ``target``: ``[batch, 1, height, width]`` in the target's unit. Pixels whose target
-    is 0 or NaN are invalid.
+    ``prediction`` and ``target``: ``[batch, 1, height, width]`` in the same unit.
     """
 
     is_differentiable = False
@@ -22,7 +21,7 @@ class _DepthError(Pooled):
         super().__init__(type(self).__name__, 2, pooling)
 
     def count(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Sum of the errors, and number of valid pixels."""
+        """Return the sum of errors and the number of valid pixels."""
         same_shape(type(self).__name__, prediction, target)
         valid = target > 0
         target = target[valid].double()
@@ -31,10 +30,10 @@ class _DepthError(Pooled):
 
     @abstractmethod
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Error of each valid pixel."""
+        """Return the error of each valid pixel."""
 
     def figure(self, sums: Tensor) -> Tensor:
-        """Mean error."""
+        """Return the mean error."""
         return sums[0] / sums[1]
 
 
@@ -42,13 +41,13 @@ class DepthAbsoluteError(_DepthError):
     """Mean of |prediction − target|, in the target's unit."""
 
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """|prediction − target|."""
+        """Return |prediction − target|."""
         return (prediction - target).abs()
 
 
 class DepthRelativeError(_DepthError):
-    """Mean of |prediction − target| / target, without unit."""
+    """Mean of |prediction − target| / target, dimensionless."""
 
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """|prediction − target| / target."""
+        """Return |prediction − target| / target."""
         return (prediction - target).abs() / target

@@ -1,4 +1,4 @@
-"""Angle between predicted and true surface normals: mean, median, share within a threshold."""
+"""Angles between predicted and true surface normals: mean, median, and share within a threshold."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,11 @@ from multitask.metrics.pooling import Pooled, same_shape
 
 
 def angles(prediction: Tensor, target: Tensor) -> Tensor:
-    """Angle at each valid pixel, in degrees in [0, 180], float64, one dimension.
+    """Return the angle at each valid pixel in degrees, ``[k]`` in float64.
 
-    ``prediction`` and ``target``: ``[batch, 3, height, width]``, of any length; pixels whose target is the
-    zero vector or NaN are invalid. The angle is 2·atan2(|u − v|, |u + v|), which stays exact near 0 and 180
-    degrees where the arc cosine loses half of the digits. A zero prediction is at 90 degrees from
-    everything.
+    ``prediction`` and ``target``: ``[batch, 3, height, width]``, not necessarily normalized; pixels whose target is
+    zero or NaN are invalid. The angle is 2·atan2(|u − v|, |u + v|), which is accurate near 0 and 180 degrees, where
+    the arccosine loses half of the digits. A zero prediction has an angle of 90 degrees.
     """
     same_shape("Normal metrics", prediction, target)
     valid = (target != 0).any(dim=1) & target.isfinite().all(dim=1)
@@ -35,20 +34,20 @@ class AngleMean(Pooled):
         super().__init__("angles", 2, pooling)
 
     def count(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Sum of the angles, and number of valid pixels."""
-        found = angles(prediction, target)
-        return torch.stack([found.sum(), found.new_tensor(len(found))])
+        """Return the sum of angles and the number of valid pixels."""
+        valid = angles(prediction, target)
+        return torch.stack([valid.sum(), valid.new_tensor(len(valid))])
 
     def figure(self, sums: Tensor) -> Tensor:
-        """Mean angle."""
+        """Return the mean angle."""
         return sums[0] / sums[1]
 
 
 class AngleMedian(Pooled):
-    """Median angle in degrees, to half a ``bin_width``.
+    """Median angle in degrees, accurate to half a ``bin_width``.
 
-    The angles of a whole data set are too many to keep (72 million for NYUv2's validation set): a histogram
-    is kept, whose middle is as exact as its bins are narrow, and which sums over processes.
+    It is computed from a histogram, since a data set has too many angles to store (72 million in NYUv2's validation
+    set).
     """
 
     is_differentiable = False
@@ -60,12 +59,12 @@ class AngleMedian(Pooled):
         self.bins = bins
 
     def count(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Histogram of the angles."""
+        """Return the histogram of the angles."""
         cells = (angles(prediction, target) * (self.bins / 180)).long().clamp(max=self.bins - 1)
         return torch.bincount(cells, minlength=self.bins)
 
     def figure(self, sums: Tensor) -> Tensor:
-        """Middle of the bin of the lower median (as ``torch.median``)."""
+        """Return the centre of the bin of the lower median, as in ``torch.median``."""
         total = sums.sum()
         if total == 0:
             return sums.new_tensor(float("nan"))
@@ -74,7 +73,7 @@ class AngleMedian(Pooled):
 
 
 class AngleWithin(Pooled):
-    """Share of the pixels whose angle is under ``degrees`` (the papers give 11.25, 22.5 and 30)."""
+    """Share of pixels whose angle is below ``degrees`` (11.25, 22.5 and 30 in the papers)."""
 
     is_differentiable = False
     higher_is_better = True
@@ -84,10 +83,10 @@ class AngleWithin(Pooled):
         self.degrees = degrees
 
     def count(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Number of pixels within the threshold, and number of valid pixels."""
-        found = angles(prediction, target)
-        return torch.stack([(found < self.degrees).sum(), found.new_tensor(len(found))])
+        """Return the number of pixels below the threshold and the number of valid pixels."""
+        valid = angles(prediction, target)
+        return torch.stack([(valid < self.degrees).sum(), valid.new_tensor(len(valid))])
 
     def figure(self, sums: Tensor) -> Tensor:
-        """Share in [0, 1]."""
+        """Return the share, in [0, 1]."""
         return sums[0] / sums[1]

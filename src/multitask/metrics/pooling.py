@@ -1,4 +1,4 @@
-"""Pooling of a dense metric over the pixels of a whole data set."""
+"""Pooling of dense metrics over the pixels of a data set."""
 
 from abc import abstractmethod
 
@@ -10,16 +10,14 @@ POOLINGS = ("pixels", "batches")
 
 
 class Pooled(Metric):
-    """A figure that is a function of a vector of sums over pixels.
+    """A metric that is a function of a vector of sums over pixels.
 
-    ``pooling="pixels"`` adds the sums of all pixels and takes the figure once, so that neither batch size
-    nor the number of processes matters. ``pooling="batches"`` takes the figure of each batch and averages
-    these, every batch counting the same, as the older multi-task code does; a batch without a valid pixel
-    is left out.
+    ``pooling="pixels"`` computes the metric once from the sums over all pixels, independently of batch size and number
+    of processes. ``pooling="batches"`` averages the metrics of the batches with equal weight, as older multi-task code
+    does, excluding batches without a valid pixel.
 
-    ``sums``: a name for what is summed, the same in two metrics only where both sum the same; ``size``:
-    length of the vector of sums. Without any valid pixel the figure is NaN. Raises ``ValueError`` for
-    another ``pooling``.
+    ``sums``: a name for the sums, which two metrics may share only if their sums are the same; ``size``: length of the
+    vector of sums. Without a valid pixel the metric is NaN. Raises ``ValueError`` for an unknown ``pooling``.
     """
 
     full_state_update = False
@@ -29,8 +27,8 @@ class Pooled(Metric):
         if pooling not in POOLINGS:
             raise ValueError(f"tasks.*.metrics.*.pooling is one of {', '.join(POOLINGS)}, not {pooling!r}.")
         self.pooling = pooling
-        # MetricCollection takes metrics for one and the same when states of the same name were equal after
-        # the first batch, as those of two thresholds easily are: the name has to tell them apart.
+        # MetricCollection merges metrics whose states of the same name are equal after the first batch, which can
+        # happen with two thresholds: the name has to distinguish them.
         self._state = sums if pooling == "pixels" else f"{type(self).__name__}_{sums}"
         self.add_state(
             self._state,
@@ -40,14 +38,14 @@ class Pooled(Metric):
 
     @abstractmethod
     def count(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Sums over the valid pixels of one batch, ``[size]``."""
+        """Return the sums over the valid pixels of one batch, ``[size]``."""
 
     @abstractmethod
     def figure(self, sums: Tensor) -> Tensor:
-        """The figure that belongs to some sums; NaN where no pixel was valid."""
+        """Return the metric given the sums; NaN if no pixel is valid."""
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Take in one batch."""
+        """Add a batch."""
         state: Tensor = getattr(self, self._state)
         sums = self.count(prediction.detach(), target.detach()).to(state)
         if self.pooling == "batches":
@@ -57,13 +55,13 @@ class Pooled(Metric):
         setattr(self, self._state, state + sums)
 
     def compute(self) -> Tensor:
-        """The figure of everything taken in, a scalar."""
+        """Return the metric of all batches, a scalar."""
         state: Tensor = getattr(self, self._state)
         return (self.figure(state) if self.pooling == "pixels" else state[0] / state[1]).float()
 
 
 def same_shape(name: str, prediction: Tensor, target: Tensor) -> None:
-    """Raise ``ValueError`` unless both shapes are the same: broadcasting would give a wrong figure."""
+    """Raise ``ValueError`` if the shapes differ, since broadcasting would give a wrong result."""
     if prediction.shape != target.shape:
         raise ValueError(
             f"{name} got predictions of shape {list(prediction.shape)} for targets of shape "

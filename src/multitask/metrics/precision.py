@@ -1,4 +1,4 @@
-"""Metrics in float64, whatever device and precision the model has."""
+"""Metrics in float64, whatever the model's device and precision."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -11,26 +11,26 @@ _WITHOUT_FLOAT64 = ("mps",)
 
 
 def home(device: torch.device) -> torch.device:
-    """Return where metrics of a model on ``device`` are computed: the CPU where the device has no float64."""
+    """Return the device for metrics of a model on ``device``: the CPU if the device lacks float64."""
     return torch.device("cpu") if device.type in _WITHOUT_FLOAT64 else device
 
 
 def exact(values: Tensor) -> Tensor:
-    """Return values where metrics are computed, floats among them as float64."""
+    """Move values to the device for metrics, floats as float64."""
     values = values.to(home(values.device))
     return values.double() if values.is_floating_point() else values
 
 
 class Exact(MetricCollection):
-    """Metrics that keep their sums in float64.
+    """Metrics whose states are float64.
 
-    Sums of squares of numbers far from zero cancel: in float32 an R² of targets of mean 100,000 and deviation 3 has
-    no digit left. Casting the module around them (``half()``, ``to(torch.bfloat16)``, Lightning's ``*-true``
-    precisions) leaves the states as they are, and a device without float64 (MPS) leaves them on the CPU.
+    Sums of squares of values far from zero cancel: in float32, R² of targets with mean 100,000 and deviation 3 has no
+    correct digit. Casting the module that contains them (``half()``, ``to(torch.bfloat16)``, Lightning's ``*-true``
+    precisions) does not change the states, and on devices without float64 (MPS) they stay on the CPU.
 
     Args:
-        metrics: The metrics by name. They share no states: a collection would take metrics whose states agree on
-            its first batch for one, whatever their arguments.
+        metrics: The metrics by name. Compute groups are disabled, since they merge metrics whose states agree on the
+            first batch even if their arguments differ.
     """
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:

@@ -1,4 +1,4 @@
-"""R² of targets of any unit, however far from zero, and relative errors."""
+"""Numerically accurate R², and relative errors."""
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ from multitask.metrics.trials import varies
 class R2(Metric):
     """1 − Σ (target − prediction)² / Σ (target − mean)², averaged over columns.
 
-    ``prediction`` and ``target``: ``[batch]`` or ``[batch, columns]``. Moving both by a constant or giving them in
-    another unit changes nothing, unlike ``torchmetrics.R2Score``, which subtracts large sums from one another and
-    takes sums of squares under 1e-4 for zero: each batch leaves the moments of its targets about their own mean,
-    which are merged at the end (Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
-    A column whose targets are all the same has no value and is left out; NaN where no column has one.
+    ``prediction`` and ``target``: ``[batch]`` or ``[batch, columns]``. The result is invariant to shifting and scaling
+    both, unlike that of ``torchmetrics.R2Score``, which subtracts large sums and treats sums of squares below 1e-4 as
+    zero. Each batch contributes the moments of its targets about their mean, which are merged at the end (Updating
+    Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979). Columns with constant targets are excluded;
+    NaN if all are.
     """
 
     is_differentiable = False
@@ -36,9 +36,8 @@ class R2(Metric):
         mean = rows.mean(0)
         count = torch.full_like(mean, len(rows))
         squares = (rows - mean).square().sum(0), residuals.square().sum(0)
-        found = [count, mean, *squares, rows.amin(0), rows.amax(0)]
         assert isinstance(self.moments, list)
-        self.moments.append(torch.stack(found)[None])
+        self.moments.append(torch.stack([count, mean, *squares, rows.amin(0), rows.amax(0)])[None])
 
     def compute(self) -> Tensor:
         """Return R², a scalar in (−∞, 1]."""
@@ -46,14 +45,14 @@ class R2(Metric):
         origin = mean[0]
         whole = origin + (count * (mean - origin)).sum(0) / count.sum(0)
         total = squares.sum(0) + (count * (mean - whole).square()).sum(0)
-        # Not by the squares: rounding of the mean leaves some of a column that is the same everywhere.
+        # Not by the squares, which rounding of the mean makes positive even for constant columns.
         return (1 - residuals.sum(0) / total)[varies(lowest.amin(0), highest.amax(0))].mean()
 
 
 class RelativeL2(Metric):
-    """‖prediction − target‖ / ‖target‖ over all values: the error by which solutions of equations are compared.
+    """‖prediction − target‖ / ‖target‖ over all values, the usual error of approximate solutions of equations.
 
-    ``prediction`` and ``target`` have one shape. NaN where all targets are zero.
+    ``prediction`` and ``target`` have the same shape. NaN if all targets are zero.
     """
 
     is_differentiable = False

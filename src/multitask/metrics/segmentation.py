@@ -7,10 +7,10 @@ from multitask.metrics.pooling import Pooled
 
 
 class _Confusion(Pooled):
-    """Counts pixels by (target class, predicted class).
+    """Accumulates the confusion matrix over pixels.
 
     ``prediction``: logits ``[batch, classes, ...]``; ``target``: classes ``[batch, ...]``, ``ignore_index``
-    where unlabelled. Raises ``ValueError`` for shapes that do not agree and for a target outside the classes.
+    where unlabelled. Raises ``ValueError`` if the shapes do not match or a class is out of range.
     """
 
     is_differentiable = False
@@ -22,7 +22,7 @@ class _Confusion(Pooled):
         self.ignore_index = ignore_index
 
     def count(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Confusion matrix of one batch, flattened."""
+        """Return the confusion matrix of one batch, flattened."""
         expected = (target.shape[0], self.num_classes, *target.shape[1:])
         if prediction.shape != expected:
             raise ValueError(
@@ -40,23 +40,23 @@ class _Confusion(Pooled):
         return torch.bincount(cells, minlength=self.num_classes**2)
 
     def matrix(self, sums: Tensor) -> Tensor:
-        """Confusion matrix ``[target class, predicted class]``."""
+        """Return the confusion matrix ``[target class, predicted class]``."""
         return sums.view(self.num_classes, self.num_classes)
 
 
 class MeanIoU(_Confusion):
-    """Mean over classes of |prediction ∩ target| / |prediction ∪ target|, those in neither left out."""
+    """Mean over classes of |prediction ∩ target| / |prediction ∪ target|, without classes that occur in neither."""
 
     def figure(self, sums: Tensor) -> Tensor:
-        """Mean intersection over union in [0, 1]."""
+        """Return the mean intersection over union, in [0, 1]."""
         matrix = self.matrix(sums)
         union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
         return (matrix.diagonal() / union)[union > 0].mean()
 
 
 class PixelAccuracy(_Confusion):
-    """Share of the labelled pixels whose class is right."""
+    """Share of the labelled pixels that are classified correctly."""
 
     def figure(self, sums: Tensor) -> Tensor:
-        """Accuracy in [0, 1]."""
+        """Return the accuracy, in [0, 1]."""
         return self.matrix(sums).trace() / sums.sum()

@@ -1,4 +1,4 @@
-"""The behaviour of a metric, found by trying it in float64 on a copy."""
+"""Properties of a metric, determined by evaluating a copy of it in float64."""
 
 import warnings
 from collections.abc import Callable
@@ -9,40 +9,42 @@ from torchmetrics import Metric
 
 
 def tried(update: Callable[[Metric], object], metric: Metric) -> Tensor | None:
-    """Return what a copy of a metric says after an update, ``None`` where it cannot take the update."""
+    """Return the value of a copy of a metric after an update; ``None`` if the update fails."""
     metric = metric.clone().set_dtype(torch.float64)
     metric.reset()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of drawn values: what matters is warned of in validation
+            warnings.simplefilter(
+                "ignore"
+            )  # the values are random; validation shows the warnings that matter
             update(metric)
             value = metric.compute()
-    except Exception:  # of numbers that nobody gave it, whatever a metric of the user's own raises
+    except Exception:  # a user's metric may raise anything on random values
         return None
     return value if isinstance(value, Tensor) else None
 
 
 def same(value: Tensor | None, wanted: Tensor | None) -> bool:
-    """Return whether two values are the same but for rounding."""
+    """Return whether two values are equal up to rounding."""
     if value is None or wanted is None or value.shape != wanted.shape:
         return False
     return torch.allclose(value.double(), wanted.double(), rtol=1e-4, atol=1e-6)
 
 
 def is_relative(metric: Metric, prediction: Tensor, target: Tensor) -> bool:
-    """Return whether a metric of numbers is the same in every unit and from every origin.
+    """Return whether a metric is invariant to scaling and shifting predictions and targets.
 
-    Such a metric (R², a correlation, an error relative to the spread) divides by how much the target varies, and has
-    no value where it does not. It is tried on drawn numbers in the shapes given.
+    Such a metric (R², a correlation, an error relative to the spread) divides by the variation of the target and is
+    undefined for constant targets. It is evaluated on random values of the given shapes.
 
     Args:
         metric: The metric.
-        prediction: As the metric sees it, ``[batch, …]``.
-        target: As the metric sees it, ``[batch, …]``.
+        prediction: The metric's prediction, ``[batch, …]``.
+        target: The metric's target, ``[batch, …]``.
     """
     if not target.is_floating_point() or prediction.shape[1:] != target.shape[1:]:
         return False
-    if next(metric.parameters(), None) is not None:  # compares what a network makes of images
+    if next(metric.parameters(), None) is not None:  # compares features of images by a network
         return False
     shape = (24 if target[:1].numel() <= 4096 else 4, *target.shape[1:])
     generator = torch.Generator().manual_seed(2)
@@ -54,6 +56,6 @@ def is_relative(metric: Metric, prediction: Tensor, target: Tensor) -> bool:
 
 
 def varies(lowest: Tensor, highest: Tensor) -> Tensor:
-    """Return which columns of float64 numbers vary by more than they are rounded, whatever batches they came in."""
+    """Return which columns of float64 values vary by more than rounding, given their smallest and largest values."""
     rounding = 4 * torch.finfo(torch.float64).eps * torch.maximum(lowest.abs(), highest.abs())
     return highest - lowest > rounding

@@ -1,1 +1,1 @@
-"""Trunks and heads that no library gives."""
+"""Trunks and heads that no library provides."""

@@ -1,4 +1,4 @@
-"""Convolutions with what usually follows them."""
+"""Convolutions with normalization and activation."""
 
 import math
 from typing import Literal
@@ -9,13 +9,13 @@ Norm = Literal["batch", "group", "none"]
 
 
 def normalization(kind: Norm, channels: int) -> nn.Module:
-    """Return a normalization of maps ``[batch, channels, h, w]``.
+    """Return a normalization layer for maps ``[batch, channels, h, w]``.
 
-    ``batch`` makes an example's features depend on the rest of its batch, so that accumulated
-    micro-batches differ from one large batch; ``group`` does not.
+    With ``batch``, an example's features depend on the rest of its batch, so that accumulated micro-batches
+    differ from one large batch; with ``group`` they do not.
 
     Raises:
-        ValueError: If the kind is not known.
+        ValueError: If the kind is unknown.
     """
     match kind:
         case "batch":
@@ -33,9 +33,9 @@ def convolution(channels: int, kernel: int = 3, stride: int = 1, norm: Norm = "b
     ``[batch, c, h, w]`` → ``[batch, channels, h / stride, w / stride]``.
 
     Args:
-        channels: Channels of the output; those of the input are found at the first call.
-        kernel: Size of the kernel; the border is padded by half of it.
-        stride: Step of the kernel.
+        channels: Output channels; the input channels are inferred at the first call.
+        kernel: Kernel size; the padding is half of it.
+        stride: Stride.
         norm: See :func:`normalization`.
     """
     return nn.Sequential(
@@ -46,5 +46,5 @@ def convolution(channels: int, kernel: int = 3, stride: int = 1, norm: Norm = "b
 
 
 def pooled_convolution(channels: int, kernel: int = 3, norm: Norm = "batch") -> nn.Sequential:
-    """Return :func:`convolution` and a 2×2 maximum: → ``[batch, channels, h / 2, w / 2]``."""
+    """Return :func:`convolution` with 2×2 max pooling: → ``[batch, channels, h / 2, w / 2]``."""
     return nn.Sequential(convolution(channels, kernel, norm=norm), nn.MaxPool2d(2))

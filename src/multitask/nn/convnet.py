@@ -6,10 +6,10 @@ from torch import nn
 
 
 def convnet(channels: Sequence[int] = (32, 64, 128, 256), width: int = 256) -> nn.Sequential:
-    """Convolutions that halve the size each, a mean over the image, and one linear layer.
+    """Return convolutions of stride 2, global average pooling and one linear layer.
 
     Args:
-        channels: Channels of the convolutions, multiples of 4: images ``[batch, c, h, w]``.
+        channels: Channels of the convolutions on images ``[batch, c, h, w]``; multiples of 4.
         width: Width of the features ``[batch, width]``.
     """
     layers: list[nn.Module] = []

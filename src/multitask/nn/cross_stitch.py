@@ -1,4 +1,4 @@
-"""One network a task, their features mixed between the stages by learned weights."""
+"""One network per task, with learned mixing of features between the stages."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from multitask.nn.copies import Make, several
 
 
 class Stitch(LazyModuleMixin, nn.Module):
-    """Learned mixture of the tasks' features, one square matrix a channel.
+    """Learned linear combination of the tasks' features, one square matrix per channel.
 
     Args:
-        tasks: How many tasks there are.
-        own: Initial weight of a task's own features; the others share the rest.
+        tasks: Number of tasks.
+        own: Initial weight of a task's own features; the others share the rest equally.
     """
 
     cls_to_become = None
@@ -27,7 +27,7 @@ class Stitch(LazyModuleMixin, nn.Module):
         self.weight = nn.UninitializedParameter()
 
     def reset_parameters(self) -> None:
-        """Set the initial mixture."""
+        """Set the initial weights."""
         if self.has_uninitialized_params():
             return
         other = (1.0 - self.own) / max(1, self.tasks - 1)
@@ -36,7 +36,7 @@ class Stitch(LazyModuleMixin, nn.Module):
             self.weight.diagonal(dim1=1, dim2=2).fill_(self.own if self.tasks > 1 else 1.0)
 
     def initialize_parameters(self, features: Tensor) -> None:
-        """Take the number of channels from the first features ``[tasks, batch, channels, …]``."""
+        """Infer the number of channels from the first features ``[tasks, batch, channels, …]``."""
         if isinstance(self.weight, nn.UninitializedParameter):
             self.weight.materialize((features.shape[2], self.tasks, self.tasks))
             self.reset_parameters()
@@ -47,14 +47,14 @@ class Stitch(LazyModuleMixin, nn.Module):
 
 
 class CrossStitch(nn.Module):
-    """A column of stages for each task, stitched after every stage.
+    """One network of several stages per task, with a cross-stitch unit after every stage.
 
     (Cross-stitch Networks for Multi-task Learning, 2016.)
 
     Args:
         tasks: The tasks' names.
-        stages: Makes each stage of one column, in order; features are ``[batch, channels, …]``.
-        own: Initial weight of a task's own features in the mixture, in [0, 1].
+        stages: Factories for the stages, in order; features are ``[batch, channels, …]``.
+        own: Initial weight of a task's own features, in [0, 1].
 
     Raises:
         ValueError: If ``own`` is outside [0, 1].

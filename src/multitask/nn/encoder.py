@@ -1,4 +1,4 @@
-"""An encoder of Hugging Face's transformers as a trunk, whole or by low-rank updates."""
+"""A Hugging Face encoder as a trunk, trained fully or with LoRA."""
 
 from collections.abc import Mapping
 from inspect import signature
@@ -10,18 +10,18 @@ from multitask.extras import imported
 
 
 class Encoder(nn.Module):
-    """Token ids and what goes with them → the last hidden state of each token, ``[batch, tokens, width]``.
+    """Tokenizer outputs → the last hidden state of each token, ``[batch, tokens, width]``.
 
     Nothing is downloaded.
 
     Args:
-        folder: A local folder with a model as ``save_pretrained`` writes it.
-        config: In its place the keys of a transformers config, ``model_type`` among them: the weights are drawn.
-        lora: Keys of ``peft.LoraConfig``: the encoder is frozen, and the low-rank updates alone are trained and shared
-            by the tasks (LoRA: Low-Rank Adaptation of Large Language Models, 2021). ``None`` trains all of it.
+        folder: A local folder with a model saved by ``save_pretrained``.
+        config: Alternatively, a transformers config including ``model_type``, for random initial weights.
+        lora: Arguments of ``peft.LoraConfig``: the encoder is frozen, and the tasks share trainable low-rank updates
+            (LoRA: Low-Rank Adaptation of Large Language Models, 2021). ``None`` trains the whole encoder.
 
     Raises:
-        ValueError: If a package is not installed; if there are both folder and config, or neither, or no such folder.
+        ValueError: If a package or the folder is missing, or if not exactly one of folder and config is given.
     """
 
     def __init__(
@@ -50,18 +50,18 @@ class Encoder(nn.Module):
                     f"trunk.config.model_type={kind} is no encoder of transformers; set one, such as bert."
                 )
             settings = transformers.AutoConfig.for_model(**dict(config or {}))
-        made = transformers.MODEL_MAPPING[type(settings)]
-        # What pools tokens into one vector would be parameters that nothing reaches.
-        options = {"add_pooling_layer": False} if "add_pooling_layer" in signature(made).parameters else {}
+        model = transformers.MODEL_MAPPING[type(settings)]
+        # A pooling layer's parameters would get no gradient.
+        options = {"add_pooling_layer": False} if "add_pooling_layer" in signature(model).parameters else {}
         if folder is not None:
-            self.model: nn.Module = made.from_pretrained(folder, local_files_only=True, **options)
+            self.model: nn.Module = model.from_pretrained(folder, local_files_only=True, **options)
         else:
-            self.model = made(settings, **options)
+            self.model = model(settings, **options)
         if lora is not None:
             peft = imported("peft", "huggingface", "trunk.lora")
             peft.inject_adapter_in_model(peft.LoraConfig(**lora), self.model)
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        """Return the last hidden states of inputs ``[batch, tokens]`` by name."""
+        """Return the last hidden states, given the inputs ``[batch, tokens]`` by name."""
         states: Tensor = self.model(**inputs).last_hidden_state
         return states

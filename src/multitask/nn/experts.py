@@ -10,10 +10,10 @@ from multitask.nn.copies import Make, several
 
 
 class Gate(nn.Module):
-    """Weights of the experts from one linear layer and a softmax: ``[batch, …]`` → ``[batch, experts]``.
+    """Softmax gate, one linear layer: ``[batch, …]`` → weights of the experts ``[batch, experts]``.
 
     Args:
-        experts: How many experts it chooses among.
+        experts: Number of experts.
     """
 
     def __init__(self, experts: int) -> None:
@@ -26,19 +26,19 @@ class Gate(nn.Module):
 
 
 def mix(weights: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-    """Return the experts' outputs ``[batch, …]``, weighed by ``[batch, experts]``."""
+    """Return the sum of the experts' outputs ``[batch, …]``, weighted by ``[batch, experts]``."""
     return torch.einsum("be,eb...->b...", weights, torch.stack(list(outputs)))
 
 
 class MMoE(nn.Module):
-    """Shared experts, mixed for each task by a gate of its own.
+    """Shared experts, combined by one gate per task.
 
     (Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts, 2018.)
 
     Args:
         tasks: The tasks' names.
-        expert: Makes one expert: inputs → features.
-        experts: How many there are.
+        expert: Factory for an expert: inputs → features.
+        experts: Number of experts.
     """
 
     def __init__(self, tasks: Sequence[str], expert: Make, experts: int = 4) -> None:
@@ -47,24 +47,23 @@ class MMoE(nn.Module):
         self.gates = nn.ModuleDict({task: Gate(experts) for task in tasks})
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Return each task's mixture of the experts' features."""
+        """Return each task's combination of the experts' features."""
         outputs = [expert(inputs) for expert in self.experts]
         return {task: mix(gate(inputs), outputs) for task, gate in self.gates.items()}
 
 
 class Extraction(nn.Module):
-    """One layer of customized gate control: experts of each task beside shared ones.
+    """One layer of customized gate control, with task-specific and shared experts.
 
-    A task's gate chooses among its own experts and the shared ones; the gate of the shared path
-    chooses among all.
+    A task's gate combines its own and the shared experts; the gate of the shared path combines all experts.
 
     Args:
         tasks: The tasks' names.
-        expert: Makes one expert.
-        own: Experts of each task.
-        shared: Experts shared by all.
-        hand_on: Whether the shared path feeds a further layer.
-        key: The config key of the expert, to name in an error.
+        expert: Factory for an expert.
+        own: Number of experts per task.
+        shared: Number of shared experts.
+        hand_on: Whether another layer follows, which needs shared features.
+        key: The config key of the expert, for errors.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Extraction(nn.Module):
     def forward(
         self, inputs: Mapping[str, Tensor], shared: Tensor
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Return each task's features and, where there is a further layer, the shared ones."""
+        """Return each task's features, and the shared features if another layer follows."""
         common = [expert(shared) for expert in self.shared]
         own = {
             task: [expert(inputs[task]) for expert in experts.children()]
@@ -103,9 +102,9 @@ class PLE(nn.Module):
 
     Args:
         tasks: The tasks' names.
-        layers: Makes one expert of each layer: inputs → features, features → features, ….
-        own: Experts of each task in a layer.
-        shared: Shared experts in a layer.
+        layers: Factories for the experts of each layer: inputs → features, features → features, ….
+        own: Number of experts per task and layer.
+        shared: Number of shared experts per layer.
     """
 
     def __init__(self, tasks: Sequence[str], layers: Sequence[Make], own: int = 2, shared: int = 2) -> None:

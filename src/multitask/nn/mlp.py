@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Sequential):
-    """Layers whose inputs are flattened first, without a layer that would shift the others' numbers."""
+    """Sequential layers on flattened inputs; a Flatten layer would change the indices of the others."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the features, ``[batch, widths[-1]]``, of inputs ``[batch, …]``."""
@@ -14,12 +14,11 @@ class MLP(nn.Sequential):
 
 
 def mlp(widths: Sequence[int] = (512, 512), activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Return linear layers, each followed by an activation; the first takes the width of its input.
+    """Return linear layers, each followed by an activation; the input width is inferred.
 
     Args:
-        widths: Widths of the layers: inputs ``[batch, …]``, flattened where they have more
-            dimensions, → features ``[batch, widths[-1]]``.
-        activation: Makes what follows each layer; a smooth one where losses are of second derivatives.
+        widths: Widths of the layers: flattened inputs ``[batch, …]`` → features ``[batch, widths[-1]]``.
+        activation: Factory for the activations, which must be smooth for losses of second derivatives.
     """
     layers: list[nn.Module] = []
     for width in widths:

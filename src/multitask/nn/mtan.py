@@ -1,4 +1,4 @@
-"""A shared network, and for each task masks on its features."""
+"""A shared network with attention masks for each task."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
 from multitask.nn.blocks import Norm, convolution, normalization
-from multitask.nn.copies import Make, one_a_task
+from multitask.nn.copies import Make, one_per_task
 
 
 class Block(nn.Module):
-    """Two shared convolutions, and one mask per task on the second one's output.
+    """Two shared convolutions, and one mask per task on the output of the second.
 
     Args:
         tasks: The tasks' names.
-        channels: Channels of the output.
+        channels: Output channels.
         norm: See :func:`multitask.nn.blocks.normalization`.
-        first: Whether there are no attended features from a block before.
+        first: Whether this is the first block, which gets no attended features.
     """
 
     def __init__(self, tasks: Sequence[str], channels: int, norm: Norm, first: bool) -> None:
@@ -25,21 +25,21 @@ class Block(nn.Module):
         self.entry = convolution(channels, norm=norm)
         self.exit = convolution(channels, norm=norm)
         self.carry = None if first else convolution(channels, norm=norm)
-        self.masks = one_a_task(lambda: _mask(channels, norm), tasks, "trunk")
+        self.masks = one_per_task(lambda: _mask(channels, norm), tasks, "trunk")
 
     def forward(
         self, shared: Tensor, attended: dict[str, Tensor] | None, size: tuple[int, int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the shared features and each task's, both of the spatial ``size``."""
+        """Return the shared features and each task's features, of spatial size ``size``."""
         entry = self.entry(_resize(shared, size))
         shared = self.exit(entry)
-        found = {}
+        features = {}
         for task, mask in self.masks.items():
-            seen = entry
+            visible = entry
             if self.carry is not None and attended is not None:
-                seen = torch.cat([entry, _carried(self.carry, attended[task], size)], dim=1)
-            found[task] = mask(seen) * shared
-        return shared, found
+                visible = torch.cat([entry, _carried(self.carry, attended[task], size)], dim=1)
+            features[task] = mask(visible) * shared
+        return shared, features
 
 
 class MTAN(nn.Module):
@@ -49,10 +49,10 @@ class MTAN(nn.Module):
 
     Args:
         tasks: The tasks' names.
-        channels: Channels of each level, the finest first; each level halves the size.
-        dense: Whether to go back up to the size of the input: features ``[batch, channels[0], h, w]``.
-        branch: Makes what follows for each task, for example a flattening and a linear layer;
-            ``None`` leaves maps.
+        channels: Channels of each level, finest first; each level halves the size.
+        dense: Whether to upsample back to the input size: features ``[batch, channels[0], h, w]``.
+        branch: Factory for a network that follows for each task, such as a Flatten and a linear layer; ``None``
+            returns the maps.
         norm: See :func:`multitask.nn.blocks.normalization`.
 
     Raises:
@@ -73,7 +73,7 @@ class MTAN(nn.Module):
         widths = [*channels, *reversed(channels[:-1])] if dense else [*channels]
         self.levels = len(channels)
         self.blocks = nn.ModuleList(Block(tasks, width, norm, i == 0) for i, width in enumerate(widths))
-        self.branches = one_a_task(branch or nn.Identity, tasks, "trunk.branch")
+        self.branches = one_per_task(branch or nn.Identity, tasks, "trunk.branch")
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return each task's features."""
@@ -81,7 +81,7 @@ class MTAN(nn.Module):
         sizes = [(height >> i, width >> i) for i in range(self.levels)]
         sizes += reversed(sizes[:-1])
         shared, attended = inputs, None
-        # Without a way up there are more sizes than blocks.
+        # Without upsampling there are more sizes than blocks.
         for block, size in zip(self.blocks, sizes, strict=False):
             shared, attended = block(shared, attended, size)
         assert attended is not None
@@ -89,7 +89,7 @@ class MTAN(nn.Module):
 
 
 def _mask(channels: int, norm: Norm) -> nn.Sequential:
-    """Two 1×1 convolutions, the last through a sigmoid."""
+    """Return two 1×1 convolutions followed by a sigmoid."""
     return nn.Sequential(
         convolution(channels, kernel=1, norm=norm),
         nn.Conv2d(channels, channels, kernel_size=1, bias=norm == "none"),
@@ -99,7 +99,7 @@ def _mask(channels: int, norm: Norm) -> nn.Sequential:
 
 
 def _carried(carry: nn.Module, attended: Tensor, size: tuple[int, int]) -> Tensor:
-    """Convolve at the finer of both sizes."""
+    """Convolve at the finer of the two sizes."""
     if attended.shape[-2] >= size[0]:
         return _resize(carry(attended), size)
     return carry(_resize(attended, size))

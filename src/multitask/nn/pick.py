@@ -1,4 +1,4 @@
-"""One tensor of the several that a library's module returns."""
+"""Selection of one tensor from a module's output."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class Pick(nn.Module):
-    """A module's output by index, key or attribute, so that the module can be a trunk.
+    """Returns one part of a module's output, so that the module can be a trunk.
 
     Args:
         module: A module that returns a tuple, a mapping or an object with attributes.
-        key: Which of its parts to hand on; ``0`` is the first of a tuple.
+        key: Index, key or attribute of the part.
 
     Raises:
-        ValueError: At the first call, if there is no such part.
+        ValueError: When called, if the output has no such part.
     """
 
     def __init__(self, module: nn.Module, key: int | str) -> None:

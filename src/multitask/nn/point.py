@@ -1,4 +1,4 @@
-"""The trunk of a toy problem: the point itself."""
+"""The trunk of a toy problem: a trainable point."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class Point(nn.Module):
-    """One point, the only parameter: displacements ``[batch, d]`` → the point displaced ``[batch, d]``.
+    """A trainable point: displacements ``[batch, d]`` → displaced points ``[batch, d]``.
 
     Args:
-        start: The start of the point, d numbers.
+        start: The initial point, d numbers.
     """
 
     def __init__(self, start: Sequence[float]) -> None:
@@ -18,5 +18,5 @@ class Point(nn.Module):
         self.point = nn.Parameter(torch.tensor([float(x) for x in start]))
 
     def forward(self, displacements: Tensor) -> Tensor:
-        """Return the point, once per example."""
+        """Return the displaced point of each example."""
         return self.point + displacements

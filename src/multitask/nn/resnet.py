@@ -1,4 +1,4 @@
-"""Residual networks of two-convolution blocks."""
+"""Residual networks with blocks of two convolutions."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,14 +9,14 @@ from multitask.nn.blocks import Norm, normalization
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions beside the identity.
+    """Two 3×3 convolutions with a shortcut.
 
     ``[batch, c, h, w]`` → ``[batch, channels, h / stride, w / stride]``.
 
     Args:
-        entering: Channels of the input.
-        channels: Channels of the output.
-        stride: Step of the first convolution.
+        entering: Input channels.
+        channels: Output channels.
+        stride: Stride of the first convolution.
         norm: See :func:`multitask.nn.blocks.normalization`.
     """
 
@@ -37,7 +37,7 @@ class Residual(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return the maps of the next block."""
+        """Return the output maps."""
         return self.relu(self.residual(maps) + self.shortcut(maps))
 
 
@@ -48,20 +48,20 @@ def resnet(
     pool: bool = True,
     norm: Norm = "batch",
 ) -> nn.Sequential:
-    """Residual stages, each after the first twice as wide and half the size; by default ResNet-18.
+    """Return a residual network, by default ResNet-18; each stage doubles the width and halves the size.
 
     (Deep Residual Learning for Image Recognition, 2016.)
 
     Args:
-        blocks: Residual blocks of each stage.
+        blocks: Number of blocks of each stage.
         width: Channels of the first stage.
-        stem: ``large`` for photographs: 7×7 with stride 2 and a maximum; ``small`` for images of about
-            32×32: one 3×3 convolution.
-        pool: Whether to average over positions: features ``[batch, width · 2^(stages − 1)]``, else maps.
+        stem: ``large`` for photographs, a 7×7 convolution with stride 2 and max pooling; ``small`` for images of
+            about 32×32, one 3×3 convolution.
+        pool: Whether to average over positions: features ``[batch, width · 2^(stages − 1)]``, otherwise maps.
         norm: See :func:`multitask.nn.blocks.normalization`.
 
     Raises:
-        ValueError: If the stem is not known.
+        ValueError: If the stem is unknown.
     """
     if stem not in ("large", "small"):
         raise ValueError(f"trunk.stem={stem} is not known; choose large or small.")

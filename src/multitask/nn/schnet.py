@@ -10,17 +10,17 @@ class SchNet(nn.Module):
     """Atoms ``[batch, atoms, 4]`` (atomic number, position in ångström) → features ``[batch, width]``.
 
     For derivatives with respect to the positions, ``numbers`` ``[batch, atoms]`` and ``positions``
-    ``[batch, atoms, 3]`` come apart.
+    ``[batch, atoms, 3]`` are separate inputs.
 
-    Each atom's features are corrected, layer by layer, by those of all others filtered by their distance;
-    their sum over the atoms is the molecule's. Unchanged by moving, turning and renumbering. (SchNet: A
+    Each layer updates an atom's features by those of all other atoms, filtered by distance; the molecule's features
+    are the sum over its atoms. They are invariant to translation, rotation and permutation. (SchNet: A
     Continuous-Filter Convolutional Neural Network for Modeling Quantum Interactions, 2017.)
 
     Args:
         width: Width of the features.
-        layers: How many corrections.
-        cutoff: Distance in ångström beyond which atoms do not see each other.
-        centres: How many distances between 0 and the cutoff a filter is made of.
+        layers: Number of layers.
+        cutoff: Distance in ångström beyond which atoms do not interact.
+        centres: Number of radial basis functions between 0 and the cutoff.
     """
 
     offsets: Tensor
@@ -42,21 +42,21 @@ class SchNet(nn.Module):
     def forward(
         self, atoms: Tensor | None = None, numbers: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Features of each molecule."""
+        """Return the features of each molecule."""
         if atoms is not None:
             numbers, positions = atoms[..., 0].long(), atoms[..., 1:]
         assert numbers is not None
         assert positions is not None
-        there, places = numbers > 0, positions
-        # Of each to each; the distance to oneself is left out, whose gradient would not be defined.
-        distances = (places[:, :, None] - places[:, None]).square().sum(-1).clamp(min=1e-12).sqrt()
-        pairs = there[:, :, None] & there[:, None] & (distances < self.cutoff)
+        present = numbers > 0
+        # Clamped, since the gradient of an atom's distance to itself is undefined.
+        distances = (positions[:, :, None] - positions[:, None]).square().sum(-1).clamp(min=1e-12).sqrt()
+        pairs = present[:, :, None] & present[:, None] & (distances < self.cutoff)
         pairs &= ~torch.eye(numbers.shape[1], dtype=torch.bool, device=numbers.device)
         spacing = self.cutoff / (len(self.offsets) - 1)
         basis = torch.exp(-0.5 * ((distances[..., None] - self.offsets) / spacing).square())
-        fading = 0.5 * (torch.cos(distances * torch.pi / self.cutoff) + 1) * pairs
+        envelope = 0.5 * (torch.cos(distances * torch.pi / self.cutoff) + 1) * pairs
         features = self.embedding(numbers)
         for filters, incoming, outgoing in zip(self.filters, self.incoming, self.outgoing, strict=True):
-            weights = filters(basis) * fading[..., None]
+            weights = filters(basis) * envelope[..., None]
             features = features + outgoing(torch.einsum("bijw,bjw->biw", weights, incoming(features)))
-        return (features * there[..., None]).sum(dim=1)
+        return (features * present[..., None]).sum(dim=1)

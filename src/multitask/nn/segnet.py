@@ -1,4 +1,4 @@
-"""An encoder–decoder that remembers where the maxima were."""
+"""An encoder-decoder that unpools by the indices of max pooling."""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,16 @@ from multitask.nn.blocks import Norm, convolution
 class SegNet(nn.Module):
     """Images ``[batch, c, h, w]`` → features ``[batch, channels[0], h, w]``.
 
-    The way down keeps the positions of its maxima, and the way up puts values back there.
-    (SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation, 2015.)
+    The decoder upsamples by the max-pooling indices of the encoder. (SegNet: A Deep Convolutional Encoder-Decoder
+    Architecture for Image Segmentation, 2015.)
 
     Args:
-        channels: Channels of each level, the finest first; each level halves the size.
-        depths: Convolutions of each level.
+        channels: Channels of each level, finest first; each level halves the size.
+        depths: Number of convolutions of each level.
         norm: See :func:`multitask.nn.blocks.normalization`.
 
     Raises:
-        ValueError: If there are no levels, or not as many depths.
+        ValueError: If there are no levels, or the numbers of channels and depths differ.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class SegNet(nn.Module):
                 f"trunk.depths={list(depths)} must be as long as trunk.channels={list(channels)}."
             )
         self.down = nn.ModuleList(_level([c] * d, norm) for c, d in zip(channels, depths, strict=True))
-        # The last convolution of a level on the way up has the channels of the level above it.
+        # The last convolution of a decoder level has the channels of the next finer level.
         leaving = [channels[0], *channels[:-1]]
         self.up = nn.ModuleList(
             _level([c] * (d - 1) + [last], norm)
@@ -43,14 +43,14 @@ class SegNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return features of every pixel."""
-        maps, places = images, []
+        """Return the features of every pixel."""
+        maps, pooled = images, []
         for level in self.down:
             maps = level(maps)
             size = maps.shape[-2:]
             maps, indices = max_pool2d(maps, 2, return_indices=True)
-            places.append((indices, size))
-        for level, (indices, size) in zip(self.up, reversed(places), strict=True):
+            pooled.append((indices, size))
+        for level, (indices, size) in zip(self.up, reversed(pooled), strict=True):
             maps = level(max_unpool2d(maps, indices, [2, 2], output_size=size))
         return maps
 

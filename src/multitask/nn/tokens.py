@@ -1,4 +1,4 @@
-"""From images to tokens, and from tokens to what a head compares: what torch's transformer layers lack."""
+"""Layers between images, tokens and heads that torch's transformers lack."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 
 class Patches(LazyModuleMixin, nn.Module):
-    """Images ``[batch, c, h, w]`` → tokens ``[batch, patches, width]`` with learned positions.
+    """Images ``[batch, c, h, w]`` → tokens ``[batch, patches, width]`` with learned position embeddings.
 
     (An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale, 2020.)
 
@@ -24,7 +24,7 @@ class Patches(LazyModuleMixin, nn.Module):
         self.positions = nn.UninitializedParameter()
 
     def initialize_parameters(self, images: Tensor) -> None:
-        """Take the number of patches from the first images."""
+        """Infer the number of patches from the first images."""
         if isinstance(self.positions, nn.UninitializedParameter):
             (size, _), width = self.project.kernel_size, self.project.out_channels
             count = (images.shape[-2] // size) * (images.shape[-1] // size)
@@ -33,7 +33,7 @@ class Patches(LazyModuleMixin, nn.Module):
                 self.positions.normal_(std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return one token a patch."""
+        """Return one token per patch."""
         return self.project(images).flatten(2).transpose(1, 2) + self.positions
 
 
@@ -46,7 +46,7 @@ class Mean(nn.Module):
 
 
 class First(nn.Module):
-    """Tokens ``[batch, tokens, width]`` → the first of them ``[batch, width]``, which stands for the whole."""
+    """Tokens ``[batch, tokens, width]`` → the first token ``[batch, width]``, such as ``[CLS]``."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the first token."""
@@ -54,8 +54,8 @@ class First(nn.Module):
 
 
 class ClassesFirst(nn.Module):
-    """Scores ``[batch, tokens, classes]`` → ``[batch, classes, tokens]``, as torch's losses take them."""
+    """Scores ``[batch, tokens, classes]`` → ``[batch, classes, tokens]``, as torch's losses expect."""
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Return the scores with the classes in their place."""
+        """Return the transposed scores."""
         return scores.transpose(1, 2)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def _block(channels: int) -> nn.Sequential:
-    """Two 3×3 convolutions; normalized by groups, so that no example depends on the rest of its batch."""
+    """Return two 3×3 convolutions with group normalization, so that examples do not depend on their batch."""
     layers: list[nn.Module] = []
     for _ in range(2):
         layers += [
@@ -21,14 +21,14 @@ def _block(channels: int) -> nn.Sequential:
 class UNet(nn.Module):
     """Images ``[batch, c, h, w]`` → features ``[batch, channels[0], h, w]`` (U-Net, 2015).
 
-    Each level halves the size, going down by maxima and up by nearest neighbours, with a link across. Any
-    size will do: odd ones are rounded down and up again.
+    Each level halves the size by max pooling; the decoder upsamples by nearest neighbours, with skip connections.
+    Images may have any size.
 
     Args:
-        channels: Channels of each level, the finest first; multiples of 4.
+        channels: Channels of each level, finest first; multiples of 4.
 
     Raises:
-        ValueError: If there is no level, or a number of channels is no multiple of 4.
+        ValueError: If there is no level, or a number of channels is not a multiple of 4.
     """
 
     def __init__(self, channels: Sequence[int] = (16, 32, 64)) -> None:
@@ -39,7 +39,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(_block(c) for c in reversed(channels[:-1]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of every pixel."""
+        """Return the features of every pixel."""
         features, finer = images, []
         for level, block in enumerate(self.down):
             if level:

@@ -1,1 +1,1 @@
-"""The step within Lightning: a base class for one's own LightningModule."""
+"""Lightning integration: a base class for LightningModules."""

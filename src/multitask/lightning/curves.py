@@ -1,4 +1,4 @@
-"""metrics.csv: what the loggers get, on disk after each row, and never lost by a later run."""
+"""The logger of metrics.csv, which loses no row when a run is killed or resumed."""
 
 import csv
 import os
@@ -15,13 +15,13 @@ _FIRST = ("step", "epoch")
 
 
 class MetricsCsv(Logger):
-    """One row a call, the columns those of all rows so far.
+    """Logger that writes one row per call.
 
-    A row is handed to the operating system when it is logged, so that killing the process loses
-    nothing. A new column rewrites the file beside itself and takes its place at once.
+    Each row is passed to the operating system immediately, so that killing the process loses nothing. A new
+    column rewrites the file atomically.
 
     Args:
-        folder: Where metrics.csv lies. A file that is there already is continued.
+        folder: The folder of metrics.csv; rows are appended to an existing file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,29 +31,29 @@ class MetricsCsv(Logger):
         self._expected: set[str] = set()
         self._begun = False
         self.rows = 0
-        """How many rows the file has."""
+        """Number of rows in the file."""
 
     @property
     def name(self) -> str:
-        """Lightning's name of the logger."""
+        """Name of the logger."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """Lightning's version of the run: none."""
+        """Version of the run: empty."""
         return ""
 
     @property
     def save_dir(self) -> str:
-        """The path of the file."""
+        """Folder of the file."""
         return str(self.path.parent)
 
     def expect(self, keys: Iterable[str]) -> None:
-        """Give the file columns of these keys from its first row on: a figure without a value is an empty cell."""
+        """Add columns for these keys from the first row on; missing values are empty cells."""
         self._expected |= set(keys)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Leave the config to config.yaml."""
+        """Do nothing: the config is in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -76,15 +76,14 @@ class MetricsCsv(Logger):
 
 
 def carry_over(source: Path, target: Path, count: int) -> None:
-    """Begin a run's curves with the first rows of the run that it resumes.
+    """Start the metrics.csv of a resumed run with the rows from before its checkpoint.
 
-    Where the target holds more, which a resumed run will write again, the whole file is kept beside it
-    as ``metrics.before-<n>.csv``.
+    If the target has other rows, it is first copied to ``metrics.before-<n>.csv``.
 
     Args:
-        source: metrics.csv of the run that was stopped; nothing happens where there is none.
+        source: metrics.csv of the interrupted run; nothing happens if it does not exist.
         target: metrics.csv of the resumed run.
-        count: How many of its rows had been written when the checkpoint was saved.
+        count: Number of rows when the checkpoint was saved.
     """
     if not source.is_file():
         return
@@ -107,7 +106,7 @@ def _columns(path: Path) -> list[str]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows, without a last one that was cut off."""
+    """Return the rows, excluding a truncated last one."""
     with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if None not in row.values()]
 

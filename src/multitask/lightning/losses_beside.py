@@ -1,4 +1,4 @@
-"""The mean losses of a split that a module tests by a step of its own."""
+"""Mean losses on a split for modules that override ``test_step``."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class LossesBeside(Callback):
-    """Measures every loss after the module's own test step, so that each run has them whatever else it measures.
+    """Computes the losses after the module's own test step, so that every run records them.
 
-    A split whose batches give no losses, for want of labels say, has none; that is said once.
+    If the losses of a batch cannot be computed, for example without labels, they are omitted with one warning.
     """
 
     def __init__(self) -> None:
         self.figures: Figures = {}
-        """The mean losses, over all processes, once the split has been tested."""
+        """The mean losses over all processes, after the test."""
         self._means = MeanLosses()
         self._failed = False
 
@@ -51,6 +51,6 @@ class LossesBeside(Callback):
         self._means.add({name: loss.detach() for name, loss in losses.items()}, counts)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the means."""
+        """Compute the means."""
         if not self._failed:
             self.figures = {(name, "loss"): value for name, value in self._means.by_name().items()}

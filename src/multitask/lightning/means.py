@@ -1,4 +1,4 @@
-"""Mean losses over several batches and processes."""
+"""Mean losses over batches and processes."""
 
 from collections.abc import Mapping
 
@@ -21,17 +21,17 @@ class MeanLosses:
 
     def add(self, losses: Mapping[str, Tensor], counts: Counts) -> None:
         """Add a batch's mean losses, scalars or one number per part of the batch, and their counts."""
-        found = Losses(losses)
-        dtype = self._dtype(found.values)
-        here = torch.tensor(counts_of(counts, found), dtype=dtype, device=found.values.device)
-        here = here.view_as(found.values)
-        sums = found.values.to(here).where(here > 0, 0.0) * here
-        self._names = found.names
+        stacked = Losses(losses)
+        values, device = stacked.values, stacked.values.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        weights = torch.tensor(counts_of(counts, stacked), dtype=dtype, device=device).view_as(values)
+        sums = values.to(weights).where(weights > 0, 0.0) * weights
+        self._names = stacked.names
         self._sums = sums.sum(0) if self._sums is None else self._sums + sums.sum(0)
-        self._counts = here.sum(0) if self._counts is None else self._counts + here.sum(0)
+        self._counts = weights.sum(0) if self._counts is None else self._counts + weights.sum(0)
 
     def over_processes(self) -> Tensor:
-        """Return the means over all batches and processes, ``[m]``; NaN where nothing is labelled."""
+        """Return the means over all batches and processes, ``[m]``; NaN for losses without labels."""
         assert self._sums is not None
         assert self._counts is not None
         totals = torch.stack([self._sums, self._counts])
@@ -40,12 +40,8 @@ class MeanLosses:
         return totals[0] / totals[1]
 
     def by_name(self) -> dict[str, float]:
-        """Return the means of the losses that are labelled anywhere, by name."""
+        """Return the means by name, without losses that have no labels."""
         if self._sums is None:
             return {}
         values = dict(zip(self._names, self.over_processes().tolist(), strict=True))
         return {name: value for name, value in values.items() if value == value}
-
-    @staticmethod
-    def _dtype(values: Tensor) -> torch.dtype:
-        return torch.float32 if values.device.type == "mps" else torch.float64

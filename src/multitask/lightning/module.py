@@ -38,10 +38,10 @@ Observer = Callable[[StepResult], None]
 
 
 class MultiLossModule(MeasuredModule):
-    """A LightningModule whose subclass defines :meth:`losses`; everything else remains its own.
+    """Base class for LightningModules with several losses; a subclass defines :meth:`losses`.
 
-    A scalarization trains by automatic optimization, a Jacobian method by manual optimization. Clipping,
-    accumulation, precision, schedulers, several processes and resume go by the Trainer's own keys either way::
+    Scalarizations train by automatic optimization, Jacobian methods by manual optimization. In both cases the
+    Trainer's arguments control clipping, accumulation, precision and processes, and schedulers and resuming work::
 
         class Mine(MultiLossModule):
             def __init__(self) -> None:
@@ -56,7 +56,7 @@ class MultiLossModule(MeasuredModule):
                 return torch.optim.Adam(self.parameters())
 
     Args:
-        options: As for :meth:`train_with`.
+        options: See :meth:`train_with`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -66,7 +66,7 @@ class MultiLossModule(MeasuredModule):
         """Called with the result of each step, after the optimizer's step."""
         self.now: Callable[[], float] = time.perf_counter
         self.times: dict[str, float] = {}
-        """Seconds spent in the sections of a step; whoever reads them clears them."""
+        """Seconds spent in each section of the steps; the reader clears them."""
         self.scheduler_options: dict[str, Any] = {}
         self._keys = TrainerKeys()
         self._window = 1
@@ -81,10 +81,10 @@ class MultiLossModule(MeasuredModule):
         self._manual: bool | None = None
         self._warned: set[str] = set()
         self.switchable = False
-        """Whether a callback may switch losses off in the course of the run; it says so before the fit."""
+        """Whether a callback may switch losses off during training; it sets this before the fit."""
         self._off: dict[str, frozenset[str]] = {}
         self.factors: dict[str, float] = {}
-        """Factors of losses in training steps, by name; a loss that is not named has one."""
+        """Factors of losses in training steps, by name; 1 by default."""
         if options:
             self.train_with(**options)
 
@@ -106,20 +106,20 @@ class MultiLossModule(MeasuredModule):
         """Choose how the losses are combined.
 
         Args:
-            weighting: A combiner of this package, or a torchjd scalarizer, weighting or aggregator.
-            optimizer: Parameter groups → optimizer; not needed where the subclass defines ``configure_optimizers``.
+            weighting: A combiner, or a torchjd scalarizer, weighting or aggregator.
+            optimizer: Parameter groups → optimizer; not needed if the subclass defines ``configure_optimizers``.
             scheduler: Optimizer → scheduler, or ``None``.
-            scheduler_options: ``interval``, ``frequency`` and ``monitor`` as Lightning names them.
-            weighting_learning_rate: Learning rate of the weighting's own parameters, ``None`` for the optimizer's.
-            heads: As for :class:`multitask.Step`.
-            engine: As for :class:`multitask.Step`.
-            shared: As for :class:`multitask.Step`.
+            scheduler_options: ``interval``, ``frequency`` and ``monitor`` as in Lightning.
+            weighting_learning_rate: Learning rate of the weighting's own parameters; ``None`` for the optimizer's.
+            heads: See :class:`multitask.Step`.
+            engine: See :class:`multitask.Step`.
+            shared: See :class:`multitask.Step`.
             names: The losses' names in the weighting's order.
-            manual: Whether to optimize by hand; by default as far as the weighting or accumulation needs it.
+            manual: Whether to use manual optimization; by default only if weighting or accumulation need it.
             seed: Seed of the weighting's random numbers.
 
         Raises:
-            TypeError: If the class replaces a hook that it may only extend.
+            TypeError: If the class overrides a hook without calling ``super()``.
         """
         if complaint := replaced_hook(type(self), MultiLossModule):
             raise TypeError(complaint)
@@ -141,19 +141,19 @@ class MultiLossModule(MeasuredModule):
         self.automatic_optimization = not self.by_hand(1)
 
     def losses(self, batch: Any) -> Mapping[str, LossAndCount]:
-        """Return the mean losses of a batch by name, each alone or with the number of elements it is over.
+        """Return the mean losses of a batch by name, each a tensor or a pair of tensor and count.
 
-        A loss that the batch has no label for is left out, or has a count of zero.
+        Losses without labels in the batch are omitted, or have a count of zero.
         """
         raise NotImplementedError(f"{type(self).__name__} must define losses(batch) -> {{name: loss}}.")
 
     def losses_by_part(self, batch: Any, rows: Rows) -> Mapping[str, LossAndCount]:
-        """Return losses of halves, ``[2]``, or of examples, ``[batch]``, for the weightings that want them.
+        """Return losses of halves, ``[2]``, or of examples, ``[batch]``, for weightings that need them.
 
-        By default the halves are two batches that the model sees apart.
+        By default, the losses of each half come from a separate forward pass.
 
         Raises:
-            ValueError: If the weighting wants losses of examples, and the subclass does not define them.
+            ValueError: If the weighting needs losses of examples and the subclass does not define them.
         """
         if rows == "example":
             raise ValueError(
@@ -163,9 +163,9 @@ class MultiLossModule(MeasuredModule):
         return losses_of_halves(self.losses, batch)
 
     def traces(self, batch: Any) -> Mapping[str, LossAndCount]:
-        """Return, for ``ntk``, each loss's trace of the neural tangent kernel of its residuals, as :meth:`losses`.
+        """Return the trace of the neural tangent kernel of each loss's residuals, for ``ntk``, like :meth:`losses`.
 
-        Of a loss that is the mean of squares of residuals it is the mean of their gradients' squared norms.
+        If a loss is the mean of squared residuals, it is the mean of their gradients' squared norms.
 
         Raises:
             ValueError: If the subclass does not define it.
@@ -177,7 +177,7 @@ class MultiLossModule(MeasuredModule):
 
     @property
     def step(self) -> Step:
-        """The step, made when it is first needed."""
+        """The step, created on first use."""
         if self._step is None:
             named = {n: p for n, p in self.named_parameters() if not n.startswith("weighting.")}
             self._step = Step(self.weighting, named, sharded=self, **self._step_options)
@@ -189,54 +189,53 @@ class MultiLossModule(MeasuredModule):
 
     @property
     def processes(self) -> int:
-        """How many processes train together."""
+        """Number of processes."""
         return self.trainer.world_size if self._trainer else 1
 
     @property
     def window(self) -> int:
-        """How many batches an optimizer step takes."""
+        """Number of batches per optimizer step."""
         if self.automatic_optimization:
             return int(self.trainer.accumulate_grad_batches) if self._trainer else 1
         return self._window
 
     @property
     def has_no_gramian(self) -> bool:
-        """Whether a step leaves no Gramian of all losses' gradients."""
+        """Whether a step provides no Gramian of all losses' gradients."""
         return self.needs_no_gramian or "wants" in hooks_of(self.weighting)
 
     @property
     def needs_no_gramian(self) -> bool:
-        """Whether a step comes without the Gramian of the losses' gradients."""
+        """Whether a step computes no Gramian of the losses' gradients."""
         return isinstance(self.weighting, Scalarization) and (
             self.automatic_optimization or self.weighting.linear
         )
 
     def by_hand(self, accumulate: int) -> bool:
-        """Return whether optimization is manual, with so many micro-batches per step.
+        """Return whether optimization is manual, given the number of micro-batches per step.
 
-        Automatic optimization adds up the scalars of micro-batches, which is the scalar of the whole batch only
-        where there is one micro-batch.
+        Automatic optimization sums the scalars of micro-batches, which is not the scalar of the whole batch.
         """
         if isinstance(self.weighting, JacobianMethod) or (self._trainer and shards(self.trainer)):
             return True
         if self._manual is not None:
             return self._manual
-        # The Trainer's own reduction over processes waits for parameters that an absent loss does not reach.
+        # DDP waits for gradients of parameters that an absent loss does not reach.
         return accumulate > 1 or (self.processes > 1 and self.can_be_absent)
 
     def modules_to_shard(self) -> Iterable[nn.Module]:
-        """Return the modules that a Trainer with a ``ModelParallelStrategy`` shards: those that have a ``forward``."""
+        """Return the modules to shard under a ``ModelParallelStrategy``; each must have a ``forward``."""
         return [child for name, child in self.named_children() if name != "weighting"]
 
     def configure_model(self) -> None:
-        """Shard the model, where the Trainer's strategy wants that; a subclass may shard it otherwise."""
+        """Shard the model if the Trainer's strategy does; subclasses may override how."""
         if shards(self.trainer) and not sharded_modules(self):
             assert self.device_mesh is not None
             shard(self.modules_to_shard(), self.device_mesh["data_parallel"])
             self._step = None
 
     def configure_callbacks(self) -> list[Callback]:
-        """Take over the Trainer's keys that Lightning refuses under manual optimization."""
+        """Take over the Trainer's arguments that Lightning rejects under manual optimization."""
         if self.trainer.state.fn != TrainerFn.FITTING:
             return []
         if not hasattr(self, "weighting"):
@@ -251,61 +250,61 @@ class MultiLossModule(MeasuredModule):
 
     @property
     def _rows(self) -> Rows:
-        """The unit of a row of the weighting: each task, or its loss on each half of a batch or each example."""
+        """The unit of the weighting's rows: task, half of a batch, or example."""
         return self.weighting.rows if isinstance(self.weighting, JacobianMethod) else "task"
 
     def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:
-        """Return the losses of a batch in the order of :attr:`names`, and their counts, as a step takes them."""
+        """Return the losses of a batch in the order of :attr:`names`, and their counts."""
         rows = self._rows
         return self._in_order(
             batch, self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows)
         )
 
-    def _in_order(self, batch: Any, given: Mapping[str, LossAndCount]) -> tuple[dict[str, Tensor], Counts]:
-        found = self._listed(given)
+    def _in_order(
+        self, batch: Any, losses_given: Mapping[str, LossAndCount]
+    ) -> tuple[dict[str, Tensor], Counts]:
+        given: dict[str, tuple[Tensor, float | Tensor | None]] = {
+            name: loss if isinstance(loss, tuple) else (loss, None) for name, loss in losses_given.items()
+        }
         if not self.names:
-            self.names = self._names_anywhere(found)
+            self.names = self._all_names(given)
         if training := self._trainer is not None and self.trainer.training:
-            found = {name: own for name, own in found.items() if name not in self.off}
-        unknown = [name for name in found if name not in self.names]
-        if unknown or not found:
+            given = {name: own for name, own in given.items() if name not in self.off}
+        unknown = [name for name in given if name not in self.names]
+        if unknown or not given:
             raise ValueError(
                 f"losses gave {', '.join(unknown) or 'nothing'}, and the losses are {', '.join(self.names)}, as the "
                 f"first batch or names= has them; pass names= with all of them to {type(self).__name__}'s base class."
             )
-        like = next(iter(found.values()))[0].detach()
+        like = next(iter(given.values()))[0].detach()
         absent = (torch.zeros_like(like), torch.zeros(len(like)) if like.ndim else 0.0)
-        losses = {name: found.get(name, absent)[0] for name in self.names}
+        losses = {name: given.get(name, absent)[0] for name in self.names}
         if training and self.factors:
             losses = {name: loss * self.factors.get(name, 1.0) for name, loss in losses.items()}
-        counts = {name: found.get(name, absent)[1] for name in self.names}
+        counts = {name: given.get(name, absent)[1] for name in self.names}
         known = [count is not None for count in counts.values()]
         whole = self.window == 1 and self.processes == 1
         if whole and not any(known):
             return losses, None
         default = None if all(known) else self.examples(batch)
-        # Throughout a step, and on all processes, counts are one number, or else one per loss.
+        # Either one number or one per loss, the same for all micro-batches and processes of a step.
         if not any(known) and not self.can_be_absent:
             return losses, default
         return losses, {name: default if c is None else c for name, c in counts.items()}  # type: ignore[misc]
 
-    def _names_anywhere(self, found: Iterable[str]) -> list[str]:
+    def _all_names(self, names: Iterable[str]) -> list[str]:
         """Return the names of the first batch's losses on all processes."""
-        each: list[Any] = [list(found)]
+        by_process: list[Any] = [list(names)]
         if self.processes > 1:
-            each = [None] * self.processes
-            dist.all_gather_object(each, list(found))
-        return list(dict.fromkeys(name for names in each for name in names))
-
-    @staticmethod
-    def _listed(losses: Mapping[str, LossAndCount]) -> dict[str, tuple[Tensor, float | Tensor | None]]:
-        return {name: loss if isinstance(loss, tuple) else (loss, None) for name, loss in losses.items()}
+            by_process = [None] * self.processes
+            dist.all_gather_object(by_process, list(names))
+        return list(dict.fromkeys(name for names in by_process for name in names))
 
     def examples(self, batch: Any) -> float:
-        """Return how many examples a batch has: what a loss that comes alone is over.
+        """Return the number of examples in a batch, the count of losses that come without one.
 
         Raises:
-            ValueError: If it has no tensor, and there is another batch to weight it against.
+            ValueError: If the batch has no tensor, and is weighted against other batches.
         """
         count = examples_in(batch)
         if count is None:
@@ -318,14 +317,14 @@ class MultiLossModule(MeasuredModule):
         return float(count)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Return the scalar to minimize, or take a step by hand."""
+        """Return the scalar to minimize, or take a step under manual optimization."""
         if self.automatic_optimization:
             self._batches, start = [batch], self.now()
             losses, counts = self.named_losses(batch)
             scalar = self.step.scalarize(losses, counts)
             self._spent("forward", start)
             if scalar is None and getattr(self.trainer.precision_plugin, "scaler", None) is None:
-                # Without a label nothing has a gradient; an optimizer with a closure wants a number all the same.
+                # Without labels there is no gradient, but an optimizer's closure must still return a number.
                 return torch.zeros((), device=self.device, requires_grad=True)
             return scalar
         self._step_by_hand(batch, batch_idx)
@@ -335,17 +334,17 @@ class MultiLossModule(MeasuredModule):
         self.times[section] = self.times.get(section, 0.0) + self.now() - start
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Begin the backward pass of automatic optimization."""
+        """Start timing the backward pass of automatic optimization."""
         self._mark = self.now()
 
     def on_after_backward(self) -> None:
-        """End the backward pass of automatic optimization."""
+        """Stop timing the backward pass of automatic optimization."""
         self._spent("task gradients", self._mark)
 
     def _step_by_hand(self, batch: Any, batch_idx: int) -> None:
         trainer = self.trainer
         if self._for_statistics:
-            # Lightning's SWA passes the data once more, for the running statistics of the averaged weights.
+            # Lightning's SWA runs an extra epoch to update the running statistics of the averaged weights.
             with torch.no_grad(), self._graph():
                 self.named_losses(batch)
             return
@@ -365,7 +364,7 @@ class MultiLossModule(MeasuredModule):
         assert not isinstance(optimizer, list)  # Lightning has refused several
         if result.present:
             start = self.now()
-            optimizer.step(_filled_once(optimizer.optimizer))
+            optimizer.step(_single_closure(optimizer.optimizer))
             self._spent("optimizer", start)
             if step.looks_after and not result.overflow:
                 self._after_step(result)
@@ -375,7 +374,7 @@ class MultiLossModule(MeasuredModule):
             step_schedulers(self, batch_idx)
 
     def _report(self) -> None:
-        """Keep what happened in a step for the loggers, and show it to who watches."""
+        """Record the result of a step for the loggers, and pass it to the observers."""
         result, self._result = self._result, None
         if result is None:
             return
@@ -384,7 +383,7 @@ class MultiLossModule(MeasuredModule):
             return
         k = len(result.present)
         losses, weights = result.losses, result.weights
-        # Rows of one loss are averaged, their weights added up.
+        # Average the rows of each loss, and sum their weights.
         losses = losses.view(-1, k).mean(0)
         self.telemetry.add("train/loss", losses, self.names, result.present)
         if weights is not None:
@@ -394,35 +393,35 @@ class MultiLossModule(MeasuredModule):
 
     @property
     def labels_can_be_missing(self) -> bool:
-        """Whether a loss can be absent from a batch: the loggers then get the share of steps that had it.
+        """Whether losses can be absent from a batch; the share of steps that have each loss is then logged.
 
-        Of losses that are always there a linear scalarization needs one backward pass per micro-batch, in place of
-        one per loss: a subclass whose losses are may return ``False``.
+        A subclass whose losses are always present may return ``False``: a linear scalarization then needs one backward
+        pass per micro-batch instead of one per loss.
         """
         return True
 
     @property
     def can_be_absent(self) -> bool:
-        """Whether a loss can be absent from a step, for want of labels or because a callback switched it off."""
+        """Whether a loss can be absent from a step, without labels or switched off by a callback."""
         return self.labels_can_be_missing or self.switchable
 
     @property
     def off(self) -> frozenset[str]:
-        """The losses that are switched off: absent from training steps, and measured all the same."""
+        """The losses that are switched off: excluded from training steps, but still evaluated."""
         training = self._off and self._trainer is not None and self.trainer.training
         return frozenset().union(*self._off.values()) if training else frozenset()
 
     def switch_off(self, by: str, names: Iterable[str]) -> None:
-        """Leave losses out of training steps until the same callback says otherwise.
+        """Exclude losses from training steps until the next call with the same ``by``.
 
         Args:
-            by: Who does; a loss takes part if nobody has switched it off.
-            names: All losses that are off from now on.
+            by: Name of the caller; a loss takes part unless some caller has switched it off.
+            names: All losses that this caller switches off.
         """
         self._off[by] = frozenset(names)
 
     def record_labelled(self, present: list[int]) -> None:
-        """Keep for the loggers which losses were present in a step."""
+        """Record for the loggers which losses were present in a step."""
         if self.can_be_absent:
             labelled = torch.zeros(len(self.names))
             labelled[present] = 1.0
@@ -435,17 +434,17 @@ class MultiLossModule(MeasuredModule):
             mean = MeanLosses()
             for batch in batches:
                 with self._graph():
-                    found = self._in_order(batch, self.traces(batch)) if traces else self.named_losses(batch)
-                mean.add(*found)
-            whole = mean.over_processes()
-            if not whole[result.present].isfinite().all():
-                raise not_finite(whole, self.names, self.trainer.global_step)
-            return whole
+                    values = self._in_order(batch, self.traces(batch)) if traces else self.named_losses(batch)
+                mean.add(*values)
+            means = mean.over_processes()
+            if not means[result.present].isfinite().all():
+                raise not_finite(means, self.names, self.trainer.global_step)
+            return means
 
         self.step.after_step(recompute, result.present)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Stop at a loss that is not finite; clip the combined, unscaled gradient."""
+        """Raise if a loss is not finite; clip the combined, unscaled gradient."""
         if not self.automatic_optimization:
             if self._keys.clips:
                 self._keys.clip(self, optimizer)
@@ -454,9 +453,9 @@ class MultiLossModule(MeasuredModule):
             self._mark = self.now()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let the weighting see the losses before and after the step (automatic optimization).
+        """Step the optimizer, then update the weighting under automatic optimization.
 
-        However often the optimizer evaluates the losses, it is one step of the weighting.
+        This is one step of the weighting, however often the optimizer evaluates the losses.
         """
         self.step.discard()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -466,26 +465,26 @@ class MultiLossModule(MeasuredModule):
             self._spent("optimizer", self._mark)
             if self.step.is_open:
                 self._result = self.step.close()
-        # A loss scaler that lowers its scale has met an overflow, and skipped the step.
+        # A scaler that lowers its scale has skipped the step because of an overflow.
         skipped = scaler is not None and scaler.get_scale() < scale
         if self.automatic_optimization and not skipped and self._result is not None:
             self._after_step(self._result)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Step schedulers that watch a metric by steps: after the validation of the batch before."""
+        """Step schedulers that monitor a metric every few steps, after the previous batch's validation."""
         self._for_statistics = averages_statistics(self.trainer)
         if batch_idx and batch_idx % self.window == 0:
             step_plateau_schedulers(self, "step", batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep what happened in the step, and hand it to the loggers every so many steps."""
+        """Record the result of the step, and log every ``log_every_n_steps`` steps."""
         self._report()
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.global_step % every == 0 or self.trainer.is_last_batch:
             self.telemetry.flush(self)
 
     def on_train_epoch_end(self) -> None:
-        """Close the weighting's epoch and step schedulers that watch a metric, unless it was cut short."""
+        """End the weighting's epoch and step schedulers that monitor a metric, unless the epoch was interrupted."""
         if not self.trainer.is_last_batch:
             return
         self.weighting.on_epoch_end()
@@ -493,12 +492,12 @@ class MultiLossModule(MeasuredModule):
         step_plateau_schedulers(self, "epoch", self.current_epoch + 1)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Step a scheduler; those that watch a metric are stepped before the checkpoint instead."""
+        """Step a scheduler, except those that monitor a metric, which step before the checkpoint."""
         if not isinstance(scheduler, ReduceLROnPlateau):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what a resumed run needs beside the weights."""
+        """Save the state for resuming, except the model's weights."""
         state = self.step.state_dict()
         del state["weighting"]  # among the weights
         checkpoint["multitask"] = {
@@ -509,8 +508,8 @@ class MultiLossModule(MeasuredModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume with the losses that no logger has received yet, and with the last validation."""
-        state = checkpoint.get("multitask") or _before(checkpoint)
+        """Restore the state of the step, the values not logged yet, and the last validation."""
+        state = checkpoint.get("multitask") or _legacy_state(checkpoint)
         if state is None:
             return
         self.telemetry.load_state_dict(state["telemetry"])
@@ -518,16 +517,16 @@ class MultiLossModule(MeasuredModule):
         self._step, self._resumed = None, state["step"]
 
     def warn_once(self, key: str, sentence: str) -> None:
-        """Print a warning about a key of the config, the first time that there is one."""
+        """Print a warning about a config key, once per key."""
         if key not in self._warned and self.trainer.is_global_zero:
             print(f"warning: {key}{sentence}", file=sys.stderr)
         self._warned.add(key)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Put the model's and the weighting's own parameters into one optimizer.
+        """Return one optimizer for the parameters of the model and of the weighting.
 
         Raises:
-            ValueError: If there is no optimizer.
+            ValueError: If no optimizer was given.
         """
         if self._optimizer is None:
             raise ValueError(
@@ -535,7 +534,7 @@ class MultiLossModule(MeasuredModule):
                 "configure_optimizers."
             )
         own = list(self.weighting.parameters())
-        # Integers, as in a quantized encoder, take no step.
+        # Integer parameters, as in a quantized encoder, are not trained.
         model = [p for p in self.parameters() if _is_real(p) and not any(p is other for other in own)]
         groups: list[dict[str, Any]] = [{"params": model}]
         if own:
@@ -546,7 +545,7 @@ class MultiLossModule(MeasuredModule):
             return optimizer
         options = {key: self.scheduler_options.get(key, default) for key, default in _SCHEDULER.items()}
         if self.automatic_optimization:
-            # step_plateau_schedulers steps them, in time for the checkpoint.
+            # step_plateau_schedulers steps them, before the checkpoint.
             options["reduce_on_plateau"] = False
         return {  # type: ignore[return-value]
             "optimizer": optimizer,
@@ -554,8 +553,8 @@ class MultiLossModule(MeasuredModule):
         }
 
 
-def _before(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the state in a checkpoint of 0.1, which lies at its top; what is shared is found again from the graph."""
+def _legacy_state(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the state from a checkpoint of version 0.1; the graph shows again which parameters are shared."""
     if "telemetry" not in checkpoint:
         return None
     return {
@@ -565,22 +564,22 @@ def _before(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _filled_once(optimizer: Optimizer) -> Callable[[], None]:
-    """Return the empty closure of a step whose gradients are filled, for one call.
+def _single_closure(optimizer: Optimizer) -> Callable[[], None]:
+    """Return an empty closure for a step whose gradients are already computed, which may be called once.
 
-    An optimizer that calls it again wants the gradients somewhere else, and would train without any.
+    An optimizer that calls it again needs gradients at another point.
     """
-    asked = False
+    called = False
 
     def closure() -> None:
-        nonlocal asked
-        if asked:
+        nonlocal called
+        if called:
             raise MisconfigurationException(
                 f"{type(optimizer).__name__} computes the loss several times in a step, and a "
                 "step by hand fills the gradients once; choose another optimizer, or a scalarization without "
                 "accumulation."
             )
-        asked = True
+        called = True
 
     return closure
 

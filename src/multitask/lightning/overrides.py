@@ -1,4 +1,4 @@
-"""Hooks that a subclass may extend, but not replace."""
+"""Hooks whose overrides must call ``super()``."""
 
 from inspect import unwrap
 from types import FunctionType
@@ -19,17 +19,17 @@ HOOKS = (
     "on_save_checkpoint",
     "on_load_checkpoint",
 )
-"""The hooks of a ``MultiLossModule`` in which training takes place."""
+"""The hooks that ``MultiLossModule`` needs for training."""
 
 
 def replaced_hook(cls: type, base: type) -> str | None:
-    """Return a sentence about a hook that a class replaces instead of extending; ``None`` where there is none.
+    """Return an error message if a class overrides a hook without calling ``super()``; otherwise ``None``.
 
-    Lightning's own hooks are empty, so that few call them; what the base does there would be lost in silence.
+    Lightning's own hooks are empty, so overrides often omit that call, which would silently disable the base class.
 
     Args:
         cls: The class.
-        base: The class whose hooks do something.
+        base: The base class whose hooks must run.
     """
     owners = cls.__mro__[: cls.__mro__.index(base)]
     bases = {"super", *(c.__name__ for c in cls.__mro__[1:])}

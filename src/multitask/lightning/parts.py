@@ -1,4 +1,4 @@
-"""Losses of two halves of a batch, for weightings that want two independent batches."""
+"""Losses of two halves of a batch, for weightings that need two independent batches."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from multitask.data.batches import examples_in, halves
 
 LossAndCount = Tensor | tuple[Tensor, float | Tensor]
-"""A mean loss over a batch, and how many elements it is over; alone, it is over the examples."""
+"""A mean loss and its count; a loss without count is a mean over the examples."""
 
 
 def losses_of_halves(
@@ -18,16 +18,16 @@ def losses_of_halves(
     """Return each loss on the two halves of a batch, ``[2]``, with its counts, ``[2]``.
 
     Args:
-        losses: A batch → its mean losses by name. What one half has no label for has a count of zero there.
+        losses: Batch → mean losses by name. The count of a loss that is absent from a half is zero.
         batch: The batch.
     """
-    found = [(examples_in(half), losses(half)) for half in halves(batch)]
-    like = next(_with_count(loss, 0)[0].detach() for _, of_half in found for loss in of_half.values())
-    nothing = (torch.zeros_like(like), 0.0)
+    by_half = [(examples_in(half), losses(half)) for half in halves(batch)]
+    like = next(_with_count(loss, 0)[0].detach() for _, given in by_half for loss in given.values())
+    absent = (torch.zeros_like(like), 0.0)
     joined = {}
-    for name in dict.fromkeys(name for _, of_half in found for name in of_half):
-        pairs = [_with_count(of_half.get(name, nothing), examples) for examples, of_half in found]
-        pairs += [nothing] * (2 - len(pairs))
+    for name in dict.fromkeys(name for _, given in by_half for name in given):
+        pairs = [_with_count(given.get(name, absent), examples) for examples, given in by_half]
+        pairs += [absent] * (2 - len(pairs))
         counts = [torch.as_tensor(count, dtype=torch.float64).cpu() for _, count in pairs]
         joined[name] = (torch.stack([loss for loss, _ in pairs]), torch.stack(counts))
     return joined

@@ -1,4 +1,4 @@
-"""Looking at a model without changing it."""
+"""Forward passes without side effects on the model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils import checkpoint
 
 
-class _Straight:
-    """In place of ``torch.utils.checkpoint.CheckpointFunction``: keeps what the backward pass needs."""
+class _NoCheckpoint:
+    """Replaces ``torch.utils.checkpoint.CheckpointFunction`` and runs the function directly."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
@@ -20,13 +20,13 @@ class _Straight:
 
 @contextmanager
 def unobtrusive(*modules: nn.Module, train: bool = False) -> Iterator[None]:
-    """Run forward passes that leave no trace: modes, buffers and random states are put back.
+    """Run forward passes without side effects: restores modes, buffers and random states.
 
-    In evaluation mode the graph shows what re-entrant checkpoints hide: they run what they are given.
+    In evaluation mode, re-entrant checkpointing is disabled, since it hides parts of the graph.
 
     Args:
-        modules: The modules that are looked at, in evaluation mode.
-        train: Whether to leave them in the modes that they are in.
+        modules: The modules, switched to evaluation mode.
+        train: Whether to keep the modes of the modules.
     """
     parts = [part for module in modules for part in module.modules()]
     modes = [(part, part.training) for part in parts]
@@ -37,7 +37,7 @@ def unobtrusive(*modules: nn.Module, train: bool = False) -> Iterator[None]:
             module.eval()
     reentrant = checkpoint.CheckpointFunction
     if not train:
-        checkpoint.CheckpointFunction = _Straight  # type: ignore[assignment, misc]
+        checkpoint.CheckpointFunction = _NoCheckpoint  # type: ignore[assignment, misc]
     try:
         with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
             yield

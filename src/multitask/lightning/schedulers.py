@@ -1,4 +1,4 @@
-"""Stepping of schedulers where Lightning leaves it to the module, or does it too late for a checkpoint."""
+"""Scheduler steps that Lightning leaves to the module, or takes only after the checkpoint."""
 
 import math
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def step_schedulers(module: LightningModule, batch_idx: int) -> None:
-    """Step the schedulers that watch no metric after an optimizer step by hand, by ``interval`` and ``frequency``."""
+    """Step the schedulers that monitor no metric, after an optimizer step under manual optimization."""
     trainer = module.trainer
     for config in trainer.lr_scheduler_configs:
         if config.interval == "step":
@@ -27,18 +27,18 @@ def step_schedulers(module: LightningModule, batch_idx: int) -> None:
 def step_plateau_schedulers(
     module: "MultiLossModule", interval: Literal["epoch", "step"], count: int
 ) -> None:
-    """Step the schedulers that watch a metric: by epochs with a validation, or by batches once there was one.
+    """Step the schedulers that monitor a metric: after an epoch with validation, or after batches once validated.
 
-    Lightning steps them after the checkpoint, so that a resumed run would miss a step; see
-    ``MultiLossModule.lr_scheduler_step``, which leaves them to this function.
+    Lightning steps them after the checkpoint, so that a resumed run would miss a step;
+    ``MultiLossModule.lr_scheduler_step`` therefore skips them.
 
     Args:
         module: The module.
-        interval: What has ended.
-        count: How many epochs have ended, or batches of the epoch.
+        interval: Whether an epoch or a step has ended.
+        count: Number of epochs that have ended, or of batches in the epoch.
 
     Raises:
-        KeyError: If the metric that ``scheduler.monitor`` names is none that validation logs.
+        KeyError: If validation does not log the metric ``scheduler.monitor``.
     """
     known = module.validated
     if not known or (interval == "epoch" and known["epoch"] != module.current_epoch):

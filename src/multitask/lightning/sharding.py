@@ -1,4 +1,4 @@
-"""Models whose parameters Lightning's ``ModelParallelStrategy`` shards over all processes, by FSDP2."""
+"""Sharding of parameters by FSDP2 under Lightning's ``ModelParallelStrategy``."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,13 +22,13 @@ def shards(trainer: Trainer) -> bool:
 
 
 def shard(modules: Iterable[nn.Module], mesh: Any) -> None:
-    """Shard modules that compute by their ``forward``, and before each the blocks that it is a list of.
+    """Shard modules and, as separate units, the blocks in their lists of modules.
 
-    A parameter stays whole where it is tied to one in another place, or holds integers.
+    Tied and integer parameters are not sharded.
 
     Args:
-        modules: The modules.
-        mesh: The processes.
+        modules: The modules, each called by its ``forward``.
+        mesh: The device mesh.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -42,7 +42,7 @@ def shard(modules: Iterable[nn.Module], mesh: Any) -> None:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost members of lists of modules: the layers of a network."""
+    """Yield the outermost members of module containers, the layers of a network."""
     for child in module.children():
         if isinstance(module, (nn.Sequential, *_CONTAINERS)) and not isinstance(child, _CONTAINERS):
             yield child
@@ -51,7 +51,7 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def load_whole(module: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Load whole weights into a module, whose parameters may be sharded; every process has them all."""
+    """Load a full state dict, present on every process, into a module whose parameters may be sharded."""
     if not sharded_modules(module):
         module.load_state_dict(weights)
         return
@@ -61,11 +61,11 @@ def load_whole(module: nn.Module, weights: Mapping[str, Any]) -> None:
 
 
 def clip(parameters: Iterable[Tensor], value: float, algorithm: str | None) -> None:
-    """Clip gradients, of which each process has parts, as torch clips whole ones.
+    """Clip gradients that may be sharded, equivalently to torch's clipping of full gradients.
 
     Args:
-        parameters: The parameters; those that are not sharded have the same gradients on every process.
-        value: The most that the norm of all gradients, or each number, may be.
+        parameters: The parameters; replicated ones have the same gradients on every process.
+        value: Maximum of the total norm, or of each element's absolute value.
         algorithm: ``norm``, the default, or ``value``.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]

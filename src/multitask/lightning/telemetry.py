@@ -1,4 +1,4 @@
-"""Numbers of every step, kept on the device until the loggers want them."""
+"""Per-step values, accumulated on the device until they are logged."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ class Telemetry:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what had been added."""
+        """Restore what had been added."""
         self._sums = dict(state["sums"])
         self._counts = {key: list(counts) for key, counts in state["counts"].items()}
         self._names = {key: list(names) for key, names in state["names"].items()}

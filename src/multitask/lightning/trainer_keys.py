@@ -1,4 +1,4 @@
-"""The Trainer's keys that Lightning refuses under manual optimization, with the meaning they have under automatic."""
+"""Clipping and accumulation by the Trainer's arguments under manual optimization, where Lightning rejects them."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,11 @@ _NEUTRAL = {"gradient_clip_val": None, "gradient_clip_algorithm": None, "accumul
 
 
 class TrainerKeys(Callback):
-    """Takes clipping and accumulation over from a Trainer for as long as it fits a module by manual optimization.
+    """Takes over a Trainer's clipping and accumulation while it fits a module by manual optimization.
 
-    While optimizers and schedulers are made the Trainer shows its own values, so that
-    ``estimated_stepping_batches`` is right, and the module counts as one by automatic optimization, of whose
-    schedulers Lightning keeps what they monitor.
+    While optimizers and schedulers are configured, the Trainer has its own values again, so that
+    ``estimated_stepping_batches`` is correct, and the module pretends to use automatic optimization, since Lightning
+    otherwise drops what schedulers monitor.
     """
 
     def __init__(self) -> None:
@@ -25,36 +25,36 @@ class TrainerKeys(Callback):
 
     @property
     def accumulate_grad_batches(self) -> int:
-        """How many micro-batches a step takes."""
+        """Number of micro-batches per step."""
         return int(self._kept["accumulate_grad_batches"] or 1)
 
     def take(self, trainer: Trainer) -> None:
-        """Take the keys over, before Lightning checks them."""
+        """Take over the arguments before Lightning checks them."""
         self._kept = {key: getattr(trainer, key) for key in _NEUTRAL}
         self.clips = bool(self._kept["gradient_clip_val"])
         self._set(trainer, _NEUTRAL)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Show the Trainer's own values again."""
+        """Restore the Trainer's values while optimizers are configured."""
         self._set(trainer, self._kept)
         if stage == "fit":
             pl_module.automatic_optimization = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the Trainer from acting on them."""
+        """Set neutral values, so that the Trainer does not act on the arguments."""
         self._set(trainer, _NEUTRAL)
         pl_module.automatic_optimization = False
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the keys back."""
+        """Restore the Trainer's values."""
         self._set(trainer, self._kept)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the keys back, for a fit that follows."""
+        """Restore the Trainer's values for a later fit."""
         self._set(trainer, self._kept)
 
     def clip(self, module: LightningModule, optimizer: Optimizer) -> None:
-        """Clip the gradients: called when they are unscaled, right before the optimizer's step."""
+        """Clip the unscaled gradients, right before the optimizer's step."""
         value, algorithm = self._kept["gradient_clip_val"], self._kept["gradient_clip_algorithm"]
         if shards(module.trainer):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,8 +1,8 @@
-"""Train one network on several losses: losses in, ``.grad`` of every parameter out, by any weighting.
+"""Train one network on several losses: any weighting turns losses into the ``.grad`` of every parameter.
 
-``Step`` takes a step from the losses; ``MultiLossModule`` is the same step for one's own LightningModule.
-Names are imported when they are first used: the library needs torch and torchjd, Lightning only for
-``MultiLossModule``. Whatever is not listed here is private.
+``Step`` does this in a plain training loop; ``MultiLossModule`` does it in a LightningModule. Names are imported
+lazily: the library needs torch and torchjd, and Lightning only for ``MultiLossModule``. Names not listed here are
+private.
 """
 
 import sys
@@ -57,8 +57,8 @@ sys.meta_path.append(Finder())
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return found
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

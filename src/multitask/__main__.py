@@ -1,4 +1,4 @@
-"""``python -m multitask train …``, where the command ``multitask`` is not on the path."""
+"""``python -m multitask train …``, if the command ``multitask`` is not on the path."""
 
 from multitask.commands import main
 

@@ -1,4 +1,4 @@
-"""Names by which configs, checkpoints and users' code may call modules that lie elsewhere."""
+"""Aliases of modules, for configs, checkpoints and user code."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -6,7 +6,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# For each module its short names, as in a task's YAML, and those from before it was where it is.
+# For each module, its short names (as in a task's YAML) and its former names.
 _ALIASES = {
     "losses.class_weights": "class_weights",
     "task.derived": "derived",
@@ -32,27 +32,27 @@ ALIASES = {
 
 
 def current(name: str) -> str:
-    """Return the dotted name of an object by the module that it lies in."""
+    """Return the dotted name of an object with any alias of its module resolved."""
     module = next((alias for alias in ALIASES if name.startswith(f"{alias}.")), None)
     return name if module is None else ALIASES[module] + name.removeprefix(module)
 
 
 class Finder(MetaPathFinder, Loader):
-    """Imports the module that a name stands for, the same object by either name."""
+    """Import hook that resolves an alias to the same module object."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return how to import a name of ``ALIASES``."""
+        """Return the spec of a name in ``ALIASES``."""
         return ModuleSpec(fullname, self) if fullname in ALIASES else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Return the module."""
+        """Return the aliased module."""
         module = import_module(ALIASES[spec.name])
         spec.loader_state = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Leave the module as it is: importlib has put the name's spec in place of its own."""
+        """Restore the module's own spec, which importlib has replaced by the alias's."""
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state

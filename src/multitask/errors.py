@@ -1,4 +1,4 @@
-"""Errors as one sentence that names the key and says what to change."""
+"""Error messages of one sentence that name the config key and the fix."""
 
 import difflib
 import errno
@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from multitask.evaluation.errors import ComparisonError
 from multitask.places import CONFIGS
 
-# What the operating system says of a folder that is full, read-only, not ours, or no folder.
+# Errors of the operating system for a folder that is full, read-only, not permitted, or not a folder.
 _UNWRITABLE = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
@@ -34,18 +34,18 @@ class ConfigError(Exception):
 
 
 class RunFailed(Exception):
-    """A run that ended without its results; the reason is in its ``run.json`` too."""
+    """A run that ended without results; its ``run.json`` has the reason."""
 
 
 class RunInterrupted(BaseException):
-    """A run that was asked to stop, and saved where it was.
+    """A run that stopped on a signal after saving a checkpoint.
 
-    No ``Exception``, as ``KeyboardInterrupt`` is none: it can come from a signal in the middle of any
-    library, and a library that catches its own errors must not catch this.
+    Like ``KeyboardInterrupt`` it is not an ``Exception``, so that library code that handles its own errors does not
+    catch it.
 
     Args:
         number: The signal.
-        checkpoint: The file that the run can resume from, ``None`` if nothing was saved yet.
+        checkpoint: The checkpoint to resume from; ``None`` if nothing was saved yet.
     """
 
     def __init__(self, number: int, checkpoint: str | None) -> None:
@@ -59,12 +59,12 @@ class RunInterrupted(BaseException):
 
 
 def choices(wrong: str, known: Iterable[str], most: int = 1) -> str:
-    """Return ``did you mean …? Choices: …``, or the choices alone, for a name that is not known.
+    """Return ``did you mean …? Choices: …``, or the choices alone, for an unknown name.
 
     Args:
-        wrong: The name.
-        known: The names that are known.
-        most: How many near ones to suggest.
+        wrong: The unknown name.
+        known: The known names.
+        most: Maximum number of suggestions.
     """
     names = sorted(known)
     close = [f"'{name}'" for name in difflib.get_close_matches(wrong, names, n=most)]
@@ -73,7 +73,7 @@ def choices(wrong: str, known: Iterable[str], most: int = 1) -> str:
 
 
 def one_sentence(error: BaseException) -> str | None:
-    """Return the sentence for an error that the user's config caused, ``None`` for any other error."""
+    """Return the message of an error caused by the user's config; ``None`` for any other error."""
     match error:
         case ConfigError() | ComparisonError() | RunFailed() | RunInterrupted() | FloatingPointError():
             return str(error)
@@ -90,7 +90,7 @@ def one_sentence(error: BaseException) -> str | None:
         case HydraException():
             return _flat(str(error))
         case Exception() if type(error).__name__ == "MisconfigurationException":
-            return _flat(str(error))  # Lightning's; by its name, since importing it takes seconds
+            return _flat(str(error))  # Lightning's, matched by name since importing it takes seconds
         case OSError() if error.errno in _UNWRITABLE:
             return (
                 f"cannot write {error.filename or 'a file'}: {error.strerror}; choose another folder with "
@@ -114,7 +114,7 @@ def _missing_group(error: MissingConfigException) -> str:
         group, _, choice = name.rpartition("/")
         return f"{group}={choice} is unknown; {choices(choice, error.options)}"
     group, _, choice = name.partition("/")
-    # Hydra does not list the choices of a group that takes several, but says where it looked.
+    # Hydra does not list the choices of a group that takes several, but it lists the search path.
     folders = [Path(root) / group for root in re.findall(r"path=file://([^\n]+)", str(error))]
     known = {
         file.relative_to(folder).with_suffix("").as_posix()
@@ -141,7 +141,7 @@ def _unknown_key(error: OmegaConfBaseException) -> str | None:
     if str(error.key) in parent:
         return None
     keys = {str(k) for k in parent if str(k) != "hydra"}
-    if not where:  # groups as well, such as task, whose choices are merged under another key
+    if not where:  # also groups such as task, whose choices are merged under another key
         keys |= {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"hydra", full_key}
     target = parent.get("_target_")
     return (
@@ -161,7 +161,7 @@ def _flat(text: str) -> str:
 
 
 def check_names(key: str, names: Iterable[str], known: Sequence[str]) -> None:
-    """Raise :class:`ConfigError` for the first name that is not known."""
+    """Raise :class:`ConfigError` for the first unknown name."""
     for name in names:
         if name not in known:
             raise ConfigError(f"{key}.{name}: there is no task '{name}'; {choices(name, known)}")

@@ -1,4 +1,4 @@
-"""Packages that an extra installs, imported where they are needed."""
+"""Lazy imports of packages that an extra installs."""
 
 from importlib import import_module
 from typing import Any
@@ -8,12 +8,12 @@ def imported(package: str, extra: str, needed_by: str) -> Any:
     """Import a package of an extra.
 
     Args:
-        package: Its name.
+        package: The package.
         extra: The extra that installs it.
         needed_by: The config key that needs it.
 
     Raises:
-        ValueError: If it is not installed, naming what to install.
+        ValueError: If the package is not installed.
     """
     try:
         return import_module(package)

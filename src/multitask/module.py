@@ -1,4 +1,4 @@
-"""Trunk and heads as a LightningModule: what they predict, what they lose, and what they measure on a split."""
+"""The LightningModule of trunk and heads: their predictions, losses and metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,18 +21,18 @@ from multitask.task.terms import Term
 from multitask.weighting.base import Rows
 
 AnyTask = Task | Term | Penalty
-"""Anything with a loss: a prediction against a target, anything that the model computes, or parameters alone."""
+"""A loss of a prediction and a target, of anything that the model computes, or of parameters."""
 
 
 class MultiTaskModule(MultiLossModule):
     """A shared trunk with one head per task, trained by any weighting.
 
     Args:
-        trunk: Inputs → features: one tensor for all tasks, or a mapping with one per task; with losses of its own
-            in a :class:`multitask.nn.with_losses.WithLosses`.
+        trunk: Inputs → features: one tensor for all tasks, or a mapping with one per task, possibly in a
+            :class:`multitask.nn.with_losses.WithLosses`.
         tasks: The tasks by name, in the order of the losses.
-        inputs: The key of the trunk's inputs in the batch, or several keys; see :func:`call_with_inputs`.
-        options: As for :meth:`multitask.lightning.module.MultiLossModule.train_with`.
+        inputs: One or several keys of the trunk's inputs in the batch; see :func:`call_with_inputs`.
+        options: See :meth:`multitask.lightning.module.MultiLossModule.train_with`.
     """
 
     def __init__(
@@ -59,26 +59,26 @@ class MultiTaskModule(MultiLossModule):
 
     @cached_property
     def terms(self) -> dict[str, Term]:
-        """The losses of anything else that the model computes, by name."""
+        """The tasks that are a loss of anything else that the model computes, by name."""
         return {name: task for name, task in self.tasks.items() if isinstance(task, Term)}
 
     def modules_to_shard(self) -> list[nn.Module]:
-        """Return the trunk, the heads and what else of the tasks has a ``forward``."""
+        """Return the trunk and the child modules of the tasks, such as heads."""
         return [self.trunk, *(part for task in self.tasks.values() for part in task.children())]
 
     @cached_property
     def derivatives(self) -> bool:
-        """Whether a loss is of derivatives with respect to the inputs, which then require gradients."""
+        """Whether a loss needs derivatives with respect to the inputs, which then require gradients."""
         return any(takes_derivatives(task) for task in self.tasks.values())
 
     def compile_trunk(self) -> None:
-        """Run the trunk by ``torch.compile`` from now on; its parameters keep their names."""
-        keep_buffers_of_backward()  # the graph is walked once per row
-        # In a list, so that it is no submodule; a module's own compile() would leave a bare nn.Sequential as it is.
+        """Compile the trunk by ``torch.compile``, without renaming its parameters."""
+        keep_buffers_of_backward()  # there is one backward pass per row
+        # In a list, so that it is not a submodule; Module.compile() has no effect on a bare nn.Sequential.
         self._compiled = [torch.compile(self.trunk)]
 
     def see(self, batch: Batch) -> Seen:
-        """Return what the trunk makes of a batch; heads follow when their predictions are asked for."""
+        """Run the trunk on a batch; the heads run when their predictions are accessed."""
         trunk = self._compiled[0] if self._compiled else self.trunk
         given = batch
         if self.derivatives:
@@ -88,28 +88,28 @@ class MultiTaskModule(MultiLossModule):
         return Seen(batch, inputs_of(given, self.inputs), output, self.by_name, int(self.examples(batch)))
 
     def term(self, name: str, seen: Seen) -> tuple[Tensor, float | Tensor | None]:
-        """Return the mean loss of a term, a scalar, and what it is over; ``None`` for the batch's examples."""
+        """Return the mean loss of a term, a scalar, and its count; ``None`` for the number of examples."""
         with naming(name):
             return self.terms[name](seen)
 
     def penalty(self, name: str) -> Tensor:
-        """Return the loss of a task that is a penalty, a scalar."""
+        """Return the loss of a penalty, a scalar."""
         task = self.tasks[name]
         assert isinstance(task, Penalty)
         with naming(name):
             return task(self.named_parameters())
 
     def forward(self, batch: Batch) -> list[Outcome]:
-        """Return loss, prediction and target of each task that predicts."""
+        """Return the outcome of each task that predicts: loss, prediction and target."""
         with self._graph():
             return list(self.see(batch).outcomes().values())
 
     def losses(self, batch: Batch) -> dict[str, LossAndCount]:
-        """Return the mean loss of each task, terms and penalties among them, with its count where that matters."""
+        """Return the mean loss of each task, including terms and penalties, with its count if that is needed."""
         seen = self.see(batch)
         off = self.off if self._off else frozenset()
         outcomes = seen.outcomes(off)
-        # A batch alone is its own mean, whatever the mean is over.
+        # A single batch needs no count.
         whole = self.window == 1 and self.processes == 1 and self._rows == "task"
         found: dict[str, LossAndCount] = {}
         for name, task in self.tasks.items():
@@ -129,11 +129,11 @@ class MultiTaskModule(MultiLossModule):
     def losses_by_part(self, batch: Batch, rows: Rows) -> dict[str, LossAndCount]:
         """Return losses of halves, ``[2]``, or of examples, ``[batch]``.
 
-        They come from one forward pass, except halves where there is a term: of two passes then, as a term may be of
-        anything in a batch.
+        One forward pass suffices, except for halves with a term, which may depend on the whole batch: then each half
+        has its own.
         """
         if rows == "example":
-            return self._of_examples(self.see(batch))
+            return self._losses_of_examples(self.see(batch))
         if self.terms:
             return dict(super().losses_by_part(batch, rows))
         seen = self.see(batch)
@@ -145,7 +145,7 @@ class MultiTaskModule(MultiLossModule):
                 found[name] = (self.penalty(name).expand(2), torch.ones(2))
                 continue
             prediction = seen.predictions[name]
-            # Alternating, so that halves of micro-batches join to halves of the whole.
+            # Alternating, so that halves of micro-batches join to halves of the whole batch.
             groups = torch.arange(seen.examples, device=prediction.device) % 2
             with naming(name):
                 by_half = self.by_name[name].by_group(prediction, batch, groups, 2)
@@ -153,7 +153,7 @@ class MultiTaskModule(MultiLossModule):
             found[name] = (torch.stack([half.loss for half in by_half]), torch.stack(counts))
         return found
 
-    def _of_examples(self, seen: Seen) -> dict[str, LossAndCount]:
+    def _losses_of_examples(self, seen: Seen) -> dict[str, LossAndCount]:
         found: dict[str, LossAndCount] = {}
         for name, task in self.tasks.items():
             if isinstance(task, Penalty):
@@ -166,11 +166,11 @@ class MultiTaskModule(MultiLossModule):
         return found
 
     def _graph(self) -> AbstractContextManager[object]:
-        """Return a context for losses that no step follows: with a graph where one is of derivatives."""
+        """Return the context of losses in evaluation: with a graph if one needs derivatives."""
         return torch.enable_grad() if self.derivatives else nullcontext()
 
     def examples(self, batch: Batch) -> float:
-        """Return how many examples a batch has: those of its first target, whatever its inputs are made of."""
+        """Return the number of examples in a batch: the length of the first target, since inputs may be any object."""
         target = next((batch[task.target] for task in self.by_name.values() if task.target in batch), None)
         return float(len(target)) if isinstance(target, Tensor) else super().examples(batch)
 
@@ -180,7 +180,7 @@ class MultiTaskModule(MultiLossModule):
         return any(task.missing for task in (*self.by_name.values(), *self.terms.values()))
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
-        """Return each task's prediction as its metrics see it; the batch needs no labels."""
+        """Return each task's prediction as its metrics receive it; the batch needs no labels."""
         with self._graph():
             seen = self.see(batch)
             return {
@@ -208,7 +208,7 @@ class MultiTaskModule(MultiLossModule):
         return {**figures} | {(name, "loss"): float(self.penalty(name)) for name in penalties}
 
     def keys_of(self, names: Iterable[str]) -> set[str]:
-        """Return the keys that validation logs where these tasks have labels; penalties need none."""
+        """Return the keys that validation logs if these tasks have labels."""
         metrics = {
             name: ["loss", *self.by_name[name].metrics] if name in self.by_name else ["loss"]
             for name in names
@@ -216,27 +216,27 @@ class MultiTaskModule(MultiLossModule):
         return set(logged({(name, metric): 0.0 for name, own in metrics.items() for metric in own}, "val"))
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
-        """Return whether more of a metric is better; ``None`` where the metric does not say."""
+        """Return whether higher values of a metric are better; ``None`` if the metric does not define it."""
         return False if metric == "loss" else self.by_name[task].metrics[metric].higher_is_better
 
 
 def inputs_of(batch: Batch, keys: str | Sequence[str]) -> Any:
-    """Return the trunk's inputs: what lies under one key, or several by name.
+    """Return the trunk's inputs: the value of one key, or a dict of several.
 
     Raises:
-        KeyError: If the batch has no such key.
+        KeyError: If the batch lacks a key.
     """
     return batch[keys] if isinstance(keys, str) else {key: batch[key] for key in keys}
 
 
 def call_with_inputs(trunk: Any, batch: Batch, inputs: str | Sequence[str]) -> Any:
-    """Return what a trunk makes of a batch's inputs, which several keys name or one.
+    """Call the trunk with its inputs in a batch.
 
-    What lies under one key goes in as it is: a tensor, a tuple, an object. A mapping goes in by keyword where the
-    trunk takes these keywords, and as one argument where it does not. Several keys go in by keyword.
+    Several keys are passed as keyword arguments. The value of one key is passed as the only argument, except a mapping
+    whose keys the trunk accepts as keyword arguments.
 
     Raises:
-        KeyError: If the batch has no such key.
+        KeyError: If the batch lacks a key.
     """
     given = inputs_of(batch, inputs)
     if not isinstance(inputs, str) or (isinstance(given, Mapping) and _takes(trunk, given)):
@@ -245,7 +245,7 @@ def call_with_inputs(trunk: Any, batch: Batch, inputs: str | Sequence[str]) -> A
 
 
 def _takes(trunk: Any, keywords: Mapping[str, Any]) -> bool:
-    module = getattr(trunk, "_orig_mod", trunk)  # torch.compile's keeps the module there
+    module = getattr(trunk, "_orig_mod", trunk)  # the original of a compiled module
     try:
         signature(module.forward).bind(**keywords)
     except TypeError:
@@ -254,6 +254,6 @@ def _takes(trunk: Any, keywords: Mapping[str, Any]) -> bool:
 
 
 def takes_derivatives(task: object) -> bool:
-    """Return whether a task's loss is of derivatives with respect to the inputs."""
+    """Return whether a task's loss needs derivatives with respect to the inputs."""
     part = task.prediction if isinstance(task, Task) else task
     return bool(getattr(part, "derivatives", False))

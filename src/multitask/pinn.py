@@ -1,4 +1,4 @@
-"""Physics-informed networks: the squared residuals of equations and conditions are the losses."""
+"""Physics-informed networks, whose losses are squared residuals of equations and conditions."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,26 +16,26 @@ from multitask.metrics.precision import Exact
 from multitask.metrics.regression import RelativeL2
 from multitask.physics.problem import INSIDE, Problem
 
-# Numbers that copies of the parameters may take.
-_NUMBERS = 2**22
+# Maximum number of elements in the per-point copies of the parameters.
+_MOST_ELEMENTS = 2**22
 
 Batch = Mapping[str, Tensor]
-"""Points by place, ``[draws, n, d]``; in evaluation also ``grid``, ``[lines, n, d]``, and ``solution`` on it."""
+"""Points by place, ``[draws, n, d]``; in evaluation also ``grid``, ``[lines, n, d]``, and its ``solution``."""
 
 
 class PINN(MultiLossModule):
-    """A tanh network from points to fields, trained on a problem's terms.
+    """A tanh network from points to fields, trained on the terms of a problem.
 
-    A loss is the mean over points of the sum of its terms at a point. Each field is measured by ``relative_l2`` and
-    ``mse`` against the solution on a grid.
+    A loss is the mean over points of the sum of its terms. The metrics of each field are ``relative_l2`` and ``mse``
+    with respect to the solution on a grid.
 
     Args:
         problem: The problem.
-        losses: The terms of each loss, by its name; each term is a loss of its own by default.
+        losses: The terms of each loss by name; by default one loss per term.
         widths: Widths of the hidden layers.
 
     Raises:
-        ValueError: If the losses do not have each term once.
+        ValueError: If a term is not in exactly one loss.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class PINN(MultiLossModule):
 
     @property
     def labels_can_be_missing(self) -> bool:
-        """Every draw has points of every term."""
+        """``False``: every draw has points for every term."""
         return False
 
     def forward(self, points: Tensor) -> Tensor:
@@ -72,10 +72,10 @@ class PINN(MultiLossModule):
         return self.net(points.to(self.dtype))
 
     def losses(self, batch: Batch) -> dict[str, LossAndCount]:
-        """Return the mean losses; in evaluation with their numbers of points, which in training are always the same.
+        """Return the mean losses, in evaluation with their numbers of points; in training these are constant.
 
         Raises:
-            ValueError: If there is no draw to train on.
+            ValueError: If the batch has no points in training.
         """
         if self.training and not len(batch[INSIDE]):
             raise ValueError("there is no draw of points")
@@ -87,7 +87,7 @@ class PINN(MultiLossModule):
         return found
 
     def squares(self, batch: Batch) -> dict[str, Tensor]:
-        """Return each term, the sum of its squared residuals, at each of its points, ``[n]``."""
+        """Return each term at its points, the sum of squared residuals, ``[n]``."""
         found: dict[str, Tensor] = {}
         for place in (INSIDE, *self.problem.faces):
             residuals = self._residuals(place, batch[place].flatten(0, 1), self.net)
@@ -96,9 +96,9 @@ class PINN(MultiLossModule):
 
     @torch.enable_grad()
     def traces(self, batch: Batch) -> dict[str, LossAndCount]:
-        """Return the mean over points of the squared norms of the residuals' gradients, by loss, with the counts."""
+        """Return the mean over points of the squared gradient norms of the residuals, with its count, by loss."""
         found: dict[str, list[Tensor]] = {term: [] for term in self.places}
-        at_once = max(1, _NUMBERS // sum(p.numel() for p in self.net.parameters()))
+        at_once = max(1, _MOST_ELEMENTS // sum(p.numel() for p in self.net.parameters()))
         for place in (INSIDE, *self.problem.faces):
             for points in batch[place].flatten(0, 1).split(at_once):
                 net = Pointwise(self.net, len(points))
@@ -109,13 +109,13 @@ class PINN(MultiLossModule):
         return {name: self._mean(norms_of, terms) for name, terms in self.terms.items()}
 
     def _mean(self, values: Mapping[str, Tensor], terms: Sequence[str]) -> tuple[Tensor, int]:
-        """Return the mean over points of the sum of terms at a point, and the number of points."""
+        """Return the mean over points of the sum of terms, and the number of points."""
         total = torch.stack([values[term].sum() for term in terms]).sum()
         count = sum({self.places[term]: len(values[term]) for term in terms}.values())
         return total / max(count, 1), count
 
     def _residuals(self, place: str, points: Tensor, net: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Return the residuals of the terms at a place, ``[n, c]``; a condition's squares are a mean over fields."""
+        """Return the residuals of the terms at a place, ``[n, c]``; squared conditions are averaged over fields."""
         if place == INSIDE:
             inside = points.to(self.dtype).requires_grad_()
             found = self.problem.residuals(net(inside), inside)
@@ -127,10 +127,10 @@ class PINN(MultiLossModule):
         """Add a batch to the mean losses and to the metrics of the fields."""
         super().add_measured(batch)
         with torch.no_grad():
-            found = self(batch["grid"].flatten(0, 1)).double()
-        wanted = batch["solution"].flatten(0, 1)
+            fields = self(batch["grid"].flatten(0, 1)).double()
+        solution = batch["solution"].flatten(0, 1)
         for i, field in enumerate(self.problem.fields):
-            self._metrics_of(field).update(found[:, i], wanted[:, i])
+            self._metrics_of(field).update(fields[:, i], solution[:, i])
 
     def measured(self) -> Figures:
         """Return losses and metrics since the last call, over all processes."""
@@ -147,7 +147,7 @@ class PINN(MultiLossModule):
         return set(logged(dict.fromkeys([*((name, "loss") for name in names), *metrics], 0.0), "val"))
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
-        """Return ``False``: all figures are errors."""
+        """Return ``False``: all metrics are errors."""
         return False
 
     def _metrics_of(self, field: str) -> Exact:
@@ -156,7 +156,7 @@ class PINN(MultiLossModule):
 
 
 def tanh_network(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential:
-    """Return linear layers with tanh between them, Xavier-normal weights and biases of zero."""
+    """Return linear layers with tanh between them, Xavier-normal weights and zero biases."""
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.Linear(inputs, width), nn.Tanh()]

@@ -1,7 +1,7 @@
-"""Uses of private parts of other packages, the autograd graph aside, each with its version, reason and upstream issue.
+"""All uses of other packages' private names except the autograd graph, with version, reason and upstream issue.
 
-``tests/unit/test_private.py`` fails by the name of the function when a new version moves what it needs, and when
-private names are used elsewhere. Packages are imported where they are needed: this module costs nothing by itself.
+``tests/unit/test_private.py`` fails, naming the function, if a new version changes what it needs, and if private names
+are used elsewhere. Packages are imported inside the functions.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ def raise_errors_of_composition(check: Callable[[ConfigLoader, list[str]], None]
 
 
 def averages_statistics(trainer: Trainer) -> bool:
-    """Return whether the batches are passed for the running statistics of averaged weights, without a step.
+    """Return whether this epoch only updates the running statistics of averaged weights, without steps.
 
-    lightning 2.6.6 tells automatic optimization alone, by a flag that ``StochasticWeightAveraging`` sets; hooks and
-    manual optimization have no public sign of that pass: https://github.com/Lightning-AI/pytorch-lightning/issues/17245.
+    In lightning 2.6.6 ``StochasticWeightAveraging`` sets a flag that only automatic optimization reads; hooks and manual
+    optimization have no public one: https://github.com/Lightning-AI/pytorch-lightning/issues/17245.
     """
     return bool(trainer.fit_loop._skip_backward)
 
 
 def log_results(trainer: Trainer, results: Mapping[str, float]) -> None:
-    """Give results to the loggers at the step of ``self.log``, after the Trainer's loops have ended.
+    """Log results at the step that ``self.log`` would use, after the Trainer's loops have ended.
 
-    lightning 2.6.6 counts that step apart from ``global_step``, out of reach of a logger's caller:
+    lightning 2.6.6 counts that step separately from ``global_step``, without public access:
     https://github.com/Lightning-AI/pytorch-lightning/pull/11805.
     """
     trainer._logger_connector.log_metrics(dict(results))  # type: ignore[arg-type]
@@ -62,43 +62,43 @@ def log_results(trainer: Trainer, results: Mapping[str, float]) -> None:
 
 @contextmanager
 def before_batches(trainer: Trainer, taken: int) -> Iterator[None]:
-    """Count back by the batch in hand and those of its unfinished window, so that a checkpoint begins with them.
+    """Rewind the progress by the current batch and its unfinished window, so that a checkpoint resumes with them.
 
-    lightning 2.6.6 resumes behind a batch that was fetched, whether or not a step followed:
+    lightning 2.6.6 resumes after the last fetched batch, whether or not a step followed:
     https://github.com/Lightning-AI/pytorch-lightning/issues/18060.
 
     Args:
         trainer: The trainer, before the batch.
-        taken: How many batches of the window came before it.
+        taken: Number of earlier batches in the window.
     """
     loop = trainer.fit_loop.epoch_loop
 
-    def turn_back(batches: int, steps: int) -> None:
+    def rewind(batches: int, steps: int) -> None:
         for counter in (loop.batch_progress.current, loop.batch_progress.total):
             counter.completed -= batches
-        # On resuming, Lightning counts this batch as stepped where it was not completed.
+        # On resuming, Lightning counts an incomplete batch as stepped.
         loop._batches_that_stepped -= steps
 
-    turn_back(taken, taken + 1)
+    rewind(taken, taken + 1)
     try:
         yield
     finally:
-        turn_back(-taken, -(taken + 1))
+        rewind(-taken, -(taken + 1))
 
 
 def leave_out_anonymous(logger: WandbLogger) -> None:
-    """Keep Lightning from handing ``anonymous`` to W&B, which warns of it in every run.
+    """Keep Lightning from passing ``anonymous`` to W&B, which warns about it in every run.
 
-    lightning 2.6.6 passes it whether it is given or not; wandb 0.31 deprecates it:
+    lightning 2.6.6 always passes it; wandb 0.31 deprecates it:
     https://github.com/wandb/wandb/pull/10909.
     """
     logger._wandb_init.pop("anonymous", None)
 
 
 def specification(workspace: Any) -> str:
-    """Return a W&B workspace's specification as JSON, as it would be saved.
+    """Return the specification of a W&B workspace as JSON.
 
-    wandb-workspaces 0.4.13 can save one to the server alone, and no upstream issue asks for a file.
+    wandb-workspaces 0.4.13 can save it only to the server, and there is no upstream issue about files.
     """
     return str(workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2)) + "\n"
 
@@ -106,8 +106,8 @@ def specification(workspace: Any) -> str:
 def keep_buffers_of_backward() -> None:
     """Allow several backward passes through one compiled graph.
 
-    torch 2.13 donates the buffers of a compiled graph to its first backward pass, which only this setting or an
-    environment variable turns off: https://github.com/pytorch/pytorch/pull/130580.
+    torch 2.13 donates the buffers of a compiled graph to its first backward pass, unless this setting or an environment
+    variable disables it: https://github.com/pytorch/pytorch/pull/130580.
     """
     import torch
 

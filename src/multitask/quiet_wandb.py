@@ -1,7 +1,7 @@
-"""Import this before wandb, which reads the environment then: no chatter, and offline no call home."""
+"""Environment for quiet and offline W&B runs; import it before wandb, which reads the environment on import."""
 
 import os
 
 os.environ.setdefault("WANDB_SILENT", "true")
-# Without it, even an offline run reports errors to W&B.
+# Otherwise even offline runs report errors to W&B.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

@@ -1,7 +1,7 @@
-"""Seeds for the generators in use, set in microseconds.
+"""Seeding of only the generators in use, in microseconds.
 
-``torch.manual_seed`` seeds those of every kind of device there might be, and for each that is not in use it
-writes down a stack trace: as long as a small step takes.
+``torch.manual_seed`` seeds every device type, and records a stack trace for each that is not initialized, which takes
+as long as a small training step.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import torch
 
 
 def derived_seed(*parts: object) -> int:
-    """Return a seed that depends on all the parts, the same on every machine."""
+    """Return a seed derived from all parts, the same on every machine."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
@@ -26,14 +26,14 @@ def seed(number: int, device: torch.device) -> None:
 
 @contextmanager
 def seeded_apart(number: int, device: torch.device) -> Iterator[None]:
-    """Draw from generators that start at a seed, and leave those of CPU and device as they were."""
-    own = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
-    kept = torch.default_generator.get_state()
-    kept_there = None if own is None else own.get_rng_state()
+    """Seed the generators of the CPU and of a device, and restore their states afterwards."""
+    module = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
+    cpu_state = torch.default_generator.get_state()
+    device_state = None if module is None else module.get_rng_state()
     seed(number, device)
     try:
         yield
     finally:
-        torch.default_generator.set_state(kept)
-        if own is not None:
-            own.set_rng_state(kept_there)
+        torch.default_generator.set_state(cpu_state)
+        if module is not None:
+            module.set_rng_state(device_state)

@@ -1,4 +1,4 @@
-"""Locks, cores, processes and memory on every operating system; nothing else imports modules of one system."""
+"""Portable access to locks, cores, processes and memory; only this module imports platform-specific ones."""
 
 import errno
 import getpass
@@ -19,19 +19,19 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# What a file system without locks answers.
+# Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-# What Windows answers where another process has the lock.
+# Errors of Windows if another process holds the lock.
 _HELD = (errno.EACCES, errno.EDEADLK)
-# Windows keeps others from reading what is locked: a byte behind all that is ever written.
+# Windows blocks reading of locked bytes, so lock one beyond everything that is written.
 _FAR = 2**30
 
 
 def lock(file: TextIO) -> bool | None:
-    """Lock an open file, without waiting; closing it, or the end of the process, gives the lock back.
+    """Lock an open file without waiting; closing it or the end of the process releases the lock.
 
     Returns:
-        Whether the lock could be had; ``None`` where system or file system have no locks.
+        Whether the lock was acquired; ``None`` if the system or file system does not support locks.
 
     Raises:
         OSError: For any other reason.
@@ -65,18 +65,18 @@ def _lock_far_byte(file: TextIO, windows: Any) -> None:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def lives(pid: int) -> bool:
-    """Return whether there is a process of this number."""
+    """Return whether a process exists."""
     if sys.platform == "win32":
         import ctypes
 
-        # os.kill would end it. 0x1000 asks for no more than the right to look; 259 is "still active".
+        # os.kill would terminate it. 0x1000 is PROCESS_QUERY_LIMITED_INFORMATION; 259 is STILL_ACTIVE.
         kernel, code = ctypes.windll.kernel32, ctypes.c_ulong()
         handle = kernel.OpenProcess(0x1000, False, pid)
         if not handle:
@@ -94,18 +94,18 @@ def lives(pid: int) -> bool:
 
 
 def same_group(pid: int) -> bool:
-    """Return whether a process gets this one's Ctrl-C; where there are no process groups, those of a console do."""
+    """Return whether a process receives this one's Ctrl-C; true on systems without process groups."""
     return not hasattr(os, "getpgid") or os.getpgid(pid) == os.getpgid(0)
 
 
 def user() -> str:
-    """Return what tells this user from others of the machine, in the name of a file."""
+    """Return an identifier of the user for file names."""
     return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
 
 
 def peak_memory_mib() -> float | None:
-    """Return the most memory that this process has held, in MiB; ``None`` where the system does not tell."""
+    """Return the peak memory of this process in MiB; ``None`` if the system does not report it."""
     if resource is None:
         return None
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held / (2**20 if sys.platform == "darwin" else 2**10)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,4 +1,4 @@
-"""From any torchjd scalarizer, weighting or aggregator to a combiner."""
+"""Conversion of torchjd scalarizers, weightings and aggregators to combiners."""
 
 from typing import get_args, get_origin
 
@@ -13,7 +13,7 @@ from multitask.weighting.base import Combiner, Scalarization
 from multitask.weighting.torchjds import AggregatorMethod, GramianMethod, MatrixMethod, TorchjdScalarization
 from multitask.weighting.wrapper import Every
 
-# These take a Jacobian but look only at how many rows it has, and of what type.
+# These take a Jacobian but use only its number of rows and its dtype.
 _COUNT_ROWS = (
     aggregation.ConstantWeighting,
     aggregation.MeanWeighting,
@@ -23,16 +23,15 @@ _COUNT_ROWS = (
 
 
 def adapt(method: object) -> Combiner:
-    """Return the combiner for a torchjd object; combiners pass as they are.
+    """Return the combiner for a torchjd object; combiners are returned unchanged.
 
-    It is this repository's own where that does the same and more: tasks can be absent from a step (FAMO, IMTL-L,
-    UW), gradients differ in length by any factor (Aligned-MTL, IMTL-G, PCGrad), the equation or the program is solved
-    exactly (Nash-MTL, FairGrad, CAGrad).
+    If this package has its own implementation, that is used: it allows absent tasks (FAMO, IMTL-L, UW), handles
+    gradients whose norms differ by any factor (Aligned-MTL, IMTL-G, PCGrad), or solves exactly (Nash-MTL, FairGrad,
+    CAGrad).
 
     Raises:
-        TypeError: If the object is neither a combiner nor a torchjd scalarizer, weighting or
-            aggregator.
-        ValueError: If it is one of torchjd's that wants two batches at once.
+        TypeError: If the object is neither a combiner nor a torchjd scalarizer, weighting or aggregator.
+        ValueError: If it is a torchjd weighting that needs two batches at once.
     """
     match method:
         case Combiner():
@@ -70,17 +69,17 @@ def adapt(method: object) -> Combiner:
         case aggregation.FairGradWeighting():
             return bargaining.FairGrad(method.alpha)
         case Weighting():
-            by_rows = _wants_matrix(method) and not isinstance(method, _COUNT_ROWS)
-            return MatrixMethod(method) if by_rows else GramianMethod(method)
+            needs_jacobian = _takes_matrix(method) and not isinstance(method, _COUNT_ROWS)
+            return MatrixMethod(method) if needs_jacobian else GramianMethod(method)
     raise TypeError(
         f"weighting._target_ made a {type(method).__name__}; name a torchjd scalarizer, weighting or "
         "aggregator, or a subclass of multitask.weighting.base.Combiner."
     )
 
 
-def _wants_matrix(method: Weighting) -> bool:
-    """Return whether a weighting's class was derived from ``Weighting[Matrix]``, so that it takes the Jacobian."""
-    bases = [base for of in type(method).__mro__ for base in vars(of).get("__orig_bases__", ())]
+def _takes_matrix(method: Weighting) -> bool:
+    """Return whether a weighting takes the Jacobian, that is, its class derives from ``Weighting[Matrix]``."""
+    bases = [base for cls in type(method).__mro__ for base in vars(cls).get("__orig_bases__", ())]
     return any(get_origin(base) is Weighting and Matrix in get_args(base) for base in bases)
 
 

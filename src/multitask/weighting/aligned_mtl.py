@@ -1,4 +1,4 @@
-"""Aligned-MTL: gradients whose principal components have one size."""
+"""Aligned-MTL: principal components of the gradients scaled to equal size."""
 
 from typing import ClassVar, Literal
 
@@ -13,16 +13,16 @@ ScaleMode = Literal["min", "median", "rmse"]
 
 
 class AlignedMTL(CosineMethod):
-    """The preferences' combination of the aligned gradients σ U Vᵀ, for gradients J = U Σ Vᵀ.
+    """The preference-weighted sum of the aligned gradients σ U Vᵀ, for gradients J = U Σ Vᵀ.
 
-    Where gradients depend linearly, of all weights with that combination those with the least Σ (w ‖g‖)² are taken.
+    If the gradients are linearly dependent, the weights are those with the smallest Σ (w ‖g‖)².
 
     "Independent Component Alignment for Multi-Task Learning" (Senushkin et al., 2023), Algorithm 1.
 
     Args:
         pref_vector: The preferences, shape ``[m]``; 1/k each by default.
-        scale_mode: What σ is of the singular values that are not zero: the smallest (``min``), the median of them
-            (the lower one of two), or the root of the mean of their squares (``rmse``).
+        scale_mode: σ as a function of the nonzero singular values: the smallest (``min``), the lower median
+            (``median``), or the root mean square (``rmse``).
     """
 
     per_task: ClassVar[dict[str, Kind]] = {"pref_vector": "vector"}
@@ -35,18 +35,20 @@ class AlignedMTL(CosineMethod):
         self.scale_mode = scale_mode
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows in that combination."""
+        """Return the weights of the rows."""
         k = len(C)
-        wanted = np.full(k, 1 / k) if self.pref_vector is None else self.pref_vector.double().cpu().numpy()
+        preferences = (
+            np.full(k, 1 / k) if self.pref_vector is None else self.pref_vector.double().cpu().numpy()
+        )
         moving = norms > 0
         if not moving.any():
-            return wanted
+            return preferences
         values, V = factored(C[np.ix_(moving, moving)], ridge)
-        # The gradients in orthonormal coordinates of what they span.
+        # The gradients in orthonormal coordinates of their span.
         coordinates = norms[moving, None] * V * np.sqrt(values)
         sizes, U, W = _singular(coordinates)
         weights = np.zeros(k)
-        aligned = W @ (U.T @ wanted[moving])
+        aligned = W @ (U.T @ preferences[moving])
         weights[moving] = _size(sizes, self.scale_mode) * (V / np.sqrt(values) @ aligned) / norms[moving]
         return weights
 
@@ -61,10 +63,10 @@ def _size(sizes: Array, mode: ScaleMode) -> float:
 
 
 def _singular(matrix: Array) -> tuple[Array, Array, Array]:
-    """Return singular values ``[r]`` and vectors ``[k, r]``, ``[r, r]``, the small ones as accurate as the large.
+    """Return singular values ``[r]`` and vectors ``[k, r]``, ``[r, r]`` with high relative accuracy.
 
-    For rows of very different length: Jacobi's method, which their lengths do not disturb ("New Fast and Accurate
-    Jacobi SVD Algorithm", Drmač & Veselić, 2008).
+    Jacobi's method is accurate even if the norms of the rows differ greatly ("New Fast and Accurate Jacobi SVD
+    Algorithm", Drmač & Veselić, 2008).
     """
     sizes, U, W, work, _, failed = dgejsv(matrix, joba=2, jobu=0, jobv=0, jobp=0)
     if failed:

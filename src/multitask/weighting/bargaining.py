@@ -1,4 +1,4 @@
-"""Nash-MTL and FairGrad, and the equation that both solve."""
+"""Nash-MTL and FairGrad."""
 
 import numpy as np
 from torch import Tensor
@@ -8,17 +8,16 @@ from multitask.weighting.tally import Tally
 
 
 class NashMTL(CosineMethod):
-    """The weights α with G α = 1 / α: each task gains the same in proportion.
+    """The weights α with G α = 1 / α, the Nash bargaining solution.
 
-    The combined gradient has norm √k whatever the scale of the losses; one longer than ``max_norm`` is
-    shortened to it, as in the authors' code. The equation is solved exactly, in place of the paper's
-    sequence of convex programs that approaches the same point, and needs no other solver. A task whose
-    gradient is zero has nothing to bargain for: its weight is zero.
+    The combined gradient has norm √k whatever the scale of the losses, and is rescaled to ``max_norm`` if it
+    is longer, as in the authors' code. The equation is solved exactly, instead of by the paper's sequence of
+    convex programs that converges to the same point. A task whose gradient is zero has weight zero.
 
     "Multi-Task Learning as a Bargaining Game" (Navon et al., 2022), Algorithm 1.
 
     Args:
-        max_norm: Largest norm of the combined gradient; 0 for any.
+        max_norm: Maximum norm of the combined gradient; 0 for no limit.
     """
 
     def __init__(self, max_norm: float = 1.0) -> None:
@@ -39,14 +38,14 @@ class NashMTL(CosineMethod):
 class FairGrad(CosineMethod):
     """The weights w with G w = w^(−1/α).
 
-    The larger α, the more the tasks that gain least count; α = 1 is proportional fairness (Nash-MTL
-    without a largest norm), α → ∞ the best worst case, and α = 0 the mean. The equation is solved exactly.
-    A task whose gradient is zero can be given nothing: its weight is zero.
+    Larger α favours the tasks that gain least: α = 0 is the mean, α = 1 proportional fairness (Nash-MTL without
+    maximum norm), and α → ∞ max-min fairness. The equation is solved exactly. A task whose gradient is zero has
+    weight zero.
 
     "Fair Resource Allocation in Multi-Task Learning" (Ban & Ji, 2024), Equation 4.
 
     Args:
-        alpha: The kind of fairness.
+        alpha: α, the degree of fairness.
     """
 
     def __init__(self, alpha: float = 2.0) -> None:
@@ -69,7 +68,7 @@ def _weights(C: Array, norms: Array, power: float, ridge: float, solver: Tally) 
     moving = norms > 0
     if moving.any():
         size = norms[moving]
-        # With w = v / ‖g‖ the equation is that of the cosines, its right side ‖g‖^(power − 1).
+        # Substituting w = v / ‖g‖ gives the equation for the cosines with right-hand side ‖g‖^(power − 1).
         with solver.timed():
             v = bargain(C[np.ix_(moving, moving)], size ** (power - 1), power, ridge, solver)
         weights[moving] = v / size
@@ -77,17 +76,17 @@ def _weights(C: Array, norms: Array, power: float, ridge: float, solver: Tally) 
 
 
 def bargain(C: Array, right: Array, power: float, ridge: float, tally: Tally) -> Array:
-    """Return the only v > 0 with C v = right · v^(−power), shape ``[k]``.
+    """Return the unique v > 0 with C v = right · v^(−power), shape ``[k]``.
 
-    It is the minimum of the strictly convex ½ vᵀCv − Σ right v^(1 − power) / (1 − power) (with a
-    logarithm at power one), found by Newton's method with line search in float64.
+    It minimizes the strictly convex ½ vᵀCv − Σ right v^(1 − power) / (1 − power) (with a logarithm for power 1), by
+    Newton's method with line search in float64.
 
     Args:
-        C: Cosines of gradients of which none is zero, shape ``[k, k]``.
+        C: Cosines of nonzero gradients, shape ``[k, k]``.
         right: Positive, shape ``[k]``.
         power: Positive.
-        ridge: Added to the diagonal of ``C``: gradients that cancel have a solution too.
-        tally: Counts a failure where the equation is not solved to 1e-6.
+        ridge: Added to the diagonal of ``C``, so that gradients that cancel have a solution.
+        tally: Counts a failure if the equation is not solved to 1e-6.
     """
     C = C + max(ridge, 1e-12) * np.eye(len(C))
     v = right ** (1 / (1 + power))
@@ -95,7 +94,7 @@ def bargain(C: Array, right: Array, power: float, ridge: float, tally: Tally) ->
     best, least, idle = v, np.inf, 0
     for _ in range(300):
         pull = right * v ** (1 - power)
-        # In units of v, so that weights of very different size are found equally well.
+        # In units of v, so that weights of very different size are equally accurate.
         residual = v * (C @ v) - pull
         wrong = float((np.abs(residual) / (v * (np.abs(C) @ v) + pull)).max())
         idle = 0 if wrong < 0.9 * least else idle + 1
@@ -109,7 +108,7 @@ def bargain(C: Array, right: Array, power: float, ridge: float, tally: Tally) ->
         while True:
             trial = v * (1 + size * step)
             value, rounding = _cost(C, right, power, trial)
-            # A gain below rounding cannot be seen: there Newton's step is taken as it is.
+            # A gain below rounding cannot be measured: take the full Newton step.
             if value <= present - 1e-4 * size * gain or gain <= rounding or size < 1e-10:
                 break
             size /= 2
@@ -120,9 +119,9 @@ def bargain(C: Array, right: Array, power: float, ridge: float, tally: Tally) ->
 
 
 def _cost(C: Array, right: Array, power: float, v: Array) -> tuple[float, float]:
-    """Return what is minimized, and how far rounding may move it."""
+    """Return the objective and a bound on its rounding error."""
     quadratic = 0.5 * float(v @ C @ v)
     utility = float(right @ (np.log(v) if power == 1 else v ** (1 - power) / (1 - power)))
-    # Where gradients cancel, so do the terms of the quadratic.
+    # If gradients cancel, so do the terms of the quadratic.
     terms = float(v @ np.abs(C) @ v) + abs(utility)
     return quadratic - utility, 1e-15 * terms

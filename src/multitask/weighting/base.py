@@ -18,15 +18,14 @@ Recomputed = Literal["losses", "traces"]
 class Combiner(Memory, ABC):
     """Turns the losses of all tasks into one update of the shared parameters.
 
-    The hooks are the whole life of a combiner; each does nothing unless a method needs it. What a
-    combiner remembers lies in buffers, made by ``keep``, which ``reset`` sets back to their start;
-    ``per_task`` says how each is laid out over the tasks.
+    A combiner's state is in buffers created by ``keep``, which ``reset`` restores to their initial values;
+    ``per_task`` declares their layout over the tasks. All hooks do nothing by default.
 
-    One optimizer step calls, with only the present tasks' entries and inside ``restricted_to``:
-    ``forward`` of a scalarization, as often as needed and without effect on what it remembers, or
-    ``head_weights``, ``combine`` and ``own_loss`` of a Jacobian method, once each; then ``observe`` once,
-    with the losses of the first ``forward`` where an optimizer evaluates several times.
-    After the optimizer's step it calls ``after_step``, and after an epoch's last step ``on_epoch_end``.
+    One optimizer step calls the following, inside ``restricted_to`` and with entries for the present tasks only.
+    For a scalarization: ``forward``, possibly several times and without effect on the state. For a Jacobian method:
+    ``head_weights``, ``combine`` and ``own_loss``, once each. Then ``observe`` once, with the losses of the first
+    ``forward`` if the optimizer evaluates several times. After the optimizer's step: ``after_step``, and after the
+    last step of an epoch ``on_epoch_end``.
     """
 
     draws: bool = True
@@ -36,56 +35,56 @@ class Combiner(Memory, ABC):
     """What :meth:`after_step` sees: the mean losses, or the traces of their residuals' kernel."""
 
     per_task: ClassVar[Mapping[str, Kind]] = {}
-    """The buffers and plain tensors with entries a task."""
+    """The buffers and plain tensors with one entry per task."""
 
     @contextmanager
     def restricted_to(self, present: Tensor) -> Iterator[None]:
-        """Be the combiner of the present tasks alone; what is kept for the others rests untouched.
+        """Restrict the combiner to the present tasks; the state of the others does not change.
 
         Args:
-            present: Which tasks take part, boolean, shape ``[m]``.
+            present: Mask of the tasks that take part, shape ``[m]``.
 
         Raises:
-            ValueError: If a part of the combiner has a memory whose layout over tasks is not known.
+            ValueError: If a part of the combiner has state whose layout over tasks is unknown.
         """
         with only(self, present):
             yield
 
     def check_parameters(self, names: Sequence[str]) -> None:
-        """Refuse, before training, what does not fit a model whose parameters have these names.
+        """Check the arguments against the names of the model's parameters, before training.
 
         Raises:
-            ValueError: Naming the key.
+            ValueError: If an argument does not fit the model.
         """
 
     def observe(self, losses: Tensor) -> None:
-        """See the detached losses of the whole step as they were before it, one per row."""
+        """Receive the detached losses of the whole step before the update, one per row."""
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        """Run after an optimizer step; ``recompute()`` computes what is ``recomputed`` of the same batch, ``[k]``."""
+        """Run after an optimizer step; ``recompute()`` returns ``recomputed`` on the same batch, ``[k]``."""
 
     def on_epoch_end(self) -> None:
         """Run after the last step of each training epoch."""
 
     def parameters_of(self, task: int) -> list[nn.Parameter]:
-        """Return the combiner's own parameters that belong to one task.
+        """Return the combiner's own parameters of one task.
 
-        The optimizer must not move them (``.grad`` is None) in a step from which the task is absent.
+        In a step without the task their ``.grad`` is ``None``, so that the optimizer does not change them.
         """
         return []
 
     def figures(self) -> dict[str, Tensor]:
-        """Return numbers worth a curve beside the weights, by name, each of shape ``[m]``."""
+        """Return values to log besides the weights, by name, each of shape ``[m]``."""
         return {}
 
     @property
     def failures(self) -> int:
-        """How many programs a solver of this combiner could not solve to its tolerance so far."""
+        """Number of problems that the combiner's solvers have not solved to tolerance."""
         return sum(int(getattr(part, "failures", 0)) for part in self._solvers())
 
     @property
     def solver_seconds(self) -> float:
-        """How long the solvers of this combiner have run so far, in seconds."""
+        """Total run time of the combiner's solvers in seconds."""
         return sum(float(getattr(part, "seconds", 0.0)) for part in self._solvers())
 
     def _solvers(self) -> Iterator[object]:
@@ -99,23 +98,23 @@ class Combiner(Memory, ABC):
         if type(self).get_extra_state is nn.Module.get_extra_state and not any(
             state_dict.get(state, {}).values()
         ):
-            # Until 0.2 some methods were torchjd's, which remembered nothing.
+            # Before 0.2 some methods were torchjd's, which have no state.
             state_dict.pop(state, None)
         materialize_buffers(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Scalarization(Combiner):
-    """Losses → one scalar, whose gradient trains everything."""
+    """Losses → one scalar, whose gradient trains all parameters."""
 
     @property
     def linear(self) -> bool:
-        """Whether the weights ``∂scalar/∂losses`` are the same whatever the losses are."""
+        """Whether the weights ``∂scalar/∂losses`` do not depend on the losses."""
         return False
 
     @property
     def fixed(self) -> bool:
-        """Whether the scalar is the same function of the losses throughout, and so worth reporting."""
+        """Whether the scalar is the same function of the losses in every step, so that it can be compared."""
         return False
 
     @abstractmethod
@@ -131,15 +130,14 @@ class JacobianMethod(Combiner):
     """Task gradients → one gradient for the shared parameters."""
 
     rows: Rows = "task"
-    """The unit of a row: each task; each task on each of two halves of the batch (``[2m]``, the first
-    half's tasks first); or each task on each example (``[batch · m]``, example by example). A row is
-    the gradient of the mean loss over what it is of."""
+    """The unit of a row, the gradient of a mean loss: of each task; of each task on each half of the batch (``[2m]``,
+    the first half's tasks first); or of each task on each example (``[batch · m]``, example by example)."""
 
     of_parameters: bool = False
-    """Whether the gradients must be those of the parameters, since it tells them apart or remembers them."""
+    """Whether the gradients must be with respect to parameters, because it distinguishes or stores them."""
 
     remembers_rows: bool = False
-    """Whether it keeps a gradient of each task from step to step."""
+    """Whether it stores a gradient per task between steps."""
 
     @property
     def gives_weights(self) -> bool:
@@ -155,26 +153,26 @@ class JacobianMethod(Combiner):
             gradients: The rows' gradients.
 
         Returns:
-            The weight of each row, shape ``[k]``, or ``None`` where the method has no weights.
+            The weight of each row, shape ``[k]``, or ``None`` if the method has no weights.
         """
 
     def wants(self) -> list[int] | None:
-        """Return whose rows this step needs, as places among the present losses; ``None`` for all.
+        """Return the indices of the rows that this step needs, among the present losses; ``None`` for all.
 
-        No others are then computed, and :meth:`combine` sees these alone, in ascending order. It is called before
-        them in each step, unless which losses are present shows only at the end of the step: then all are computed.
+        Only these are computed and passed to :meth:`combine`, in ascending order. If the present losses are known only
+        at the end of a step, this is not called and all rows are computed.
         """
         return None
 
     def head_weights(self, losses: Tensor) -> Tensor | None:
-        """Return the factor of each head's own gradient, shape ``[k]``; ``None`` stands for ones.
+        """Return the factors of the heads' gradients, shape ``[k]``; ``None`` for ones.
 
-        Called right before :meth:`combine` with the same losses.
+        Called right before :meth:`combine`, with the same losses.
         """
         return None
 
     def own_loss(self, losses: Tensor) -> Tensor | None:
-        """Return the scalar whose gradient trains the combiner's own parameters; ``None`` where it has none.
+        """Return the scalar whose gradient trains the combiner's own parameters; ``None`` if it has none.
 
         Called once before the optimizer's step, with the detached losses of the whole step, shape ``[k]``.
         """
@@ -201,7 +199,7 @@ class WeightedMethod(JacobianMethod):
 
 
 def hooks_of(combiner: Combiner) -> frozenset[str]:
-    """Return the hooks that a combiner defines beyond those of the bases here, which do nothing."""
+    """Return the hooks that a combiner overrides."""
     bases = (Combiner, Scalarization, JacobianMethod, WeightedMethod)
     names = ("wants", "head_weights", "combine", "observe", "own_loss", "after_step")
     return frozenset(

@@ -1,4 +1,4 @@
-"""Rules from Byzantine-robust learning, which need a number of tasks."""
+"""Rules from Byzantine-robust learning, which need a minimum number of tasks."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from multitask.weighting.gramian import Array, CosineMethod
 
 
 class Krum(CosineMethod):
-    """The mean of the ``n_selected`` gradients whose k − ``n_byzantine`` − 2 nearest neighbours are nearest.
+    """The mean of the ``n_selected`` gradients closest to their k − ``n_byzantine`` − 2 nearest neighbours.
 
     "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent" (Blanchard et al., 2017).
 
     Args:
         tasks: The tasks' names.
-        n_byzantine: How many gradients may be anything.
-        n_selected: How many are taken.
+        n_byzantine: Number of gradients that may be arbitrary.
+        n_selected: Number of gradients to average.
 
     Raises:
         ValueError: If there are fewer tasks than ``n_byzantine + 3`` or ``n_selected``.
@@ -35,7 +35,7 @@ class Krum(CosineMethod):
         self._check(len(tasks))
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return 1 / ``n_selected`` for each gradient that is taken."""
+        """Return 1 / ``n_selected`` for each selected gradient."""
         k = len(C)
         self._check(k)
         squares = norms**2
@@ -60,7 +60,7 @@ krum = Krum  # its name before 0.2
 
 
 def trimmed_mean(tasks: Sequence[str], trim_number: int = 1) -> TrimmedMean:
-    """Return the mean of each coordinate without its ``trim_number`` largest and smallest values.
+    """Return the coordinate-wise mean without the ``trim_number`` largest and smallest values.
 
     "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates" (Yin et al., 2018).
 

@@ -10,17 +10,16 @@ from multitask.weighting.tally import Tally
 
 
 class CAGrad(CosineMethod):
-    """The direction within c ‖g₀‖ of the mean gradient g₀ along which the worst task gains most.
+    """The direction within c ‖g₀‖ of the mean gradient g₀ that maximizes the smallest decrease of a loss.
 
-    It is g₀ + c ‖g₀‖ g_w / ‖g_w‖, with g_w the convex combination that has the least
-    g_wᵀ g₀ + c ‖g₀‖ ‖g_w‖. Where that is no combination but zero, the parameters are taken for Pareto
-    stationary, and the direction is zero.
+    It is g₀ + c ‖g₀‖ g_w / ‖g_w‖, with g_w the convex combination that minimizes g_wᵀ g₀ + c ‖g₀‖ ‖g_w‖. If g_w
+    is zero, the parameters are considered Pareto stationary and the direction is zero.
 
     "Conflict-Averse Gradient Descent for Multi-task Learning" (Liu et al., 2021), Algorithm 1.
 
     Args:
         c: Radius of the ball around the mean gradient, in units of its norm.
-        norm_eps: The ‖g_w‖ under which it counts as zero, where the shortest gradient has norm one.
+        norm_eps: Threshold below which ‖g_w‖ counts as zero, relative to the smallest gradient norm.
     """
 
     def __init__(self, c: float = 0.4, norm_eps: float = 1e-4) -> None:
@@ -46,14 +45,14 @@ class CAGrad(CosineMethod):
             return mean if self.c == 0 else np.zeros(k)
         unit = norms / norms.max()
         length = np.sqrt(max(float(unit @ C @ unit), 0.0)) / k
-        found = self._direction(
+        direction = self._direction(
             C[np.ix_(moving, moving)], norms[moving], (C @ unit)[moving] / k, length, ridge
         )
-        if found is None:
+        if direction is None:
             return np.zeros(k)
-        beta, value = found
+        beta, value = direction
         if not moving.all() and value >= 0:
-            # The combination of zero norm is the task that has no gradient.
+            # The optimal combination is the zero gradient of a task.
             return np.zeros(k)
         weights = mean
         # g_w / ‖g_w‖ = Σ β u / ‖Σ β u‖, for unit gradients u = g / ‖g‖.
@@ -63,10 +62,10 @@ class CAGrad(CosineMethod):
     def _direction(
         self, C: Array, norms: Array, slope: Array, length: float, ridge: float
     ) -> tuple[Array, float] | None:
-        """Return the β with ‖Σ β u‖ = 1 of the direction, and what it costs; ``None`` where g_w is zero.
+        """Return β with ‖Σ β u‖ = 1 of the direction, and its objective; ``None`` if g_w is zero.
 
-        For fixed η, to find the least g_wᵀg₀ + c‖g₀‖ (‖g_w‖²/η + η)/2 is a quadratic program; what it finds
-        is convex in η and least at η = ‖g_w‖, here in units of the shortest gradient's norm.
+        For fixed η, minimizing g_wᵀg₀ + c‖g₀‖ (‖g_w‖²/η + η)/2 is a quadratic program. Its minimum is convex in η
+        and smallest at η = ‖g_w‖, in units of the smallest gradient norm.
         """
         radius = self.c * length
         shares = norms.min() / norms
@@ -75,7 +74,7 @@ class CAGrad(CosineMethod):
         C = C + ridge * np.eye(len(C))
 
         def at(log_eta: float) -> tuple[Array, float]:
-            # In units of η, so that the program's numbers stay near one.
+            # In units of η, so that the values are close to one.
             gamma = least(C, shares * np.exp(log_eta), slope / radius, 0.0)
             return gamma, 0.5 * np.log(float(gamma @ C @ gamma))
 
@@ -93,7 +92,7 @@ class CAGrad(CosineMethod):
         size = float(np.sqrt(gamma @ C @ gamma))
         cost = slope + radius * (C @ gamma) / size
         value = float(gamma @ cost) / size
-        # At the optimum no share has a lower cost than the one that is paid.
+        # Optimality: no share has a lower cost than the optimal value.
         paid = value * size * shares / float(shares @ gamma)
         if (cost - paid).min() < -1e-6 * (np.abs(slope).max() + radius):
             self.solver.failed("the optimality conditions hold only to a tolerance worse than 1e-6")

@@ -1,11 +1,11 @@
 """Linear complementarity problems with one positive definite matrix and many right-hand sides.
 
-Every row ``u`` of ``U`` asks for the vector ``x`` with ``x ≥ 0``, ``y = G (u + x) ≥ 0`` and ``x · y = 0``: the
-optimality conditions of the least ``wᵀG w`` over ``w = u + x ≥ u``. The solution is exact up to rounding: what is
-searched for is the set of the positive ``x``, its *free* entries, on which ``x`` solves a linear system.
+For each row ``u`` of ``U``, find ``x`` with ``x ≥ 0``, ``y = G (u + x) ≥ 0`` and ``x · y = 0``: the optimality
+conditions of minimizing ``wᵀG w`` over ``w = u + x ≥ u``. The solution is exact up to rounding, since ``x`` solves a
+linear system on its positive (*free*) entries, and the algorithms search for the set of these.
 
-The same lines run on NumPy arrays, which on a CPU saves most of the time of small problems, and on tensors,
-which stay on their device.
+The same code runs on NumPy arrays, which are much faster for small problems on the CPU, and on tensors, which stay on
+their device.
 """
 
 from contextlib import AbstractContextManager
@@ -21,31 +21,31 @@ from torch import Tensor
 
 from multitask.weighting.splitting import Array, inverse, likely_free, namespace
 
-# Up to here all rows' systems are solved at once in their full size, and guessing the sets costs more than it saves.
+# Up to this size, the full systems of all rows are solved at once, and guessing the sets does not pay off.
 MOST_AT_ONCE = 16
 # Exchanges of all wrong signs before a row is left to the active-set method.
 _EXCHANGES = 3
-# The same for systems of which each takes time; from guessed sets one or two are usual.
+# The same for larger systems; from guessed sets one or two are typical.
 _LATE_EXCHANGES = 6
-# Numbers in the batch of systems that a device solves at once (256 MiB of float64).
+# Elements of the batch of systems that a device solves at once (256 MiB of float64).
 _LARGEST_BATCH = 2**25
 
 
 def solve(G: Array, U: Array, Q: Array, tolerance: float) -> tuple[Array, Array | None]:
     """Solve the complementarity problem of every row of ``U``.
 
-    Free are at first the negative entries of ``G u``, or for many entries those that a first-order method finds
-    for all rows together. All wrong signs of all rows are exchanged at once (block principal pivoting); the
-    rows that a few exchanges leave unsolved go one by one through an active-set method, which ends for certain.
+    The initially free entries are the negative entries of ``G u``, or for large problems those guessed by a
+    first-order method. All wrong signs of all rows are exchanged at once (block principal pivoting); rows that remain
+    unsolved after a few exchanges are solved one by one by an active-set method, which always terminates.
 
     Args:
         G: Positive definite, shape ``[m, m]``, float64.
-        U: Shape ``[rows, m]``, float64, of any size.
+        U: Shape ``[rows, m]``, float64.
         Q: ``U G``.
         tolerance: Largest ``|min(x, y)|`` of a solution, relative to ``max |G u| + max |x|``.
 
     Returns:
-        The solutions, shape ``[rows, m]``; and in which rows none was found to the tolerance, None if in none.
+        The solutions, shape ``[rows, m]``, and a mask of the rows not solved to the tolerance, ``None`` if all are.
 
     "A comparison of block pivoting and interior-point algorithms for linear least squares problems with
     nonnegative variables" (Portugal, Júdice and Vicente, 1994); "Solving Least Squares Problems" (Lawson and
@@ -63,7 +63,7 @@ def solve(G: Array, U: Array, Q: Array, tolerance: float) -> tuple[Array, Array 
 
 
 def _unsolved(X: Array, G: Array, Q: Array, tolerance: float) -> Array | None:
-    """Return which rows break the optimality conditions; None if none does."""
+    """Return a mask of the rows that violate the optimality conditions; ``None`` if none does."""
     residual = namespace(Q).minimum(X, Q + X @ G)
     strictest = tolerance * _row_maxima(Q).min()
     if -strictest <= residual.min() and residual.max() <= strictest:  # False also where one is NaN
@@ -74,16 +74,16 @@ def _unsolved(X: Array, G: Array, Q: Array, tolerance: float) -> Array | None:
 
 
 def _exchange_at_once(G: np.ndarray, Q: np.ndarray, tolerance: float) -> np.ndarray:
-    """Pivot in all rows, also in those that are solved: for few tasks, telling them apart takes longer."""
+    """Pivot in all rows, even solved ones: for few tasks, separating them takes longer."""
     right, slack = -Q[:, :, None], -tolerance * Q.max()
     identity = _negative_identity(len(G))
-    # Each negative entry on its way to zero by itself pushes others over it, or back: closer than their signs now.
+    # Signs after raising each negative entry to zero on its own: a better guess than the signs of Q.
     diagonal = G.diagonal()
     alone = np.maximum(right[:, :, 0], 0.0)
     exchanged = Q + (alone / diagonal) @ G < alone
     for _ in range(_EXCHANGES):
         free = exchanged
-        # q + G x − y = 0, with the columns of G for the free entries and those of −1 for the others.
+        # Solve q + G x − y = 0 for the free entries of x and the other entries of y.
         try:
             signed = np.linalg.solve(np.where(free[:, None], G, identity), right)[:, :, 0]
         except np.linalg.LinAlgError:  # exactly singular
@@ -96,7 +96,7 @@ def _exchange_at_once(G: np.ndarray, Q: np.ndarray, tolerance: float) -> np.ndar
 
 
 def _exchange_by_row(G: Array, u: Array, q: Array, tolerance: float) -> Array:
-    """Pivot in the rows that are not solved yet, from sets that are guessed where trying is dear."""
+    """Pivot in the unsolved rows, from guessed sets if pivoting is expensive."""
     xp = namespace(q)
     m = len(G)
     X, slack = 0.0 * q, -tolerance * _row_maxima(abs(q))[:, None]
@@ -119,7 +119,7 @@ def _exchange_by_row(G: Array, u: Array, q: Array, tolerance: float) -> Array:
 
 
 def one_thread() -> AbstractContextManager[Any]:
-    """Keep NumPy's and SciPy's threads away from hundreds of small systems: waking them takes longer."""
+    """Limit BLAS to one thread, since waking threads takes longer than solving a small system."""
     return _libraries().limit(limits=1)
 
 
@@ -134,23 +134,25 @@ def _negative_identity(m: int) -> np.ndarray:
 
 
 def _on_processor(free: np.ndarray, G: np.ndarray, u: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Solve ``G x = −q`` on each row's free entries, the others being zero; NaN where that fails.
+    """Solve ``G x = −q`` on the free entries of each row, with zeros elsewhere; NaN if that fails.
 
-    Where most entries are free, the system of the others is smaller: ``G⁻¹ y = u`` there, with ``y`` zero on the
-    free entries, and ``x = G⁻¹ y − u``.
+    If most entries are free, the system of the others is smaller: solve ``G⁻¹ y = u`` there, with ``y`` zero on the
+    free entries; then ``x = G⁻¹ y − u``.
     """
     m = len(G)
     many = (free.sum(1) > m // 2)[:, None]
     inverted = inverse(G) if many.any() else G
     chosen, right = free ^ many, np.where(many, u, -q)
-    values = right * chosen / np.where(many, inverted.diagonal(), G.diagonal())  # done, where one is chosen
-    rows, part = np.empty((m, m)), np.empty(m * m)  # written again and again: memory from the system is slow
+    values = (
+        right * chosen / np.where(many, inverted.diagonal(), G.diagonal())
+    )  # exact for a single chosen entry
+    rows, part = np.empty((m, m)), np.empty(m * m)  # reused, since allocating is slow
     for row in (chosen.sum(1) > 1).nonzero()[0]:
         places = chosen[row].nonzero()[0]
         k = len(places)
         (inverted if many[row, 0] else G).take(places, 0, rows[:k], "clip")
         system = rows[:k].take(places, 1, part[: k * k].reshape(k, k), "clip")
-        # Transposed, the symmetric system is in Fortran's order already and can be overwritten.
+        # The transpose of the symmetric system is in Fortran order and can be overwritten.
         _, solution, failed = dposv(system.T, right[row].take(places), lower=1, overwrite_a=1)
         values[row, places] = np.nan if failed else solution
     return np.where(many, (values @ inverted - u) * free, values)
@@ -169,7 +171,7 @@ def _on_device(free: Tensor, G: Tensor, u: Tensor, q: Tensor) -> Tensor:
 
 
 def _by_active_set(G: Array, U: Array) -> Array:
-    """Solve row by row, as ``min ‖R (u + x)‖`` over ``x ≥ 0`` with ``G = RᵀR``, on the CPU; NaN where that fails."""
+    """Solve ``min ‖R (u + x)‖`` over ``x ≥ 0`` with ``G = RᵀR`` for each row, on the CPU; NaN if that fails."""
     if isinstance(U, Tensor):
         return torch.as_tensor(_by_active_set(G.cpu().numpy(), U.cpu().numpy())).to(U)
     R, failed = dpotrf(G, lower=0, clean=1)
@@ -177,7 +179,7 @@ def _by_active_set(G: Array, U: Array) -> Array:
         return np.full_like(U, np.nan)
     try:
         return np.array([nnls(R, target)[0] for target in -(U @ R.T)])
-    except (RuntimeError, ValueError):  # too many exchanges; not finite
+    except (RuntimeError, ValueError):  # too many iterations; not finite
         return np.full_like(U, np.nan)
 
 

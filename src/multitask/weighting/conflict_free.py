@@ -1,4 +1,4 @@
-"""ConFIG: the direction with equal cosines."""
+"""ConFIG: the direction with equal cosines to all gradients."""
 
 from typing import ClassVar
 
@@ -10,12 +10,10 @@ from multitask.weighting.present import Kind
 
 
 class ConFIG(CosineMethod):
-    """The direction whose cosines with the gradients are as the preferences.
+    """The direction whose cosines with the gradients are proportional to the preferences.
 
-    It is as long as the gradients' projections on it together.
-
-    Found from the Gramian: pinv(U) p = Uᵀ pinv(U Uᵀ) p for the unit gradients U, so that neither the
-    Jacobian nor its pseudoinverse is needed.
+    Its length is the sum of the gradients' projections on it. It is computed from the Gramian, by pinv(U) p =
+    Uᵀ pinv(U Uᵀ) p for the unit gradients U, without the Jacobian or its pseudoinverse.
 
     "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks" (Liu, Chu & Thuerey,
     2024), Equation 2.
@@ -31,9 +29,9 @@ class ConFIG(CosineMethod):
         self.pref_vector = pref_vector
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows in that direction."""
-        wanted = np.ones_like(norms) if self.pref_vector is None else self.pref_vector.double().cpu().numpy()
-        beta = with_products(C, np.where(norms > 0, wanted, 0.0), ridge)
+        """Return the weights of the rows."""
+        p = np.ones_like(norms) if self.pref_vector is None else self.pref_vector.double().cpu().numpy()
+        beta = with_products(C, np.where(norms > 0, p, 0.0), ridge)
         products = C @ beta
         size = np.sqrt(max(float(beta @ products), 0.0))
         if size <= ridge * np.abs(beta).sum():

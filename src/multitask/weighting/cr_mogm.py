@@ -13,14 +13,14 @@ from multitask.weighting.wrapper import Wrapper
 
 
 class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):
-    """λ ← α λ + (1 − α) λ̂, with λ̂ the weights of another method; λ starts as its first weights.
+    """λ ← α λ + (1 − α) λ̂, where λ̂ are the weights of another method, whose first weights initialize λ.
 
     "On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond" (Zhou et al., 2022).
 
     Args:
         tasks: The tasks' names.
         method: The other method.
-        alpha: How much of the weights before stays.
+        alpha: α, the decay of the previous weights.
 
     Raises:
         ValueError: If the method gives no weights.

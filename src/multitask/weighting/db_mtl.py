@@ -1,4 +1,4 @@
-"""DB-MTL: losses and gradients both balanced."""
+"""DB-MTL: balancing of both losses and gradients."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -15,17 +15,17 @@ _EPSILON = 1e-8
 
 
 class DBMTL(JacobianMethod):
-    """Gradients of log L, averaged over steps, all made as long as the longest, and added.
+    """The sum of the averaged gradients of log L, all rescaled to the largest norm.
 
-    The average is ĝ ← g + β/t^σ (ĝ − g), with t the steps of the task. The heads get the gradient of
-    log L. The averages take the room of m copies of the trunk.
+    The average is ĝ ← g + β/t^σ (ĝ − g), where t counts the steps of the task. The heads get the gradient of
+    log L. The averages need the memory of m copies of the trunk.
 
     "Dual-Balancing for Multi-Task Learning" (Lin et al., 2023), Algorithm 1.
 
     Args:
         tasks: The tasks' names.
-        beta: How much of the average stays, below 1.
-        beta_sigma: How fast that falls.
+        beta: β, the decay of the average, below 1.
+        beta_sigma: σ, the rate at which the decay decreases.
     """
 
     of_parameters = True
@@ -41,16 +41,16 @@ class DBMTL(JacobianMethod):
         self.beta = beta
         self.beta_sigma = beta_sigma
         self.keep("steps", torch.zeros(len(tasks)))
-        # Last, as it begins later: callbacks that average weights pair buffers by their order.
+        # Last, since it is initialized later and callbacks that average weights pair buffers by order.
         self.keep("average", None)
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Average the gradients and put their balanced sum in place of the rows'."""
+        """Average the gradients and assign their balanced sum."""
         jacobian = gradients.jacobian()
         rows = jacobian * self.head_weights(losses).to(jacobian)[:, None]
         self.steps = self.steps + 1
-        stays = (self.beta / self.steps**self.beta_sigma).to(jacobian)
-        average = rows + stays[:, None] * (fitting(self.average, jacobian, "db_mtl") - rows)
+        decay = (self.beta / self.steps**self.beta_sigma).to(jacobian)
+        average = rows + decay[:, None] * (fitting(self.average, jacobian, "db_mtl") - rows)
         norms = average.norm(dim=1)
         if not torch.isfinite(norms).all():
             raise FloatingPointError(
@@ -60,7 +60,7 @@ class DBMTL(JacobianMethod):
         gradients.assign(torch.where(norms > 0, norms.max() / norms, 0.0) @ average)
 
     def head_weights(self, losses: Tensor) -> Tensor:
-        """Return 1 / L, which makes the gradient of L that of log L."""
+        """Return 1 / L, which turns the gradient of L into that of log L."""
         if (losses < 0).any():
             raise ValueError(
                 f"weighting=db_mtl takes the logarithm of the losses, and one is {float(losses.min()):.3g}; "

@@ -11,15 +11,15 @@ from multitask.weighting.present import Kind
 
 
 class DWA(Scalarization):
-    """Σ w L with w = k softmax(r / temperature), r the ratio of a task's mean losses in the last two epochs.
+    """Σ w L with w = k softmax(r / temperature), where r is the ratio of a task's mean losses in the last two epochs.
 
-    Until a task has two epochs behind it, its ratio is one.
+    The ratio is one until a task has completed two epochs.
 
     "End-to-End Multi-Task Learning with Attention" (Liu, Johns & Davison, 2019).
 
     Args:
         tasks: The tasks' names.
-        temperature: The larger, the more equal the weights.
+        temperature: Larger values give more equal weights.
     """
 
     per_task: ClassVar[dict[str, Kind]] = {
@@ -43,7 +43,7 @@ class DWA(Scalarization):
 
     @property
     def linear(self) -> bool:
-        """The weights come from earlier epochs."""
+        """``True``: the weights depend on earlier epochs only."""
         return True
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -52,12 +52,12 @@ class DWA(Scalarization):
         return len(losses) * (torch.softmax(ratios / self.temperature, 0) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Add a step's losses to the epoch's."""
+        """Add the losses of a step to the epoch's sums."""
         self.sums = self.sums + losses.detach().to(self.sums)
         self.counts = self.counts + 1
 
     def on_epoch_end(self) -> None:
-        """Close the epoch for every task that had a loss in it."""
+        """End the epoch for every task that had a loss in it."""
         seen = self.counts > 0
         self.older = torch.where(seen, self.newer, self.older)
         self.newer = torch.where(seen, self.sums / self.counts, self.newer)

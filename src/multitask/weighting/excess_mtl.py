@@ -1,4 +1,4 @@
-"""ExcessMTL: weights that follow how far each task is from its optimum."""
+"""ExcessMTL: weights by each task's estimated distance to its optimum."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,17 +13,17 @@ from multitask.weighting.tracked import fitting
 
 
 class ExcessMTL(WeightedMethod):
-    """Shares multiplied by exp(η E / E₀), with E = gᵀ H⁻¹ g a task's excess risk and E₀ its first.
+    """Shares multiplied by exp(η E / E₀) in each step, where E = gᵀ H⁻¹ g estimates a task's excess risk.
 
-    H is the root of the sum of all squared gradients, as in AdaGrad. In the first epochs the shares
-    stay equal, and E₀ is their mean excess risk. The squares take the room of m copies of the trunk.
+    H is the root of the sum of all squared gradients, as in AdaGrad. During warm-up the shares stay equal, and E₀ is
+    the mean of E. The squares need the memory of m copies of the trunk.
 
     "Robust Multi-Task Learning with Excess Risks" (He et al., 2024), Algorithm 1.
 
     Args:
         tasks: The tasks' names.
         robust_step_size: η.
-        warmup_epochs: In how many epochs E₀ is measured; with none it is the first step's.
+        warmup_epochs: Number of warm-up epochs; with 0, E₀ is the E of the first step.
     """
 
     of_parameters = True
@@ -49,15 +49,15 @@ class ExcessMTL(WeightedMethod):
         self.robust_step_size = robust_step_size
         self.warmup_epochs = warmup_epochs
         self.keep("shares", torch.full((len(tasks),), 1 / len(tasks)))
-        # Sum of the excess risks that make up E₀, and their number.
+        # Sum and number of the excess risks averaged in E₀.
         self.keep("first", torch.zeros(len(tasks)))
         self.keep("counts", torch.zeros(len(tasks)))
         self.keep("epochs", torch.zeros((), dtype=torch.long))
-        # Last, as it begins later: callbacks that average weights pair buffers by their order.
+        # Last, since it is initialized later and callbacks that average weights pair buffers by order.
         self.keep("squares", None)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the shares, moved after the first epochs."""
+        """Return the shares, updated after the warm-up."""
         jacobian = gradients.jacobian()
         squares = fitting(self.squares, jacobian, "excess_mtl") + jacobian**2
         self.squares = squares

@@ -1,4 +1,4 @@
-"""FAMO: equal rates of improvement at the cost of one more forward pass."""
+"""FAMO: equal rates of improvement with one extra forward pass per step."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -14,10 +14,10 @@ _EPSILON = 1e-8
 
 
 class FAMO(Scalarization):
-    """c Σ z log(L − b), with z = softmax(logits) and c such that the weights of the gradients sum to one.
+    """c Σ z log(L − b), with z = softmax(logits) and c such that the gradients' weights sum to one.
 
-    After each optimizer step the losses are computed again, and Adam moves the logits so that tasks
-    whose log-loss fell less weigh more.
+    After each optimizer step the losses are recomputed, and Adam updates the logits so that tasks whose log-loss
+    decreased less get larger weights.
 
     "FAMO: Fast Adaptive Multitask Optimization" (Liu et al., 2023), Algorithm 1.
 
@@ -59,11 +59,11 @@ class FAMO(Scalarization):
         return scale * (z * torch.log(above)).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Keep the losses before the step."""
+        """Store the losses before the step."""
         self.before = losses.detach().to(self.before)
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        """Move the logits by what the step did to the losses."""
+        """Update the logits by the change of the losses."""
         delta = torch.log(self._above(self.before)) - torch.log(self._above(recompute().detach()))
         z = torch.softmax(self.logits, 0)
         self.logits = self.adam.step(self.logits, z * (delta - (z * delta).sum()))

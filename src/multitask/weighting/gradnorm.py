@@ -1,4 +1,4 @@
-"""GradNorm: weights learned so that tasks train at equal rates."""
+"""GradNorm: learned weights for equal training rates."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -15,20 +15,20 @@ from multitask.weighting.task_adam import TaskAdam
 
 
 class GradNorm(WeightedMethod):
-    """Weights of mean one, moved so that each weighted gradient norm nears the mean norm times r^α.
+    """Weights with mean one, trained so that each weighted gradient norm approaches the mean norm times r^α.
 
-    r is a task's loss over its first loss, in units of the tasks' mean of that: tasks that are behind
-    get larger gradients. The norms are those at the last layer that all losses reach. Each step uses the weights as
-    they are, for the heads too, and then moves them by Adam against Σ |w ‖g‖ − target|.
+    r is a task's loss relative to its first loss, divided by the mean of that ratio over tasks: slower tasks get larger
+    gradients. Norms are taken at the last layer that all losses reach. Each step uses the current weights, also for the
+    heads, and then updates them by Adam on Σ |w ‖g‖ − target|.
 
     "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks" (Chen et
     al., 2018), Algorithm 1.
 
     Args:
         tasks: The tasks' names.
-        alpha: Strength of the pull to equal rates.
+        alpha: α, the strength of the balancing.
         lr: Learning rate of the weights.
-        layer: Full name of the layer, module or parameter at which norms are measured instead.
+        layer: Full name of a layer, module or parameter whose gradient norms to use instead.
 
     Raises:
         ValueError: If the learning rate is negative.
@@ -52,13 +52,13 @@ class GradNorm(WeightedMethod):
         self.adam = TaskAdam(len(tasks), lr)
 
     def check_parameters(self, names: Sequence[str]) -> None:
-        """Refuse a layer that the model does not have."""
+        """Check that the model has the layer."""
         if self.layer is not None and not any(is_part(name, self.layer) for name in names):
             known = closest(self.layer, map(layer_of, names))
             raise ValueError(f"weighting.layer={self.layer} is no layer of the model; choose {known}.")
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the present weights, and move them."""
+        """Return the current weights, and update them."""
         checked(gradients)
         norms = last_layer(gradients, self.layer, "weighting.layer").gramian().diagonal().clamp(min=0).sqrt()
         used = self.factors
@@ -73,5 +73,5 @@ class GradNorm(WeightedMethod):
         return used.to(norms)
 
     def head_weights(self, losses: Tensor) -> Tensor:
-        """Return the present weights."""
+        """Return the current weights."""
         return self.factors

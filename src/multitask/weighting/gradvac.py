@@ -1,4 +1,4 @@
-"""Gradient vaccine."""
+"""Gradient Vaccine: cosines raised to their moving averages."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -12,16 +12,16 @@ from multitask.weighting.present import Kind
 
 
 class GradVac(CosineMethod):
-    """Each gradient is turned towards each other until their cosine reaches that pair's moving average.
+    """The sum of gradients, each rotated towards each other until their cosine reaches the pair's moving average.
 
-    The others come in random order; the result is the sum of the turned gradients.
+    The order of the others is random.
 
     "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual
     Models" (Wang et al., 2021), Algorithm 1.
 
     Args:
         tasks: The tasks' names.
-        beta: How fast the averages follow.
+        beta: Step size of the averages.
     """
 
     per_task: ClassVar[dict[str, Kind]] = {"targets": "matrix"}
@@ -35,25 +35,25 @@ class GradVac(CosineMethod):
         self.keep("targets", torch.zeros(len(tasks), len(tasks)))
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the sum of the turned gradients."""
+        """Return the weights of the rows."""
         targets = self.targets.double().cpu().numpy()
         total = np.zeros(len(C))
         for i in range(len(C)):
             others = [j for j in range(len(C)) if j != i]
             order = [others[j] for j in torch.randperm(len(others)).tolist()]
-            total += norms[i] * _turned(C, i, order, targets[i], self.beta)
+            total += norms[i] * _rotated(C, i, order, targets[i], self.beta)
         self.targets = torch.as_tensor(targets).to(self.targets)
         return per_unit(total, norms)
 
 
-def _turned(C: Array, i: int, order: list[int], targets: Array, beta: float) -> Array:
-    """Return the turned unit gradient i as weights of all unit gradients; ``targets`` move along."""
+def _rotated(C: Array, i: int, order: list[int], targets: Array, beta: float) -> Array:
+    """Return the rotated unit gradient i as weights of all unit gradients; updates ``targets`` in place."""
     weights = np.zeros(len(C))
     weights[i] = 1.0
     products = C[i].copy()
     length = float(C[i, i])
     for j in order:
-        # Its norm times one is the norm times that of unit gradient j, or nothing if that is zero.
+        # Unit gradient j has norm one, or zero, in which case the product is zero.
         cosine = products[j] / length if length > 0 else 0.0
         cosine = min(1.0, max(-1.0, cosine))
         wanted = targets[j]

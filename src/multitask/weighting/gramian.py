@@ -1,4 +1,4 @@
-"""Steps that several methods take with a Gramian before they solve anything."""
+"""Operations on Gramians that several methods share."""
 
 from abc import abstractmethod
 
@@ -14,14 +14,14 @@ Array = np.ndarray
 
 
 class CosineMethod(WeightedMethod):
-    """A method that works with cosines and norms of the gradients, in float64 whatever the Gramian's dtype.
+    """A method that works on the cosines and norms of the gradients, in float64 whatever the Gramian's dtype.
 
-    The Gramian itself spans the square of what the norms span: in float32 its smallest eigenvalues drown as soon
-    as norms differ by a factor of some thousand. Its cosines are as accurate as ever.
+    In float32, the smallest eigenvalues of a Gramian are lost to rounding once norms differ by a factor of a few
+    thousand; its cosines stay accurate.
     """
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the weight of each row, shape ``[k]``, found by :meth:`solve`."""
+        """Return the weight of each row from :meth:`solve`, shape ``[k]``."""
         gramian = checked(gradients)
         return like(gramian, self.solve(*cosines(gramian), rounding(gramian), losses))
 
@@ -30,9 +30,9 @@ class CosineMethod(WeightedMethod):
         """Return the weight of each row, shape ``[k]``.
 
         Args:
-            C: Cosines of the rows, shape ``[k, k]``, with zeros for a row of zeros.
+            C: Cosines of the rows, shape ``[k, k]``, zero for rows of zeros.
             norms: Norms of the rows, shape ``[k]``.
-            ridge: How far from positive semi-definite rounding can leave ``C``.
+            ridge: Bound on how far rounding can make ``C`` indefinite.
             losses: Detached mean loss of each row, shape ``[k]``.
         """
 
@@ -41,7 +41,7 @@ def checked(gradients: TaskGradients) -> Tensor:
     """Return the Gramian, shape ``[k, k]``.
 
     Raises:
-        FloatingPointError: If it has an entry that is NaN or infinite.
+        FloatingPointError: If an entry is NaN or infinite.
     """
     gramian = gradients.gramian()
     if not all(are_finite([gramian])):
@@ -50,7 +50,7 @@ def checked(gradients: TaskGradients) -> Tensor:
 
 
 def not_finite() -> FloatingPointError:
-    """Return the error of a Gramian that has an entry which is NaN or infinite."""
+    """Return the error for a Gramian with an entry that is NaN or infinite."""
     return FloatingPointError(
         "The Gramian of the task gradients is not finite: a gradient is NaN, infinite or too large to "
         "square; lower optimizer.lr, or train with trainer.precision=32-true."
@@ -58,10 +58,7 @@ def not_finite() -> FloatingPointError:
 
 
 def over_trace(gramian: Tensor) -> Tensor:
-    """Return the Gramian divided by its trace, for what must not depend on the scale of the losses.
-
-    A Gramian that is zero stays so.
-    """
+    """Return the Gramian divided by its trace, or unchanged if it is zero, for methods independent of scale."""
     trace = gramian.trace()
     return torch.where(trace > 0, gramian / trace, gramian)
 
@@ -69,8 +66,8 @@ def over_trace(gramian: Tensor) -> Tensor:
 def cosines(gramian: Tensor) -> tuple[Array, Array]:
     """Return cosines ``[k, k]`` and norms ``[k]`` of the rows, in float64 on the CPU.
 
-    Working with cosines, a method solves as well for losses of 1e-8 beside 1e8 as for equal ones. A
-    row of zeros has cosine zero with every row, itself included.
+    With cosines, a method is as accurate for losses of 1e-8 and 1e8 as for equal ones. A row of zeros has cosine zero
+    with every row, including itself.
     """
     G = gramian.detach().double().cpu().numpy()
     norms = np.sqrt(np.clip(np.diagonal(G), 0.0, None))
@@ -82,14 +79,14 @@ def cosines(gramian: Tensor) -> tuple[Array, Array]:
 
 
 def per_unit(weights: Array, norms: Array) -> Array:
-    """Return the weights of rows, given those of the rows divided by their norms; zero for a row of zeros."""
+    """Convert weights of the normalized rows to weights of the rows; zero for rows of zeros."""
     return np.divide(weights, norms, out=np.zeros_like(norms), where=norms > 0)
 
 
 def factored(C: Array, ridge: float) -> tuple[Array, Array]:
-    """Return positive ``values`` ``[r]`` and orthonormal ``V`` ``[k, r]`` with ``C = V diag(values) Vᵀ``.
+    """Return positive ``values`` ``[r]`` and orthonormal ``V`` ``[k, r]`` with ``C ≈ V diag(values) Vᵀ``.
 
-    That holds up to rounding. r is the number of linearly independent rows, whatever their norms.
+    It holds up to rounding, and r is the number of linearly independent rows.
     """
     values, V = np.linalg.eigh(C)
     kept = values > ridge * values[-1]
@@ -97,9 +94,9 @@ def factored(C: Array, ridge: float) -> tuple[Array, Array]:
 
 
 def with_products(C: Array, wanted: Array, ridge: float) -> Array:
-    """Return the shortest β of those for which ``C β`` is next to ``wanted``, shape ``[k]``.
+    """Return the least-squares solution β of ``C β = wanted`` with the smallest norm, shape ``[k]``.
 
-    It is zero where ``wanted`` is orthogonal to all products that there are.
+    It is zero if ``wanted`` is orthogonal to the range of ``C`` up to rounding.
     """
     values, V = factored(C, ridge)
     parts = V.T @ wanted
@@ -109,10 +106,10 @@ def with_products(C: Array, wanted: Array, ridge: float) -> Array:
 
 
 def rounding(gramian: Tensor) -> float:
-    """Return how far from positive semi-definite rounding can leave the cosines of a Gramian."""
+    """Return a bound on how far rounding can make the cosines of a Gramian indefinite."""
     return 4.0 * len(gramian) * torch.finfo(gramian.dtype).eps
 
 
 def like(gramian: Tensor, weights: Array) -> Tensor:
-    """Return weights as a tensor of the Gramian's kind."""
+    """Return weights as a tensor with the Gramian's dtype and device."""
     return torch.as_tensor(weights, dtype=gramian.dtype, device=gramian.device)

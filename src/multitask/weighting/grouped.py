@@ -1,4 +1,4 @@
-"""One aggregation for each group of shared parameters."""
+"""Separate aggregation of each group of shared parameters."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
@@ -15,17 +15,17 @@ from multitask.weighting.wrapper import Wrapper
 
 
 class Grouped(Wrapper[JacobianMethod]):
-    """Another method applied to each layer's or tensor's part of the gradients on its own.
+    """Applies another method separately to each layer's or tensor's part of the gradients.
 
-    Each group has a copy of the method with a memory of its own. The weights that it returns are the
-    groups' means, by their numbers of parameters.
+    Each group has its own copy of the method, with its own state. The returned weights are the mean over groups,
+    weighted by their numbers of parameters.
 
     Args:
         method: The other method.
-        by: What is a group: the parameters of a layer, or each tensor.
+        by: Whether a group is a layer or a tensor.
 
     Raises:
-        ValueError: If the method has parameters of its own, which no group can own.
+        ValueError: If the method has trainable parameters, which groups cannot share.
     """
 
     def __init__(self, method: JacobianMethod, by: By) -> None:
@@ -44,7 +44,7 @@ class Grouped(Wrapper[JacobianMethod]):
 
     @contextmanager
     def restricted_to(self, present: Tensor) -> Iterator[None]:
-        """Restrict each group's copy when it is called: some may not be there yet."""
+        """Restrict the groups' copies when they are called, since some may not exist yet."""
         self._present = present
         try:
             yield
@@ -52,13 +52,13 @@ class Grouped(Wrapper[JacobianMethod]):
             self._present = None
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
-        """Combine each group's columns and put the results side by side."""
+        """Combine the columns of each group and concatenate the results."""
         jacobian = gradients.jacobian()
         vector = torch.empty_like(jacobian[0])
         total: Tensor | None = torch.zeros_like(losses)
-        found = groups(gradients, self.by)
-        self._take_over(found)
-        for name, columns in found.items():
+        columns_of = groups(gradients, self.by)
+        self._rename_legacy(columns_of)
+        for name, columns in columns_of.items():
             part = Part(gradients, jacobian, columns)
             member = self._member(name)
             with self._restricted(member):
@@ -84,24 +84,24 @@ class Grouped(Wrapper[JacobianMethod]):
         return torch.stack(known).mean(0) if known else None
 
     def observe(self, losses: Tensor) -> None:
-        """Show every group's copy the losses of the step."""
+        """Pass the losses of the step to each group's copy."""
         for member in self._all():
             with self._restricted(member):
                 member.observe(losses)
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        """Let every group's copy see the losses after the step."""
+        """Call ``after_step`` of each group's copy."""
         for member in self._all():
             with self._restricted(member):
                 member.after_step(recompute)
 
     def reset(self) -> None:
-        """Forget every group's memory."""
+        """Reset all groups."""
         super().reset()
         self.members.clear()
 
     def on_epoch_end(self) -> None:
-        """Close every group's epoch."""
+        """End the epoch of each group's copy."""
         for member in {id(member): member for member in (self.method, *self._all())}.values():
             member.on_epoch_end()
 
@@ -111,8 +111,8 @@ class Grouped(Wrapper[JacobianMethod]):
     def _all(self) -> list[JacobianMethod]:
         return [cast(JacobianMethod, member) for member in self.members.values()] or [self.method]
 
-    def _take_over(self, names: Iterable[str]) -> None:
-        """Rename the groups of a checkpoint from before 0.2, whose names were those within the trunk."""
+    def _rename_legacy(self, names: Iterable[str]) -> None:
+        """Rename the groups of a checkpoint from before 0.2, whose names were relative to the trunk."""
         current = {_key(name) for name in names}
         for key in [key for key in self.members if key not in current]:
             full = _key("trunk") + ("" if key == _key("") else key)
@@ -134,5 +134,5 @@ class Grouped(Wrapper[JacobianMethod]):
 
 
 def _key(name: str) -> str:
-    """Return a module name for a group: module names have no dots, and are not empty."""
+    """Return a module name for a group, which must be non-empty and without dots."""
     return "/" + name.replace(".", "/")

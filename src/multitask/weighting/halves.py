@@ -1,4 +1,4 @@
-"""Methods whose weights move by the product of the Jacobians of the batch's two halves."""
+"""Methods that update weights by the product of the Jacobians of two halves of the batch."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from multitask.weighting.simplex import nearest_on_simplex
 
 
 class HalvesMethod(WeightedMethod):
-    """A method with one share per task, which each step moves by ``J₁ J₂ᵀ`` of the two halves, in float64.
+    """A method with one share per task, updated in each step by ``J₁ J₂ᵀ`` of the two halves, in float64.
 
     Args:
         tasks: The tasks' names.
@@ -31,7 +31,7 @@ class HalvesMethod(WeightedMethod):
         self.keep("shares", torch.full((len(tasks),), 1 / len(tasks)))
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the weights of both halves' rows, shape ``[2k]``."""
+        """Return the weights of the rows of both halves, shape ``[2k]``."""
         gramian = checked(gradients)
         k = len(gramian) // 2
         product = gramian[:k, k:].double().cpu().numpy()
@@ -45,7 +45,7 @@ class HalvesMethod(WeightedMethod):
 
 
 class MoDo(HalvesMethod):
-    """λ ← Π(λ − γ (J₁ J₂ᵀ + ρ I) λ), with Π the projection onto the simplex and J₁, J₂ of the two halves.
+    """λ ← Π(λ − γ (J₁ J₂ᵀ + ρ I) λ), with the projection Π onto the simplex and the Jacobians J₁, J₂ of the halves.
 
     The combined gradient is that of the mean of the halves' losses, weighted by λ.
 
@@ -68,16 +68,16 @@ class MoDo(HalvesMethod):
         self.rho = rho
 
     def move(self, product: Array, shares: Array) -> tuple[Array, Array]:
-        """Return the shares after a step, twice."""
+        """Return the updated shares, which are also the weights."""
         step = product @ shares + self.rho * shares
         shares = nearest_on_simplex(shares - self.gamma * step)
         return shares, shares
 
 
 class SDMGrad(HalvesMethod):
-    """Weights (w + λ p) / (1 + λ), with w on the simplex moved by a few steps against A (w + λ p).
+    """Weights (w + λ p) / (1 + λ), with w on the simplex updated by a few descent steps along A (w + λ p).
 
-    A is the product J₁ J₂ᵀ of the halves' Jacobians, divided by the square of its mean gradient norm.
+    A is the product J₁ J₂ᵀ of the halves' Jacobians, divided by the square of the mean root of its diagonal.
 
     "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms" (Xiao,
     Ban & Ji, 2023), Algorithm 1, with the inner steps of the authors' code.
@@ -87,7 +87,7 @@ class SDMGrad(HalvesMethod):
         lr: Step size of w.
         momentum: Momentum of the steps.
         n_iter: Number of steps.
-        lambda_: How much the preference counts.
+        lambda_: λ, the strength of the preference.
         pref_vector: The preference p, shape ``[m]``; 1/m each by default.
     """
 
@@ -116,7 +116,7 @@ class SDMGrad(HalvesMethod):
         self.pref_vector = equal if pref_vector is None else pref_vector / pref_vector.sum()
 
     def move(self, product: Array, shares: Array) -> tuple[Array, Array]:
-        """Return the shares after some steps, and with the preference."""
+        """Return the updated shares, and the weights including the preference."""
         size = np.sqrt(np.clip(np.diagonal(product), 0.0, None)).mean()
         if size > 0:
             product = product / size / size

@@ -1,4 +1,4 @@
-"""IMTL: impartial towards the tasks' losses (IMTL-L), their gradients (IMTL-G), or both.
+"""IMTL: impartial to the scale of losses (IMTL-L), of gradients (IMTL-G), or of both.
 
 "Towards Impartial Multi-task Learning" (Liu et al., 2021).
 """
@@ -13,7 +13,7 @@ from multitask.weighting.task_parameters import Learned, TaskParameters
 
 
 class IMTLL(Learned, Scalarization):
-    """Σ exp(s) L − s, with a log-scale s for each task, trained by the optimizer (Algorithm 1).
+    """Σ exp(s) L − s, with one log-scale s per task, trained by the optimizer (Algorithm 1).
 
     Args:
         tasks: The tasks' names.
@@ -24,7 +24,7 @@ class IMTLL(Learned, Scalarization):
 
     @property
     def linear(self) -> bool:
-        """The weights are exp(s), whatever the losses are."""
+        """``True``: the weights are exp(s)."""
         return True
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -34,22 +34,22 @@ class IMTLL(Learned, Scalarization):
 
 
 class IMTLG(CosineMethod):
-    """The combination, with weights that sum to one, whose projections on all gradients are equal (Equation 6).
+    """The combination with weights of sum one that has equal projections on all gradients (Equation 6).
 
-    Where gradients depend linearly the projections are as nearly equal as can be. It is zero where equal projections
-    are impossible, or take weights whose sum is zero.
+    If the gradients are linearly dependent, the projections are equal in the least-squares sense. The combination is
+    zero if equal projections are impossible or need weights of sum zero.
     """
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights, of sum one."""
+        """Return the weights, which sum to one."""
         return _of_sum_one(_equal_projections(C, norms, ridge), 1.0, ridge)
 
 
 class IMTL(Learned, CosineMethod):
-    """Losses scaled as in IMTL-L, their gradients in the trunk combined as in IMTL-G.
+    """Losses scaled as in IMTL-L, whose gradients in the trunk are combined as in IMTL-G (Algorithm 1).
 
-    The scaled losses are exp(s) L − s. The heads and s are trained by their sum; the trunk by the
-    combination of their gradients that has the same projection on each of them (Algorithm 1).
+    The sum of the scaled losses exp(s) L − s trains the heads and s; the combination of their gradients with equal
+    projections trains the trunk.
 
     Args:
         tasks: The tasks' names.
@@ -59,8 +59,8 @@ class IMTL(Learned, CosineMethod):
     log_scale: TaskParameters
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the gradient balance's weights times the scales."""
-        # Scaled gradients have the same cosines: of them the weights are divided by the scales.
+        """Return the weights of IMTL-G for the scaled gradients, times the scales."""
+        # Scaling does not change cosines; the sum is over the weights of the scaled gradients.
         scale = np.exp(self.log_scale().detach().double().cpu().numpy())
         return _of_sum_one(_equal_projections(C, norms, ridge), 1 / scale, ridge)
 
@@ -79,7 +79,7 @@ def _equal_projections(C: Array, norms: Array, ridge: float) -> Array:
 
 
 def _of_sum_one(weights: Array, factors: Array | float, ridge: float) -> Array:
-    """Return the weights divided by the sum of weights times factors; zeros where that is zero up to rounding."""
+    """Divide weights by Σ weights · factors; return zeros if that is zero up to rounding."""
     terms = weights * factors
     total = terms.sum()
     return weights / total if abs(total) > ridge * np.abs(terms).sum() else np.zeros_like(weights)

@@ -22,12 +22,12 @@ class Columns(NamedTuple):
 
 
 def groups(gradients: TaskGradients, by: By, key: str = "weighting.groups") -> dict[str, list[Columns]]:
-    """Return, by the group's name, the columns of the Jacobian that belong to it.
+    """Return the columns of the Jacobian in each group, by the group's name.
 
     A layer is a module: the parameters whose names are the same up to the last dot.
 
     Raises:
-        ValueError: If the gradients do not say which parameters their columns belong to.
+        ValueError: If the gradients are not with respect to parameters.
     """
     if not gradients.layout:
         raise ValueError(
@@ -44,21 +44,21 @@ def groups(gradients: TaskGradients, by: By, key: str = "weighting.groups") -> d
 
 
 def last_layer(gradients: TaskGradients, layer: str | None, key: str) -> TaskGradients:
-    """Return the gradients of one layer alone: the last that all losses reach, or the one that is named.
+    """Return the gradients of one layer: the named one, or the last that all losses reach.
 
     Args:
-        gradients: Those of all shared parameters.
-        layer: Full name of a parameter, a layer, or a module with several; ``None`` for the layer that has the fewest
-            operations between it and the losses.
+        gradients: The gradients of all shared parameters.
+        layer: Full name of a parameter, layer or module; ``None`` for the layer with the fewest operations between
+            it and the losses.
         key: The config key, for errors.
 
     Raises:
-        ValueError: If there is no such layer among those that are shared.
+        ValueError: If no shared layer has that name.
     """
     gradients = gradients.local
     found = groups(gradients, "layer", key)
     if layer is not None:
-        columns = [c for of_group in found.values() for c in of_group if is_part(c.name, layer)]
+        columns = [c for group in found.values() for c in group if is_part(c.name, layer)]
         if not columns:
             raise ValueError(f"{key}={layer} is shared by no two losses; choose {closest(layer, found)}.")
     elif len(found) == 1:
@@ -69,23 +69,23 @@ def last_layer(gradients: TaskGradients, layer: str | None, key: str) -> TaskGra
 
 
 def is_part(parameter: str, layer: str) -> bool:
-    """Return whether a parameter is that of a name, or in the layer or module of that name."""
+    """Return whether a parameter has a name, or is in the layer or module of that name."""
     return f"{parameter}.".startswith(f"{layer}.")
 
 
 def layer_of(parameter: str) -> str:
-    """Return the name of a parameter's layer: its own up to the last dot."""
+    """Return the name of a parameter's layer: the parameter's name up to the last dot."""
     return parameter.rpartition(".")[0]
 
 
 def closest(layer: str, known: Iterable[str]) -> str:
-    """Return the known names that are most like a name, a dozen at most, in words."""
+    """Return up to twelve known names most similar to a name, separated by commas."""
     names = list(dict.fromkeys(known))
     return ", ".join(names if len(names) <= 12 else difflib.get_close_matches(layer, names, 12, 0.0))
 
 
 def _nearest(gradients: TaskGradients, key: str) -> str:
-    """Return the layer with the fewest operations between it and the losses, of equal ones the last."""
+    """Return the layer with the fewest operations between it and the losses, the last one if there are several."""
     fewest: dict[str, int] = {}
     for (name, _), distance in zip(gradients.layout, gradients.distances, strict=True):
         if distance is not None:
@@ -98,7 +98,7 @@ def _nearest(gradients: TaskGradients, key: str) -> str:
 
 
 class Part(TaskGradients):
-    """A group's columns of a Jacobian; what is combined of them is kept in ``vector``.
+    """The columns of one group in a Jacobian; their combined gradient is stored in ``vector``.
 
     Args:
         gradients: Those of all shared parameters.
@@ -115,9 +115,9 @@ class Part(TaskGradients):
 
     @property
     def distances(self) -> Sequence[int | None]:  # type: ignore[override]
-        """How many operations lie between the losses and each parameter of the group."""
-        whole = zip(self._gradients.layout, self._gradients.distances, strict=True)
-        by_name = {name: distance for (name, _), distance in whole}
+        """The number of operations between the losses and each parameter of the group."""
+        pairs = zip(self._gradients.layout, self._gradients.distances, strict=True)
+        by_name = {name: distance for (name, _), distance in pairs}
         return [by_name[name] for name, _ in self.layout]
 
     def gramian(self) -> Tensor:
@@ -125,7 +125,7 @@ class Part(TaskGradients):
         return self._gradients.total(inner_products(self._jacobian, self._jacobian))
 
     def combine(self, weights: Tensor) -> None:
-        """Keep ``weightsᵀ J``."""
+        """Store ``weightsᵀ J``."""
         self.assign(weights.to(self._jacobian.dtype) @ self._jacobian)
 
     def jacobian(self) -> Tensor:
@@ -133,5 +133,5 @@ class Part(TaskGradients):
         return self._jacobian
 
     def assign(self, vector: Tensor) -> None:
-        """Keep the vector, shape ``[n]``."""
+        """Store the vector, shape ``[n]``."""
         self.vector = self.vector + vector

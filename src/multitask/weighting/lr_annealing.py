@@ -1,4 +1,4 @@
-"""Learning-rate annealing: losses weighted so that their gradients are as large as the residual's."""
+"""Learning-rate annealing: weights that match the gradients' magnitudes to that of the residual."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,21 +13,21 @@ from multitask.weighting.present import Kind
 
 
 class LRAnnealing(WeightedMethod):
-    """The residual's gradient plus Σ λ g, with λ ← α λ + (1 − α) max |g_r| / mean |g|, over all shared parameters.
+    """The residual's gradient plus Σ λ g, with λ ← α λ + (1 − α) max |g_r| / mean |g| over all shared parameters.
 
-    λ starts as ones, and moves before it is used. It rests where a gradient is zero, and where the residual is
-    absent. ``weighting.every=k`` moves it every k steps; the authors' code does every ten.
+    λ starts at ones and is updated before use. It does not change for a task whose gradient is zero, nor without the
+    residual. ``weighting.every=k`` updates it every k steps; the authors' code uses ten.
 
     "Understanding and Mitigating Gradient Flow Pathologies in Physics-Informed Neural Networks" (Wang, Teng &
-    Perdikaris, 2021), Algorithm 1; α multiplies what was before, as in the authors' code.
+    Perdikaris, 2021), Algorithm 1, with α as the decay of the previous weights, as in the authors' code.
 
     Args:
         tasks: The tasks' names.
         residual: Name of the residual's loss, whose weight is one; the first by default.
-        alpha: How much of the weights before stays.
+        alpha: α, the decay of the previous weights.
 
     Raises:
-        ValueError: If there is no task of that name, or α is not between 0 and 1.
+        ValueError: If no task has that name, or α is not between 0 and 1.
     """
 
     of_parameters = True
@@ -47,7 +47,7 @@ class LRAnnealing(WeightedMethod):
         self.keep("factors", torch.ones(len(tasks)))
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the weights, moved.
+        """Return the updated weights.
 
         Raises:
             FloatingPointError: If a gradient is not finite.
@@ -59,9 +59,9 @@ class LRAnnealing(WeightedMethod):
         if not torch.isfinite(means).all():
             raise not_finite()
         largest = sizes.amax(1) if sizes.shape[1] else sizes.sum(1)
-        # Zero where the residual is absent.
+        # Zero if the residual is absent.
         greatest = (gradients.greatest(largest).to(self.factors) * self.is_residual).sum()
-        rests = self.is_residual | (means == 0) | (greatest == 0)
-        moved = self.alpha * self.factors + (1 - self.alpha) * greatest / torch.where(rests, 1.0, means)
-        self.factors = torch.where(rests, self.factors, moved)
+        unchanged = self.is_residual | (means == 0) | (greatest == 0)
+        updated = self.alpha * self.factors + (1 - self.alpha) * greatest / torch.where(unchanged, 1.0, means)
+        self.factors = torch.where(unchanged, self.factors, updated)
         return self.factors.to(sizes)

@@ -1,4 +1,4 @@
-"""M-ConFIG: ConFIG of moments that follow the losses in turn."""
+"""M-ConFIG: ConFIG of momenta that are updated one loss at a time."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -16,15 +16,15 @@ from multitask.weighting.tracked import fitting
 
 
 class MConFIG(JacobianMethod):
-    """The gradient of which ConFIG's direction of the losses' first moments is the moving average.
+    """The gradient whose moving average is ConFIG's direction of the losses' first moments.
 
-    In each step one loss's gradient enters its moment: that of the loss which has waited longest, so that they take
-    turns, by their names, and the gradients of the others are not computed. In the first step of a loss its gradient
-    enters whatever the turn. Where the shared parameters change, all begin once more, first the loss whose turn it is.
-    With d_t = (1 − βᵗ) times ConFIG's direction of the bias-corrected moments, the gradient is
-    (d_t − β d_{t−1}) / (1 − β). Adam with β₁ = β turns it into the algorithm's update: that direction over the root of
-    the second moment of this gradient.
-    The moments take the room of m copies of the trunk.
+    Each step computes the gradient of only one loss and updates its moment: the loss that has waited longest, with
+    ties broken by name. Losses without a moment yet are all computed at once. If the set of shared parameters changes,
+    all moments are reset.
+
+    Let d_t be (1 − βᵗ) times ConFIG's direction of the bias-corrected moments. The gradient is
+    (d_t − β d_{t−1}) / (1 − β), which Adam with β₁ = β turns into the algorithm's update: that direction divided by the
+    root of the second moment of this gradient. The moments need the memory of m copies of the trunk.
 
     "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks" (Liu, Chu & Thuerey, 2024),
     Algorithm 1.
@@ -64,37 +64,37 @@ class MConFIG(JacobianMethod):
         self.keep("average", None)
 
     def _begin(self, m: int) -> None:
-        # No buffers: what decides whose turn it is stays on the CPU, so that no step waits for a device to know it.
+        # Not buffers: they stay on the CPU, so that choosing the loss does not wait for the device.
         self.steps = torch.zeros(m, dtype=torch.float64)
-        """How many gradients a loss's moment is of."""
+        """Number of gradients in the moment of each loss."""
         self.taken = torch.zeros(m, dtype=torch.float64)
-        """When it had its last."""
+        """Time of the last gradient of each loss."""
         self.count = 0
-        """How many directions there were."""
+        """Number of steps."""
 
     def reset(self) -> None:
-        """Forget everything, as before the first step."""
+        """Reset the state to that before the first step."""
         super().reset()
         self._begin(len(self.steps))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the counts, for the checkpoint."""
+        """Return the counts for the checkpoint."""
         return {"steps": self.steps.clone(), "taken": self.taken.clone(), "count": self.count}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the counts of a checkpoint."""
+        """Restore the counts from a checkpoint."""
         self.steps, self.taken, self.count = state["steps"].cpu(), state["taken"].cpu(), state["count"]
 
     def wants(self) -> list[int]:
-        """Return whose gradients enter: of all losses that had no turn yet, else of the one that has waited longest."""
+        """Return the losses to compute: all without a moment yet, otherwise the one that has waited longest."""
         new = (self.steps == 0).nonzero().flatten().tolist()
         return new or [int(self.taken.argmin())]
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Take the next loss's gradient into its moment, and put the gradient in place of the rows'.
+        """Update the moment of the next loss, and assign the gradient.
 
         Raises:
-            FloatingPointError: If a gradient that was taken is not finite.
+            FloatingPointError: If a gradient is not finite.
         """
         turn, jacobian, m = self.wants(), gradients.jacobian(), len(self.steps)
         taken = jacobian if len(jacobian) == len(turn) else [jacobian[i] for i in turn]
@@ -105,9 +105,9 @@ class MConFIG(JacobianMethod):
         steps[turn] += 1
         for i, gradient in zip(turn, taken, strict=True):
             moments[i].lerp_(gradient, 1 - self.beta)
-        there = [i for i, n in enumerate(steps.tolist()) if n]
-        rows = torch.stack([moments[i] / (1 - self.beta ** float(steps[i])) for i in there])
-        direction = self._weights(rows, losses if len(there) == m else losses[there]) @ rows
+        begun = [i for i, n in enumerate(steps.tolist()) if n]
+        rows = torch.stack([moments[i] / (1 - self.beta ** float(steps[i])) for i in begun])
+        direction = self._weights(rows, losses if len(begun) == m else losses[begun]) @ rows
         before = None if self.average is None else self.average[None]
         average = direction * (1 - self.beta**count)
         gradient = average - self.beta * fitting(before, average[None], "m_config")[0]

@@ -13,18 +13,18 @@ Normalization = Literal["none", "l2", "loss", "loss+"]
 
 
 class MGDA(CosineMethod):
-    """The convex combination of the (normalized) gradients that has the least norm, exact.
+    """The convex combination of the (normalized) gradients with the smallest norm.
 
-    Every task's loss falls along it, or it is zero: then the parameters are Pareto stationary. A
-    gradient that is zero makes it zero. The program is solved exactly, in place of the paper's
-    Frank-Wolfe iteration that approaches the same point.
+    It is a descent direction for every loss, or zero if the parameters are Pareto stationary. It is zero if a
+    gradient is zero. The quadratic program is solved exactly, instead of by the paper's Frank-Wolfe iteration,
+    which converges to the same point.
 
     "Multi-Task Learning as Multi-Objective Optimization" (Sener & Koltun, 2018).
 
     Args:
-        normalization: What each gradient is divided by first: nothing, its norm (``l2``), its loss
-            (``loss``) or both (``loss+``), as in the authors' code. The combination is of the divided
-            gradients, so that all losses fall along it.
+        normalization: Divides each gradient by nothing (``none``), its norm (``l2``), its loss (``loss``) or both
+            (``loss+``), as in the authors' code. The result is the combination of the normalized gradients, so that
+            it remains a descent direction for every loss.
     """
 
     def __init__(self, normalization: Normalization = "none") -> None:
@@ -37,7 +37,7 @@ class MGDA(CosineMethod):
         self.solver = Tally("mgda")
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the shortest combination, divided by what the gradients are divided by."""
+        """Return the weights of the shortest combination of normalized gradients, for the original gradients."""
         divisors = self._divisors(losses, norms)
         with self.solver.timed():
             return shortest(C, norms / divisors, ridge) / divisors

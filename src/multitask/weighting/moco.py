@@ -1,4 +1,4 @@
-"""MoCo: gradients tracked against the bias of mini-batches."""
+"""MoCo: tracked gradients that correct the bias of mini-batches."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -16,18 +16,18 @@ from multitask.weighting.tracked import fitting
 class MoCo(JacobianMethod):
     """y ← y − β (y − g) for each task, λ ← Π(λ − γ (Y Yᵀ + ρ I) λ), and the combined gradient is Yᵀ λ.
 
-    Π is the projection onto the simplex. The step sizes fall as β / t^βσ, with t the steps of the task,
-    and γ / t^γσ. The tracked gradients take the room of m copies of the trunk.
+    Π is the projection onto the simplex. The step sizes decrease as β / t^βσ, where t counts the steps of the task,
+    and γ / t^γσ. The tracked gradients need the memory of m copies of the trunk.
 
     "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach" (Fernando et
     al., 2023), Algorithm 1.
 
     Args:
         tasks: The tasks' names.
-        beta: Step size of the tracking.
-        beta_sigma: How fast it falls.
-        gamma: Step size of the weights.
-        gamma_sigma: How fast it falls.
+        beta: β, the step size of the tracking.
+        beta_sigma: βσ, the rate at which it decreases.
+        gamma: γ, the step size of the weights.
+        gamma_sigma: γσ, the rate at which it decreases.
         rho: Regularization of the weights.
     """
 
@@ -57,11 +57,11 @@ class MoCo(JacobianMethod):
         self.rho = rho
         self.keep("steps", torch.zeros(len(tasks)))
         self.keep("shares", torch.full((len(tasks),), 1 / len(tasks)))
-        # Last, as it begins later: callbacks that average weights pair buffers by their order.
+        # Last, since it is initialized later and callbacks that average weights pair buffers by order.
         self.keep("tracked", None)
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Track the gradients and put their combination in place of the rows'."""
+        """Track the gradients and assign their combination."""
         jacobian = gradients.jacobian()
         self.steps = self.steps + 1
         rates = (self.beta / self.steps**self.beta_sigma).to(jacobian)

@@ -1,4 +1,4 @@
-"""Weights from the traces of the neural tangent kernel: every loss is to fall at the same rate."""
+"""Weights from traces of the neural tangent kernel, for equal convergence rates of the losses."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -13,19 +13,19 @@ from multitask.weighting.present import Kind
 class NTK(Scalarization):
     """Σ λ L with λ_i = tr K / tr K_ii, where K is the kernel ``J Jᵀ`` of the residuals and K_ii its block of loss i.
 
-    A loss L_i is the mean of squares of n_i residuals, which enter K divided by √n_i, so that L_i is the sum of their
-    squares; with as many residuals for each loss the weights are the paper's. The traces are taken after the first
-    step and every so many steps, at the new parameters and the points of the step; the first step has ones, as in the
-    authors' code. The weight of a loss without gradient rests.
+    A loss L_i is the mean of n_i squared residuals. In K they are divided by √n_i, so that L_i is the sum of their
+    squares; if all losses have the same number of residuals, the weights are the paper's. The traces are computed after
+    the first step and then every ``steps`` steps, with the updated parameters and the step's batch. The weights of the
+    first step are ones, as in the authors' code. The weight of a loss without gradient does not change.
 
     "When and Why PINNs Fail to Train: A Neural Tangent Kernel Perspective" (Wang, Yu & Perdikaris, 2022), Algorithm 1.
 
     Args:
         tasks: The tasks' names.
-        steps: For how many steps the traces are kept.
+        steps: Number of steps between updates of the traces.
 
     Raises:
-        ValueError: If the traces are kept for no step.
+        ValueError: If ``steps`` is less than one.
     """
 
     recomputed: Recomputed = "traces"
@@ -43,7 +43,7 @@ class NTK(Scalarization):
 
     @property
     def linear(self) -> bool:
-        """Whether the weights do not depend on the losses: they do not."""
+        """``True``: the weights do not depend on the losses."""
         return True
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -51,9 +51,9 @@ class NTK(Scalarization):
         return (self.factors.to(losses) * losses).sum()
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        """Take the traces where they are due: ``recompute()`` returns tr K_ii, ``[k]``."""
+        """Update the weights if they are due; ``recompute()`` returns tr K_ii, ``[k]``."""
         if int(self.age) % self.steps == 0:
             traces = recompute().to(self.factors)
-            moved = traces.sum() / torch.where(traces > 0, traces, 1.0)
-            self.factors = torch.where(traces > 0, moved, self.factors)
+            updated = traces.sum() / torch.where(traces > 0, traces, 1.0)
+            self.factors = torch.where(traces > 0, updated, self.factors)
         self.age = self.age + 1

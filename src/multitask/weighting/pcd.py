@@ -14,12 +14,12 @@ from multitask.weighting.tally import Tally
 
 
 class PCD(CosineMethod):
-    """The direction next to the primary task's gradient along which every other task gains its minimum.
+    """The direction closest to the primary task's gradient that gives every other task a minimum improvement.
 
-    Gradients are divided by the root of a moving average of their squared norm; each other task is
-    granted the share τ of what a step along its own divided gradient would give it. The result is as
-    long as the primary gradient. Where the primary task's gradient is zero, or its labels are absent,
-    the trunk rests; where the minima exclude one another they are dropped, which counts as a failure.
+    Gradients are divided by the root of a moving average of their squared norm. The minimum improvement of a task is
+    the share τ of what a step along its own normalized gradient would achieve. The result has the norm of the primary
+    gradient; it is zero if the primary task has no gradient or no labels. If the minima are infeasible they are
+    dropped, which counts as a failure.
 
     "Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical Multi-Objective
     Optimization" (2026).
@@ -27,12 +27,12 @@ class PCD(CosineMethod):
     Args:
         tasks: The tasks' names.
         primary: Name of the primary task; the first by default.
-        tau: The share τ, between 0 and 1.
-        beta: How slowly the averages follow, from 0 to less than 1.
-        eps: Added to the averages.
+        tau: τ, between 0 and 1.
+        beta: β, the decay of the averages, in [0, 1).
+        eps: ε, added to the averages.
 
     Raises:
-        ValueError: If there is no task of that name, or a number is out of its range.
+        ValueError: If no task has that name, or a number is out of range.
     """
 
     per_task: ClassVar[dict[str, Kind]] = {"squares": "vector", "steps": "vector", "index": "vector"}
@@ -65,7 +65,7 @@ class PCD(CosineMethod):
         self.keep("steps", torch.zeros(len(tasks), dtype=torch.float64))
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the direction."""
+        """Return the weights of the rows."""
         sizes = norms * self._scales(norms)
         index = self.index.tolist()
         weights = np.zeros_like(norms)
@@ -80,10 +80,10 @@ class PCD(CosineMethod):
         return weights
 
     def _direction(self, C: Array, first: int, others: Array, gains: Array, ridge: float) -> Array:
-        """Return the direction next to unit gradient ``first`` along which each other gains its minimum.
+        """Return the direction closest to unit gradient ``first`` that improves the others by at least ``gains``.
 
-        As weights of the unit gradients, shape ``[k]``. In orthonormal coordinates of what they span, so that the
-        program is as well conditioned as can be.
+        It is given as weights of the unit gradients, shape ``[k]``. The program is solved in orthonormal coordinates
+        of their span, where it is best conditioned.
         """
         weights = np.zeros(len(C))
         weights[first] = 1.0
@@ -91,11 +91,11 @@ class PCD(CosineMethod):
         units = V * np.sqrt(values)
         if len(others) and (units[others] @ units[first] < gains).any():
             try:
-                found = quadprog.solve_qp(np.eye(len(values)), units[first], units[others].T, gains)
+                solution = quadprog.solve_qp(np.eye(len(values)), units[first], units[others].T, gains)
             except ValueError:
                 self.solver.failed("the minima exclude one another, and are dropped in this step")
             else:
-                weights[others] = found[4]
+                weights[others] = solution[4]  # the multipliers
         return weights
 
     def _scales(self, norms: Array) -> Array:

@@ -1,4 +1,4 @@
-"""PCGrad: gradients without their conflicting parts."""
+"""PCGrad: gradients without their conflicting components."""
 
 import numpy as np
 import torch
@@ -8,16 +8,16 @@ from multitask.weighting.gramian import Array, CosineMethod, per_unit
 
 
 class PCGrad(CosineMethod):
-    """Each gradient is projected onto the normal plane of each other that it conflicts with.
+    """The sum of gradients, each projected onto the normal plane of every other that it conflicts with.
 
-    The others come in random order; the result is the sum of the projected gradients. It is torchjd's
-    method with its random numbers, some twenty times as fast for forty tasks.
+    The order of the others is random. The result is that of torchjd's PCGrad, with the same random numbers, but
+    about twenty times as fast for forty tasks.
 
     "Gradient Surgery for Multi-Task Learning" (Yu et al., 2020), Algorithm 1.
     """
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the sum of the projected gradients."""
+        """Return the weights of the rows."""
         total = np.zeros(len(C))
         for i in range(len(C)):
             weights = np.zeros(len(C))

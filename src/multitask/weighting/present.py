@@ -1,4 +1,4 @@
-"""Tasks that are absent from a step: a combiner seen as that of the present tasks alone."""
+"""Absent tasks: restriction of a combiner to the tasks that are present in a step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torchjd import Stateful
 
 Kind = Literal["vector", "matrix", "share", "factor"]
-"""How a tensor is laid out over the m tasks: ``vector`` has them along its first axis, ``matrix``
-along its first two. ``share`` is a vector of non-negative numbers that sum to one, ``factor`` one of
-mean one: the present tasks' proportions are scaled to that, and what they sum to in the whole is kept."""
+"""The layout of a tensor over the m tasks: ``vector`` has them along its first dimension, ``matrix`` along its first
+two. ``share`` is a vector of non-negative numbers with sum one, and ``factor`` one with mean one; the present tasks'
+entries are rescaled to that, and scaled back to their former sum afterwards."""
 
 
-class _Cut(NamedTuple):
-    """A tensor that was replaced by its part for the present tasks."""
+class _Restriction(NamedTuple):
+    """A tensor that is replaced by its part for the present tasks."""
 
     whole: Tensor | None
     put: Callable[[Tensor | None], None]
@@ -26,19 +26,18 @@ class _Cut(NamedTuple):
 
 @contextmanager
 def only(root: nn.Module, present: Tensor) -> Iterator[None]:
-    """Cut what the modules under ``root`` keep a task down to the present tasks, and merge it back.
+    """Restrict the per-task tensors of all modules under ``root`` to the present tasks, and merge them back.
 
-    Inside, each module is as one that was made for the present tasks. Afterwards what it changed is
-    written into the whole, and the absent tasks' entries are as they were. After an exception
-    everything is as it was.
+    Inside, each module behaves like one created for the present tasks. Afterwards its changes are written into the
+    full tensors, and the entries of absent tasks are unchanged. After an exception, all tensors are unchanged.
 
     Args:
-        root: Modules that declare ``per_task``, or torchjd modules without memory, whose vectors of
-            length m are taken as one number per task.
+        root: Modules that declare ``per_task``, or stateless torchjd modules, whose vectors of length m are taken as
+            one number per task.
         present: Boolean, shape ``[m]``.
 
     Raises:
-        ValueError: If a torchjd module has a memory, whose layout is its own affair.
+        ValueError: If a torchjd module has state, whose layout is unknown.
     """
     if bool(present.all()):
         yield
@@ -49,7 +48,7 @@ def only(root: nn.Module, present: Tensor) -> Iterator[None]:
 
 
 def _enter(module: nn.Module, present: Tensor, stack: ExitStack) -> None:
-    stack.enter_context(_cut_down(module, present))
+    stack.enter_context(_restricted(module, present))
     for child in module.children():
         own = getattr(child, "restricted_to", None)
         if own is None:
@@ -59,25 +58,25 @@ def _enter(module: nn.Module, present: Tensor, stack: ExitStack) -> None:
 
 
 @contextmanager
-def _cut_down(module: nn.Module, present: Tensor) -> Iterator[None]:
-    cuts = list(_cuts(module, present))
-    after = [cut.whole for cut in cuts]
+def _restricted(module: nn.Module, present: Tensor) -> Iterator[None]:
+    tensors = list(_restrictions(module, present))
+    after = [t.whole for t in tensors]
     try:
-        for cut in cuts:
-            if cut.whole is not None:
-                cut.put(_part(cut.whole, present, cut.kind))
+        for t in tensors:
+            if t.whole is not None:
+                t.put(_part(t.whole, present, t.kind))
         yield
-        after = [_merged(cut.whole, cut.get(), present, cut.kind) for cut in cuts]
+        after = [_merged(t.whole, t.get(), present, t.kind) for t in tensors]
     finally:
-        for cut, whole in zip(cuts, after, strict=True):
-            cut.put(whole)
+        for t, whole in zip(tensors, after, strict=True):
+            t.put(whole)
 
 
-def _cuts(module: nn.Module, present: Tensor) -> Iterator[_Cut]:
+def _restrictions(module: nn.Module, present: Tensor) -> Iterator[_Restriction]:
     declared: dict[str, Kind] | None = getattr(type(module), "per_task", None)
     if declared is not None:
         for name, kind in declared.items():
-            yield _Cut(
+            yield _Restriction(
                 getattr(module, name), partial(setattr, module, name), partial(getattr, module, name), kind
             )
     elif isinstance(module, Stateful):
@@ -88,7 +87,9 @@ def _cuts(module: nn.Module, present: Tensor) -> Iterator[_Cut]:
     else:
         for name, value in [*vars(module).items(), *module.named_buffers(recurse=False)]:
             if isinstance(value, Tensor) and value.shape == present.shape:
-                yield _Cut(value, partial(setattr, module, name), partial(getattr, module, name), "vector")
+                yield _Restriction(
+                    value, partial(setattr, module, name), partial(getattr, module, name), "vector"
+                )
 
 
 def _part(whole: Tensor, present: Tensor, kind: Kind) -> Tensor:
@@ -107,7 +108,7 @@ def _merged(whole: Tensor | None, part: Tensor | None, present: Tensor, kind: Ki
     present = present.to(part.device)
     m = len(present)
     if whole is None:
-        # Begun among the present tasks: the others have not begun.
+        # Initialized in this step: absent tasks start at zero.
         whole = part.new_zeros((m, m) if kind == "matrix" else (m, *part.shape[1:]))
         return _written(whole, part, present, kind)
     if kind in ("share", "factor"):
@@ -125,5 +126,5 @@ def _written(whole: Tensor, part: Tensor, present: Tensor, kind: Kind) -> Tensor
 
 
 def _with_sum(part: Tensor, total: float) -> Tensor:
-    mass = part.sum()
-    return part * (total / mass) if float(mass) > 0 else torch.full_like(part, total / len(part))
+    current = part.sum()
+    return part * (total / current) if float(current) > 0 else torch.full_like(part, total / len(part))

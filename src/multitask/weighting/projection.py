@@ -17,10 +17,10 @@ from multitask.weighting.gramian import not_finite
 
 Matrix = list[list[float]]
 
-# Up to so many tasks plain Python numbers are faster than the arrays of complementarity.py: for so few, every array
+# Up to this number of tasks, plain Python numbers are faster than the arrays of complementarity.py, where each
 # operation costs more than the arithmetic of a row.
 MOST_TASKS = 4
-# Largest violation of the optimality conditions that passes as exact, relative to max |G u| + max |w − u|.
+# Tolerance of the optimality conditions, relative to max |G u| + max |w − u|.
 _TOLERANCE = 1e-12
 _ROUNDING = {
     dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -28,26 +28,25 @@ _ROUNDING = {
 
 
 class ExactProjector(DualConeProjector):
-    """Weights of the projection onto the dual cone of the task gradients, exact and independent of scale.
+    """Weights of the projection onto the dual cone of the task gradients, exact and scale-invariant.
 
-    For every row ``u`` of ``U`` this finds the ``w ≥ u`` with the least ``wᵀ G w``, as
-    torchjd's ``QuadprogProjector`` does, with these differences:
+    For every row ``u`` of ``U``, find the ``w ≥ u`` that minimizes ``wᵀ G w``, like torchjd's ``QuadprogProjector``
+    with these differences:
 
-    - the Gramian is divided by its trace however small that is, so that multiplying all losses by a number
-      changes no weight; of a Gramian that is exactly zero the weights are ``u`` themselves;
-    - a row without conflict (``G u ≥ 0``) needs no program: there ``w = u``;
-    - up to four tasks are solved row by row in Python numbers (one and two conflicting tasks in closed
-      form), more for all rows together by block pivoting, which for many tasks starts from a first-order
-      guess; always in float64, and for more than sixteen tasks on the Gramian's device if that is a CUDA
-      device (for fewer, the CPU is done before a device has begun);
-    - every solution is checked against the optimality conditions. Rows that violate them are counted in
-      ``failures`` and solved once more by quadprog.
+    - the Gramian is always divided by its trace, so that scaling all losses does not change the weights; for a zero
+      Gramian ``w = u``;
+    - a row without conflict (``G u ≥ 0``) needs no solver, since ``w = u``;
+    - up to four tasks are solved row by row in Python numbers (one or two conflicting tasks in closed form), more
+      tasks for all rows together by block pivoting, which for many tasks starts from a first-order guess;
+    - it computes in float64, on the CPU or, for more than sixteen tasks, on the Gramian's CUDA device;
+    - every solution is checked against the optimality conditions; rows that violate them are counted in ``failures``
+      and solved again by quadprog.
 
-    What has been done so far can be read at any time, without waiting for a device: ``solves`` (calls),
-    ``programs`` (rows with a conflict), ``failures``, ``seconds`` (wall clock).
+    The statistics ``solves`` (calls), ``programs`` (rows with a conflict), ``failures`` and ``seconds`` (wall clock)
+    can be read without synchronizing with the device.
 
-    :param reg_eps: What is added to the diagonal of the Gramian after division by its trace, so that it is
-        positive definite. Never less than ``m`` roundings of the Gramian's dtype are added.
+    :param reg_eps: Added to the diagonal of the Gramian after division by its trace, so that it is positive definite;
+        at least ``m`` times the epsilon of the Gramian's dtype is added.
 
     "Jacobian Descent For Multi-Objective Optimization" (Quinton and Rey, 2024), Proposition 1.
     """
@@ -65,10 +64,10 @@ class ExactProjector(DualConeProjector):
         return f"{type(self).__name__}(reg_eps={self.reg_eps})"
 
     def __call__(self, U: Tensor, G: PSDMatrix) -> Tensor:
-        """Return the weights of the projections, of the shape of ``U`` (``[..., m]``), dtype of ``G``.
+        """Return the weights of the projections, in the shape of ``U`` (``[..., m]``) and the dtype of ``G``.
 
         :raises FloatingPointError: If the Gramian ``G`` (``[m, m]``) has an entry that is NaN or infinite.
-        :raises ValueError: If it is so far from positive semi-definite that quadprog fails as well.
+        :raises ValueError: If it is so indefinite that quadprog fails as well.
         """
         start = time.perf_counter()
         m = len(G)
@@ -83,16 +82,14 @@ class ExactProjector(DualConeProjector):
             if (steps := self._steps(vectors, G)) is not None:
                 W = _as_tensor(vectors + steps, G)
         self._count(start)
-        # A copy, since the answer must not be the caller's tensor.
+        # A copy, since the result must not alias the caller's tensor.
         return U.detach().to(G, copy=True) if W is None else W.view(U.shape)
 
     def project_tasks(self, preferences: Sequence[float], G: PSDMatrix) -> Tensor:
-        """Return the sum of the projections' weights of ``preferences[i]`` times task i, shape ``[m]``.
+        """Return the sum of the rows of ``projector(torch.diag(preferences), G)``, shape ``[m]``, in less time.
 
-        The same as the sum of the rows of ``projector(torch.diag(preferences), G)``, in less time.
-
-        :raises FloatingPointError: As when called.
-        :raises ValueError: As when called.
+        :raises FloatingPointError: See :meth:`__call__`.
+        :raises ValueError: See :meth:`__call__`.
         """
         start = time.perf_counter()
         m = len(G)
@@ -122,7 +119,7 @@ class ExactProjector(DualConeProjector):
         return max(self.reg_eps, len(G) * _ROUNDING[G.dtype])
 
     def _steps_of_few(self, rows: Matrix, G: Tensor) -> Matrix | None:
-        """Return ``w − u`` for every ``u``; None where all are zero."""
+        """Return ``w − u`` for every ``u``; ``None`` if all are zero."""
         gramian = G.tolist()
         trace = sum([row[i] for i, row in enumerate(gramian)])
         if _is_zero(trace, sum(map(sum, gramian)), G):
@@ -143,7 +140,7 @@ class ExactProjector(DualConeProjector):
         return steps if conflicts else None
 
     def _steps(self, vectors: Array, G: Tensor) -> Array | None:
-        """Return ``w − u`` for every ``u``, shape ``[rows, m]``; None where all are zero."""
+        """Return ``w − u`` for every ``u``, shape ``[rows, m]``; ``None`` if all are zero."""
         m = len(G)
         with one_thread() if m > MOST_AT_ONCE else nullcontext():
             gramian = _as_array(G)
@@ -168,7 +165,7 @@ class ExactProjector(DualConeProjector):
             return torch.as_tensor(self._solve_by_quadprog(G.cpu().numpy(), Q.cpu().numpy())).to(Q)
         directions, bounds = np.eye(len(G)), np.zeros(len(G))
         try:
-            # Its solutions can be negative by a rounding.
+            # Rounding can make its solutions slightly negative.
             return np.stack([quadprog.solve_qp(G, -q, directions, bounds)[0] for q in Q]).clip(0.0)
         except ValueError as error:
             raise ValueError(
@@ -181,7 +178,7 @@ def _is_zero(trace: float, total: float, G: Tensor) -> bool:
     """Return whether all entries of the Gramian are zero.
 
     :raises FloatingPointError: If an entry is not finite.
-    :raises ValueError: If the trace is not positive though the Gramian is not zero.
+    :raises ValueError: If the trace is not positive but the Gramian is not zero.
     """
     if not math.isfinite(trace + total):
         raise not_finite()
@@ -193,7 +190,7 @@ def _is_zero(trace: float, total: float, G: Tensor) -> bool:
 
 
 def _as_array(tensor: Tensor) -> Array:
-    """Float64 where the work is done: on CUDA devices for many tasks, with NumPy on the CPU otherwise."""
+    """Return a float64 tensor on CUDA devices for many tasks, otherwise a NumPy array."""
     if _stays_on_device(tensor):
         return tensor.detach().double()
     return tensor.numpy(force=True).astype(np.float64)
@@ -221,7 +218,7 @@ def multiply(u: list[float], G: Matrix) -> list[float]:
 
 
 def _add(values: list[float], free: Iterable[int], G: Matrix, start: list[float]) -> list[float]:
-    """Return ``start + G x``, where ``x`` has the given values at its free entries and zeros elsewhere."""
+    """Return ``start + G x``, where ``x`` has the given values at the free entries and zeros elsewhere."""
     for value, i in zip(values, free, strict=True):
         if value:
             start = [a + value * b for a, b in zip(start, G[i], strict=True)]
@@ -229,10 +226,10 @@ def _add(values: list[float], free: Iterable[int], G: Matrix, start: list[float]
 
 
 def solve_row(G: Matrix, q: list[float], tolerance: float) -> list[float] | None:
-    """Find the ``x ≥ 0`` with ``y = q + G x ≥ 0`` and ``x · y = 0``.
+    """Return the ``x ≥ 0`` with ``y = q + G x ≥ 0`` and ``x · y = 0``.
 
-    One or two free entries are solved in closed form. Wrong signs are exchanged all at once, later one at a
-    time, which ends for certain.
+    One or two free entries are solved in closed form. Wrong signs are exchanged all at once, later one at a time,
+    which always terminates.
 
     Args:
         G: Positive definite, shape ``[m, m]``.
@@ -240,7 +237,7 @@ def solve_row(G: Matrix, q: list[float], tolerance: float) -> list[float] | None
         tolerance: Largest ``|min(x, y)|`` of a solution, relative to ``max |q| + max |x|``.
 
     Returns:
-        The solution; None where none is found, because ``G`` is not positive definite.
+        The solution; ``None`` if none is found because ``G`` is not positive definite.
     """
     size = max(max(q), -min(q))
     free = [i for i, value in enumerate(q) if value < 0.0]
@@ -272,7 +269,7 @@ def solve_row(G: Matrix, q: list[float], tolerance: float) -> list[float] | None
 
 
 def _solve_on(free: list[int], G: Matrix, q: list[float]) -> list[float]:
-    """Solve ``G x = −q`` on the free entries, the others being zero; return the values of these."""
+    """Solve ``G x = −q`` on the free entries, with zeros elsewhere; return the values of the free entries."""
     if len(free) == 1:
         (i,) = free
         return [-q[i] / G[i][i]]
@@ -286,7 +283,7 @@ def _solve_on(free: list[int], G: Matrix, q: list[float]) -> list[float]:
         for n, row in enumerate(rows[k:], start=k):
             factor = row[k - 1] / pivot[k - 1]
             rows[n] = [a - factor * b for a, b in zip(row, pivot, strict=True)]
-    values: list[float] = []  # of the last entries, in their order
+    values: list[float] = []  # of the last entries, in order
     for k, row in enumerate(reversed(rows), start=1):
         rest = sum(map(mul, row[-k:-1], values))
         values.insert(0, (row[-1] - rest) / row[-k - 1])

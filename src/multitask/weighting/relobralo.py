@@ -1,4 +1,4 @@
-"""ReLoBRaLo: progress relative to the last step, or now and then to the first."""
+"""ReLoBRaLo: progress relative to the last step, occasionally to the first."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -9,7 +9,7 @@ from torch import Tensor
 from multitask.weighting.base import Scalarization
 from multitask.weighting.present import Kind
 
-# Keeps ratios to a loss that was zero finite in float32.
+# They keep ratios to a former loss of zero finite in float32.
 _EPSILON = 1e-20
 _LARGEST = 1e30
 
@@ -17,20 +17,20 @@ _LARGEST = 1e30
 class ReLoBRaLo(Scalarization):
     """Σ λ L with λ ← α (ρ λ + (1 − ρ) b(L₀)) + (1 − α) b(L₋₁), where b(L') = k softmax(L / (τ L')).
 
-    L₀ and L₋₁ are a task's losses in its first and its last step before this one; in its first step its ratio is
-    one. ρ is 1 in most steps and 0 in the others, drawn at random: then λ looks back to the first step. λ starts as
-    ones. No gradient flows through it.
+    L₀ and L₋₁ are a task's losses in its first and its previous step; in its first step the ratio is one. ρ is a
+    random variable, 1 in most steps and 0 in the others, in which λ looks back to the first step. λ starts at ones.
+    No gradient flows through λ.
 
     "Multi-Objective Loss Balancing for Physics-Informed Deep Learning" (Bischof & Kraus, 2021), Equation 11.
 
     Args:
         tasks: The tasks' names.
-        alpha: α, how much of the weights before stays.
+        alpha: α, the decay of the previous weights.
         rho: The mean of ρ, the share of steps that do not look back.
-        tau: τ; the larger, the more equal the weights.
+        tau: τ, the temperature; larger values give more equal weights.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of range.
     """
 
     per_task: ClassVar[dict[str, Kind]] = {"factors": "factor", "first": "vector", "last": "vector"}
@@ -53,7 +53,7 @@ class ReLoBRaLo(Scalarization):
         self.keep("factors", torch.ones(len(tasks)))
         self.keep("first", torch.full((len(tasks),), torch.nan))
         self.keep("last", torch.full((len(tasks),), torch.nan))
-        # Drawn at the end of a step for the next one, so that the scalar is a function of the losses alone.
+        # Drawn at the end of a step for the next, so that the scalar is a deterministic function of the losses.
         self.keep("stays", torch.ones(()))
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class ReLoBRaLo(Scalarization):
         return (self._moved(losses.detach()).to(losses) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Keep the weights and the losses of a step, and draw the next ρ."""
+        """Store the weights and losses of a step, and draw the next ρ."""
         now = losses.detach().to(self.factors)
         self.factors = self._moved(now)
         self.first = torch.where(self.first.isnan(), now, self.first)

@@ -1,4 +1,4 @@
-"""Scalarizations of a few lines each."""
+"""Short scalarizations."""
 
 from typing import ClassVar
 
@@ -12,9 +12,9 @@ from multitask.weighting.task_parameters import Learned, TaskParameters
 
 
 class SI(Scalarization):
-    """Σ log L.
+    """Σ log L, the scale-invariant baseline.
 
-    The baseline of that name in "Multi-Task Learning as a Bargaining Game" (Navon et al., 2022).
+    From "Multi-Task Learning as a Bargaining Game" (Navon et al., 2022).
     """
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -35,9 +35,9 @@ class GLS(Scalarization):
 
 
 class LossBalanced(Scalarization):
-    """Mean of L / L̄, where L̄ is the value of L, not differentiated: each task contributes a loss of one.
+    """Mean of L / L̄, where L̄ is L without gradient, so that each task contributes a loss of one.
 
-    The direction is that of Σ log L, whatever the number of tasks with the size of one task's.
+    The gradient is that of the mean of log L.
     """
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -46,10 +46,10 @@ class LossBalanced(Scalarization):
 
 
 def positive(losses: Tensor, method: str) -> Tensor:
-    """Return the losses as they are.
+    """Return the losses unchanged.
 
     Raises:
-        ValueError: If one is zero or negative, where the method's gradient does not exist.
+        ValueError: If one is zero or negative, where the method is undefined.
     """
     if (losses <= 0).any():
         raise ValueError(
@@ -63,11 +63,11 @@ class COSMOS(Scalarization):
     """Σ r L − λ cos(r, L), with the preference r on the simplex.
 
     "Scalable Pareto Front Approximation for Deep Multi-Objective Learning" (Ruchte & Grabocka, 2021),
-    Equation 6, without its network that takes the preference as an input.
+    Equation 6, without its network that is conditioned on the preference.
 
     Args:
-        lambda_: How much losses in proportion to the preference are worth.
-        weights: The preference, shape ``[m]``, of which only proportions count.
+        lambda_: λ, the weight of the cosine similarity.
+        weights: The preference, shape ``[m]``, normalized to sum one.
     """
 
     per_task: ClassVar[dict[str, Kind]] = {"preference": "share"}
@@ -89,7 +89,7 @@ class COSMOS(Scalarization):
 
 
 class UW(Learned, Scalarization):
-    """Σ ½ exp(−s) L + ½ s, with a log-variance s for each task, trained by the optimizer.
+    """Σ ½ exp(−s) L + ½ s, with one log-variance s per task, trained by the optimizer.
 
     "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics" (Kendall,
     Gal & Cipolla, 2018).
@@ -103,7 +103,7 @@ class UW(Learned, Scalarization):
 
     @property
     def linear(self) -> bool:
-        """The weights are ½ exp(−s), whatever the losses are."""
+        """``True``: the weights are ½ exp(−s)."""
         return True
 
     def forward(self, losses: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights on a schedule."""
+"""Weights that follow a schedule."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,15 @@ from multitask.weighting.present import Kind
 
 
 class ScheduledSum(Scalarization):
-    """Σ w(t) L, each weight linear between the points of its task's schedule and constant outside them.
+    """Σ w(t) L, each weight interpolated linearly between the points of its schedule and constant outside them.
 
     Args:
         tasks: The tasks' names.
-        schedule: For a task's name, its points ``[[time, weight], …]`` with rising times; a task that
-            is not named weighs one throughout.
-        unit: What time counts: optimizer steps or epochs, from zero.
+        schedule: Points ``[[time, weight], …]`` with increasing times, by task name; the weight of other tasks is one.
+        unit: The unit of time: optimizer steps or epochs, from zero.
 
     Raises:
-        ValueError: If a schedule has no point, or its times do not rise.
+        ValueError: If a schedule has no point, or its times do not increase.
     """
 
     per_task: ClassVar[dict[str, Kind]] = {"index": "vector"}
@@ -49,7 +48,7 @@ class ScheduledSum(Scalarization):
 
     @property
     def linear(self) -> bool:
-        """The weights depend on time alone."""
+        """``True``: the weights depend on time only."""
         return True
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -70,10 +69,10 @@ class ScheduledSum(Scalarization):
 
 
 def points(key: str, given: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
-    """Return times and weights of points ``[[time, weight], …]``, as ``numpy.interp`` takes them.
+    """Return the times and the weights of points ``[[time, weight], …]``.
 
     Raises:
-        ValueError: If there is no point, or the times do not rise, naming the key.
+        ValueError: If there is no point, or the times do not increase.
     """
     key = f"{key}={[list(point) for point in given]}"
     if not given or any(len(point) != 2 for point in given):

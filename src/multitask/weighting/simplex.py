@@ -1,4 +1,4 @@
-"""Weights that are not negative and sum to one, and quadratic programs over them."""
+"""Projection onto the simplex, and quadratic programs over it."""
 
 import numpy as np
 import quadprog
@@ -9,27 +9,27 @@ from multitask.weighting.gramian import Array
 
 
 def project_onto_simplex(vector: Tensor) -> Tensor:
-    """Return the point of the simplex next to ``vector``, shape ``[k]``."""
+    """Return the projection of ``vector`` onto the simplex, shape ``[k]``."""
     nearest = nearest_on_simplex(vector.detach().double().cpu().numpy())
     return torch.as_tensor(nearest, dtype=vector.dtype, device=vector.device)
 
 
 def nearest_on_simplex(vector: Array) -> Array:
-    """Return the point of the simplex next to ``vector``, shape ``[k]``."""
+    """Return the projection of ``vector`` onto the simplex, shape ``[k]``."""
     descending = -np.sort(-vector)
     shifts = (np.cumsum(descending) - 1) / np.arange(1, len(vector) + 1)
-    # The largest rank at which an entry still stays above its shift decides.
+    # Shift by the value of the last rank whose entry remains positive.
     return np.clip(vector - shifts[np.nonzero(descending > shifts)[0][-1]], 0.0, None)
 
 
 def least(C: Array, shares: Array, linear: Array, ridge: float) -> Array:
-    """Return the β ≥ 0 with sharesᵀβ = 1 that has the least ½ βᵀCβ + linearᵀβ, shape ``[k]``.
+    """Return the β ≥ 0 with sharesᵀβ = 1 that minimizes ½ βᵀCβ + linearᵀβ, shape ``[k]``.
 
     Args:
         C: Cosines of the gradients, shape ``[k, k]``.
         shares: Positive, shape ``[k]``.
         linear: Shape ``[k]``.
-        ridge: Added to the diagonal of ``C``, so that rounding cannot make it indefinite.
+        ridge: Added to the diagonal of ``C``, which rounding could make indefinite.
 
     Raises:
         ValueError: If the program cannot be solved.

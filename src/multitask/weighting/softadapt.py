@@ -1,4 +1,4 @@
-"""SoftAdapt: losses that fall least weigh most."""
+"""SoftAdapt: larger weights for losses that decrease less."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,21 +13,21 @@ _EPSILON = 1e-8
 
 
 class SoftAdapt(Scalarization):
-    """Σ w L with w = softmax(β s), s the rate at which a loss changes from step to step.
+    """Σ w L with w = softmax(β s), where s is the rate of change of a loss per step.
 
-    The rate is the backward difference of the losses of the steps in which the task had one, as accurate as there
-    are losses: zero in the first of them, L − L₋₁ in the second. No gradient flows through the weights.
+    The rate is a backward difference over the task's last losses, of as high an order as there are losses: zero in its
+    first step, L − L₋₁ in its second. No gradient flows through the weights.
 
     "SoftAdapt: Techniques for Adaptive Loss Weighting of Neural Networks with Multi-Part Loss Functions"
     (Heydari, Thompson & Mehmood, 2019), Algorithm 1.
 
     Args:
         tasks: The tasks' names.
-        beta: β; above zero, what falls least weighs most, below zero, what falls most.
-        order: Order of the difference: how many earlier losses it is of.
-        normalized: Whether the rates are divided by the sum of their absolute values, so that the weights do not
-            depend on the losses' scale.
-        loss_weighted: Whether weights are also in proportion to the mean of these losses.
+        beta: β; positive values favour losses that decrease least, negative values those that decrease most.
+        order: Order of the difference, the number of earlier losses in it.
+        normalized: Whether to divide the rates by the sum of their absolute values, so that the weights do not depend
+            on the losses' scale.
+        loss_weighted: Whether to multiply the weights by the mean of these losses.
 
     Raises:
         ValueError: If the order is less than one.
@@ -57,12 +57,12 @@ class SoftAdapt(Scalarization):
         """Return the scalar to minimize; ``losses`` is ``[k]``.
 
         Raises:
-            ValueError: If weights are to be in proportion to the losses, and one is below zero.
+            ValueError: If a loss is negative and ``loss_weighted``.
         """
         return (self._weights(losses.detach()) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Remember a step's losses."""
+        """Store the losses of a step."""
         newest = losses.detach().to(self.history)[:, None]
         self.history = torch.cat([newest, self.history[:, :-1]], 1)
 
@@ -88,6 +88,6 @@ def _rates(values: Tensor) -> Tensor:
     total, difference = torch.zeros_like(values[:, 0]), values
     for j in range(1, values.shape[1]):
         difference = difference[:, :-1] - difference[:, 1:]
-        # Unknown values are NaN, and so are the differences that they enter.
+        # Missing losses are NaN, and so are the differences that include them.
         total = total + torch.where(difference[:, 0].isnan(), 0.0, difference[:, 0] / j)
     return total

@@ -1,7 +1,7 @@
-"""Which entries of the solutions of complementarity problems are positive: a first-order guess for all rows at once.
+"""First-order guess of the positive entries in the solutions of complementarity problems, for all rows at once.
 
-Each iteration is one matrix product, which is what processors and devices do best. The sets are right for
-nearly all rows long before the values are: exact solutions on these sets finish the work.
+Each iteration is one matrix product, which is fast on CPUs and GPUs. The sets of positive entries are correct for most
+rows long before the values converge; exact solutions on these sets follow.
 """
 
 from types import ModuleType
@@ -14,7 +14,7 @@ from torch import Tensor
 
 Array = Any  # np.ndarray | Tensor: the operators and methods used below mean the same on both.
 
-# The sets are good enough when a round of iterations changes no more than this share of the rows.
+# The iteration stops when a round changes at most this share of the rows.
 _CHANGING = 0.25
 _ROUND = 5
 _ROUNDS = 12
@@ -24,13 +24,13 @@ _RELAXATION = 1.8
 def likely_free(G: Array, Q: Array) -> Array:
     """Return where ``x`` is likely to be positive in ``x ≥ 0``, ``y = q + G x ≥ 0``, ``x · y = 0``.
 
-    The alternating direction method of multipliers with over-relaxation, on the matrix scaled to a diagonal of
-    ones, with the geometric mean of its eigenvalues as the penalty; ten to sixty iterations. Its two variables
-    are the positive and the negative part of one, ``s``, so that an iteration is ``s ← |s| M + a s + c``.
+    Runs ten to sixty iterations of the alternating direction method of multipliers with over-relaxation, on the matrix
+    scaled to unit diagonal, with the geometric mean of its eigenvalues as the penalty. Its two variables are the
+    positive and the negative part of ``s``, so that an iteration is ``s ← |s| M + a s + c``.
 
     Args:
         G: Positive definite, shape ``[m, m]``.
-        Q: One right-hand side ``q`` a row, shape ``[rows, m]``.
+        Q: One right-hand side ``q`` per row, shape ``[rows, m]``.
 
     Returns:
         Boolean, shape ``[rows, m]``.
@@ -47,7 +47,7 @@ def likely_free(G: Array, Q: Array) -> Array:
     c = (Q / lengths) @ -M
     M *= penalty
     M.reshape(-1)[:: len(G) + 1] -= 0.5 * _RELAXATION
-    # Signs are all that is wanted, and single precision takes half the time.
+    # Float32 suffices for the signs and takes half the time.
     M, c = xp.asarray(M, dtype=xp.float32), xp.asarray(c / abs(c).max(), dtype=xp.float32)
     s, size, product = 0.0 * c, 0.0 * c, 0.0 * c
     free = Q < 0.0
@@ -70,7 +70,7 @@ def namespace(array: Array) -> ModuleType:
 
 
 def inverse(G: Array) -> Array:
-    """Return the inverse of a positive definite matrix, row by row in memory; NaN where it is none."""
+    """Return the inverse of a positive definite matrix, in row-major order; NaN if it is not positive definite."""
     if isinstance(G, Tensor):
         factor, failed = torch.linalg.cholesky_ex(G)
         return torch.where(failed == 0, torch.cholesky_inverse(factor), torch.nan).contiguous()

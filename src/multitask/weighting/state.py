@@ -1,4 +1,4 @@
-"""The memory of combiners: in buffers, and for a torchjd object wherever it keeps it."""
+"""The state of combiners: in buffers, or in the attributes of a torchjd object."""
 
 import inspect
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from torchjd import Stateful
 
 
 class Memory(nn.Module):
-    """A module that remembers what it does in buffers."""
+    """A module whose state is in buffers and can be reset."""
 
     def __init__(self) -> None:
         super().__init__()
         self._starts: dict[str, Tensor | None] = {}
 
     def keep(self, name: str, start: Tensor | None) -> None:
-        """Register a buffer for what is remembered, and its value before the first step."""
-        # No override of register_buffer: torch would inspect its signature at each assignment to a buffer.
+        """Register a buffer with its value before the first step."""
+        # Not an override of register_buffer, whose signature torch would inspect at each assignment to a buffer.
         self.register_buffer(name, start)
         self._starts[name] = None if start is None else start.clone()
 
     def reset(self) -> None:
-        """Forget everything learned or remembered, as before the first step."""
+        """Reset the state to that before the first step."""
         for name, start in self._starts.items():
             now = getattr(self, name)
             setattr(self, name, start if start is None or now is None else start.to(now, copy=True))
@@ -37,24 +37,24 @@ _MODULE_ATTRIBUTES = {name.lstrip("_") for name in vars(nn.Module())}
 
 
 def memory(root: nn.Module) -> dict[str, dict[str, Any]]:
-    """Collect the plain attributes of a module tree, by module name, in weights-only loadable form.
+    """Return the plain attributes of a module tree by module name, loadable with ``weights_only=True``.
 
-    torchjd keeps histories, step counts and previous solutions as plain attributes, which
-    ``state_dict`` leaves out. What the constructor was given is configuration, and stays as configured.
+    torchjd stores histories, step counts and previous solutions as plain attributes, which ``state_dict`` does not
+    include. Arguments of the constructor are configuration and excluded.
     """
-    found: dict[str, dict[str, Any]] = {}
+    attributes: dict[str, dict[str, Any]] = {}
     for name, module in root.named_modules():
         configured = _MODULE_ATTRIBUTES | set(inspect.signature(type(module)).parameters)
         values = {k: v for k, v in vars(module).items() if k.lstrip("_") not in configured}
-        found[name] = {k: _portable(v) for k, v in values.items() if _is_portable(v)}
-    return found
+        attributes[name] = {k: _portable(v) for k, v in values.items() if _is_portable(v)}
+    return attributes
 
 
 def remember(root: nn.Module, saved: dict[str, dict[str, Any]]) -> None:
-    """Put back what :func:`memory` collected.
+    """Restore the attributes returned by :func:`memory`.
 
     Raises:
-        ValueError: If the saved state belongs to a combiner of another structure.
+        ValueError: If the saved state belongs to a different module tree.
     """
     modules = dict(root.named_modules())
     if modules.keys() != saved.keys():
@@ -117,7 +117,7 @@ def _restored(value: Any) -> Any:
 
 
 def materialize_buffers(root: nn.Module, state: dict[str, Any], prefix: str) -> None:
-    """Give buffers that start as ``None`` their shape in ``state``, so that a strict load accepts them."""
+    """Allocate buffers that are ``None`` in their shape in ``state``, for strict loading."""
     for name, module in root.named_modules():
         start = f"{prefix}{name}." if name else prefix
         for key in [key.removeprefix(start) for key in state if key.startswith(start)]:
@@ -126,7 +126,7 @@ def materialize_buffers(root: nn.Module, state: dict[str, Any], prefix: str) -> 
 
 
 def move_plain_tensors(root: nn.Module, move: Callable[[Tensor], Tensor]) -> None:
-    """Apply ``move`` to tensors that are neither parameters nor buffers, which ``Module.to`` passes by."""
+    """Apply ``move`` to tensors that are neither parameters nor buffers, which ``Module.to`` ignores."""
     for module in root.modules():
         for key, value in vars(module).items():
             if isinstance(value, Tensor):

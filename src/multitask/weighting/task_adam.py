@@ -10,12 +10,12 @@ from multitask.weighting.state import Memory
 
 
 class TaskAdam(Memory):
-    """Adam's moments and step counts as buffers, so that an absent task's rest.
+    """Adam with moments and step counts per task, which do not change for absent tasks.
 
     "Adam: A Method for Stochastic Optimization" (Kingma & Ba, 2015).
 
     Args:
-        tasks: How many numbers there are.
+        tasks: Number of tasks.
         lr: Learning rate.
         weight_decay: L2 penalty, added to the gradient.
     """
@@ -33,7 +33,7 @@ class TaskAdam(Memory):
             self.keep(name, torch.zeros(tasks))
 
     def step(self, values: Tensor, gradient: Tensor) -> Tensor:
-        """Return the values after a step against the gradient; both are ``[k]``."""
+        """Return the updated values, ``[k]``, given values and gradient, ``[k]``."""
         gradient = gradient.to(values.dtype) + self.weight_decay * values
         self.steps = self.steps + 1
         self.mean = 0.9 * self.mean + 0.1 * gradient

@@ -1,4 +1,4 @@
-"""One trainable number per task, each a parameter of its own."""
+"""One trainable number per task, each a separate parameter."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -12,10 +12,10 @@ from multitask.weighting.state import Memory
 
 
 class TaskParameters(Memory):
-    """Scalars that start at zero, apart so that an optimizer can leave an absent task's alone.
+    """Scalars initialized to zero, separate so that an optimizer can skip those of absent tasks.
 
     Args:
-        tasks: How many there are.
+        tasks: Number of tasks.
     """
 
     per_task: ClassVar[dict[str, Kind]] = {"index": "vector"}
@@ -23,7 +23,7 @@ class TaskParameters(Memory):
     def __init__(self, tasks: int) -> None:
         super().__init__()
         self.values = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in range(tasks))
-        # A plain tensor: which of the values take part, and no part of the state.
+        # A plain tensor of the participating tasks, not part of the state.
         self.index = torch.arange(tasks)
 
     def forward(self) -> Tensor:
@@ -38,7 +38,7 @@ class TaskParameters(Memory):
 
 
 class Learned(Combiner):
-    """A combiner with one number per task that the optimizer trains, in the attribute named by ``learned``.
+    """A combiner with one trainable number per task, in the attribute named by ``learned``.
 
     Args:
         tasks: The tasks' names.

@@ -1,4 +1,4 @@
-"""torchjd's scalarizers, weightings and aggregators as combiners, one class for each kind."""
+"""Combiners for torchjd's scalarizers, weightings and aggregators."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -15,11 +15,10 @@ from multitask.weighting.projection import ExactProjector
 from multitask.weighting.state import materialize_buffers, memory, move_plain_tensors, remember
 
 _LINEAR = (Constant, Mean, Sum, Random)
-# Known to draw no random numbers: the generators need no seed.
+# These draw no random numbers, so the generators need no seed.
 _DRAW_NOTHING = (Constant, Mean, Sum, aggregation.UPGradWeighting, aggregation.MGDAWeighting)
 
-# Weights of these are the same whatever the losses are multiplied by, were it not for absolute
-# thresholds: their Gramian is divided by its trace first.
+# These are scale-invariant except for absolute thresholds, so their Gramian is divided by its trace.
 _SCALE_FREE = (
     aggregation.AlignedMTLWeighting,
     aggregation.CAGradWeighting,
@@ -33,7 +32,7 @@ _SCALE_FREE = (
 
 
 class OfTorchjd(Combiner):
-    """Keeps a torchjd object as ``method``, with its whole memory in the checkpoint."""
+    """Wraps a torchjd object as ``method``, with all of its state in the checkpoint."""
 
     def __init__(self, method: nn.Module) -> None:
         super().__init__()
@@ -41,11 +40,11 @@ class OfTorchjd(Combiner):
         self.draws = not isinstance(method, _DRAW_NOTHING)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return what ``state_dict`` leaves out."""
+        """Return the state that ``state_dict`` does not include."""
         return memory(self.method)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Put back what ``state_dict`` left out."""
+        """Restore the state that ``state_dict`` does not include."""
         remember(self.method, state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -59,18 +58,18 @@ class OfTorchjd(Combiner):
 
 
 class TorchjdScalarization(OfTorchjd, Scalarization):
-    """A torchjd scalarizer, with the call that DWA expects from a training loop."""
+    """A torchjd scalarizer."""
 
     method: Scalarizer
 
     @property
     def linear(self) -> bool:
-        """Whether the weights are the same whatever the losses are."""
+        """Whether the weights do not depend on the losses."""
         return isinstance(self.method, _LINEAR)
 
     @property
     def fixed(self) -> bool:
-        """Whether the scalar is the same function of the losses throughout."""
+        """Whether the scalar is the same function of the losses in every step."""
         return not isinstance(self.method, Stateful | Random)
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -83,53 +82,53 @@ class TorchjdScalarization(OfTorchjd, Scalarization):
         return scalar
 
     def observe(self, losses: Tensor) -> None:
-        """Let what remembers losses whenever it is called remember those of a step once."""
+        """Call a stateful scalarizer once per step, so that it stores the losses."""
         if isinstance(self.method, Stateful):
             self.method(losses)
 
     def on_epoch_end(self) -> None:
-        """Close DWA's epoch (End-to-End Multi-Task Learning with Attention, 2019)."""
+        """End the epoch of DWA."""
         if isinstance(self.method, DWA):
             self.method.step()
 
 
 class GramianMethod(OfTorchjd, WeightedMethod):
-    """A torchjd weighting that needs the Gramian only."""
+    """A torchjd weighting of the Gramian."""
 
     method: Weighting
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Weigh the rows by their Gramian."""
+        """Return the weights of the rows from their Gramian."""
         return self.method(self.gramian(gradients))
 
     def gramian(self, gradients: TaskGradients) -> Tensor:
-        """Return the Gramian as the method wants it, shape ``[k, k]``."""
+        """Return the Gramian that the method needs, shape ``[k, k]``."""
         if isinstance(getattr(self.method, "projector", None), ExactProjector):
-            return gradients.gramian()  # it looks for NaN and divides by the trace itself
+            return gradients.gramian()  # the projector checks for NaN and divides by the trace itself
         gramian = checked(gradients)
         return over_trace(gramian) if _is_scale_free(self.method) else gramian
 
 
 class MatrixMethod(OfTorchjd, WeightedMethod):
-    """A torchjd weighting that needs the Jacobian itself to find its weights."""
+    """A torchjd weighting of the Jacobian."""
 
     method: Weighting
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Weigh the rows by their Jacobian."""
+        """Return the weights of the rows from their Jacobian."""
         checked(gradients)
         return self.method(gradients.jacobian())
 
 
 class AggregatorMethod(OfTorchjd, JacobianMethod):
-    """A torchjd aggregator that is no weighted sum of the rows."""
+    """A torchjd aggregator that is not a weighted sum of the rows."""
 
     method: Aggregator
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Put the aggregation of the Jacobian in place of a weighted sum."""
+        """Assign the aggregation of the Jacobian."""
         if isinstance(self.method, TrimmedMean):
-            gradients = gradients.local  # it treats each column by itself
+            gradients = gradients.local  # it acts on each column separately
         vector = self.method(gradients.jacobian())
         finite = gradients.total((~vector.isfinite()).sum()) == 0
         if not finite:

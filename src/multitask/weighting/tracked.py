@@ -1,4 +1,4 @@
-"""Gradients remembered from step to step, one row per task."""
+"""Gradients stored between steps, one row per task."""
 
 import logging
 
@@ -9,10 +9,9 @@ _log = logging.getLogger(__name__)
 
 
 def fitting(rows: Tensor | None, jacobian: Tensor, method: str) -> Tensor:
-    """Return the remembered rows, ``[k, n]``, or zeros where there are none for these parameters.
+    """Return the stored rows, ``[k, n]``, or zeros if there are none for these parameters.
 
-    A parameter that was frozen or unfrozen since changes n: what was remembered is dropped, and that
-    is logged.
+    Freezing or unfreezing a parameter changes n; the stored rows are then discarded with a warning.
     """
     if rows is not None and rows.shape == jacobian.shape:
         return rows.to(jacobian)

@@ -1,4 +1,4 @@
-"""UPGrad by the exact projector, without a tensor between the Gramian and the weights."""
+"""UPGrad with the exact projector, without intermediate tensors."""
 
 from torch import Tensor
 from torchjd.aggregation import UPGradWeighting
@@ -10,11 +10,11 @@ from multitask.weighting.torchjds import GramianMethod
 
 
 class UPGrad(UPGradWeighting):
-    """torchjd's UPGrad; for a few tasks most of the time would go into its tensors of m numbers.
+    """torchjd's UPGrad without its small tensors, which would take most of the time for a few tasks.
 
     Args:
-        pref_vector: The preferences, shape ``[m]``; None for ``1 / m`` each.
-        projector: The projector; None for an exact one.
+        pref_vector: The preferences, shape ``[m]``; ``None`` for ``1 / m`` each.
+        projector: The projector; ``None`` for the exact one.
 
     "Jacobian Descent For Multi-Objective Optimization" (Quinton and Rey, 2024).
     """
@@ -35,7 +35,7 @@ class UPGrad(UPGradWeighting):
 
 
 class UPGradMethod(GramianMethod):
-    """UPGrad as a combiner: its projector checks and normalizes the Gramian by itself.
+    """UPGrad as a combiner; its projector checks and normalizes the Gramian itself.
 
     Args:
         method: The weighting.
@@ -46,7 +46,7 @@ class UPGradMethod(GramianMethod):
         self._exact = isinstance(method.projector, ExactProjector)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Weigh the rows by their Gramian."""
+        """Return the weights of the rows from their Gramian."""
         if not self._exact:
             return super().weigh(losses, gradients)
         assert isinstance(self.method, UPGrad)

@@ -1,4 +1,4 @@
-"""Combiners around another one: each passes on what it does not change."""
+"""Combiners that wrap another combiner and delegate to it."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Generic, TypeVar
@@ -16,10 +16,10 @@ M = TypeVar("M", bound=JacobianMethod)
 
 
 class Around(Combiner, Generic[C]):
-    """Passes a combiner's whole life on to it.
+    """Delegates all hooks to a combiner.
 
     Args:
-        method: The combiner around which it lies.
+        method: The wrapped combiner.
     """
 
     def __init__(self, method: C) -> None:
@@ -28,19 +28,19 @@ class Around(Combiner, Generic[C]):
         self.draws, self.recomputed = method.draws, method.recomputed
 
     def check_parameters(self, names: Sequence[str]) -> None:
-        """Check the combiner."""
+        """Check the wrapped combiner."""
         self.method.check_parameters(names)
 
     def observe(self, losses: Tensor) -> None:
-        """Show the combiner the losses of the step."""
+        """Pass the losses of the step to the combiner."""
         self.method.observe(losses)
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        """Let the combiner see the losses after the step."""
+        """Call the combiner's ``after_step``."""
         self.method.after_step(recompute)
 
     def on_epoch_end(self) -> None:
-        """Close the combiner's epoch."""
+        """End the combiner's epoch."""
         self.method.on_epoch_end()
 
     def parameters_of(self, task: int) -> list[nn.Parameter]:
@@ -48,15 +48,15 @@ class Around(Combiner, Generic[C]):
         return self.method.parameters_of(task)
 
     def figures(self) -> dict[str, Tensor]:
-        """Return the combiner's numbers worth a curve."""
+        """Return the combiner's values to log."""
         return self.method.figures()
 
 
 class Wrapper(Around[M], JacobianMethod):
-    """Lies around a Jacobian method, and is one.
+    """Wraps a Jacobian method, and is one.
 
     Args:
-        method: The method around which it lies.
+        method: The wrapped method.
     """
 
     def __init__(self, method: M) -> None:
@@ -66,7 +66,7 @@ class Wrapper(Around[M], JacobianMethod):
         self.remembers_rows = method.remembers_rows
 
     def head_weights(self, losses: Tensor) -> Tensor | None:
-        """Return the method's factors of the heads' gradients."""
+        """Return the method's head weights."""
         return self.method.head_weights(losses)
 
     def own_loss(self, losses: Tensor) -> Tensor | None:
@@ -80,17 +80,17 @@ class Wrapper(Around[M], JacobianMethod):
 
 
 class Every(Wrapper[WeightedMethod], WeightedMethod):
-    """Another method's weights, kept for ``steps`` optimizer steps.
+    """Recomputes another method's weights only every ``steps`` optimizer steps.
 
-    A task that has no weight yet, since it was absent when they were computed, has all recomputed.
+    They are also recomputed if a present task was absent the last time.
 
     Args:
         tasks: The tasks' names.
         method: The other method.
-        steps: How long weights are kept.
+        steps: Number of steps between updates of the weights.
 
     Raises:
-        ValueError: If the method gives no weights, or none a task.
+        ValueError: If the method does not give one weight per task.
     """
 
     per_task: ClassVar[dict[str, Kind]] = {"kept": "vector", "factors": "vector"}
@@ -113,15 +113,15 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
         self.keep("age", torch.zeros((), dtype=torch.long))
 
     def head_weights(self, losses: Tensor) -> Tensor | None:
-        """Return the heads' factors, kept as long as the weights that they belong to."""
+        """Return the head weights, recomputed together with the weights."""
         if self._is_due():
             factors = self.method.head_weights(losses)
-            none = torch.full_like(self.factors, torch.nan)
-            self.factors = none if factors is None else factors.to(self.factors)
+            unset = torch.full_like(self.factors, torch.nan)
+            self.factors = unset if factors is None else factors.to(self.factors)
         return None if bool(self.factors.isnan().any()) else self.factors.to(losses)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the kept weights, recomputed when they are old."""
+        """Return the stored weights, recomputed if they are due."""
         if self._is_due():
             self.age = torch.zeros_like(self.age)
             weights = self.method.weigh(losses, gradients)
@@ -134,7 +134,7 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
 
 
 class Differentiated(Around[Scalarization], WeightedMethod):
-    """Weights the rows by the scalar's derivatives by the losses: the same update, at one gradient per task.
+    """Weights the rows by the derivatives of a scalarization: the same update, from one gradient per task.
 
     Args:
         method: The scalarization.
@@ -145,7 +145,7 @@ class Differentiated(Around[Scalarization], WeightedMethod):
         self._weights: Tensor | None = None
 
     def head_weights(self, losses: Tensor) -> Tensor:
-        """Return the derivatives, kept for the rows: random ones must be the same for both."""
+        """Return the derivatives, stored for :meth:`weigh`, since random ones must be the same for both."""
         self._weights = self._derivatives(losses)
         return self._weights
 
@@ -156,7 +156,7 @@ class Differentiated(Around[Scalarization], WeightedMethod):
         return weights
 
     def own_loss(self, losses: Tensor) -> Tensor | None:
-        """Return the scalar itself where it has parameters."""
+        """Return the scalar if the scalarization has parameters."""
         return self.method(losses) if any(True for _ in self.method.parameters()) else None
 
     @torch.enable_grad()
@@ -166,13 +166,13 @@ class Differentiated(Around[Scalarization], WeightedMethod):
 
 
 class InstanceWise(Wrapper[WeightedMethod], WeightedMethod):
-    """A Gramian weighting of the losses of every example and task, ``[batch · m]`` rows.
+    """Applies a Gramian weighting to the losses of every example and task, ``[batch · m]`` rows.
 
     "Jacobian Descent for Multi-Objective Optimization" (Quinton & Rey, 2024), Section 5, and torchjd's
     instance-wise multi-task learning.
 
     Args:
-        method: The weighting, without memory and without numbers per task: examples come and go.
+        method: The weighting, without state and without numbers per task, since examples change.
 
     Raises:
         ValueError: If the method has either.
@@ -206,10 +206,10 @@ def _keeps(module: nn.Module) -> bool:
 
 
 class Rescaled(Wrapper[JacobianMethod]):
-    """Another method's direction with the norm of the mean of the rows.
+    """Rescales another method's combined gradient to the norm of the mean of the rows.
 
-    Methods differ in the length of what they give; with equal lengths, one learning rate serves all. A
-    combined gradient that is zero stays so.
+    Methods differ in the norm of their combined gradients; with equal norms, one learning rate fits all. A zero
+    gradient is not rescaled.
 
     Args:
         method: The other method.
@@ -217,14 +217,14 @@ class Rescaled(Wrapper[JacobianMethod]):
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
         """Add the rescaled combined gradient."""
-        kept = _Kept(gradients)
-        weights = self.method.combine(losses, kept)
-        kept.write()
-        return None if weights is None else weights * kept.factor.to(weights)
+        recorder = _Recorder(gradients)
+        weights = self.method.combine(losses, recorder)
+        recorder.write()
+        return None if weights is None else weights * recorder.factor.to(weights)
 
 
-class _Kept(TaskGradients):
-    """Shows gradients to a method and keeps what it writes."""
+class _Recorder(TaskGradients):
+    """Passes gradients to a method and records its result."""
 
     def __init__(self, gradients: TaskGradients) -> None:
         self._gradients = gradients
@@ -256,13 +256,13 @@ class _Kept(TaskGradients):
         self._vector = vector
 
     def write(self) -> None:
-        """Write what was kept, rescaled."""
+        """Write the recorded result, rescaled."""
         G = self.gramian()
         wanted = G.sum().clamp(min=0).sqrt() / len(G)
         if self._weights is not None:
             w = self._weights.to(G)
             length = (w @ G @ w).clamp(min=0).sqrt()
-            # What the Gramian's rounding leaves of a combination that cancels.
+            # The rounding error of a combination that cancels.
             noise = torch.finfo(G.dtype).eps ** 0.5 * (w.abs() @ G.diagonal().clamp(min=0).sqrt())
             self.factor = torch.where(length > noise, wanted / length, 1.0)
             self._gradients.combine(self._weights * self.factor.to(self._weights))

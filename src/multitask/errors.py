@@ -129,7 +129,7 @@ def _missing_group(error: MissingConfigException) -> str:
 
 def _unparsable(error: OverrideParseException) -> str:
     what = _flat(error.message).partition(" See https")[0]
-    return f"the override {error.override} cannot be read ({what}); write key=value, and quote what has signs in it."
+    return f"the override {error.override} cannot be read ({what}); write key=value, and quote special characters."
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str | None:

@@ -157,7 +157,9 @@ class MultiTaskModule(MultiLossModule):
         found: dict[str, LossAndCount] = {}
         for name, task in self.tasks.items():
             if isinstance(task, Penalty):
-                raise ValueError("a penalty has no loss per example, and the weighting has a row for each.")
+                raise ValueError(
+                    "a penalty has no loss per example, but the weighting has one row per example."
+                )
             with naming(name):
                 if isinstance(task, Term):
                     found[name] = task.each(seen)

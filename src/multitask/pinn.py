@@ -78,7 +78,7 @@ class PINN(MultiLossModule):
             ValueError: If the batch has no points in training.
         """
         if self.training and not len(batch[INSIDE]):
-            raise ValueError("there is no draw of points")
+            raise ValueError("the batch has no points")
         squares = self.squares(batch)
         found: dict[str, LossAndCount] = {}
         for name, terms in self.terms.items():

@@ -15,7 +15,7 @@ EMBEDDED = _PACKAGE / "embedded" if _INSTALLED else _CHECKOUT / "data"
 """The folder of the data sets included in the package."""
 
 EMBEDDED_FILES = ("abalone.csv.gz", "fashion_mnist_5k.npz", "mnist_5k.npz")
-"""The files in it."""
+"""Their names in it."""
 
 ROOT = "MULTITASK_ROOT"
 """The environment variable by which the command ``multitask`` passes :func:`root` to its processes."""

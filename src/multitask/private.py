@@ -45,8 +45,8 @@ def raise_errors_of_composition(check: Callable[[ConfigLoader, list[str]], None]
 def averages_statistics(trainer: Trainer) -> bool:
     """Return whether this epoch only updates the running statistics of averaged weights, without steps.
 
-    In lightning 2.6.6 ``StochasticWeightAveraging`` sets a flag that only automatic optimization reads; hooks and manual
-    optimization have no public one: https://github.com/Lightning-AI/pytorch-lightning/issues/17245.
+    In lightning 2.6.6 ``StochasticWeightAveraging`` sets a flag that only automatic optimization reads; hooks and
+    manual optimization have no public one: https://github.com/Lightning-AI/pytorch-lightning/issues/17245.
     """
     return bool(trainer.fit_loop._skip_backward)
 

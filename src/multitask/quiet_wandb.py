@@ -1,7 +1,7 @@
-"""Environment for quiet and offline W&B runs; import it before wandb, which reads the environment on import."""
+"""Import this before wandb, which reads the environment then: no chatter, and offline no call home."""
 
 import os
 
 os.environ.setdefault("WANDB_SILENT", "true")
-# Otherwise even offline runs report errors to W&B.
+# Without it, even an offline run reports errors to W&B.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_bit_for_bit(kind: str, scripts: Scripts) -> None:
             ["weighting=modo", "data.batch_size=1"],
             "weighting=modo wants the losses of two halves of each, so that no step would be taken",
         ),
-        ([*command("forces"), "only=forces"], "no task 'energy' predicts anything"),
+        ([*command("forces"), "only=forces"], "no task 'energy' makes predictions"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_run(

@@ -125,7 +125,7 @@ REFUSED = {
     ("task=[two_head/a]",): "task=[two_head/a] is of a model of trunk and heads",
     ("experiment=small",): "trunk=dropout is of a model of trunk and heads",
     ("tasks.left.target=x",): "tasks.left.target=x is of a model of trunk and heads",
-    ("model=careless",): "Careless.on_train_epoch_end replaces what MultiLossModule does there",
+    ("model=careless",): "Careless.on_train_epoch_end overrides MultiLossModule's hook",
     ("model._target_=torch.nn.Identity",): "is no multitask.MultiLossModule",
     ("model._target_=tests.integration.own.Nothing",): "has no 'Nothing'",
     ("model.widht=3",): "model.widht is not a key",

@@ -166,7 +166,7 @@ def test_the_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None
         (["experiment=pinn_burgers", "data.points.boundary=1"], "data.points.boundary=1 must be at least 2"),
         (
             ["experiment=pinn_burgers", "weighting=lr_annealing", "weighting.residual=pde"],
-            "weighting.residual=pde is no task; choose one of residual, boundary, initial",
+            "weighting.residual=pde is not a task; choose one of residual, boundary, initial",
         ),
         (
             ["experiment=pinn_burgers", "evaluation.multiplicative=[l1]"],
@@ -176,7 +176,7 @@ def test_the_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None
         (["experiment=pinn_burgers", "weighting=iwmtl"], "define losses_by_part in it"),
         (
             ["experiment=pinn_burgers", "data.steps=5", "trainer=ddp_cpu"],
-            "last batch has 0 examples on one process, which the model cannot be trained on (there is no draw of "
+            "last batch has 0 examples on one process, which the model cannot be trained on (the batch has no "
             "points); set data.drop_last=true",
         ),
     ],

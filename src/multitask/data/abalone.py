@@ -52,7 +52,7 @@ class Abalone(DividedFile):
             text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
         except (OSError, EOFError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"data.path={self.path} is damaged or no text; it must be a comma-separated table."
+                f"data.path={self.path} is damaged or not text; it must be a comma-separated table."
             ) from error
         rows = list(csv.DictReader(text.splitlines()))
         missing = [name for name in COLUMNS if not rows or name not in rows[0]]
@@ -61,7 +61,7 @@ class Abalone(DividedFile):
         strange = {row["sex"] for row in rows} - set(SEXES)
         if strange:
             raise ValueError(
-                f"data.path={self.path} has sex {', '.join(sorted(strange))}; known are M, F and I."
+                f"data.path={self.path} has sex {', '.join(sorted(strange))}; choose from M, F and I."
             )
         try:
             numbers = {name: torch.tensor([float(row[name]) for row in rows]) for name in COLUMNS[1:]}

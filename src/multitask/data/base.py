@@ -27,12 +27,12 @@ def check_stream(processes: int, batch_size: int | None) -> None:
     """
     if processes > 1:
         raise ValueError(
-            "data: an IterableDataset would give every process the same examples; set trainer.devices=1, or give a "
-            "LightningDataModule of your own that shares them."
+            "data: an IterableDataset would give every process the same examples; set trainer.devices=1, or use your "
+            "own LightningDataModule that shards them."
         )
     if batch_size is None:
         raise ValueError(
-            "data.batch_size=null is the whole of a split, and an IterableDataset has no length; give a number."
+            "data.batch_size=null means the whole split, but an IterableDataset has no length; set a number."
         )
 
 

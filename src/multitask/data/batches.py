@@ -120,7 +120,7 @@ def halves(batch: Any) -> list[Any]:
     count = examples_in(batch)
     if count is None:
         raise ValueError(
-            "the weighting wants two halves of every batch, and the batch has no tensors to cut; define "
+            "the weighting needs two halves of every batch, but the batch has no tensors to split; define "
             "losses_by_part, or choose another weighting."
         )
     order = torch.arange(count)

@@ -71,13 +71,13 @@ class CelebA(Lazy):
         lost = next((file for file in files if file not in partition), None)
         if lost is not None:
             raise ValueError(
-                f"data.path={self.path}: {lost} is in the list of attributes and not in that of splits."
+                f"data.path={self.path}: {lost} is in the list of attributes, but not in that of splits."
             )
         wanted = names if self.targets is None else [name for name in self.targets if name != "inputs"]
         unknown = [name for name in wanted if name not in names]
         if unknown:
             raise ValueError(
-                f"tasks.*.target={unknown[0]} is no attribute of CelebA; it has {', '.join(names)}."
+                f"tasks.*.target={unknown[0]} is not an attribute of CelebA; choose from {', '.join(names)}."
             )
         of_file = np.array([int(partition[file]) for file in files])
         splits: dict[str, Split] = {}

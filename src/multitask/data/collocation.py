@@ -88,7 +88,7 @@ class Collocation(InMemory):
         places = [INSIDE, *self.problem.faces]
         if set(self.points) != set(places) or min(self.points.values()) < 1:
             raise ValueError(
-                f"data.points={dict(self.points)} must have a count above 0 of {', '.join(places)}."
+                f"data.points={dict(self.points)} must have a positive count for each of {', '.join(places)}."
             )
         for place, faces in self.problem.faces.items():
             if self.points[place] < len(faces):

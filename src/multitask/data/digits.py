@@ -51,7 +51,7 @@ def read_idx_folder(folder: Path, key: str) -> dict[str, tuple[Tensor, Tensor]]:
         images, labels = (read_idx(_find(folder, name, key)) for name in names)
         if len(images) != len(labels):
             raise ValueError(
-                f"{key}={folder} has {len(images)} {split} images and {len(labels)} labels of them."
+                f"{key}={folder} has {len(images)} {split} images and {len(labels)} labels for them."
             )
         digits[split] = images, labels
     return digits
@@ -64,7 +64,7 @@ def _find(folder: Path, name: str, key: str) -> Path:
                 return candidate
     wanted = ", ".join(name for names in _IDX_FILES.values() for name in names)
     raise FileNotFoundError(
-        f"{key}={folder} has no {name}; put there the four idx files {wanted}, gzipped or not."
+        f"{key}={folder} has no {name}; it must contain the four idx files {wanted}, gzipped or not."
     )
 
 
@@ -72,7 +72,7 @@ def read_idx(path: Path) -> Tensor:
     """Return the unsigned bytes of an idx file in the shape of its header; raises ``ValueError`` if it is damaged."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(data) < 4 or data[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
-        raise ValueError(f"{path} is no idx file of unsigned bytes.")
+        raise ValueError(f"{path} is not an idx file of unsigned bytes.")
     start = 4 + 4 * data[3]
     shape = np.frombuffer(data[4:start], dtype=">u4").tolist()
     if len(data) - start != math.prod(shape):

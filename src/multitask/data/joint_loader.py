@@ -141,7 +141,7 @@ def check_rule(
         ValueError: If the rule is unknown, or an argument is invalid or has no effect with it.
     """
     if rule not in get_args(Rule):
-        raise ValueError(f"data.rule={rule} is not known; choose one of {', '.join(get_args(Rule))}.")
+        raise ValueError(f"data.rule={rule} is unknown; choose one of {', '.join(get_args(Rule))}.")
     if batch_sizes:
         if rule in _TOGETHER:
             raise ValueError(
@@ -157,16 +157,16 @@ def check_rule(
         key = "ratios" if ratios is not None else "temperature"
         raise ValueError(f"data.{key} does nothing with data.rule={rule}; set data.rule=sampled.")
     if temperature <= 0:
-        raise ValueError(f"data.temperature={temperature} has to be positive.")
+        raise ValueError(f"data.temperature={temperature} must be positive.")
     if ratios is None:
         return
     if temperature != 1.0:
-        raise ValueError("data.ratios and data.temperature both say how sources are drawn; give one of them.")
+        raise ValueError("data.ratios and data.temperature both set how sources are drawn; give only one.")
     if set(ratios) != set(sources):
         raise ValueError(
             f"data.ratios names {', '.join(ratios)}; give a number for each of {', '.join(sources)}."
         )
     if min(ratios.values()) <= 0:
         raise ValueError(
-            f"data.ratios={dict(ratios)}: each has to be positive; leave out the tasks of a source."
+            f"data.ratios={dict(ratios)}: each must be positive; to exclude a source, omit its tasks."
         )

@@ -102,9 +102,7 @@ class Molecule(InMemory):
         try:
             atoms = molecule(self.molecule)
         except KeyError:
-            raise ValueError(
-                f"data.molecule={self.molecule} is no name that ase.build.molecule knows."
-            ) from None
+            raise ValueError(f"data.molecule={self.molecule} is unknown to ase.build.molecule.") from None
         atoms.calc = EMT()
         energy = self.temperature * units.kB
         atoms.set_momenta(

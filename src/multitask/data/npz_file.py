@@ -24,7 +24,7 @@ def read_arrays(
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{key}={path} is damaged or no .npz; save arrays with numpy.savez. Pickles are never loaded."
+            f"{key}={path} is damaged or not an .npz; save arrays with numpy.savez. Pickles are never loaded."
         )
     with np.load(path, allow_pickle=False) as file:
         missing = [name for name in wanted if name not in file.files]

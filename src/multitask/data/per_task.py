@@ -218,6 +218,6 @@ def _blank(source: str, key: str, value: Tensor) -> Tensor:
         return torch.full_like(value, torch.nan)
     if value.dtype not in (torch.int16, torch.int32, torch.int64):
         raise ValueError(
-            f"data.sources.{source}: '{key}' is {value.dtype}, which cannot mark what is missing."
+            f"data.sources.{source}: '{key}' is {value.dtype}, which cannot mark missing values."
         )
     return torch.full_like(value, MISSING)

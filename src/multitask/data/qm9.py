@@ -66,14 +66,14 @@ class QM9(DividedFile):
         unknown = [name for name in self.properties if name not in PROPERTIES]
         if unknown:
             raise ValueError(
-                f"tasks.*.target={unknown[0]} is no property of QM9; known are {', '.join(PROPERTIES)}."
+                f"tasks.*.target={unknown[0]} is not a property of QM9; choose from {', '.join(PROPERTIES)}."
             )
         molecules, table, doubtful = (self._find(name) for name in _FILES)
         atoms = read_molecules(molecules, LARGEST)
         properties = self._properties(table)
         if any(len(values) != len(atoms) for values in properties.values()):
             raise ValueError(
-                f"data.path={self.path}: {molecules} has {len(atoms)} molecules and {table} another number."
+                f"data.path={self.path}: {molecules} has {len(atoms)} molecules, but {table} has a different number."
             )
         kept = torch.ones(len(atoms), dtype=torch.bool)
         kept[_numbers(doubtful)] = False
@@ -95,7 +95,9 @@ class QM9(DividedFile):
         for candidate in (Path(self.path) / name, Path(self.path) / "raw" / name):
             if candidate.is_file():
                 return candidate
-        raise FileNotFoundError(f"data.path={self.path} has no {name}; put there {', '.join(_FILES)} of QM9.")
+        raise FileNotFoundError(
+            f"data.path={self.path} has no {name}; it must contain {', '.join(_FILES)} of QM9."
+        )
 
 
 def _numbers(path: Path) -> list[int]:

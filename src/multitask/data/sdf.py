@@ -38,10 +38,10 @@ def _atoms(lines: Iterator[str], path: Path, molecule: int, largest: int) -> Ite
             x, y, z, element, *_ = next(lines).split()
             if element not in ELEMENTS:
                 raise ValueError(
-                    f"{path}: molecule {molecule} has an atom {element}; known are {', '.join(ELEMENTS)}."
+                    f"{path}: molecule {molecule} has an atom {element}; supported are {', '.join(ELEMENTS)}."
                 )
             yield ELEMENTS[element], float(x), float(y), float(z)
         while next(lines).rstrip() != "$$$$":
             pass
     except StopIteration as error:
-        raise ValueError(f"{path} ends inside of molecule {molecule}.") from error
+        raise ValueError(f"{path} ends within molecule {molecule}.") from error

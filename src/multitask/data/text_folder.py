@@ -63,7 +63,7 @@ class TextFolder(Text):
         datasets = imported("datasets", "huggingface", "data=text_folder")
         if self.path is None or not Path(self.path).is_dir():
             what = "data.path is null" if self.path is None else f"data.path={self.path} does not exist"
-            raise FileNotFoundError(f"{what}; give a folder as datasets' save_to_disk writes it.")
+            raise FileNotFoundError(f"{what}; give a folder written by datasets' save_to_disk.")
         stored = datasets.load_from_disk(self.path)
         if not isinstance(stored, Mapping):
             parts = split_indices(len(stored), self.split, self.split_seed)
@@ -85,9 +85,7 @@ class TextFolder(Text):
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"data.tokenizer={folder} has no tokenizer as save_pretrained writes it."
-            ) from error
+            raise ValueError(f"data.tokenizer={folder} has no tokenizer saved by save_pretrained.") from error
         if tokenizer.pad_token_id is not None:
             self.pad = tokenizer.pad_token_id
         return tokenizer

@@ -43,7 +43,7 @@ class LossesBeside(Callback):
         except (KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
             self._failed = True
             print(
-                f"warning: the test step is the model's own, and losses(batch) fails on its batches "
+                f"warning: the model has its own test step, and losses(batch) fails on its batches "
                 f"({type(error).__name__}: {error}); the record has no losses of this split.",
                 file=sys.stderr,
             )

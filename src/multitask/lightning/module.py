@@ -157,7 +157,7 @@ class MultiLossModule(MeasuredModule):
         """
         if rows == "example":
             raise ValueError(
-                "the weighting wants the losses of single examples; define losses_by_part in "
+                "the weighting needs the losses of single examples; define losses_by_part in "
                 f"{type(self).__name__}, or choose another weighting."
             )
         return losses_of_halves(self.losses, batch)
@@ -171,7 +171,7 @@ class MultiLossModule(MeasuredModule):
             ValueError: If the subclass does not define it.
         """
         raise ValueError(
-            f"the weighting wants the traces of the residuals' kernel; define traces in {type(self).__name__}, or "
+            f"the weighting needs the traces of the residuals' kernel; define traces in {type(self).__name__}, or "
             "choose another weighting."
         )
 
@@ -273,8 +273,8 @@ class MultiLossModule(MeasuredModule):
         unknown = [name for name in given if name not in self.names]
         if unknown or not given:
             raise ValueError(
-                f"losses gave {', '.join(unknown) or 'nothing'}, and the losses are {', '.join(self.names)}, as the "
-                f"first batch or names= has them; pass names= with all of them to {type(self).__name__}'s base class."
+                f"losses returned {', '.join(unknown) or 'nothing'}, but the losses are {', '.join(self.names)}, as in "
+                f"the first batch or names=; pass names= with all of them to {type(self).__name__}'s base class."
             )
         like = next(iter(given.values()))[0].detach()
         absent = (torch.zeros_like(like), torch.zeros(len(like)) if like.ndim else 0.0)
@@ -310,7 +310,7 @@ class MultiLossModule(MeasuredModule):
         if count is None:
             if self.window > 1 or self.processes > 1:
                 raise ValueError(
-                    "the batch has no tensor from which its number of examples could be read; let losses return "
+                    "the batch has no tensor to infer its number of examples from; let losses return "
                     "(loss, count)."
                 )
             return 1.0
@@ -575,8 +575,8 @@ def _single_closure(optimizer: Optimizer) -> Callable[[], None]:
         nonlocal called
         if called:
             raise MisconfigurationException(
-                f"{type(optimizer).__name__} computes the loss several times in a step, and a "
-                "step by hand fills the gradients once; choose another optimizer, or a scalarization without "
+                f"{type(optimizer).__name__} computes the loss several times in a step, but "
+                "manual optimization computes the gradients once; choose another optimizer, or a scalarization without "
                 "accumulation."
             )
         called = True

@@ -38,5 +38,5 @@ def replaced_hook(cls: type, base: type) -> str | None:
             own = unwrap(owner.__dict__[name]) if name in owner.__dict__ else None
             if isinstance(own, FunctionType) and not bases & set(own.__code__.co_names):
                 hook = f"{owner.__name__}.{name}"
-                return f"{hook} replaces what {base.__name__} does there; call super().{name}(…) in it."
+                return f"{hook} overrides {base.__name__}'s hook; call super().{name}(…) in it."
     return None

@@ -54,7 +54,7 @@ def step_plateau_schedulers(
         if not math.isfinite(value):
             module.warn_once(
                 "scheduler.monitor",
-                f"={monitor} has no finite value in epoch {module.current_epoch + 1}; it waits for one.",
+                f"={monitor} has no finite value in epoch {module.current_epoch + 1}; the scheduler waits for one.",
             )
         elif count % config.frequency == 0:
             config.scheduler.step(value)

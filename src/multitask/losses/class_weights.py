@@ -31,7 +31,7 @@ class BalancedCrossEntropy(nn.CrossEntropyLoss):
         labelled = targets[targets != self.ignore_index]
         if labelled.numel() and not 0 <= int(labelled.min()) <= int(labelled.max()) < len(self._counts):
             raise ValueError(
-                f"loss.num_classes={len(self._counts)} does not hold the class "
+                f"loss.num_classes={len(self._counts)} does not include the class "
                 f"{int(labelled.min()) if labelled.min() < 0 else int(labelled.max())}"
             )
         self._counts += torch.bincount(labelled.flatten(), minlength=len(self._counts)).cpu()
@@ -44,7 +44,7 @@ class BalancedCrossEntropy(nn.CrossEntropyLoss):
         """
         counts, occurs = self._counts.double(), self._counts > 0
         if not occurs.any():
-            raise ValueError("the training split has no labelled class to find class weights from")
+            raise ValueError("the training split has no labelled class to compute class weights from")
         weight = torch.where(occurs, counts.sum() / (occurs.sum() * counts.clamp(min=1)), 1.0)
         self.weight = weight.to(self.weight)
         self._counts = torch.zeros_like(self._counts)

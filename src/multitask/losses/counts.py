@@ -81,6 +81,6 @@ def marked(loss: object, target: Tensor, known: Tensor) -> Tensor:
     ignored = getattr(loss, "ignore_index", None)
     if not isinstance(ignored, int):
         raise ValueError(
-            f"{type(loss).__name__} counts by itself and has no ignore_index, by which it would know what is missing"
+            f"{type(loss).__name__} counts by itself, but has no ignore_index to mark missing values"
         )
     return target.masked_fill(~known, ignored)

@@ -61,9 +61,9 @@ def loss_over_known(
     values = unreduced(prediction, target.where(known, 0))
     if values.shape != target.shape:
         raise ValueError(
-            f"an example misses some of its target's values and has the rest, and {type(loss).__name__} has no number "
-            f"for each value ({list(values.shape)} for {list(target.shape)}), so that it cannot leave single ones "
-            "out; mark such examples as missing altogether (mask/<target>), or choose another loss"
+            f"an example lacks some of its target's values, and {type(loss).__name__} has no number "
+            f"for each value ({list(values.shape)} for {list(target.shape)}), so that it cannot exclude single "
+            "ones; mark such examples as missing as a whole (mask/<target>), or choose another loss"
         )
     total = values.where(known, 0).sum()
     return total / torch.as_tensor(count, device=total.device).to(total.dtype).clamp(

@@ -152,7 +152,8 @@ class Pinball(nn.Module):
         if prediction.shape != wanted or target.numel() != len(target):
             raise ValueError(
                 f"Pinball got predictions of shape {list(prediction.shape)} for targets of shape {list(target.shape)} "
-                f"and {len(self.quantiles)} quantiles; make tasks.*.head as wide as the quantiles, of one number."
+                f"and {len(self.quantiles)} quantiles; make tasks.*.head as wide as the quantiles, for one target "
+                "per example."
             )
         error = target.view(-1, 1) - prediction
         return torch.maximum(self.quantiles * error, (self.quantiles - 1) * error).mean()

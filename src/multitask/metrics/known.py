@@ -125,7 +125,7 @@ class OfKnown(Metric):
         elif way == "marks":
             self.metric.update(prediction, self._marked(target, known))
         else:
-            raise ValueError(f"{type(self.metric).__name__} cannot leave out single values of a row")
+            raise ValueError(f"{type(self.metric).__name__} cannot exclude single values of a row")
 
     def compute(self) -> Tensor:
         """Return the metric of all batches; NaN if it is undefined."""

@@ -24,7 +24,7 @@ def normalization(kind: Norm, channels: int) -> nn.Module:
             return nn.GroupNorm(math.gcd(8, channels), channels)
         case "none":
             return nn.Identity()
-    raise ValueError(f"trunk.norm={kind} is not known; choose batch, group or none.")
+    raise ValueError(f"trunk.norm={kind} is unknown; choose batch, group or none.")
 
 
 def convolution(channels: int, kernel: int = 3, stride: int = 1, norm: Norm = "batch") -> nn.Sequential:

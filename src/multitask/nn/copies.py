@@ -20,12 +20,12 @@ def several(make: Make, count: int, key: str) -> list[nn.Module]:
             ``_partial_`` node is instantiated once and passed to every call.
     """
     if isinstance(make, nn.Module) or not callable(make):
-        raise ValueError(f"{key} must be made separately for each copy; add _partial_: true to it.")
+        raise ValueError(f"{key} must be instantiated separately for each copy; add _partial_: true to it.")
     networks = [make() for _ in range(count)]
     parameters = [id(p) for network in networks for p in set(network.parameters())]
     if len(parameters) != len(set(parameters)):
         raise ValueError(
-            f"{key} gives copies that share parameters, since what is nested in a _partial_ node is made once; "
+            f"{key} gives copies that share parameters, since a node nested in a _partial_ node is instantiated once; "
             "write {_target_: hydra.utils.instantiate, _partial_: true, _recursive_: false, config: <node>}."
         )
     return networks

@@ -33,21 +33,19 @@ class Encoder(nn.Module):
         super().__init__()
         if (folder is None) == (config is None):
             raise ValueError(
-                "trunk has either a folder with a model or the config of a new one; set one to null."
+                "trunk needs either the folder of a model or the config of a new one; set exactly one."
             )
         transformers = imported("transformers", "huggingface", "trunk")
         if folder is not None:
             try:
                 settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             except OSError as error:
-                raise ValueError(
-                    f"trunk.folder={folder} has no model as save_pretrained writes it."
-                ) from error
+                raise ValueError(f"trunk.folder={folder} has no model saved by save_pretrained.") from error
         else:
             kind = (config or {}).get("model_type")
             if kind not in transformers.CONFIG_MAPPING:
                 raise ValueError(
-                    f"trunk.config.model_type={kind} is no encoder of transformers; set one, such as bert."
+                    f"trunk.config.model_type={kind} is not an encoder of transformers; set one, such as bert."
                 )
             settings = transformers.AutoConfig.for_model(**dict(config or {}))
         model = transformers.MODEL_MAPPING[type(settings)]

@@ -64,7 +64,7 @@ def resnet(
         ValueError: If the stem is unknown.
     """
     if stem not in ("large", "small"):
-        raise ValueError(f"trunk.stem={stem} is not known; choose large or small.")
+        raise ValueError(f"trunk.stem={stem} is unknown; choose large or small.")
     kernel, stride = (7, 2) if stem == "large" else (3, 1)
     layers: list[nn.Module] = [
         nn.LazyConv2d(width, kernel, stride=stride, padding=kernel // 2, bias=False),

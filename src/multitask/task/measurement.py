@@ -74,7 +74,7 @@ def _computed(name: str, task: Task) -> dict[str, float]:
             values[key] = float(metric.compute())
         except (ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
             rank_zero_warn(
-                f"tasks.{name}.metrics.{key} cannot be computed of the labels that a split has, and is left out: "
+                f"tasks.{name}.metrics.{key} cannot be computed from the labels of a split, and is omitted: "
                 f"{' '.join(str(error).split()).rstrip('.')}."
             )
     return values

@@ -102,7 +102,7 @@ class Seen:
         point = self._differentiable_input(inputs)
         if output.numel() != self.examples:
             raise ValueError(
-                f"a derivative is of one number for each of {self.examples} examples, not of {list(output.shape)}; "
+                f"a derivative needs one number for each of {self.examples} examples, not {list(output.shape)}; "
                 "take a column"
             )
         derivative = None
@@ -110,7 +110,7 @@ class Seen:
             (derivative,) = torch.autograd.grad(output.sum(), point, create_graph=True, allow_unused=True)
         if derivative is None:
             raise ValueError(
-                "an output whose derivative is wanted does not depend on the inputs; second derivatives want a smooth "
+                "an output whose derivative is needed does not depend on the inputs; second derivatives need a smooth "
                 "network, with Tanh or SiLU in place of ReLU"
             )
         return derivative
@@ -119,13 +119,13 @@ class Seen:
         given: Any = self.inputs
         if isinstance(given, Mapping):
             if name is None or name not in given:
-                raise ValueError(f"the inputs are {', '.join(given)}; name one of them, not {name!r}")
+                raise ValueError(f"the inputs are {', '.join(given)}; choose one of them, not {name!r}")
             given = given[name]
         elif name is not None:
-            raise ValueError(f"there is one tensor of inputs, and {name!r} is asked for; leave the name out")
+            raise ValueError(f"the inputs are one tensor, but {name!r} was requested; omit the name")
         if not isinstance(given, Tensor):
             raise ValueError(
-                f"the inputs are a {type(given).__name__}; derivatives want a tensor, or tensors by name"
+                f"the inputs are a {type(given).__name__}; derivatives need a tensor, or tensors by name"
             )
         if not given.requires_grad:
             raise ValueError(
@@ -163,7 +163,7 @@ class _LazyPredictions(Mapping[str, Tensor]):
         if name not in self._computed:
             if name not in self._names:
                 raise ValueError(
-                    f"no task {name!r} predicts anything; there are {', '.join(self._names) or 'none'}"
+                    f"no task {name!r} makes predictions; available: {', '.join(self._names) or 'none'}"
                 )
             self._computed[name] = self._predict(name)
         return self._computed[name]

@@ -198,14 +198,12 @@ class _Moments:
     def result(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each column."""
         if not isinstance(self._mean, Tensor) or not (torch.as_tensor(self._count) > 0).all():
-            raise ValueError("the training split has no labelled value to find mean and deviation from")
+            raise ValueError("the training split has no labelled value to compute mean and deviation from")
         std = (torch.as_tensor(self._squares) / self._count).sqrt()
         if not (self._mean.float().isfinite() & std.float().isfinite()).all():
             raise ValueError("the training targets are infinite, or too large for 32 bits; fix the data")
         if not varies(self._lowest, self._highest).all():
-            raise ValueError(
-                "the training targets are constant, and cannot be standardized; leave transform out"
-            )
+            raise ValueError("the training targets are constant and cannot be standardized; omit transform")
         return self._mean, std
 
 

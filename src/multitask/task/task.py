@@ -94,11 +94,11 @@ class Task(nn.Module):
     ) -> None:
         super().__init__()
         if loss is None or (head is None) == (prediction is None):
-            raise ValueError("a task has a loss, and either a head or a prediction.")
+            raise ValueError("a task needs a loss, and either a head or a prediction.")
         if count is not None and count not in COUNTS:
             raise ValueError(f"tasks.*.count is null, {', '.join(COUNTS)}, not {count!r}.")
         if count == "weights" and getattr(loss, "weight", None) is None:
-            raise ValueError(f"tasks.*.count is weights, and {type(loss).__name__} has no attribute weight.")
+            raise ValueError(f"tasks.*.count is weights, but {type(loss).__name__} has no attribute weight.")
         self.head = head
         self.prediction = prediction
         self.loss = loss
@@ -147,7 +147,7 @@ class Task(nn.Module):
             self._changes_features[self.training] = before != _version(given)
         elif changes is False and before != _version(given):
             raise ValueError(
-                "the head changes its features in place in some batches only; let it work on a copy, or set "
+                "the head modifies its features in place in some batches only; let it use a copy, or set "
                 "inplace=False"
             )
         return prediction
@@ -233,7 +233,7 @@ class Task(nn.Module):
             rows = whole_rows(known)
             if rows is None:
                 raise ValueError(
-                    "transform joins values of which some are missing; leave it out, or mark whole rows"
+                    "transform joins values, some of which are missing; omit it, or mark whole rows"
                 )
             known = over_examples(rows, target).expand(target.shape)
         return prediction, target, known
@@ -307,7 +307,7 @@ class Task(nn.Module):
             if mask.shape != known.shape[: mask.ndim]:
                 raise ValueError(
                     f"mask/{self.target} is {list(mask.shape)} and the target '{self.target}' {list(known.shape)}; "
-                    "make the mask as large, or one value an example."
+                    "give the mask the target's shape, or one value per example."
                 )
             known = known & over_examples(mask, known)
         return known
@@ -334,8 +334,8 @@ class Task(nn.Module):
         else:
             if not self.takes_partly_labelled:
                 raise ValueError(
-                    f"an example misses some of the target '{self.target}' and has the rest, and the loss cannot leave "
-                    f"single values out; mark it as missing altogether (mask/{self.target})"
+                    f"an example lacks some values of the target '{self.target}', and the loss cannot exclude "
+                    f"single values; mark the whole example as missing (mask/{self.target})"
                 )
             loss, counted = loss_over_known(self.loss, self.counts_by, prediction, target, known)
 
@@ -366,10 +366,10 @@ def _aligned(target: Tensor, prediction: Tensor, key: str) -> Tensor:
         return target.unsqueeze(-1)
     classes = prediction.ndim == target.ndim + 1 and prediction.shape[2:] == target.shape[1:]
     raise ValueError(
-        f"the head gives {list(prediction.shape)} and the target '{key}' holds floats {list(target.shape)}; make the "
+        f"the head gives {list(prediction.shape)}, but the target '{key}' has floats {list(target.shape)}; make the "
         "head's output as wide as the target"
         + (", or give classes as integers" if classes else "")
-        + ", or set loss_checks_shapes=true if the loss takes both as they are"
+        + ", or set loss_checks_shapes=true if the loss accepts these shapes"
     )
 
 
@@ -384,6 +384,6 @@ def split_features(features: object, tasks: list[str]) -> list[Tensor]:
     if isinstance(features, Mapping) and set(tasks) <= set(features):
         return [features[name] for name in tasks]
     raise ValueError(
-        f"trunk gives a {type(features).__name__}; a trunk gives one tensor, or a mapping with one for each "
+        f"trunk gives a {type(features).__name__}; it must give one tensor, or a mapping with one for each "
         f"of the tasks {', '.join(tasks)}."
     )

@@ -69,7 +69,7 @@ class Term(nn.Module):
         values, _ = self._evaluated(seen)
         if not values.ndim:
             raise ValueError(
-                "the loss is one number for a batch, and the weighting has a row for each example; let it return one "
+                "the loss is one number per batch, but the weighting has one row per example; let it return one "
                 "value per example, or choose another weighting"
             )
         return self.weight * values
@@ -83,7 +83,7 @@ class Term(nn.Module):
         if not fits:
             shape = list(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
             raise ValueError(
-                f"the loss gives {shape}, and must give one number, one value per example, or a number and its count"
+                f"the loss gives {shape}, but must give one number, one value per example, or a number and its count"
             )
         return seen.in_precision(values), count
 
@@ -108,7 +108,7 @@ class Auxiliary(nn.Module):
         if self.name not in seen.losses:
             raise ValueError(
                 f"loss.name: the trunk returns no loss '{self.name}'; it returns "
-                f"{', '.join(seen.losses) or 'none, which multitask.nn.with_losses.WithLosses would hold'}"
+                f"{', '.join(seen.losses) or 'none, which would be in multitask.nn.with_losses.WithLosses'}"
             )
         return seen.losses[self.name]
 
@@ -137,7 +137,7 @@ class SupervisedContrastive(nn.Module):
         features = seen.features
         if not isinstance(features, Tensor):
             if self.task is None:
-                raise ValueError("loss.task is not set, and the trunk has features for each task")
+                raise ValueError("loss.task is not set, but the trunk has features per task")
             features = features[self.task]
         unit = F.normalize(features.flatten(1), dim=1)
         others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)

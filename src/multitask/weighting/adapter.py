@@ -39,8 +39,8 @@ def adapt(method: object) -> Combiner:
         case aggregation.MoDoWeighting() | aggregation.SDMGradWeighting():
             name = type(method).__name__
             raise ValueError(
-                f"weighting._target_ made torchjd's {name}, which wants the Jacobians of two batches; take "
-                f"weighting={name.removesuffix('Weighting').lower()}, which has them from the batch's halves."
+                f"weighting._target_ is torchjd's {name}, which needs the Jacobians of two batches; set "
+                f"weighting={name.removesuffix('Weighting').lower()}, which takes them from the batch's halves."
             )
         case UW() | IMTLL() | FAMO():
             return _trained(method)
@@ -72,7 +72,7 @@ def adapt(method: object) -> Combiner:
             needs_jacobian = _takes_matrix(method) and not isinstance(method, _COUNT_ROWS)
             return MatrixMethod(method) if needs_jacobian else GramianMethod(method)
     raise TypeError(
-        f"weighting._target_ made a {type(method).__name__}; name a torchjd scalarizer, weighting or "
+        f"weighting._target_ is a {type(method).__name__}; set a torchjd scalarizer, weighting or "
         "aggregator, or a subclass of multitask.weighting.base.Combiner."
     )
 

@@ -71,6 +71,6 @@ def _singular(matrix: Array) -> tuple[Array, Array, Array]:
     sizes, U, W, work, _, failed = dgejsv(matrix, joba=2, jobu=0, jobv=0, jobp=0)
     if failed:
         raise ValueError(
-            f"weighting=aligned_mtl: the singular values of the gradients were not found ({failed})."
+            f"weighting=aligned_mtl: the singular values of the gradients did not converge ({failed})."
         )
     return sizes * (work[0] / work[1]), U, W

@@ -51,7 +51,7 @@ class Krum(CosineMethod):
         if tasks < least:
             raise ValueError(
                 f"weighting=krum needs {least} tasks with weighting.n_byzantine={self.n_byzantine} and "
-                f"weighting.n_selected={self.n_selected}, and there are {tasks}; choose more tasks or another "
+                f"weighting.n_selected={self.n_selected}, but there are {tasks}; use more tasks or another "
                 "weighting."
             )
 
@@ -69,7 +69,7 @@ def trimmed_mean(tasks: Sequence[str], trim_number: int = 1) -> TrimmedMean:
     """
     if len(tasks) < 2 * trim_number + 1:
         raise ValueError(
-            f"weighting.trim_number={trim_number} needs {2 * trim_number + 1} tasks, and there are "
-            f"{len(tasks)}; choose more tasks, a smaller number or another weighting."
+            f"weighting.trim_number={trim_number} needs {2 * trim_number + 1} tasks, but there are "
+            f"{len(tasks)}; use more tasks, a smaller number or another weighting."
         )
     return TrimmedMean(trim_number)

@@ -87,7 +87,7 @@ class CAGrad(CosineMethod):
                 low, high = high, high + 2.0
             gamma, _ = at(brentq(lambda x: at(x)[1], low, high, xtol=1e-12, rtol=1e-12))
         except ValueError as error:
-            self.solver.failed(f"no solution ({error}); the trunk is left as it is in this step")
+            self.solver.failed(f"no solution ({error}); the trunk is not updated in this step")
             return None
         size = float(np.sqrt(gamma @ C @ gamma))
         cost = slope + radius * (C @ gamma) / size

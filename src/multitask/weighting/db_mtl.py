@@ -54,7 +54,7 @@ class DBMTL(JacobianMethod):
         norms = average.norm(dim=1)
         if not torch.isfinite(norms).all():
             raise FloatingPointError(
-                "weighting=db_mtl met a gradient that is not finite; lower optimizer.lr."
+                "weighting=db_mtl got a gradient that is not finite; lower optimizer.lr."
             )
         self.average = average
         gradients.assign(torch.where(norms > 0, norms.max() / norms, 0.0) @ average)

@@ -64,7 +64,7 @@ class ExcessMTL(WeightedMethod):
         excess = (jacobian**2 / (squares + 1e-7).sqrt()).sum(1)
         if not torch.isfinite(excess).all():
             raise FloatingPointError(
-                "weighting=excess_mtl met a gradient that is not finite; lower optimizer.lr."
+                "weighting=excess_mtl got a gradient that is not finite; lower optimizer.lr."
             )
         warm = int(self.epochs) < self.warmup_epochs
         begins = torch.ones_like(self.counts) if warm else (self.counts == 0).to(self.counts)

@@ -55,7 +55,7 @@ class GradNorm(WeightedMethod):
         """Check that the model has the layer."""
         if self.layer is not None and not any(is_part(name, self.layer) for name in names):
             known = closest(self.layer, map(layer_of, names))
-            raise ValueError(f"weighting.layer={self.layer} is no layer of the model; choose {known}.")
+            raise ValueError(f"weighting.layer={self.layer} is not a layer of the model; choose {known}.")
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the current weights, and update them."""

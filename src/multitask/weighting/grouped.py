@@ -33,8 +33,8 @@ class Grouped(Wrapper[JacobianMethod]):
             raise ValueError(f"weighting.groups={by} is unknown; choose trunk, layer or tensor.")
         if any(True for _ in method.parameters()):
             raise ValueError(
-                f"weighting.groups={by} cannot share out the trained parameters of {type(method).__name__}; "
-                "take weighting.groups=trunk."
+                f"weighting.groups={by} cannot split the trainable parameters of {type(method).__name__}; "
+                "set weighting.groups=trunk."
             )
         super().__init__(method)
         self.by = by
@@ -56,9 +56,9 @@ class Grouped(Wrapper[JacobianMethod]):
         jacobian = gradients.jacobian()
         vector = torch.empty_like(jacobian[0])
         total: Tensor | None = torch.zeros_like(losses)
-        columns_of = groups(gradients, self.by)
-        self._rename_legacy(columns_of)
-        for name, columns in columns_of.items():
+        found = groups(gradients, self.by)
+        self._rename_legacy(found)
+        for name, columns in found.items():
             part = Part(gradients, jacobian, columns)
             member = self._member(name)
             with self._restricted(member):

@@ -31,7 +31,7 @@ def groups(gradients: TaskGradients, by: By, key: str = "weighting.groups") -> d
     """
     if not gradients.layout:
         raise ValueError(
-            f"{key} needs gradients of the parameters, and weighting.engine gives others; take "
+            f"{key} needs gradients of the parameters, which weighting.engine does not give; set "
             "weighting.engine=auto."
         )
     found: dict[str, list[Columns]] = {}
@@ -60,7 +60,7 @@ def last_layer(gradients: TaskGradients, layer: str | None, key: str) -> TaskGra
     if layer is not None:
         columns = [c for group in found.values() for c in group if is_part(c.name, layer)]
         if not columns:
-            raise ValueError(f"{key}={layer} is shared by no two losses; choose {closest(layer, found)}.")
+            raise ValueError(f"{key}={layer} is not shared by two losses; choose {closest(layer, found)}.")
     elif len(found) == 1:
         (columns,) = found.values()
     else:
@@ -93,7 +93,7 @@ def _nearest(gradients: TaskGradients, key: str) -> str:
             fewest[layer] = min(distance, fewest.get(layer, distance))
     if not fewest:
         layers = dict.fromkeys(layer_of(name) for name, _ in gradients.layout)
-        raise ValueError(f"no layer is reached by all losses; name one, {key}=… of {closest('', layers)}.")
+        raise ValueError(f"no layer is reached by all losses; set {key} to one of {closest('', layers)}.")
     return min(reversed(fewest), key=lambda layer: fewest[layer])
 
 
@@ -125,7 +125,7 @@ class Part(TaskGradients):
         return self._gradients.total(inner_products(self._jacobian, self._jacobian))
 
     def combine(self, weights: Tensor) -> None:
-        """Store ``weightsᵀ J``."""
+        """Keep ``weightsᵀ J``."""
         self.assign(weights.to(self._jacobian.dtype) @ self._jacobian)
 
     def jacobian(self) -> Tensor:

@@ -38,7 +38,9 @@ class LRAnnealing(WeightedMethod):
     def __init__(self, tasks: Sequence[str], residual: str | None = None, alpha: float = 0.9) -> None:
         residual = tasks[0] if residual is None else residual
         if residual not in tasks:
-            raise ValueError(f"weighting.residual={residual} is no task; choose one of {', '.join(tasks)}.")
+            raise ValueError(
+                f"weighting.residual={residual} is not a task; choose one of {', '.join(tasks)}."
+            )
         if not 0 <= alpha <= 1:
             raise ValueError(f"weighting.alpha={alpha} must lie between 0 and 1.")
         super().__init__()

@@ -49,7 +49,7 @@ class MGDA(CosineMethod):
             if (sizes <= 0).any():
                 raise ValueError(
                     f"weighting.normalization={self.normalization} needs losses above zero, and one is "
-                    f"{sizes.min():.3g}; take weighting.normalization=l2."
+                    f"{sizes.min():.3g}; set weighting.normalization=l2."
                 )
             divisors = divisors * sizes
         if self.normalization in ("l2", "loss+"):

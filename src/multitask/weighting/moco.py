@@ -71,7 +71,7 @@ class MoCo(JacobianMethod):
         rate = self.gamma / float(self.steps.max()) ** self.gamma_sigma
         step = tracked @ (shares @ tracked) + self.rho * shares
         if not torch.isfinite(step).all():
-            raise FloatingPointError("weighting=moco met a gradient that is not finite; lower optimizer.lr.")
+            raise FloatingPointError("weighting=moco got a gradient that is not finite; lower optimizer.lr.")
         shares = project_onto_simplex(shares - rate * step)
         self.tracked, self.shares = tracked, shares.to(self.shares)
         gradients.assign(shares @ tracked)

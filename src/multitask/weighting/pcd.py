@@ -50,7 +50,7 @@ class PCD(CosineMethod):
         super().__init__()
         primary = tasks[0] if primary is None else primary
         if primary not in tasks:
-            raise ValueError(f"weighting.primary={primary} is no task; choose one of {', '.join(tasks)}.")
+            raise ValueError(f"weighting.primary={primary} is not a task; choose one of {', '.join(tasks)}.")
         if not 0 <= tau <= 1 or not 0 <= beta < 1 or eps < 0:
             raise ValueError(
                 f"weighting.tau={tau}, beta={beta}, eps={eps}: 0 ≤ τ ≤ 1, 0 ≤ β < 1, ε ≥ 0 must hold."
@@ -93,7 +93,7 @@ class PCD(CosineMethod):
             try:
                 solution = quadprog.solve_qp(np.eye(len(values)), units[first], units[others].T, gains)
             except ValueError:
-                self.solver.failed("the minima exclude one another, and are dropped in this step")
+                self.solver.failed("the minima are infeasible, and are dropped in this step")
             else:
                 weights[others] = solution[4]  # the multipliers
         return weights

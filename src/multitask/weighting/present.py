@@ -81,8 +81,8 @@ def _restrictions(module: nn.Module, present: Tensor) -> Iterator[_Restriction]:
             )
     elif isinstance(module, Stateful):
         raise ValueError(
-            f"weighting: {type(module).__name__} of torchjd keeps a memory that no task can be absent from, "
-            "and one is missing in this batch; choose the weighting of this repository, or data with every label."
+            f"weighting: {type(module).__name__} of torchjd has state for all tasks, "
+            "but one is absent from this batch; choose a weighting of this package, or data with all labels."
         )
     else:
         for name, value in [*vars(module).items(), *module.named_buffers(recurse=False)]:

@@ -72,7 +72,7 @@ def points(key: str, given: Sequence[Sequence[float]]) -> tuple[list[float], lis
     """Return the times and the weights of points ``[[time, weight], …]``.
 
     Raises:
-        ValueError: If there is no point, or the times do not increase.
+        ValueError: If there is no point, or the times do not rise, naming the key.
     """
     key = f"{key}={[list(point) for point in given]}"
     if not given or any(len(point) != 2 for point in given):

@@ -58,7 +58,7 @@ def remember(root: nn.Module, saved: dict[str, dict[str, Any]]) -> None:
     """
     modules = dict(root.named_modules())
     if modules.keys() != saved.keys():
-        raise ValueError(f"The checkpoint's weighting holds {sorted(saved)}, this one {sorted(modules)}.")
+        raise ValueError(f"The checkpoint's weighting has {sorted(saved)}, this one {sorted(modules)}.")
     for name, values in saved.items():
         for key, value in values.items():
             current = getattr(modules[name], key, None)

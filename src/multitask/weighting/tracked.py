@@ -17,7 +17,7 @@ def fitting(rows: Tensor | None, jacobian: Tensor, method: str) -> Tensor:
         return rows.to(jacobian)
     if rows is not None:
         _log.warning(
-            "%s: the shared parameters are %d numbers now and were %d; its remembered gradients start over.",
+            "%s: the shared parameters have %d elements instead of %d; the stored gradients are reset.",
             method,
             jacobian.shape[1],
             rows.shape[1],

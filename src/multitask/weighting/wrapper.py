@@ -103,7 +103,7 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
             raise ValueError(f"weighting.every={steps} must be at least 1.")
         if not isinstance(method, WeightedMethod) or method.rows == "example":
             raise ValueError(
-                f"weighting.every={steps} needs a weighting that gives one weight per task; leave "
+                f"weighting.every={steps} needs a weighting that gives one weight per task; set "
                 "weighting.every=1."
             )
         super().__init__(method)
@@ -185,8 +185,8 @@ class InstanceWise(Wrapper[WeightedMethod], WeightedMethod):
             or any(map(_keeps, method.modules()))
         ):
             raise ValueError(
-                "weighting.rows=example needs a weighting of the Gramian that keeps nothing a task, neither "
-                f"a memory nor a preference, and {type(method).__name__} is none; choose another, or "
+                "weighting.rows=example needs a weighting of the Gramian without state or numbers "
+                f"per task, which {type(method).__name__} is not; choose another, or "
                 "weighting.rows=task."
             )
         super().__init__(method)

@@ -57,7 +57,7 @@ def test_celeba_that_is_not_there_or_not_right(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"data\.path=.*Anno/list_attr_celeba\.txt"):
         CelebA(str(tmp_path / "nowhere")).setup("fit")
     write_celeba(tmp_path, tree=False)
-    with pytest.raises(ValueError, match="Tall is no attribute"):
+    with pytest.raises(ValueError, match="Tall is not an attribute"):
         CelebA(str(tmp_path), targets=["Tall"]).setup("fit")
     attributes = tmp_path / "list_attr_celeba.txt"
     attributes.write_text(attributes.read_text().replace("7\n", "8\n", 1))

@@ -104,7 +104,7 @@ def test_validation_and_test_are_the_same_for_all_seeds_and_share_the_solution()
     ("changes", "said"),
     [
         ({"points": POINTS}, r"data\.points=.* of inside, boundary, initial"),
-        ({"points": {**POINTS, "initial": 0}}, r"data\.points=.* a count above 0"),
+        ({"points": {**POINTS, "initial": 0}}, r"data\.points=.* a positive count"),
         ({"points": {**POINTS, "initial": 3, "boundary": 1}}, r"data\.points\.boundary=1 must be at least 2"),
         ({"steps": 0}, r"data\.steps=0 must be 1 or more"),
         ({"grids": [[8, 6]]}, r"data\.grids=.* two grids of 2 counts above 1"),

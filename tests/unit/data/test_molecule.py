@@ -49,9 +49,7 @@ def test_they_are_computed_once_and_depend_on_the_seed(
 
 def test_an_unknown_molecule_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("ase")
-    with pytest.raises(
-        ValueError, match=r"data\.molecule=ethanol is no name that ase\.build\.molecule knows"
-    ):
+    with pytest.raises(ValueError, match=r"data\.molecule=ethanol is unknown to ase\.build\.molecule"):
         Molecule(str(tmp_path), molecule="ethanol").load()
 
 

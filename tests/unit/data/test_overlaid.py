@@ -122,7 +122,7 @@ def test_missing_and_damaged_idx_files_are_named(tmp_path: Path):
         FullSizePairs(str(tmp_path)).setup("fit")
     write_mnist(tmp_path / "mnist")
     (tmp_path / "mnist" / "t10k-labels-idx1-ubyte").write_bytes(b"\x80\x04pickle")
-    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte is no idx file"):
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte is not an idx file"):
         FullSizePairs(str(tmp_path / "mnist")).setup("fit")
     write_idx(tmp_path / "short", np.zeros((3, 2)))
     content = (tmp_path / "short").read_bytes()

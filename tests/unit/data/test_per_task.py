@@ -146,10 +146,10 @@ def test_a_source_that_is_sampled_often_shows_its_examples_evenly():
             {"ratios": {"s0": 1, "s1": 1}},
             r"data\.ratios does nothing with data\.rule=proportional",
         ),
-        ("sampled", {"temperature": 0.0}, r"data\.temperature=0\.0 has to be positive"),
+        ("sampled", {"temperature": 0.0}, r"data\.temperature=0\.0 must be positive"),
         ("sampled", {"ratios": {"s0": 1}}, r"data\.ratios names s0; give a number for each of s0, s1"),
-        ("sampled", {"ratios": {"s0": 1, "s1": 0}}, r"each has to be positive"),
-        ("sampled", {"ratios": {"s0": 1, "s1": 1}, "temperature": 2.0}, r"give one of them"),
+        ("sampled", {"ratios": {"s0": 1, "s1": 0}}, r"each must be positive"),
+        ("sampled", {"ratios": {"s0": 1, "s1": 1}, "temperature": 2.0}, r"give only one"),
         ("proportional", {"batch_sizes": {"s0": 1}}, r"data\.batch_sizes does nothing with data\.rule=prop"),
         ("cycle", {"batch_sizes": {"s7": 1}}, r"data\.batch_sizes names s7; the sources are s0, s1"),
         (
@@ -339,7 +339,7 @@ def test_wrong_arguments_are_refused():
         PerTask({})
     with pytest.raises(
         ValueError,
-        match=r"data\.rule=longest is not known; choose one of cycle, shortest, proportional, sampled, turns",
+        match=r"data\.rule=longest is unknown; choose one of cycle, shortest, proportional, sampled, turns",
     ):
         joint("longest")
 

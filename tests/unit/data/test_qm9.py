@@ -85,7 +85,7 @@ def test_qm9(tmp_path: Path, place: str):
 def test_qm9_that_is_not_there_or_not_right(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"data\.path=.*gdb9\.sdf, gdb9\.sdf\.csv"):
         QM9(str(tmp_path / "nowhere")).setup("fit")
-    with pytest.raises(ValueError, match="gap is no property"):
+    with pytest.raises(ValueError, match="gap is not a property"):
         QM9(str(tmp_path), targets=["gap"]).setup("fit")
     write_qm9(tmp_path)
     (tmp_path / "gdb9.sdf").write_text(molecule("gdb_1", WATER, 2))
@@ -103,7 +103,7 @@ def _cut(text: str) -> str:
 
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
-    [(_iron, "an atom Fe"), (_cut, "ends inside of molecule 1"), (lambda text: text, "5 atoms, more than 4")],
+    [(_iron, "an atom Fe"), (_cut, "ends within molecule 1"), (lambda text: text, "5 atoms, more than 4")],
 )
 def test_molecules_that_cannot_be_read_are_named(tmp_path: Path, spoil: Callable[[str], str], complaint: str):
     file = tmp_path / "some.sdf"

@@ -157,7 +157,9 @@ def test_a_loss_that_the_first_batch_did_not_have_is_asked_for() -> None:
     values["t1"][:BATCH] = torch.nan
     module = Small(combiner("upgrad"), absent=True)
     module.names = []
-    with pytest.raises(ValueError, match=r"^losses gave t1, and the losses are t0, t2, [^\n]* pass names="):
+    with pytest.raises(
+        ValueError, match=r"^losses returned t1, but the losses are t0, t2, [^\n]* pass names="
+    ):
         trainer().fit(module, loader(values))
 
 

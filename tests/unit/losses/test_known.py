@@ -132,7 +132,7 @@ def test_balanced_labels_may_miss_some():
 
 def test_a_loss_that_takes_whole_examples_says_so():
     of = task(lambda p, t: (p - t).square().mean(), loss_checks_shapes=True)
-    with pytest.raises(ValueError, match="misses some of the target 'y'"):
+    with pytest.raises(ValueError, match="lacks some values of the target 'y'"):
         of(torch.randn(2, 2), {"y": torch.tensor([[1.0, torch.nan], [0.0, 1.0]])})
     outcome = of(torch.randn(2, 2), {"y": torch.tensor([[torch.nan, torch.nan], [0.0, 1.0]])})
     assert outcome.count == 2

@@ -175,5 +175,5 @@ def test_quantiles_and_shapes_that_cannot_be_meant_are_refused():
         Pinball([0.5, 1.0])
     with pytest.raises(ValueError, match="as wide as the quantiles"):
         Pinball([0.5, 0.9])(torch.rand(4, 3), torch.rand(4))
-    with pytest.raises(ValueError, match="of one number"):
+    with pytest.raises(ValueError, match="for one target"):
         Pinball([0.5])(torch.rand(4, 1), torch.rand(4, 2))

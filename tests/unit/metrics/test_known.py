@@ -181,7 +181,7 @@ def test_metrics_of_whole_rows_take_rows_and_refuse_parts(metric: Any, shape: tu
     metric.update(prediction[known.flatten(1).all(1)], target[known.flatten(1).all(1)])
     assert in_batches(of, prediction, target, known, 24) == pytest.approx(float(metric.compute()), rel=1e-5)
     known[5].view(-1)[0] = False
-    with pytest.raises(ValueError, match="cannot leave out single values"):
+    with pytest.raises(ValueError, match="cannot exclude single values"):
         of.update(prediction, target, known)
 
 

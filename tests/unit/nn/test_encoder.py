@@ -93,8 +93,8 @@ def test_low_rank_updates_start_at_the_folder_s_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, r"^trunk has either a folder with a model or the config"),
-        ({"folder": "x", "config": KEYS}, r"^trunk has either"),
+        ({}, r"^trunk needs either the folder of a model or the config"),
+        ({"folder": "x", "config": KEYS}, r"^trunk needs either"),
         ({"folder": "/nowhere"}, r"^trunk\.folder=/nowhere has no model"),
         ({"config": {"model_type": "nothing"}}, r"nothing"),
         ({"config": {"hidden_size": 3}}, r"^trunk\.config\.model_type"),

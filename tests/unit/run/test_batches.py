@@ -94,7 +94,7 @@ def test_streams_are_no_ones_to_share() -> None:
         check_batches(made(Stream()), 2)
     whole = Data(Stream(), None)
     whole.setup()
-    with pytest.raises(ValueError, match=r"data.batch_size=null is the whole of a split"):
+    with pytest.raises(ValueError, match=r"data.batch_size=null means the whole split"):
         check_batches(whole, 1)
 
 

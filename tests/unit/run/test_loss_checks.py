@@ -200,7 +200,7 @@ def test_losses_of_whole_rows_refuse_rows_in_part(loss: Any):
     whole = vector()
     whole[15] = whole[3] = NAN
     task = start(3, loss, whole, missing=True)
-    with pytest.raises(ValueError, match="cannot leave single values out"):
+    with pytest.raises(ValueError, match="cannot exclude single values"):
         task(INPUTS, {"y": vector()})
 
 

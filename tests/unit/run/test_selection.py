@@ -141,7 +141,7 @@ def test_a_metric_that_cannot_be_computed_takes_nothing_with_it(error: type[Exce
     for count, expected in ((2, {"loss", "mse"}), (120, {"loss", "many", "mse"})):
         measured.update({"a": task}, [task(torch.ones(count), {"a": torch.zeros(count)})])
         with (
-            pytest.warns(UserWarning, match=r"tasks\.a\.metrics\.many .*left out: too few\.")
+            pytest.warns(UserWarning, match=r"tasks\.a\.metrics\.many .*omitted: too few\.")
             if count == 2
             else nullcontext()
         ):
@@ -206,7 +206,7 @@ def test_a_plateau_scheduler_waits_for_values(
     fit(module, tmp_path, 8, seen)
     assert seen.rates == [0.1] * 4 + [0.05] * 4
     assert capsys.readouterr().err.splitlines() == [
-        "warning: scheduler.monitor=val/t0/m has no finite value in epoch 1; it waits for one."
+        "warning: scheduler.monitor=val/t0/m has no finite value in epoch 1; the scheduler waits for one."
     ]
 
 

@@ -60,15 +60,15 @@ def test_means_pass(term: Term) -> None:
         (Term(distances), r"tasks\.x\.loss is not the mean over its examples.*set tasks\.x\.count=batch"),
         (Term(lambda seen: masked(seen)[0]), "is not the mean over its examples"),
         (Term(lambda seen: (distances(seen), 24.0)), "is not the mean over its count"),
-        (Term(lambda seen: seen.predictions["t0"]), r"tasks\.x: the loss gives \[24, 2\], and must give"),
+        (Term(lambda seen: seen.predictions["t0"]), r"tasks\.x: the loss gives \[24, 2\], but must give"),
         (Term(lambda seen: 1.0), "the loss gives a float"),
-        (Term(lambda seen: seen.predictions["t1"].mean()), "no task 't1' predicts anything; there are t0"),
+        (Term(lambda seen: seen.predictions["t1"].mean()), "no task 't1' makes predictions; available: t0"),
         (Term(lambda seen: seen.batch["label"].mean()), r"tasks\.x: label"),
         (Term(Auxiliary("kl")), r"loss\.name: the trunk returns no loss 'kl'; it returns none"),
         (Term(bent), "the inputs require no gradient; set derivatives=true"),
         (
             Term(lambda seen: seen.derivative(seen.predictions["t0"]).sum(1), derivatives=True),
-            r"one number for each of 24 examples, not of \[24, 2\]",
+            r"one number for each of 24 examples, not \[24, 2\]",
         ),
     ],
 )
@@ -95,7 +95,7 @@ SECOND = ["task=[kinds/scalar,kinds/second_loss]", "tasks.rings_l1.prediction.ta
         ),
         (
             ["task=[kinds/forces]", "tasks.forces.target=inputs"],
-            r"tasks\.forces: no task 'energy' predicts anything; there are forces\.",
+            r"tasks\.forces: no task 'energy' makes predictions; available: forces\.",
         ),
         (
             [

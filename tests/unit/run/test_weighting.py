@@ -103,11 +103,11 @@ def test_wrappers_lie_in_one_order() -> None:
         ("nash_mtl", {"max_norm": -1}, "weighting.max_norm=-1 must not be negative"),
         ("fairgrad", {"alpha": -1}, "weighting.alpha=-1 must not be negative"),
         ("gradvac", {"beta": 2}, "weighting.beta=2 must lie between 0 and 1"),
-        ("pcd", {"primary": "up"}, "weighting.primary=up is no task; choose one of left, right"),
+        ("pcd", {"primary": "up"}, "weighting.primary=up is not a task; choose one of left, right"),
         ("pcd", {"tau": 2}, "weighting.tau=2, .* 0 ≤ τ ≤ 1"),
         ("krum", {}, "weighting=krum needs 3 tasks"),
         ("krum", {"n_byzantine": 2}, "weighting=krum needs 5 tasks with weighting.n_byzantine=2"),
-        ("trimmed_mean", {}, "weighting.trim_number=1 needs 3 tasks, and there are 2"),
+        ("trimmed_mean", {}, "weighting.trim_number=1 needs 3 tasks, but there are 2"),
         ("modo", {"gamma": 0}, "weighting.gamma=0 must be positive"),
         ("sdmgrad", {"n_iter": 0}, "n_iter ≥ 1"),
         ("gradnorm", {"lr": -1}, "weighting.lr=-1 must not be negative"),
@@ -118,7 +118,11 @@ def test_wrappers_lie_in_one_order() -> None:
         ("softadapt", {"order": 0}, "weighting.order=0 must be at least 1"),
         ("relobralo", {"tau": 0}, "weighting.alpha=0.95, rho=0.99, tau=0: .* τ > 0 must hold"),
         ("relobralo", {"rho": 2}, "rho=2, .* 0 ≤ ρ ≤ 1"),
-        ("lr_annealing", {"residual": "up"}, "weighting.residual=up is no task; choose one of left, right"),
+        (
+            "lr_annealing",
+            {"residual": "up"},
+            "weighting.residual=up is not a task; choose one of left, right",
+        ),
         ("lr_annealing", {"alpha": 2}, "weighting.alpha=2 must lie between 0 and 1"),
         ("ntk", {"steps": 0}, "weighting.steps=0 must be at least 1"),
         ("m_config", {"beta": 1}, "weighting.beta=1 must be at least 0 and less than 1"),
@@ -141,7 +145,7 @@ def test_refusals_name_the_key(name: str, changes: dict, sentence: str) -> None:
 
 
 def test_what_is_no_combiner_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"weighting\._target_ made a Linear; name a torchjd scalarizer"):
+    with pytest.raises(TypeError, match=r"weighting\._target_ is a Linear; set a torchjd scalarizer"):
         build_weighting({"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}, TASKS)
 
 

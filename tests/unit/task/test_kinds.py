@@ -195,7 +195,7 @@ def test_reconstruction(tmp_path: Path):
 
 def test_a_constant_target_is_answered_with_the_task_and_what_to_do(tmp_path: Path):
     content = arrays() | {"scalar": np.ones(COUNT, dtype=np.float32)}
-    with pytest.raises(ConfigError, match=r"tasks\.scalar: .*constant.*leave transform out"):
+    with pytest.raises(ConfigError, match=r"tasks\.scalar: .*constant.*omit transform"):
         built(tmp_path, content, "task=[kinds/scalar]", *FLAT)
 
 

@@ -33,7 +33,7 @@ def test_column_targets_are_aligned_rather_than_broadcast() -> None:
 
 def test_width_that_does_not_fit_is_refused() -> None:
     task = Task(nn.Linear(3, 2), nn.MSELoss(), target="y")
-    with pytest.raises(ValueError, match=r"the head gives \[4, 2\] and the target 'y' holds floats \[4\]"):
+    with pytest.raises(ValueError, match=r"the head gives \[4, 2\], but the target 'y' has floats \[4\]"):
         task(FEATURES, {"y": torch.randn(4)})
 
 

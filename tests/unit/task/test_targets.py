@@ -199,7 +199,7 @@ def test_balanced_classes_count_the_same_in_all(classes: list[int]):
 
 
 def test_balanced_classes_refuse_a_class_beyond():
-    with pytest.raises(ValueError, match=r"loss\.num_classes=2 does not hold the class 5"):
+    with pytest.raises(ValueError, match=r"loss\.num_classes=2 does not include the class 5"):
         BalancedCrossEntropy(2).observe(torch.tensor([0, 5]))
     with pytest.raises(ValueError, match="no labelled class"):
         BalancedCrossEntropy(2).finish()

@@ -185,7 +185,7 @@ def test_losses_of_examples_average_to_those_of_the_batch(kind: str) -> None:
 def test_a_loss_of_the_batch_alone_has_none_for_each_example(kind: str) -> None:
     trunk, tasks = kinds()[kind]
     module = build(make("iwmtl", len(tasks)), trunk=trunk, heads=tasks)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"tasks\.x: the loss is one number for a batch"):
+    with pytest.raises(ValueError, match=r"tasks\.x: the loss is one number per batch"):
         module.losses_by_part(data(), "example")
     losses = module.losses_by_part(data(), "half")
     assert all((value[0] if isinstance(value, tuple) else value).shape == (2,) for value in losses.values())
@@ -312,7 +312,7 @@ def test_predictions_that_wait_for_each_other_and_unknown_ones_are_refused() -> 
 
     for tasks, said in (
         ({"a": of("b"), "b": of("a")}, "wait for each other"),
-        ({"a": of("c")}, "tasks.a: no task 'c' predicts anything; there are a"),
+        ({"a": of("c")}, "tasks.a: no task 'c' makes predictions; available: a"),
     ):
         with pytest.raises(ValueError, match=said):
             MultiTaskModule(nn.Linear(5, 4), tasks, weighting=adapt(Sum())).double()(data())

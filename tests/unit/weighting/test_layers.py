@@ -111,7 +111,7 @@ def test_a_layer_that_the_model_does_not_have_is_refused_before_training(model: 
     wrapped = make("gradnorm", 2, layer="trunk.frist", rescale=True)
     with pytest.raises(
         ValueError,
-        match=r"weighting\.layer=trunk\.frist is no layer of the model; choose trunk\.last, trunk\.first",
+        match=r"weighting\.layer=trunk\.frist is not a layer of the model; choose trunk\.last, trunk\.first",
     ):
         Step(wrapped, model)
 
@@ -119,7 +119,7 @@ def test_a_layer_that_the_model_does_not_have_is_refused_before_training(model: 
 def test_a_layer_that_is_not_shared_is_refused(model: Model) -> None:
     with pytest.raises(
         ValueError,
-        match=r"weighting\.layer=trunk\.unused is shared by no two losses; choose trunk\.last, trunk\.first",
+        match=r"weighting\.layer=trunk\.unused is not shared by two losses; choose trunk\.last, trunk\.first",
     ):
         factors(model, "trunk.unused")
 
@@ -138,7 +138,7 @@ def test_without_a_layer_that_all_losses_reach_one_must_be_named() -> None:
 
     pairs = Pairs()
     with pytest.raises(
-        ValueError, match=r"no layer is reached by all losses; name one, weighting\.layer=… of a, b, c"
+        ValueError, match=r"no layer is reached by all losses; set weighting\.layer to one of a, b, c"
     ):
         Step(make("gradnorm", 3), pairs).backward(pairs(batch()))
     assert Step(make("gradnorm", 3, layer="b"), pairs).backward(pairs(batch())).weights is not None

@@ -559,7 +559,7 @@ def test_a_torchjd_weighting_without_memory_is_cut_to_the_present_tasks() -> Non
 
 def test_a_torchjd_weighting_with_memory_cannot_miss_a_task() -> None:
     with (
-        pytest.raises(ValueError, match="GradVacWeighting of torchjd keeps a memory"),
+        pytest.raises(ValueError, match="GradVacWeighting of torchjd has state"),
         only(aggregation.GradVacWeighting(), torch.tensor([True, False])),
     ):
         pass

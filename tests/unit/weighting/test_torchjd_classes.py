@@ -87,9 +87,7 @@ def test_a_solver_that_is_not_installed_is_named_at_the_start(
 
 @pytest.mark.parametrize("target", sorted(TWO_BATCHES))
 def test_what_wants_two_batches_is_referred_to_our_own(target: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"wants the Jacobians of two batches; take weighting=(modo|sdmgrad)"
-    ):
+    with pytest.raises(ValueError, match=r"needs the Jacobians of two batches; set weighting=(modo|sdmgrad)"):
         made(target)
 
 

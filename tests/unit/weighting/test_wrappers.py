@@ -118,7 +118,7 @@ def test_one_group_is_the_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", refusing("groups"))
 def test_groups_cannot_share_out_trained_parameters(name: str) -> None:
-    with pytest.raises(ValueError, match=r"weighting\.groups=layer cannot share out the trained parameters"):
+    with pytest.raises(ValueError, match=r"weighting\.groups=layer cannot split the trainable parameters"):
         make(name, 4, groups="layer")
 
 
@@ -176,7 +176,7 @@ def test_what_remembers_tasks_does_not_run_instance_wise(name: str) -> None:
 
 
 def test_preferences_do_not_run_instance_wise() -> None:
-    with pytest.raises(ValueError, match="neither a memory nor a preference"):
+    with pytest.raises(ValueError, match="without state or numbers per task"):
         make("upgrad", 2, rows="example", pref_vector={"t0": 2})
 
 

@@ -38,9 +38,8 @@ def count_of(loss: object, how: Count | None, target: Tensor, known: Tensor | No
         ignored = getattr(loss, "ignore_index", None)
         if isinstance(ignored, int) and how != "examples":
             counted = target != ignored if known is None else known & (target != ignored)
-        weight = getattr(loss, "weight", None)
-        if weight is not None and weighs_classes(loss, how):
-            weights = torch.as_tensor(weight, device=target.device)
+        if weighs_classes(loss, how):
+            weights = torch.as_tensor(loss.weight, device=target.device)  # type: ignore[attr-defined]
             if counted is None:
                 return weights[target].sum()
             return (weights[target.where(counted, 0)] * counted).sum()
@@ -65,9 +64,10 @@ def ignored_by(loss: object) -> int | None:
 
 def weighs_classes(loss: object, how: Count | None) -> bool:
     """Return whether a mean loss is divided by the sum of class weights, as torch's cross-entropy losses are."""
-    if how is None:
-        return getattr(type(loss), "forward", None) in _BY_CLASS_WEIGHTS
-    return how == "weights"
+    by_weights = (
+        getattr(type(loss), "forward", None) in _BY_CLASS_WEIGHTS if how is None else how == "weights"
+    )
+    return by_weights and getattr(loss, "weight", None) is not None
 
 
 def marked(loss: object, target: Tensor, known: Tensor) -> Tensor:

@@ -32,10 +32,6 @@ class _DepthError(Pooled):
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the error of each valid pixel."""
 
-    def figure(self, sums: Tensor) -> Tensor:
-        """Return the mean error."""
-        return sums[0] / sums[1]
-
 
 class DepthAbsoluteError(_DepthError):
     """Mean of |prediction − target|, in the target's unit."""

@@ -38,10 +38,6 @@ class AngleMean(Pooled):
         valid = angles(prediction, target)
         return torch.stack([valid.sum(), valid.new_tensor(len(valid))])
 
-    def figure(self, sums: Tensor) -> Tensor:
-        """Return the mean angle."""
-        return sums[0] / sums[1]
-
 
 class AngleMedian(Pooled):
     """Median angle in degrees, accurate to half a ``bin_width``.
@@ -86,7 +82,3 @@ class AngleWithin(Pooled):
         """Return the number of pixels below the threshold and the number of valid pixels."""
         valid = angles(prediction, target)
         return torch.stack([(valid < self.degrees).sum(), valid.new_tensor(len(valid))])
-
-    def figure(self, sums: Tensor) -> Tensor:
-        """Return the share, in [0, 1]."""
-        return sums[0] / sums[1]

@@ -40,9 +40,9 @@ class Pooled(Metric):
     def count(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the sums over the valid pixels of one batch, ``[size]``."""
 
-    @abstractmethod
     def figure(self, sums: Tensor) -> Tensor:
-        """Return the metric given the sums; NaN if no pixel is valid."""
+        """Return the metric given the sums, by default the mean ``sums[0] / sums[1]``; NaN if no pixel is valid."""
+        return sums[0] / sums[1]
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch."""

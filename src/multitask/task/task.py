@@ -179,14 +179,11 @@ class Task(nn.Module):
     def counts_examples(self) -> bool:
         """Whether the count is proportional to the number of examples in every batch."""
         ignored = getattr(self.loss, "ignore_index", None)
-        weighted = (
-            weighs_classes(self.loss, self.counts_by) and getattr(self.loss, "weight", None) is not None
-        )
         return (
             self.counts_by == "batch"
             or (
                 not (has_count(self.loss) and self.counts_by is None)
-                and not weighted
+                and not weighs_classes(self.loss, self.counts_by)
                 and ignored in (None, DEFAULT_IGNORE_INDEX)
             )
         ) and not self.missing
@@ -259,9 +256,7 @@ class Task(nn.Module):
     def each(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Return the loss of each example, shape ``[batch]``."""
         target, _ = self._aligned(prediction, batch)
-        weighted = (
-            weighs_classes(self.loss, self.counts_by) and getattr(self.loss, "weight", None) is not None
-        )
+        weighted = weighs_classes(self.loss, self.counts_by)
         if getattr(self.loss, "reduction", None) == "mean" and not weighted:
             unreduced = copy(self.loss)
             unreduced.reduction = "none"  # type: ignore[attr-defined]

@@ -107,15 +107,11 @@ class Combiner(Memory, ABC):
 class Scalarization(Combiner):
     """Losses → one scalar, whose gradient trains all parameters."""
 
-    @property
-    def linear(self) -> bool:
-        """Whether the weights ``∂scalar/∂losses`` do not depend on the losses."""
-        return False
+    linear: bool = False
+    """Whether the weights ``∂scalar/∂losses`` do not depend on the losses."""
 
-    @property
-    def fixed(self) -> bool:
-        """Whether the scalar is the same function of the losses in every step, so that it can be compared."""
-        return False
+    fixed: bool = False
+    """Whether the scalar is the same function of the losses in every step, so that it can be compared."""
 
     @abstractmethod
     def forward(self, losses: Tensor) -> Tensor:
@@ -139,10 +135,8 @@ class JacobianMethod(Combiner):
     remembers_rows: bool = False
     """Whether it stores a gradient per task between steps."""
 
-    @property
-    def gives_weights(self) -> bool:
-        """Whether :meth:`combine` returns weights."""
-        return False
+    gives_weights: bool = False
+    """Whether :meth:`combine` returns weights."""
 
     @abstractmethod
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
@@ -182,10 +176,7 @@ class JacobianMethod(Combiner):
 class WeightedMethod(JacobianMethod):
     """A Jacobian method whose combined gradient is a weighted sum of the rows."""
 
-    @property
-    def gives_weights(self) -> bool:
-        """Whether :meth:`combine` returns weights."""
-        return True
+    gives_weights = True
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Add the weighted sum of the rows, and return the weights."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import JacobianMethod
 from multitask.weighting.present import Kind
-from multitask.weighting.tracked import fitting
+from multitask.weighting.tracked import check_finite, fitting
 
 _EPSILON = 1e-8
 
@@ -52,10 +52,7 @@ class DBMTL(JacobianMethod):
         decay = (self.beta / self.steps**self.beta_sigma).to(jacobian)
         average = rows + decay[:, None] * (fitting(self.average, jacobian, "db_mtl") - rows)
         norms = average.norm(dim=1)
-        if not torch.isfinite(norms).all():
-            raise FloatingPointError(
-                "weighting=db_mtl got a gradient that is not finite; lower optimizer.lr."
-            )
+        check_finite(norms, "db_mtl")
         self.average = average
         gradients.assign(torch.where(norms > 0, norms.max() / norms, 0.0) @ average)
 

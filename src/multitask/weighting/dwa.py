@@ -22,6 +22,7 @@ class DWA(Scalarization):
         temperature: Larger values give more equal weights.
     """
 
+    linear = True  # the weights depend on earlier epochs only
     per_task: ClassVar[dict[str, Kind]] = {
         "sums": "vector",
         "counts": "vector",
@@ -40,11 +41,6 @@ class DWA(Scalarization):
         self.temperature = temperature
         for name, start in (("sums", 0.0), ("counts", 0.0), ("older", torch.nan), ("newer", torch.nan)):
             self.keep(name, torch.full((len(tasks),), start))
-
-    @property
-    def linear(self) -> bool:
-        """``True``: the weights depend on earlier epochs only."""
-        return True
 
     def forward(self, losses: Tensor) -> Tensor:
         """Return the scalar to minimize; ``losses`` is ``[k]``."""

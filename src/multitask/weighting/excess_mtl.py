@@ -9,7 +9,7 @@ from torch import Tensor
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.present import Kind
-from multitask.weighting.tracked import fitting
+from multitask.weighting.tracked import check_finite, fitting
 
 
 class ExcessMTL(WeightedMethod):
@@ -62,10 +62,7 @@ class ExcessMTL(WeightedMethod):
         squares = fitting(self.squares, jacobian, "excess_mtl") + jacobian**2
         self.squares = squares
         excess = (jacobian**2 / (squares + 1e-7).sqrt()).sum(1)
-        if not torch.isfinite(excess).all():
-            raise FloatingPointError(
-                "weighting=excess_mtl got a gradient that is not finite; lower optimizer.lr."
-            )
+        check_finite(excess, "excess_mtl")
         warm = int(self.epochs) < self.warmup_epochs
         begins = torch.ones_like(self.counts) if warm else (self.counts == 0).to(self.counts)
         self.first = self.first + begins * excess.to(self.first)

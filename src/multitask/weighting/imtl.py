@@ -21,11 +21,7 @@ class IMTLL(Learned, Scalarization):
 
     learned = "log_scale"
     log_scale: TaskParameters
-
-    @property
-    def linear(self) -> bool:
-        """``True``: the weights are exp(s)."""
-        return True
+    linear = True
 
     def forward(self, losses: Tensor) -> Tensor:
         """Return the scalar to minimize; ``losses`` is ``[k]``."""

@@ -10,7 +10,7 @@ from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import JacobianMethod
 from multitask.weighting.present import Kind
 from multitask.weighting.simplex import project_onto_simplex
-from multitask.weighting.tracked import fitting
+from multitask.weighting.tracked import check_finite, fitting
 
 
 class MoCo(JacobianMethod):
@@ -70,8 +70,7 @@ class MoCo(JacobianMethod):
         shares = self.shares.to(jacobian)
         rate = self.gamma / float(self.steps.max()) ** self.gamma_sigma
         step = tracked @ (shares @ tracked) + self.rho * shares
-        if not torch.isfinite(step).all():
-            raise FloatingPointError("weighting=moco got a gradient that is not finite; lower optimizer.lr.")
+        check_finite(step, "moco")
         shares = project_onto_simplex(shares - rate * step)
         self.tracked, self.shares = tracked, shares.to(self.shares)
         gradients.assign(shares @ tracked)

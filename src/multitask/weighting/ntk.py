@@ -28,6 +28,7 @@ class NTK(Scalarization):
         ValueError: If ``steps`` is less than one.
     """
 
+    linear = True
     recomputed: Recomputed = "traces"
     per_task: ClassVar[dict[str, Kind]] = {"factors": "vector"}
     factors: Tensor
@@ -40,11 +41,6 @@ class NTK(Scalarization):
         self.steps = steps
         self.keep("factors", torch.ones(len(tasks)))
         self.keep("age", torch.zeros((), dtype=torch.long))
-
-    @property
-    def linear(self) -> bool:
-        """``True``: the weights do not depend on the losses."""
-        return True
 
     def forward(self, losses: Tensor) -> Tensor:
         """Return the weighted sum; ``losses`` is ``[k]``."""

@@ -100,11 +100,7 @@ class UW(Learned, Scalarization):
 
     learned = "log_variance"
     log_variance: TaskParameters
-
-    @property
-    def linear(self) -> bool:
-        """``True``: the weights are ½ exp(−s)."""
-        return True
+    linear = True
 
     def forward(self, losses: Tensor) -> Tensor:
         """Return the scalar to minimize; ``losses`` is ``[k]``."""

@@ -26,6 +26,7 @@ class ScheduledSum(Scalarization):
 
     per_task: ClassVar[dict[str, Kind]] = {"index": "vector"}
     time: Tensor
+    linear = True
 
     def __init__(
         self,
@@ -45,11 +46,6 @@ class ScheduledSum(Scalarization):
         self.points = [points(f"weighting.schedule.{name}", schedule.get(name, [[0, 1]])) for name in tasks]
         self.index = torch.arange(len(tasks))
         self.keep("time", torch.zeros((), dtype=torch.long))
-
-    @property
-    def linear(self) -> bool:
-        """``True``: the weights depend on time only."""
-        return True
 
     def forward(self, losses: Tensor) -> Tensor:
         """Return the scalar to minimize; ``losses`` is ``[k]``."""

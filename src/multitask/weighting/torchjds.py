@@ -62,15 +62,10 @@ class TorchjdScalarization(OfTorchjd, Scalarization):
 
     method: Scalarizer
 
-    @property
-    def linear(self) -> bool:
-        """Whether the weights do not depend on the losses."""
-        return isinstance(self.method, _LINEAR)
-
-    @property
-    def fixed(self) -> bool:
-        """Whether the scalar is the same function of the losses in every step."""
-        return not isinstance(self.method, Stateful | Random)
+    def __init__(self, method: Scalarizer) -> None:
+        super().__init__(method)
+        self.linear = isinstance(method, _LINEAR)
+        self.fixed = not isinstance(method, Stateful | Random)
 
     def forward(self, losses: Tensor) -> Tensor:
         """Return the scalar to minimize; ``losses`` is ``[k]``."""

@@ -23,3 +23,9 @@ def fitting(rows: Tensor | None, jacobian: Tensor, method: str) -> Tensor:
             rows.shape[1],
         )
     return torch.zeros_like(jacobian)
+
+
+def check_finite(values: Tensor, method: str) -> None:
+    """Raise ``FloatingPointError`` if a value is NaN or infinite."""
+    if not torch.isfinite(values).all():
+        raise FloatingPointError(f"weighting={method} got a gradient that is not finite; lower optimizer.lr.")

@@ -64,6 +64,7 @@ class Wrapper(Around[M], JacobianMethod):
         self.rows = method.rows
         self.of_parameters = method.of_parameters
         self.remembers_rows = method.remembers_rows
+        self.gives_weights = method.gives_weights
 
     def head_weights(self, losses: Tensor) -> Tensor | None:
         """Return the method's head weights."""
@@ -72,11 +73,6 @@ class Wrapper(Around[M], JacobianMethod):
     def own_loss(self, losses: Tensor) -> Tensor | None:
         """Return the scalar that trains the method's own parameters."""
         return self.method.own_loss(losses)
-
-    @property
-    def gives_weights(self) -> bool:
-        """Whether the method gives weights."""
-        return self.method.gives_weights
 
 
 class Every(Wrapper[WeightedMethod], WeightedMethod):

@@ -344,7 +344,7 @@ def test_a_hook_that_does_not_call_its_base_is_refused(hook: str) -> None:
 
     for changed in (replaced, torch.no_grad()(replaced)):
         with pytest.raises(
-            TypeError, match=rf"^Replaces\.{hook} replaces [^\n]* call super\(\)\.{hook}\(…\) in it\.$"
+            TypeError, match=rf"^Replaces\.{hook} overrides [^\n]* call super\(\)\.{hook}\(…\) in it\.$"
         ):
             type("Below", (type("Replaces", (Small,), {hook: changed}),), {})(combiner("upgrad"))
     for changed in (extended, torch.no_grad()(extended)):

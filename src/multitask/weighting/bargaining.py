@@ -4,7 +4,7 @@ import numpy as np
 from torch import Tensor
 
 from multitask.weighting.gramian import Array, CosineMethod
-from multitask.weighting.tally import Tally
+from multitask.weighting.solver_stats import SolverStats
 
 
 class NashMTL(CosineMethod):
@@ -25,7 +25,7 @@ class NashMTL(CosineMethod):
         if max_norm < 0:
             raise ValueError(f"weighting.max_norm={max_norm} must not be negative.")
         self.max_norm = max_norm
-        self.solver = Tally("nash_mtl")
+        self.solver = SolverStats("nash_mtl")
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the bargaining weights."""
@@ -53,7 +53,7 @@ class FairGrad(CosineMethod):
         if alpha < 0:
             raise ValueError(f"weighting.alpha={alpha} must not be negative.")
         self.alpha = alpha
-        self.solver = Tally("fairgrad")
+        self.solver = SolverStats("fairgrad")
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the fair weights."""
@@ -62,7 +62,7 @@ class FairGrad(CosineMethod):
         return _weights(C, norms, 1 / self.alpha, ridge, self.solver)
 
 
-def _weights(C: Array, norms: Array, power: float, ridge: float, solver: Tally) -> Array:
+def _weights(C: Array, norms: Array, power: float, ridge: float, solver: SolverStats) -> Array:
     """Return the w with G w = w^(−power), zero for a row of zeros."""
     weights = np.zeros(len(C))
     moving = norms > 0
@@ -75,7 +75,7 @@ def _weights(C: Array, norms: Array, power: float, ridge: float, solver: Tally) 
     return weights
 
 
-def bargain(C: Array, right: Array, power: float, ridge: float, tally: Tally) -> Array:
+def bargain(C: Array, right: Array, power: float, ridge: float, stats: SolverStats) -> Array:
     """Return the unique v > 0 with C v = right · v^(−power), shape ``[k]``.
 
     It minimizes the strictly convex ½ vᵀCv − Σ right v^(1 − power) / (1 − power) (with a logarithm for power 1), by
@@ -86,7 +86,7 @@ def bargain(C: Array, right: Array, power: float, ridge: float, tally: Tally) ->
         right: Positive, shape ``[k]``.
         power: Positive.
         ridge: Added to the diagonal of ``C``, so that gradients that cancel have a solution.
-        tally: Counts a failure if the equation is not solved to 1e-6.
+        stats: Counts a failure if the equation is not solved to 1e-6.
     """
     C = C + max(ridge, 1e-12) * np.eye(len(C))
     v = right ** (1 / (1 + power))
@@ -114,7 +114,7 @@ def bargain(C: Array, right: Array, power: float, ridge: float, tally: Tally) ->
             size /= 2
         v, present = trial, value
     if not least <= 1e-6:
-        tally.failed(f"the equation is solved to {least:.1e} only")
+        stats.failed(f"the equation is solved to {least:.1e} only")
     return best
 
 

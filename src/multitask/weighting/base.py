@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.present import Kind, only
+from multitask.weighting.present import Kind, restrict
 from multitask.weighting.state import Memory, materialize_buffers
 
 Rows = Literal["task", "half", "example"]
@@ -47,7 +47,7 @@ class Combiner(Memory, ABC):
         Raises:
             ValueError: If a part of the combiner has state whose layout over tasks is unknown.
         """
-        with only(self, present):
+        with restrict(self, present):
             yield
 
     def check_parameters(self, names: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from multitask.weighting.gramian import Array, CosineMethod
 from multitask.weighting.simplex import least
-from multitask.weighting.tally import Tally
+from multitask.weighting.solver_stats import SolverStats
 
 
 class CAGrad(CosineMethod):
@@ -30,7 +30,7 @@ class CAGrad(CosineMethod):
             raise ValueError(f"weighting.norm_eps={norm_eps} must be positive.")
         self.c = c
         self.norm_eps = norm_eps
-        self.solver = Tally("cagrad")
+        self.solver = SolverStats("cagrad")
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return 1/k + c ‖g₀‖ w / ‖g_w‖."""

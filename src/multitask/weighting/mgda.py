@@ -7,7 +7,7 @@ from torch import Tensor
 
 from multitask.weighting.gramian import Array, CosineMethod
 from multitask.weighting.simplex import least
-from multitask.weighting.tally import Tally
+from multitask.weighting.solver_stats import SolverStats
 
 Normalization = Literal["none", "l2", "loss", "loss+"]
 
@@ -34,7 +34,7 @@ class MGDA(CosineMethod):
                 f"weighting.normalization={normalization} is unknown; choose none, l2, loss or loss+."
             )
         self.normalization = normalization
-        self.solver = Tally("mgda")
+        self.solver = SolverStats("mgda")
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the weights of the shortest combination of normalized gradients, for the original gradients."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multitask.weighting.gramian import Array, CosineMethod, factored, per_unit
 from multitask.weighting.present import Kind
-from multitask.weighting.tally import Tally
+from multitask.weighting.solver_stats import SolverStats
 
 
 class PCD(CosineMethod):
@@ -59,7 +59,7 @@ class PCD(CosineMethod):
         self.tau = tau
         self.beta = beta
         self.eps = eps
-        self.solver = Tally("pcd")
+        self.solver = SolverStats("pcd")
         self.index = torch.arange(len(tasks))
         self.keep("squares", torch.zeros(len(tasks), dtype=torch.float64))
         self.keep("steps", torch.zeros(len(tasks), dtype=torch.float64))

@@ -25,7 +25,7 @@ class _Restriction(NamedTuple):
 
 
 @contextmanager
-def only(root: nn.Module, present: Tensor) -> Iterator[None]:
+def restrict(root: nn.Module, present: Tensor) -> Iterator[None]:
     """Restrict the per-task tensors of all modules under ``root`` to the present tasks, and merge them back.
 
     Inside, each module behaves like one created for the present tasks. Afterwards its changes are written into the

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torchjd import aggregation, scalarization
 
-from multitask.weighting.present import only
+from multitask.weighting.present import restrict
 from tests.unit.weighting.members import Course, Toy, conflicting, losses_of, make, names, update
 
 M = 4
@@ -549,7 +549,7 @@ def test_iwmtl_weighs_every_loss_of_every_example() -> None:
 def test_a_torchjd_weighting_without_memory_is_cut_to_the_present_tasks() -> None:
     weighting = aggregation.UPGradWeighting(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
     J = conflicting(2)
-    with only(weighting, torch.tensor([True, False, True])):
+    with restrict(weighting, torch.tensor([True, False, True])):
         found = weighting(J @ J.T)
     expected = aggregation.UPGradWeighting(torch.tensor([1.0, 3.0], dtype=torch.float64))(J @ J.T)
     assert torch.equal(found, expected)
@@ -560,7 +560,7 @@ def test_a_torchjd_weighting_without_memory_is_cut_to_the_present_tasks() -> Non
 def test_a_torchjd_weighting_with_memory_cannot_miss_a_task() -> None:
     with (
         pytest.raises(ValueError, match="GradVacWeighting of torchjd has state"),
-        only(aggregation.GradVacWeighting(), torch.tensor([True, False])),
+        restrict(aggregation.GradVacWeighting(), torch.tensor([True, False])),
     ):
         pass
 

@@ -13,7 +13,7 @@ from multitask.weighting.bargaining import bargain
 from multitask.weighting.gramian import cosines, over_trace
 from multitask.weighting.mgda import shortest
 from multitask.weighting.simplex import least, nearest_on_simplex, project_onto_simplex
-from multitask.weighting.tally import Tally
+from multitask.weighting.solver_stats import SolverStats
 from tests.unit.weighting.members import conflicting, losses_of, make, update
 
 seeds = st.integers(0, 10_000)
@@ -34,18 +34,18 @@ def test_the_bargaining_equation_is_solved(seed: int, k: int, power: float, spre
     U = np.concatenate([U, np.full((k, 1), 0.3)], 1)
     C = U @ U.T
     right = 10.0 ** (spread * np.random.default_rng(seed).uniform(-1, 1, k))
-    tally = Tally("test")
-    v = bargain(C, right, power, 0.0, tally)
+    stats = SolverStats("test")
+    v = bargain(C, right, power, 0.0, stats)
     assert (v > 0).all()
     np.testing.assert_allclose(C @ v, right * v**-power, rtol=1e-5)
-    assert tally.failures == 0
+    assert stats.failures == 0
 
 
 def test_an_equation_without_a_solution_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    tally = Tally("test")
+    stats = SolverStats("test")
     with caplog.at_level(logging.WARNING), np.errstate(all="ignore"):
-        bargain(np.array([[1.0, -3.0], [-3.0, 1.0]]), np.ones(2), 1.0, 0.0, tally)
-    assert tally.failures == 1
+        bargain(np.array([[1.0, -3.0], [-3.0, 1.0]]), np.ones(2), 1.0, 0.0, stats)
+    assert stats.failures == 1
     assert "test: the equation is solved to" in caplog.text
 
 
@@ -116,10 +116,10 @@ def test_failures_of_a_wrapped_solver_are_counted(monkeypatch: pytest.MonkeyPatc
 def test_rare_failures_are_logged_one_by_one_and_many_by_powers_of_ten(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tally = Tally("test")
+    stats = SolverStats("test")
     for _ in range(120):
-        tally.failed("no")
-    assert tally.failures == 120
+        stats.failed("no")
+    assert stats.failures == 120
     assert [r.args[2] for r in caplog.records] == [1, 2, 3, 10, 100]  # type: ignore[index]
 
 

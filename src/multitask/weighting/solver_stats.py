@@ -1,4 +1,4 @@
-"""Counts of a solver's work, to be read by telemetry."""
+"""Statistics of a solver, for telemetry."""
 
 import logging
 import time
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 _log = logging.getLogger(__name__)
 
 
-class Tally:
-    """Counts the calls of a solver, its failures and its seconds.
+class SolverStats:
+    """Number of calls, number of failures and run time of a solver.
 
     Args:
         name: The method's name, for the log.
@@ -32,7 +32,7 @@ class Tally:
             self.seconds += time.perf_counter() - start
 
     def failed(self, why: str) -> None:
-        """Count a failure, and log it: each of the first three, then each power of ten."""
+        """Count a failure, and log the first three and then every power of ten."""
         self.failures += 1
         if self.failures <= 3 or str(self.failures).strip("0") == "1":
             _log.warning(

@@ -111,20 +111,20 @@ class MultiTaskModule(MultiLossModule):
         outcomes = seen.outcomes(off)
         # A single batch needs no count.
         whole = self.window == 1 and self.processes == 1 and self._rows == "task"
-        found: dict[str, LossAndCount] = {}
+        losses: dict[str, LossAndCount] = {}
         for name, task in self.tasks.items():
             if name in off:
                 continue
             if isinstance(task, Penalty):
-                found[name] = self.penalty(name)
+                losses[name] = self.penalty(name)
             elif isinstance(task, Term):
                 loss, count = self.term(name, seen)
-                found[name] = loss if count is None else (loss, count)
+                losses[name] = loss if count is None else (loss, count)
             elif (whole and not task.missing) or task.counts_examples:
-                found[name] = outcomes[name].loss
+                losses[name] = outcomes[name].loss
             else:
-                found[name] = (outcomes[name].loss, outcomes[name].count)
-        return found
+                losses[name] = (outcomes[name].loss, outcomes[name].count)
+        return losses
 
     def losses_by_part(self, batch: Batch, rows: Rows) -> dict[str, LossAndCount]:
         """Return losses of halves, ``[2]``, or of examples, ``[batch]``.
@@ -137,12 +137,12 @@ class MultiTaskModule(MultiLossModule):
         if self.terms:
             return dict(super().losses_by_part(batch, rows))
         seen = self.see(batch)
-        found: dict[str, LossAndCount] = {}
+        losses: dict[str, LossAndCount] = {}
         for name in self.names:
             if name in self.off:
                 continue
             if name not in self.by_name:
-                found[name] = (self.penalty(name).expand(2), torch.ones(2))
+                losses[name] = (self.penalty(name).expand(2), torch.ones(2))
                 continue
             prediction = seen.predictions[name]
             # Alternating, so that halves of micro-batches join to halves of the whole batch.
@@ -150,11 +150,11 @@ class MultiTaskModule(MultiLossModule):
             with naming(name):
                 by_half = self.by_name[name].by_group(prediction, batch, groups, 2)
             counts = [torch.as_tensor(half.count, dtype=torch.float64).cpu() for half in by_half]
-            found[name] = (torch.stack([half.loss for half in by_half]), torch.stack(counts))
-        return found
+            losses[name] = (torch.stack([half.loss for half in by_half]), torch.stack(counts))
+        return losses
 
     def _losses_of_examples(self, seen: Seen) -> dict[str, LossAndCount]:
-        found: dict[str, LossAndCount] = {}
+        losses: dict[str, LossAndCount] = {}
         for name, task in self.tasks.items():
             if isinstance(task, Penalty):
                 raise ValueError(
@@ -162,10 +162,10 @@ class MultiTaskModule(MultiLossModule):
                 )
             with naming(name):
                 if isinstance(task, Term):
-                    found[name] = task.each(seen)
+                    losses[name] = task.each(seen)
                 else:
-                    found[name] = self.by_name[name].each(seen.predictions[name], seen.batch)
-        return found
+                    losses[name] = self.by_name[name].each(seen.predictions[name], seen.batch)
+        return losses
 
     def _graph(self) -> AbstractContextManager[object]:
         """Return the context of losses in evaluation: with a graph if one needs derivatives."""

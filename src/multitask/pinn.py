@@ -80,32 +80,32 @@ class PINN(MultiLossModule):
         if self.training and not len(batch[INSIDE]):
             raise ValueError("the batch has no points")
         squares = self.squares(batch)
-        found: dict[str, LossAndCount] = {}
+        losses: dict[str, LossAndCount] = {}
         for name, terms in self.terms.items():
             mean, count = self._mean(squares, terms)
-            found[name] = mean if self.training else (mean, float(count))
-        return found
+            losses[name] = mean if self.training else (mean, float(count))
+        return losses
 
     def squares(self, batch: Batch) -> dict[str, Tensor]:
         """Return each term at its points, the sum of squared residuals, ``[n]``."""
-        found: dict[str, Tensor] = {}
+        squares: dict[str, Tensor] = {}
         for place in (INSIDE, *self.problem.faces):
             residuals = self._residuals(place, batch[place].flatten(0, 1), self.net)
-            found |= {term: r.square().sum(1) for term, r in residuals.items()}
-        return found
+            squares |= {term: r.square().sum(1) for term, r in residuals.items()}
+        return squares
 
     @torch.enable_grad()
     def traces(self, batch: Batch) -> dict[str, LossAndCount]:
         """Return the mean over points of the squared gradient norms of the residuals, with its count, by loss."""
-        found: dict[str, list[Tensor]] = {term: [] for term in self.places}
+        parts: dict[str, list[Tensor]] = {term: [] for term in self.places}
         at_once = max(1, _MOST_ELEMENTS // sum(p.numel() for p in self.net.parameters()))
         for place in (INSIDE, *self.problem.faces):
             for points in batch[place].flatten(0, 1).split(at_once):
                 net = Pointwise(self.net, len(points))
                 for term, r in self._residuals(place, points, net).items():
                     norms = [net.squared_norms(component) for component in r.unbind(1)]
-                    found[term].append(torch.stack(norms).sum(0))
-        norms_of = {term: torch.cat(norms) for term, norms in found.items()}
+                    parts[term].append(torch.stack(norms).sum(0))
+        norms_of = {term: torch.cat(norms) for term, norms in parts.items()}
         return {name: self._mean(norms_of, terms) for name, terms in self.terms.items()}
 
     def _mean(self, values: Mapping[str, Tensor], terms: Sequence[str]) -> tuple[Tensor, int]:
@@ -118,10 +118,10 @@ class PINN(MultiLossModule):
         """Return the residuals of the terms at a place, ``[n, c]``; squared conditions are averaged over fields."""
         if place == INSIDE:
             inside = points.to(self.dtype).requires_grad_()
-            found = self.problem.residuals(net(inside), inside)
-            return {term: r.view(len(points), -1) for term, r in found.items()}
-        wanted = self.problem.condition(place, points).to(self.dtype)
-        return {place: (net(points.to(self.dtype)) - wanted) / math.sqrt(len(self.problem.fields))}
+            residuals = self.problem.residuals(net(inside), inside)
+            return {term: r.view(len(points), -1) for term, r in residuals.items()}
+        target = self.problem.condition(place, points).to(self.dtype)
+        return {place: (net(points.to(self.dtype)) - target) / math.sqrt(len(self.problem.fields))}
 
     def add_measured(self, batch: Batch) -> None:
         """Add a batch to the mean losses and to the metrics of the fields."""

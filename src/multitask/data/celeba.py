@@ -73,8 +73,8 @@ class CelebA(Lazy):
             raise ValueError(
                 f"data.path={self.path}: {lost} is in the list of attributes, but not in that of splits."
             )
-        wanted = names if self.targets is None else [name for name in self.targets if name != "inputs"]
-        unknown = [name for name in wanted if name not in names]
+        targets = names if self.targets is None else [name for name in self.targets if name != "inputs"]
+        unknown = [name for name in targets if name not in names]
         if unknown:
             raise ValueError(
                 f"tasks.*.target={unknown[0]} is not an attribute of CelebA; choose from {', '.join(names)}."
@@ -84,7 +84,7 @@ class CelebA(Lazy):
         for number, split in enumerate(SPLITS):
             chosen = np.flatnonzero(of_file == number)
             if len(chosen):
-                columns = {name: values[chosen, names.index(name)] for name in wanted}
+                columns = {name: values[chosen, names.index(name)] for name in targets}
                 pictures = [folder / files[i] for i in chosen]
                 splits[split] = Made(
                     len(pictures), partial(_face, pictures, columns, (self.height, self.width))
@@ -106,8 +106,8 @@ class CelebA(Lazy):
 
     def _find(self, candidates: Sequence[str]) -> Path:
         for candidate in candidates:
-            if (found := Path(self.path) / candidate).exists():
-                return found
+            if (path := Path(self.path) / candidate).exists():
+                return path
         raise FileNotFoundError(
             f"data.path={self.path} has neither {' nor '.join(candidates)}; it must hold CelebA's attribute "
             "list, its list of splits and the folder img_align_celeba."

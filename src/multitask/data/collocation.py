@@ -143,17 +143,17 @@ def _drawn(
     problem: Problem, draws: int, points: Mapping[str, int], generator: np.random.Generator
 ) -> dict[str, Tensor]:
     """Return points by place, ``[draws, n, d]`` in float64: a Latin hypercube inside, and one on each face."""
-    found = {INSIDE: _boxes(list(problem.axes.values()), draws, points[INSIDE], generator)}
+    drawn = {INSIDE: _boxes(list(problem.axes.values()), draws, points[INSIDE], generator)}
     for place, faces in problem.faces.items():
         shares = _shares(problem, faces, points[place])
-        found[place] = torch.cat(
+        drawn[place] = torch.cat(
             [
                 _boxes(_face(problem, *face), draws, n, generator)
                 for face, n in zip(faces, shares, strict=True)
             ],
             1,
         )
-    return found
+    return drawn
 
 
 def _boxes(

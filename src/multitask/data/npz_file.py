@@ -9,14 +9,14 @@ import numpy as np
 
 
 def read_arrays(
-    path: Path, key: str, wanted: Sequence[str], optional: Sequence[str] | None = ()
+    path: Path, key: str, required: Sequence[str], optional: Sequence[str] | None = ()
 ) -> dict[str, np.ndarray]:
     """Return arrays of an ``.npz`` by name.
 
     Args:
         path: The file.
         key: The config key that it comes from, for errors.
-        wanted: Names of required arrays.
+        required: Names of required arrays.
         optional: Names of optional arrays; ``None`` for all others.
 
     Raises:
@@ -27,11 +27,11 @@ def read_arrays(
             f"{key}={path} is damaged or not an .npz; save arrays with numpy.savez. Pickles are never loaded."
         )
     with np.load(path, allow_pickle=False) as file:
-        missing = [name for name in wanted if name not in file.files]
+        missing = [name for name in required if name not in file.files]
         if missing:
             raise ValueError(f"{key}={path} has no '{', '.join(missing)}'; it has {', '.join(file.files)}.")
         names = [
-            *wanted,
+            *required,
             *(name for name in (file.files if optional is None else optional) if name in file.files),
         ]
         names = list(dict.fromkeys(names))

@@ -23,8 +23,8 @@ def room(
     """
     rng = np.random.default_rng([seed, stream, index])
     scene, camera = sample(rng, *size)
-    seen = render(scene, camera, rng, max_depth, dropout)
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in seen.items()}
+    view = render(scene, camera, rng, max_depth, dropout)
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in view.items()}
 
 
 @dataclass(eq=False)

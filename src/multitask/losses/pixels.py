@@ -148,8 +148,8 @@ class Pinball(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the loss, a scalar."""
-        wanted = (len(target), len(self.quantiles))
-        if prediction.shape != wanted or target.numel() != len(target):
+        expected = (len(target), len(self.quantiles))
+        if prediction.shape != expected or target.numel() != len(target):
             raise ValueError(
                 f"Pinball got predictions of shape {list(prediction.shape)} for targets of shape {list(target.shape)} "
                 f"and {len(self.quantiles)} quantiles; make tasks.*.head as wide as the quantiles, for one target "

@@ -177,11 +177,11 @@ class OfKnown(Metric):
             v.double() if v.is_floating_point() else v for v in redrawn(prediction, target, known)
         )
         everything = torch.ones_like(complete, dtype=torch.bool)
-        wanted = tried(lambda metric: metric.update(whole, complete), self.metric)
-        if wanted is None:
+        expected = tried(lambda metric: metric.update(whole, complete), self.metric)
+        if expected is None:
             return "rows"
         pooled = labelled_values(whole, complete, everything)
-        if same(tried(lambda metric: metric.update(*pooled), self.metric), wanted):
+        if same(tried(lambda metric: metric.update(*pooled), self.metric), expected):
             return "values"
         if not has_scores:
             by_column = [
@@ -190,7 +190,7 @@ class OfKnown(Metric):
             ]
             if all(value is not None and value.numel() == 1 for value in by_column):
                 mean = torch.stack([value.reshape(()) for value in by_column if value is not None]).mean()
-                if same(mean, wanted):
+                if same(mean, expected):
                     return "columns"
         return "marks" if self._ignores_marks(whole, complete) else "rows"
 

@@ -69,9 +69,9 @@ class RelativeL2(Metric):
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch."""
         same_shape("RelativeL2", prediction, target)
-        wanted = target.detach().double()
-        self.errors += (prediction.detach().double() - wanted).square().sum()
-        self.squares += wanted.square().sum()
+        reference = target.detach().double()
+        self.errors += (prediction.detach().double() - reference).square().sum()
+        self.squares += reference.square().sum()
 
     def compute(self) -> Tensor:
         """Return the relative error, a scalar."""

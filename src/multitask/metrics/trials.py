@@ -24,11 +24,11 @@ def tried(update: Callable[[Metric], object], metric: Metric) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def same(value: Tensor | None, wanted: Tensor | None) -> bool:
+def same(value: Tensor | None, expected: Tensor | None) -> bool:
     """Return whether two values are equal up to rounding."""
-    if value is None or wanted is None or value.shape != wanted.shape:
+    if value is None or expected is None or value.shape != expected.shape:
         return False
-    return torch.allclose(value.double(), wanted.double(), rtol=1e-4, atol=1e-6)
+    return torch.allclose(value.double(), expected.double(), rtol=1e-4, atol=1e-6)
 
 
 def is_relative(metric: Metric, prediction: Tensor, target: Tensor) -> bool:

@@ -54,8 +54,8 @@ class DWA(Scalarization):
 
     def on_epoch_end(self) -> None:
         """End the epoch for every task that had a loss in it."""
-        seen = self.counts > 0
-        self.older = torch.where(seen, self.newer, self.older)
-        self.newer = torch.where(seen, self.sums / self.counts, self.newer)
+        occurred = self.counts > 0
+        self.older = torch.where(occurred, self.newer, self.older)
+        self.newer = torch.where(occurred, self.sums / self.counts, self.newer)
         self.sums = torch.zeros_like(self.sums)
         self.counts = torch.zeros_like(self.counts)

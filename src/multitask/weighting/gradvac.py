@@ -56,13 +56,13 @@ def _rotated(C: Array, i: int, order: list[int], targets: Array, beta: float) ->
         # Unit gradient j has norm one, or zero, in which case the product is zero.
         cosine = products[j] / length if length > 0 else 0.0
         cosine = min(1.0, max(-1.0, cosine))
-        wanted = targets[j]
-        if C[j, j] > 0 and length > 0 and cosine < wanted < 1:
+        goal = targets[j]
+        if C[j, j] > 0 and length > 0 and cosine < goal < 1:
             sine = np.sqrt(1 - cosine**2)
-            wanted_sine = np.sqrt(1 - wanted**2)
-            push = length * (wanted * sine - cosine * wanted_sine) / wanted_sine
+            goal_sine = np.sqrt(1 - goal**2)
+            push = length * (goal * sine - cosine * goal_sine) / goal_sine
             weights[j] += push
             length = float(np.sqrt(max(length**2 + 2 * push * products[j] + push**2, 0.0)))
             products = products + push * C[j]
-        targets[j] = (1 - beta) * wanted + beta * cosine
+        targets[j] = (1 - beta) * goal + beta * cosine
     return weights

@@ -93,15 +93,15 @@ def factored(C: Array, ridge: float) -> tuple[Array, Array]:
     return values[kept], V[:, kept]
 
 
-def with_products(C: Array, wanted: Array, ridge: float) -> Array:
-    """Return the least-squares solution β of ``C β = wanted`` with the smallest norm, shape ``[k]``.
+def with_products(C: Array, products: Array, ridge: float) -> Array:
+    """Return the least-squares solution β of ``C β = products`` with the smallest norm, shape ``[k]``.
 
-    It is zero if ``wanted`` is orthogonal to the range of ``C`` up to rounding.
+    It is zero if ``products`` is orthogonal to the range of ``C`` up to rounding.
     """
     values, V = factored(C, ridge)
-    parts = V.T @ wanted
-    if np.linalg.norm(parts) <= ridge * np.linalg.norm(wanted):
-        return np.zeros_like(wanted)
+    parts = V.T @ products
+    if np.linalg.norm(parts) <= ridge * np.linalg.norm(products):
+        return np.zeros_like(products)
     return V @ (parts / values)
 
 

@@ -254,15 +254,15 @@ class _Recorder(TaskGradients):
     def write(self) -> None:
         """Write the recorded result, rescaled."""
         G = self.gramian()
-        wanted = G.sum().clamp(min=0).sqrt() / len(G)
+        norm = G.sum().clamp(min=0).sqrt() / len(G)
         if self._weights is not None:
             w = self._weights.to(G)
             length = (w @ G @ w).clamp(min=0).sqrt()
             # The rounding error of a combination that cancels.
             noise = torch.finfo(G.dtype).eps ** 0.5 * (w.abs() @ G.diagonal().clamp(min=0).sqrt())
-            self.factor = torch.where(length > noise, wanted / length, 1.0)
+            self.factor = torch.where(length > noise, norm / length, 1.0)
             self._gradients.combine(self._weights * self.factor.to(self._weights))
         elif self._vector is not None:
             length = self._vector.norm()
-            self.factor = torch.where(length > 0, wanted.to(length) / length, 1.0)
+            self.factor = torch.where(length > 0, norm.to(length) / length, 1.0)
             self._gradients.assign(self._vector * self.factor.to(self._vector))

@@ -1,4 +1,4 @@
-"""The parts of a model that serve each task, found by one forward pass."""
+"""Finds the parts of a model that serve each task, from one forward pass."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:
 
 
 def compare(module: MultiTaskModule, batch: Batch) -> tuple[dict[str, Outcome], dict[str, Tensor]]:
-    """Return what each task that predicts makes of a batch, and the loss of every task, with their graphs."""
+    """Return the outcomes of the tasks that predict and the losses of all tasks on a batch, with their graphs."""
     seen = module.see(batch)
     outcomes = seen.outcomes()
     losses = {
@@ -48,7 +48,7 @@ def compare(module: MultiTaskModule, batch: Batch) -> tuple[dict[str, Outcome], 
 
 
 def losses_of(module: MultiLossModule, batch: Any) -> dict[str, Tensor]:
-    """Return the losses that a batch gives, with their graphs."""
+    """Return the losses of a batch, with their graphs."""
     if isinstance(module, MultiTaskModule):
         return compare(module, batch)[1]
     given = module.losses(batch)

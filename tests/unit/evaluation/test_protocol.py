@@ -49,7 +49,7 @@ def test_a_diverged_run_is_named_with_its_figure(runs: Path) -> None:
 
 def test_a_completed_run_without_the_split_is_listed(runs: Path) -> None:
     write_run(runs / "bad", "uw", 9, FIGURES, split="val")
-    assert reasons(apply(runs)) == {"bad": "no figure of split=test; there is: val"}
+    assert reasons(apply(runs)) == {"bad": "no value for split=test; available: val"}
 
 
 def test_of_two_runs_with_one_seed_the_last_counts(runs: Path) -> None:
@@ -77,7 +77,9 @@ def test_each_method_keeps_its_usual_selection_rule(runs: Path) -> None:
     rules = apply(runs)
     assert reasons(rules) == {"last": "selected by another rule: last"}
     assert apply(runs, selection="last").figures["seed"].unique().tolist() == ["7"]
-    with pytest.raises(ComparisonError, match="selection=best: no figure was selected so; there is: last"):
+    with pytest.raises(
+        ComparisonError, match="selection=best: nothing was selected by this rule; choices: last"
+    ):
         apply(runs, selection="best")
 
 

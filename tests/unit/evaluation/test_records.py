@@ -65,7 +65,7 @@ def test_a_table_with_the_seven_columns_alone_is_a_record(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"value": "many"}, "no number"), ({"higher_is_better": "perhaps"}, "higher_is_better='perhaps'")],
+    [({"value": "many"}, "not a number"), ({"higher_is_better": "perhaps"}, "higher_is_better='perhaps'")],
 )
 def test_a_record_that_cannot_be_understood_is_refused(
     tmp_path: Path, change: dict[str, str], message: str

@@ -106,9 +106,7 @@ class Progress(TQDMProgressBar):
         """Return a bar that is never drawn."""
         return Tqdm(disable=True)
 
-    def init_test_tqdm(self) -> Tqdm:
-        """Return a bar that is never drawn."""
-        return Tqdm(disable=True)
+    init_test_tqdm = init_validation_tqdm
 
 
 def _epochs(trainer: Trainer) -> int:

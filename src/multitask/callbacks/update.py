@@ -1,6 +1,7 @@
 """Compares the optimizer's update with the tasks' gradients."""
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -107,24 +108,14 @@ def task_gradients(module: MultiLossModule, batch: Any) -> tuple[list[Tensor], T
         dist.all_reduce(total)
         dist.all_reduce(reached)
     several = ((reached > 0).sum(0) >= min(2, len(losses))).tolist()
-    shared: list[Tensor] = [p for p, chosen in zip(trained, several, strict=True) if chosen]
-    rows = torch.stack(
-        [
-            _flat([torch.zeros_like(p) if g is None else g for p, g in _chosen(trained, row, several)])
-            for row in found
-        ]
-    )
+    shared: list[Tensor] = list(compress(trained, several))
+    chosen = [compress(zip(trained, row, strict=True), several) for row in found]
+    rows = torch.stack([_flat([torch.zeros_like(p) if g is None else g for p, g in row]) for row in chosen])
     if module.processes > 1:
         rows *= (weight / total.clamp(min=_TINY))[:, None]
         dist.all_reduce(rows)
     present = (total > 0).nonzero().flatten().tolist()
     return shared, rows[present], present
-
-
-def _chosen(
-    parameters: Sequence[Tensor], row: Sequence[Tensor | None], which: Sequence[bool]
-) -> list[tuple[Tensor, Tensor | None]]:
-    return [(p, g) for p, g, chosen in zip(parameters, row, which, strict=True) if chosen]
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

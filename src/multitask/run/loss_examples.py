@@ -94,7 +94,8 @@ def _of_pool(task: Task, outcome: Outcome, pool: Batch) -> Iterator[tuple[Tensor
     rows = usable.nonzero().flatten()
     if not len(rows):
         return
-    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _most(values))).long()]
+    most = max(_CHUNK, _SEARCHED // max(1, values[:1].numel()))
+    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).long()]
     telling = rows[_telling(values[rows], known[rows])]
     others = rows[torch.linspace(0, len(rows) - 1, _CHUNK - _TELLING).long()]
     # Twice, with other predictions: two parts can have close means by chance.
@@ -106,10 +107,6 @@ def _of_pool(task: Task, outcome: Outcome, pool: Batch) -> Iterator[tuple[Tensor
         if not labelled.all():
             target = target.where(labelled, redrawn(prediction, target, labelled, _CHUNK)[1])
         yield prediction, target
-
-
-def _most(values: Tensor) -> int:
-    return max(_CHUNK, _SEARCHED // max(1, values[:1].numel()))
 
 
 def _telling(values: Tensor, known: Tensor) -> Tensor:

@@ -36,15 +36,9 @@ def compare(module: MultiTaskModule, batch: Batch) -> tuple[dict[str, Outcome], 
     """Return the outcomes of the tasks that predict and the losses of all tasks on a batch, with their graphs."""
     seen = module.see(batch)
     outcomes = seen.outcomes()
-    losses = {
-        name: outcomes[name].loss
-        if name in outcomes
-        else module.term(name, seen)[0]
-        if name in module.terms
-        else module.penalty(name)
-        for name in module.names
-    }
-    return outcomes, losses
+    losses = {name: outcome.loss for name, outcome in outcomes.items()}
+    losses |= {name: module.term(name, seen)[0] for name in module.terms}
+    return outcomes, {name: losses[name] if name in losses else module.penalty(name) for name in module.names}
 
 
 def losses_of(module: MultiLossModule, batch: Any) -> dict[str, Tensor]:

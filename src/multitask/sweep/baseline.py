@@ -1,6 +1,5 @@
 """Single-task baselines by experiment: the results that other methods are compared with."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from multitask.errors import ConfigError
 from multitask.evaluation.names import COMBINED, conflict
 from multitask.run.checks import SINGLE_TASK
 from multitask.run.record import COLUMNS, write_results
-from multitask.sweep.state import COMPLETED, read_record
+from multitask.sweep.state import COMPLETED, read_record, read_rows
 
 Row = Mapping[str, str]
 # Columns that identify a value; a new measurement replaces the old one.
@@ -42,7 +41,7 @@ def record(sources: Iterable[Path], output: Path) -> dict[Path, int]:
     written = {}
     for experiment, rows in sorted(by_experiment.items()):
         path = output / f"{experiment}.csv"
-        write_results(path, _merged(_read(path) if path.is_file() else [], rows))
+        write_results(path, _merged(read_rows(path) if path.is_file() else [], rows))
         written[path] = len(rows)
     return written
 
@@ -68,15 +67,10 @@ def _rows(sources: Iterable[Path]) -> list[Row]:
 
 def _of_tasks(path: Path) -> list[Row]:
     """Return a run's rows, except those of the combined loss."""
-    rows = _read(path)
+    rows = read_rows(path)
     if wrong := conflict(rows, own=True):
         raise ConfigError(f"source: {path} has {wrong}.")
     return [row for row in rows if row["task"] != COMBINED]
-
-
-def _read(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:

@@ -1,6 +1,5 @@
 """The objectives of a search: values in the result files of its jobs."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from multitask.errors import ConfigError, choices
 from multitask.evaluation.names import COMBINED
 from multitask.run.model_choice import is_own
 from multitask.sweep.plan import Job
-from multitask.sweep.state import COMPLETED, read_record, status_of
+from multitask.sweep.state import COMPLETED, read_record, read_rows, status_of
 
 TASKS = "tasks"
 Direction = Literal["minimize", "maximize"]
@@ -97,11 +96,8 @@ def _value(job: Job, key: str, selection: str | None) -> float:
     if key == selection:
         value = read_record(job.folder).get("selected_value")
         return math.nan if value is None else float(value)
-    with (job.folder / "results.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if _key(row) == key:
-                return float(row["value"])
-    return math.nan
+    rows = read_rows(job.folder / "results.csv")
+    return next((float(row["value"]) for row in rows if _key(row) == key), math.nan)
 
 
 def _key(row: Mapping[str, str]) -> str:

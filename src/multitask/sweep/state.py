@@ -1,5 +1,6 @@
 """The status of a sweep's job, which any process can read from the job's folder."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Return the content of a run's ``run.json``, empty if it does not exist."""
     path = folder / "run.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a ``results.csv``."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def status_of(folder: Path) -> str:

@@ -1,6 +1,5 @@
 """The table at the end of a sweep: every run with its status and results."""
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from statistics import fmean
 
 from multitask.evaluation.names import COMBINED
 from multitask.sweep.plan import Job
-from multitask.sweep.state import COMPLETED, FAILED, read_record, status_of
+from multitask.sweep.state import COMPLETED, FAILED, read_record, read_rows, status_of
 from multitask.terminal import figure, terminal
 
 # More columns than this do not fit a terminal; then each metric's mean over tasks is shown instead.
@@ -118,8 +117,7 @@ def read_figures(folder: Path) -> Figures:
     path = folder / "results.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["task"] != COMBINED]
+    rows = [row for row in read_rows(path) if row["task"] != COMBINED]
     if not rows:
         return {}
     split = "test" if any(row["split"] == "test" for row in rows) else rows[-1]["split"]

@@ -1,4 +1,4 @@
-"""Write down single-task baselines: python scripts/baselines.py source=<sweep folder>."""
+"""Record single-task baselines: python scripts/baselines.py source=<sweep folder>."""
 
 from multitask.commands.baselines import main
 

@@ -1,4 +1,4 @@
-"""Measure a checkpoint: python scripts/eval.py ckpt_path=<file> (elsewhere: paths.data=/datasets)."""
+"""Evaluate a checkpoint: python scripts/eval.py ckpt_path=<file> (on another machine: paths.data=/datasets)."""
 
 from multitask.commands.eval import main
 

@@ -1,4 +1,4 @@
-"""List the files that one training step goes through: python scripts/trace.py weighting=upgrad. Keys: as train.py."""
+"""List the files that one training step runs through: python scripts/trace.py weighting=upgrad. Keys: as train.py."""
 
 from multitask.commands.trace import main
 

@@ -85,11 +85,11 @@ def test_a_resumed_run_ends_bit_for_bit(kind: str, scripts: Scripts) -> None:
         ),
         (
             [*command("residual"), "trunk=mlp_small"],
-            "take a smooth activation such as Tanh, for example trunk=mlp_smooth",
+            "use a smooth activation such as Tanh, for example trunk=mlp_smooth",
         ),
         (
             ["weighting=modo", "data.batch_size=1"],
-            "weighting=modo wants the losses of two halves of each, so that no step would be taken",
+            "weighting=modo needs the losses of two halves of each, so that no step would be taken",
         ),
         ([*command("forces"), "only=forces"], "no task 'energy' makes predictions"),
     ],

@@ -43,7 +43,7 @@ def test_help_names_the_keys(script: str) -> None:
     ("arguments", "said"),
     [
         ([], "source is missing"),
-        (["source=nowhere"], "source=nowhere leads to no run folder"),
+        (["source=nowhere"], "source=nowhere matches no run folder"),
         (["source=nowhere", "accept_other_baseline=no"], "accept_other_baseline=no is not true or false."),
         (["source=nowhere", "difference=much"], "difference=much is not a number of at least 0."),
         (["source=nowhere", "sorce=x"], "error: sorce is not a key of the config; did you mean 'source'?"),

@@ -52,14 +52,14 @@ LIGHT = {
     "evaluation.splits=null": "evaluation.splits=null is not a list of names in brackets.",
     "tasks.left=null": "tasks.left names no _target_",
     "tasks.left.head=null": "tasks.left.head=null; a task needs a head.",
-    "+trainer.callbacks=[]": "trainer.callbacks is not set by itself; remove it and choose callbacks=",
-    "+trainer.logger=false": "trainer.logger is not set by itself; remove it and choose logger=",
-    "+trainer.barebones=true": "trainer.barebones=true leaves out the loggers",
+    "+trainer.callbacks=[]": "trainer.callbacks is set through other keys; remove it and choose callbacks=",
+    "+trainer.logger=false": "trainer.logger is set through other keys; remove it and choose logger=",
+    "+trainer.barebones=true": "trainer.barebones=true disables the loggers",
     "+trainer.sync_batchnorm=true": "trainer.sync_batchnorm=true is for several GPUs",
-    "trainer.val_check_interval=0": "trainer.val_check_interval=0 is no interval",
+    "trainer.val_check_interval=0": "trainer.val_check_interval=0 is not an interval",
     "trainer.check_val_every_n_epoch=11 callbacks=early_stopping": "check_val_every_n_epoch=11 comes after the last",
     "trainer.limit_val_batches=0 scheduler=plateau": "scheduler.monitor=val/loss needs",
-    "trainer.limit_test_batches=0": "trainer.limit_test_batches=0 leaves nothing of evaluation.splits",
+    "trainer.limit_test_batches=0": "trainer.limit_test_batches=0 leaves no batch of evaluation.splits",
     "data.drop_last=maybe": "data.drop_last=maybe is not true or false.",
     "max_epochs": "the override max_epochs cannot be read",
     "a=[1": "the override a=[1 cannot be read",
@@ -82,18 +82,18 @@ HEAVY = {
     "scheduler=plateau scheduler.monitor=val/los": "scheduler.monitor=val/los is not logged; did you mean 'val/loss'?",
     "callbacks=early_stopping callbacks.early_stopping.monitor=val/los": "monitor=val/los is not logged",
     "evaluation.splits=[tst]": "evaluation.splits names tst, and the data has train, val, test",
-    "+optimizer.lrr=1": "optimizer.lrr is no argument of torch.optim.Adam; did you mean 'lr'?",
+    "+optimizer.lrr=1": "optimizer.lrr is not an argument of torch.optim.Adam; did you mean 'lr'?",
     "+optimizer.trunk_lr=1e-4": "Learning rates of parts of the model are set by parameter_groups.",
-    "+trunk.lr=1e-4": "trunk.lr is no argument of multitask.nn.lenet.lenet; ",
-    "+tasks.left.head.lr=1e-4": "tasks.left.head.lr is no argument of torch.nn.LazyLinear; ",
-    "scheduler=cosine +scheduler.warmup=3": "scheduler.warmup is no argument of torch.optim.lr_sch",
+    "+trunk.lr=1e-4": "trunk.lr is not an argument of multitask.nn.lenet.lenet; ",
+    "+tasks.left.head.lr=1e-4": "tasks.left.head.lr is not an argument of torch.nn.LazyLinear; ",
+    "scheduler=cosine +scheduler.warmup=3": "scheduler.warmup is not an argument of torch.optim.lr_sch",
     "trainer.val_check_interval=100": "trainer.val_check_interval=100 is more than the 6 batches of an epoch",
     "trainer.precision=17": "Precision 17 is invalid",
-    "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU, and the run is on the CPU; take trainer=gpu",
+    "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU, and the run is on the CPU; use trainer=gpu",
     "weighting=krum": "weighting=krum needs 3 tasks",
-    "weighting=upgrad trainer.strategy=fsdp": "no task has a gradient of its own; take trainer=fsdp",
-    "weighting=graddrop weighting.heads=weighted": "gives a gradient and no weights that heads could get",
-    "weighting=upgrad +weighting.scale=1": "weighting.scale is no argument of multitask.weighting.upgrad.UPGrad",
+    "weighting=upgrad trainer.strategy=fsdp": "no task has a gradient of its own; use trainer=fsdp",
+    "weighting=graddrop weighting.heads=weighted": "gives a gradient but no weights for the heads",
+    "weighting=upgrad +weighting.scale=1": "weighting.scale is not an argument of multitask.weighting.upgrad.UPGrad",
     "weighting=cagrad weighting._target_=torchjd.aggregation.CAGradWeighting": (
         'needs a solver that is not installed; run pip install -c constraints.txt -e ".[solvers]"'
     ),
@@ -104,11 +104,11 @@ HEAVY = {
         "callbacks.progress and callbacks.bar are progress bars, and a run has one; set callbacks.progress=null."
     ),
     "+callbacks.a._target_=lightning.pytorch.callbacks.Timer +callbacks.b._target_=lightning.pytorch.callbacks.Timer": (
-        "callbacks.a and callbacks.b (Timer) are the same to a checkpoint"
+        "callbacks.a and callbacks.b (Timer) have the same state key"
     ),
     "+callbacks.find._target_=lightning.pytorch.callbacks.BatchSizeFinder": "remove it and set data.batch_size.",
     "weighting=upgrad optimizer._target_=torch.optim.LBFGS ~optimizer.weight_decay": (
-        "optimizer=LBFGS computes the loss several times in a step, and weighting=upgrad fills the gradients once"
+        "optimizer=LBFGS computes the loss several times in a step, and weighting=upgrad computes gradients once"
     ),
     "trainer.overfit_batches=0.001": "trainer.overfit_batches=0.001 is less than one of the",
     "trainer.limit_val_batches=0.01": "trainer.limit_val_batches=0.01 is less than one of the",
@@ -160,7 +160,7 @@ def test_gpu_where_there_is_none(trainer: str, scripts: Scripts) -> None:
     ran = scripts.run(f"trainer={trainer}", env={"CUDA_VISIBLE_DEVICES": ""})
     assert ran.code == 1
     assert_one_sentence(
-        ran.err, "trainer.accelerator=gpu needs a GPU and torch finds none here; choose trainer=cpu."
+        ran.err, "trainer.accelerator=gpu needs a GPU and torch finds none; choose trainer=cpu."
     )
     assert not list(scripts.logs.glob("*/runs/*"))
 

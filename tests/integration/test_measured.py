@@ -133,7 +133,7 @@ def test_a_split_without_labels_of_a_task_has_no_figures_of_it(
     [
         ("trainer.limit_val_batches=0", "the run had no validation"),
         ("trainer.check_val_every_n_epoch=9", "the run had no validation"),
-        ("callbacks.checkpoint=null", "no callback keeps the best"),
+        ("callbacks.checkpoint=null", "no callback saves the best"),
     ],
 )
 def test_a_run_that_chose_no_weights_says_so(
@@ -141,7 +141,7 @@ def test_a_run_that_chose_no_weights_says_so(
 ) -> None:
     ran = run(scripts, save(tmp_path, "none"), TASKS, "trunk=mlp_small", override)
     measured(ran)
-    note = f"selection.metric=val/loss chose no weights, since {why}; the last ones are measured."
+    note = f"selection.metric=val/loss chose no weights, since {why}; the last ones are evaluated."
     assert f"warning: {note}" in ran.err.splitlines()
     record = ran.record
     assert (record["status"], record["selection"], record["selected_value"]) == ("completed", "last", None)
@@ -165,7 +165,7 @@ def test_a_metric_that_never_has_a_value_is_refused(
 ) -> None:
     ran = run(scripts, save(tmp_path), TASKS, "trunk=mlp_small", *arguments)
     assert ran.code == 1
-    assert "never has a value, since the validation split has no label of vector" in ran.err
+    assert "never has a value, since the validation split has no label for vector" in ran.err
     assert ran.err.strip().endswith(f"name another metric, or {way_out}")
     assert len(ran.err.splitlines()) == 1
 

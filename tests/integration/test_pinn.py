@@ -161,7 +161,7 @@ def test_the_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["callbacks=solution"], "callbacks=solution draws a model=pinn of two axes or more"),
+        (["callbacks=solution"], "callbacks=solution draws a model=pinn with at least two axes"),
         (["experiment=pinn_burgers", "model.losses={all:[residual]}"], "model.losses has the terms residual"),
         (["experiment=pinn_burgers", "data.points.boundary=1"], "data.points.boundary=1 must be at least 2"),
         (
@@ -170,9 +170,9 @@ def test_the_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None
         ),
         (
             ["experiment=pinn_burgers", "evaluation.multiplicative=[l1]"],
-            "evaluation.multiplicative names l1, which is no metric; choices: boundary/loss",
+            "evaluation.multiplicative names l1, which is not a metric; choices: boundary/loss",
         ),
-        (["weighting=ntk"], "weighting=ntk wants the traces of the residuals' kernel"),
+        (["weighting=ntk"], "weighting=ntk needs the traces of the residuals' kernel"),
         (["experiment=pinn_burgers", "weighting=iwmtl"], "define losses_by_part in it"),
         (
             ["experiment=pinn_burgers", "data.steps=5", "trainer=ddp_cpu"],

@@ -112,7 +112,7 @@ def test_a_key_of_the_batch_names_the_examples(trained: Trained, tmp_path: Path)
         (
             "predict",
             ["split=val", "data.split=[0.5,0,0.5]"],
-            "split=val is none of the data's, which has train, test.",
+            "split=val is not in the data, which has train, test.",
         ),
         (
             "predict",
@@ -120,7 +120,7 @@ def test_a_key_of_the_batch_names_the_examples(trained: Trained, tmp_path: Path)
             "ids=name is no key of a batch, which has inputs, classes, scalar, vector.",
         ),
         ("predict", ["output=here.txt"], "output=here.txt ends neither with .csv nor with .npz"),
-        ("predict", ["trunk.widths=[8]"], "the checkpoint is not of this model"),
+        ("predict", ["trunk.widths=[8]"], "the checkpoint's weights do not match the model"),
         ("export", ["format=tflite"], "format=tflite is not one of torch, onnx"),
     ],
 )
@@ -195,7 +195,7 @@ def test_derivatives_are_predicted_and_not_exported(scripts: Scripts) -> None:
     assert list(read(predicted.folder)[1]) == ["energy", "forces/0", "forces/1"]
     exported = scripts.run(checkpoint, script="export")
     assert exported.code == 1
-    assert "a task is of derivatives" in exported.err
+    assert "a task needs derivatives" in exported.err
 
 
 def test_a_model_of_ones_own_predicts_by_its_predict_step(scripts: Scripts, arrays: Path) -> None:

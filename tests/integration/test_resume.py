@@ -220,7 +220,7 @@ def test_refuses_to_go_on_as_another_run(small: Small) -> None:
         "weighting=imtl_l", f"ckpt_path={whole.folder}/checkpoints/last.ckpt", "trainer.max_epochs=2"
     )
     assert ran.code == 1
-    assert "is of epoch 4, and trainer.max_epochs=2 ends before; repeat the overrides" in ran.err
+    assert "was saved in epoch 4, and trainer.max_epochs=2 ends before; repeat the overrides" in ran.err
     (small.stopped / "damaged.ckpt").write_bytes(last.read_bytes()[:1000])
     ran = small.any("weighting=imtl_l", f"ckpt_path={small.stopped}/damaged.ckpt")
     assert ran.code == 1

@@ -119,5 +119,5 @@ def test_weights_of_another_kind_of_number_are_refused(small: Small, tmp_path: P
     torch.save(start, tmp_path / "start.pt")
     ran = small.any("trunk=encoded", f"init_from={tmp_path}/start.pt")
     assert ran.code == 1
-    assert "trunk.codes is torch.float32 there and torch.int8 here" in ran.err
+    assert "trunk.codes is torch.float32 in the file and torch.int8 in the model" in ran.err
     assert "Traceback" not in ran.err

@@ -175,7 +175,7 @@ def test_online_without_a_key_says_what_to_do(
     env = {"HOME": nobody["HOME"], "WANDB_BASE_URL": server.base}
     ran = small.any("logger=wandb", "logger.wandb.mode=online", env=env)
     assert ran.code == 1
-    assert "run `wandb login`, or leave it offline." in ran.err
+    assert "run `wandb login`, or use offline mode." in ran.err
     assert "Traceback" not in ran.err
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from multitask.lightning.module import MultiLossModule
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.console import quiet
-from multitask.run.data import Data, trained_on
+from multitask.run.data import Data, training_data
 from multitask.run.resolvers import plain, register
 from multitask.run.resume import check
 
@@ -53,5 +53,5 @@ def trained(
         trainer.callbacks.insert(0, first)  # type: ignore[attr-defined]
     if resume is not None:
         check(str(resume), plain(config)).begin(folder)
-    trainer.fit(module, datamodule=trained_on(data), ckpt_path=resume, weights_only=True)
+    trainer.fit(module, datamodule=training_data(data), ckpt_path=resume, weights_only=True)
     return module, trainer

@@ -19,5 +19,5 @@ class GridSweeper(SurvivingSweeper):
         folder = pin(self.master, batch)
         jobs = plan(self.loader, self.master, batch)
         begin(folder, jobs)
-        with self.under_way(folder, jobs, len(jobs)) as stop:
+        with self.following(folder, jobs, len(jobs)) as stop:
             launch(self.launcher, jobs, stop, self.max_batch_size)

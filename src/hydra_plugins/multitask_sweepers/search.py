@@ -88,7 +88,7 @@ class OptunaSweeper(SurvivingSweeper):
         return plan(self.loader, self.master, batch)
 
     def _run(self, search: Search, folder: Path) -> None:
-        begun = search.begun()
+        unfinished = search.unfinished()
         left = max(0, self.n_trials - len(search.study.trials))
         begin(folder, search.jobs)
         total = self.n_trials * max(1, len(search.space.seeds))
@@ -98,9 +98,9 @@ class OptunaSweeper(SurvivingSweeper):
             search.write(folder / RESULT)
             search.show()
 
-        with self.under_way(folder, search.jobs, total, report) as stop:
-            while begun or left:
-                batch, begun = begun[:size], begun[size:]
+        with self.following(folder, search.jobs, total, report) as stop:
+            while unfinished or left:
+                batch, unfinished = unfinished[:size], unfinished[size:]
                 new = min(left, size - len(batch))
                 left -= new
                 batch += [search.ask() for _ in range(new)]

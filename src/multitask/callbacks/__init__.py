@@ -1,1 +1,1 @@
-"""Lightning callbacks: seeding, interruption, telemetry."""
+"""Lightning callbacks for checkpoints, schedules, early stopping, telemetry and plots."""

@@ -1,4 +1,4 @@
-"""best.ckpt and last.ckpt, written only where a run can resume bit for bit."""
+"""best.ckpt and last.ckpt, saved only at points from which a run resumes bit for bit."""
 
 import os
 import shutil
@@ -21,20 +21,20 @@ BEST = "best.ckpt"
 
 
 class Checkpoints(Checkpoint):
-    """Keeps the weights that are best by a logged metric, and the last state of the run.
+    """Keeps the best weights by a logged metric, and the last state of the run.
 
-    A state is saved before a batch or after an epoch, never in between: validation, schedulers and
-    combiner have then done all that belongs to the steps before, and no gradient is half accumulated.
+    A state is saved only before a batch or after an epoch. Validation, schedulers and combiner have then completed
+    the previous steps, and no gradient is partly accumulated.
 
     Args:
         dirpath: The folder.
-        monitor: The metric that decides what is best; ``None`` keeps the last state alone.
+        monitor: The metric that decides what is best; ``None`` keeps only the last state.
         mode: ``min`` or ``max``.
-        every_n_train_steps: Write last.ckpt also every so many optimizer steps.
-        window: How many batches an optimizer step takes.
+        every_n_train_steps: Also save last.ckpt every this many optimizer steps.
+        window: The number of batches per optimizer step.
 
     Raises:
-        ValueError: If ``mode`` is neither, or a number is not positive.
+        ValueError: If ``mode`` is unknown, or a number is not positive.
     """
 
     def __init__(
@@ -59,45 +59,45 @@ class Checkpoints(Checkpoint):
         self.best_model_score: Tensor | None = None
         self._best_step = -1
         self.kept: dict[str, int] = {}
-        """The step of each file that another callback wants kept; see :meth:`keep`."""
+        """The step of each file that another callback keeps; see :meth:`keep`."""
         self._due: list[str] = []
         self._saved_step = -1
         self._before_forward: list[Tensor] = []
 
     @property
     def last(self) -> Path:
-        """The file that the run can resume from."""
+        """The file to resume from."""
         return self.folder / "last.ckpt"
 
     @property
     def best_model_path(self) -> str:
-        """The best weights so far, empty where there are none."""
+        """The file of the best weights so far, empty if there are none."""
         return str(self.folder / BEST) if self._best_step >= 0 else ""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is best so far."""
+        """Return the best score, its step and the kept files."""
         return {"score": self.best_model_score, "step": self._best_step, "kept": self.kept}
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note how far metrics.csv is: rows after these will be written again."""
+        """Save the number of rows of metrics.csv; a resumed run writes later rows again."""
         checkpoint["rows"] = sum(each.rows for each in trainer.loggers if isinstance(each, MetricsCsv))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what was best so far."""
+        """Restore the best score, its step and the kept files."""
         self.best_model_score = state_dict["score"]
         self._best_step = state_dict["step"]
         self.kept = dict(state_dict.get("kept", {}))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the state that the run resumes from is saved."""
+        """Record that the state at the start is saved already."""
         self._saved_step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save every so many steps; and note what the forward pass may spoil."""
+        """Save every ``every_n_train_steps`` steps, and copy the buffers, which a forward pass changes."""
         if batch_idx % self.window:
             return
         every = self.every_n_train_steps
@@ -106,7 +106,7 @@ class Checkpoints(Checkpoint):
         self._note_buffers(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with the best so far; in mid-epoch the weights are kept at once."""
+        """Compare the score with the best so far, and keep the weights if they are better."""
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit" or _dry(trainer):
             return
         known = trainer.callback_metrics
@@ -119,7 +119,7 @@ class Checkpoints(Checkpoint):
             if isinstance(pl_module, MultiLossModule):
                 pl_module.warn_once(
                     "selection.metric",
-                    f"={self.monitor} has no finite value in epoch {trainer.current_epoch + 1}, and cannot choose it.",
+                    f"={self.monitor} has no finite value in epoch {trainer.current_epoch + 1}, which is skipped.",
                 )
         elif self.best_model_score is None or self._better(score):
             self.best_model_score = score
@@ -127,13 +127,13 @@ class Checkpoints(Checkpoint):
             self._keep(trainer, BEST)
 
     def keep(self, trainer: Trainer, name: str) -> None:
-        """Keep the weights that were just validated in a file of their own, and in the folder of a run that resumes."""
+        """Keep the weights that were just validated in a separate file, which is copied when a run resumes."""
         if not _dry(trainer):
             self.kept[name] = trainer.global_step
             self._keep(trainer, name)
 
     def _keep(self, trainer: Trainer, name: str) -> None:
-        """Save in mid-epoch; at its end the file is a link to the last state, once that is saved."""
+        """Save the weights now within an epoch; at its end, link to the last state once it is saved."""
         if trainer.is_last_batch:
             self._due.append(name)
         else:
@@ -145,7 +145,7 @@ class Checkpoints(Checkpoint):
         return bool(score < best if self.mode == "min" else score > best)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the state, and keep it as the best if it is."""
+        """Save the state, and link the files that keep it."""
         if trainer.is_last_batch:
             if (loader := _loader(trainer)) is not None:
                 loader.end_pass()
@@ -162,16 +162,16 @@ class Checkpoints(Checkpoint):
         if self._due:
             for name in self._due if trainer.is_global_zero else ():
                 _replace(self.last, self.folder / name, link=True)
-            # Every process reads the file when the fit has ended.
+            # Every process reads the file after the fit.
             trainer.strategy.barrier("best")
             self._due = []
 
     def save_before_batch(self, trainer: Trainer, taken: int = 0) -> None:
-        """Save the state before the batch that is about to start, so that a resumed run begins with it.
+        """Save the state before the next batch, with which a resumed run starts.
 
         Args:
             trainer: The trainer.
-            taken: How many batches of an unfinished window came before it.
+            taken: The number of batches of an unfinished window to take again.
         """
         loader = _loader(trainer)
         if loader is not None:
@@ -183,7 +183,7 @@ class Checkpoints(Checkpoint):
         self._saved_step = trainer.global_step
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the state before a step whose loss is not finite, unless it is spoiled already."""
+        """Save the state before a step with a non-finite loss, unless the weights are not finite either."""
         if not isinstance(exception, FloatingPointError):
             return
         self._restore_buffers(pl_module)
@@ -193,7 +193,7 @@ class Checkpoints(Checkpoint):
             self.save_before_batch(trainer, completed % self.window)
 
     def _note_buffers(self, module: LightningModule) -> None:
-        """Remember running statistics: the forward pass of a bad batch moves them before its loss is seen."""
+        """Copy running statistics: the forward pass of a bad batch changes them before its loss is known."""
         buffers = list(module.buffers())
         if len(buffers) != len(self._before_forward):
             self._before_forward = [buffer.detach().clone() for buffer in buffers]
@@ -210,7 +210,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: Trainer, path: Path) -> None:
         if _dry(trainer):
             return
-        # Lightning's own writer keeps silent where it is not allowed to write; the renaming does not.
+        # Lightning's writer ignores a lack of write permission; renaming the file does not.
         temporary = path.with_name(f".{path.name}.part")
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
@@ -219,25 +219,25 @@ class Checkpoints(Checkpoint):
 
 
 def _dry(trainer: Trainer) -> bool:
-    """Return whether this is a run of one batch that leaves nothing."""
+    """Return whether the run is a ``fast_dev_run``, which saves nothing."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def _loader(trainer: Trainer) -> Loader | None:
-    """Return the training loader where it is one that keeps its position."""
+    """Return the training loader if it saves its position, else ``None``."""
     loader = trainer.train_dataloader
     return loader if isinstance(loader, Loader) else None
 
 
 def find_kept(source: Path, states: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the files with weights that the run of a checkpoint has kept so far, by their names in its folder.
+    """Return the files of weights that a checkpoint's run has kept so far, by name.
 
     Args:
         source: The checkpoint.
         states: The states of its callbacks.
 
     Raises:
-        ConfigError: If a file is not beside the checkpoint any more.
+        ConfigError: If a file is no longer beside the checkpoint.
     """
     state = states.get(Checkpoints.__name__, {})
     steps = {BEST: state.get("step", -1), **state.get("kept", {})}
@@ -246,18 +246,18 @@ def find_kept(source: Path, states: Mapping[str, Any]) -> dict[str, Path]:
 
 def _kept(source: Path, name: str, step: int) -> Path:
     best = source.parent / name
-    # A run killed between the two files leaves one from before: then the checkpoint itself is the best.
+    # A run killed between the two writes leaves an older file; then the checkpoint itself is the best.
     for candidate in (best, source):
         if candidate.is_file() and _step(candidate) == step:
             return candidate
     raise ConfigError(
-        f"ckpt_path={source} resumes a run whose best weights, of step {step}, are not in {best} any more; put "
-        "them back, or start a new run from its weights with init_from."
+        f"ckpt_path={source} resumes a run whose best weights, of step {step}, are no longer in {best}; restore "
+        "them, or start a new run from its weights with init_from."
     )
 
 
 def copy_checkpoint(found: Path, target: Path) -> None:
-    """Copy a checkpoint into a resumed run's folder, unless it is there already."""
+    """Copy a checkpoint to a resumed run's folder, unless it is already in it."""
     if not (target.is_file() and target.samefile(found)):
         target.parent.mkdir(parents=True, exist_ok=True)
         _replace(found, target, link=False)
@@ -268,7 +268,7 @@ def _step(path: Path) -> int:
 
 
 def _replace(source: Path, target: Path, *, link: bool) -> None:
-    """Put a file in another's place at once; as a hard link where it is of the same run."""
+    """Replace a file by another atomically; ``link`` makes a hard link if the file system allows it."""
     temporary = target.with_name(f".{target.name}.part")
     temporary.unlink(missing_ok=True)
     try:

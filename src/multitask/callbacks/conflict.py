@@ -1,4 +1,4 @@
-"""Conflict between the tasks' gradients, from the Gramian of the step."""
+"""Logs conflict between the tasks' gradients, from the Gramian of the step."""
 
 import math
 from itertools import combinations
@@ -21,21 +21,21 @@ _TINY = 1e-30
 
 
 class Conflict(Callback):
-    """Logs ``conflict/…``: means over the logging interval, kept on the device until then.
+    """Logs ``conflict/…`` as means over the logging interval, accumulated on the device.
 
     - ``cosine/<a>__<b>``: cosine between two tasks' gradients;
     - ``negative_share``: share of the pairs whose cosine is negative;
     - ``magnitude_similarity``: 2‖a‖‖b‖ / (‖a‖² + ‖b‖²), mean over pairs (Gradient Surgery for
       Multi-Task Learning, 2020);
-    - ``condition``: condition number of the Gramian, of the interval's last step;
+    - ``condition``: condition number of the Gramian at the interval's last step;
     - ``norm_ratio``: norm of the combined gradient over that of the mean gradient;
     - ``weight_entropy``: entropy of the weights' shares, in units of that of equal weights;
-    - ``solver_seconds`` and ``solver_failures``, a step.
+    - ``solver_seconds`` and ``solver_failures`` per step.
 
     Args:
-        most_pairs: Up to how many pairs of tasks their cosines are logged one by one.
-        probe_every: For scalarizations and ``m_config``, which have no Gramian: every how many steps to compute one,
-            at a backward pass per task; ``None`` for never. With micro-batches it is that of a step's first.
+        most_pairs: The largest number of pairs of tasks for which each cosine is logged.
+        probe_every: For scalarizations and ``m_config``, which have no Gramian: compute one every this many steps,
+            from the first micro-batch and with one backward pass per task; ``None`` for never.
     """
 
     def __init__(self, most_pairs: int = 28, probe_every: int | None = None) -> None:
@@ -45,22 +45,22 @@ class Conflict(Callback):
         self._probed = False
 
     def check(self, module: LightningModule) -> None:
-        """Refuse names of tasks that leave two pairs one name.
+        """Refuse names of tasks that give two pairs the same key.
 
         Raises:
-            ValueError: Naming both pairs.
+            ValueError: If there are such pairs, naming both.
         """
         assert isinstance(module, MultiLossModule)
         pairs: dict[str, tuple[str, str]] = {}
         for pair in combinations(module.names, 2):
             if (other := pairs.setdefault("__".join(pair), pair)) is not pair:
                 raise ValueError(
-                    f"tasks: conflict/cosine/{'__'.join(pair)} would be of {' and '.join(other)} and of "
+                    f"tasks: conflict/cosine/{'__'.join(pair)} would mean {' and '.join(other)} as well as "
                     f"{' and '.join(pair)}; rename one of them, without two underscores in a row."
                 )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to watch."""
+        """Register an observer of the module's steps."""
         assert isinstance(pl_module, MultiLossModule)
         module = pl_module
         self._solver = (module.weighting.solver_seconds, module.weighting.failures)
@@ -75,7 +75,7 @@ class Conflict(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Probe what has no Gramian when asked to; what has one shows it by itself."""
+        """Compute a Gramian every ``probe_every`` steps if the weighting has none."""
         assert isinstance(pl_module, MultiLossModule)
         if (
             self.probe_every
@@ -94,7 +94,7 @@ class Conflict(Callback):
     ) -> None:
         k = len(present)
         add = module.telemetry.add
-        # Rows of parts of the batch: those of the mean gradient of each task.
+        # Rows of parts of the batch are averaged to those of each task's mean gradient.
         parts = len(gramian) // k
         gramian = gramian.detach().view(parts, k, parts, k).mean((0, 2))
         if k > 1:
@@ -140,33 +140,32 @@ class Conflict(Callback):
 
 
 def probe(module: MultiLossModule, batch: Any) -> tuple[Tensor, Tensor | None, list[int]] | None:
-    """Look at the losses' gradients at a batch, that of all processes, and leave no trace.
+    """Compute the Gramian of the losses on a batch of all processes, without side effects.
 
     Args:
-        module: The module, whose weighting has no Gramian; its buffers (running statistics) are put back.
+        module: The module, whose weighting has no Gramian; its buffers (running statistics) are restored.
         batch: The batch.
 
     Returns:
-        The Gramian of the losses that are labelled, shape ``[k, k]``, the weights that a scalarization
-        gives them, shape ``[k]``, or ``None``, and which losses these are. ``None`` where nothing is labelled or
-        shared.
+        The Gramian of the labelled losses, shape ``[k, k]``; the weights that a scalarization gives them, shape
+        ``[k]``, or ``None``; and the indices of these losses. ``None`` if no loss is labelled or nothing is shared.
     """
     combiner = module.weighting
     step = module.step
     with unobtrusive(module, train=True), torch.enable_grad():
         found, counts = module.named_losses(batch)
         losses = Losses(found)
-        here = torch.tensor(counts_of(counts, losses), dtype=torch.float64)
+        labelled = torch.tensor(counts_of(counts, losses), dtype=torch.float64)
         rows, shared = step.rows_of(losses)
-    values = losses.values[0].where(here.to(losses.values) > 0, 0.0)
+    values = losses.values[0].where(labelled.to(losses.values) > 0, 0.0)
     if processes() > 1:
-        total = here.to(rows.device)
+        total = labelled.to(rows.device)
         dist.all_reduce(total)
-        part = (here.to(rows.device) / total.clamp(min=_TINY)).to(rows)
-        rows, values, here = rows * part[:, None], values * part, total
+        part = (labelled.to(rows.device) / total.clamp(min=_TINY)).to(rows)
+        rows, values, labelled = rows * part[:, None], values * part, total
         dist.all_reduce(rows)
         dist.all_reduce(values)
-    present = (here > 0).nonzero().flatten().tolist()
+    present = (labelled > 0).nonzero().flatten().tolist()
     if not present or not shared:
         return None
     rows, leaf = rows[present], values[present].requires_grad_()

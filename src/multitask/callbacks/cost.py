@@ -1,4 +1,4 @@
-"""The time of each part of a step, and the memory of a run."""
+"""Logs the time of each part of a step, and the peak memory of a run."""
 
 import time
 from statistics import median
@@ -11,25 +11,25 @@ from multitask import system
 from multitask.lightning.module import MultiLossModule
 
 _SECTIONS = ("data", "forward", "task gradients", "solver", "optimizer", "step")
-# Steps at the start, in which caches are filled and kernels chosen.
+# The first steps, which fill caches and select kernels, are not measured.
 _WARM_UP = 3
-# Of fewer steps than these, the median says more about the machine than about the method.
+# With fewer steps, the median says more about the machine than about the method.
 _FEWEST = 10
 
 
 class Cost(Callback):
     """Logs ``cost/…`` in seconds per step: data, forward, task gradients, solver, optimizer, the whole step.
 
-    ``cost/peak_memory_mib`` is the most memory held so far; it and the median step are in the run's record. On a CPU
-    it is the process's, so that a run which is not the first one of its process has none: it would be that of all runs.
+    ``cost/peak_memory_mib`` is the peak memory so far; it and the median step time are in the run's record. On a CPU
+    it is measured for the whole process, so only the first run of a process has it.
 
     Args:
-        synchronize: Whether to wait for a CUDA device around each section, so that its time is its own;
-            otherwise a section's time there is that of handing out the work.
+        synchronize: Whether to wait for a CUDA device around each section; otherwise a section's time on the device
+            is only that of launching its kernels.
     """
 
     runs: ClassVar[int] = 0
-    """How many runs this process has begun."""
+    """The number of runs that this process has started."""
 
     def __init__(self, synchronize: bool = False) -> None:
         self.synchronize = synchronize
@@ -41,7 +41,7 @@ class Cost(Callback):
         self._began = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to measure."""
+        """Install the clock."""
         assert isinstance(pl_module, MultiLossModule)
         pl_module.now = pl_module.step.now = self._now
         self._steps_taken = trainer.global_step
@@ -58,7 +58,7 @@ class Cost(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count what passed since the last batch as waiting for data."""
+        """Count the time since the last batch as waiting for data."""
         self._began = self._now()
         if self._ended is not None and batch_idx > 0:
             self._waited += self._began - self._ended
@@ -66,7 +66,7 @@ class Cost(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Hand the step's times on; those of micro-batches add up until their step is taken."""
+        """Log the step's times; those of micro-batches add up until the optimizer step."""
         assert isinstance(pl_module, MultiLossModule)
         self._ended = self._now()
         self._in_step += self._ended - self._began
@@ -85,7 +85,7 @@ class Cost(Callback):
         self._waited = self._in_step = 0.0
 
     def facts(self) -> dict[str, float]:
-        """Return the median seconds of a step and the peak memory, as far as they are known, for the run's record."""
+        """Return the median seconds per step and the peak memory for the run's record, if they are known."""
         steps = self.steps[_WARM_UP:]
         peak = self._peak_memory_mib()
         found = {} if peak is None else {"peak_memory_mib": round(peak, 1)}

@@ -1,4 +1,4 @@
-"""Stops a run in which a callback changes a key of the Trainer that has to stay what it is."""
+"""Stops a run in which a callback changes accumulation or clipping."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,12 @@ from multitask.private import averages_statistics
 
 
 class Fixed(Callback):
-    """Checks before each batch that accumulation and clipping are as the config says.
+    """Checks before each batch that accumulation and clipping are those of the config.
 
-    Manual optimization, checkpoints and schedulers go by the config: a change would be ignored by
-    some of them in silence.
+    Manual optimization, checkpoints and schedulers use the config; some would silently ignore a change.
 
     Args:
-        options: The Trainer's arguments; empty where optimization is manual, which takes these keys over.
+        options: The Trainer's arguments; empty with manual optimization, in which the module handles these keys.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -26,15 +25,15 @@ class Fixed(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Compare."""
-        # Under manual optimization the module has taken them over, and left the Trainer none.
+        """Compare the Trainer's values with the config's."""
+        # In manual optimization the module handles them, and has reset the Trainer's.
         window, clip = (self._window, self._clip) if pl_module.automatic_optimization else (1, None)
         if trainer.accumulate_grad_batches == window and trainer.gradient_clip_val == clip:
             return
         if averages_statistics(trainer):
-            return  # Lightning's SWA passes the data once more, in one window, without a step
+            return  # Lightning's SWA passes over the data once more, in one window, without a step
         key = "gradient_clip_val" if trainer.gradient_clip_val != clip else "accumulate_grad_batches"
         raise ConfigError(
-            f"a callback set trainer.{key} to {getattr(trainer, key)} in the course of the run, and it has to stay as "
-            f"the config says; remove the callback and set trainer.{key}."
+            f"a callback set trainer.{key} to {getattr(trainer, key)} during the run, and it must keep the config's "
+            f"value; remove the callback and set trainer.{key}."
         )

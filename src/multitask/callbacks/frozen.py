@@ -1,4 +1,4 @@
-"""Keeps in the checkpoint what callbacks have frozen and unfrozen, so that a resumed run trains the same parameters."""
+"""Saves in checkpoints which parameters are frozen, so that a resumed run trains the same ones."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from multitask.errors import ConfigError
 
 
 class Frozen(Callback):
-    """Saves which parameters are frozen and which modules evaluate, and restores both when training resumes.
+    """Saves which parameters are frozen and which modules are in evaluation mode; restores both on resume.
 
-    A callback that unfreezes by epoch freezes first, in the resumed run too, and does not come back to
-    the epochs in which it unfroze (https://github.com/Lightning-AI/pytorch-lightning/issues/21901).
+    A callback that unfreezes by epoch freezes first, in a resumed run too, and does not repeat the epochs in which it
+    unfroze parameters (https://github.com/Lightning-AI/pytorch-lightning/issues/21901).
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Frozen(Callback):
         self._saved: dict[str, list[str]] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave to Lightning's finetuning callbacks to give the optimizer what they unfreeze, at the rate they name."""
+        """Remove frozen parameters from the optimizer: Lightning's finetuning callbacks add them at their own rate."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if self._saved is None and any(isinstance(callback, BaseFinetuning) for callback in callbacks):
             for optimizer in trainer.optimizers:
@@ -29,8 +29,8 @@ class Frozen(Callback):
                     group["params"] = [p for p in group["params"] if p.requires_grad]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore what the checkpoint says, after the callbacks have frozen what they freeze at the start."""
-        self._trained = _trained(pl_module)  # by DistributedDataParallel, which was made with them
+        """Restore the checkpoint's state, after callbacks have frozen parameters at the start."""
+        self._trained = _trained(pl_module)  # the parameters that DistributedDataParallel averages
         if self._saved is None:
             return
         frozen, evaluating, unmeasured = (
@@ -46,10 +46,10 @@ class Frozen(Callback):
         self._saved = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note which modules evaluate in training: during a validation all of them do.
+        """Record which modules are in evaluation mode in training; during validation all of them are.
 
         Raises:
-            ConfigError: If several processes would train a parameter each by itself.
+            ConfigError: If the processes would train a parameter without averaging its gradient.
         """
         if (
             pl_module.automatic_optimization
@@ -57,8 +57,8 @@ class Frozen(Callback):
             and _trained(pl_module) - self._trained
         ):
             raise ConfigError(
-                "a callback unfreezes parameters in the course of the run, and torch's DistributedDataParallel "
-                "averages over processes only the gradients of those that were trained from the start; set "
+                "a callback unfreezes parameters during the run, and torch's DistributedDataParallel "
+                "averages only the gradients of parameters that were trained from the start; set "
                 "trainer.devices=1, or choose a Jacobian method, such as weighting=upgrad."
             )
         self._evaluating = [name for name, module in pl_module.named_modules() if not module.training]
@@ -66,7 +66,7 @@ class Frozen(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save names alone."""
+        """Save the names of frozen parameters and of modules in evaluation mode."""
         modules = dict(pl_module.named_modules())
         if trainer.training:
             self._evaluating = [name for name, module in modules.items() if not module.training]
@@ -83,7 +83,7 @@ class Frozen(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep what was saved until training starts."""
+        """Keep the saved names until training starts."""
         self._saved = checkpoint.get("frozen")
 
 

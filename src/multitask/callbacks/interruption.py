@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save everything, stop."""
+"""On Ctrl-C and SIGTERM, finishes the step, saves the state and stops."""
 
 import signal
 import threading
@@ -17,13 +17,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption(Callback):
-    """Turns the first SIGINT or SIGTERM in a fit into a checkpoint after the step in hand.
+    """Answers the first SIGINT or SIGTERM during a fit with a checkpoint after the current step.
 
-    Outside a fit, and at a second SIGINT, the run stops at once.
+    Outside a fit, and on a second SIGINT, the run stops at once.
 
     Args:
         checkpoints: The callback that saves.
-        window: How many batches an optimizer step takes.
+        window: The number of batches per optimizer step.
     """
 
     def __init__(self, checkpoints: Checkpoints | None, window: int = 1) -> None:
@@ -36,18 +36,18 @@ class Interruption(Callback):
         self._processes: Any = None
 
     def listen(self) -> None:
-        """Take the signals, in the main thread."""
+        """Install the signal handlers, in the main thread."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 previous = signal.signal(number, self._note)
                 self._previous.setdefault(number, previous)
 
     def close(self) -> None:
-        """From here on a signal only has to wait: the run is being closed."""
+        """Ignore signals from now on, while the run is being closed."""
         self._closing = True
 
     def stop_listening(self) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, handler)
@@ -60,7 +60,7 @@ class Interruption(Callback):
 
     @property
     def checkpoint(self) -> Path | None:
-        """The file that the run can resume from, ``None`` if nothing was saved yet."""
+        """The file to resume from, ``None`` if nothing was saved yet."""
         last = self._checkpoints.last if self._checkpoints else None
         return last if last and last.is_file() else None
 
@@ -68,17 +68,17 @@ class Interruption(Callback):
         return RunInterrupted(number, str(self.checkpoint) if self.checkpoint else None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on the step in hand is finished first."""
-        self.listen()  # again: the Trainer has put its own handler before this one
+        """Finish the current step on a signal from now on."""
+        self.listen()  # again: the Trainer has installed its own handler
         if trainer.world_size > 1:
-            # By way of the processors: waiting for a device here would have it wait for every next step.
+            # On the CPU: a collective on the device would synchronize with it at every step.
             self._processes = dist.new_group(backend="gloo")
         self._fitting = True
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop before the next step if a signal came."""
+        """Save and stop before the next step if a signal was received."""
         if batch_idx % self._window:
             return
         number = self._agreed()
@@ -88,18 +88,18 @@ class Interruption(Callback):
             raise self._interrupted(number)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop if a signal came after the last step, whose epoch is saved."""
+        """Stop if a signal was received after the last step, whose epoch is saved."""
         self._fitting = False
         number = self._agreed()
         if number:
             raise self._interrupted(number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """There is no step in hand any more."""
+        """Stop at once on a signal from now on."""
         self._fitting = False
 
     def _agreed(self) -> int:
-        """Return the signal that any of the processes got: all stop at the same step."""
+        """Return the signal that any process received, so that all stop at the same step."""
         received = torch.tensor(self._received or 0)
         if self._processes is not None:
             dist.all_reduce(received, dist.ReduceOp.MAX, self._processes)

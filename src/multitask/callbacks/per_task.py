@@ -1,4 +1,4 @@
-"""Early stopping and best weights of each task, by its own metric."""
+"""Early stopping and best weights for each task, by its own metric."""
 
 import math
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from multitask.lightning.module import MultiLossModule
 
 
 class PerTask(Callback):
-    """Keeps the weights that are best for each task, and ends a task that improves no more.
+    """Keeps the best weights for each task, and ends a task that no longer improves.
 
-    ``best_<task>.ckpt`` lies beside best.ckpt. A task that has ended is frozen: from the next step on its loss is
-    absent from training, so that its head rests, and it is measured all the same. Once all have ended the run stops.
+    ``best_<task>.ckpt`` is saved beside best.ckpt. From the next step on, a task that has ended is absent from
+    training, so that its head does not change; it is still evaluated. The run stops once all tasks have ended.
 
     Args:
-        metric: The metric of validation that each task goes by, ``loss`` or a name in ``tasks.*.metrics``.
-        metrics: Others, by task.
-        patience: Validations without improvement after which a task ends; ``None`` for never.
-        min_delta: By how much a value has to be better than the last improvement to be one.
-        freeze: Whether a task that has ended trains no more; if not, it trains until all have ended.
+        metric: The validation metric of each task, ``loss`` or a name in ``tasks.*.metrics``.
+        metrics: Other metrics, by task.
+        patience: The number of validations without improvement after which a task ends; ``None`` for never.
+        min_delta: The smallest change that counts as an improvement.
+        freeze: Whether a task that has ended stops training; otherwise it trains until all have ended.
 
     Raises:
         ConfigError: If ``patience`` is not positive, or ``min_delta`` negative.
@@ -59,10 +59,10 @@ class PerTask(Callback):
         return [name for name in self._watched if self._waited.get(name, 0) >= most]
 
     def check(self, module: LightningModule) -> None:
-        """Find the metric of each task, and whether more of it is better.
+        """Find the metric of each task, and whether higher is better.
 
         Raises:
-            ConfigError: If a task has no such metric, or the metric does not say what is better.
+            ConfigError: If a task has no such metric, or the metric does not define whether higher is better.
         """
         assert isinstance(module, MultiLossModule)
         if self.freeze:
@@ -75,20 +75,20 @@ class PerTask(Callback):
             if key not in module.validation_keys:
                 own = {key.rpartition("/")[2] for key in module.keys_of([name]) if f"/{name}/" in key}
                 raise ConfigError(
-                    f"{where} is no metric of the task {name}; {choices(metric, {*own, 'loss'})}"
+                    f"{where} is not a metric of the task {name}; {choices(metric, {*own, 'loss'})}"
                 )
             higher = module.higher_is_better(name, metric)
             if higher is None:
                 raise ConfigError(
-                    f"{where} does not say whether more of it is better; give another metric of the task {name}."
+                    f"{where} does not define whether higher is better; choose another metric of the task {name}."
                 )
             self._watched[name] = (key, 1.0 if higher else -1.0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look at a module that nobody has shown yet.
+        """Check the module, unless it was checked before.
 
         Raises:
-            ConfigError: If no callback keeps checkpoints.
+            ConfigError: If no callback saves checkpoints.
         """
         if not self._watched:
             self.check(pl_module)
@@ -100,34 +100,34 @@ class PerTask(Callback):
         found = [each for each in trainer.checkpoint_callbacks if isinstance(each, Checkpoints)]
         if not found:
             raise ConfigError(
-                "callbacks.per_task keeps weights by callbacks.checkpoint, which is off; leave it in, or set "
+                "callbacks.per_task saves weights through callbacks.checkpoint, which is off; turn it on, or set "
                 "callbacks.per_task=null."
             )
         return found[0]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once where the run had been stopped before the checkpoint.
+        """Stop at once if the run had ended before the checkpoint.
 
         Raises:
             ConfigError: If there is no validation.
         """
         if not trainer.enable_validation:
             raise ConfigError(
-                "callbacks.per_task goes by validation, and there is none; set callbacks.per_task=null, or validate."
+                "callbacks.per_task needs validation, and there is none; set callbacks.per_task=null, or validate."
             )
         self._stop_if_done(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Freeze what has ended, at the beginning of an optimizer step."""
+        """Switch off tasks that have ended, at the start of an optimizer step."""
         assert isinstance(pl_module, MultiLossModule)
         if self.freeze and batch_idx % pl_module.window == 0:
             ended = self.ended
             pl_module.switch_off("per_task", ended if len(ended) < len(self._watched) else ())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare each task that has not ended; a validation in which its metric has no value does not count."""
+        """Update each task that has not ended; a validation without a value of its metric does not count."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         assert isinstance(pl_module, MultiLossModule)
@@ -151,9 +151,9 @@ class PerTask(Callback):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is best, and how long ago."""
+        """Return the best scores, and the number of validations since."""
         return {"best": self._best, "mark": self._mark, "waited": self._waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the counts; patience stays as configured."""
+        """Restore scores and counts; patience stays as configured."""
         self._best, self._mark, self._waited = (dict(state_dict[key]) for key in ("best", "mark", "waited"))

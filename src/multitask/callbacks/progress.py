@@ -1,4 +1,4 @@
-"""A progress bar of one line per epoch, with the figure that chooses the weights."""
+"""A progress bar with one line per epoch and the metric that selects the weights."""
 
 import math
 import sys
@@ -12,13 +12,13 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from multitask.terminal import figure
 
 _WIDTH = 100  # of a line in a file
-# In a file a run has so many lines, spread over its epochs, and one at least every so many seconds.
+# In a file: the number of lines of a run, and the longest time between two lines, in seconds.
 _LINES = 20
 _SECONDS = 30.0
 
 
 class Progress(TQDMProgressBar):
-    """A moving bar on a terminal; in a file, where each redrawing is one more line, now and then a finished bar.
+    """A moving bar in a terminal; in a file, in which redrawing would add lines, the finished bars of some epochs.
 
     Args:
         monitor: The metric to show beside the bar, ``None`` for none.
@@ -32,43 +32,43 @@ class Progress(TQDMProgressBar):
         self._done = 0
         self._total: int | None = None
         self._line: str | None = None
-        """The bar of an epoch that has not been printed."""
+        """The finished bar of an epoch that has not been printed."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what stands beside the bar."""
+        """Return the metric beside the bar."""
         known = trainer.callback_metrics
         if self._monitor is None or self._monitor not in known:
             return {}
         return {self._monitor: figure(float(known[self._monitor]))}
 
     def on_train_start(self, *_: Any) -> None:
-        """Draw nothing before an epoch begins."""
+        """Draw nothing before an epoch starts."""
         self.train_progress_bar = Tqdm(disable=True)
-        self._total = self._batches()  # a run resumed within an epoch does not begin one
+        self._total = self._batches()  # a run resumed within an epoch does not start one
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Begin a line."""
+        """Start a line."""
         self._started = time.monotonic()
-        self._total = self._batches()  # now: later it is what is left of the last epoch
+        self._total = self._batches()  # now: later it is the rest of the last epoch
         if self._moving:
             self.train_progress_bar = self.init_train_tqdm()
             self.train_progress_bar.reset(total=self._total)
             self.train_progress_bar.set_description(_title(trainer))
 
     def _batches(self) -> int | None:
-        """Return how many batches an epoch has; ``None`` where that is not known."""
+        """Return the number of batches of an epoch; ``None`` if it is unknown."""
         count = self.total_train_batches
         return int(count) if math.isfinite(count) else None
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Begin a line where a run resumes in the middle of an epoch."""
+        """Start a line if a run resumes within an epoch."""
         if self._moving and self.train_progress_bar.disable:
             self.on_train_epoch_start(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on."""
+        """Advance the bar."""
         self._done = batch_idx + 1
         if self._moving:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -94,7 +94,7 @@ class Progress(TQDMProgressBar):
                 self._print()
 
     def on_train_end(self, *_: Any) -> None:
-        """Show the last epoch in any case."""
+        """Print the last epoch in any case."""
         self._print()
 
     def _print(self) -> None:
@@ -106,13 +106,11 @@ class Progress(TQDMProgressBar):
         """Return a bar that is never drawn."""
         return Tqdm(disable=True)
 
-    def init_test_tqdm(self) -> Tqdm:
-        """Return a bar that is never drawn."""
-        return Tqdm(disable=True)
+    init_test_tqdm = init_validation_tqdm
 
 
 def _epochs(trainer: Trainer) -> int:
-    """Return how many epochs the run has, as far as its length is known."""
+    """Return the number of epochs of the run; 1 if it is unknown."""
     if trainer.max_epochs and trainer.max_epochs > 0:
         return trainer.max_epochs
     return max(1, math.ceil(trainer.max_steps / trainer.num_training_batches)) if trainer.max_steps > 0 else 1

@@ -1,4 +1,4 @@
-"""Keeps the config with the weights."""
+"""Saves the config with the weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from multitask.weighting.base import Combiner
 
 
 class Recipe(Callback):
-    """Saves the resolved config in every checkpoint, so that the file is enough to evaluate.
+    """Saves the resolved config in every checkpoint, so that evaluation needs only this file.
 
     Args:
         config: The resolved config.
@@ -29,7 +29,7 @@ class Recipe(Callback):
         """Refuse several optimizers, and one that does not train the weighting's own parameters.
 
         Raises:
-            ConfigError: Naming the key; only a model's own ``configure_optimizers`` can make such optimizers.
+            ConfigError: If the model's own ``configure_optimizers`` returns such optimizers.
         """
         count = len(trainer.optimizers)
         if count != 1:

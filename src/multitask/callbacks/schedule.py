@@ -1,4 +1,4 @@
-"""Tasks that are on for some epochs, and weights of their losses that change from epoch to epoch."""
+"""Switches tasks on and off by epoch, and schedules weights of their losses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,18 +15,18 @@ _KEYS = ("from_epoch", "until_epoch", "weight")
 
 
 class Schedule(Callback):
-    """Switches losses on and off, and weighs them, by the number of the epoch alone: a resumed run has the same.
+    """Switches losses on and off, and weighs them, by the epoch's number; a resumed run behaves the same.
 
-    A task that is off is absent from training steps, as one without labels: the others get what they would get without
-    it, its head rests, and it is measured all the same.
+    A task that is off is absent from training steps, like one without labels: the other tasks train as they would
+    without it, and its head does not change. It is still evaluated.
 
     Args:
-        tasks: For a task's name any of ``from_epoch``, the first epoch (from 0) that trains it, ``until_epoch``, the
-            first that does so no more, and ``weight``, the factor of its loss as points ``[[epoch, factor], …]``,
-            linear between them and constant outside. Where the factor is 0 the task is off.
+        tasks: By task name, any of ``from_epoch``, the first epoch (from 0) that trains the task; ``until_epoch``,
+            the first that no longer does; and ``weight``, the factor of its loss as points ``[[epoch, factor], …]``,
+            linear between them and constant outside. A task with factor 0 is off.
 
     Raises:
-        ConfigError: If there are no tasks, a key is unknown, or a value is not what it has to be.
+        ConfigError: If there are no tasks, a key is unknown, or a value is invalid.
     """
 
     def __init__(self, tasks: Mapping[str, Mapping[str, Any]] | None) -> None:
@@ -40,7 +40,7 @@ class Schedule(Callback):
             key = f"callbacks.schedule.tasks.{name}"
             if unknown := [str(k) for k in given if k not in _KEYS]:
                 raise ConfigError(
-                    f"{key}.{unknown[0]} is no key of a schedule, which has {', '.join(_KEYS)}."
+                    f"{key}.{unknown[0]} is not a key of a schedule, which has {', '.join(_KEYS)}."
                 )
             first, end = given.get("from_epoch") or 0, given.get("until_epoch")
             if first < 0 or (end is not None and end <= first):
@@ -53,14 +53,14 @@ class Schedule(Callback):
         self._epoch: int | None = None
 
     def factor(self, name: str, epoch: int) -> float:
-        """Return the factor of a loss in an epoch, 0 where it is off."""
+        """Return the factor of a loss in an epoch, 0 if it is off."""
         first, end = self._between.get(name, (0, np.inf))
         if not first <= epoch < end:
             return 0.0
         return float(np.interp(epoch, *self._points[name])) if name in self._points else 1.0
 
     def check(self, module: LightningModule) -> None:
-        """Refuse tasks that there are not, and epochs without a task; the module learns that losses may be absent."""
+        """Refuse unknown tasks, and epochs without a task; tell the module that losses may be absent."""
         check_switching("callbacks.schedule", module)
         assert isinstance(module, MultiLossModule)
         check_names("callbacks.schedule.tasks", self._between, module.names)
@@ -69,17 +69,17 @@ class Schedule(Callback):
         for epoch in range(int(max(changes)) + 2):
             if not any(self.factor(name, epoch) for name in module.names):
                 raise ConfigError(
-                    f"callbacks.schedule.tasks leaves no task on in epoch {epoch}, counted from 0; let one train there."
+                    f"callbacks.schedule.tasks switches off all tasks in epoch {epoch}, counted from 0; leave one on."
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the epoch that the run begins with."""
+        """Apply the schedule at the first batch."""
         self._epoch = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Switch and weigh by the epoch."""
+        """Switch and weigh losses at the start of an epoch."""
         if self._epoch == trainer.current_epoch:
             return
         self._epoch = trainer.current_epoch
@@ -95,5 +95,5 @@ def _points(key: str, given: Sequence[Sequence[float]]) -> tuple[list[float], li
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if min(factors) < 0:
-        raise ConfigError(f"{key} has a factor below 0; a loss is weighed by at least 0.")
+        raise ConfigError(f"{key} has a factor below 0; factors must be at least 0.")
     return times, factors

@@ -1,4 +1,4 @@
-"""Random numbers of a training step that depend on the step alone."""
+"""Makes the random numbers of a training step depend only on the step."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from multitask.randomness import derived_seed, seed
 
 
 class StepSeed(Callback):
-    """Seeds torch before each training batch by seed, epoch, batch and rank.
+    """Seeds torch before each training batch from seed, epoch, batch and rank.
 
-    Dropout, noise and sampled weights are then the same whether the run came here without a stop or
-    was resumed, and no random state needs to be saved.
+    Dropout, noise and sampled weights are then the same in an uninterrupted and a resumed run, without saving random
+    states.
 
     Args:
         seed: The run's seed.

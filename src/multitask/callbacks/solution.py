@@ -1,4 +1,4 @@
-"""The prediction of a physics-informed network, beside the solution."""
+"""Plots the prediction of a physics-informed network beside the solution."""
 
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from multitask.pinn import PINN
 
 
 class Solution(Callback):
-    """Leaves ``solution.png`` in the run's folder, of the weights that are measured, and gives it to W&B.
+    """Saves ``solution.png`` with the evaluated weights to the run's folder, and logs it to W&B.
 
-    A row per field: prediction, solution, and the absolute error, over the first two axes; all others are halfway.
+    Each field has one row with prediction, solution and absolute error over the first two axes; other axes are fixed
+    at their midpoints.
 
     Args:
-        resolution: Points of the grid along each axis.
+        resolution: The number of grid points along each axis.
 
     Raises:
         ValueError: If there are fewer than two.
@@ -32,23 +33,23 @@ class Solution(Callback):
         self._loggers: list[Logger] = []
 
     def check(self, module: LightningModule) -> None:
-        """Refuse what cannot be drawn, before anything runs.
+        """Refuse models that cannot be drawn.
 
         Raises:
-            ValueError: Unless the model is a :class:`multitask.pinn.PINN` of two axes or more.
+            ValueError: Unless the model is a :class:`multitask.pinn.PINN` with at least two axes.
         """
         if not isinstance(module, PINN) or len(module.problem.axes) < 2:
             raise ValueError(
-                "callbacks=solution draws a model=pinn of two axes or more; choose callbacks=default."
+                "callbacks=solution draws a model=pinn with at least two axes; choose callbacks=default."
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the loggers, which measuring goes without."""
+        """Keep the loggers, since evaluation runs without them."""
         self._loggers = list(trainer.loggers)
 
     @torch.no_grad()
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
+        """Draw and log the plot."""
         if not trainer.is_global_zero or not isinstance(pl_module, PINN):
             return
         problem = pl_module.problem

@@ -1,4 +1,4 @@
-"""Early stopping that a resumed run remembers."""
+"""Early stopping that works across resumed runs."""
 
 import math
 from typing import Any
@@ -12,19 +12,19 @@ from multitask.lightning.module import MultiLossModule
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's early stopping; a run that it ended and that is resumed stays ended.
+    """Lightning's early stopping; a run that it has ended stays ended when resumed.
 
     Args:
         monitor: A logged metric.
-        keywords: The other arguments of Lightning's class.
+        keywords: Other arguments of Lightning's class.
     """
 
     def __init__(self, monitor: str, **keywords: Any) -> None:
-        # Said by a sentence below rather than by a traceback; checked after validation alone.
+        # An unknown metric is reported below, in one sentence; the metric is checked only after validation.
         super().__init__(monitor, strict=False, check_on_train_epoch_end=False, **keywords)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count epochs without improvement; one in which the metric has no value, for want of labels, does not count.
+        """Count epochs without improvement; an epoch in which the metric has no value does not count.
 
         Raises:
             ConfigError: If the metric is not logged.
@@ -38,8 +38,7 @@ class EarlyStopping(callbacks.EarlyStopping):
             if self.monitor not in pl_module.validated:
                 pl_module.warn_once(
                     "callbacks.early_stopping.monitor",
-                    f"={self.monitor} has no value in epoch {trainer.current_epoch + 1}, which is neither better "
-                    "nor worse than others.",
+                    f"={self.monitor} has no value in epoch {trainer.current_epoch + 1}, which does not count.",
                 )
                 return
             value = pl_module.validated[self.monitor]
@@ -52,12 +51,12 @@ class EarlyStopping(callbacks.EarlyStopping):
         super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the count; patience stays as configured."""
+        """Restore the count; patience stays as configured."""
         super().load_state_dict(state_dict | {"patience": self.patience})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once where the run had been stopped before the checkpoint."""
+        """Stop at once if the run had ended before the checkpoint."""
         reason = self.stopping_reason
         if reason == EarlyStoppingReason.PATIENCE_EXHAUSTED and self.wait_count < self.patience:
-            return  # resumed with more of it
+            return  # resumed with more patience
         trainer.should_stop = reason != EarlyStoppingReason.NOT_STOPPED

@@ -1,4 +1,4 @@
-"""What a run must be like for its losses to be switched off in its course."""
+"""Checks for callbacks that switch losses off during a run."""
 
 from lightning import LightningModule
 
@@ -12,7 +12,7 @@ def check_switching(key: str, module: LightningModule) -> None:
 
     Args:
         key: The callback's key.
-        module: The module that is to be trained.
+        module: The module to train.
 
     Raises:
         ConfigError: If the weighting weighs the losses of single examples.

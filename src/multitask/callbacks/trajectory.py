@@ -1,4 +1,4 @@
-"""The way of a toy problem's point, drawn over its objectives as the papers show it."""
+"""Plots the trajectory of a toy problem's point over its objectives, as the papers do."""
 
 import csv
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ _COLUMNS = ("step", "x1", "x2")
 
 
 class Trajectory(Callback):
-    """Leaves ``trajectory.csv``, ``trajectory.png`` and ``landscape.npz`` in the run's folder when training
-    ends, however it ends.
+    """Saves ``trajectory.csv``, ``trajectory.png`` and ``landscape.npz`` to the run's folder when training ends, even
+    after an error.
 
-    Left: the point's way over the contours of the mean objective, with the Pareto set; right: the same in
-    the plane of both objectives, with the Pareto front. Set and front are found on the grid of the plot.
-    ``landscape.npz`` has what lies under the way, for figures of many runs (``scripts/trajectories.py``).
+    The left plot shows the trajectory over the contours of the mean objective, with the Pareto set; the right one
+    shows it in the plane of both objectives, with the Pareto front. Set and front are computed on the plot's grid.
+    ``landscape.npz`` contains contours and Pareto set, for plots of many runs (``scripts/trajectories.py``).
 
     Args:
         lower: Lower left corner of the plot.
         upper: Upper right corner.
-        resolution: Points of the grid along each side.
+        resolution: The number of grid points along each side.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Trajectory(Callback):
     ) -> None:
         if not all(a < b for a, b in zip(lower, upper, strict=True)):
             raise ValueError(
-                f"callbacks.trajectory.lower={list(lower)} must lie under "
+                f"callbacks.trajectory.lower={list(lower)} must be below "
                 f"callbacks.trajectory.upper={list(upper)}."
             )
         self.lower = lower
@@ -47,15 +47,15 @@ class Trajectory(Callback):
         self.points: list[list[float]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the way so far, so that a resumed run draws the whole."""
+        """Return the trajectory so far, so that a resumed run draws all of it."""
         return {"points": self.points}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume the trajectory so far."""
+        """Restore the trajectory so far."""
         self.points = [list(point) for point in state_dict["points"]]
 
     def check(self, module: LightningModule) -> None:
-        """Refuse what cannot be drawn, before anything runs.
+        """Refuse models that cannot be drawn.
 
         Raises:
             ValueError: Unless the trunk is a point in the plane and the tasks are two objectives.
@@ -79,26 +79,26 @@ class Trajectory(Callback):
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot be drawn."""
+        """Refuse models that cannot be drawn."""
         self.check(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the start."""
+        """Record the starting point."""
         if not self.points:
             self._note(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note where the step led."""
+        """Record the point after the step."""
         self._note(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write table and figure."""
+        """Write the files."""
         self._write(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what there is."""
+        """Write the files of the trajectory so far."""
         if self.points:
             self._write(trainer, pl_module)
 
@@ -143,10 +143,15 @@ def _losses(module: LightningModule) -> dict[str, Any]:
 def draw(
     points: Tensor, values: Tensor, axes: Sequence[Tensor], grid: Tensor, field: Tensor, names: Sequence[str]
 ) -> Figure:
-    """Draw a way over two objectives.
+    """Draw a trajectory over two objectives.
 
-    ``points`` and their ``values``: ``[steps, 2]``; ``axes``: coordinates of the grid; ``grid`` and its
-    values ``field``: ``[n, 2]``, the first coordinate slowest; ``names``: of the objectives.
+    Args:
+        points: The points, ``[steps, 2]``.
+        values: The objectives at the points, ``[steps, 2]``.
+        axes: The coordinates of the grid.
+        grid: The points of the grid, ``[n, 2]``; the first coordinate varies slowest.
+        field: The objectives on the grid, ``[n, 2]``.
+        names: The names of the objectives.
     """
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -1,6 +1,7 @@
-"""The direction that an optimizer makes of a combined gradient."""
+"""Compares the optimizer's update with the tasks' gradients."""
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -18,14 +19,14 @@ _TINY = 1e-30
 class UpdateDirection(Callback):
     """Logs ``update/cosine/<task>``: the cosine between the update of the parameters and a task's descent direction.
 
-    It is over the parameters that several losses reach, from before a step to after it, and so of what momentum,
-    preconditioning, weight decay and clipping leave of the weighting's direction: 1 if the update follows the task's
-    negative gradient, below 0 if to first order it raises the task's loss. The gradients are those of the whole batch
-    over all processes; with micro-batches, of a step's first.
+    The update is the change of the shared parameters in one step. It shows what momentum, preconditioning, weight
+    decay and clipping leave of the weighting's direction: the cosine is 1 if the update follows the task's negative
+    gradient, and negative if it increases the task's loss to first order. The gradients are those of the whole batch
+    over all processes; with micro-batches, those of the first one.
 
     Args:
-        every: How many optimizer steps apart; each takes one more backward pass per task and memory for one gradient
-            per task.
+        every: The number of optimizer steps between two values. Each value takes one more backward pass and the
+            memory of one gradient per task.
 
     Raises:
         ConfigError: If ``every`` is not positive.
@@ -40,7 +41,7 @@ class UpdateDirection(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Differentiate the losses before a step that is to be compared.
+        """Compute the tasks' gradients before a step to be compared.
 
         Raises:
             ConfigError: If parameters are sharded over processes.
@@ -54,7 +55,7 @@ class UpdateDirection(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Compare, once the step is taken."""
+        """Log the cosines once the optimizer step is taken."""
         assert isinstance(pl_module, MultiLossModule)
         if self._before is None or trainer.global_step == self._before[0]:
             return
@@ -66,15 +67,15 @@ class UpdateDirection(Callback):
 
 
 def task_gradients(module: MultiLossModule, batch: Any) -> tuple[list[Tensor], Tensor, list[int]]:
-    """Return each loss's gradient over what several losses reach, and leave no trace.
+    """Return each loss's gradient with respect to the shared parameters, without side effects.
 
     Args:
         module: The module, in training mode.
         batch: A batch.
 
     Returns:
-        The parameters, the gradients of the losses that are labelled on some process, ``[k, n]`` in float64, and
-        which losses these are. A parameter counts as shared if this batch's losses share it on some process.
+        The parameters; the gradients of the losses that are labelled on any process, ``[k, n]`` in float64; and the
+        indices of these losses. A parameter is shared if several losses of this batch reach it on any process.
 
     Raises:
         ConfigError: If parameters are sharded over processes.
@@ -83,7 +84,7 @@ def task_gradients(module: MultiLossModule, batch: Any) -> tuple[list[Tensor], T
     trained = [p for p in module.parameters() if p.requires_grad and id(p) not in own]
     if any(hasattr(p, "to_local") for p in trained):
         raise ConfigError(
-            "callbacks.update reads whole parameters, and these are sharded; remove the callback."
+            "callbacks.update needs whole parameters, and these are sharded; remove the callback."
         )
     with unobtrusive(module, train=True), torch.enable_grad():
         given = module.losses(batch)
@@ -107,24 +108,14 @@ def task_gradients(module: MultiLossModule, batch: Any) -> tuple[list[Tensor], T
         dist.all_reduce(total)
         dist.all_reduce(reached)
     several = ((reached > 0).sum(0) >= min(2, len(losses))).tolist()
-    shared: list[Tensor] = [p for p, chosen in zip(trained, several, strict=True) if chosen]
-    rows = torch.stack(
-        [
-            _flat([torch.zeros_like(p) if g is None else g for p, g in _chosen(trained, row, several)])
-            for row in found
-        ]
-    )
+    shared: list[Tensor] = list(compress(trained, several))
+    chosen = [compress(zip(trained, row, strict=True), several) for row in found]
+    rows = torch.stack([_flat([torch.zeros_like(p) if g is None else g for p, g in row]) for row in chosen])
     if module.processes > 1:
         rows *= (weight / total.clamp(min=_TINY))[:, None]
         dist.all_reduce(rows)
     present = (total > 0).nonzero().flatten().tolist()
     return shared, rows[present], present
-
-
-def _chosen(
-    parameters: Sequence[Tensor], row: Sequence[Tensor | None], which: Sequence[bool]
-) -> list[tuple[Tensor, Tensor | None]]:
-    return [(p, g) for p, g, chosen in zip(parameters, row, which, strict=True) if chosen]
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

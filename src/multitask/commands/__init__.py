@@ -1,4 +1,4 @@
-"""The command ``multitask``: every script by its name, from wherever it is called."""
+"""The command ``multitask``, which runs every script from any folder."""
 
 import os
 import runpy
@@ -9,25 +9,25 @@ from multitask.places import CONFIGS, ROOT
 
 COMMANDS = {
     "train": "train one run, or with -m a sweep",
-    "eval": "measure a checkpoint",
+    "eval": "evaluate a checkpoint",
     "predict": "write a checkpoint's predictions to a table or arrays",
     "export": "write a checkpoint's model to a file of torch.export or ONNX",
     "compare": "compare the runs of sweeps",
-    "baselines": "write down the figures of tasks trained alone",
-    "benchmark": "measure what a step costs",
+    "baselines": "record the results of tasks trained alone",
+    "benchmark": "measure the cost of a step",
     "dashboard": "build the W&B workspace of a comparison",
     "trajectories": "draw the trajectories of a toy problem's runs",
-    "trace": "list the files that one training step goes through",
-    "new": "make a project of your own",
+    "trace": "list the files that one training step runs through",
+    "new": "create a project of your own",
 }
-"""The commands with a description each; every one is a module of this package."""
+"""The description of each command; a command is a module of this package."""
 
 
 def main() -> None:
     """Run the command that ``sys.argv`` names, as ``python -m`` would.
 
-    It works in the current folder: logs, data and Python modules are looked for there, and so are
-    configs in ``configs/``, in addition to those of the package.
+    It uses the logs, data and Python modules of the current folder, and the configs in ``configs/`` in addition to
+    those of the package.
     """
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
@@ -39,7 +39,7 @@ def main() -> None:
     os.environ[ROOT] = str(folder)
     sys.path.insert(0, str(folder))
     sys.argv[1:] = [*_own_configs(folder, arguments), *arguments] if name != "new" else arguments
-    # As the main module, by which Lightning and multiprocessing start further processes of the same command.
+    # As the main module: Lightning and multiprocessing start further processes of the command through it.
     runpy.run_module(f"multitask.commands.{name}", run_name="__main__", alter_sys=True)
 
 

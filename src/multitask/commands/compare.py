@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
 
-    # Only now, so that a typing error is answered before pandas and Matplotlib are loaded.
+    # Deferred, so that a mistyped key fails before pandas and Matplotlib are loaded.
     from multitask.evaluation.compare import compare
     from multitask.evaluation.comparison import Settings
 

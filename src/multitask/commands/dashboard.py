@@ -17,19 +17,19 @@ from multitask.run.schema import COMPARE, check_values
 
 @command("dashboard")
 def main(config: DictConfig) -> None:
-    """Build a workspace per experiment, and save it to W&B or to a file."""
+    """Build one workspace per experiment, and save it to W&B or to a file."""
     if OmegaConf.is_missing(config, "project"):
         raise ConfigError("project is missing; give the W&B project of the runs, as logger.wandb.project.")
     check_values(config, COMPARE)
     if bool(config.source) == bool(config.experiment_name):
         raise ConfigError(
-            "give either source=<sweep folder> or experiment_name=<name>, to know the tasks by."
+            "give either source=<sweep folder> or experiment_name=<name>, which defines the tasks."
         )
     _build(config)
 
 
 def _build(config: DictConfig) -> None:
-    # Only now, so that a typing error is answered before pandas and W&B are loaded.
+    # Deferred, so that a mistyped key fails before pandas and W&B are loaded.
     from multitask.evaluation import board as boards
     from multitask.evaluation.comparison import Settings
     from multitask.evaluation.errors import ComparisonError

@@ -2,13 +2,13 @@
 
 from omegaconf import DictConfig
 
-from multitask.run.checkpoint import offer_config
+from multitask.run.checkpoint import register_checkpoint_config
 from multitask.run.cli import command
 
 
-@command("export", before=offer_config)
+@command("export", before=register_checkpoint_config)
 def main(config: DictConfig) -> None:
-    """Write the model that ``ckpt_path`` names as one file."""
+    """Write the model of ``ckpt_path`` to one file."""
     from multitask.run.export import export
 
     export(config)

@@ -1,4 +1,4 @@
-"""Make a project of your own: multitask new my_project."""
+"""Create a project of your own: multitask new my_project."""
 
 import argparse
 import keyword
@@ -9,22 +9,22 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _NAME = "my_project"
-# Beside the package in a project.
+# The folders of a project beside its package.
 _FOLDERS = ("configs", "data", "logs", "tests")
 
 
 def command() -> None:
-    """Run it by ``sys.argv``."""
-    parser = argparse.ArgumentParser("multitask new", description="Make a project of your own.")
-    parser.add_argument("folder", type=Path, help="where; its name is that of the Python package, too")
+    """Create the project that ``sys.argv`` names."""
+    parser = argparse.ArgumentParser("multitask new", description="Create a project of your own.")
+    parser.add_argument("folder", type=Path, help="the folder to create; the Python package gets its name")
     folder: Path = parser.parse_args().folder
     name = folder.name
     if not name.isidentifier() or keyword.iskeyword(name):
-        sys.exit(f"error: {name} cannot be the name of a Python package; take one such as {_NAME}.")
+        sys.exit(f"error: {name} cannot be the name of a Python package; choose one such as {_NAME}.")
     if folder.exists():
-        sys.exit(f"error: {folder} exists already; give a folder that does not.")
+        sys.exit(f"error: {folder} exists already; choose another folder.")
     if name in _FOLDERS or find_spec(name) is not None:
-        sys.exit(f"error: {name} is the name of another package or folder; take one such as {_NAME}.")
+        sys.exit(f"error: {name} is the name of another package or folder; choose one such as {_NAME}.")
     write(files("multitask.commands").joinpath("project"), folder, name)
     print(f"cd {folder}\nmultitask train experiment=waves\npython -m pytest")
 
@@ -34,14 +34,14 @@ def write(source: Traversable, target: Path, name: str) -> None:
 
     Args:
         source: The folder to copy.
-        target: Where to.
-        name: The project's, in names of files and in what they hold.
+        target: The folder to create.
+        name: The project's name, substituted in file names and contents.
     """
     target.mkdir(parents=True)
     for entry in source.iterdir():
         if entry.name == "__pycache__":
             continue
-        # By another name here, where it would hold for this repository.
+        # Stored as gitignore, since .gitignore would apply to this repository.
         to = target / entry.name.replace(_NAME, name).replace("gitignore", ".gitignore")
         if entry.is_dir():
             write(entry, to, name)

@@ -2,13 +2,13 @@
 
 from omegaconf import DictConfig
 
-from multitask.run.checkpoint import offer_config
+from multitask.run.checkpoint import register_checkpoint_config
 from multitask.run.cli import command
 
 
-@command("predict", before=offer_config)
+@command("predict", before=register_checkpoint_config)
 def main(config: DictConfig) -> None:
-    """Write the predictions of the weights that ``ckpt_path`` names."""
+    """Write the predictions of the weights of ``ckpt_path``."""
     from multitask.run.predict import predict
 
     predict(config)

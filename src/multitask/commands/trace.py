@@ -1,4 +1,4 @@
-"""List the files that one training step goes through: python scripts/trace.py weighting=upgrad. Keys: as train.py."""
+"""List the files that one training step runs through: python scripts/trace.py weighting=upgrad. Keys: as train.py."""
 
 from omegaconf import DictConfig
 
@@ -7,7 +7,7 @@ from multitask.run.cli import command
 
 @command("train")
 def main(config: DictConfig) -> None:
-    """Take three steps, and print what the third went through."""
+    """Take three steps, and print the files that the third one ran through."""
     from multitask.run.trace import trace_step
 
     trace = trace_step(config)

@@ -7,17 +7,17 @@ from omegaconf import DictConfig
 
 from multitask.places import CONFIGS
 from multitask.run.cli import launch
-from multitask.sweep.command import recall
+from multitask.sweep.command import prepend_sweep_arguments
 from multitask.sweep.job import run
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def train(config: DictConfig) -> float | None:
-    """Train one run; heavy imports wait until the config is composed and checked."""
+    """Train one run; heavy imports are deferred until the config is composed and checked."""
     return run(config)
 
 
-main = partial(launch, train, before=recall)
+main = partial(launch, train, before=prepend_sweep_arguments)
 
 if __name__ == "__main__":
     main()

@@ -10,12 +10,12 @@ from multitask.run.cli import command
 
 @command("trajectories")
 def main(config: DictConfig) -> None:
-    """Draw, and say where the figure is."""
+    """Draw the figure and print its path."""
     if not config.source:
         raise ConfigError("source is missing; give the folder of a sweep with experiment=toy.")
-    from multitask.evaluation.plots.trajectories import draw_ways, read_ways
+    from multitask.evaluation.plots.trajectories import draw_trajectories, read_trajectories
 
-    figure = draw_ways(read_ways(Path(config.source)))
+    figure = draw_trajectories(read_trajectories(Path(config.source)))
     figure.savefig(config.output, dpi=150)
     print(config.output)
 

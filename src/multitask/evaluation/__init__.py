@@ -1,1 +1,1 @@
-"""Comparison of runs: reads records from files, never imports training code."""
+"""Compares runs from their record files, without importing training code."""

@@ -1,4 +1,4 @@
-"""The content of an experiment's dashboard: its tasks, their figures, its sweeps, and Δm as a formula."""
+"""The content of an experiment's dashboard: tasks, logged values, sweeps, and Δm as a formula."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from multitask.evaluation.metrics import logarithms
 class Board:
     """An experiment as its runs log it.
 
-    `metrics`: task → names of its metrics besides the loss. `figures`: task/metric → the key it is logged by, for
-    the figures that count. `lower`: those of which it is known that lower is better. `sweeps`: the W&B groups to
-    show, all if empty. `delta_m`: Δm of a run in W&B's expressions, or None for the reason `no_delta_m`.
+    `metrics`: task → names of its metrics besides the loss. `figures`: task/metric → the key of its log, for compared
+    metrics. `lower`: the task/metric for which lower is better. `sweeps`: the W&B groups to show; all if empty.
+    `delta_m`: Δm of a run as a W&B expression, or None, with the reason in `no_delta_m`.
     """
 
     experiment: str
@@ -33,7 +33,7 @@ def logged(split: str, task: str, metric: str) -> str:
 
 
 def from_records(source: str | Sequence[str], baselines: str | None, settings: Settings) -> list[Board]:
-    """A board for every experiment that the sources have finished runs of.
+    """Return a board for every experiment with finished runs in the sources.
 
     Raises:
         ComparisonError: A source cannot be read, or there is no such run.
@@ -42,20 +42,20 @@ def from_records(source: str | Sequence[str], baselines: str | None, settings: S
     boards = [from_comparison(each) for each in compared if each.rows and not each.published]
     if not boards:
         raise ComparisonError(
-            f"source={source} holds no figures of finished runs; give a sweep that has some."
+            f"source={source} contains no results of finished runs; give a sweep that has some."
         )
     return boards
 
 
 def from_comparison(comparison: Comparison) -> Board:
-    """The board of an experiment that has been compared."""
+    """Return the board of an experiment that has been compared."""
     table, split = comparison.metrics, comparison.settings.split
     metrics: dict[str, tuple[str, ...]] = dict.fromkeys(table["task"], ())
     for _, row in table[table["metric"] != "loss"].iterrows():
         metrics[row["task"]] += (row["metric"],)
     figures = {str(key): logged(split, row["task"], row["metric"]) for key, row in table.iterrows()}
     log = logarithms(table, macro=False)
-    refusals = [f"it takes the logarithm of {log[0]}, which W&B's expressions have not"] if log else []
+    refusals = [f"it takes the logarithm of {log[0]}, which W&B's expressions lack"] if log else []
     refusals += [entry.refusal for entry in comparison.rows if entry.refusal]
     reason = refusals[0] if refusals else comparison.refusal
     return Board(
@@ -70,14 +70,14 @@ def from_comparison(comparison: Comparison) -> Board:
 
 
 def from_tasks(experiment: str, tasks: Mapping[str, Sequence[str]], split: str) -> Board:
-    """The board of an experiment of which only the config is known; `tasks`: task → names of its metrics."""
+    """Return the board of an experiment from its config alone; `tasks`: task → names of its metrics."""
     names = [(task, metric) for task, own in tasks.items() for metric in own or ["loss"]]
     return Board(
         experiment=experiment,
         metrics={task: tuple(own) for task, own in tasks.items()},
         figures={f"{task}/{metric}": logged(split, task, metric) for task, metric in names},
         lower=frozenset(f"{task}/loss" for task, metric in names if metric == "loss"),
-        no_delta_m="a config has no figures of single-task training; give source=<sweep folder>",
+        no_delta_m="a config has no results of single-task training; give source=<sweep folder>",
     )
 
 

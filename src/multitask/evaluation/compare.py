@@ -1,4 +1,4 @@
-"""From sources to tables, pictures and the page."""
+"""Compares the runs of the sources; writes tables, plots and the page."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,7 +33,7 @@ def load(source: str | Iterable[str], baselines: str | None = None) -> Records:
 
 
 def _once(records: Records) -> Records:
-    """Leave out what a baseline's file says of runs whose own folders are among the sources."""
+    """Drop rows of a baseline's file whose run folders are among the sources."""
     runs = records.runs
     named = runs["name"].map(lambda name: Path(name).name)
     key = runs["experiment"] + "\n" + runs["sweep"] + "\n" + named
@@ -52,18 +52,16 @@ def compare(
     """Compare, print, and write summary.csv, figures.csv, pairs.csv, …, ``figures/*.png`` and index.html.
 
     Raises:
-        ComparisonError: the sources hold nothing that can be compared, or a setting names what they lack.
+        ComparisonError: the sources contain nothing to compare, or a setting names something that they lack.
     """
     comparisons = compare_records(load(source, baselines), settings or Settings())
     if not any(comparison.rows or len(comparison.quoted) for comparison in comparisons):
         reasons = {row.reason for comparison in comparisons for row in comparison.set_aside.itertuples()}
         why = f" ({'; '.join(sorted(reasons))})" if reasons else ""
-        raise ComparisonError(
-            f"source={source} holds no method's figures to compare{why}; give finished runs."
-        )
+        raise ComparisonError(f"source={source} contains no results to compare{why}; give finished runs.")
     folder = Path(output)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for name in CAPTIONS:  # of the last comparison, perhaps of other experiments
+    for name in CAPTIONS:  # files of an earlier comparison
         for path in (folder / "figures").glob(f"*_{name}.png"):
             path.unlink()
     drawn: list[list[Picture]] = []
@@ -75,5 +73,5 @@ def compare(
     (folder / "index.html").write_text(page.render(comparisons, drawn), encoding="utf-8", newline="\n")
     if console is not None:
         terminal.show(comparisons, console)
-        console.print(Text(f"\nTables, pictures and the page index.html are in {folder}."))
+        console.print(Text(f"\nTables, plots and the page index.html are in {folder}."))
     return comparisons

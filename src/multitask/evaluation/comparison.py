@@ -1,4 +1,4 @@
-"""The comparison of one experiment, from its records to everything that is shown."""
+"""The comparison of one experiment, from its records to everything shown."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from multitask.evaluation.ranks import mean_ranks
 from multitask.evaluation.records import BASELINE, Records
 from multitask.evaluation.statistics import Interval, mean_intervals, pairs, seeds_needed
 
-FRONT_SIZE = 3  # so many settings of one method are a front, not rivals
+FRONT_SIZE = 3  # settings of one method from which on they form a front and do not compete
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The keys of compare.yaml that decide what is compared; see there."""
+    """The keys of compare.yaml that select what is compared; they are documented there."""
 
     split: str = "test"
     metrics: Sequence[str] | None = None
@@ -61,12 +61,12 @@ class Comparison:
 
     @property
     def rows(self) -> list[Entry]:
-        """Entries and the settings of all fronts."""
+        """The entries and the settings of all fronts."""
         return self.entries + [entry for settings in self.fronts.values() for entry in settings]
 
 
 def compare_records(records: Records, settings: Settings) -> list[Comparison]:
-    """Compare every experiment by itself; what was published stays apart from what was measured."""
+    """Compare every experiment separately; published results are kept apart from measured ones."""
     runs = records.runs.assign(published=records.runs["source"] != "")
     measured = set(runs[~runs["published"]]["experiment"])
     comparisons: list[Comparison] = []
@@ -79,7 +79,7 @@ def compare_records(records: Records, settings: Settings) -> list[Comparison]:
                 continue
             part.quoted = part.quoted.iloc[:0]
         comparisons.append(part)
-    return sorted(comparisons, key=lambda each: not each.rows)  # what has only published Δ comes last
+    return sorted(comparisons, key=lambda each: not each.rows)  # experiments with only published Δ come last
 
 
 def compare_experiment(records: Records, settings: Settings, experiment: str, published: bool) -> Comparison:
@@ -127,9 +127,7 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
     rivals = [entry for entry in entries if entry.label not in in_front]
     cautions = rules.cautions + _rank(rivals, directed)
     if only_loss and settings.metrics is None:
-        cautions.append(
-            f"No part in any number, for want of a metric other than the loss: {', '.join(only_loss)}."
-        )
+        cautions.append(f"Not part of any number, since the only metric is the loss: {', '.join(only_loss)}.")
     rivals = sorted(rivals, key=_best_first)
     comparison = Comparison(
         experiment=experiment,
@@ -157,9 +155,9 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
 def _with_those_without_figure(
     set_aside: pd.DataFrame, runs: pd.DataFrame, metrics: list[str]
 ) -> pd.DataFrame:
-    """Add the runs of which no metric is compared: they have figures, but of other metrics, as their losses are."""
+    """Set aside the runs without a compared metric, which have values only of others, such as losses."""
     named = ", ".join(metrics[:3]) + (" …" if len(metrics) > 3 else "")
-    rows = [(run.label, run.seed, run.name, f"no figure of {named}") for run in runs.itertuples()]
+    rows = [(run.label, run.seed, run.name, f"no value of {named}") for run in runs.itertuples()]
     added = pd.DataFrame(rows, columns=protocol.SET_ASIDE_COLUMNS)
     whole = pd.concat([set_aside, added]) if rows else set_aside
     return whole.sort_values(protocol.SET_ASIDE_COLUMNS, kind="stable", ignore_index=True)
@@ -195,7 +193,9 @@ def _rank(entries: list[Entry], directed: pd.DataFrame) -> list[str]:
             rank, low, high = ranks.loc[entry.label]
             entry.rank = (float(rank), float(low), float(high))
     unranked = sorted(set(means.index) - set(ranked.index))
-    return [f"Not ranked, for want of a metric that others have: {', '.join(unranked)}."] if unranked else []
+    return (
+        [f"Not ranked, since they lack a metric that others have: {', '.join(unranked)}."] if unranked else []
+    )
 
 
 def _best_first(entry: Entry) -> tuple[float, float, str]:
@@ -208,7 +208,7 @@ def _means(values: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, Interval]:
 
 
 def _pairs(comparison: Comparison, directed: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Tests of every pair on Δm, Δp, macro means and every metric, and the figure to show first."""
+    """Test every pair on Δm, Δp, macro means and every metric; return the tests and the figure to show first."""
     entries = [entry for entry in comparison.entries if not entry.source or entry.seeds > 1]
     sought = comparison.settings.difference
     tables = []
@@ -257,14 +257,14 @@ def _cautions(comparison: Comparison) -> list[str]:
         )
     absent = sorted(set(comparison.all_labels) - {entry.label for entry in comparison.rows} - {BASELINE})
     if absent:
-        cautions.append(f"Not compared, since no run of it counts: {', '.join(absent)}.")
+        cautions.append(f"Not compared, since none of their runs counts: {', '.join(absent)}.")
     lost = [f"{entry.label} {entry.seeds} of {entry.attempted}" for entry in comparison.entries
             if entry.seeds < entry.attempted and not entry.source]  # fmt: skip
     if lost:
         cautions.append(f"Not every run of a method is averaged: {', '.join(lost)}.")
     directed = comparison.metrics[comparison.metrics["higher"].notna()]
     if _is_used(comparison.rows) and (log := logarithms(directed, macro=False)):
-        cautions.append(f"Of {', '.join(log)}, Δm and Δp take 100 ln(M/B): −69 is half as much, 69 twice.")
+        cautions.append(f"For {', '.join(log)}, Δm and Δp use 100 ln(M/B): −69 is half as much, 69 twice.")
     undirected = comparison.metrics[comparison.metrics["higher"].isna()].index
     if len(undirected):
         cautions.append(

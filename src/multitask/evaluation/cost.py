@@ -1,4 +1,4 @@
-"""Seconds a step and peak memory of every method, and relative to a reference method."""
+"""Seconds per step and peak memory of every method, absolute and relative to a reference method."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Cost:
-    """Means over a method's runs; ratios to the reference method's means. NaN where nothing is known."""
+    """Means over a method's runs, and their ratios to the reference method's means; NaN if unknown."""
 
     step_seconds: float = math.nan
     peak_memory_mib: float = math.nan
@@ -18,7 +18,7 @@ class Cost:
 
 
 def costs(runs: pd.DataFrame, reference: str) -> dict[str, Cost]:
-    """Cost by label, from the counted runs: columns label, method and the three that are measured."""
+    """Return the cost of each label from the counted runs: columns label, method and the three measurements."""
     measured = ["step_seconds", "peak_memory_mib", "parameters"]
     means = runs.groupby("label")[measured].mean()
     base = runs[runs["method"] == reference][measured].mean()

@@ -1,4 +1,4 @@
-"""Curves over training from the runs' metrics.csv: losses, weights and conflict, with bands over seeds."""
+"""Training curves from the runs' metrics.csv: losses, weights and conflict, with bands over seeds."""
 
 import re
 from pathlib import Path
@@ -20,10 +20,10 @@ CURVE_COLUMNS = ["kind", "name", "label", "step", "mean", "low", "high", "n"]
 
 
 def read_curves(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % t band over seeds of every curve of the runs (columns label, metrics_file).
+    """Return mean and 95 % t band over seeds of every curve of the runs (columns label, metrics_file).
 
-    The steps of an experiment are cut into 50 stretches, and a run counts in each with its mean there, so
-    that a run that logs more often weighs no more. `low` and `high` are NaN where there is one seed.
+    The steps of an experiment are divided into 50 intervals. A run enters each with its mean, so that runs that log
+    more often do not weigh more. `low` and `high` are NaN with one seed.
     """
     tables = [
         _run_curves(Path(run.metrics_file)).assign(run=run.Index, label=run.label)

@@ -1,4 +1,4 @@
-"""A W&B workspace for a comparison: built without network, saved with it."""
+"""Builds a W&B workspace for a comparison, offline, and saves it online."""
 
 import itertools
 import os
@@ -27,13 +27,13 @@ WAIT = 10  # seconds for an answer of the server
 def workspace(
     board: Board, project: str, entity: str = "", scatter: Sequence[Sequence[str]] | None = None
 ) -> Any:
-    """The workspace of a board.
+    """Return the workspace of a board.
 
     Args:
         board: Its content.
         project: The W&B project of the runs.
         entity: The user or team that the project belongs to.
-        scatter: Pairs of task/metric to plot against each other; None for every two tasks, six at most.
+        scatter: Pairs of task/metric to plot against each other; None for all pairs of tasks, six at most.
 
     Raises:
         ComparisonError: `scatter` names a figure that is not compared.
@@ -60,11 +60,11 @@ def save(made: Any, replace: str | None = None) -> str:
     """Save a workspace to W&B, and return its address.
 
     Args:
-        made: The workspace; without an entity it goes to that of the user.
-        replace: Address of an earlier workspace that this one takes the place of.
+        made: The workspace; without an entity it is saved under the user's.
+        replace: Address of an earlier workspace to replace.
 
     Raises:
-        ComparisonError: W&B cannot be reached or entered, or has no such workspace.
+        ComparisonError: W&B cannot be reached, refuses the login, or has no such workspace.
     """
     import wandb
 
@@ -81,12 +81,12 @@ def save(made: Any, replace: str | None = None) -> str:
             return str(made.url)
         except wandb.errors.UsageError as error:
             raise ComparisonError(
-                "W&B does not know who you are: run `wandb login` or set WANDB_API_KEY, or write the workspace to a "
+                "W&B needs a login: run `wandb login` or set WANDB_API_KEY, or write the workspace to a "
                 "file with output=workspace.json."
             ) from error
         except (wandb.errors.Error, ValueError, KeyError, TypeError, IndexError, OSError) as error:
             raise ComparisonError(
-                f"W&B did not take the workspace of project={made.project} ({' '.join(str(error).split())}); look at "
+                f"W&B did not accept the workspace of project={made.project} ({' '.join(str(error).split())}); check "
                 "the network, project, entity and replace, or write it to a file with output=workspace.json."
             ) from error
 
@@ -104,7 +104,7 @@ def _comparison(board: Board, scatter: Sequence[Sequence[str]] | None) -> Any:
         )
     columns = [wr.ParallelCoordinatesPlotColumn(METHOD, display_name="method")]
     columns += [
-        # Upwards is better on every axis.
+        # Up is better on every axis.
         wr.ParallelCoordinatesPlotColumn(
             wr.SummaryMetric(key), display_name=name, inverted=name in board.lower
         )
@@ -120,7 +120,7 @@ def _comparison(board: Board, scatter: Sequence[Sequence[str]] | None) -> Any:
         for x, y in _pairs(board, scatter)
     ]
     panels += [
-        wr.ParallelCoordinatesPlot(title="Every figure of every run", columns=columns),
+        wr.ParallelCoordinatesPlot(title="Every value of every run", columns=columns),
         wr.RunComparer(diff_only="split"),
     ]
     return _section("Comparison", panels, is_open=True)
@@ -133,7 +133,7 @@ def _pairs(board: Board, scatter: Sequence[Sequence[str]] | None) -> list[tuple[
     for pair in scatter:
         if len(pair) != 2 or any(name not in board.figures for name in pair):
             raise ComparisonError(
-                f"scatter={list(pair)}: give pairs of task/metric; there is: {', '.join(board.figures)}."
+                f"scatter={list(pair)}: give pairs of task/metric; choices: {', '.join(board.figures)}."
             )
     return [(pair[0], pair[1]) for pair in scatter]
 
@@ -159,9 +159,9 @@ def _training() -> Any:
         "Conflict and cost",
         [
             _lines("Cosine between task gradients", metric_regex="^conflict/cosine/.*"),
-            _lines("Seconds a step", y=["cost/step"]),
-            _lines("Seconds a step for the task gradients", y=["cost/task_gradients"]),
-            _lines("Seconds a step for the weights", y=["cost/solver"]),
+            _lines("Seconds per step", y=["cost/step"]),
+            _lines("Seconds per step for the task gradients", y=["cost/task_gradients"]),
+            _lines("Seconds per step for the weights", y=["cost/solver"]),
         ],
     )
 
@@ -176,7 +176,7 @@ def _section(name: str, panels: list[Any], is_open: bool = False) -> Any:
 
 
 def _filters(board: Board) -> list[Any]:
-    """The experiment's training runs, without those that failed."""
+    """Return filters for the experiment's training runs that did not fail."""
     filters = [
         expr.Config("experiment_name") == board.experiment,
         expr.Metric("JobType") == "train",
@@ -187,7 +187,7 @@ def _filters(board: Board) -> list[Any]:
 
 @contextmanager
 def _no_question() -> Iterator[None]:
-    """Let W&B raise where it would ask for a key on the terminal."""
+    """Make W&B raise an error instead of asking for a key at the terminal."""
     asked = sys.stdin
     with open(os.devnull) as nothing:
         sys.stdin = nothing

@@ -5,7 +5,7 @@ With s = +1 for a metric where higher is better and −1 otherwise, M the method
     Δm = −100/K · Σ over the K metrics of s (M − B)/B                 lower is better
     Δp =  100/T · Σ over the T tasks of the mean of s (M − B)/B       higher is better
 
-Of a multiplicative metric, whose figures are logarithms here, M and B are geometric means, and (M − B)/B is ln(M/B).
+For a multiplicative metric, given as logarithms, M and B are geometric means, and (M − B)/B is ln(M/B).
 
 Δm: Maninis et al., Attentive Single-Tasking of Multiple Tasks (2019), in the form of Liu et al.,
 Conflict-Averse Gradient Descent (2021), and Navon et al., Multi-Task Learning as a Bargaining Game (2022).
@@ -26,13 +26,13 @@ from multitask.evaluation.records import BASELINE
 from multitask.evaluation.statistics import Interval, mean_intervals, shifted_intervals
 
 DELTA_M, DELTA_P = DELTAS
-# A figure so many times the baseline's has no relative change: see docs/comparison.md, The baseline.
+# Larger multiples of the baseline have no relative change: see docs/comparison.md, The baseline.
 MOST_TIMES = 10
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Single-task figures `[seeds, metrics]`, every seed complete; `recipes`: task → digest of its recipe."""
+    """Single-task results `[seeds, metrics]` of complete seeds; `recipes`: task → digest of its recipe."""
 
     values: pd.DataFrame
     recipes: dict[str, str]
@@ -43,8 +43,8 @@ class Baseline:
 class Deltas:
     """The changes of one method; `per_seed` and `noise` hold the columns delta_m and delta_p.
 
-    `per_seed` [seeds, 2] takes the baseline's mean as given; `noise` [baseline seeds, 2] is the first-order
-    effect of the baseline's own variance. `gains`: percent over the baseline by metric, positive is better.
+    `per_seed` [seeds, 2] treats the baseline's mean as exact; `noise` [baseline seeds, 2] is the first-order
+    effect of the baseline's own variance. `gains`: percent over the baseline by metric; positive is better.
     """
 
     delta_m: Interval
@@ -55,13 +55,13 @@ class Deltas:
 
 
 def wide(figures: pd.DataFrame) -> pd.DataFrame:
-    """Figures as `[seeds, metrics]`; rows without a seed stand for themselves."""
+    """Return figures as `[seeds, metrics]`; each run without a seed is a row of its own."""
     seed = figures["seed"].where(figures["seed"] != "", "run " + figures["run"].astype(str))
     return figures.assign(seed=seed).pivot_table(index="seed", columns="key", values="value", aggfunc="mean")
 
 
 def task_recipes(figures: pd.DataFrame) -> dict[str, str]:
-    """Task → digest of its recipe, from rows that share one recipe."""
+    """Return task → digest of its recipe, from rows that share one recipe."""
     return dict(zip(figures["task"], figures["digest"], strict=True))
 
 
@@ -72,11 +72,11 @@ def find_baseline(
     selections: set[str],
     set_aside: Sequence[str] = (),
 ) -> tuple[Baseline | None, str]:
-    """The baseline of the recipe that most methods have, task by task, or None and the reason.
+    """Return the baseline with the recipe of most methods, task by task, or None and the reason.
 
     `figures`: rows of the single-task runs; `metrics`: index task/metric; `recipes`: each method's, by task.
-    If no run of a task has a recipe of the methods, the one with most seeds is taken, and named as such.
-    ``set_aside`` says why single-task runs are not among the figures.
+    If no run of a task has a recipe of the methods, the recipe with most seeds is used, and named as such.
+    ``set_aside``: why single-task runs are not among the figures.
     """
     why = f" ({'; '.join(dict.fromkeys(set_aside))})" if set_aside else ""
     if metrics.empty:
@@ -102,15 +102,15 @@ def find_baseline(
         if interval.low <= 0:
             return None, (
                 f"the baseline of {key} is {interval.mean:.4g}, and its interval over {interval.n} seeds, "
-                f"{interval.low:.4g} … {interval.high:.4g}, holds zero, so that a relative change could be any number; "
-                "give it more seeds, or name the other metrics with metrics=[…]"
+                f"{interval.low:.4g} … {interval.high:.4g}, contains zero, so a relative change could be any number; "
+                "run more seeds of it, or name the other metrics with metrics=[…]"
             )
     cautions = _cautions(figures, values, selections)
     return Baseline(values, {str(task): digest for task, digest in chosen.items()}, tuple(cautions)), ""
 
 
 def dwarfed(means: Mapping[str, Interval], baseline: Baseline) -> str | None:
-    """Why a method's figures have no relative change: one of them dwarfs the baseline's. None if none does."""
+    """Return why a method has no relative change if one of its values dwarfs the baseline's, else None."""
     for key, of_baseline in baseline.values.mean().items():
         of_method = means[str(key)].mean
         if not means[str(key)].log and abs(of_method) > MOST_TIMES * of_baseline:
@@ -138,7 +138,7 @@ def _cautions(rows: pd.DataFrame, values: pd.DataFrame, selections: set[str]) ->
     if len(values) == 1:
         cautions.append(
             "The single-task baseline has one seed: its variance is unknown, so Δm and Δp get no interval, "
-            "and the tests of pairs take it as exact."
+            "and the tests of pairs treat it as exact."
         )
     rules = set(rows["selection"])
     if rules != selections:
@@ -150,7 +150,7 @@ def _cautions(rows: pd.DataFrame, values: pd.DataFrame, selections: set[str]) ->
 
 
 def deltas(values: pd.DataFrame, baseline: Baseline, metrics: pd.DataFrame) -> Deltas:
-    """All changes of one method from its complete figures `[seeds, metrics]`."""
+    """Return all changes of one method from its complete figures `[seeds, metrics]`."""
     sign = np.where(metrics["higher"].astype(bool), 1.0, -1.0)
     in_task = metrics.groupby("task")["task"].transform("size").to_numpy()
     coefficients = np.column_stack(
@@ -160,8 +160,8 @@ def deltas(values: pd.DataFrame, baseline: Baseline, metrics: pd.DataFrame) -> D
     mean = b.mean(axis=0)
     unit = np.where(metrics["log"], 1.0, mean)
     changes = (x - mean) / unit @ coefficients
-    # d/dB of (M − B)/B is −M/B², and of ln(M/B) in ln B it is −1; the sign does not matter to the variance. B² may be
-    # more than a number can be.
+    # d/dB of (M − B)/B is −M/B², and d/d(ln B) of ln(M/B) is −1; the sign does not affect the variance. B² could
+    # overflow.
     noise = ((b - mean) / unit) * np.where(metrics["log"], 1.0, x.mean(axis=0) / unit) @ coefficients
     intervals = shifted_intervals(changes, noise)
     columns = [DELTA_M, DELTA_P]

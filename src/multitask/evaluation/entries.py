@@ -1,4 +1,4 @@
-"""One row of the comparison: a method (or one setting of it) and everything known about it."""
+"""One row of the comparison: a method, or one of its settings, with all its results."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from multitask.evaluation.statistics import Interval, mean_intervals
 
 @dataclass
 class Entry:
-    """A row: `values` [seeds, metrics] and what was made of it; of multiplicative metrics, values are logarithms.
+    """A row: `values` [seeds, metrics], logarithms for multiplicative metrics, and the statistics of them.
 
-    `seeds` of `attempted` runs count; `trials` is the number of settings tried for the method; `refusal` says
-    why there is no Δ; `rank` is mean rank, least and greatest with one other method left out.
+    `seeds` of `attempted` runs count; `trials` is the number of settings tried for the method; `refusal` says why
+    there is no Δ; `rank` is the mean rank, with its minimum and maximum when one other method is left out.
     """
 
     label: str
@@ -44,7 +44,7 @@ class Entry:
 
     @property
     def on_test(self) -> bool:
-        """Whether the test split had a part in choosing these figures."""
+        """Whether the weights were selected on the test split."""
         return on_test(self.selection)
 
     @property
@@ -59,9 +59,9 @@ class Entry:
 
 
 def macro_table(values: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Mean over tasks, seed by seed, of every metric that two tasks or more have: `[seeds, metric names]`.
+    """Return the mean over tasks, by seed, of every metric of two or more tasks: `[seeds, metric names]`.
 
-    Of a multiplicative metric it is the mean logarithm, as `values` are.
+    For a multiplicative metric it is the mean logarithm, like `values`.
     """
     counts = metrics.groupby("metric")["task"].nunique()
     columns = {}
@@ -74,7 +74,7 @@ def macro_table(values: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 def make_entry(
     figures: pd.DataFrame, metrics: pd.DataFrame, *, cost: Cost, attempted: int, trials: int
 ) -> Entry:
-    """Make the row of one label from its counted figures."""
+    """Return the row of one label from its counted figures."""
     first = figures.iloc[0]
     values = wide(figures).reindex(columns=metrics.index)
     macro = macro_table(values, metrics)
@@ -100,14 +100,14 @@ def make_entry(
         entry.cautions.append(f"Not every seed of {entry.label} has every metric: {', '.join(partly)}.")
     constant = values.max() == values.min()
     if len(values) > 1 and constant.all():
-        entry.cautions.append(f"Every seed of {entry.label} has the same figures: is the seed in use?")
+        entry.cautions.append(f"All seeds of {entry.label} have identical results: is the seed in use?")
     return entry
 
 
 def add_deltas(
     entry: Entry, baseline: Baseline | None, refusal: str, directed: pd.DataFrame, accept_other: bool
 ) -> None:
-    """Fill in Δm and Δp, or the reason why there is none."""
+    """Set Δm and Δp, or the reason why there are none."""
     if baseline is None:
         entry.refusal = refusal
         return
@@ -123,11 +123,11 @@ def add_deltas(
         named = f"{entry.label} trained {other[0]} with {_digest(ours)}, the baseline with {_digest(theirs)}"
         if not accept_other:
             entry.refusal = (
-                f"the single-task baseline is of another recipe: {named}; add baseline=none,single_task to the "
+                f"the single-task baseline has another recipe: {named}; add baseline=none,single_task to the "
                 "command of the sweep"
             )
             return
-        entry.cautions.append(f"Δm and Δp are against a baseline of another recipe: {named}.")
+        entry.cautions.append(f"Δm and Δp are against a baseline with another recipe: {named}.")
     if why := dwarfed(entry.means, baseline):
         entry.refusal = f"{entry.label} cannot be compared with the baseline: {why}"
         return

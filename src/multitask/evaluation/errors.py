@@ -1,4 +1,4 @@
-"""The one error this room raises for something the user can put right."""
+"""The error of a comparison that the user can fix."""
 
 
 class ComparisonError(ValueError):

@@ -1,4 +1,4 @@
-"""The metrics that are compared, and which of them are compared by their logarithms."""
+"""The metrics to compare, and which of them are compared by their logarithms."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,17 +11,17 @@ from multitask.evaluation.errors import ComparisonError
 def compared_metrics(
     figures: pd.DataFrame, wanted: Sequence[str] | None, logarithmic: Sequence[str] | None, split: str
 ) -> pd.DataFrame:
-    """The metrics of figures: index task/metric, columns task, metric, higher and log.
+    """Return the metrics of figures: index task/metric, columns task, metric, higher and log.
 
     Args:
-        figures: With the columns key, task, metric, higher, and marks: what the run's config marks as multiplicative.
-        wanted: Those that count, by name or task/metric; by default all but the losses, or the losses if there is
-            nothing else.
-        logarithmic: Those that are multiplicative; by default what a config marks.
+        figures: With the columns key, task, metric, higher, and marks, the multiplicative metrics of the run's config.
+        wanted: The metrics to compare, by name or task/metric; by default all but the losses, or the losses if there
+            are no others.
+        logarithmic: The multiplicative metrics; by default those of the configs.
         split: The split of the figures.
 
     Raises:
-        ComparisonError: A name means two metrics, or none.
+        ComparisonError: A name matches two metrics, or none.
     """
     found = figures.drop_duplicates(["key", "higher"])[["key", "task", "metric", "higher"]]
     names = figures.drop_duplicates(["task", "metric"])
@@ -34,7 +34,7 @@ def compared_metrics(
     twice = found[found["key"].duplicated()]["key"]
     if len(twice):
         raise ComparisonError(
-            f"source: higher_is_better of {twice.iloc[0]} differs between records; put the wrong one right."
+            f"source: higher_is_better of {twice.iloc[0]} differs between records; correct the wrong one."
         )
     found = found.set_index("key").sort_values(["task", "metric"])
     if logarithmic is None:
@@ -44,7 +44,7 @@ def compared_metrics(
     kinds = found.groupby("metric")["log"].nunique()
     if (kinds > 1).any():
         raise ComparisonError(
-            f"multiplicative: {kinds.idxmax()} is so of one task and not of another; name it by itself, for all."
+            f"multiplicative: {kinds.idxmax()} is named for one task but not for another; name it for all tasks."
         )
     if wanted is not None:
         return found[_chosen(found, "metrics", wanted, split)]
@@ -60,22 +60,22 @@ def _chosen(found: pd.DataFrame, key: str, names: Sequence[str], split: str) -> 
     unknown = [name for name in names if not _named(found, [name]).any()]
     if unknown and len(found):
         raise ComparisonError(
-            f"{key}={unknown[0]}: no record has it on the split {split}; there is: {', '.join(found.index)}."
+            f"{key}={unknown[0]}: no record has it on the split {split}; choices: {', '.join(found.index)}."
         )
     return _named(found, names)
 
 
 def logarithms(metrics: pd.DataFrame, macro: bool = True) -> list[str]:
-    """The figures that are compared by their logarithms: task/metric, and their means over tasks as mean/<metric>."""
+    """Return the figures compared by their logarithms: task/metric, and their means over tasks as mean/<metric>."""
     log = metrics[metrics["log"]]
     return [*log.index, *(f"mean/{name}" for name in log["metric"].unique() if macro)]
 
 
 def with_logarithms(figures: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Figures of these metrics, with the natural logarithm in place of the value where a metric is multiplicative.
+    """Return the figures of these metrics, with natural logarithms as the values of multiplicative metrics.
 
     Raises:
-        ComparisonError: Such a value is not positive.
+        ComparisonError: A value of a multiplicative metric is not positive.
     """
     figures = figures[figures["key"].isin(metrics.index)]
     log = figures["key"].isin(metrics.index[metrics["log"]])

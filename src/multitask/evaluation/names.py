@@ -1,51 +1,51 @@
-"""Names under which logs and records keep figures of a whole run: a task or metric of that name would hide one.
+"""Names that logs and records use for values of a whole run, and that tasks and metrics cannot have.
 
-No heavy import: configs are checked by it before torch is loaded.
+Configs are checked against them before torch is loaded, so this module has no heavy imports.
 """
 
 from collections.abc import Iterable, Mapping
 
 COMBINED = "combined"
-"""The task under which the record keeps the weighting's own scalar of the losses."""
+"""The task name in the record of the weighting's scalar of the losses."""
 
 DELTAS = ("delta_m", "delta_p")
-"""Changes that others derived: shown, never averaged or tested."""
+"""Published changes: shown, but never averaged or tested."""
 
 TASKS: Mapping[str, str] = {
-    COMBINED: "the record keeps the weighting's own scalar of the losses under this name",
+    COMBINED: "the record uses this name for the weighting's scalar of the losses",
     "mean": "<split>/mean/<metric> is the mean over tasks",
     "loss": "<split>/loss/<task> is the loss of a task",
 }
-"""Task names that logs and records cannot tell from something else, and what that is."""
+"""Reserved task names, and their meaning in logs and records."""
 
 METRICS: Mapping[str, str] = {
     "loss": "every task's loss is logged and recorded under this name",
-    **dict.fromkeys(DELTAS, "the record keeps changes against a baseline under this name"),
+    **dict.fromkeys(DELTAS, "the record uses this name for changes against a baseline"),
 }
-"""The same for the names of metrics."""
+"""Reserved metric names, and their meaning in logs and records."""
 
 
 def renamed(name: str, kind: str) -> str:
-    """Return a name to take instead; `kind`: task or metric."""
+    """Return a name to use instead; `kind`: task or metric."""
     return f"{name.strip('_').replace('.', '_')}_{kind}"
 
 
 def conflict(rows: Iterable[Mapping[str, str]], own: bool) -> str | None:
-    """Return what is wrong with the names in a record, None where nothing is.
+    """Return what is wrong with the names in a record, None if nothing is.
 
     Args:
-        rows: The record's rows, of which `task` and `metric` are read.
-        own: Whether this is the record of a run; a table of another origin may quote changes task by task.
+        rows: The record's rows, with `task` and `metric`.
+        own: Whether this is the record of a run; other tables may quote changes by task.
     """
     pairs = {(row["task"], row["metric"]): None for row in rows}
     measured = {task for task, metric in pairs if metric not in DELTAS}
     for task, metric in pairs:
         of_whole_run = task == COMBINED and metric in ("loss", *DELTAS)
         if task in TASKS and not of_whole_run:
-            return f"a task called '{task}', and {TASKS[task]}; rename it there, for example {renamed(task, 'task')}"
+            return f"a task named '{task}', and {TASKS[task]}; rename it there, for example {renamed(task, 'task')}"
         if own and metric in DELTAS and task in measured - {COMBINED}:
             return (
-                f"a metric called '{metric}', and {METRICS[metric]}; rename it there, for example "
+                f"a metric named '{metric}', and {METRICS[metric]}; rename it there, for example "
                 f"{renamed(metric, 'metric')}"
             )
     return None

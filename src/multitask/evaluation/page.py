@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables, pictures and style all inside, no script, no network."""
+"""One self-contained HTML page with tables, plots and style, without scripts or network access."""
 
 import base64
 import itertools
@@ -29,7 +29,7 @@ class Cell:
 
 
 def slugs(comparisons: list[Comparison]) -> list[str]:
-    """Every comparison's name in file names and links, each another one even where letter case is ignored."""
+    """Return the name of each comparison in file names and links, unique even if case is ignored."""
     found: list[str] = []
     for comparison in comparisons:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", comparison.experiment).strip("-") or "experiment"
@@ -41,7 +41,7 @@ def slugs(comparisons: list[Comparison]) -> list[str]:
 
 
 def render(comparisons: list[Comparison], drawn: list[list[Picture]]) -> str:
-    """The page; `drawn` holds the pictures of each comparison."""
+    """Return the page; `drawn` contains the plots of each comparison."""
     named = zip(slugs(comparisons), comparisons, drawn, strict=True)
     sections = [_section(slug, each, pictures) for slug, each, pictures in named]
     return _template().render(sections=sections)
@@ -107,7 +107,7 @@ def _pairs(comparison: Comparison) -> list[Row]:
 
 
 def _matrix(comparison: Comparison) -> list[tuple[str, list[Cell]]]:
-    """Row minus column for every pair, or row over column, in the order of merit; empty where there is but one pair."""
+    """Return row minus column, or row over column, for every pair, best first; empty if there is only one pair."""
     table = _headline_pairs(comparison)
     names = [entry.label for entry in comparison.entries if entry.label in set(table["a"]) | set(table["b"])]
     if len(names) < 3:
@@ -155,5 +155,5 @@ def _protocol(comparison: Comparison) -> list[tuple[str, str]]:
 def _baseline_recipe(comparison: Comparison) -> str:
     compared = [entry for entry in comparison.rows if entry.deltas]
     if any("another recipe" in caution for entry in compared for caution in entry.cautions):
-        return "of another recipe"
-    return "of the same recipe, task by task" if compared else "of another recipe, not used"
+        return "with another recipe"
+    return "with the same recipe, task by task" if compared else "with another recipe, not used"

@@ -1,4 +1,4 @@
-"""The plane of two figures in which fronts are looked at: its rows, and the area they dominate."""
+"""The plane of two metrics in which fronts are compared: its rows, and the area they dominate."""
 
 import math
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class Plane:
 
 
 def plane(comparison: Comparison) -> Plane | None:
-    """The two metrics to draw: those of `pareto`, or the first ones of two tasks where there are just two.
+    """Return the two metrics to plot: those of `pareto`, or the first metric of each task if there are two tasks.
 
-    `volumes` gives the hypervolume by front, and of all rows together, in units of the two metrics.
+    `volumes` has the hypervolume of each front, and of all rows together, in units of the two metrics.
     """
     directed = comparison.metrics[comparison.metrics["higher"].notna()]
     wanted = comparison.settings.pareto
@@ -35,7 +35,7 @@ def plane(comparison: Comparison) -> Plane | None:
         keys = list(wanted)
         if len(keys) != 2 or any(key not in directed.index for key in keys):
             raise ComparisonError(
-                f"pareto={keys}: name two compared task/metric; there is: {', '.join(directed.index)}."
+                f"pareto={keys}: name two compared task/metric; choices: {', '.join(directed.index)}."
             )
     elif directed["task"].nunique() == 2:
         keys = list(directed.reset_index().groupby("task")["key"].first())
@@ -64,10 +64,10 @@ def plane(comparison: Comparison) -> Plane | None:
 
 
 def signs(higher: tuple[bool, bool]) -> Array:
-    """Factors that make lower better."""
+    """Return the factors that make lower better."""
     return np.where(higher, -1.0, 1.0)
 
 
 def losses_of(entries: list[Entry], keys: list[str], higher: tuple[bool, bool]) -> Array:
-    """The rows' two figures `[entries, 2]`, lower is better."""
+    """Return the rows' two metrics `[entries, 2]`, lower is better."""
     return np.array([[entry.means[key].mean for key in keys] for entry in entries]) * signs(higher)

@@ -1,4 +1,4 @@
-"""Select the figures that may be averaged, and give the reason for those that may not."""
+"""Selects the figures that may be averaged, with the reasons for those that may not."""
 
 import re
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ SET_ASIDE_COLUMNS = ["method", "seed", "run", "reason"]
 
 @dataclass
 class Protocol:
-    """The figures that count, those of the baseline, and everything that was set aside.
+    """The figures that count, those of the baseline, and the runs that were set aside.
 
     `figures`, `baseline`: the columns of both tables of `Records`, and `label` for method and variant.
     `recipes`: label → digest of the recipe of its figures. `set_aside`: one row per run, with the reason.
@@ -37,8 +37,8 @@ def on_test(selection: str) -> bool:
 
 
 def labels(runs: pd.DataFrame) -> pd.Series:
-    """Name of every run's method; the variant is part of it where the method has several."""
-    # A run that failed early may not know its variant, and must not rename the others.
+    """Return the name of every run's method, with the variant if the method has several."""
+    # A run that failed early may lack its variant, and must not rename the others.
     variants = runs[runs["status"].isin(FINISHED)].groupby("method")["variant"].nunique()
     several = (runs["method"].map(variants).fillna(0) > 1) & (runs["method"] != BASELINE)
     with_variant = runs["method"] + " (" + runs["variant"] + ")"
@@ -48,10 +48,9 @@ def labels(runs: pd.DataFrame) -> pd.Series:
 def apply(records: Records, *, split: str, recipe: str = SHARED, selection: str | None = None) -> Protocol:
     """Choose the figures of one experiment that are comparable.
 
-    Set aside, in this order: runs that did not complete, figures selected by another rule than the method's
-    most frequent one (or than `selection`), recipes other than the one most methods share (`recipe` may name
-    a digest, or be `per_method`), all but the last of several runs of the same thing, and runs with a figure
-    that is not finite.
+    Set aside, in this order: runs that did not complete; figures selected by another rule than the method's
+    most frequent one (or than `selection`); recipes other than the one most methods share (`recipe` may name
+    a digest, or be `per_method`); all but the last of repeated runs; and runs with a figure that is not finite.
 
     Raises:
         ComparisonError: `recipe` or `selection` names something that no run has.
@@ -69,7 +68,7 @@ def apply(records: Records, *, split: str, recipe: str = SHARED, selection: str 
     splits = table.groupby("run")["split"].agg(lambda names: ", ".join(sorted(set(names))))
     remaining.drop_runs(
         empty,
-        lambda run: f"no figure of split={split}; there is: {splits.get(run.Index, 'none of any split')}",
+        lambda run: f"no value for split={split}; available: {splits.get(run.Index, 'none')}",
     )
     _keep_one_selection(remaining, selection)
     recipes = _keep_one_recipe(remaining, recipe)
@@ -94,7 +93,7 @@ def apply(records: Records, *, split: str, recipe: str = SHARED, selection: str 
 
 
 class _Remaining:
-    """The figures still counted, and the list of runs that fell through."""
+    """The figures still counted, and the list of runs that were set aside."""
 
     def __init__(self, runs: pd.DataFrame, table: pd.DataFrame) -> None:
         self.runs = runs
@@ -102,7 +101,7 @@ class _Remaining:
         self.set_aside: list[tuple[str, str, str, str]] = []
 
     def drop_runs(self, chosen, reason) -> None:  # type: ignore[no-untyped-def]
-        """Set the chosen runs aside; `reason` makes a sentence of a run."""
+        """Set the chosen runs aside; `reason` returns a sentence for a run."""
         dropped = self.runs[chosen]
         for run in dropped.itertuples():
             self.set_aside.append((run.label, run.seed, run.name, reason(run)))
@@ -110,7 +109,7 @@ class _Remaining:
 
 
 def _status_reason(run) -> str:  # type: ignore[no-untyped-def]
-    words = {"failed": "failed", "interrupted": "cut short", "running": "still running, or killed"}
+    words = {"failed": "failed", "interrupted": "interrupted", "running": "still running, or killed"}
     reason = words.get(run.status, f"status {run.status}")
     return f"{reason}: {run.error.splitlines()[0]}" if run.error.strip() else reason
 
@@ -120,10 +119,10 @@ def _keep_one_selection(remaining: _Remaining, wanted: str | None) -> None:
     if wanted is not None:
         if len(table) and wanted not in set(table["selection"]):
             known = ", ".join(sorted(set(table["selection"]) - {""})) or "none is recorded"
-            raise ComparisonError(f"selection={wanted}: no figure was selected so; there is: {known}.")
+            raise ComparisonError(f"selection={wanted}: nothing was selected by this rule; choices: {known}.")
         keep = table["selection"] == wanted
     else:
-        # A baseline's recipes are chosen among when it is used; each has a rule of its own.
+        # A baseline's recipe is chosen later; each recipe has its own rule.
         group = table["label"].where(table["method"] != BASELINE, table["label"] + " " + table["digest"])
         rules = table.groupby(group)["selection"].agg(_usual_selection)
         keep = table["selection"] == group.map(rules)
@@ -142,7 +141,7 @@ def _usual_selection(rules: pd.Series) -> str:
 
 
 def _keep_one_recipe(remaining: _Remaining, wanted: str) -> dict[str, str]:
-    """Keep one recipe per experiment (or method); the baseline keeps all, it is matched when it is used."""
+    """Keep one recipe per experiment (or method); the baseline keeps all of its recipes until it is used."""
     methods = remaining.table[remaining.table["method"] != BASELINE]
     runs = methods.drop_duplicates("run")
     if wanted == PER_METHOD:
@@ -160,8 +159,8 @@ def _keep_one_recipe(remaining: _Remaining, wanted: str) -> dict[str, str]:
         full = [digest for digest in known if digest.startswith(wanted)]
         if len(full) != 1:
             raise ComparisonError(
-                f"recipe={wanted} names {'no' if not full else 'more than one'} recipe of the runs; "
-                f"there is: {', '.join(known) or 'none is recorded'}; or say {SHARED} or {PER_METHOD}."
+                f"recipe={wanted} matches {'no' if not full else 'more than one'} recipe of the runs; "
+                f"choices: {', '.join(known) or 'none is recorded'}, {SHARED} and {PER_METHOD}."
             )
         recipes = pd.Series(full[0], index=sorted(set(runs["label"])))
     other = methods["recipe"] != methods["label"].map(recipes)
@@ -179,10 +178,10 @@ def _most_frequent(counts: pd.Series) -> str:
 
 
 def _keep_last_repeat(remaining: _Remaining) -> None:
-    """Two runs of one method, seed, recipe and set of tasks would count a seed twice: the last one stays."""
+    """Keep the last of several runs of one method, seed, recipe and set of tasks, which would count a seed twice."""
     tasks = remaining.table.groupby("run")["task"].agg(lambda names: "\n".join(sorted(set(names))))
     same = remaining.runs.loc[tasks.index].assign(tasks=tasks).sort_values("name", kind="stable")
-    # Rows without a seed are averages that somebody else made, or single runs: each is its own.
+    # Rows without a seed are published averages or single runs, and never repeats.
     same = same[same["seed"] != ""]
     repeated = same.duplicated(["label", "variant", "seed", "recipe", "tasks"], keep="last")
     remaining.drop_runs(
@@ -195,10 +194,8 @@ def _environment_cautions(runs: pd.DataFrame) -> list[str]:
     known = runs[runs["versions"] != "{}"]
     cautions = []
     if known["versions"].nunique() > 1:
-        cautions.append(
-            "The runs were made with different package versions (see versions in their run.json)."
-        )
+        cautions.append("The runs used different package versions (see versions in their run.json).")
     if runs[runs["commit"] != ""]["commit"].nunique() > 1:
         commits = ", ".join(sorted(commit[:10] for commit in set(runs["commit"]) - {""}))
-        cautions.append(f"The runs were made at different commits: {commits}.")
+        cautions.append(f"The runs used different commits: {commits}.")
     return cautions

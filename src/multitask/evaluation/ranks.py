@@ -1,13 +1,13 @@
-"""Mean rank over metrics, and how far it moves when one of the other methods is left out."""
+"""Mean rank over metrics, and its range when one of the other methods is left out."""
 
 import pandas as pd
 
 
 def mean_ranks(means: pd.DataFrame, higher: pd.Series) -> pd.DataFrame:
-    """Columns `rank`, `low`, `high`, one row a label; rank 1 is best, ties share their average rank.
+    """Return the columns `rank`, `low`, `high`, one row per label; rank 1 is best, ties share their average rank.
 
-    `means`: [labels, metrics], complete; `higher`: metric → whether higher is better. `low` and `high` are
-    the least and the greatest mean rank of a label, over the full set and all sets without one other label.
+    `means`: [labels, metrics], complete; `higher`: metric → whether higher is better. `low` and `high` are the
+    minimum and maximum of a label's mean rank over the full set and all sets without one other label.
     """
     signed = means * [-1.0 if higher[metric] else 1.0 for metric in means.columns]
     full = signed.rank().mean(axis=1)

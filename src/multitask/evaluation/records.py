@@ -1,4 +1,4 @@
-"""The two tables that everything else is made of: one row per figure, one row per run."""
+"""Reads records into the two tables of a comparison: one row per figure, one row per run."""
 
 import csv
 import hashlib
@@ -34,8 +34,8 @@ class Records:
 
     `figures`: one row per figure, with `run` pointing into `runs`, `higher` True, False or None, and `digest` of
     the recipe of its task alone, which a joint run and its single-task baseline share. `runs`: one row per run,
-    indexed by `run`, with the digest of the whole `recipe` and, as `marks`, the metrics that its config calls
-    multiplicative; text columns hold "" and numbers NaN where nothing is known.
+    indexed by `run`, with the digest of the whole `recipe` and, as `marks`, the multiplicative metrics of its config.
+    Unknown text is "", an unknown number NaN.
     """
 
     figures: pd.DataFrame
@@ -46,8 +46,8 @@ def read(sources: Sources) -> Records:
     """Read every run folder and record file.
 
     Raises:
-        ComparisonError: a record lacks one of the seven columns, holds a value that is no number, or a name that
-            means two things.
+        ComparisonError: a record lacks one of the seven columns, or contains a value that is not a number or a
+            reserved name.
     """
     reader = _Reader()
     for folder in sources.run_folders:
@@ -104,7 +104,7 @@ class _Reader:
     def add_table(self, file: Path) -> None:
         """Add a table of any origin.
 
-        The rows of one method, variant, seed and name are one run; where a figure comes again, another begins.
+        The rows of one method, variant, seed and name are one run; a repeated figure starts another run.
         """
         groups: dict[tuple[Any, ...], list[dict[str, str]]] = {}
         times: dict[tuple[Any, ...], int] = {}
@@ -139,13 +139,13 @@ class _Reader:
         number = len(self.runs)
         self.runs.append(run)
         if wrong := conflict(rows, own):
-            raise ComparisonError(f"source: {file} has {wrong}, or leave its rows out.")
+            raise ComparisonError(f"source: {file} has {wrong}, or remove its rows.")
         seen: set[tuple[str, ...]] = set()
         for row in rows:
             what = (row["task"], row["metric"], row["split"], row.get("selection", ""))
             if what in seen:
                 raise ComparisonError(
-                    f"source: {file} has two figures of {'/'.join(what[:2])} on the split {what[2]}; leave one out."
+                    f"source: {file} has two values of {'/'.join(what[:2])} on the split {what[2]}; remove one."
                 )
             seen.add(what)
             self.figures.append(
@@ -163,9 +163,9 @@ class _Reader:
 
 
 def _recipes(figures: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
-    """The digest of every run's recipe: that of run.json, or one made of the digests of its tasks.
+    """Return the digest of every run's recipe: that of run.json, or one of its tasks' digests.
 
-    Runs whose tasks have the same digests have the same recipe, and the same name for it.
+    Runs whose tasks have equal digests have the same recipe, and the same digest of it.
     """
     figures = figures[~figures["task"].isin(NOT_A_TASK)]
     pairs = figures["task"] + "=" + figures["digest"]
@@ -184,17 +184,19 @@ def _rows(file: Path) -> list[dict[str, str]]:
     try:
         return _read_rows(file)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ComparisonError(f"source: {file} is no CSV file in UTF-8 ({error}); save it as one.") from None
+        raise ComparisonError(
+            f"source: {file} is not a CSV file in UTF-8 ({error}); save it as one."
+        ) from None
 
 
 def _read_rows(file: Path) -> list[dict[str, str]]:
-    # Spreadsheets begin their UTF-8 with a mark.
+    # Spreadsheets write UTF-8 with a byte order mark.
     with file.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
             raise ComparisonError(
-                f"source: {file} is no results record, it lacks the column {', '.join(missing)}; "
+                f"source: {file} is not a results record, it lacks the column {', '.join(missing)}; "
                 f"a record has {','.join(COLUMNS)}."
             )
         wanted = (*COLUMNS, *OPTIONAL)
@@ -207,9 +209,9 @@ def _status(file: Path) -> dict[str, Any]:
     try:
         status = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        return {"status": "unreadable", "error": f"run.json is no JSON: {error}"}
+        return {"status": "unreadable", "error": f"run.json is not JSON: {error}"}
     if not isinstance(status, dict):
-        return {"status": "unreadable", "error": "run.json holds no object"}
+        return {"status": "unreadable", "error": "run.json is not a JSON object"}
     return status
 
 
@@ -226,7 +228,7 @@ def _value(text: str, file: Path) -> float:
         return float(text) if text else math.nan
     except ValueError:
         raise ComparisonError(
-            f"source: {file} has the value {text!r}, which is no number; put it right."
+            f"source: {file} has the value {text!r}, which is not a number; correct it."
         ) from None
 
 
@@ -235,6 +237,6 @@ def _direction(text: str, file: Path) -> bool | None:
     known |= dict.fromkeys(("true", "1", "1.0"), True) | dict.fromkeys(("false", "0", "0.0"), False)
     if text.lower() not in known:
         raise ComparisonError(
-            f"source: {file} has higher_is_better={text!r}; write True, False, or leave it empty if none is."
+            f"source: {file} has higher_is_better={text!r}; write True or False, or leave it empty if unknown."
         )
     return known[text.lower()]

@@ -1,4 +1,4 @@
-"""From what the user typed as `source` to the run folders and record files behind it."""
+"""Resolves the key `source` to run folders and record files."""
 
 import glob
 import os
@@ -21,13 +21,13 @@ class Sources:
 
 
 def find(source: str | Iterable[str]) -> Sources:
-    """Resolve folders, files and globs, each thing once, in the order of its path.
+    """Resolve folders, files and globs, without duplicates, in the order of their paths.
 
-    A folder stands for every run folder at or below it; one without any run stands for the CSV files that
-    lie directly in it, as a folder of published tables does.
+    A folder stands for every run folder at or below it, or, if there is none, for the CSV files directly in it, such
+    as published tables.
 
     Raises:
-        ComparisonError: a source does not exist, or holds neither runs nor record files.
+        ComparisonError: a source does not exist, or contains neither runs nor record files.
     """
     runs: dict[Path, Path] = {}
     files: dict[Path, Path] = {}
@@ -35,7 +35,7 @@ def find(source: str | Iterable[str]) -> Sources:
         found_runs, found_files = _one(str(text))
         if not found_runs and not found_files:
             raise ComparisonError(
-                f"source={text} leads to no run folder (with {RUN_RECORD} or {RUN_STATUS}) and no CSV file; "
+                f"source={text} matches no run folder (with {RUN_RECORD} or {RUN_STATUS}) and no CSV file; "
                 f"give the folder of a sweep or a run, a record file, or a glob of them."
             )
         runs.update((path.resolve(), path) for path in found_runs)
@@ -70,5 +70,5 @@ def _runs_below(folder: Path) -> list[Path]:
         if RUN_STATUS in names or RUN_RECORD in names:
             runs.append(Path(directory))
         if RUN_STATUS in names:
-            subdirectories.clear()  # what a run keeps inside (checkpoints, W&B files) is no other run
+            subdirectories.clear()  # a run folder contains no other run
     return runs

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and sample sizes, all from scipy and statsmodels."""
+"""Intervals, paired tests and sample sizes, from scipy and statsmodels."""
 
 import gc
 import math
@@ -21,9 +21,9 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A mean over `n` seeds with its 95 % confidence interval; NaN bounds where there is none.
+    """A mean over `n` seeds with its 95 % confidence interval; the bounds are NaN if there is none.
 
-    `log`: the mean is geometric, and the interval that of the mean logarithm.
+    `log`: the mean is geometric, and the interval is that of the mean logarithm.
     """
 
     mean: float
@@ -34,19 +34,19 @@ class Interval(NamedTuple):
 
     @property
     def half(self) -> float:
-        """Half the width of the interval, of logarithms the factor up to its end; NaN where there is none."""
+        """Half the width of the interval, or with `log` the factor to its upper end; NaN if there is none."""
         return self.high / self.mean if self.log else (self.high - self.low) / 2
 
 
 def _of_order_one(*tables: Array) -> tuple[list[Array], NDArray[np.int_]]:
-    """Return columns `[n, k]` over powers of two, and these: exact, and squares neither overflow nor vanish."""
+    """Divide columns `[n, k]` by powers of two, so that squares neither overflow nor underflow; return both."""
     largest = np.fmax.reduce([np.fmax.reduce(np.abs(table), axis=0, initial=0.0) for table in tables])
     powers = np.frexp(largest)[1]
     return [np.ldexp(table, -powers) for table in tables], powers
 
 
 def mean_intervals(table: pd.DataFrame, log: Iterable[bool] | None = None) -> list[Interval]:
-    """Mean and t interval of every column of a [seeds, k] table, over the seeds that have a value.
+    """Return mean and t interval of every column of a [seeds, k] table, over the seeds that have a value.
 
     `log` [k]: whether a column holds logarithms, so that its mean is geometric.
     """
@@ -69,10 +69,10 @@ def _geometric(interval: Interval) -> Interval:
 
 
 def shifted_intervals(values: Array, noise: Array) -> list[Interval]:
-    """Mean of the columns of `values` [n, k], with the variance of the columns of `noise` [b, k] added.
+    """Return intervals of the means of `values` [n, k], with the variance of `noise` [b, k] added.
 
-    `noise` is what an independently measured constant, here the baseline, contributes seed by seed; it has
-    mean zero. The interval is Welch's. There is none if either has fewer than two seeds.
+    `noise` is the contribution, by seed, of an independently measured constant, here the baseline; its mean is zero.
+    The interval is Welch's. There is none if either has fewer than two seeds.
     """
     n = len(values)
     means = _mean(values)
@@ -83,10 +83,10 @@ def shifted_intervals(values: Array, noise: Array) -> list[Interval]:
 
 
 def paired_tests(differences: Array, noise: Array | None = None) -> tuple[Array, Array, Array]:
-    """Low, high and two-sided p of the mean of every column of paired differences [n, k].
+    """Return lower bound, upper bound and two-sided p of the mean of paired differences [n, k], by column.
 
     With `noise` [b, k] (see `shifted_intervals`) the test is Welch's, otherwise the paired t test.
-    NaN with fewer than two pairs.
+    All are NaN with fewer than two pairs.
     """
     k = differences.shape[1]
     if len(differences) < 2:
@@ -97,13 +97,13 @@ def paired_tests(differences: Array, noise: Array | None = None) -> tuple[Array,
 
 
 def _mean(values: Array) -> Array:
-    """Mean of every column `[n, k]`."""
+    """Return the mean of every column `[n, k]`."""
     (scaled,), powers = _of_order_one(values)
     return np.ldexp(scaled.mean(axis=0), powers)
 
 
 def _deviation(values: Array) -> Array:
-    """Standard deviation of every column `[n, k]` of at least two rows."""
+    """Return the standard deviation of every column `[n, k]` of at least two rows."""
     (scaled,), powers = _of_order_one(values)
     return np.ldexp(scaled.std(axis=0, ddof=1), powers)
 
@@ -113,7 +113,7 @@ def _welch(values: Array, noise: Array | None) -> tuple[Array, Array, Array]:
     noise = apart[0] if apart else None
     spread = values.std(axis=0) if noise is None else values.std(axis=0) + noise.std(axis=0)
     with warnings.catch_warnings():
-        # scipy warns of columns without spread, which are put right below.
+        # scipy warns of columns without spread, which are corrected below.
         warnings.simplefilter("ignore", RuntimeWarning)
         if noise is None:
             result = stats.ttest_1samp(values, 0.0)
@@ -127,14 +127,14 @@ def _welch(values: Array, noise: Array | None) -> tuple[Array, Array, Array]:
 
 
 def holm(p: Array) -> Array:
-    """Holm's adjusted p values over the entries that are not NaN.
+    """Return Holm's adjusted p values over the entries that are not NaN.
 
     Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979).
     """
     adjusted = np.full_like(p, math.nan)
     tested = ~np.isnan(p)
     if tested.any():
-        gc.freeze()  # statsmodels collects garbage in every call, 0.2 s over all objects of the process
+        gc.freeze()  # statsmodels runs a garbage collection in every call: 0.2 s with all objects of the process
         try:
             adjusted[tested] = multipletests(p[tested], method="holm")[1]
         finally:
@@ -143,10 +143,10 @@ def holm(p: Array) -> Array:
 
 
 def seeds_needed(deviation: Array, difference: Array, alpha: Array) -> Array:
-    """Fewest pairs with which a paired t test at level `alpha` finds `difference` with 80 % power, all `[k]`.
+    """Return the fewest pairs with which a paired t test at level `alpha` finds `difference` with 80 % power, `[k]`.
 
-    `deviation` is the standard deviation of the paired differences. NaN where it is NaN, and infinite where a
-    million pairs would not do.
+    `deviation` is the standard deviation of the paired differences. The result is NaN if it is NaN, and infinite if
+    a million pairs are not enough.
     """
     result = np.full(len(deviation), math.nan)
     known = np.isfinite(deviation) & (difference > 0)
@@ -154,7 +154,7 @@ def seeds_needed(deviation: Array, difference: Array, alpha: Array) -> Array:
     effect = difference / np.maximum(deviation[known], difference / 50)  # above, the t distribution overflows
 
     def enough(n: NDArray[np.int_]) -> NDArray[np.bool_]:
-        # The two-sided test's other tail is nothing at this power, but it is NaN in floating point.
+        # The two-sided test's other tail is negligible at this power, but NaN in floating point.
         return np.asarray(ttest_power(effect, n, alpha / 2, alternative="larger") >= POWER)
 
     low, high = np.full(len(effect), 1), np.full(len(effect), 2)
@@ -178,10 +178,10 @@ def pairs(
 ) -> pd.DataFrame:
     """Test the difference of every two columns of a [seeds, labels] table, paired by seed, Holm-corrected.
 
-    `sought` is the difference for which the needed number of seeds is asked, in units of the table. `noise`
-    [baseline seeds, labels] is each label's share of the baseline's variance; only its difference counts.
-    `log` says that the table is of logarithms, which the column `scale` repeats.
-    Of two labels without two seeds in common, only the difference of the common seeds is given.
+    `sought` is the difference for which the needed number of seeds is computed, in units of the table. `noise`
+    [baseline seeds, labels] is each label's share of the baseline's variance; only its differences count.
+    `log` says that the table contains logarithms, which the column `scale` repeats.
+    Two labels with fewer than two common seeds are not tested; only the difference over common seeds is returned.
     """
     names = list(table.columns)
     first, second = np.triu_indices(len(names), k=1)
@@ -217,6 +217,6 @@ def pairs(
     result["p_holm"] = holm(result["p"].to_numpy())
     result["separable"] = result["p_holm"] < 1 - CONFIDENCE
     tested = int(result["p"].notna().sum())
-    # Holm compares the smallest p with alpha / tested: at this level the number is enough at any place.
+    # Holm compares the smallest p with alpha / tested; a number that is enough at this level is enough for any rank.
     result["level"], result["sought"] = (1 - CONFIDENCE) / max(tested, 1), sought
     return result

@@ -17,7 +17,7 @@ MISSING = Interval(math.nan, math.nan, math.nan, 0)
 
 
 def summary(comparisons: list[Comparison]) -> pd.DataFrame:
-    """One row per method: Δm, Δp, mean rank, macro means, cost, protocol."""
+    """Return one row per method: Δm, Δp, mean rank, macro means, cost, protocol."""
     return pd.DataFrame(
         [_summary(comparison, entry) for comparison in comparisons for entry in comparison.rows]
     )
@@ -39,7 +39,7 @@ def _summary(comparison: Comparison, entry: Entry) -> dict[str, object]:
         columns = _columns(f"mean/{name}", interval)
         if taken := row.keys() & columns.keys():
             raise ComparisonError(
-                f"metrics: summary.csv would have two columns {min(taken)}, of the metric {name} and of another; "
+                f"metrics: summary.csv would have two columns {min(taken)}, for the metric {name} and another one; "
                 "compare one of them at a time with metrics=[…]."
             )
         row |= columns
@@ -59,12 +59,12 @@ def _summary(comparison: Comparison, entry: Entry) -> dict[str, object]:
 
 
 def _columns(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Return a mean and its bounds, the first three values, by the names of their columns."""
+    """Return a mean and its bounds, the first three values, by column name."""
     return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=False))
 
 
 def figures(comparisons: list[Comparison]) -> pd.DataFrame:
-    """One row per method and metric, the single-task baseline among them: mean and interval over seeds."""
+    """Return one row per method, with the single-task baseline, and metric: mean and interval over seeds."""
     rows = []
     for comparison in comparisons:
         of_methods = [(entry.method, entry.variant, entry.means) for entry in comparison.rows]
@@ -91,23 +91,23 @@ def figures(comparisons: list[Comparison]) -> pd.DataFrame:
 
 
 def pairs(comparisons: list[Comparison]) -> pd.DataFrame:
-    """One row a pair of methods and figure."""
+    """Return one row per pair of methods and figure."""
     return _stacked([(each.experiment, each.pairs) for each in comparisons])
 
 
 def set_aside(comparisons: list[Comparison]) -> pd.DataFrame:
-    """One row per run that is not averaged, with the reason."""
+    """Return one row per run that is not averaged, with the reason."""
     return _stacked([(each.experiment, each.set_aside) for each in comparisons])
 
 
 def quoted(comparisons: list[Comparison]) -> pd.DataFrame:
-    """One row a published figure, with its source."""
+    """Return one row per published value, with its source."""
     columns = ["label", "metric", "value", "selection", "source"]
     return _stacked([(each.experiment, each.quoted[columns]) for each in comparisons])
 
 
 def hypervolumes(comparisons: list[Comparison]) -> pd.DataFrame:
-    """One row a front of two figures, and one for all rows together, with the point it is measured from."""
+    """Return one row per front of two metrics, and one for all rows together, with the reference point."""
     rows: list[dict[str, object]] = []
     for comparison in comparisons:
         drawn = plane(comparison)
@@ -136,7 +136,7 @@ def _stacked(parts: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
 
 
 def write(comparisons: list[Comparison], folder: Path) -> list[Path]:
-    """Write every table that has rows as CSV; returns the files."""
+    """Write every table that has rows to a CSV file, and return the files."""
     tables = {
         "summary.csv": summary(comparisons),
         "figures.csv": figures(comparisons),

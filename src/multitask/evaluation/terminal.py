@@ -1,4 +1,4 @@
-"""The comparison as tables on the terminal."""
+"""Prints the comparison as tables in the terminal."""
 
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +32,7 @@ MOST_PAIRS = 20
 
 
 def show(comparisons: list[Comparison], console: Console) -> None:
-    """Print everything that fits a screen; the rest is in the CSV files and on the page."""
+    """Print what fits a screen; the rest is in the CSV files and on the page."""
     for comparison in comparisons:
         title = comparison.experiment + (" (published by others)" if comparison.published else "")
         console.print(Text(f"\n{title}", style="bold"))
@@ -45,7 +45,7 @@ def show(comparisons: list[Comparison], console: Console) -> None:
                 console.print(
                     _results(
                         comparison,
-                        f"Settings of {method}, a front: neither ranked nor tested",
+                        f"Settings of {method}, which form a front: neither ranked nor tested",
                         front,
                         "setting",
                     )
@@ -65,7 +65,7 @@ def show(comparisons: list[Comparison], console: Console) -> None:
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
-    """Return a table; names in its title and its heads are text, whatever signs they have."""
+    """Return a table whose title and headers are plain text, not markup."""
     table = Table(
         title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
@@ -160,7 +160,9 @@ def _show_pairs(comparison: Comparison, console: Console) -> None:
 
 
 def _quoted(comparison: Comparison) -> Table:
-    table = _table("Published by others, not measured here and in no statistic above", "method", "Δ %")
+    table = _table(
+        "Published by others, not measured here and not part of any statistic above", "method", "Δ %"
+    )
     table.add_column("figure")
     table.add_column("source")
     for row in comparison.quoted.itertuples():

@@ -1,4 +1,4 @@
-"""Numbers and sentences, the same on the terminal and on the page."""
+"""Formats numbers and sentences for the terminal and the page."""
 
 import math
 import statistics
@@ -17,9 +17,9 @@ _LARGE = 1e9
 
 
 def number(value: float, decimals: int | None = 2) -> str:
-    """Fixed decimals with a real minus sign; four digits with an exponent for `None` and where there is no room.
+    """Return a number with fixed decimals and a real minus sign, or in scientific notation if they do not suit it.
 
-    A dash where there is no number.
+    NaN is a dash; `decimals=None` is scientific notation with four digits.
     """
     if math.isnan(value):
         return NOTHING
@@ -30,26 +30,26 @@ def number(value: float, decimals: int | None = 2) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p value; what rounds to zero is not zero."""
+    """Return a p value; one that rounds to zero is shown as an upper bound."""
     return "<0.001" if p < 0.0005 else number(p, 3)
 
 
 def percent(interval: Interval | None) -> str:
-    """A change in percent with two decimals, and the half width of its interval."""
+    """Return a change in percent with two decimals, and the half width of its interval."""
     return figure(interval, 2)
 
 
 def digits(intervals: Iterable[Interval]) -> int | None:
-    """Decimals of a column of figures: two digits of the usual half width, else four of the mean.
+    """Return the decimals of a column: two digits of the usual half width, else four of the mean.
 
-    `None` where these would be more than eight, so that an exponent is to be read more easily.
+    `None`, for scientific notation, if these would be more than eight.
     """
     known = [interval for interval in intervals if not math.isnan(interval.mean)]
     halves = [interval.half for interval in known if interval.half > 0]
     scales = [half / 10 for half in halves] or [
         abs(interval.mean) / 1000 for interval in known if interval.mean
     ]
-    scales = [scale for scale in scales if scale]  # the least numbers there are have no tenth
+    scales = [scale for scale in scales if scale]  # a tenth of the smallest float is zero
     if not scales:
         return 2
     decimals = max(-math.floor(math.log10(statistics.median(scales))), 0)
@@ -57,7 +57,7 @@ def digits(intervals: Iterable[Interval]) -> int | None:
 
 
 def figure(interval: Interval | None, decimals: int | None) -> str:
-    """A metric and the half width of its interval; of logarithms, a geometric mean and the factor up to its end."""
+    """Return a metric and the half width of its interval; for logarithms, the geometric mean and a factor."""
     if interval is None or math.isnan(interval.mean):
         return NOTHING
     mean = number(interval.mean, None if interval.log else decimals)
@@ -69,7 +69,7 @@ def figure(interval: Interval | None, decimals: int | None) -> str:
 
 
 def column_digits(comparison: Comparison) -> dict[str, int | None]:
-    """Decimals of every metric's column, and of every macro mean's as mean/<metric>."""
+    """Return the decimals of every metric's column, and of every macro mean's as mean/<metric>."""
     columns: dict[str, list[Interval]] = {}
     for means in [*(entry.means for entry in comparison.rows), comparison.baseline_means]:
         for key, interval in means.items():
@@ -81,12 +81,12 @@ def column_digits(comparison: Comparison) -> dict[str, int | None]:
 
 
 def ratio(value: float) -> str:
-    """A cost relative to the reference."""
+    """Return a cost relative to the reference."""
     return NOTHING if math.isnan(value) else f"{value:.2f}×"
 
 
 def arrow(higher: bool | None) -> str:
-    """Return the direction that is better."""
+    """Return the arrow of the better direction."""
     return "" if higher is None else "↑" if higher else "↓"
 
 
@@ -98,7 +98,7 @@ def figure_name(name: str) -> str:
 
 
 def amount(pair: pd.Series, value: float) -> str:
-    """A difference in the figure of a row of the table of pairs, with its unit; of logarithms, the ratio."""
+    """Return a difference in the figure of a row of pairs, with its unit; for logarithms, the ratio."""
     if math.isnan(value):
         return NOTHING
     if pair["scale"] == "log":
@@ -108,23 +108,23 @@ def amount(pair: pd.Series, value: float) -> str:
 
 
 def names(a: str, b: str, scale: str) -> str:
-    """Two methods as what is given of them: their difference, or their ratio on the scale of logarithms."""
+    """Return the name of two methods' difference, or of their ratio on a logarithmic scale."""
     return f"{a} {'/' if scale == 'log' else '−'} {b}"
 
 
 def difference(pair: pd.Series) -> str:
-    """The difference of a row of the table of pairs, without its unit."""
+    """Return the difference of a row of pairs, without its unit."""
     return amount(pair, pair["difference"]).removesuffix(" points")
 
 
 def bounds(pair: pd.Series) -> str:
-    """Its interval, without its unit."""
+    """Return the interval of a row of pairs, without its unit."""
     low, high = (amount(pair, pair[bound]).removesuffix(" points") for bound in ("low", "high"))
     return NOTHING if low == NOTHING else f"{low} … {high}"
 
 
 def outcome(pair: pd.Series) -> str:
-    """Whether the methods of a row of the table of pairs can be told apart."""
+    """Return whether the methods of a row of pairs are separable."""
     if pair["n"] == 0:
         return "no seed in common: not tested"
     if math.isnan(pair["p"]):
@@ -133,7 +133,7 @@ def outcome(pair: pd.Series) -> str:
 
 
 def seeds_needed(pair: pd.Series) -> str:
-    """Return how many seeds would show the sought difference; empty if the methods are told apart or not tested."""
+    """Return the seeds needed to show the sought difference; empty if the methods are separable or not tested."""
     if math.isnan(pair["p"]) or pair["separable"] or math.isnan(pair["needed"]):
         return ""
     return "no number" if math.isinf(pair["needed"]) else str(int(pair["needed"]))
@@ -148,21 +148,21 @@ def verdict(pair: pd.Series) -> str:
         return said
     more = f"about {needed} would be needed"
     if math.isinf(pair["needed"]):
-        more = "no number of seeds in reach would do"
+        more = "no feasible number of seeds would be enough"
     return f"{said}; {more} for a difference of {amount(pair, pair['sought'])}"
 
 
 def hypervolumes(plane: Plane | None) -> str:
-    """Return the hypervolumes of the fronts of two figures, and their reference point."""
+    """Return the hypervolumes of the fronts of two metrics, and their reference point."""
     if plane is None:
         return ""
     worst = ", ".join(f"{key} {value:.4g}" for key, value in zip(plane.keys, plane.reference, strict=True))
     volumes = "; ".join(f"{name} {volume:.4g}" for name, volume in plane.volumes.items())
-    return f"Hypervolume, against the worst value of each figure among all rows ({worst}): {volumes}."
+    return f"Hypervolume, against the worst value of each metric among all rows ({worst}): {volumes}."
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """The two or three sentences that a reader should take away."""
+    """Return the two or three main findings as sentences."""
     sentences = []
     entries = comparison.entries
     if entries and entries[0].delta_m:
@@ -181,7 +181,7 @@ def findings(comparison: Comparison) -> list[str]:
     if len(tested):
         apart = int(tested["separable"].sum())
         sentences.append(
-            f"{_share(apart, len(tested))} can be told apart on {name}, by seed and after Holm’s correction."
+            f"{_share(apart, len(tested))} can be separated on {name}, by seed and after Holm’s correction."
         )
         first = entries[0].label
         same = tested[((tested["a"] == first) | (tested["b"] == first)) & ~tested["separable"].astype(bool)]
@@ -194,7 +194,7 @@ def findings(comparison: Comparison) -> list[str]:
         )
     stamped = [entry.label for entry in comparison.rows if entry.on_test]
     if stamped:
-        sentences.append(f"Selected on the test split, and so too good: {', '.join(stamped)}.")
+        sentences.append(f"Selected on the test split, so the results are too good: {', '.join(stamped)}.")
     return sentences
 
 

@@ -1,1 +1,1 @@
-"""One run from its config to its results; the scripts call this and nothing else."""
+"""One run from its config to its results: the entry points of the scripts."""

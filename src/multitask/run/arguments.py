@@ -1,4 +1,4 @@
-"""The command line before Hydra sees it: paths need no quotes of Hydra's."""
+"""Prepares the command line for Hydra, so that paths need no Hydra quoting."""
 
 import re
 import sys
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 from multitask.errors import ConfigError
 
-# A path or an address is one value even with a comma in it: these keys are never swept over.
+# Paths that are never swept over: a comma is part of the path.
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "replace", "output")
-# These can be swept over with -m, where a comma separates values.
+# Paths that -m can sweep over: a comma separates values.
 FILES = ("ckpt_path", "init_from", "data.path", "paths.data", "paths.logs")
 
-# A number by name, as in a mapping, where the whole value of a key should be.
+# One entry of a mapping, `name:number`, as the whole value of a key.
 _ENTRY = re.compile(r"(\+{0,2}[\w.]+)=(\w+:[-+.\deE]+)")
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments, paths among them quoted so that Hydra takes them as they are.
+    """Return the arguments with paths quoted, so that Hydra takes them literally.
 
-    Hydra's grammar reads ``=``, ``,``, brackets and ``~`` in a value as its own signs. ``-m`` comes first:
-    between overrides, Hydra's parser would take those behind it for options that it does not know.
+    Hydra's grammar gives ``=``, ``,``, brackets and ``~`` in a value a meaning of their own. ``-m`` is moved to the
+    front: between overrides, Hydra's parser would reject the overrides after it as unknown options.
     """
     flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
     rest = rejoined([argument for argument in arguments if argument not in flags])
@@ -27,7 +27,7 @@ def prepared(arguments: Sequence[str]) -> list[str]:
 
 
 def asked(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with ``tags=ask`` answered at the terminal: once, also for the jobs of a sweep.
+    """Return the arguments with ``tags=ask`` replaced by an answer from the terminal, one for all jobs of a sweep.
 
     Raises:
         ConfigError: If there is no terminal.
@@ -42,10 +42,10 @@ def asked(arguments: Sequence[str]) -> list[str]:
 
 
 def rejoined(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with those put together again that a shell made of one with braces.
+    """Return the arguments with mappings joined again that the shell's brace expansion has split.
 
     bash turns ``weighting.weights={left:0.3,right:0.7}`` into ``weighting.weights=left:0.3`` and
-    ``weighting.weights=right:0.7``, of which Hydra would keep the last.
+    ``weighting.weights=right:0.7``; Hydra would keep only the last.
     """
     found: list[str] = []
     entries: list[str] = []
@@ -74,8 +74,8 @@ def _quoted_path(argument: str, sweeping: bool) -> str:
 
 
 def quoted(value: str) -> str:
-    """Return a string as Hydra's grammar quotes it."""
-    # Within quotes a backslash counts only before a quote, and so at the end.
+    """Return a string quoted by the rules of Hydra's grammar."""
+    # Within quotes, only a backslash before a quote is an escape, the closing quote included.
     ending = len(value) - len(value.rstrip("\\"))
     body = re.sub(r"(\\*)'", lambda found: found[1] * 2 + r"\'", value)
     return f"'{body}{chr(92) * ending}'"

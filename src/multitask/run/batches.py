@@ -1,4 +1,4 @@
-"""The first batches of a run's data; refuses examples of which no batch can be made."""
+"""The first batches of a run's data; refuses examples that cannot be collated."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,21 +11,21 @@ from multitask.data.base import DataModule, check_stream
 from multitask.data.batches import examples_in
 from multitask.data.loading import Loader
 from multitask.errors import ConfigError
-from multitask.run.data import Data, OtherData, first_of, looked_at, transferred
+from multitask.run.data import Data, OtherData, first_of, temporary_trainer, transferred
 
 _WAY_OUT = "set data.collate_fn to a function from a list of examples to a batch, or define the data module's collate"
 
 
 def check_batches(data: DataModule, processes: int) -> None:
-    """Look at each split's type and, where it is read when needed, make a batch of its first two examples.
+    """Check each split's type; collate the first two examples of splits that are read lazily.
 
     Args:
-        data: With its splits.
-        processes: How many share the training batches.
+        data: The data, set up.
+        processes: The number of processes that share the training batches.
 
     Raises:
-        ConfigError: If a split in memory is not made of tensors of one length, its examples do not make a batch,
-            or there is not one full training batch where others are left out.
+        ConfigError: If a split in memory is not made of tensors of one length, its examples cannot be collated,
+            or ``drop_last`` leaves no training batch.
     """
     for name, split in data.splits.items():
         where = f"data: the {name} split"
@@ -51,21 +51,21 @@ def check_batches(data: DataModule, processes: int) -> None:
 
 
 def first_batch(data: Data, split: str, *models: Any) -> Any:
-    """Return a batch of a split as a step gets it, as in training for that of the training split.
+    """Return the first batch of a split as a step receives it.
 
     Args:
         data: The data.
-        split: Which of its splits.
-        models: The model, for its transfer hooks, once there is one.
+        split: The split's name; ``train`` uses the loader of training.
+        models: The model, for its transfer hooks; nothing before it is built.
 
     Raises:
-        ConfigError: If there is none, or its examples cannot be stacked.
+        ConfigError: If the split has no batch, or its examples cannot be stacked.
     """
     with _stacking(f"data: the {split} split"):
         try:
             if not isinstance(data, OtherData):
                 return first_of(data.loader(split, training=split == "train"))
-            with looked_at(data.module, *models):
+            with temporary_trainer(data.module, *models):
                 return transferred(
                     first_of(data.loader(split, training=split == "train")), data.module, *models
                 )
@@ -102,5 +102,5 @@ def _check_arrays(where: str, values: Any, key: str = "", count: int | None = No
 
 
 def _first_sentence(error: Exception) -> str:
-    # A worker process's error ends with the line that says what was wrong.
+    # The last line of a worker process's error is the message.
     return " ".join(str(error).strip().splitlines()[-1].split()).partition(". ")[0].rstrip(".")

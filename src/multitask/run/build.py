@@ -1,4 +1,4 @@
-"""From a config to the objects of a run."""
+"""Builds the objects of a run from its config."""
 
 from functools import partial
 from inspect import signature
@@ -51,10 +51,10 @@ from multitask.task.penalty import Penalty
 
 
 def build_data(config: DictConfig) -> Data:
-    """Make the data module and load its splits.
+    """Build the data module and load its splits.
 
     Raises:
-        ConfigError: If there is not a single example, or it cannot do what is asked of it.
+        ConfigError: If there are no examples, or the data module does not support a key.
     """
     options = plain(config.data)
     made = imported("data._target_", options["_target_"])
@@ -88,13 +88,13 @@ def _takes(made: Any, key: str) -> bool:
 
 
 def build_module(config: DictConfig, data: Data) -> MultiLossModule:
-    """Make the model and how it is trained.
+    """Build the model with its combiner, optimizer and scheduler.
 
-    Each part draws its initial values from a seed of its own name, so that a task starts the same
-    whatever other tasks there are.
+    The seed of each part's initial values is derived from the part's name: a task's initial values do not depend on
+    the other tasks.
 
     Raises:
-        ConfigError: If the model cannot take the data, or a key does nothing or cannot be obeyed.
+        ConfigError: If the model cannot take the data, or a key has no effect or cannot be honored.
     """
     check_strategy(config)
     if is_own(config):
@@ -106,11 +106,11 @@ def build_module(config: DictConfig, data: Data) -> MultiLossModule:
     }
     if all(isinstance(task, Penalty) for task in tasks.values()):
         raise ConfigError(
-            f"no task but {', '.join(tasks)}, of parameters alone; choose one with a head, such as multi_mnist/left."
+            f"no task has a head, only penalties: {', '.join(tasks)}; add one with a head, such as multi_mnist/left."
         )
     check_compiled(config, tasks)
     model = plain(config.model) if "model" in config else {"_target_": TRUNK_AND_HEADS}
-    # Not as further keys: Hydra would copy them.
+    # Trunk and tasks are not passed through instantiate: Hydra would copy them.
     module: MultiTaskModule = instantiate(model, _partial_=True, _convert_="all")(trunk=trunk, tasks=tasks)
     batch = first_batch(data, next(iter(data.splits)), module)
     check_batch(batch, module.inputs)
@@ -138,34 +138,34 @@ def build_module(config: DictConfig, data: Data) -> MultiLossModule:
 def build_trainer(
     config: DictConfig, folder: Path, automatic: bool, unused: bool = False
 ) -> tuple[Trainer, Interruption]:
-    """Make the Trainer with its callbacks and loggers.
+    """Build the Trainer with its callbacks and loggers.
 
-    The CSV logger, the seed of each step and the answer to signals are always there: no config can
-    leave out what makes a run readable afterwards and its resumption exact.
+    The CSV logger, the per-step seed and the signal handler are always included: readable records and exact resume
+    depend on them.
 
     Args:
         config: The whole config.
-        folder: The run's.
-        automatic: Whether Lightning's automatic optimization trains.
-        unused: Whether there are trained parameters that no loss reaches.
+        folder: The run's folder.
+        automatic: Whether Lightning's automatic optimization is used.
+        unused: Whether some trained parameters are reached by no loss.
     """
     options = instantiate(config.trainer, _convert_="all")
     window = options["accumulate_grad_batches"]
     if unused and automatic and several_processes(config) and options["strategy"] in ("auto", "ddp"):
-        # As manual optimization allows them: torch's DistributedDataParallel waits for their gradients else.
+        # Otherwise DistributedDataParallel waits for the gradients of unused parameters.
         options["strategy"] = "ddp_find_unused_parameters_true"
     chosen = build_callbacks(config, automatic)
     if not options["enable_progress_bar"]:
         chosen = [callback for callback in chosen if not isinstance(callback, ProgressBar)]
     checkpoints = next((callback for callback in chosen if isinstance(callback, Checkpoints)), None)
     interruption = Interruption(checkpoints, window)
-    options["enable_model_summary"] = False  # the run prints one of its own parts
+    options["enable_model_summary"] = False  # the run prints its own summary
     loggers: list[Logger] = [MetricsCsv(folder)]
     loggers += [instantiate(node, _convert_="all") for node in (config.logger or {}).values() if node]
     try:
         trainer = Trainer(
             **options,
-            # The last two see what the chosen ones have done before each epoch and batch.
+            # The last two run after the config's callbacks, and see what those changed.
             callbacks=[
                 StepSeed(config.seed),
                 Recipe(plain(config)),
@@ -178,6 +178,6 @@ def build_trainer(
             default_root_dir=folder,
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),
         )
-    except RuntimeError as error:  # two callbacks of one kind, whose states a checkpoint cannot tell apart
+    except RuntimeError as error:  # two callbacks with the same state key
         raise ConfigError(f"callbacks: {' '.join(str(error).split())}") from error
     return trainer, interruption

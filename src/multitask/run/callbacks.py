@@ -1,4 +1,4 @@
-"""A run's callbacks, made from the config; those that cannot do what they say are refused."""
+"""Builds a run's callbacks from the config; refuses those that cannot work in this run."""
 
 from hydra.utils import instantiate
 from lightning import Callback
@@ -47,8 +47,8 @@ _REFUSED: dict[type[Callback], str] = {
 }
 
 
-# What looks at parameters or gradients as one process has them.
-_OF_WHOLE = (
+# Callbacks that read or write whole parameters or gradients.
+_NEEDS_WHOLE_PARAMETERS = (
     BaseFinetuning,
     Solution,
     StochasticWeightAveraging,
@@ -59,14 +59,14 @@ _OF_WHOLE = (
 
 
 def build_callbacks(config: DictConfig, automatic: bool) -> list[Callback]:
-    """Make the callbacks of the group ``callbacks``.
+    """Build the callbacks of the group ``callbacks``.
 
     Args:
         config: The whole config.
-        automatic: Whether Lightning's automatic optimization trains.
+        automatic: Whether Lightning's automatic optimization is used.
 
     Raises:
-        ConfigError: If one is no callback, or cannot do what it says in a run.
+        ConfigError: If an entry is not a callback, or cannot work in this run.
     """
     made = {
         f"callbacks.{name}": instantiate(node, _convert_="all")
@@ -86,10 +86,10 @@ def build_callbacks(config: DictConfig, automatic: bool) -> list[Callback]:
                 f"{key} reads the one loss that a training step returns, and weighting={config.method} trains on "
                 "several; remove it."
             )
-        if isinstance(callback, _OF_WHOLE) and is_sharded(config):
+        if isinstance(callback, _NEEDS_WHOLE_PARAMETERS) and is_sharded(config):
             raise ConfigError(
                 f"{key} ({type(callback).__name__}) works on whole parameters, and with trainer=fsdp no process has "
-                "them; remove it, or take trainer=ddp."
+                "them; remove it, or use trainer=ddp."
             )
         if isinstance(callback, StochasticWeightAveraging):
             _check_swa(key, config)
@@ -101,7 +101,7 @@ def _check_twice(callbacks: dict[str, Callback], progress: bool) -> None:
     """Refuse a second progress bar, and two callbacks whose states a checkpoint cannot tell apart.
 
     Raises:
-        ConfigError: Naming both keys.
+        ConfigError: If there are such callbacks, naming both keys.
     """
     bars = [key for key, callback in callbacks.items() if isinstance(callback, ProgressBar)]
     if progress and len(bars) > 1:
@@ -113,21 +113,21 @@ def _check_twice(callbacks: dict[str, Callback], progress: bool) -> None:
             and states.setdefault(callback.state_key, key) != key
         ):
             raise ConfigError(
-                f"{states[callback.state_key]} and {key} ({type(callback).__name__}) are the same to a "
-                f"checkpoint, which keeps the state of one; set {key}=null, or give it other arguments."
+                f"{states[callback.state_key]} and {key} ({type(callback).__name__}) have the same state key, so a "
+                f"checkpoint would keep the state of only one; set {key}=null, or give it other arguments."
             )
 
 
 def _check_swa(key: str, config: DictConfig) -> None:
-    instead = "take lightning.pytorch.callbacks.EMAWeightAveraging"
+    instead = "use lightning.pytorch.callbacks.EMAWeightAveraging"
     if config.selection.metric is not None:
         raise ConfigError(
             f"{key} puts the averaged weights in place at the end, and selection.metric={config.selection.metric} "
             f"measures the weights of one epoch; set selection.metric=null, or {instead}, which is validated."
         )
     if config.ckpt_path is not None:
-        # Its scheduler is made at the start of an epoch, which a run that resumes in mid-epoch has behind it.
+        # Its scheduler is made at the start of an epoch; a run that resumes within an epoch never makes it.
         raise ConfigError(
-            f"{key} loses its schedule where a run is resumed; start the run again without ckpt_path, or {instead}, "
+            f"{key} loses its schedule when a run is resumed; start the run again without ckpt_path, or {instead}, "
             "which resumes."
         )

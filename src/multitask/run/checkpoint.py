@@ -1,4 +1,4 @@
-"""Checkpoints as files that stand alone: weights, the config that made them, and nothing to execute."""
+"""Reads self-contained checkpoints: weights and the config that produced them, with no code to execute."""
 
 import os
 import sys
@@ -11,17 +11,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from multitask.errors import ConfigError
 from multitask.places import EMBEDDED_FILES
 
-# The places of the training machine; `configs/paths` says where this one does.
-_OF_THE_RUN = ("paths", "run_folder", "ckpt_path", "init_from", "callbacks", "logger")
+# Keys of the training machine and its run, which are not taken from the checkpoint.
+_OF_TRAINING_MACHINE = ("paths", "run_folder", "ckpt_path", "init_from", "callbacks", "logger")
 
 
 def read_file(key: str, path: str, what: str, mmap: bool = False) -> Any:
-    """Return the content of a file of weights; nothing in the file is executed.
+    """Return the content of a file of weights, without executing anything in it.
 
     Args:
-        key: The config key that names it.
+        key: The config key that names the file.
         path: The file.
-        what: What it has to be, in words.
+        what: The expected kind of file, for the error message.
         mmap: Whether tensors stay on disk until they are used.
 
     Raises:
@@ -29,35 +29,34 @@ def read_file(key: str, path: str, what: str, mmap: bool = False) -> Any:
     """
     if not Path(path).is_file():
         raise ConfigError(f"{key}={path} does not exist; give {what}.")
-    import torch  # here, so that a mistyped path is answered at once
+    import torch  # deferred, so that a mistyped path fails at once
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        # torch's reader runs through whatever bytes there are: any error can come out of a wrong file.
-        # Its own advice, to read the file with pickle after all, is not passed on.
+        # A wrong file can raise any error. torch's advice, to load the file with pickle, is not passed on.
         raise ConfigError(
             f"{key}={path} cannot be read: it is cut short, or holds more than weights; give {what}."
         ) from error
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """Return a checkpoint's content, weights only: nothing in the file is executed.
+    """Return a checkpoint's content, without executing anything in the file.
 
     Raises:
-        ConfigError: If the file does not exist, is no checkpoint, or holds no config.
+        ConfigError: If the file does not exist, is not a checkpoint, or contains no config.
     """
     content = read_file("ckpt_path", os.path.expanduser(path), "a checkpoint such as …/checkpoints/best.ckpt")
     if not isinstance(content, dict) or "state_dict" not in content or not content.get("config"):
         raise ConfigError(
-            f"ckpt_path={path} holds no config, so it cannot be measured by itself; "
-            "train.py writes checkpoints with one, and init_from=… starts a training from bare weights."
+            f"ckpt_path={path} contains no config, so it cannot be evaluated on its own; "
+            "train.py writes checkpoints with one, and init_from=… starts training from bare weights."
         )
     return content
 
 
-def offer_config() -> None:
-    """Make the config inside the checkpoint on the command line known to Hydra as ``checkpoint``.
+def register_checkpoint_config() -> None:
+    """Register the config of the checkpoint on the command line with Hydra, under the name ``checkpoint``.
 
     Raises:
         ConfigError: If the command line names no checkpoint, or :func:`read_checkpoint` refuses it.
@@ -66,8 +65,8 @@ def offer_config() -> None:
         ConfigStore.instance().store(name="checkpoint", node={"trained": {"run_folder": "???"}})
         return
     config = read_checkpoint(_named(sys.argv[1:]))["config"]
-    own = {key: value for key, value in config.items() if key not in _OF_THE_RUN}
-    own["data"] = _moved(config["data"], _homes(config["paths"]))
+    own = {key: value for key, value in config.items() if key not in _OF_TRAINING_MACHINE}
+    own["data"] = _relocated(config["data"], _folders_by_origin(config["paths"]))
     ConfigStore.instance().store(
         name="checkpoint", node={**own, "trained": {"run_folder": config["run_folder"]}}
     )
@@ -82,10 +81,10 @@ def _named(arguments: list[str]) -> str:
     return str(OverridesParser.create().parse_override(given[-1]).value())
 
 
-def _homes(paths: dict[str, str]) -> dict[str, str]:
-    """Return what is where on the training machine, and where this machine has it, the narrower first.
+def _folders_by_origin(paths: dict[str, str]) -> dict[str, str]:
+    """Return the folders of the training machine, each with its counterpart here, subfolders first.
 
-    What came with the package comes with the package here; a checkout has it among the user's data.
+    Files that came with the package there come with the package here; in a checkout they are in the data folder.
     """
     homes = {
         f"{paths.get('embedded', paths['data'])}/{name}": f"${{paths.embedded}}/{name}"
@@ -94,12 +93,12 @@ def _homes(paths: dict[str, str]) -> dict[str, str]:
     return homes | {paths[key]: f"${{paths.{key}}}" for key in ("data", "root")}
 
 
-def _moved(value: Any, homes: dict[str, str]) -> Any:
-    """Return a config in which paths under the training machine's homes are under this machine's."""
+def _relocated(value: Any, homes: dict[str, str]) -> Any:
+    """Return a config with paths in the training machine's folders moved to this machine's."""
     if isinstance(value, dict):
-        return {key: _moved(item, homes) for key, item in value.items()}
+        return {key: _relocated(item, homes) for key, item in value.items()}
     if isinstance(value, list):
-        return [_moved(item, homes) for item in value]
+        return [_relocated(item, homes) for item in value]
     if isinstance(value, str):
         for home, here in homes.items():
             if value == home or value.startswith(f"{home}/"):

@@ -1,4 +1,4 @@
-"""Checks of a config before anything heavy is imported."""
+"""Checks of a config that need no heavy import."""
 
 import errno
 import os
@@ -19,16 +19,16 @@ from multitask.run.schema import OF_CHECKPOINT, TRAIN, check_values
 from multitask.run.sections import check_sections
 from multitask.run.trainer_keys import check_trainer
 
-# The method's name in the record of a run that trains one task alone, to compare others with.
+# The method in the record of a run that trains one task alone, as the baseline of comparisons.
 SINGLE_TASK = "single_task"
 
 
 def check(config: DictConfig) -> None:
-    """Refuse what cannot work."""
+    """Refuse a config that cannot work."""
     own = is_own(config)
     if own:
         check_choices(config)
-    settle(config, own)
+    reduce_config(config, own)
     check_sections(config, own)
     for key in _missing(_plain(config)):
         raise ConfigError(f"{key} has no value; set {key}=…")
@@ -43,19 +43,19 @@ def check(config: DictConfig) -> None:
     stopping = (config.get("callbacks") or {}).get("early_stopping")
     if stopping and _plain(config)["selection"]["metric"] is None:
         raise ConfigError(
-            "callbacks=early_stopping watches selection.metric, which is null; name a logged metric, or take "
+            "callbacks=early_stopping watches selection.metric, which is null; name a logged metric, or use "
             "callbacks=default."
         )
     if not own:
         _check_tasks(config)
 
 
-def settle(config: DictConfig, own: bool) -> None:
-    """Leave in the config what the run is made of: no trunk and tasks for a model of the user's own, or ``only`` one.
+def reduce_config(config: DictConfig, own: bool) -> None:
+    """Reduce the config to what the run uses: no trunk and tasks for a user's own model, one task with ``only``.
 
     Args:
         config: The whole config.
-        own: Whether the model is the user's own.
+        own: Whether the model is a user's own.
 
     Raises:
         ConfigError: See :func:`keep_only`.
@@ -71,14 +71,14 @@ def _check_tasks(config: DictConfig) -> None:
     if OmegaConf.select(config, "hydra.runtime.choices.baseline") == SINGLE_TASK and len(tasks) > 1:
         raise ConfigError(
             f"baseline={SINGLE_TASK} trains one task per run, and there are {', '.join(tasks)}; add -m to train each "
-            "of them alone, or choose one with only=<task>."
+            "of them separately, or choose one with only=<task>."
         )
     if not tasks:
         raise ConfigError("task=[] leaves no task; choose at least one, for example task=[multi_mnist/left].")
     if config.method == SINGLE_TASK and len(tasks) > 1:
         raise ConfigError(
             f"method={SINGLE_TASK} is the record's name for a task trained alone, and there are {', '.join(tasks)}; "
-            "call the method, or the weighting's file, otherwise."
+            "rename the method, or the weighting's file."
         )
     names.check_names(config.tasks)
     for key, value in _plain(config.weighting).items():
@@ -87,10 +87,10 @@ def _check_tasks(config: DictConfig) -> None:
 
 
 def keep_only(config: DictConfig) -> None:
-    """Leave the one task that ``only`` names, if it names one; what weights tasks by name is then void.
+    """Keep only the task that ``only`` names, if any, and drop settings of other tasks.
 
     Raises:
-        ConfigError: If there is no such task.
+        ConfigError: If no task has this name.
     """
     name = config.get("only")
     if name is None:
@@ -115,7 +115,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _missing(node: Any, key: str = "") -> Iterator[str]:
-    """Yield the keys that have no value; what is Hydra's own fills itself."""
+    """Yield the keys that have no value; Hydra fills its own."""
     if isinstance(node, Mapping):
         for name, inner in node.items():
             if key or name != "hydra":
@@ -125,11 +125,11 @@ def _missing(node: Any, key: str = "") -> Iterator[str]:
 
 
 class CheckConfig(Callback):
-    """Hydra callback: checks a run's config before its folder is made."""
+    """Hydra callback that checks a run's config before its folder is made."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Stop here if the config cannot work: Hydra would turn an exception into a warning."""
-        HydraConfig.instance().set_config(config)  # Hydra does so later; keys that refer to it are read here
+        """Exit if the config cannot work: Hydra would turn an exception into a warning."""
+        HydraConfig.instance().set_config(config)  # Hydra does so later; some keys refer to it
         try:
             check(config)
             make_folder(config.hydra.run.dir)
@@ -141,7 +141,7 @@ def make_folder(path: str) -> None:
     """Make a run's folder.
 
     Raises:
-        ConfigError: If it cannot be made or written to.
+        ConfigError: If the folder cannot be made or written to.
     """
     try:
         folder = Path(path)

@@ -1,4 +1,4 @@
-"""The entry point of every script: Hydra's, with errors in one sentence and an exit code for each outcome."""
+"""The entry point of every script: ``hydra.main`` with one-sentence errors and an exit code for each outcome."""
 
 import logging
 import os
@@ -22,10 +22,10 @@ from multitask.run.sections import check_groups
 def command(
     name: str, before: Callable[[], None] | None = None
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Make a function of a config a command: it reads ``sys.argv``, and its errors are sentences.
+    """Make a command from a function of a config; it reads ``sys.argv`` and prints errors as one sentence.
 
     Args:
-        name: Of the file in ``configs``.
+        name: The name of the file in ``configs``.
         before: Called before Hydra composes the config.
     """
 
@@ -33,7 +33,7 @@ def command(
         @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
         @wraps(job)
         def main(config: DictConfig) -> Any:
-            # Around the job itself too, since Hydra would write a line of its own above the sentence.
+            # Inside hydra.main too: Hydra would print a line of its own above the sentence.
             with errors_as_sentences():
                 return job(config)
 
@@ -51,7 +51,7 @@ def launch(main: Callable[[], None], before: Callable[[], None] | None = None) -
     """
     register()
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs its font cache on import
-    # Hydra would print and exit by itself; with this it raises, and the sentence is ours.
+    # With this, Hydra raises instead of printing the error and exiting.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     raise_errors_of_composition(check_groups)
     with errors_as_sentences():
@@ -66,7 +66,7 @@ def errors_as_sentences() -> Iterator[None]:
     """Turn an error that one sentence explains into that sentence and an exit code.
 
     Raises:
-        SystemExit: With 128 + the signal for a run that a signal stopped, 1 for all else.
+        SystemExit: With code 128 + the signal's number if a signal stopped the run, else with 1.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""From a config to the combiner and to how it trains."""
+"""Builds the combiner from the config, with its optimizer and training options."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,27 +23,27 @@ _FOR_MODULE = ("learning_rate", "engine", "heads")
 
 
 def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
-    """Make the combiner that ``config.weighting`` names.
+    """Build the combiner that ``config.weighting`` names.
 
     Raises:
-        ConfigError: If a learning rate is given to one that has no parameters.
+        ConfigError: If a learning rate is given for a combiner without parameters.
     """
     arguments = {key: value for key, value in plain(config.weighting).items() if key not in _FOR_MODULE}
     combiner = build_weighting(arguments, tasks)
     rate = config.weighting.get("learning_rate")
     if rate is not None and not any(True for _ in combiner.parameters()):
         raise ConfigError(
-            f"weighting.learning_rate={rate} is of a combiner's own parameters, and weighting={config.method} has "
+            f"weighting.learning_rate={rate} applies to a combiner's own parameters, and weighting={config.method} has "
             "none; leave weighting.learning_rate=null."
         )
     return combiner
 
 
 def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, AnyTask]) -> dict[str, Any]:
-    """Return how the losses are combined beside the combiner: engine, heads, manual optimization.
+    """Return the options of combining losses: engine, heads and manual optimization.
 
     Raises:
-        ConfigError: If engine, heads and combiner do not go together.
+        ConfigError: If engine, heads and combiner are incompatible.
     """
     heads = config.weighting.get("heads", "own")
     missing = any(isinstance(task, Task | Term) and task.missing for task in tasks.values())
@@ -58,12 +58,12 @@ def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, An
     if isinstance(weighting, JacobianMethod):
         if heads == "weighted" and not weighting.gives_weights:
             raise ConfigError(
-                f"weighting={config.method} gives a gradient and no weights that heads could get; set "
+                f"weighting={config.method} gives a gradient but no weights for the heads; set "
                 "weighting.heads=own."
             )
         if weighting.rows == "example":
             _check_examples(config, missing, penalties)
-    # The Trainer's own reduction over processes waits for parameters that an absent task does not reach.
+    # DistributedDataParallel would wait for parameters that an absent task does not reach.
     return {
         "heads": heads,
         "engine": engine,
@@ -72,24 +72,24 @@ def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, An
 
 
 def train_with(config: DictConfig, module: MultiLossModule, weighting: Combiner, **options: Any) -> None:
-    """Give a module the combiner, optimizer and scheduler of the config.
+    """Give a module the combiner, and the optimizer and scheduler of the config.
 
     Args:
         config: The whole config.
         module: The module.
         weighting: The combiner.
-        options: As of :func:`step_options`.
+        options: As returned by :func:`step_options`.
 
     Raises:
-        ConfigError: If the module does not give what the combiner wants.
+        ConfigError: If the module does not provide what the combiner needs.
     """
     scheduler = dict(plain(config.scheduler) or {})
     apart = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
     optimizer = _made(config.optimizer)
     if weighting.recomputed == "traces" and type(module).traces is MultiLossModule.traces:
         raise ConfigError(
-            f"weighting={config.method} wants the traces of the residuals' kernel, and {type(module).__name__} gives "
-            "none; take model=pinn, define traces in it, or choose another weighting."
+            f"weighting={config.method} needs the traces of the residuals' kernel, and {type(module).__name__} gives "
+            "none; use model=pinn, define traces in it, or choose another weighting."
         )
     groups = plain(config.parameter_groups) if config.get("parameter_groups") else {}
     if groups and optimizer is None:
@@ -109,12 +109,12 @@ def train_with(config: DictConfig, module: MultiLossModule, weighting: Combiner,
 
 
 def _made(node: Mapping[str, Any]) -> Any:
-    """Return what a node's ``_target_`` makes of further arguments; ``None`` where it names none."""
+    """Return a node's ``_target_`` as a partial function of further arguments; ``None`` if the node has none."""
     return instantiate(node, _partial_=True, _convert_="all") if "_target_" in node else None
 
 
 def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Mapping[str, AnyTask]) -> None:
-    """Refuse an engine that cannot do what the rest of the config asks for."""
+    """Refuse an engine that does not support the rest of the config."""
     if isinstance(weighting, Scalarization):
         if name != "auto":
             raise ConfigError(
@@ -134,25 +134,25 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Map
     if weighting.of_parameters:
         raise ConfigError(
             f"weighting={config.method} needs gradients of the parameters, and weighting.engine=features has none; "
-            "take weighting.engine=auto."
+            "use weighting.engine=auto."
         )
     for task, part in tasks.items():
         if isinstance(part, Task) and part.head is not None:
             continue
         kind = "penalty on parameters" if isinstance(part, Penalty) else "loss of more than a head's features"
         raise ConfigError(
-            f"tasks.{task} is a {kind}, and weighting.engine=features sees gradients at the features alone; take "
+            f"tasks.{task} is a {kind}, and weighting.engine=features sees only gradients at the features; use "
             f"weighting.engine=auto, or leave the {'penalty' if isinstance(part, Penalty) else 'task'} out."
         )
     if not weighting.gives_weights and several_processes(config):
         raise ConfigError(
             f"weighting={config.method} needs the features' gradients of the whole batch, and with "
-            "weighting.engine=features no process has them all; take weighting.engine=auto or trainer.devices=1."
+            "weighting.engine=features no process has them all; use weighting.engine=auto or trainer.devices=1."
         )
 
 
 def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> None:
-    """Refuse what a Gramian of all examples and tasks cannot be cut into."""
+    """Refuse settings that split the batch, and tasks without a loss for each example."""
     needs = f"weighting={config.method} weighs the losses of all examples of a batch against one another"
     if config.trainer.accumulate_grad_batches > 1:
         raise ConfigError(f"{needs}; set trainer.accumulate_grad_batches=1.")
@@ -161,16 +161,18 @@ def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> 
             f"{needs}, and no process has them all; set trainer.devices=1 and trainer.num_nodes=1."
         )
     if missing:
-        raise ConfigError(f"{needs}, and one without a label has no loss; leave out tasks with missing=true.")
+        raise ConfigError(
+            f"{needs}, and an example without a label has no loss; leave out tasks with missing=true."
+        )
     if penalties:
         raise ConfigError(
-            f"{needs}, and the penalty tasks.{penalties[0]} is a loss of none; leave it out, or set "
+            f"{needs}, and the penalty tasks.{penalties[0]} is no loss of an example; leave it out, or set "
             "optimizer.weight_decay."
         )
 
 
 def check_compiled(config: DictConfig, tasks: Mapping[str, AnyTask]) -> None:
-    """Refuse derivatives of a compiled trunk, which torch differentiates once only."""
+    """Refuse losses on derivatives of a compiled trunk, which torch can differentiate only once."""
     names = [name for name, task in tasks.items() if takes_derivatives(task)]
     if config.compile and names:
         raise ConfigError(

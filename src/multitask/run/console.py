@@ -1,4 +1,4 @@
-"""The console of a run: a summary of the model, and no noise of the libraries."""
+"""Console output of a run: the config, a summary of the model, and no library noise."""
 
 import logging
 import warnings
@@ -18,7 +18,7 @@ from multitask.lightning.probing import unobtrusive
 from multitask.run.sharing import losses_of, parts_of, users_of
 from multitask.terminal import terminal
 
-# Nothing that a user of this template could act on.
+# Warnings that a user of this template cannot act on.
 _NOISE = (
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*smaller than the logging interval.*",
@@ -31,10 +31,10 @@ _NOISE = (
 
 
 def quiet() -> None:
-    """Leave warnings that say something, and drop those that no user can act on."""
+    """Suppress library messages and the warnings that a user cannot act on."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger(name).handlers.clear()  # Hydra's root handler prints what is left
+        logging.getLogger(name).handlers.clear()  # Hydra's root handler prints the rest
     for pattern in _NOISE:
         warnings.filterwarnings("ignore", message=pattern)
 
@@ -51,7 +51,7 @@ def show_config(config: Mapping[str, Any]) -> None:
 
 
 def summarize(module: MultiLossModule, batch: Any) -> None:
-    """Print what is trained, part by part, and which tasks use it: found from the graph of a forward pass.
+    """Print the parts of the model and the tasks that use each, as found in the graph of a forward pass.
 
     Args:
         module: The module.

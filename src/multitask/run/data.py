@@ -1,4 +1,4 @@
-"""The data of a run: a DataModule of ours, or any other LightningDataModule."""
+"""The data of a run: a :class:`~multitask.data.base.DataModule`, or any other LightningDataModule."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,9 +20,9 @@ _TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_b
 
 
 class OtherData:
-    """A LightningDataModule of another project, by the same few methods as a :class:`DataModule`.
+    """Gives any LightningDataModule the methods of a :class:`DataModule` that a run uses.
 
-    Each of its stages is set up once: at the start-up's look, or when the Trainer comes to it.
+    Each of its stages is set up once, by the checks at start-up or by the Trainer.
 
     Args:
         module: The data module.
@@ -35,18 +35,18 @@ class OtherData:
         self.splits: dict[str, Split | None] = {
             split: None for split, hook in _HOOKS.items() if is_overridden(hook, module, LightningDataModule)
         }
-        """The splits that the module has; their examples are its own affair."""
+        """The names of the module's splits; their examples are unknown."""
 
     def setup(self) -> None:
         """Set the training stage up, as the Trainer does."""
-        with looked_at(self.module):
+        with temporary_trainer(self.module):
             self.module.prepare_data()
             self.module.setup(stage="fit")
             if "val" in self.splits and not _any(self.module.val_dataloader()):
                 del self.splits["val"]
 
     def loader(self, split: str, *, training: bool = False) -> Any:
-        """Return what the module gives for a split: a loader, or any nesting of loaders."""
+        """Return the module's loader of a split, or its nesting of loaders."""
         if split == "test":
             self.module.setup(stage="test")
         return getattr(self.module, _HOOKS[split])()
@@ -71,7 +71,7 @@ class _AsTest(LightningDataModule):
                 setattr(self, hook, getattr(data, hook))
 
     def setup(self, stage: str) -> None:
-        """Set up what the split needs."""
+        """Set up the stage that the split needs."""
         self.data.trainer = self.trainer
         if self.split == "test":
             self.data.setup(stage="test")
@@ -83,18 +83,18 @@ class _AsTest(LightningDataModule):
     predict_dataloader = test_dataloader
 
 
-def trained_on(data: Data) -> LightningDataModule:
-    """Return what the Trainer trains on."""
+def training_data(data: Data) -> LightningDataModule:
+    """Return the data module for ``trainer.fit``."""
     return data.module if isinstance(data, OtherData) else data
 
 
-def measured_on(data: Data, split: str) -> Any:
-    """Return what the Trainer tests on to measure a split."""
+def evaluation_data(data: Data, split: str) -> Any:
+    """Return the data for ``trainer.test`` that measures a split."""
     return _AsTest(data.module, split) if isinstance(data, OtherData) else data.loader(split)
 
 
 def batches_in(loader: Any) -> int | None:
-    """Return how many batches a loader has; ``None`` where it has no length."""
+    """Return the number of batches of a loader; ``None`` if it has no length."""
     try:
         return len(loader)
     except (TypeError, NotImplementedError):
@@ -102,7 +102,7 @@ def batches_in(loader: Any) -> int | None:
 
 
 def first_of(loader: Any) -> Any:
-    """Return the first batch of a loader, or of any nesting of loaders, as the Trainer would hand it out."""
+    """Return the first batch of a loader, or of any nesting of loaders, as the Trainer would yield it."""
     if isinstance(loader, list | tuple | dict | CombinedLoader):
         combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
         return next(iter(combined))[0]
@@ -118,8 +118,8 @@ def bare_trainer(**options: Any) -> Trainer:
 
 
 @contextmanager
-def looked_at(*parts: Any) -> Iterator[None]:
-    """Attach a Trainer for a look: hooks of data and model may ask for it; random states are put back."""
+def temporary_trainer(*parts: Any) -> Iterator[None]:
+    """Attach a temporary Trainer, which hooks of data and model may use; restore random states afterwards."""
     trainer = bare_trainer()
     before = [_trainer_of(part) for part in parts]
     with isolate_rng():
@@ -141,21 +141,21 @@ def _trainer_of(part: Any) -> Trainer | None:
 
 
 def resumption_of(data: Data) -> str:
-    """Return ``exact``, or in one sentence why a resumed run does not end bit for bit like an uninterrupted one."""
+    """Return ``exact``, or the reason why a resumed run may differ from an uninterrupted one, in one sentence."""
     loader = data.loader("train", training=True)
     if isinstance(loader, Loader):
         return "exact"
     return (
-        f"the training batches come from a {type(loader).__name__}, whose order and position no checkpoint holds: a "
-        "run that resumes takes its remaining batches from the loader's beginning, perhaps in another order"
+        f"the training batches come from a {type(loader).__name__}, whose order and position are not in the "
+        "checkpoint: a resumed run reads its remaining batches from the loader's start, perhaps in another order"
     )
 
 
 def transferred(batch: Any, *owners: Any) -> Any:
-    """Return a batch as a step gets it: through the transfer hooks of the first owner that has each.
+    """Return a batch as a step receives it, after the transfer hooks; the first owner that defines a hook provides it.
 
     Args:
-        batch: From a loader.
+        batch: A batch of a loader.
         owners: Data module and model, in this order.
     """
     for hook in _TRANSFER:
@@ -169,10 +169,10 @@ def transferred(batch: Any, *owners: Any) -> Any:
 
 
 def check_other(data: OtherData, options: dict[str, Any]) -> None:
-    """Refuse keys that are of the DataModules of this package alone."""
+    """Refuse keys that only DataModules of this package have."""
     for key, value in options.items():
         if value:
             raise ConfigError(
                 f"data.{key}={value} is a key of multitask.data.base.DataModule, and {type(data.module).__name__} is "
-                f"none; leave data.{key} out, and let its train_dataloader see to it."
+                f"none; leave data.{key} out, and handle it in train_dataloader."
             )

@@ -1,4 +1,4 @@
-"""The devices of a job: how many processes, and one GPU where there are several, since not all may take the first."""
+"""The devices of a job: the number of processes, and one GPU for each job that runs in parallel."""
 
 import itertools
 import os
@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 from multitask import system
 
 _GPU = ("gpu", "cuda", "auto")
-# The lock of this process's GPU: kept until the process ends, since CUDA keeps its GPU as long.
+# The lock of this process's GPU, held until the process ends, as long as CUDA holds the GPU.
 _held: TextIO | None = None
 
 
 def gpus() -> list[str]:
-    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them, torch not needed."""
+    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip()]
@@ -29,7 +29,7 @@ def gpus() -> list[str]:
 
 
 def parallel_jobs(accelerator: str) -> int:
-    """Return how many jobs this machine runs side by side: one per GPU, or one per core without.
+    """Return how many jobs this machine runs in parallel: one per GPU, or one per core without GPUs.
 
     Args:
         accelerator: ``trainer.accelerator``.
@@ -39,7 +39,7 @@ def parallel_jobs(accelerator: str) -> int:
 
 
 def gpus_of_job(accelerator: str, devices: int | str = 1, **others: Any) -> int | None:
-    """Return how many GPUs a scheduler has to give to a job, ``None`` for a job without.
+    """Return how many GPUs a job requests from a scheduler; ``None`` for a job on CPUs.
 
     Args:
         accelerator: ``trainer.accelerator``.
@@ -52,7 +52,7 @@ def gpus_of_job(accelerator: str, devices: int | str = 1, **others: Any) -> int 
 
 
 def processes(config: DictConfig) -> int:
-    """Return how many processes train, as far as the config says it; 1 where Lightning counts the devices."""
+    """Return how many processes train, according to the config; ``devices=auto`` counts as 1."""
     devices = config.trainer.devices
     if isinstance(devices, str):
         devices = (
@@ -68,7 +68,7 @@ def several_processes(config: DictConfig) -> bool:
 
 
 def take_gpu(config: DictConfig) -> None:
-    """Take a GPU that no other job of this machine has, where there are several and the run wants one.
+    """Reserve a GPU that no other job of this machine uses, if the machine has several and the run uses one.
 
     If there are more jobs than GPUs, the GPUs are shared evenly.
     """

@@ -1,4 +1,4 @@
-"""The figures of a checkpoint, from the file alone."""
+"""Evaluates a checkpoint from the file alone."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +9,7 @@ from omegaconf import DictConfig, open_dict
 
 from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer
-from multitask.run.data import looked_at, trained_on
+from multitask.run.data import temporary_trainer, training_data
 from multitask.run.evaluate import Row, evaluate, show
 from multitask.run.inference import opened
 from multitask.run.model_choice import is_own
@@ -22,13 +22,13 @@ from multitask.run.weights import load
 
 
 def evaluate_checkpoint(config: DictConfig) -> list[Row]:
-    """Measure a checkpoint's weights on the splits, print the table and write ``results.csv``.
+    """Evaluate a checkpoint's weights on the splits, print the table and write ``results.csv``.
 
     Args:
-        config: The checkpoint's own config, with what the command line changed in it.
+        config: The checkpoint's config with the overrides of the command line.
 
     Raises:
-        ConfigError: If config, data and weights do not fit each other.
+        ConfigError: If config, data and weights do not match.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     with open_dict(config):
@@ -39,7 +39,7 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         check_splits(config, data)
         module = build_module(config, data)
         load(module, content["state_dict"])
-        with looked_at(module, trained_on(data)) if is_own(config) else nullcontext():
+        with temporary_trainer(module, training_data(data)) if is_own(config) else nullcontext():
             check_inference_mode(config, module, first_batch(data, next(iter(data.splits)), module))
         trainer, _ = build_trainer(config, folder, module.automatic_optimization)
         epoch = int(content["epoch"]) + 1
@@ -55,7 +55,7 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
 
 
 def _selection(content: dict[str, Any], config: DictConfig) -> str:
-    """Return how these weights were chosen: by the run's rule if they were its best when they were saved."""
+    """Return how the weights were selected: by the run's rule if they were its best when saved, else ``last``."""
     if config.selection.metric is None:
         return "last"
     best = content.get("callbacks", {}).get("Checkpoints", {}).get("step")

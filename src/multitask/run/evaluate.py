@@ -1,4 +1,4 @@
-"""Losses and metrics of chosen weights, as rows of the results record and as a table."""
+"""Losses and metrics of the selected weights, as rows of ``results.csv`` and as a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from multitask.evaluation.names import COMBINED
 from multitask.lightning.module import MultiLossModule
-from multitask.run.data import Data, measured_on
+from multitask.run.data import Data, evaluation_data
 from multitask.run.record import recipe_digest
 from multitask.run.resolvers import plain
 from multitask.terminal import figure, terminal
@@ -30,19 +30,19 @@ def evaluate(
     epoch: int,
     selection: str,
 ) -> list[Row]:
-    """Measure the module on the splits and return one row per figure.
+    """Evaluate the module on the splits and return one row per value.
 
     Args:
         module: The module.
         trainer: The trainer.
         data: The data.
-        splits: Which of its splits.
+        splits: The names of the splits.
         config: The whole config.
         epoch: The epoch of the weights.
-        selection: How the weights were chosen, as the record tells it.
+        selection: How the weights were selected, as in ``results.csv``.
     """
     rows: list[Row] = []
-    resolved = plain(config)  # once: it takes long
+    resolved = plain(config)  # once: resolving is slow
     known = {
         "method": config.method,
         "seed": config.seed,
@@ -65,7 +65,7 @@ def evaluate(
         }
 
     for split in splits:
-        figures = module.measure(trainer, measured_on(data, split), split)
+        figures = module.measure(trainer, evaluation_data(data, split), split)
         rows += [row(split, task, metric, value) for (task, metric), value in figures.items()]
         whole = all((name, "loss") in figures for name in module.names)
         if whole and isinstance(module.weighting, Scalarization) and module.weighting.fixed:
@@ -81,9 +81,9 @@ def _combined(module: MultiLossModule, figures: dict[tuple[str, str], float]) ->
 
 
 def show(rows: Sequence[Row], split: str = "test") -> None:
-    """Print the table task × metric of the test split, or of the last split there is.
+    """Print a table of tasks and metrics on the test split, or on the last split if there is no test split.
 
-    In a terminal too narrow for it, one figure per line.
+    In a terminal that is too narrow, print one value per line.
     """
     shown = split if any(row["split"] == split for row in rows) else (rows[-1]["split"] if rows else split)
     chosen = [row for row in rows if row["split"] == shown]

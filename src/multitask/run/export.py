@@ -1,4 +1,4 @@
-"""A checkpoint's model as one file that runs without this package, checked against the model."""
+"""Exports a checkpoint's model to one file that runs without this package, and checks its outputs."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,23 +14,23 @@ from multitask.data.batches import mapped
 from multitask.errors import ConfigError
 from multitask.module import MultiTaskModule, call_with_inputs, inputs_of
 from multitask.run.build import build_data
-from multitask.run.data import first_of, measured_on
+from multitask.run.data import evaluation_data, first_of
 from multitask.run.inference import load_model, opened
 from multitask.task.seen import Seen
 from multitask.task.targets import in_units
 
-# How far outputs may lie from the module's: one library computes both, or two do.
+# Relative tolerance of outputs: torch computes both, or onnxruntime one of them.
 _TOLERANCE = {"torch": 1e-5, "onnx": 1e-3}
 _SUFFIX = {"torch": "pt2", "onnx": "onnx"}
 _EXAMPLES = 4
 
 
 class Exported(nn.Module):
-    """Inputs → predictions of all tasks by name, as their metrics see them.
+    """Maps inputs to the predictions of all tasks, by name and in the units of their metrics.
 
     Args:
         module: Trunk and heads.
-        inner: The names of several inputs that lie under one key of a batch; none where a tensor does.
+        inner: The names of the inputs under one key of a batch; empty if the key holds a tensor.
     """
 
     def __init__(self, module: MultiTaskModule, inner: Sequence[str] = ()) -> None:
@@ -49,7 +49,7 @@ class Exported(nn.Module):
         return self.inner or ([self.inputs] if isinstance(self.inputs, str) else list(self.inputs))
 
     def forward(self, *tensors: Tensor) -> dict[str, Tensor]:
-        """Return the predictions; the inputs are in the order of ``keys``."""
+        """Return the predictions of inputs in the order of ``keys``."""
         batch: dict[Any, Any] = dict(zip(self.keys, tensors, strict=True))
         batch = {self.inputs: batch} if self.inner else batch
         output = call_with_inputs(self.trunk, batch, self.inputs)
@@ -60,16 +60,16 @@ class Exported(nn.Module):
 
 
 def export(config: DictConfig) -> Path:
-    """Write the model, check what it gives against the module, and print where.
+    """Write the model to a file, check its outputs against the module's, and print its path.
 
     Args:
-        config: The checkpoint's own config, with what the command line changed in it.
+        config: The checkpoint's config with the overrides of the command line.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: If the model cannot be exported, or the file gives something else than the model.
+        ConfigError: If the model cannot be exported, or the file's outputs differ from the model's.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     output = Path(config.output or folder / f"model.{_SUFFIX[config.format]}")
@@ -82,25 +82,25 @@ def export(config: DictConfig) -> Path:
             )
         if module.derivatives:
             raise ConfigError(
-                "a task is of derivatives, which an exported graph cannot take; train one without it to export."
+                "a task needs derivatives, which an exported graph cannot compute; train a model without it to export."
             )
-        batch = first_of(measured_on(data, next(iter(data.splits))))
+        batch = first_of(evaluation_data(data, next(iter(data.splits))))
         under = batch.get(module.inputs) if isinstance(module.inputs, str) else None
         exported = Exported(module, list(under) if isinstance(under, Mapping) else ()).eval()
         tensors = _inputs(exported, under if exported.inner else batch)
         output.parent.mkdir(parents=True, exist_ok=True)
         write = _write_torch if config.format == "torch" else _write_onnx
         with torch.no_grad():
-            exported(*tensors)  # heads find out whether they change their features in place
+            exported(*tensors)  # heads detect whether they change their features in place
             run = write(exported, tensors, output, config.dynamic)
-            # Another size of batch shows that none is baked in.
+            # A second batch size shows that none is hard-coded in the graph.
             trials = [tensors, [tensor[1:] for tensor in tensors]] if config.dynamic else [tensors]
             distance = max(_distance(exported(*trial), run(*trial)) for trial in trials)
         if distance > _TOLERANCE[config.format]:
             output.unlink()
             raise ConfigError(
                 f"format={config.format}: the file's outputs differ from the model's by {distance:.1e} of their size; "
-                "give another format."
+                "use another format."
             )
     print(f"outputs differ from the model's by at most {distance:.1e} of their size")
     print(output)
@@ -114,14 +114,14 @@ def _inputs(exported: Exported, batch: Any) -> list[Tensor]:
             raise ConfigError(
                 f"model.inputs={key} is a {type(value).__name__}; only tensors can be exported."
             )
-    # Copies: of a view, the exported graph would ask for the tensor that it is a view of.
+    # Copies: for a view, the exported graph would expect its base tensor.
     return [mapped(value, lambda tensor: tensor[:_EXAMPLES].cpu().clone()) for value in found]
 
 
 def _shapes(
     exported: Exported, tensors: Sequence[Tensor], dynamic: bool
 ) -> tuple[tuple[dict[int, Any], ...]]:
-    """Return the sizes that may change: the batch's, and of inputs by name those that the model lets, as of texts."""
+    """Return the dynamic sizes: the batch's, and of inputs by name (such as texts) all that the model allows."""
     batch, others = torch.export.Dim("batch"), torch.export.Dim.AUTO
     sizes = [range(1, tensor.ndim if exported.inner else 1) for tensor in tensors]
     return (tuple({0: batch, **dict.fromkeys(own, others)} if dynamic else {} for own in sizes),)
@@ -144,7 +144,9 @@ def _write_onnx(exported: Exported, tensors: Sequence[Tensor], output: Path, dyn
             'format=onnx is not installed; install it with pip install -e ".[onnx]".'
         ) from error
     for name, level in (("onnxscript", "WARNING"), ("onnx_ir", "WARNING"), ("torch.onnx", "ERROR")):
-        logging.getLogger(name).setLevel(level)  # they tell of each pass over the graph, and of torchvision
+        logging.getLogger(name).setLevel(
+            level
+        )  # they log each pass over the graph, and a missing torchvision
     names = exported.names
     torch.onnx.export(
         exported,
@@ -167,7 +169,7 @@ def _write_onnx(exported: Exported, tensors: Sequence[Tensor], output: Path, dyn
 
 
 def _distance(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
-    """Return the largest difference, relative to the largest output of its task."""
+    """Return the largest difference of outputs, relative to the largest output of the task."""
     worst = 0.0
     for name, values in expected.items():
         if found[name].shape != values.shape or not found[name].isfinite().equal(values.isfinite()):

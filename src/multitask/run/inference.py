@@ -1,4 +1,4 @@
-"""A checkpoint opened, and its model to predict with: neither labels nor the training data are needed."""
+"""Loads a checkpoint's model for prediction, without labels or training data."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,8 +23,8 @@ from multitask.run.model_choice import TRUNK_AND_HEADS, is_own
 from multitask.run.resolvers import plain
 from multitask.weighting.state import materialize_buffers
 
-# What libraries raise at config, data or weights that they cannot use.
-_WRONG = (
+# Errors that libraries raise for a config, data or weights that they cannot use.
+_LIBRARY_ERRORS = (
     HydraException,
     OmegaConfBaseException,
     MisconfigurationException,
@@ -40,11 +40,11 @@ def load_model(config: DictConfig, weights: Mapping[str, Tensor]) -> MultiLossMo
     """Return the model with these weights, in evaluation mode; lazy layers and fitted targets take their shapes.
 
     Args:
-        config: That of the checkpoint.
-        weights: Its state dict; what is the weighting's in it is left out.
+        config: The checkpoint's config.
+        weights: Its state dict; entries of the weighting are skipped.
 
     Raises:
-        ConfigError: If model and weights do not fit each other.
+        ConfigError: If model and weights do not match.
     """
     module = _made(config)
     given = {name: value for name, value in weights.items() if not name.startswith("weighting.")}
@@ -57,7 +57,7 @@ def load_model(config: DictConfig, weights: Mapping[str, Tensor]) -> MultiLossMo
         module.load_state_dict(given)
     except RuntimeError as error:
         raise ConfigError(
-            f"the checkpoint is not of this model; leave model, trunk and tasks as it has them "
+            f"the checkpoint's weights do not match the model; leave model, trunk and tasks as in its config "
             f"({' '.join(str(error).split())})."
         ) from error
     return module.eval()
@@ -76,14 +76,14 @@ def _made(config: DictConfig) -> MultiLossModule:
 
 @contextmanager
 def opened(config: DictConfig, what: str) -> Iterator[dict[str, Any]]:
-    """Read a checkpoint and seed the generators; turn an error into one sentence, and leave no empty folder.
+    """Read a checkpoint and seed the generators; turn errors into one sentence, and remove an empty folder.
 
     Args:
-        config: That of the checkpoint.
-        what: What cannot be done with it, as ``cannot be exported``.
+        config: The checkpoint's config.
+        what: What failed, such as ``cannot be exported``, for the error message.
 
     Yields:
-        What :func:`~multitask.run.checkpoint.read_checkpoint` reads.
+        The result of :func:`~multitask.run.checkpoint.read_checkpoint`.
 
     Raises:
         ConfigError: For every error that config, data or weights can cause.
@@ -95,7 +95,7 @@ def opened(config: DictConfig, what: str) -> Iterator[dict[str, Any]]:
         yield read_checkpoint(config.ckpt_path)
     except ConfigError:
         raise
-    except _WRONG as error:
+    except _LIBRARY_ERRORS as error:
         sentence = one_sentence(error) or " ".join(str(error).split())
         raise ConfigError(f"ckpt_path={config.ckpt_path} {what}: {sentence}") from error
     finally:

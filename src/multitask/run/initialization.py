@@ -1,4 +1,4 @@
-"""Initial values, the widths of lazy layers, and what is fitted to the training targets."""
+"""Initial values, the widths of lazy layers, and transforms fitted to the training targets."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,19 +31,19 @@ from multitask.task.task import Batch, Task, split_features
 
 
 def seeded(seed: int, name: str, make: Callable[[], Any]) -> Any:
-    """Call ``make`` with random numbers that depend on seed and name alone."""
+    """Call ``make`` with random numbers that depend only on seed and name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("initial", name, seed))
         return make()
 
 
 def fit_targets(tasks: Mapping[str, Task], data: Data, most: int | None = None) -> None:
-    """Show the training targets once to what is fitted to them: scalings, class weights.
+    """Fit scalings and class weights in one pass over the training targets.
 
     Args:
         tasks: The tasks that have a head.
         data: The data.
-        most: How many batches of a stream without a length to take; ``None`` for all, where it has an end.
+        most: The number of batches to take of a stream without a length; ``None`` for all.
 
     Raises:
         ConfigError: If there is no training split, or its targets cannot be fitted.
@@ -74,7 +74,7 @@ def _check_target(name: str, task: Task, batch: Batch) -> None:
 
 
 def batches_of_run(config: DictConfig) -> int | None:
-    """Return how many training batches an epoch, or a run without epochs, takes of a stream; ``None`` for all."""
+    """Return how many batches of a stream make an epoch, or a run without epochs; ``None`` for all."""
     trainer = config.trainer
     if isinstance(trainer.limit_train_batches, int):
         return int(trainer.limit_train_batches)
@@ -91,18 +91,18 @@ def initialize(
     splits: Mapping[str, Split | None],
     inputs: str | Sequence[str] = "inputs",
 ) -> None:
-    """Run one small batch through everything: lazy layers take their widths, misfits are found.
+    """Run a few examples through every part, so that lazy layers take their widths and errors show.
 
     Args:
         trunk: The trunk.
         tasks: The tasks that have a head.
         batch: A batch.
         seed: The run's.
-        splits: The data's, of which those in memory are checked whole.
+        splits: The data's splits; those in memory are checked in full.
         inputs: As for :class:`~multitask.module.MultiTaskModule`.
 
     Raises:
-        ConfigError: If trunk, head, prediction, loss or a metric cannot take the data, naming the part.
+        ConfigError: If trunk, head, prediction, loss or a metric cannot take the data.
     """
     few = few_of(batch)
     graph = any(takes_derivatives(task) for task in tasks.values())
@@ -114,7 +114,7 @@ def initialize(
             _check(name, task, seen, splits, batch)
             check_units(name, task, module.by_name)
         for name, term in module.terms.items():
-            # More examples, among which pairs and labels are likelier.
+            # More examples are more likely to contain pairs and labels.
             check_term(name, term, module, few_of(batch, 32), partial(seeded, seed, name))
 
 
@@ -126,7 +126,7 @@ def _widths(
     splits: Mapping[str, Split | None],
     inputs: str | Sequence[str],
 ) -> None:
-    """Let lazy layers of trunk and heads take their widths, each drawn by its own name."""
+    """Materialize the lazy layers of trunk and heads, each part with a seed of its own."""
     try:
         output = seeded(seed, "trunk", lambda: call_with_inputs(trunk, few, inputs))
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
@@ -135,27 +135,27 @@ def _widths(
     heads = {name: task for name, task in tasks.items() if isinstance(task, Task) and task.head is not None}
     features = split_features(output.features if isinstance(output, WithLosses) else output, list(heads))
     for (name, task), of_task in zip(heads.items(), features, strict=True):
-        with _saying(name):
+        with _naming(name):
             seeded(seed, name, partial(task.predict, of_task))
 
 
 def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None], batch: Batch) -> None:
-    """Find what of a task does not fit the data."""
+    """Refuse a task whose settings, labels, loss or metrics do not match the data."""
     few = seen.batch
     _check_target(name, task, few)
     if not task.missing and f"mask/{task.target}" in few:
         raise ConfigError(
-            f"tasks.{name}: the data has mask/{task.target}, which says what of the target is labelled; set "
-            f"tasks.{name}.missing=true, or take the mask out."
+            f"tasks.{name}: the data has mask/{task.target}, which marks the labelled part of the target; set "
+            f"tasks.{name}.missing=true, or remove the mask."
         )
     if isinstance(task.prediction, Derivative) and type(task.transform) is not Transform:
         raise ConfigError(
             f"tasks.{name}.transform changes the target's units, and a derivative has those of the inputs and of "
             f"tasks.{task.prediction.task}; leave transform out."
         )
-    with _saying(name):
+    with _naming(name):
         prediction = seen.predictions[name].detach()
-    with _saying(name), torch.no_grad():
+    with _naming(name), torch.no_grad():
         check_splits(name, task, prediction, splits)
         check_labels(name, task, prediction, few, next(iter(splits)) if "train" not in splits else "train")
         outcome = task.outcome(prediction, few)
@@ -167,8 +167,8 @@ def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None]
 
 
 @contextmanager
-def _saying(name: str) -> Iterator[None]:
-    """Name the task in what goes wrong inside."""
+def _naming(name: str) -> Iterator[None]:
+    """Raise errors of the body as a ConfigError that names the task."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -189,20 +189,20 @@ def _misfit(inputs: Any, error: Exception) -> str:
 
 
 def _derivatives(error: Exception) -> str:
-    """Return what to do where a part differentiates its outputs: no graph is kept here, nor in validation."""
+    """Return advice for a part that differentiates its outputs: no graph is recorded here, nor in validation."""
     return "; take derivatives inside torch.enable_grad()." if "does not require grad" in str(error) else ""
 
 
 def check_batch(batch: Any, inputs: str | Sequence[str]) -> None:
-    """Refuse batches in which trunk and tasks find nothing by name.
+    """Refuse batches that are not mappings or lack the inputs.
 
     Raises:
-        ConfigError: If a batch is no mapping, or lacks the inputs.
+        ConfigError: If this is such a batch.
     """
     if not isinstance(batch, Mapping):
         raise ConfigError(
             f"data gives a {type(batch).__name__} for a batch, and trunk and heads look for inputs and targets by "
-            "name; give each example as a mapping, set data.collate_fn, or take your own model (docs/own_models.md)."
+            "name; give each example as a mapping, set data.collate_fn, or use your own model (docs/own_models.md)."
         )
     for key in [inputs] if isinstance(inputs, str) else inputs:
         if key not in batch:
@@ -215,7 +215,7 @@ def check_batch(batch: Any, inputs: str | Sequence[str]) -> None:
 def check_inputs(
     trunk: nn.Module, splits: Mapping[str, Split | None], inputs: str | Sequence[str] = "inputs"
 ) -> None:
-    """Find inputs in memory that are NaN or infinite, and that the trunk does not deal with by itself."""
+    """Refuse NaN or infinite inputs in memory, unless the trunk gives finite features for them."""
     for split, arrays in splits.items():
         if not isinstance(arrays, Mapping):
             continue
@@ -236,10 +236,10 @@ def check_inputs(
 
 
 def check_penalties(trunk: nn.Module, tasks: Mapping[str, AnyTask]) -> None:
-    """Find a penalty on parameters that do not exist.
+    """Refuse penalties on parameters that do not exist.
 
     Raises:
-        ConfigError: If a pattern of a penalty names none.
+        ConfigError: If a penalty's pattern matches no parameter.
     """
     named = list(nn.ModuleDict({"trunk": trunk, "tasks": nn.ModuleDict(tasks)}).named_parameters())
     for name, task in tasks.items():

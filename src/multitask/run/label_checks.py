@@ -1,4 +1,4 @@
-"""Refuses labels and metrics that cannot be meant, before any step."""
+"""Refuses labels that do not suit the head or loss, and metrics that fail, before any step."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ from multitask.task.task import Batch, Outcome, Task
 
 
 def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str, Split | None]) -> None:
-    """Check all of one task's targets in the splits that lie in memory.
+    """Check all targets of a task in the splits that are in memory.
 
     Args:
         name: The task's name.
         task: The task.
-        prediction: Its head's prediction for some batch, for the shape.
+        prediction: Its head's prediction for any batch; only the shape matters.
         splits: The data's splits.
 
     Raises:
-        ConfigError: See :func:`check_labels`; or if a task has no label in the whole training split.
+        ConfigError: See :func:`check_labels`; also if the task has no label in the whole training split.
     """
     for split, arrays in splits.items():
         if not isinstance(arrays, Mapping):
@@ -35,25 +35,25 @@ def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str,
         check_labels(name, task, prediction, batch, split)
         if split == "train" and not task.count(batch):
             raise ConfigError(
-                f"tasks.{name}: nothing of the target '{task.target}' is labelled in the train split; "
-                f"ignore_index={task.ignore_index} and NaN mark what is missing."
+                f"tasks.{name}: the target '{task.target}' has no label in the train split; "
+                f"ignore_index={task.ignore_index} and NaN mark missing labels."
             )
 
 
 def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split: str) -> None:
-    """Check one task's targets.
+    """Check the targets of a task.
 
     Args:
         name: The task's name.
         task: The task.
-        prediction: Its head's prediction for some batch, for the shape.
+        prediction: Its head's prediction for any batch; only the shape matters.
         batch: The targets to check.
         split: Their split's name.
 
     Raises:
-        ConfigError: If a class is none of those that the head gives a score, a target of a binary loss is
-            not in [0, 1], a value is infinite, or NaN where nothing can be missing; or if integers meet a
-            head that gives no score a class.
+        ConfigError: If the head has no score for a class, a target of a binary loss is not in [0, 1], a value is
+            infinite, or NaN although labels cannot be missing; or if targets are integers and the head does not
+            give one score per class.
     """
     target = task.transform(batch[task.target])
     where = f"tasks.{name}: the target '{task.target}'"
@@ -67,8 +67,8 @@ def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split:
     if len(given) < 2 or given[2:] != list(target.shape[1:]) or given[1] == 1:
         raise ConfigError(
             f"{where} holds integers {['batch', *target.shape[1:]]} and the head gives {['batch', *given[1:]]}; "
-            "classes want one score each, 0 and 1 want transform._target_=multitask.targets.Binary, "
-            "numbers to regress want floats, and a loss that takes both as they are wants "
+            "classes need one score each, 0 and 1 need transform._target_=multitask.targets.Binary, "
+            "regression needs floats, and a loss that takes both as they are needs "
             f"tasks.{name}.loss_checks_shapes=true."
         )
     outside = (target < 0) | (target >= given[1])
@@ -81,8 +81,8 @@ def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split:
         wrong = int(target[outside][0])
         raise ConfigError(
             f"{where} has the class {wrong} in the {split} split and the head gives scores for 0 to {given[1] - 1}; "
-            f"widen tasks.{name}.head, set missing=true and ignore_index={wrong} if it marks what has no label, or set "
-            f"tasks.{name}.loss_checks_shapes=true if these are no classes and the loss takes them as they are."
+            f"widen tasks.{name}.head, set missing=true and ignore_index={wrong} if it marks a missing label, or set "
+            f"tasks.{name}.loss_checks_shapes=true if these are not classes and the loss takes them as they are."
         )
 
 
@@ -90,20 +90,20 @@ def _check_numbers(where: str, task: Task, target: Tensor, known: Tensor | None,
     missing = target.isnan() if known is None else target.isnan() & known
     if missing.any() and not has_count(task.loss):
         raise ConfigError(
-            f"{where} is NaN at {int(missing.sum())} of {target.numel()} places of the {split} split; "
+            f"{where} has {int(missing.sum())} NaN among the {target.numel()} values of the {split} split; "
             "set missing=true to leave them out (on the command line +tasks.<task>.missing=true)."
         )
     values = target if known is None else target[known]
     if values.isinf().any():
         raise ConfigError(
-            f"{where} is infinite somewhere in the {split} split; fix the data, or make it NaN."
+            f"{where} has infinite values in the {split} split; fix the data, or replace them by NaN."
         )
     if isinstance(task.loss, nn.BCEWithLogitsLoss | nn.BCELoss):
         outside = values[(values < 0) | (values > 1)]
         if outside.numel():
             raise ConfigError(
-                f"{where} has {outside[0].item():g} in the {split} split and {type(task.loss).__name__} wants 0 and 1; "
-                "recode it, or set missing=true and ignore_index if it marks what has no label."
+                f"{where} has {outside[0].item():g} in the {split} split and {type(task.loss).__name__} needs 0 and 1; "
+                "recode it, or set missing=true and ignore_index if it marks a missing label."
             )
 
 
@@ -126,17 +126,17 @@ def check_metrics(name: str, task: Task, outcome: Outcome) -> None:
     for metric in task.metrics.values(copy_state=False):
         if isinstance(metric, OfKnown):
             metric.settle(*shown)
-    if labelled > 1 and len(shown[0]) == len(shown[1]):  # correlations and the like want two
+    if labelled > 1 and len(shown[0]) == len(shown[1]):  # correlations, for example, need two
         metric_values(name, task, *shown)
     elif not task.loss_checks_shapes:
         metric_values(name, task, *redrawn(*shown))
 
 
 def metric_values(name: str, task: Task, *shown: Tensor | None) -> dict[str, float]:
-    """Return what a task's metrics say of what they are shown, leaving their state untouched.
+    """Return the values of a task's metrics on these arguments, leaving the metrics' state unchanged.
 
     Raises:
-        ConfigError: If a metric fails, or is not one number.
+        ConfigError: If a metric fails, or does not give one number.
     """
     return {
         key: _value(f"tasks.{name}.metrics.{key}", deepcopy(metric), shown)
@@ -150,7 +150,7 @@ def _value(key: str, metric: Metric, shown: Sequence[Tensor | None]) -> float:
     assert target is not None
     try:
         with warnings.catch_warnings():
-            # Of so few examples; what matters is warned of in validation.
+            # So few examples cause warnings; validation repeats those that matter.
             warnings.simplefilter("ignore")
             metric.update(*shown)
             value = metric.compute()
@@ -170,7 +170,7 @@ def _kind(values: Tensor) -> str:
 
 
 def labelled_share(task: Task, batch: Batch) -> float | None:
-    """Return which share of a target is labelled; ``None`` where the loss counts otherwise than by values."""
+    """Return the labelled share of a target; ``None`` if the loss counts by class weights."""
     target = batch[task.target]
     if task.missing:
         return float(task.labelled(target, batch).float().mean())

@@ -1,11 +1,11 @@
-"""Loggers that an extra installs, known before anything heavy is imported."""
+"""Loggers that extras install, checked without importing them."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
 
 from multitask.errors import ConfigError
 
-# The package of each, and what to install.
+# The package of each logger, and the argument of pip install.
 _PACKAGES = {
     "tensorboard": ("tensorboard", '-e ".[tensorboard]"'),
     "mlflow": ("mlflow", '-e ".[mlflow]"'),
@@ -18,10 +18,10 @@ def check_installed(loggers: Iterable[str]) -> None:
     """Refuse a logger whose package is not installed.
 
     Args:
-        loggers: The names in the config's ``logger``.
+        loggers: The keys of the config's ``logger``.
 
     Raises:
-        ConfigError: Naming the logger and what to install.
+        ConfigError: If one is missing, naming the logger and what to install.
     """
     for name in loggers:
         package, install = _PACKAGES.get(name, ("multitask", ""))

@@ -1,4 +1,4 @@
-"""Refuses losses that are not the means they are taken for, found by computing a batch whole and in parts."""
+"""Refuses losses that are not the mean that the config declares, by computing a batch whole and in parts."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from multitask.task.task import Batch, Outcome, Task
 from multitask.weighting.base import Combiner, JacobianMethod
 
 _MEANINGS = {
-    "examples": "a mean over all examples alike",
+    "examples": "an unweighted mean over examples",
     "weights": "a mean weighted by class",
     "batch": "one number for each batch, averaged over micro-batches, processes and evaluation batches",
 }
@@ -30,18 +30,18 @@ _MEANINGS = {
 def check_loss(
     name: str, task: Task, outcome: Outcome, splits: Mapping[str, Split | None], batch: Batch
 ) -> None:
-    """Check that a loss is one number, and that two parts of a batch add up to the whole of it.
+    """Check that a loss is one number, and that the loss of a batch is the weighted mean of those of its parts.
 
     Args:
         name: The task's name.
         task: The task.
-        outcome: What it makes of a few examples.
+        outcome: Its outcome on a few examples.
         splits: The data's splits; those in memory are searched for values that a loss may leave out.
-        batch: A batch, searched where none is in memory.
+        batch: A batch to search if no split is in memory.
 
     Raises:
-        ConfigError: If it is not, or they do not: accumulation, processes and evaluation in batches would each
-            give another loss.
+        ConfigError: If either fails: accumulation, several processes and batched evaluation would each change the
+            loss.
     """
     _check_number(name, task, outcome)
     if task.counts_by != "batch":
@@ -50,10 +50,10 @@ def check_loss(
 
 
 def _check_parts(name: str, task: Task, prediction: Tensor, target: Tensor) -> None:
-    """Refuse a loss of which two parts of some examples do not add up to the whole."""
+    """Refuse a loss if the loss of a batch is not the weighted mean of those of its two parts."""
     loss = deepcopy(task.loss)
     try:
-        pair = _apart(loss, task.counts_by, prediction, target)
+        pair = _whole_and_parts(loss, task.counts_by, prediction, target)
         if pair is None or close(*pair):
             return
         said = f"a batch gives {pair[0]:.6g} and its two parts together {pair[1]:.6g}"
@@ -61,8 +61,8 @@ def _check_parts(name: str, task: Task, prediction: Tensor, target: Tensor) -> N
         said = f"it fails on a part of a batch ({' '.join(str(error).split())})"
     if getattr(loss, "reduction", None) == "sum":
         raise ConfigError(
-            f"tasks.{name}.loss.reduction=sum gives another loss for every batch size, and a task's loss is the mean "
-            f"of a batch; set tasks.{name}.loss.reduction=mean."
+            f"tasks.{name}.loss.reduction=sum makes the loss depend on the batch size, and a task's loss is the mean "
+            f"over a batch; set tasks.{name}.loss.reduction=mean."
         )
     taken_for = (
         "what its method count(target) returns"
@@ -75,24 +75,24 @@ def _check_parts(name: str, task: Task, prediction: Tensor, target: Tensor) -> N
     raise ConfigError(
         f"tasks.{name}.loss: {_called(loss)} is not the mean over {taken_for} that it is taken for: {said}; set "
         f"tasks.{name}.count={fitting} ({_MEANINGS[fitting]}), or give the loss a method count(target) that returns "
-        "what its mean is over."
+        "the number of elements in its mean."
     )
 
 
 def check_partly(
     name: str, task: Task, outcome: Outcome, batch: Batch, splits: Mapping[str, Split | None]
 ) -> None:
-    """Check that loss and metrics can leave out single values of rows that are labelled in part.
+    """Check that loss and metrics can skip single values of partly labelled examples.
 
     Args:
         name: The task's name.
         task: The task.
         outcome: Its outcome on ``batch``.
         batch: A few examples.
-        splits: The data's splits; those in memory are searched for such rows.
+        splits: The data's splits; those in memory are searched for such examples.
 
     Raises:
-        ConfigError: If there are such rows and a loss or metric can do with whole rows only.
+        ConfigError: If there are such examples and a loss or metric needs whole examples.
     """
     if not task.missing:
         return
@@ -105,23 +105,23 @@ def check_partly(
     split, rows = next(((split, rows) for split, rows in found.items() if rows), (None, 0))
     if split is None:
         return
-    where = f"{rows} examples of the {split} split miss some of the target '{task.target}' and have the rest"
-    way_out = f"mark them as missing altogether (mask/{task.target}), or choose another"
+    where = f"{rows} examples of the {split} split have labels for only a part of the target '{task.target}'"
+    way_out = f"mark them as entirely missing (mask/{task.target}), or choose another"
     if reason is not None:
         raise ConfigError(f"tasks.{name}.loss: {where}, and {reason}; {way_out} loss.")
     for key, metric in task.metrics.items(keep_base=True, copy_state=False):
         if isinstance(metric, OfKnown) and metric.way == "rows":
             raise ConfigError(
-                f"tasks.{name}.metrics.{key}: {where}, and {_called(metric.metric)} cannot leave single values out: it "
-                f"neither pools all values, nor averages over columns, nor ignores what is marked; {way_out} metric."
+                f"tasks.{name}.metrics.{key}: {where}, and {_called(metric.metric)} cannot skip single values: it "
+                f"neither pools all values, nor averages over columns, nor has an ignore_index; {way_out} metric."
             )
 
 
 def check_batch_losses(config: DictConfig, tasks: Mapping[str, AnyTask], weighting: Combiner) -> None:
-    """Say what losses that are one number for each batch mean where a step, or a row, has several batches.
+    """Warn if losses with ``count=batch`` are averaged over micro-batches or processes.
 
     Raises:
-        ConfigError: If the weighting wants a loss of each example.
+        ConfigError: If the weighting needs a loss for each example.
     """
     names = [name for name, task in tasks.items() if getattr(task, "counts_by", None) == "batch"]
     if not names:
@@ -138,8 +138,8 @@ def check_batch_losses(config: DictConfig, tasks: Mapping[str, AnyTask], weighti
         )
         said = ", ".join(f"tasks.{name}.count=batch" for name in names)
         rank_zero_warn(
-            f"{said}: the loss of a step is the mean of the losses of each {where}, which is another function than the "
-            "loss of one batch of all their examples."
+            f"{said}: the loss of a step is the mean of the losses of each {where}, which differs from the "
+            "loss of one batch with all their examples."
         )
 
 
@@ -161,15 +161,15 @@ def _check_number(name: str, task: Task, outcome: Outcome) -> None:
 
 
 def _partly(task: Task, batch: Batch) -> int:
-    """Return how many examples are labelled in part."""
+    """Return the number of partly labelled examples."""
     known = task.labelled(batch[task.target], batch)
     return int((labelled_examples(known) & labelled_examples(~known)).sum())
 
 
-def _apart(
+def _whole_and_parts(
     loss: Callable[[Tensor, Tensor], Tensor], how: Count | None, prediction: Tensor, target: Tensor
 ) -> tuple[float, float] | None:
-    """Return the loss of a batch, and that of its two parts by their counts; ``None`` where it is not finite."""
+    """Return the loss of a batch and the weighted mean of those of its two parts; ``None`` if it is not finite."""
 
     def both(prediction: Tensor) -> tuple[float, float]:
         cut = max(1, 3 * len(target) // 8)
@@ -186,16 +186,16 @@ def _apart(
 def _first_finite(
     found: Callable[[Tensor], tuple[float, float]], prediction: Tensor
 ) -> tuple[float, float] | None:
-    """Call with noisy predictions, since those of an untrained head may be all alike; else with plain ones.
+    """Call ``found`` with noisy predictions, since an untrained head's may all be equal; then with the originals.
 
     Returns:
-        The findings; ``None`` if the first number is never finite.
+        The first result whose first number is finite; ``None`` if there is none.
 
     Raises:
-        ValueError: If the call fails with either.
+        ValueError: If both calls fail.
     """
     generator = torch.Generator().manual_seed(0)
-    # More from example to example: the means of two parts are unlike then, which a function of a mean betrays.
+    # Noise grows along the batch, so that the two parts have different means: it exposes a function of a mean.
     growing = torch.linspace(0.5, 3, len(prediction)).view(-1, *[1] * (prediction.ndim - 1))
     noise = (growing * torch.randn(prediction.shape, generator=generator)).to(prediction)
     failures = []
@@ -213,20 +213,20 @@ def _first_finite(
 
 
 def close(first: float, second: float) -> bool:
-    """Return whether two losses are the same but for rounding."""
+    """Return whether two losses are equal up to rounding."""
     return abs(first - second) <= 1e-6 + 1e-4 * max(abs(first), abs(second))
 
 
 def _fitting(
     task: Task, loss: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, target: Tensor
 ) -> Count:
-    """Return which count the loss adds up by."""
+    """Return the value of ``count`` with which the loss of a batch is the weighted mean of its parts' losses."""
     choices: tuple[Count, ...] = ("examples", "weights")
     for how in choices:
         if how == task.counts_by or (how == "weights" and getattr(loss, "weight", None) is None):
             continue
         try:
-            pair = _apart(loss, how, prediction, target)
+            pair = _whole_and_parts(loss, how, prediction, target)
         except ValueError:
             continue
         if pair is not None and close(*pair):
@@ -235,9 +235,9 @@ def _fitting(
 
 
 def _loss_refuses(task: Task, outcome: Outcome) -> str | None:
-    """Return why a loss cannot leave single values out; ``None`` where it can."""
+    """Return why a loss cannot skip single values; ``None`` if it can."""
     if task.loss_checks_shapes:
-        return "a loss that checks shapes itself takes whole examples"
+        return "a loss with loss_checks_shapes=true takes whole examples"
     known = outcome.known
     if known is not None and not known.any():
         return None
@@ -245,7 +245,7 @@ def _loss_refuses(task: Task, outcome: Outcome) -> str | None:
     generator = torch.Generator().manual_seed(1)
     some = (torch.rand(target.shape, generator=generator) < 0.7).to(target.device)
     loss = deepcopy(task.loss)
-    unlike = f"{_called(loss)} over what is labelled is another loss than over whole rows"
+    unlike = f"{_called(loss)} over single labelled values differs from the loss over whole examples"
 
     def whole_and_known(prediction: Tensor) -> tuple[float, float]:
         over_all, _ = loss_over_known(loss, task.counts_by, prediction, target, torch.ones_like(some))

@@ -1,4 +1,4 @@
-"""Examples on which a loss shows what it is a mean over: whole batches of them, with rare and extreme values."""
+"""Batches of examples with rare and extreme values, which show what a loss is a mean over."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,15 +12,15 @@ from multitask.losses.counts import ignored_by, labelled_examples
 from multitask.losses.known import redrawn
 from multitask.task.task import Batch, Outcome, Task
 
-_SEARCHED = 2**19  # values of a target that are looked through
-_CHUNK = 16  # examples of which a loss is computed at once; the first part of them has the telling ones
+_SEARCHED = 2**19  # values of a target to search
+_CHUNK = 16  # examples in a batch; the first _TELLING have rare or extreme values
 _TELLING = 6
 
 
 def labelled_sample(task: Task, outcome: Outcome, splits: Mapping[str, Split | None]) -> Outcome:
-    """Return an outcome; one with labels of a split in memory where the few examples that it is of have none.
+    """Return the outcome, or, if none of its examples has a label, one with labels from a split in memory.
 
-    Its target may then be of other examples than its prediction.
+    The target may then belong to other examples than the prediction.
     """
     if outcome.known is None or outcome.known.any():
         return outcome
@@ -39,15 +39,15 @@ def labelled_sample(task: Task, outcome: Outcome, splits: Mapping[str, Split | N
 def examples(
     task: Task, outcome: Outcome, splits: Mapping[str, Split | None], batch: Batch
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield labelled examples, whose two parts differ in what a loss may count by.
+    """Yield predictions and targets of labelled examples; the two parts of each batch differ in any possible count.
 
-    First those of the outcome; classes are made to differ, and some are marked where the loss ignores a mark. Of
-    numbers there follow examples of the splits in memory, or else of the batch: with the values that occur most and
-    least often, the greatest, the least and that next to zero, one of which may be left out by the loss.
+    The examples of the outcome come first, with distinct classes, some of them set to the index that the loss
+    ignores. For numeric targets, examples of the splits in memory follow, or else of the batch: those with the most
+    and least frequent values, the extremes and the value nearest to zero, since a loss may ignore one of them.
 
     Args:
         task: The task.
-        outcome: What it makes of a few examples.
+        outcome: Its outcome on a few examples.
         splits: The data's splits.
         batch: A batch, at most as large as in training.
     """
@@ -84,7 +84,7 @@ def _few(task: Task, outcome: Outcome) -> tuple[Tensor, Tensor] | None:
 
 
 def _of_pool(task: Task, outcome: Outcome, pool: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield chunks of a split's labelled examples, each with some of the telling ones first."""
+    """Yield batches of a split's labelled examples, each beginning with rare or extreme ones."""
     values = pool[task.target]
     known = task.labelled(values, pool) if task.missing else torch.ones_like(values, dtype=torch.bool)
     if not task.missing or task.loss_checks_shapes:
@@ -94,34 +94,31 @@ def _of_pool(task: Task, outcome: Outcome, pool: Batch) -> Iterator[tuple[Tensor
     rows = usable.nonzero().flatten()
     if not len(rows):
         return
-    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _most(values))).long()]
+    most = max(_CHUNK, _SEARCHED // max(1, values[:1].numel()))
+    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).long()]
     telling = rows[_telling(values[rows], known[rows])]
     others = rows[torch.linspace(0, len(rows) - 1, _CHUNK - _TELLING).long()]
-    # Twice, beside other predictions: the means of two parts can be close by chance.
+    # Twice, with other predictions: two parts can have close means by chance.
     for some, rest in product(telling.split(_TELLING), (others, others.roll(5))):
         chosen = torch.cat([some, rest.repeat(2)[: _CHUNK - len(some)]])
         prediction = outcome.prediction[torch.arange(_CHUNK) % len(outcome.prediction)]
         target = _target(task, pool, chosen, outcome)
-        there = known[chosen].view(target.shape)
-        if not there.all():
-            target = target.where(there, redrawn(prediction, target, there, _CHUNK)[1])
+        labelled = known[chosen].view(target.shape)
+        if not labelled.all():
+            target = target.where(labelled, redrawn(prediction, target, labelled, _CHUNK)[1])
         yield prediction, target
 
 
-def _most(values: Tensor) -> int:
-    return max(_CHUNK, _SEARCHED // max(1, values[:1].numel()))
-
-
 def _telling(values: Tensor, known: Tensor) -> Tensor:
-    """Return examples that have a value which occurs often or seldom, is extreme, next to zero, or NaN."""
+    """Return the examples with a frequent, rare or extreme value, the value nearest to zero, or NaN."""
     each = values[:1].numel()
-    there = (known & ~values.isnan()).flatten().nonzero().flatten()
-    flat = values.flatten()[there].double()
+    places = (known & ~values.isnan()).flatten().nonzero().flatten()
+    flat = values.flatten()[places].double()
     marks = values.isnan().reshape(len(values), -1).any(1).nonzero().flatten()[:1]
     if not len(flat):
         return marks
     unique, place, counts = flat.unique(return_inverse=True, return_counts=True)
-    first = torch.zeros_like(unique, dtype=torch.long).scatter(0, place.flip(0), there.flip(0))
+    first = torch.zeros_like(unique, dtype=torch.long).scatter(0, place.flip(0), places.flip(0))
     by_count = counts.argsort(stable=True)
     often, seldom = by_count.flip(0)[:32], by_count[:32]
     extreme = torch.tensor([0, len(unique) - 1, int(unique.abs().argmin())], device=unique.device)
@@ -130,6 +127,6 @@ def _telling(values: Tensor, known: Tensor) -> Tensor:
 
 
 def _target(task: Task, pool: Mapping[str, Tensor], rows: Tensor, outcome: Outcome) -> Tensor:
-    """Return what the loss compares of some examples, as that of the outcome."""
+    """Return the transformed targets of some examples, in the shape and type of the outcome's."""
     target = task.transform(pool[task.target][rows]).view(len(rows), *outcome.target.shape[1:])
     return target.to(outcome.target.dtype)

@@ -1,4 +1,4 @@
-"""Whether the config's model is trunk and heads or a module of the user's own, and what is of the one alone."""
+"""Whether the model is trunk and heads or a user's own module, and checks of keys that only the former has."""
 
 import re
 from pathlib import Path
@@ -12,18 +12,18 @@ from multitask.errors import ConfigError
 
 TRUNK_AND_HEADS = "multitask.module.MultiTaskModule"
 _GROUP = "trunk_and_heads"
-# Overrides that choose or change what a model of the user's own has not.
+# Overrides that choose or change a trunk or tasks.
 _OF_TRUNK_AND_HEADS = re.compile(r"~?\+{0,2}(trunk|task|tasks)(?=[.=@]|$)")
 _NOTHING = re.compile(r"trunk=none|task=\[\]")
 
 
 def target_of(config: DictConfig) -> str:
-    """Return the class of the model; configs from before there was the group have trunk and heads."""
+    """Return the class of the model; configs older than the group ``model`` have trunk and heads."""
     return str(OmegaConf.select(config, "model._target_") or TRUNK_AND_HEADS)
 
 
 def is_own(config: DictConfig) -> bool:
-    """Return whether the model is a module of the user's own: no trunk and no tasks belong to it.
+    """Return whether the model is a user's own module, without trunk and tasks.
 
     Raises:
         ConfigError: If it is neither that nor trunk and heads.
@@ -31,7 +31,7 @@ def is_own(config: DictConfig) -> bool:
     target = target_of(config)
     if target == TRUNK_AND_HEADS:
         return False
-    from multitask.lightning.module import MultiLossModule  # here: it imports torch
+    from multitask.lightning.module import MultiLossModule  # deferred: it imports torch
     from multitask.module import MultiTaskModule
     from multitask.run.targets import imported
 
@@ -45,23 +45,25 @@ def is_own(config: DictConfig) -> bool:
 
 
 def check_choices(config: DictConfig) -> None:
-    """Refuse trunk and tasks beside a model of the user's own, and what goes by tasks.
+    """Refuse trunk, tasks and keys that refer to tasks if the model is a user's own.
 
     Args:
-        config: The whole config, Hydra's own part included.
+        config: The whole config, including ``hydra``.
     """
     target = target_of(config)
     advice = f"model._target_={target} has neither; leave it out, or choose trunk=none task=[]."
     for override in OmegaConf.select(config, "hydra.overrides.task") or []:
         if _OF_TRUNK_AND_HEADS.match(override) and not _NOTHING.fullmatch(override):
-            raise ConfigError(f"{override} is of a model of trunk and heads, and {advice}")
-    usual = _usual(config)
+            raise ConfigError(f"{override} belongs to a model of trunk and heads, and {advice}")
+    usual = _script_defaults(config)
     trunk = OmegaConf.select(config, "hydra.runtime.choices.trunk")
     if trunk not in (None, "none", usual.get("trunk")):
-        raise ConfigError(f"trunk={trunk} is of a model of trunk and heads, and {advice}")
+        raise ConfigError(f"trunk={trunk} belongs to a model of trunk and heads, and {advice}")
     names = [name.rpartition("/")[2] for name in usual.get("task", ())]
     if config.get("tasks") and list(config.tasks) != names:
-        raise ConfigError(f"tasks.{next(iter(config.tasks))} is of a model of trunk and heads, and {advice}")
+        raise ConfigError(
+            f"tasks.{next(iter(config.tasks))} belongs to a model of trunk and heads, and {advice}"
+        )
     if config.get("only") is not None or OmegaConf.select(config, "hydra.runtime.choices.baseline") not in (
         None,
         "none",
@@ -73,12 +75,12 @@ def check_choices(config: DictConfig) -> None:
     if config.compile:
         raise ConfigError(
             f"compile=true compiles the trunk, and model._target_={target} has none; set compile=false, and call "
-            "torch.compile on a part of it where the class makes it."
+            "torch.compile on a part of it in its constructor."
         )
 
 
 def leave_out_trunk_and_tasks(config: DictConfig) -> None:
-    """Take out of the config what a model of the user's own has not: the default trunk and tasks among it."""
+    """Remove trunk and tasks from the config, and the default model's ``inputs``."""
     given = OmegaConf.select(config, "hydra.overrides.task")
     if given is None:
         given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
@@ -97,8 +99,8 @@ def _chosen(config: DictConfig) -> str | None:
     return (choices if choices is not None else HydraConfig.get().runtime.choices).get("model")
 
 
-def _usual(config: DictConfig) -> dict[str, Any]:
-    """Return what the script's config chooses where nothing else does."""
+def _script_defaults(config: DictConfig) -> dict[str, Any]:
+    """Return the defaults list of the script's config, by group."""
     name = OmegaConf.select(config, "hydra.job.config_name")
     for source in OmegaConf.select(config, "hydra.runtime.config_sources") or []:
         file = Path(source.path) / f"{name}.yaml"

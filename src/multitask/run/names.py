@@ -1,4 +1,4 @@
-"""The names that tasks and metrics can have, checked before torch is loaded."""
+"""Checks of the names of tasks and metrics, without importing torch."""
 
 import keyword
 import re
@@ -25,14 +25,14 @@ _OF_COLLECTIONS = (
 )
 OF_MODULES = frozenset(_OF_MODULES.split())
 OF_COLLECTIONS = OF_MODULES | frozenset(_OF_COLLECTIONS.split())
-_UNDERSCORE = "names with an underscore in front are torch's own"
+_UNDERSCORE = "names with a leading underscore are reserved for torch"
 
 
 def check_names(tasks: Mapping[str, Any]) -> None:
-    """Refuse names that mean something else in the module, the logs or the record.
+    """Refuse names of tasks and metrics that have another meaning in the module, the logs or the record.
 
     Args:
-        tasks: The config's tasks; what has `metrics` names them.
+        tasks: The config's tasks.
     """
     for name, task in tasks.items():
         if why := _of_task(str(name)):
@@ -50,13 +50,13 @@ def check_names(tasks: Mapping[str, Any]) -> None:
 
 
 def check_losses(losses: Iterable[str]) -> None:
-    """Refuse names of losses that mean something else in the logs or the record."""
+    """Refuse names of losses that have another meaning in the logs or the record."""
     for name in losses:
         why = TASKS.get(name)
         if not re.fullmatch(r"[\w.+-]+", str(name)):
             why = "it has to be a word without a slash"
         if why:
-            raise ConfigError(f"model: losses(batch) calls a loss '{name}', and {why}; rename it there.")
+            raise ConfigError(f"model: losses(batch) names a loss '{name}', and {why}; rename it there.")
 
 
 def _of_task(name: str) -> str | None:
@@ -69,7 +69,7 @@ def _of_task(name: str) -> str | None:
     if name.startswith("_"):
         return _UNDERSCORE
     if name == "trunk":
-        return "the trunk draws its initial values by this name"
+        return "the seed of the trunk's initial values is derived from this name"
     return TASKS.get(name)
 
 

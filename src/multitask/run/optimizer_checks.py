@@ -1,4 +1,4 @@
-"""Refuses optimizers and schedulers that cannot be made, or cannot take the steps of a run."""
+"""Refuses optimizers and schedulers that cannot be built, or do not work with the steps of a run."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,12 +14,12 @@ from multitask.randomness import seeded_apart
 from multitask.run.devices import several_processes
 from multitask.weighting.base import JacobianMethod
 
-# Optimizers that look further every so many steps do so within these.
+# Enough steps for optimizers that evaluate the loss again only every few steps.
 _STEPS = 12
 
 
 def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequence[str]) -> None:
-    """Make optimizer and scheduler once, and try the optimizer on numbers of its own.
+    """Build optimizer and scheduler once, and try the optimizer on a small problem.
 
     Args:
         config: The whole config.
@@ -27,11 +27,11 @@ def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequenc
         sparse: The parameters whose gradients are sparse.
 
     Raises:
-        ConfigError: If an argument is not taken, the optimizer wants a closure that a step by hand has
-            not, or sparse gradients cannot be used.
+        ConfigError: If an argument is rejected, the optimizer needs a closure that manual optimization does not
+            provide, or sparse gradients are not supported.
     """
     if "_target_" not in config.optimizer:
-        return  # the module's own, which may ask the Trainer how long it trains
+        return  # the module's own, which may need the Trainer
     name = str(config.optimizer._target_).rpartition(".")[2]
     make = instantiate(config.optimizer, _partial_=True, _convert_="all")
     try:
@@ -44,7 +44,7 @@ def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequenc
                 "weighting=weighted_sum."
             ) from error
         raise ConfigError(
-            f"optimizer and scheduler cannot be made: {' '.join(str(error).split())}; check their keys."
+            f"optimizer and scheduler cannot be built: {' '.join(str(error).split())}; check their keys."
         ) from error
     if wants := _closure_wanted(make):
         wants = f"optimizer={name} {wants} in a step"
@@ -69,28 +69,28 @@ def _takes_groups(make: Callable[..., Optimizer], count: int) -> bool:
 
 
 def _filled_once(config: DictConfig, module: MultiLossModule) -> str:
-    """Return why gradients are filled once in a step, before the optimizer's, and what to change."""
+    """Return why the gradients are computed once per step, before the optimizer's step, and what to change."""
     if isinstance(module.weighting, JacobianMethod):
         return (
-            f"weighting={config.method} fills the gradients once; choose another optimizer, or a scalarization such as "
+            f"weighting={config.method} computes gradients once; choose another optimizer, or a scalarization such as "
             "weighting=weighted_sum with trainer.accumulate_grad_batches=1."
         )
     batches = config.trainer.accumulate_grad_batches
     if batches > 1:
         return (
-            f"trainer.accumulate_grad_batches={batches} fills the gradients once; choose another "
+            f"trainer.accumulate_grad_batches={batches} computes gradients once; choose another "
             "optimizer, or trainer.accumulate_grad_batches=1."
         )
     return (
-        "several processes where labels can be missing fill the gradients once; choose another optimizer, or "
+        "several processes compute gradients once if labels can be missing; choose another optimizer, or "
         "trainer.devices=1."
     )
 
 
 def _closure_wanted(make: Callable[..., Optimizer]) -> str:
-    """Return what an optimizer does with a closure beyond taking its gradients, empty if nothing.
+    """Return what an optimizer needs a closure for besides gradients; empty if nothing.
 
-    A step by hand has filled the gradients, and hands over an empty closure or, to a loss scaler, none.
+    Manual optimization fills the gradients first, and passes an empty closure, or none with a loss scaler.
     """
     tried = _tried(make, _by_itself)
     if tried is None:
@@ -122,7 +122,7 @@ def _no_closure(optimizer: Optimizer, closure: Callable[[], Tensor]) -> None:
 def _tried(
     make: Callable[..., Optimizer], take: Callable[[Optimizer, Callable[[], Tensor]], None]
 ) -> tuple[Tensor, int] | None:
-    """Return where some steps on a small matrix lead, and how often they asked for the loss; ``None`` if they fail."""
+    """Return a small matrix after some steps and how often they evaluated the loss; ``None`` if they fail."""
     parameter = nn.Parameter(torch.tensor([[1.0, -2.0], [3.0, 0.5]]))
     scale = torch.tensor([[1.0, 2.0], [0.5, 3.0]])
     evaluations = 0
@@ -140,18 +140,18 @@ def _tried(
             optimizer = make([{"params": [parameter]}])
             for _ in range(_STEPS):
                 take(optimizer, closure)
-        except Exception:  # any optimizer of the user's own
+        except Exception:  # optimizers may raise anything
             return None
     return parameter.detach(), evaluations
 
 
 def _fails(make: Callable[..., Optimizer], *, sparse: bool = False) -> Exception | None:
-    """Return what goes wrong in a step on a small matrix, ``None`` where nothing does."""
+    """Return the error of a step on a small matrix, ``None`` if there is none."""
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.zeros(2, 2).to_sparse(1) if sparse else torch.zeros(2, 2)
     try:
         make([{"params": [parameter]}]).step()
-    except Exception as error:  # any optimizer of the user's own
+    except Exception as error:  # optimizers may raise anything
         return error
     return None
 
@@ -176,11 +176,11 @@ def _check_sparse(
     error = _fails(make, sparse=True)
     if error is not None and _fails(make) is None:
         raise ConfigError(
-            f"{has}, which optimizer={optimizer} cannot use ({' '.join(str(error).split())}); {advice}, or take "
+            f"{has}, which optimizer={optimizer} cannot use ({' '.join(str(error).split())}); {advice}, or use "
             "optimizer=sgd with optimizer.weight_decay=0."
         )
     if error is None and (failure := _fails(make)) is not None:
         raise ConfigError(
             f"optimizer={optimizer} cannot use the dense gradients of the other layers "
-            f"({' '.join(str(failure).split())}); {advice}, or take optimizer=sgd."
+            f"({' '.join(str(failure).split())}); {advice}, or use optimizer=sgd."
         )

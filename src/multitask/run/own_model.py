@@ -1,4 +1,4 @@
-"""A module of the user's own, made from the config and looked at before it trains."""
+"""Builds a user's own module from the config and checks it before training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from multitask.lightning.overrides import replaced_hook
 from multitask.lightning.probing import unobtrusive
 from multitask.run.batches import first_batch
 from multitask.run.combiner import build_combiner, step_options, train_with
-from multitask.run.data import Data, OtherData, bare_trainer, looked_at, trained_on
+from multitask.run.data import Data, OtherData, bare_trainer, temporary_trainer, training_data
 from multitask.run.initialization import seeded
 from multitask.run.names import check_losses
 from multitask.run.sharding import check_sharded
@@ -23,10 +23,10 @@ from multitask.weighting.base import JacobianMethod
 
 
 def build_own(config: DictConfig, data: Data) -> MultiLossModule:
-    """Make the module and how it is trained; its losses get their names by a look at one batch, unless it names them.
+    """Build the module with its combiner; losses that it does not name get their names from one batch.
 
     Raises:
-        ConfigError: If it is no module that can train by the config.
+        ConfigError: If the module cannot be trained with the config.
     """
     target = config.model._target_
     module = seeded(config.seed, "model", lambda: instantiate(config.model, _convert_="all"))
@@ -48,7 +48,7 @@ def build_own(config: DictConfig, data: Data) -> MultiLossModule:
         and not is_overridden("losses_by_part", module, MultiLossModule)
     ):
         raise ConfigError(
-            f"weighting={config.method} weighs the losses of examples, and {type(module).__name__} has none; define "
+            f"weighting={config.method} weighs the losses of examples, and {type(module).__name__} gives none; define "
             "losses_by_part in it, or choose another weighting."
         )
     check_sharded(config, weighting, {})
@@ -59,13 +59,13 @@ def build_own(config: DictConfig, data: Data) -> MultiLossModule:
 
 
 def look(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) -> dict[str, Tensor]:
-    """Return a batch's losses by name, leaving no trace but the widths of lazy layers.
+    """Return a batch's losses by name, without side effects except that lazy layers take their widths.
 
     Raises:
-        ConfigError: If the module cannot give losses of the batch, or they are no scalars.
+        ConfigError: If the module fails on the batch, or its losses are not scalars.
     """
     try:
-        with looked_at(module, trained_on(data)), unobtrusive(module), torch.enable_grad():
+        with temporary_trainer(module, training_data(data)), unobtrusive(module), torch.enable_grad():
             losses: Mapping[str, Any] = seeded(config.seed, "model", lambda: module.losses(batch))
     except Exception as error:  # the user's own code
         raise ConfigError(
@@ -87,13 +87,13 @@ def look(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) ->
 
 
 def check_hooks(module: MultiLossModule) -> None:
-    """Refuse hooks that replace those of :class:`MultiLossModule`: telemetry, clipping or resume would be lost."""
+    """Refuse hooks that replace those of :class:`MultiLossModule`, and with them telemetry, clipping or resume."""
     if complaint := replaced_hook(type(module), MultiLossModule):
         raise ConfigError(f"model: {complaint}")
 
 
 def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:
-    """Refuse optimizers and schedulers of the config beside a module's own, and ``optimizer=own`` where it has none."""
+    """Refuse a config's optimizer if the module defines its own, and ``optimizer=own`` if it does not."""
     name = type(module).__name__
     if not is_overridden("configure_optimizers", module, MultiLossModule):
         if "_target_" not in config.optimizer:
@@ -106,7 +106,7 @@ def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:
         if node and "_target_" in node:
             raise ConfigError(
                 f"{key}._target_={node._target_} would do nothing, since {name} has a configure_optimizers of its own; "
-                "set optimizer=own scheduler=none, or take the method out."
+                "set optimizer=own scheduler=none, or remove the method."
             )
     rate = config.weighting.get("learning_rate")
     if rate is not None:
@@ -117,12 +117,12 @@ def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:
 
 
 def _validated_keys(module: MultiLossModule, data: Data) -> set[str]:
-    """Return what the module's own validation logs, found by validating one batch."""
+    """Return the keys that the module's own validation logs, found by validating one batch."""
     trainer = bare_trainer(limit_val_batches=1, inference_mode=False)
     where = (
         {"datamodule": data.module} if isinstance(data, OtherData) else {"dataloaders": data.loader("val")}
     )
-    with looked_at(module, trained_on(data)), unobtrusive(module, train=True):
+    with temporary_trainer(module, training_data(data)), unobtrusive(module, train=True):
         found = trainer.validate(module, verbose=False, **where)
     module.validated = {}
     return {key for one in found for key in one}

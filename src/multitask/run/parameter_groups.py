@@ -1,4 +1,4 @@
-"""Settings of the optimizer for parts of the model, by patterns of parameter names."""
+"""Optimizer settings for parts of the model, by patterns of parameter names."""
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -14,10 +14,10 @@ _KEY = "parameter_groups"
 
 
 class Grouped:
-    """Makes an optimizer in which parameters whose names match a pattern have settings of their own.
+    """Builds an optimizer with separate settings for the parameters whose names match a pattern.
 
-    Called as the optimizer's class is, with parameter groups: each is cut into what matches no pattern and what
-    matches each, so that what the group sets holds unless a pattern sets it too.
+    Called with parameter groups, like an optimizer's class. Each group is split by pattern; a pattern's settings
+    override the group's.
 
     Args:
         make: Parameter groups → optimizer.
@@ -39,7 +39,7 @@ class Grouped:
         """Return the optimizer.
 
         Raises:
-            ConfigError: If a pattern matches nothing, a parameter matches two, or a setting is none of the optimizer's.
+            ConfigError: If a pattern matches nothing, a parameter matches two, or the optimizer lacks a setting.
         """
         names = {id(p): name for name, p in self.module.named_parameters()}
         pattern_of = {name: self._pattern(name) for name in names.values()}
@@ -58,7 +58,7 @@ class Grouped:
             for key in settings:
                 if key not in optimizer.defaults:
                     raise ConfigError(
-                        f"{_KEY}: '{pattern}' sets {key}, which {type(optimizer).__name__} has not; "
+                        f"{_KEY}: '{pattern}' sets {key}, which {type(optimizer).__name__} does not have; "
                         f"{choices(key, optimizer.defaults)}"
                     )
         return optimizer

@@ -1,4 +1,4 @@
-"""The parts of a model that serve the same tasks."""
+"""Groups a model's parameters into parts that serve the same tasks."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -16,16 +16,16 @@ class Part(NamedTuple):
     name: str
     """Dotted, as in ``named_parameters``."""
     users: tuple[str, ...]
-    """The tasks that use it; empty where none does."""
+    """The tasks that use it; empty if none does."""
     parameters: int
-    """How many numbers it has."""
+    """The number of scalar parameters."""
 
 
 def users(losses: dict[str, Tensor], parameters: Sequence[nn.Parameter]) -> list[tuple[str, ...]]:
     """Return the losses that reach each parameter, by name and in the order of ``losses``.
 
-    Outputs of one operation, such as the parts of a split or all of a compiled network, cannot be told
-    apart: what any of them reaches counts as reached by each.
+    Outputs of one operation, such as the parts of a split or all outputs of a compiled network, are not
+    distinguished: a parameter that one of them reaches counts as reached by each.
     """
     edges = [[get_gradient_edge(loss)] if loss.requires_grad else [] for loss in losses.values()]
     reaching = {id(leaf): bits for leaf, bits in Graph(edges).leaves}
@@ -40,12 +40,12 @@ def parts(
 ) -> list[Part]:
     """Return the largest modules whose trained parameters all serve the same tasks, in the order of the names.
 
-    Frozen parameters that nothing reaches go with those that they lie among: an encoder with low-rank updates is one.
+    Frozen parameters that no loss reaches join their module: an encoder with low-rank updates is one part.
 
     Args:
         named: Parameters by dotted name.
-        used_by: For each the tasks that use it, as :func:`users` gives them.
-        depth: How many components the shortest name has.
+        used_by: The tasks that use each parameter, as returned by :func:`users`.
+        depth: The number of components of the shortest name.
     """
     rows = [
         (name.split("."), p.numel(), tasks if tasks or p.requires_grad else None)

@@ -1,4 +1,4 @@
-"""The predictions of a checkpoint for the examples of a split, as a table or as arrays."""
+"""Writes a checkpoint's predictions for the examples of a split, as a table or as arrays."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from multitask.data.base import DataModule
 from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.run.build import build_data
-from multitask.run.data import Data, bare_trainer, measured_on
+from multitask.run.data import Data, bare_trainer, evaluation_data
 from multitask.run.inference import load_model, opened
 
 ID = "id"
@@ -24,16 +24,16 @@ ID = "id"
 
 
 def predict(config: DictConfig) -> Path:
-    """Write the predictions of a checkpoint's weights, and print where.
+    """Write the predictions of a checkpoint's weights to a file, and print its path.
 
     Args:
-        config: The checkpoint's own config, with what the command line changed in it.
+        config: The checkpoint's config with the overrides of the command line.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: If config, data and weights do not fit each other, or the file cannot hold the predictions.
+        ConfigError: If config, data and weights do not match, or the file format cannot hold the predictions.
     """
     output = Path(config.output)
     with opened(config, "cannot predict") as content:
@@ -48,11 +48,11 @@ def predict(config: DictConfig) -> Path:
             )
         found = _Predictions(config.ids)
         given = (
-            {"dataloaders": measured_on(data, config.split)}
+            {"dataloaders": evaluation_data(data, config.split)}
             if isinstance(data, DataModule)
-            else {"datamodule": measured_on(data, config.split)}
+            else {"datamodule": evaluation_data(data, config.split)}
         )
-        # On one device, so that every example comes once, in order.
+        # On one device, so that every example appears once, in order.
         trainer = bare_trainer(
             accelerator=config.trainer.accelerator,
             precision=config.trainer.precision,
@@ -69,18 +69,18 @@ def predict(config: DictConfig) -> Path:
 
 def _check_split(config: DictConfig, data: Data) -> None:
     if config.split not in data.splits:
-        raise ConfigError(f"split={config.split} is none of the data's, which has {', '.join(data.splits)}.")
+        raise ConfigError(f"split={config.split} is not in the data, which has {', '.join(data.splits)}.")
     if config.split == "train" and not isinstance(data, DataModule) and config.ids is None:
         raise ConfigError(
-            "split=train: the loader of the data may shuffle it; set ids=<key> to what names the examples in a batch."
+            "split=train: the data module's loader may shuffle it; set ids=<key> to the batch's key of example names."
         )
 
 
 class _Predictions(Callback):
-    """Gathers predictions on the CPU, batch by batch.
+    """Collects predictions on the CPU, batch by batch.
 
     Args:
-        key: Of what names the examples in a batch; ``None`` for nothing.
+        key: The batch's key of example names; ``None`` if there is none.
     """
 
     def __init__(self, key: str | None) -> None:
@@ -91,17 +91,17 @@ class _Predictions(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Take a batch's predictions."""
+        """Store a batch's predictions."""
         if not isinstance(outputs, Mapping) or not all(isinstance(v, Tensor) for v in outputs.values()):
             raise ConfigError(
-                "model: predict_step returns no tensors by name; let it return {name: predictions}."
+                "model: predict_step does not return tensors by name; let it return {name: predictions}."
             )
         for name, values in outputs.items():
             self._parts.setdefault(name, []).append(values.detach().cpu())
         if self.key is not None:
             if self.key not in batch:
                 raise ConfigError(
-                    f"ids={self.key} is no key of a batch, which has {', '.join(map(str, batch))}."
+                    f"ids={self.key} is not a key of a batch, which has {', '.join(map(str, batch))}."
                 )
             ids = batch[self.key]
             self.ids += ids.tolist() if isinstance(ids, Tensor) else list(ids)
@@ -122,12 +122,12 @@ class _Predictions(Callback):
 
 
 def _together(parts: Sequence[Tensor]) -> Tensor:
-    """Return the predictions of all batches; those of shorter texts than the longest batch's end in NaN."""
+    """Concatenate the predictions of all batches, padded with NaN to the size of the longest, as for texts."""
     longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
     padded = []
     for part in parts:
         lacking = [most - size for size, most in zip(part.shape[1:], longest, strict=True)]
-        # torch's order is from the last dimension on, with what comes before and after each.
+        # In torch's order: from the last dimension to the first, (before, after) for each.
         wanted = [number for lack in reversed(lacking) for number in (0, lack)]
         padded.append(torch.nn.functional.pad(part, wanted, value=torch.nan) if any(wanted) else part)
     return torch.cat(padded)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -20,7 +21,7 @@ COLUMNS = (
 )
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "torchjd", "torchmetrics", "wandb", "numpy")
 
-# What of the Trainer's keys does not change what is learned.
+# The Trainer's keys that do not change what is learned.
 _COSMETIC = {
     *("accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "inference_mode", "benchmark"),
     *("detect_anomaly", "profiler", "log_every_n_steps", "num_sanity_val_steps", "barebones"),
@@ -29,24 +30,23 @@ _COSMETIC = {
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file at once, so that no reader and no crash sees half of it."""
+    """Replace a file atomically, so that no reader sees half of it, even after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", newline="")
     temporary.replace(path)
 
 
 def write_results(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the long-form record, one row per figure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    """Write ``results.csv`` in long form, one row per value."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 class RunRecord:
-    """``run.json``: what is known of a run, kept up to date while it goes.
+    """``run.json``: the facts about a run, updated while it runs.
 
     Args:
         folder: The run's folder.
@@ -76,18 +76,18 @@ def digest(value: Any) -> str:
 
 
 def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
-    """Return the digest of all that makes a figure comparable, the weighting and the seed left out.
+    """Return the digest of the settings that two values must share to be comparable, without weighting and seed.
 
-    With a task, its definition is part of the recipe and the other tasks are not: the figure of a
-    task in a joint run and in its single-task baseline then carry the same digest.
+    With a task, the recipe contains this task and no other: a task's values in a joint run and in its single-task
+    baseline have the same digest.
 
     Args:
         config: The resolved config.
-        task: The figure's task.
+        task: The task of the value.
     """
     data = {k: v for k, v in config["data"].items() if k not in ("seed", "num_workers", "targets")}
     if not data.get("drop_last"):
-        data.pop("drop_last", None)  # recipes from before there was the key
+        data.pop("drop_last", None)  # older recipes lack the key
     for key in ("collate_fn", "batch_sizes"):
         if data.get(key) is None:
             data.pop(key, None)
@@ -95,7 +95,7 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
         data = {k: v for k, v in data.items() if k not in ("temperature", "ratios")}
     trainer = {k: v for k, v in config["trainer"].items() if k not in _COSMETIC}
     parts = {key: config.get(key) for key in ("optimizer", "scheduler", "selection", "init_from")}
-    # A trunk that is told the tasks is the same trunk with other tasks.
+    # A trunk that takes the task names counts as the same trunk with other tasks.
     parts["trunk"] = {k: v for k, v in config["trunk"].items() if k != "tasks"}
     if config.get("model") not in (None, {"_target_": TRUNK_AND_HEADS, "inputs": "inputs"}):
         parts["model"] = config["model"]
@@ -105,21 +105,21 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
     recipe = json.dumps(
         {**parts, "data": data, "trainer": trainer, "task": tasks}, sort_keys=True, default=str
     )
-    # The same files elsewhere are the same data; in a checkout, data/ has those of the package.
+    # The same files in another folder are the same data; in a checkout, data/ has those of the package.
     for home, name in ((config["paths"].get("embedded"), "./data"), (config["paths"]["root"], ".")):
         recipe = recipe.replace(json.dumps(str(home))[1:-1], name) if home else recipe
     return digest(recipe)
 
 
 def of_task(groups: Mapping[str, Any], task: str | None) -> dict[str, Any]:
-    """Return the settings by pattern of parameter names that are not of other tasks than this, if one is given."""
+    """Return the parameter groups without those of tasks other than ``task``; all of them if it is ``None``."""
     other = re.compile(r"tasks\.(\w+)\.")
     return {p: own for p, own in groups.items() if task is None or not (m := other.match(p)) or m[1] == task}
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that decide the figures."""
-    from importlib.metadata import PackageNotFoundError, version  # here, for a quick start
+    """Return the versions of the packages that affect the results."""
+    from importlib.metadata import PackageNotFoundError, version  # deferred, for a fast start
 
     found = {}
     for name in PACKAGES:
@@ -131,7 +131,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit(root: Path) -> str | None:
-    """Return the commit of the source, with ``+`` where files were changed since; ``None`` outside git."""
+    """Return the commit of the source, with ``+`` if files have changed since; ``None`` outside git."""
     try:
         commit = _git(root, "rev-parse", "HEAD")
         return commit + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")

@@ -16,47 +16,47 @@ from multitask.task.targets import Standardized
 
 
 def check_hardware(config: DictConfig) -> None:
-    """Refuse a GPU that does not exist."""
+    """Refuse a GPU that this machine does not have, and a precision that needs one on the CPU."""
     accelerator, devices = config.trainer.get("accelerator", "auto"), config.trainer.get("devices", 1)
     precision = str(config.trainer.get("precision", ""))
     if precision.startswith("16") and not _has_half(accelerator):
         raise ConfigError(
-            f"trainer.precision={precision} needs a GPU, and the run is on the CPU; take trainer=gpu, or "
+            f"trainer.precision={precision} needs a GPU, and the run is on the CPU; use trainer=gpu, or "
             "trainer.precision=bf16-mixed."
         )
     if accelerator == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(
-            "trainer.accelerator=mps needs the GPU of a Mac and torch finds none here; choose trainer=cpu."
+            "trainer.accelerator=mps needs the GPU of a Mac and torch finds none; choose trainer=cpu."
         )
     if accelerator not in ("gpu", "cuda"):
         return
     count = torch.cuda.device_count()
     if count == 0 and not (accelerator == "gpu" and torch.backends.mps.is_available()):
         raise ConfigError(
-            f"trainer.accelerator={accelerator} needs a GPU and torch finds none here; choose trainer=cpu."
+            f"trainer.accelerator={accelerator} needs a GPU and torch finds none; choose trainer=cpu."
         )
     if count and isinstance(devices, int) and devices > count:
         raise ConfigError(
-            f"trainer.devices={devices} are more than the {count} GPUs here; choose at most {count}."
+            f"trainer.devices={devices} is more than the {count} GPUs of this machine; choose at most {count}."
         )
 
 
 def _has_half(accelerator: str) -> bool:
-    """Return whether the accelerator trains in half precision: Lightning takes bfloat16 on a CPU, and warns only."""
+    """Return whether the accelerator trains in half precision; on a CPU, Lightning uses bfloat16 with a warning."""
     if accelerator == "auto":
         return torch.cuda.is_available() or torch.backends.mps.is_available()
     return accelerator != "cpu"
 
 
 _TRUE_HALF = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
-_LOST = 0.01  # deviations
+_LOST = 0.01  # standard deviations
 
 
 def check_rounding(config: DictConfig, module: MultiLossModule) -> None:
-    """Refuse a precision in which targets arrive rounded before their mean is taken away.
+    """Refuse a precision that rounds targets too coarsely before their mean is subtracted.
 
     Raises:
-        ConfigError: If rounding changes a standardized target by more than a hundredth of its deviation.
+        ConfigError: If rounding changes a standardized target by more than a hundredth of its standard deviation.
     """
     dtype = _TRUE_HALF.get(str(config.trainer.get("precision", "")))
     if dtype is None or not isinstance(module, MultiTaskModule):
@@ -68,18 +68,18 @@ def check_rounding(config: DictConfig, module: MultiLossModule) -> None:
         column = int((mean.abs() / std).argmax())
         if float(mean[column].abs() / std[column]) * torch.finfo(dtype).eps / 2 > _LOST:
             raise ConfigError(
-                f"trainer.precision={config.trainer.precision} rounds batches before tasks.{name}.transform takes the "
-                f"mean {mean[column]:.4g} of the target '{task.target}' away, whose deviation is {std[column]:.4g}; "
-                f"set trainer.precision={config.trainer.precision.removesuffix('true')}mixed, or move the target."
+                f"trainer.precision={config.trainer.precision} rounds batches before tasks.{name}.transform subtracts "
+                f"the mean {mean[column]:.4g} of the target '{task.target}', whose deviation is {std[column]:.4g}; "
+                f"set trainer.precision={config.trainer.precision.removesuffix('true')}mixed, or shift the target."
             )
 
 
 def check_splits(config: DictConfig, data: Data) -> None:
-    """Refuse to measure splits that the data has not, or that its loader may change."""
+    """Refuse evaluation splits that the data lacks, or whose loader may shuffle or augment."""
     for split in config.evaluation.splits:
         if split not in data.splits:
             raise ConfigError(
-                f"evaluation.splits names {split}, and the data has {', '.join(data.splits)}; name those you have."
+                f"evaluation.splits names {split}, and the data has {', '.join(data.splits)}; name one of these."
             )
         if split == "train" and isinstance(data, OtherData):
             raise ConfigError(
@@ -89,7 +89,7 @@ def check_splits(config: DictConfig, data: Data) -> None:
 
 
 def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) -> None:
-    """Refuse splits that the data has not and figures that validation does not log."""
+    """Refuse evaluation splits that the data lacks and metrics that validation does not log."""
     check_splits(config, data)
     _check_multiplicative(config, module)
     wanted = {key: metric for key, metric in watched(config).items() if metric is not None}
@@ -109,25 +109,25 @@ def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) 
             raise ConfigError(f"{key}={metric} is not logged; {choices(metric, known)}")
         if metric not in valued:
             raise ConfigError(
-                f"{key}={metric} never has a value, since the validation split has no label of "
+                f"{key}={metric} never has a value, since the validation split has no label for "
                 f"{', '.join(name for name in module.names if name not in labelled)}; name another metric, or "
                 f"{without(key)}."
             )
 
 
 def _check_multiplicative(config: DictConfig, module: MultiLossModule) -> None:
-    """Refuse a name that is no metric's; that of a task which ``only`` leaves out is one."""
+    """Refuse a name that is not a metric's; with ``only``, names of the other tasks are allowed."""
     figures = read(dict.fromkeys(module.keys_of(module.names) | module.validation_keys, 0.0))
     known = {name for task, metric in figures for name in (metric, f"{task}/{metric}")}
     for name in config.evaluation.multiplicative if config.get("only") is None else ():
         if name not in known:
             raise ConfigError(
-                f"evaluation.multiplicative names {name}, which is no metric; {choices(str(name), known)}"
+                f"evaluation.multiplicative names {name}, which is not a metric; {choices(str(name), known)}"
             )
 
 
 def _labelled(split: Split | None, module: MultiLossModule) -> list[str]:
-    """Return the tasks that can have a loss on a split: all, where it does not lie in memory."""
+    """Return the tasks that can have a loss on a split: all of them if it is not in memory."""
     if not isinstance(split, Mapping) or not isinstance(module, MultiTaskModule):
         return module.names
     return [
@@ -136,7 +136,7 @@ def _labelled(split: Split | None, module: MultiLossModule) -> list[str]:
 
 
 def check_intervals(config: DictConfig, data: Data) -> None:
-    """Refuse limits that leave no batch, and a validation interval that is longer than an epoch."""
+    """Refuse limits that leave no batch, and a validation interval longer than an epoch."""
     trainer = config.trainer
     batches = batches_in(data.loader("train", training=True))
     for key in ("limit_train_batches", "overfit_batches"):
@@ -166,7 +166,7 @@ def _check_share(key: str, share: int | float, split: str, batches: int | None) 
     if batches is None:
         if isinstance(share, float) and 0 < share < 1:
             raise ConfigError(
-                f"{key}={share} is a share of the {split} split, whose loader has no "
+                f"{key}={share} is a fraction of the {split} split, whose loader has no "
                 "length; give a number of batches."
             )
         return

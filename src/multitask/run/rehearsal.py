@@ -1,4 +1,4 @@
-"""A training step on a few examples before the run, for what only a backward pass in training mode shows."""
+"""A training step on a few examples before the run, to find what only a backward pass in training mode shows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,13 +23,13 @@ from multitask.weighting.base import JacobianMethod
 
 @contextmanager
 def _as_in_training(module: nn.Module) -> Iterator[None]:
-    """Train without a trace; a compiled trunk is not compiled yet."""
+    """Set training mode and restore all state afterwards; a compiled trunk runs eagerly."""
     with unobtrusive(module, train=True), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         yield
 
 
 def _by_task(config: DictConfig, module: MultiLossModule) -> list[str]:
-    """Return the settings that a run without gradients by task has in place of its own."""
+    """Return the settings that would make gradients by task unnecessary; empty if none are needed."""
     settings = []
     if isinstance(module.weighting, JacobianMethod):
         settings.append("a scalarization such as weighting=weighted_sum")
@@ -43,7 +43,7 @@ def _by_task(config: DictConfig, module: MultiLossModule) -> list[str]:
 
 @dataclass
 class Rehearsed:
-    """The findings of a backward pass."""
+    """What a backward pass found."""
 
     sparse: list[str]
     """The parameters whose gradient is sparse."""
@@ -60,7 +60,7 @@ def rehearse(config: DictConfig, module: MultiLossModule, batch: Any) -> Rehears
         batch: A training batch.
 
     Raises:
-        ConfigError: If gradients by task are wanted, and the graph allows backward passes alone.
+        ConfigError: If gradients by task are needed, and the graph supports only ``backward``.
     """
     few = few_of(batch, 2)
     if not examples_in(few):
@@ -85,7 +85,7 @@ def rehearse(config: DictConfig, module: MultiLossModule, batch: Any) -> Rehears
                     raise
                 raise ConfigError(
                     "the trunk or a head calls torch.utils.checkpoint with use_reentrant=True, which allows no "
-                    f"gradient by task; set use_reentrant=False in it, or take {' and '.join(by_task)}."
+                    f"gradient by task; set use_reentrant=False in it, or use {' and '.join(by_task)}."
                 ) from error
     gradients = dict(zip(parameters, found, strict=True))
     return Rehearsed(
@@ -95,7 +95,7 @@ def rehearse(config: DictConfig, module: MultiLossModule, batch: Any) -> Rehears
 
 
 def check_inference_mode(config: DictConfig, module: MultiLossModule, batch: Any) -> None:
-    """Refuse inference mode, which ``torch.enable_grad()`` cannot leave, for losses that differentiate in validation.
+    """Refuse inference mode, which ``torch.enable_grad()`` does not leave, for losses that need derivatives.
 
     Args:
         config: The whole config.
@@ -103,7 +103,7 @@ def check_inference_mode(config: DictConfig, module: MultiLossModule, batch: Any
         batch: A batch of any split.
 
     Raises:
-        ConfigError: Naming the key.
+        ConfigError: If the losses take derivatives in validation.
     """
     if not config.trainer.get("inference_mode"):
         return
@@ -113,15 +113,15 @@ def check_inference_mode(config: DictConfig, module: MultiLossModule, batch: Any
             losses_of(module, few_of(batch, 2))
     except (RuntimeError, ValueError) as error:
         with unobtrusive(module), torch.enable_grad():
-            losses_of(module, few_of(batch, 2))  # what fails without it as well is another fault
+            losses_of(module, few_of(batch, 2))  # raises if inference mode is not the cause
         raise ConfigError(
-            "trainer.inference_mode=true leaves nothing that could be differentiated, and the losses or the model take "
-            f"derivatives in validation ({' '.join(str(error).split())}); set trainer.inference_mode=false."
+            "trainer.inference_mode=true records no graph in validation, and the losses or the model take "
+            f"derivatives there ({' '.join(str(error).split())}); set trainer.inference_mode=false."
         ) from error
 
 
 def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) -> None:
-    """Refuse a last batch that is too small to train on, as one example is for batch normalization.
+    """Refuse a last batch that is too small to train on, such as one example with batch normalization.
 
     Args:
         config: The whole config.
@@ -140,14 +140,14 @@ def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, ba
         return
     if getattr(module.weighting, "rows", "task") == "half" and loader.batch_size == 1:
         raise ConfigError(
-            f"every batch has 1 example, and weighting={config.method} wants the losses of two halves of each, so that "
+            f"every batch has 1 example, and weighting={config.method} needs the losses of two halves of each, so that "
             "no step would be taken; raise data.batch_size=1."
         )
     few = picked(batch, torch.arange(smallest))
     try:
         graph = not isinstance(module, MultiTaskModule) or module.derivatives
         with _as_in_training(module), torch.set_grad_enabled(graph):
-            if isinstance(module, MultiTaskModule):  # a loss may be of no value of so few, and is then absent
+            if isinstance(module, MultiTaskModule):  # predictions only: so few examples may have no label
                 seen = module.see(few)
                 for name in module.by_name:
                     seen.predictions[name]

@@ -1,4 +1,4 @@
-"""Resolvers of the YAML files: ``${num_tasks:}``, ``${task_names:}``, ``${sweep_id:}`` and their kin."""
+"""OmegaConf resolvers of the YAML files, such as ``${num_tasks:}``, ``${task_names:}`` and ``${sweep_id:}``."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ from multitask.run.devices import gpus_of_job, parallel_jobs, processes
 
 
 def register() -> None:
-    """Make the resolvers known to OmegaConf; calling it again changes nothing."""
+    """Register the resolvers with OmegaConf; further calls have no effect."""
     new = OmegaConf.register_new_resolver
     new("project_root", lambda: str(places.root()), replace=True)
     new("embedded_data", lambda: str(places.EMBEDDED), replace=True)
@@ -27,7 +27,7 @@ def register() -> None:
     new("targets", _targets, replace=True)
     new("run_tags", _run_tags, replace=True)
     new("complement", lambda share: 1.0 - share, replace=True)
-    # Cached, so that one process, and the jobs it starts, agree on it.
+    # Cached, so that a process and the jobs it starts agree on it.
     new("run_id", _run_id, use_cache=True, replace=True)
     new("sweep_name", _sweep_name, replace=True)
     new("sweep_id", _sweep_id, replace=True)
@@ -41,7 +41,7 @@ def register() -> None:
 
 
 def _run_id() -> str:
-    """Return a name that sorts by time and that no other process started in the same second has."""
+    """Return a name that sorts by time and is unique among processes started in the same second."""
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
 
 
@@ -57,21 +57,21 @@ def _sweep_id(new: str, *, _root_: DictConfig) -> str:
 
 
 def _experiment_name(*, _root_: DictConfig) -> str:
-    """Return the experiment's name, or the data set's where no experiment was chosen."""
+    """Return the experiment's name, or the data set's if no experiment was chosen."""
     choices = (
         _root_ if "hydra" in _root_ else OmegaConf.create({"hydra": HydraConfig.get()})
     ).hydra.runtime.choices
     return str(choices.experiment or choices.data).replace("/", "-")
 
 
-# The weighting's own, and those of callbacks that leave losses out of steps.
+# The weighting's settings, and those of callbacks that skip losses in some steps.
 _SETTINGS = ("weighting.", "callbacks.schedule.", "callbacks.per_task", "callbacks=per_task")
 
 
 def _variant() -> str:
-    """Return the settings of how losses are combined, which tell runs of one method apart; "" where there are none.
+    """Return the overrides of how losses are combined, which distinguish runs of one method; "" if there are none.
 
-    A task that is trained alone has none: whatever weighs it, it gets its own gradient.
+    A task that is trained alone has none: every weighting gives it its own gradient.
     """
     hydra = HydraConfig.get()
     if hydra.runtime.choices.get("baseline") == SINGLE_TASK:
@@ -82,17 +82,17 @@ def _variant() -> str:
 
 
 def _task_names(*, _root_: DictConfig) -> list[str]:
-    """Return the tasks that have a head, and so need features of the trunk."""
+    """Return the tasks that have a head, and therefore need features of the trunk."""
     return [str(name) for name, node in _root_.tasks.items() if "head" in node]
 
 
 def _run_tags(*, _root_: DictConfig) -> list[str]:
-    """Return method, data set and the user's own words."""
+    """Return method, data set and the user's own tags."""
     return [str(_root_.method), str(HydraConfig.get().runtime.choices["data"]), *(_root_.get("tags") or [])]
 
 
 def _targets(*, _root_: DictConfig) -> list[str] | None:
-    """Return the targets that the tasks want, ``None`` for all where a model has no tasks."""
+    """Return the targets that the tasks need; ``None``, for all, if the model has no tasks."""
     if not _root_.tasks:
         return None
     return sorted({_root_.tasks[name].target for name in _root_.tasks if "target" in _root_.tasks[name]})
@@ -104,14 +104,14 @@ def _job_name(*, _root_: DictConfig) -> str:
 
 
 def slug(overrides: Sequence[str], exclude: Container[str] = ()) -> str:
-    """Return a job's folder: its overrides to be read by people, and a digest of them to tell jobs apart.
+    """Return the name of a job's folder: its overrides in readable form, and a digest of them.
 
-    It depends on the overrides alone, so that a job has the same folder whenever its sweep runs; and
-    it needs no quotes on a command line.
+    It depends only on the overrides, so that a repeated sweep finds the folder again, and needs no quotes in a
+    shell.
 
     Args:
-        overrides: The job's.
-        exclude: Keys that do not make it another job.
+        overrides: The job's overrides.
+        exclude: Keys that do not distinguish jobs.
     """
     own = [override for override in overrides if override.partition("=")[0] not in exclude]
     # The weighting and the seed first: the rest may be cut.

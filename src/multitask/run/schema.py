@@ -1,4 +1,4 @@
-"""The types, choices and ranges of keys, checked before anything heavy is imported; their defaults are in the YAML."""
+"""Types, choices and ranges of config keys, checked without heavy imports; their defaults are in the YAML files."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ Limit = Annotated[int, Ge(-1)]
 Names = list[str]
 
 Schema = dict[str, Any]
-"""The type of each key, as pydantic takes it."""
+"""The type of each key, as an annotation for pydantic."""
 
 COMPARE: Schema = {
     "metrics": Names | None,
@@ -28,7 +28,7 @@ COMPARE: Schema = {
 }
 BENCHMARK: Schema = {
     "tasks": list[Several] | None,
-    "instances": list[Annotated[int, Ge(4)]] | None,  # of two tasks, two examples
+    "instances": list[Annotated[int, Ge(4)]] | None,  # two tasks, two examples
     "solver_tasks": list[Several] | None,
     "framework_tasks": list[Several] | None,
     "quick": bool,
@@ -96,13 +96,13 @@ _NOTHING = object()
 
 
 def check_values(config: DictConfig, schema: Schema) -> None:
-    """Refuse a value that is not of its key's type; a key that the config lacks is none.
+    """Refuse a value that does not have its key's type; missing keys are skipped.
 
     Args:
-        config: Of a script.
+        config: The script's config.
         schema: The types of the script's keys.
     """
-    from pydantic import TypeAdapter, ValidationError  # here: --help needs none of it
+    from pydantic import TypeAdapter, ValidationError  # deferred: --help does not need it
 
     for key, kind in schema.items():
         try:

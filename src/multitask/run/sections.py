@@ -10,24 +10,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from multitask.errors import ConfigError
 
-# What each section is chosen by, where it must name something to make.
+# Sections that must have a _target_, and the group that sets each.
 _MADE = {"data": "data", "trunk": "trunk", "weighting": "weighting", "optimizer": "optimizer"}
 _SECTIONS = ("trainer", "selection", "evaluation", "paths")
 _MAYBE_EMPTY = {"scheduler": "scheduler=none", "callbacks": "callbacks=default", "logger": "logger=csv"}
 
 
 def check_groups(loader: ConfigLoader, overrides: Sequence[str]) -> None:
-    """Refuse overrides that choose from a group what is no name, as ``scheduler=null``.
+    """Refuse overrides that choose something other than a name from a group, such as ``scheduler=null``.
 
     Args:
-        loader: Hydra's, which knows the groups.
-        overrides: From the command line.
+        loader: Hydra's loader, which knows the groups.
+        overrides: The overrides of the command line.
     """
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group = override.key_or_group
         if override.is_delete() or all(map(_is_name, _values(override))):
             continue
-        # Groups with folders of their own, as task, have no choices of one word.
+        # Groups with subfolders, such as task, have no options of their own.
         names, folders = loader.get_group_options(group), loader.list_groups(group)
         if names or folders:
             listed = ", ".join(names or [f"{folder}/…" for folder in folders])
@@ -45,16 +45,16 @@ def _values(override: Override) -> list[Any]:
 
 
 def _is_name(value: Any) -> bool:
-    # A mapping sets keys of what the group has chosen; other sweeps are no names of Hydra's to check.
+    # A mapping sets keys of the chosen option; sweeps that are not lists are left to Hydra.
     return value is not None and not isinstance(value, bool | int | float)
 
 
 def check_sections(config: DictConfig, own: bool = False) -> None:
-    """Refuse a config in which a section is missing, or names nothing to make.
+    """Refuse a config in which a section is missing or lacks its ``_target_``.
 
     Args:
         config: The whole config.
-        own: Whether the model is the user's own, which has no trunk, and may have an optimizer of its own.
+        own: Whether the model is a user's own, which has no trunk and may have its own optimizer.
     """
     content = _nodes(config)
     for key, group in _MADE.items():
@@ -69,9 +69,9 @@ def check_sections(config: DictConfig, own: bool = False) -> None:
     for key in _SECTIONS:
         if not isinstance(content.get(key), dict):
             raise ConfigError(
-                f"{key} has no keys, and a run needs those of the config; leave {key} as it is and set {key}.<key>=…"
+                f"{key} has no keys, and a run needs those of the config; keep {key} and set {key}.<key>=…"
             )
-    # What is done with a checkpoint has neither callbacks nor loggers.
+    # Scripts that read a checkpoint have neither callbacks nor loggers.
     for key, advice in _MAYBE_EMPTY.items() if "trained" not in content else ():
         if key not in content or not isinstance(content[key], dict | None):
             raise ConfigError(f"{key} is missing from the config; choose {advice}.")
@@ -80,7 +80,7 @@ def check_sections(config: DictConfig, own: bool = False) -> None:
 
 
 def _nodes(config: DictConfig) -> dict[str, Any]:
-    """Return what a config's keys hold, unresolved, but for a key that is another node, as in ``${tasks.left}``."""
+    """Return the config as plain containers, resolving only keys that refer to a node, such as ``${tasks.left}``."""
     content: Any = OmegaConf.to_container(config, resolve=False)
     for key in content:
         if OmegaConf.is_interpolation(config, key) and OmegaConf.is_config(node := config[key]):

@@ -1,4 +1,4 @@
-"""Selection of the weights that a run's figures are of."""
+"""Selects the weights that a run evaluates."""
 
 import math
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from multitask.lightning.sharding import load_whole
 
 @dataclass(frozen=True)
 class Selected:
-    """The weights that are measured, as they were chosen and not as they were meant to be."""
+    """How the evaluated weights were in fact selected."""
 
     epoch: int
     rule: str
     """``<mode> <metric>``, or ``last``."""
     value: float | None = None
-    """The metric's value, where it chose."""
+    """The metric's value, if it selected the weights."""
     note: str | None = None
-    """Why the last weights are measured where a metric was to choose, in one sentence."""
+    """Why the last weights are evaluated although a metric was set, in one sentence."""
 
     def facts(self) -> dict[str, Any]:
-        """Return what ``run.json`` keeps of it."""
+        """Return the entries of ``run.json``."""
         facts = {"epoch": self.epoch, "selection": self.rule, "selected_value": self.value}
         return facts | ({"selection_note": self.note} if self.note else {})
 
@@ -36,7 +36,7 @@ def rule_of(metric: str | None, mode: str) -> str:
 
 
 def select(module: MultiLossModule, trainer: Trainer, config: DictConfig) -> Selected:
-    """Load the weights that validation chose; the last ones stay where nothing chose."""
+    """Load the weights that validation selected; keep the last ones if it selected none."""
     metric, callback = config.selection.metric, trainer.checkpoint_callback
     if metric is None:
         return Selected(trainer.current_epoch, "last")
@@ -44,7 +44,7 @@ def select(module: MultiLossModule, trainer: Trainer, config: DictConfig) -> Sel
     value = math.nan if score is None else float(score)
     if not path or not math.isfinite(value):
         why = _reason(module, trainer, metric)
-        note = f"selection.metric={metric} chose no weights, since {why}; the last ones are measured."
+        note = f"selection.metric={metric} chose no weights, since {why}; the last ones are evaluated."
         return Selected(trainer.current_epoch, "last", note=note)
     content = torch.load(path, map_location="cpu", weights_only=True)
     load_whole(module, content["state_dict"])
@@ -53,7 +53,7 @@ def select(module: MultiLossModule, trainer: Trainer, config: DictConfig) -> Sel
 
 def _reason(module: MultiLossModule, trainer: Trainer, metric: str) -> str:
     if trainer.checkpoint_callback is None:
-        return "no callback keeps the best"
+        return "no callback saves the best"
     if getattr(trainer, "fast_dev_run", False):
-        return "trainer.fast_dev_run keeps none"
-    return f"{metric} was finite in no validation" if module.validated else "the run had no validation"
+        return "trainer.fast_dev_run saves none"
+    return f"{metric} was never finite in validation" if module.validated else "the run had no validation"

@@ -1,4 +1,4 @@
-"""Refuses what does not go with parameters that are sharded over processes."""
+"""Refuses settings that do not work with parameters sharded over processes."""
 
 from collections.abc import Mapping
 
@@ -17,33 +17,33 @@ def is_sharded(config: DictConfig) -> bool:
 
 
 def check_strategy(config: DictConfig) -> None:
-    """Refuse strategies that shard otherwise than ``trainer=fsdp``, and what the Trainer's keys cannot mean with it."""
+    """Refuse sharding strategies other than ``trainer=fsdp``, and keys that do not work with it."""
     trainer = config.trainer
     strategy = str(trainer.strategy)
     if any(name in strategy.lower() for name in ("fsdp", "deepspeed")):
         raise ConfigError(
             f"trainer.strategy={strategy} splits the parameters over processes so that no task has a gradient of its "
-            "own; take trainer=fsdp, which shards by FSDP2."
+            "own; use trainer=fsdp, which shards by FSDP2."
         )
     if not is_sharded(config):
         return
     if trainer.devices in ("auto", -1, "-1"):
         raise ConfigError(
-            f"trainer.devices={trainer.devices} is no number of shards; set trainer.devices=<number>."
+            f"trainer.devices={trainer.devices} is not a number of shards; set trainer.devices=<number>."
         )
     if trainer.strategy.get("tensor_parallel_size") != 1:
         raise ConfigError(
-            "trainer.strategy.tensor_parallel_size splits operations over processes, which task gradients cannot; set "
-            "it to 1, as trainer=fsdp does."
+            "trainer.strategy.tensor_parallel_size splits operations over processes, which task gradients do not "
+            "support; set it to 1, as trainer=fsdp does."
         )
     if trainer.strategy.get("save_distributed_checkpoint", True):
         raise ConfigError(
-            "trainer.strategy.save_distributed_checkpoint=true writes folders, and a run resumes from and measures "
+            "trainer.strategy.save_distributed_checkpoint=true writes folders, and runs resume from and evaluate "
             "files; set it to false, as trainer=fsdp does."
         )
     if trainer.precision not in ("32-true", 32, "32", "bf16-mixed", "bf16-true"):
         raise ConfigError(
-            f"trainer.precision={trainer.precision} does not go with trainer=fsdp; take 32-true or bf16-mixed."
+            f"trainer.precision={trainer.precision} does not work with trainer=fsdp; use 32-true or bf16-mixed."
         )
     if config.compile:
         raise ConfigError(
@@ -51,39 +51,40 @@ def check_strategy(config: DictConfig) -> None:
         )
     if ((config.callbacks or {}).get("conflict") or {}).get("probe_every"):
         raise ConfigError(
-            "callbacks.conflict.probe_every takes whole rows, and with trainer=fsdp no process has them; set null."
+            "callbacks.conflict.probe_every needs whole rows, and with trainer=fsdp no process has them; set it to "
+            "null."
         )
 
 
 def check_sharded(config: DictConfig, weighting: Combiner, tasks: Mapping[str, AnyTask]) -> None:
-    """Refuse weightings and tasks that need what no process has."""
+    """Refuse weightings and tasks that need whole parameters or gradients."""
     if not is_sharded(config):
         return
     for name, task in tasks.items():
         if isinstance(task, Penalty):
             raise ConfigError(
                 f"tasks.{name} is a penalty on whole parameters, and with trainer=fsdp no process has them; set "
-                "optimizer.weight_decay in its place, or take trainer=ddp."
+                "optimizer.weight_decay instead, or use trainer=ddp."
             )
         if takes_derivatives(task):
             raise ConfigError(
-                f"tasks.{name} differentiates the trunk within its loss, which FSDP2 cannot; take trainer=ddp."
+                f"tasks.{name} differentiates the trunk within its loss, which FSDP2 does not support; use trainer=ddp."
             )
     if weighting.recomputed == "traces":
         raise ConfigError(
-            f"weighting={config.method} wants whole gradients of single points, and with trainer=fsdp no process has "
+            f"weighting={config.method} needs whole gradients of single points, and with trainer=fsdp no process has "
             "them; choose another weighting, or trainer=ddp."
         )
     if not isinstance(weighting, JacobianMethod):
         return
     if weighting.remembers_rows:
         raise ConfigError(
-            f"weighting={config.method} remembers a gradient of each task, of which a checkpoint keeps no shards; "
+            f"weighting={config.method} remembers a gradient of each task, whose shards a checkpoint does not keep; "
             "choose another weighting, or trainer=ddp."
         )
     engine = config.weighting.get("engine", "auto")
     if engine not in ("auto", "rows"):
         raise ConfigError(
-            f"weighting.engine={engine} needs whole parameters, and with trainer=fsdp no process has them; take "
+            f"weighting.engine={engine} needs whole parameters, and with trainer=fsdp no process has them; use "
             "weighting.engine=auto."
         )

@@ -1,4 +1,4 @@
-"""The parts of a model that serve each task, found by one forward pass."""
+"""Finds the parts of a model that serve each task, from one forward pass."""
 
 from typing import Any
 
@@ -33,22 +33,16 @@ def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:
 
 
 def compare(module: MultiTaskModule, batch: Batch) -> tuple[dict[str, Outcome], dict[str, Tensor]]:
-    """Return what each task that predicts makes of a batch, and the loss of every task, with their graphs."""
+    """Return the outcomes of the tasks that predict and the losses of all tasks on a batch, with their graphs."""
     seen = module.see(batch)
     outcomes = seen.outcomes()
-    losses = {
-        name: outcomes[name].loss
-        if name in outcomes
-        else module.term(name, seen)[0]
-        if name in module.terms
-        else module.penalty(name)
-        for name in module.names
-    }
-    return outcomes, losses
+    losses = {name: outcome.loss for name, outcome in outcomes.items()}
+    losses |= {name: module.term(name, seen)[0] for name in module.terms}
+    return outcomes, {name: losses[name] if name in losses else module.penalty(name) for name in module.names}
 
 
 def losses_of(module: MultiLossModule, batch: Any) -> dict[str, Tensor]:
-    """Return the losses that a batch gives, with their graphs."""
+    """Return the losses of a batch, with their graphs."""
     if isinstance(module, MultiTaskModule):
         return compare(module, batch)[1]
     given = module.losses(batch)

@@ -1,4 +1,4 @@
-"""Checks of every ``_target_``: that it can be imported, and takes the keys beside it."""
+"""Checks that every ``_target_`` can be imported and takes the keys beside it."""
 
 import inspect
 import re
@@ -9,8 +9,8 @@ from typing import Any
 from multitask.errors import ConfigError, choices
 
 _HYDRA = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")
-# Keys of a section that are not for its constructor: when a scheduler steps, how training batches are cut, and what
-# of the weighting belongs to the training loop.
+# Keys that are not passed to the section's constructor: when a scheduler steps, how training batches are collated,
+# and options of the weighting that the training loop reads.
 _APART = {
     "scheduler": ("interval", "frequency", "monitor"),
     "data": ("drop_last", "collate_fn"),
@@ -41,7 +41,7 @@ def imported(key: str, target: str) -> Any:
     """Import the object that a ``_target_`` names.
 
     Raises:
-        ConfigError: If it cannot be imported, with what is near it.
+        ConfigError: If it cannot be imported, with similar names.
     """
     parts = target.split(".")
     found: Any = None
@@ -68,13 +68,13 @@ def imported(key: str, target: str) -> Any:
 def _check_arguments(key: str, node: Mapping[str, Any], made: Any) -> None:
     try:
         parameters = inspect.signature(made).parameters.values()
-    except (TypeError, ValueError):  # not every class of C has a signature
+    except (TypeError, ValueError):  # not every class implemented in C has a signature
         return
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if key.partition(".")[0] == "weighting" and "tasks" in takes:
-        takes.remove("tasks")  # build_weighting gives it
+        takes.remove("tasks")  # build_weighting passes it
     for name in node:
         if name in takes or name in _HYDRA or name in _APART.get(key, ()):
             continue
@@ -84,7 +84,7 @@ def _check_arguments(key: str, node: Mapping[str, Any], made: Any) -> None:
             else ""
         )
         known = choices(str(name), takes) if takes else "it takes none."
-        raise ConfigError(f"{key}.{name} is no argument of {node['_target_']}; {known}{rate}")
+        raise ConfigError(f"{key}.{name} is not an argument of {node['_target_']}; {known}{rate}")
 
 
 def _near(wrong: str, names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A table of the tasks and their losses before training: ``python scripts/train.py task_check=true``."""
+"""Prints the tasks and their losses before training: ``python scripts/train.py task_check=true``."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
 from multitask.run.batches import first_batch
-from multitask.run.data import Data, looked_at, trained_on
+from multitask.run.data import Data, temporary_trainer, training_data
 from multitask.run.label_checks import check_labels, labelled_share, metric_values
 from multitask.run.parts import users
 from multitask.run.sharing import compare, losses_of, parts_of, users_of
@@ -23,17 +23,17 @@ from multitask.terminal import terminal
 
 
 def check_tasks(module: MultiLossModule, data: Data) -> None:
-    """Print the tasks at initialization, and refuse labels and metrics that cannot be meant.
+    """Print the tasks at initialization, and refuse labels and metrics that do not suit their task.
 
-    Of a model of the user's own: its losses, since of targets, metrics and constant predictors nothing is known.
+    For a user's own model, only the losses: its targets, metrics and constant predictors are unknown.
 
     Raises:
-        ConfigError: See :func:`multitask.run.label_checks.check_labels`; or if a metric is the same for
+        ConfigError: See :func:`multitask.run.label_checks.check_labels`; also if a metric is the same for
             right and wrong predictions.
     """
     batch = first_batch(data, "train" if "train" in data.splits else next(iter(data.splits)), module)
     if not isinstance(module, MultiTaskModule):
-        with looked_at(module, trained_on(data)), unobtrusive(module), torch.enable_grad():
+        with temporary_trainer(module, training_data(data)), unobtrusive(module), torch.enable_grad():
             losses = losses_of(module, batch)
             console = terminal()
             console.print(_of_losses(module, losses))
@@ -52,23 +52,23 @@ def check_tasks(module: MultiLossModule, data: Data) -> None:
 def _check_whole_splits(
     module: MultiTaskModule, data: Data, first: Batch, outcomes: Mapping[str, Outcome]
 ) -> None:
-    """Go through the splits that do not lie in memory; the others were checked at the start."""
+    """Check the labels of the splits that are not in memory; the others were checked at the start."""
     for split, content in data.splits.items():
         if not isinstance(content, Mapping):
             for batch in data.loader(split):
                 predictions: Mapping[str, Tensor] = {name: own.prediction for name, own in outcomes.items()}
                 targets = [task.target for task in module.by_name.values()]
                 if any(batch[key].shape[1:] != first[key].shape[1:] for key in targets if key in batch):
-                    predictions = module.see(batch).predictions  # of texts of another length
+                    predictions = module.see(batch).predictions  # shapes differ, as for texts
                 for name, task in module.by_name.items():
                     check_labels(name, task, predictions[name].detach(), batch, split)
 
 
 def check_that_metrics_move(name: str, task: Task, outcome: Outcome) -> None:
-    """Show a task's metrics the best prediction there is, and a wrong one.
+    """Compute a task's metrics on the best possible predictions, and on wrong ones.
 
     Raises:
-        ConfigError: If a metric says the same of both.
+        ConfigError: If a metric has the same value for both.
     """
     pair = extremes(task, outcome)
     if pair is None:
@@ -85,8 +85,8 @@ def check_that_metrics_move(name: str, task: Task, outcome: Outcome) -> None:
                 else "choose another"
             )
             raise ConfigError(
-                f"tasks.{name}.metrics.{metric} is {value:g} whether the predictions are right or wrong: it cannot "
-                f"tell predictions {list(outcome.prediction.shape)} of targets {list(outcome.target.shape)} apart; "
+                f"tasks.{name}.metrics.{metric} is {value:g} whether the predictions are right or wrong: it does not "
+                f"suit predictions {list(outcome.prediction.shape)} of targets {list(outcome.target.shape)}; "
                 f"{way_out}, or other arguments."
             )
 
@@ -94,7 +94,7 @@ def check_that_metrics_move(name: str, task: Task, outcome: Outcome) -> None:
 def extremes(task: Task, outcome: Outcome) -> tuple[Tensor, Tensor] | None:
     """Return a right and a wrong prediction in the shape of the head's.
 
-    ``None`` where the targets do not say what is right: they are all the same, or have another shape.
+    ``None`` if the targets do not determine them: they are all equal, or have another shape.
     """
     if task.loss_checks_shapes:
         return None
@@ -113,13 +113,13 @@ def extremes(task: Task, outcome: Outcome) -> tuple[Tensor, Tensor] | None:
     logits = nn.BCEWithLogitsLoss | nn.CrossEntropyLoss
     if isinstance(task.transform, Binary) or isinstance(task.loss, logits):
         return 20.0 * filled - 10.0, 10.0 - 20.0 * filled
-    # Right to a thousandth: no prediction is exact, and a metric that counts exact ones never moves.
+    # Right to a thousandth: no real prediction is exact, so a metric that counts exact matches stays constant.
     noise = torch.randn(filled.shape, generator=torch.Generator().manual_seed(0)).to(filled) * known.std()
     return filled + 1e-3 * noise, filled + known.std() + noise
 
 
 def constant_loss(task: Task, outcome: Outcome) -> float:
-    """Return the loss of the best prediction that does not look at the input: one number per column or class."""
+    """Return the loss of the best prediction that ignores the input: one number per column or class."""
     shape = outcome.prediction.shape
     start = torch.zeros(shape[1:2] if len(shape) > 2 else shape[1:], dtype=outcome.prediction.dtype)
     candidates = [start]
@@ -163,8 +163,8 @@ def _of_tasks(
     for column in ("labelled", "loss", "constant", "gradient"):
         table.add_column(column, justify="right", no_wrap=True)
     table.caption = (
-        f"Of {module.examples(batch):.0f} training examples: the loss, that of the best constant predictor, and the "
-        "norm of its gradient over what is shared."
+        f"On {module.examples(batch):.0f} training examples: the loss, that of the best constant predictor, and the "
+        "norm of its gradient with respect to the trunk."
     )
     shared = [p for p in module.trunk.parameters() if p.requires_grad]
     whole = data.splits.get("train")
@@ -200,7 +200,7 @@ def _of_losses(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
     for column in ("loss", "gradient"):
         table.add_column(column, justify="right", no_wrap=True)
     table.caption = (
-        "Of one training batch: the loss, and the norm of its gradient over what several losses reach."
+        "On one training batch: the loss, and the norm of its gradient with respect to the shared parameters."
     )
     named = [p for n, p in module.named_parameters() if p.requires_grad and not n.startswith("weighting.")]
     shared = [p for p, its in zip(named, users(dict(losses), named), strict=True) if len(its) > 1]
@@ -210,7 +210,7 @@ def _of_losses(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
 
 
 def _of_parts(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
-    """Return what is shared by which tasks, and what is one task's own."""
+    """Return a table of the model's parts and the tasks that use each."""
     table = _titled("what is shared", "part", "used by")
     table.add_column("parameters", justify="right")
     for part in parts_of(module, dict(losses)):
@@ -219,7 +219,7 @@ def _of_parts(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
 
 
 def _titled(title: str, *columns: str) -> Table:
-    """Return a table that breaks long names rather than cutting them."""
+    """Return a table that wraps long names instead of truncating them."""
     table = Table(title=title, title_justify="left", caption_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""Refuses terms that are not the means they are taken for, found by computing a batch whole and in parts."""
+"""Refuses terms that are not the mean that the config declares, by computing a batch whole and in parts."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def check_term(
     batch: Batch,
     drawn: Callable[[Callable[[], Found]], Found] = lambda make: make(),
 ) -> None:
-    """Check that a term can be computed, and that two parts of a batch add up to the whole of it.
+    """Check that a term can be computed, and that a batch gives the weighted mean of its two parts.
 
     Args:
         name: The task's name.
@@ -33,8 +33,8 @@ def check_term(
         drawn: Calls a function in which lazy layers of the loss draw their initial values.
 
     Raises:
-        ConfigError: If it cannot, or they do not: accumulation, processes and evaluation in batches would each give
-            another loss.
+        ConfigError: If either fails: accumulation, several processes and batched evaluation would each change the
+            loss.
     """
     try:
         seen = module.see(batch)
@@ -65,21 +65,21 @@ def check_term(
                 f"tasks.{name}.loss fails on a part of a batch ({' '.join(str(error).split())}); set "
                 f"tasks.{name}.count=batch if it is no mean over examples."
             ) from error
-        here = float(len(rows) if its is None else its)
-        if here:
-            sums, counts = sums + here * float(found.detach()), counts + here
+        size = float(len(rows) if its is None else its)
+        if size:
+            sums, counts = sums + size * float(found.detach()), counts + size
     if not counts or not close(whole, sums / counts):
         joined = sums / counts if counts else math.nan
         raise ConfigError(
             f"tasks.{name}.loss is not the mean over {'its examples' if count is None else 'its count'} that it is "
             f"taken for: a batch gives {whole:.6g} and its two parts together {joined:.6g}; set tasks.{name}.count="
             "batch (one number for each batch, averaged over micro-batches, processes and evaluation batches), or "
-            "return (mean, what it is over)."
+            "return (mean, number of elements)."
         )
 
 
 def _check_reach(name: str, loss: Tensor, module: MultiTaskModule) -> None:
-    """Refuse a loss of derivatives that are the same whatever the weights are, as for piecewise linear networks."""
+    """Refuse a loss on derivatives that do not depend on the weights, as in piecewise linear networks."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         return
@@ -87,5 +87,5 @@ def _check_reach(name: str, loss: Tensor, module: MultiTaskModule) -> None:
     if not any(gradient is not None and gradient.any() for gradient in found):
         raise ConfigError(
             f"tasks.{name}.loss does not depend on a single trained weight: second derivatives of a network of ReLUs "
-            "are zero; take a smooth activation such as Tanh, for example trunk=mlp_smooth."
+            "are zero; use a smooth activation such as Tanh, for example trunk=mlp_smooth."
         )

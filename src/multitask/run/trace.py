@@ -1,4 +1,4 @@
-"""The files that one training step goes through, recorded while it runs."""
+"""Records the files of the package that one training step runs through."""
 
 import sys
 from collections import Counter
@@ -12,18 +12,18 @@ from omegaconf import DictConfig
 import multitask
 from multitask.run.build import build_data, build_module
 from multitask.run.console import quiet
-from multitask.run.data import bare_trainer, trained_on
+from multitask.run.data import bare_trainer, training_data
 from multitask.run.resolvers import plain
 
 _ROOT = Path(multitask.__file__).parent
 
 
 class Trace:
-    """Calls into the package's files during a function.
+    """Calls into the package's files while a function runs.
 
     Attributes:
-        files: How often a function of each file was called, in the order of the first call.
-        changes: How often a call was into another file than the call before.
+        files: The number of calls into each file, in the order of the first call.
+        changes: The number of calls into another file than the previous call.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Trace:
         self._last = ""
 
     def record(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that does the same and is recorded."""
+        """Return the function wrapped so that its calls are recorded."""
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             sys.setprofile(self._seen)
@@ -56,7 +56,7 @@ class Trace:
 
 
 def trace_step(config: DictConfig) -> Trace:
-    """Record the third training step of a run, without its callbacks and loggers: those before fill caches.
+    """Record the third training step of a run, after caches are filled, without callbacks and loggers.
 
     Args:
         config: A run's config.
@@ -74,5 +74,5 @@ def trace_step(config: DictConfig) -> Trace:
         return step(batch, batch_idx)
 
     module.training_step = training_step  # type: ignore[method-assign]
-    trainer.fit(module, datamodule=trained_on(data))
+    trainer.fit(module, datamodule=training_data(data))
     return trace

@@ -1,4 +1,4 @@
-"""W&B, offline unless the config says otherwise: no login, no prompt, no network, no chatter."""
+"""W&B and Comet loggers; W&B runs offline by default: no login, no prompt, no network access."""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -12,16 +12,15 @@ from multitask.private import leave_out_anonymous
 
 
 def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:
-    """Make Lightning's W&B logger.
+    """Build Lightning's W&B logger.
 
-    ``mode`` is handed to this run alone: neither the environment nor another job of the same process
-    has a say in it.
+    ``mode`` holds for this run only; neither the environment nor another job of the same process changes it.
 
     Args:
         mode: ``offline``, ``online`` or ``disabled``.
-        arguments: As of ``lightning.pytorch.loggers.WandbLogger``, and of ``wandb.init``.
+        arguments: Arguments of ``lightning.pytorch.loggers.WandbLogger`` and ``wandb.init``.
     """
-    # A run that an earlier job of this process left open would be continued.
+    # wandb would continue a run that an earlier job of this process left open.
     finish(1)
     made = WandbLogger(mode=mode, **arguments)
     leave_out_anonymous(made)
@@ -29,7 +28,7 @@ def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:
 
 
 class Comet(CometLogger):
-    """Lightning's Comet logger, where ``online=False`` writes an archive; Lightning's own would log nothing then."""
+    """Lightning's Comet logger, except that ``online=False`` writes an archive; Lightning's would log nothing."""
 
     def __init__(self, *, api_key: str | None = None, online: bool | None = None, **options: Any) -> None:
         super().__init__(api_key=api_key, online=online, **options)
@@ -44,10 +43,10 @@ class Comet(CometLogger):
 
 
 def start(loggers: list[Any], facts: Mapping[str, Any]) -> None:
-    """Open the run of each logger and give it its config: the resolved config, overrides, commit and versions.
+    """Open the run of each logger and log its facts: the resolved config, overrides, commit and versions.
 
     Raises:
-        ConfigError: If online mode cannot reach or enter W&B.
+        ConfigError: If online mode cannot reach W&B or log in to it.
     """
     import wandb
 
@@ -60,12 +59,12 @@ def start(loggers: list[Any], facts: Mapping[str, Any]) -> None:
             except wandb.errors.Error as error:
                 raise ConfigError(
                     f"logger.wandb.mode: W&B did not open the run ({' '.join(str(error).split())}); run `wandb login`, "
-                    "or leave it offline."
+                    "or use offline mode."
                 ) from error
 
 
 def finish(exit_code: int, loggers: Sequence[Logger] = ()) -> None:
-    """End this process's W&B run, if there is one, and what else a logger leaves open to the end of the process."""
+    """End this process's W&B run, if any, and the experiments of Comet loggers."""
     import wandb
 
     for each in loggers:

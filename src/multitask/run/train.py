@@ -24,9 +24,9 @@ from multitask.lightning.module import MultiLossModule
 from multitask.run import resume, tracking
 from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer
-from multitask.run.checks import settle
+from multitask.run.checks import reduce_config
 from multitask.run.console import quiet, show_config, summarize
-from multitask.run.data import Data, looked_at, resumption_of, trained_on
+from multitask.run.data import Data, resumption_of, temporary_trainer, training_data
 from multitask.run.evaluate import evaluate, show
 from multitask.run.model_choice import is_own
 from multitask.run.optimizer_checks import check_optimizer
@@ -51,22 +51,22 @@ from multitask.run.targets import check_targets
 from multitask.run.task_check import check_tasks
 from multitask.run.weights import load_initial
 
-# What libraries raise at values that they cannot use.
-_BY_CONFIG = (OSError, ValueError, TypeError, MisconfigurationException)
+# Errors that libraries raise for values that they cannot use.
+_LIBRARY_ERRORS = (OSError, ValueError, TypeError, MisconfigurationException)
 
 
 def train(config: DictConfig) -> float | None:
-    """Train, choose the weights, measure them, and leave everything in the run's folder.
+    """Train, select the weights, evaluate them, and write everything to the run's folder.
 
     Returns:
-        The value that chose the weights, or ``None`` where nothing chose.
+        The metric's value that selected the weights, or ``None`` if no metric did.
 
     Raises:
-        ConfigError: If the config cannot work; no folder is left then.
+        ConfigError: If the config cannot work; no folder is left behind.
         RunFailed: If the run ended early.
         RunInterrupted: If a signal stopped it.
     """
-    settle(config, is_own(config))
+    reduce_config(config, is_own(config))
     folder = Path(HydraConfig.get().runtime.output_dir)
     run = _build(config, folder)
     interruption, trainer, module = run.interruption, run.trainer, run.module
@@ -82,7 +82,7 @@ def train(config: DictConfig) -> float | None:
                 show_config(resolved)
             if config.trainer.enable_model_summary:
                 summarize(module, run.batch)
-        trainer.fit(module, datamodule=trained_on(run.data), ckpt_path=config.ckpt_path, weights_only=True)
+        trainer.fit(module, datamodule=training_data(run.data), ckpt_path=config.ckpt_path, weights_only=True)
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):  # type: ignore[attr-defined]
             print(profile)
         chosen = select(module, trainer, config)
@@ -99,8 +99,8 @@ def train(config: DictConfig) -> float | None:
         sentence = one_sentence(error)
         if isinstance(error, FloatingPointError) and interruption.checkpoint is not None:
             sentence = (
-                f"{sentence} The last state before it is {interruption.checkpoint}; where the step before ruined it, "
-                "lower optimizer.lr and start again."
+                f"{sentence} The last state before it is {interruption.checkpoint}; if the step before already "
+                "diverged, lower optimizer.lr and start again."
             )
         status["error"] = sentence or f"{type(error).__name__}: {error}"
         if sentence is None:
@@ -127,11 +127,11 @@ class _Run:
     interruption: Interruption
     resumption: resume.Resumption | None
     resume: str
-    """``exact``, or why a run that resumes ends otherwise than an uninterrupted one."""
+    """``exact``, or why a resumed run may end differently from an uninterrupted one."""
 
 
 def _build(config: DictConfig, folder: Path) -> _Run:
-    """Make the objects; whatever the config gets wrong is said in one sentence, and no folder is left."""
+    """Build the objects; raise errors of the config in one sentence, and leave no folder behind."""
     before = set(folder.iterdir()) if folder.is_dir() else set()
     quiet()
     try:
@@ -149,7 +149,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         check_rounding(config, module)
         check_intervals(config, data)
         batch = first_batch(data, "train", module)
-        with looked_at(module, trained_on(data)) if is_own(config) else nullcontext():
+        with temporary_trainer(module, training_data(data)) if is_own(config) else nullcontext():
             check_last_batch(config, module, data, batch)
             rehearsed = rehearse(config, module, batch)
             check_inference_mode(config, module, batch)
@@ -169,7 +169,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
     except Exception as error:
         _remove_if_empty(folder, before)
         sentence = one_sentence(error)
-        if sentence is None and isinstance(error, _BY_CONFIG):
+        if sentence is None and isinstance(error, _LIBRARY_ERRORS):
             sentence = " ".join(str(error).split())
         if sentence is None:
             raise
@@ -178,7 +178,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
 
 
 def _begin(config: Mapping[str, Any], folder: Path, record: RunRecord, run: _Run) -> None:
-    """Write what is known at the start, and open the W&B run with it."""
+    """Write the facts known at the start, and open the loggers' runs with them."""
     save_config(folder, config, record.facts["overrides"])
     if run.resumption is not None:
         run.resumption.begin(folder)
@@ -196,7 +196,7 @@ def _begin(config: Mapping[str, Any], folder: Path, record: RunRecord, run: _Run
 
 
 def _end(run: _Run, record: RunRecord, status: Mapping[str, Any], folder: Path, seconds: float) -> None:
-    """Close the loggers and the record; the folder is the last line that is printed."""
+    """Close the loggers and the record; the folder is the last line printed."""
     completed = status["status"] == "completed"
     trainer = run.trainer
     try:
@@ -235,6 +235,6 @@ def _remove_if_empty(folder: Path, before: set[Path]) -> None:
 
 
 def _cost(trainer: Trainer) -> dict[str, float]:
-    """Return the median step and the peak memory, where the callback that measures them is on."""
+    """Return the median step time and the peak memory, if the callback that measures them is on."""
     measured = [callback for callback in trainer.callbacks if isinstance(callback, Cost)]  # type: ignore[attr-defined]
     return measured[0].facts() if measured else {}

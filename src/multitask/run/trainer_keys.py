@@ -1,4 +1,4 @@
-"""Refuses what the Trainer's keys cannot mean in a run, before anything heavy is imported."""
+"""Refuses Trainer keys that cannot work in a run, without heavy imports."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from multitask.errors import ConfigError
 
-# Keys of Lightning's Trainer that other keys of the config decide.
+# Arguments of Lightning's Trainer that other config keys set.
 _ELSEWHERE = {
     "callbacks": "choose callbacks=… or add +callbacks.<name>._target_=…",
     "logger": "choose logger=csv, logger=wandb or several, logger=[wandb,tensorboard]",
@@ -20,38 +20,37 @@ def check_trainer(config: DictConfig) -> None:
     trainer = config.trainer
     for key, advice in _ELSEWHERE.items():
         if key in trainer:
-            raise ConfigError(f"trainer.{key} is not set by itself; remove it and {advice}.")
+            raise ConfigError(f"trainer.{key} is set through other keys; remove it and {advice}.")
     if trainer.get("barebones"):
         raise ConfigError(
-            "trainer.barebones=true leaves out the loggers, checkpoints and progress by which a run is recorded; "
-            "remove it."
+            "trainer.barebones=true disables the loggers, checkpoints and progress that record a run; remove it."
         )
     if trainer.get("sync_batchnorm") and (trainer.accelerator == "cpu" or trainer.devices in (1, "1")):
         raise ConfigError(
-            "trainer.sync_batchnorm=true is for several GPUs; remove it, or take trainer=ddp trainer.devices=<more>."
+            "trainer.sync_batchnorm=true is for several GPUs; remove it, or use trainer=ddp trainer.devices=<more>."
         )
     if trainer.val_check_interval == 0:
         raise ConfigError(
-            "trainer.val_check_interval=0 is no interval; set trainer.limit_val_batches=0 and selection.metric=null "
-            "for a run without validation."
+            "trainer.val_check_interval=0 is not an interval; for a run without validation, set "
+            "trainer.limit_val_batches=0 and selection.metric=null."
         )
     if trainer.limit_test_batches == 0 and config.evaluation.splits:
         raise ConfigError(
-            f"trainer.limit_test_batches=0 leaves nothing of evaluation.splits={list(config.evaluation.splits)} to "
-            "measure; raise it, or set evaluation.splits=[]."
+            f"trainer.limit_test_batches=0 leaves no batch of evaluation.splits={list(config.evaluation.splits)} to "
+            "evaluate; raise it, or set evaluation.splits=[]."
         )
-    if "trained" not in config:  # by which eval.py's config is known: it trains nothing
+    if "trained" not in config:  # a key of the scripts that read a checkpoint, which do not train
         _check_validation(config)
 
 
-# The weights that selection measures are the record's to tell; a progress bar shows what there is.
-_STEER_NOTHING = ("selection.metric", "callbacks.progress.monitor")
+# Without validation these have no effect on training; the record says which weights were evaluated.
+_PASSIVE = ("selection.metric", "callbacks.progress.monitor")
 
 
 def _check_validation(config: DictConfig) -> None:
-    """Refuse to watch a metric where no validation takes place; of a selection, the record says so."""
+    """Refuse a scheduler or callback that watches a metric if the run has no validation."""
     trainer = config.trainer
-    found = {key: metric for key, metric in watched(config).items() if metric and key not in _STEER_NOTHING}
+    found = {key: metric for key, metric in watched(config).items() if metric and key not in _PASSIVE}
     found |= {
         f"callbacks.{name}.metric": callback.metric
         for name, callback in (config.callbacks or {}).items()
@@ -60,7 +59,7 @@ def _check_validation(config: DictConfig) -> None:
     if not found or trainer.fast_dev_run:
         return
     if trainer.limit_val_batches == 0:
-        reason = "trainer.limit_val_batches=0 leaves validation out"
+        reason = "trainer.limit_val_batches=0 disables it"
     elif (
         trainer.check_val_every_n_epoch is not None
         and 0 < (trainer.max_epochs or 0) < trainer.check_val_every_n_epoch
@@ -72,11 +71,11 @@ def _check_validation(config: DictConfig) -> None:
     else:
         return
     key, metric = next(iter(found.items()))
-    raise ConfigError(f"{key}={metric} needs a validation, and {reason}; {without(key)}, or validate.")
+    raise ConfigError(f"{key}={metric} needs validation, and {reason}; {without(key)}, or validate.")
 
 
 def without(key: str) -> str:
-    """Return in words how a run does without a key that :func:`watched` returns."""
+    """Return advice on how to disable a key that :func:`watched` returns."""
     if key == "selection.metric":
         return "set selection.metric=null to keep the last weights"
     if key == "scheduler.monitor":
@@ -85,7 +84,7 @@ def without(key: str) -> str:
 
 
 def watched(config: DictConfig) -> dict[str, Any]:
-    """Return the keys that name a metric of the validation, with the metric."""
+    """Return the keys that name a validation metric, with the metric."""
     keys = {
         "selection.metric": config.selection.metric,
         "scheduler.monitor": (config.scheduler or {}).get("monitor"),

@@ -1,4 +1,4 @@
-"""Refuses a prediction that is compared in other units than it is made in."""
+"""Refuses a prediction that is compared with a target in other units."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from multitask.task.task import Task
 
 
 def check_units(name: str, task: Task, tasks: Mapping[str, Task]) -> None:
-    """Check that a task which takes another's prediction counts in the same units as the other.
+    """Check that a task that uses another task's prediction has the same units as that task.
 
     Args:
         name: The task's name.
@@ -20,7 +20,7 @@ def check_units(name: str, task: Task, tasks: Mapping[str, Task]) -> None:
         tasks: All tasks that predict, by name.
 
     Raises:
-        ConfigError: If both are standardized by unlike numbers, or one of them alone.
+        ConfigError: If they are standardized differently, or only one of them is.
     """
     if not isinstance(task.prediction, PredictionOf) or task.prediction.task not in tasks:
         return
@@ -33,19 +33,19 @@ def check_units(name: str, task: Task, tasks: Mapping[str, Task]) -> None:
         if (apart <= 1e-6 * torch.maximum(own[1], its[1])).all():
             return
     raise ConfigError(
-        f"tasks.{name}: its prediction is that of tasks.{task.prediction.task}, in {_told(other, its)}, and its loss "
-        f"counts in {_told(task, own)}; give both the same target and transform, or leave transform out of both."
+        f"tasks.{name}: its prediction is that of tasks.{task.prediction.task}, in {_in_words(other, its)}, and its "
+        f"loss uses {_in_words(task, own)}; give both the same target and transform, or leave transform out of both."
     )
 
 
 def _units(task: Task) -> Tensor | None:
-    """Return mean and deviation of each column, ``[2, columns]``; ``None`` where a task counts as its target does."""
+    """Return mean and deviation of each column, ``[2, columns]``; ``None`` if the target is not standardized."""
     if not isinstance(task.transform, Standardized):
         return None
     return torch.stack([task.transform.mean, task.transform.std])
 
 
-def _told(task: Task, units: Tensor | None) -> str:
+def _in_words(task: Task, units: Tensor | None) -> str:
     if units is None:
         return f"the units of the target '{task.target}'"
     mean, std = (", ".join(f"{value:.4g}" for value in row[:3].tolist()) for row in units)

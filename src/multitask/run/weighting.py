@@ -1,4 +1,4 @@
-"""From a weighting's YAML to a combiner: numbers by task name become vectors in task order."""
+"""Builds a combiner from a weighting's YAML: numbers by task name become vectors in task order."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -16,30 +16,28 @@ from multitask.weighting.grouped import Grouped
 from multitask.weighting.wrapper import Differentiated, Every, InstanceWise, Rescaled
 
 WRAPPER_KEYS = ("rows", "every", "groups", "rescale")
-"""Keys of the weighting group that put something around the combiner."""
+"""Keys of the weighting group that wrap the combiner."""
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def build_weighting(config: Mapping[str, Any], tasks: Sequence[str]) -> Combiner:
-    """Make the combiner that a YAML describes.
+    """Build the combiner that a YAML describes.
 
-    ``_target_`` names the class or function, the rest are its arguments. An argument that is a
-    mapping gives one number per task by the task's name, ``null`` for one that cannot be left out is an
-    empty mapping, and a list where the constructor wants a
-    tensor gives them in task order: both become a tensor of shape ``[m]``, unnamed tasks with a one,
-    or a zero in ``reference`` and ``min_losses``. Null for a tensor that has to be given names none of the
-    tasks: all ones; ``shape: null`` is their number. A constructor with an argument ``tasks`` is given
-    their names. Arguments with a ``_target_`` are made first, in the same way.
+    ``_target_`` names the class or function; the other keys are its arguments. A mapping gives one number per task
+    by name, and becomes a tensor of shape ``[m]``; tasks that it does not name get a one, or a zero in ``reference``
+    and ``min_losses``. A list becomes such a tensor, in task order, if the constructor takes a tensor. ``null`` for
+    a required argument is an empty mapping; ``shape: null`` is the number of tasks. An argument ``tasks`` receives
+    the task names. Arguments with a ``_target_`` are built first, in the same way.
 
     Args:
-        config: The weighting's keys, resolved, with those in ``WRAPPER_KEYS`` or without.
+        config: The weighting's keys, resolved, with or without ``WRAPPER_KEYS``.
         tasks: The names of the tasks in the order of the losses.
 
     Raises:
         ValueError: If a mapping names an unknown task, the combiner refuses its arguments, or
             its solver is not installed.
-        TypeError: If the target is no combiner, or does not take the arguments.
+        TypeError: If the target is not a combiner, or does not take the arguments.
     """
     arguments = {key: value for key, value in config.items() if key not in WRAPPER_KEYS}
     combiner = adapt(_make(arguments, tasks, "weighting"))
@@ -54,24 +52,24 @@ def wrap(
     groups: str = "trunk",
     rescale: bool = False,
 ) -> Combiner:
-    """Put around a combiner what the config asks for.
+    """Wrap a combiner as the config asks for.
 
     Args:
-        combiner: Any combiner; a scalarization becomes a Jacobian method where anything is asked for.
+        combiner: Any combiner; a scalarization becomes a Jacobian method if it is wrapped.
         tasks: The names of the tasks.
-        rows: ``example`` weighs the losses of all examples against one another, ``task`` as the method does.
-        every: For how many steps weights are kept.
-        groups: ``layer`` or ``tensor`` aggregates each on its own, ``trunk`` all parameters together.
-        rescale: Whether the combined gradient is made as long as the mean gradient.
+        rows: ``example`` weighs the losses of all examples against one another, ``task`` those of tasks.
+        every: The number of steps for which weights are reused.
+        groups: ``layer`` or ``tensor`` aggregates each separately, ``trunk`` all parameters together.
+        rescale: Whether to scale the combined gradient to the norm of the mean gradient.
 
     Raises:
-        ValueError: If the combiner cannot have that around it.
+        ValueError: If the combiner cannot be wrapped this way.
     """
     if (rows, every, groups, rescale) == ("task", 1, "trunk", False):
         return combiner
     if rows == "example" and isinstance(combiner, Scalarization):
         raise ValueError(
-            "weighting.rows=example needs a weighting of the Gramian that keeps nothing a task, and a "
+            "weighting.rows=example needs a weighting of the Gramian without state per task, and a "
             "scalarization is none; choose another, or weighting.rows=task."
         )
     method = Differentiated(combiner) if isinstance(combiner, Scalarization) else combiner
@@ -116,14 +114,14 @@ def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
     for name, parameter in parameters.items():
         if name not in made and parameter.kind in _NAMED and parameter.default is parameter.empty:
             raise ValueError(
-                f"{key}.{name} is missing, which {config['_target_']} cannot do without; set {key}.{name}=…"
+                f"{key}.{name} is missing, and {config['_target_']} requires it; set {key}.{name}=…"
             )
     try:
         return target(**made)
     except ImportError as error:
         raise ValueError(
             f"{key}._target_={config['_target_']} needs a solver that is not installed; run "
-            'pip install -c constraints.txt -e ".[solvers]", or choose a weighting of this repository: none needs it.'
+            'pip install -c constraints.txt -e ".[solvers]", or choose a weighting of this package: none needs it.'
         ) from error
 
 
@@ -132,12 +130,12 @@ def _takes_only_tensors(parameter: inspect.Parameter) -> bool:
 
 
 def _is_needed(parameter: inspect.Parameter | None) -> bool:
-    """Return whether ``null`` has to mean that no task is named: Hydra lets no key be added to ``{}``."""
+    """Return whether ``null`` stands for an empty mapping: Hydra cannot add keys to ``{}`` on the command line."""
     return parameter is not None and parameter.default is parameter.empty and parameter.kind in _NAMED
 
 
 def _part(value: Mapping[str, Any], tasks: Sequence[str], key: str, target: Any, name: str) -> Any:
-    """Make a nested object: a weighting as the constructor around it wants it, anything else as Hydra does."""
+    """Build a nested object: a weighting in the type that the constructor takes, anything else as Hydra does."""
     inner = get_object(value["_target_"])
     of_torchjd = isinstance(inner, type) and issubclass(inner, Weighting | Aggregator | Scalarizer)
     if not of_torchjd and not (isinstance(inner, type) and issubclass(inner, Combiner)):

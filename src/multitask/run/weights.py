@@ -1,4 +1,4 @@
-"""Weights from files: strict about names, shapes and types."""
+"""Loads weights from files, strict about names, shapes and types."""
 
 from torch import Tensor
 
@@ -9,10 +9,10 @@ from multitask.run.checkpoint import read_file
 
 
 def load_initial(module: MultiLossModule, path: str) -> None:
-    """Start from the parameters in a state dict or checkpoint, strict about names and shapes.
+    """Load the initial weights from a state dict or checkpoint, strict about names, shapes and types.
 
     Raises:
-        ConfigError: If the file does not exist, or does not hold exactly this trunk and these heads.
+        ConfigError: If the file does not exist, or its trunk and heads are not exactly the model's.
     """
     content = read_file("init_from", path, "a state dict or a checkpoint")
     given: dict[str, Tensor] = content.get("state_dict", content)
@@ -22,33 +22,34 @@ def load_initial(module: MultiLossModule, path: str) -> None:
     if missing or unknown:
         raise ConfigError(
             f"init_from={path} does not fit: it lacks {missing or 'nothing'} and has {unknown or 'nothing'} that the "
-            f"model has not; names are {_named(module)}."
+            f"model lacks; names are {_named(module)}."
         )
     for name, value in own.items():
         if given[name].shape != value.shape:
             raise ConfigError(
-                f"init_from={path} does not fit: {name} is {list(given[name].shape)} there, {list(value.shape)} here."
+                f"init_from={path} does not fit: {name} is {list(given[name].shape)} in the file and "
+                f"{list(value.shape)} in the model."
             )
         if _kind(given[name]) != _kind(value):
             raise ConfigError(
-                f"init_from={path} does not fit: {name} is {given[name].dtype} there and {value.dtype} here, and would "
-                "be rounded; give the weights as the model has them."
+                f"init_from={path} does not fit: {name} is {given[name].dtype} in the file and {value.dtype} in the "
+                "model, and would be rounded; give the weights in the types of the model."
             )
     module.load_state_dict(given, strict=False)
 
 
 def load(module: MultiLossModule, weights: dict[str, Tensor]) -> None:
-    """Load the weights, strict about names and shapes.
+    """Load a checkpoint's weights, strict about names and shapes.
 
     Raises:
-        ConfigError: If the module that the config describes is not the one that was saved.
+        ConfigError: If the config describes another module than the one that was saved.
     """
     own = {name: value for name, value in module.state_dict().items() if not name.startswith("weighting.")}
     given = {name: value for name, value in weights.items() if not name.startswith("weighting.")}
     advice = "leave model, trunk and tasks as the checkpoint has them"
     for name in sorted(own.keys() ^ given.keys()):
         where = "the checkpoint" if name in given else "the config's model"
-        raise ConfigError(f"{name} is in {where} alone; {advice}.")
+        raise ConfigError(f"{name} is only in {where}; {advice}.")
     for name, value in own.items():
         if given[name].shape != value.shape:
             raise ConfigError(
@@ -63,7 +64,7 @@ def _kind(values: Tensor) -> tuple[bool, bool]:
 
 
 def _is_model(module: MultiLossModule, name: str) -> bool:
-    """Return whether a name in a state dict is of what ``init_from`` starts from: all but how it is trained."""
+    """Return whether a name in a state dict belongs to the model itself, and not to the way it is trained."""
     part = name.split(".")
     if not isinstance(module, MultiTaskModule):
         return part[0] != "weighting"

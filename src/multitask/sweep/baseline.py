@@ -1,6 +1,5 @@
-"""The figures of tasks trained alone, kept by experiment: what other methods are compared with."""
+"""Single-task baselines by experiment: the results that other methods are compared with."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -8,24 +7,24 @@ from multitask.errors import ConfigError
 from multitask.evaluation.names import COMBINED, conflict
 from multitask.run.checks import SINGLE_TASK
 from multitask.run.record import COLUMNS, write_results
-from multitask.sweep.state import COMPLETED, read_record
+from multitask.sweep.state import COMPLETED, read_record, read_rows
 
 Row = Mapping[str, str]
-# What makes a figure the same figure, measured again.
-_SAME = ("task", "metric", "split", "seed", "selection", "variant", "config_digest")
+# Columns that identify a value; a new measurement replaces the old one.
+_IDENTITY = ("task", "metric", "split", "seed", "selection", "variant", "config_digest")
 
 
 def record(sources: Iterable[Path], output: Path) -> dict[Path, int]:
-    """Add the figures of single-task runs to ``<experiment>.csv``; measured again, they take the place of old ones.
+    """Add the results of single-task runs to ``<experiment>.csv``; new measurements replace old ones.
 
-    Rows of other recipes stay: each has the digest of its own.
+    Rows of other recipes are kept, each with its own digest.
 
     Args:
         sources: Folders of sweeps or runs.
         output: The folder of the files.
 
     Returns:
-        How many rows of these runs each file now has.
+        The number of rows of these runs in each file.
 
     Raises:
         ConfigError: If there are no single-task runs, or one of them has not completed.
@@ -35,14 +34,14 @@ def record(sources: Iterable[Path], output: Path) -> dict[Path, int]:
         by_experiment.setdefault(row["experiment"], []).append(row)
     if not by_experiment:
         raise ConfigError(
-            "source has no run of a task alone; make some with "
+            "source has no run of a single task; make some with "
             "python scripts/train.py -m experiment=<name> baseline=single_task seed=0,1,2."
         )
     output.mkdir(parents=True, exist_ok=True)
     written = {}
     for experiment, rows in sorted(by_experiment.items()):
         path = output / f"{experiment}.csv"
-        write_results(path, _merged(_read(path) if path.is_file() else [], rows))
+        write_results(path, _merged(read_rows(path) if path.is_file() else [], rows))
         written[path] = len(rows)
     return written
 
@@ -52,7 +51,7 @@ def _rows(sources: Iterable[Path]) -> list[Row]:
     for source in sources:
         folders = sorted(path.parent for path in source.glob("**/run.json"))
         if not folders:
-            raise ConfigError(f"source={source} holds no run; give the folder of a sweep.")
+            raise ConfigError(f"source={source} contains no run; give the folder of a sweep.")
         for folder in folders:
             known = read_record(folder)
             if known.get("method") != SINGLE_TASK:
@@ -67,23 +66,18 @@ def _rows(sources: Iterable[Path]) -> list[Row]:
 
 
 def _of_tasks(path: Path) -> list[Row]:
-    """Return a run's rows but for the combined loss, which is no task's."""
-    rows = _read(path)
+    """Return a run's rows, except those of the combined loss."""
+    rows = read_rows(path)
     if wrong := conflict(rows, own=True):
         raise ConfigError(f"source: {path} has {wrong}.")
     return [row for row in rows if row["task"] != COMBINED]
 
 
-def _read(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def _merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Return all rows in an order of their own, so that a file in git changes only where figures do."""
+    """Return all rows, sorted, so that the diff of a file in git shows only changed values."""
     known = {_identity(row): row for row in (*old, *new)}
     return [{key: row.get(key, "") for key in COLUMNS} for _, row in sorted(known.items())]
 
 
 def _identity(row: Row) -> tuple[str | int, ...]:
-    return tuple(int(row[key]) if key == "seed" else row.get(key, "") for key in _SAME)
+    return tuple(int(row[key]) if key == "seed" else row.get(key, "") for key in _IDENTITY)

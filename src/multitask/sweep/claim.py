@@ -1,4 +1,4 @@
-"""A run's folder belongs to one process at a time, on this machine and on others that share the disk."""
+"""Locks a run's folder for one process at a time, on this machine and on others that share the disk."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import TextIO
 from multitask import system
 
 NAME = ".claim"
-# How often the holder says that it lives, and after how long a silence it does not, in seconds.
+# Seconds between the holder's heartbeats, and without one after which it counts as dead.
 HEARTBEAT = 10.0
 STALE_AFTER = 60.0
 
@@ -24,8 +24,8 @@ class Holder:
     """The process that holds a folder.
 
     Args:
-        host: The machine, ``?`` where it is just being written.
-        pid: The process there, 0 where it is just being written.
+        host: The machine; ``?`` while the file is being written.
+        pid: The process id on it; 0 while the file is being written.
     """
 
     host: str
@@ -33,7 +33,7 @@ class Holder:
 
     @property
     def local(self) -> bool:
-        """Whether it is a process of this machine."""
+        """Whether the process runs on this machine."""
         return self.host == socket.gethostname()
 
     def __str__(self) -> str:
@@ -42,13 +42,13 @@ class Holder:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Hold a folder while the block runs; the block learns whether it does.
+    """Hold a folder while the block runs, and yield whether it could be taken.
 
-    The operating system's lock decides, which ends with the process however it ends. Where locks do
-    not reach another machine, the time of its holder's last beat decides.
+    The operating system's lock decides; it ends with the process. If locks do not reach another machine, the time of
+    the holder's last heartbeat decides.
 
     Args:
-        folder: The folder; it is made if it does not exist.
+        folder: The folder; created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
@@ -72,7 +72,7 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return who holds a folder, ``None`` where nobody does."""
+    """Return the process that holds a folder, ``None`` if there is none."""
     path = folder / NAME
     if not path.is_file():
         return None
@@ -81,7 +81,7 @@ def holder(folder: Path) -> Holder | None:
 
 
 def _holder(path: Path, file: TextIO, locked: bool | None) -> Holder | None:
-    """Return who holds the folder, given whether this process could lock the file."""
+    """Return the process that holds the folder, given whether this process could lock the file."""
     file.seek(0)
     try:
         content = json.loads(file.read() or "null")
@@ -93,17 +93,17 @@ def _holder(path: Path, file: TextIO, locked: bool | None) -> Holder | None:
         return None
     found = Holder(**content)
     if found.local:
-        # A lock that could be had has no holder: the process has died.
+        # The lock was free: the holder has died.
         return found if locked is None and system.lives(found.pid) else None
     return found if _now(path.parent) - path.stat().st_mtime < STALE_AFTER else None
 
 
 def _lock(file: TextIO, patience: float = 0.0) -> bool | None:
-    """Return whether the lock could be had, ``None`` where the file system has no locks.
+    """Return whether the lock was acquired, ``None`` if the file system has no locks.
 
     Args:
-        file: The open file; closing it gives the lock back.
-        patience: How long to try, in seconds: who only looks has the lock for a moment.
+        file: The open file; closing it releases the lock.
+        patience: How long to try, in seconds: a process that only checks holds the lock for a moment.
     """
     until = time.monotonic() + patience
     while True:
@@ -114,7 +114,7 @@ def _lock(file: TextIO, patience: float = 0.0) -> bool | None:
 
 
 def _now(folder: Path) -> float:
-    """Return the disk's time, on which the machines that share it agree."""
+    """Return the disk's time, which is the same for all machines that share it."""
     probe = folder / f"{NAME}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
     probe.touch()
     try:

@@ -1,4 +1,4 @@
-"""The command line of a sweep's job, and of a sweep that is taken up again."""
+"""The command line of a sweep's job, and of a resumed sweep."""
 
 import argparse
 import json
@@ -20,17 +20,17 @@ from multitask.run.arguments import quoted
 from multitask.sweep.rank import is_first
 
 RECORD = "sweep.json"
-# Hydra's own keys that say how a sweep runs, not what a job is.
+# Hydra's keys of how a sweep runs, which are not part of a job.
 _OF_SWEEP = re.compile(r"hydra[./](mode|sweep|run|launcher|sweeper)\b")
 
 _SET_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
-def recall() -> None:
-    """Put what started a sweep before what is on the command line, where that says ``sweep=<id>`` of one.
+def prepend_sweep_arguments() -> None:
+    """Prepend the arguments that started a sweep if the command line names it with ``sweep=<id>``.
 
     Raises:
-        ConfigError: If there is no such sweep and the command starts none.
+        ConfigError: If there is no such sweep and the command does not start one.
     """
     given = sys.argv[1:]
     names = [a.partition("=")[2] for a in given if re.match(r"\+{0,2}sweep=", a)]
@@ -39,15 +39,15 @@ def recall() -> None:
     name = names[-1].strip("'\"")
     if not re.fullmatch(r"[\w.+-]+", name):
         raise ConfigError(
-            f"sweep={name} is no name for a folder; take letters, digits, '-', '_', '+' and '.'."
+            f"sweep={name} cannot be the name of a folder; use letters, digits, '-', '_', '+' and '.'."
         )
     logs = _logs([a for a in given if a.startswith("paths.")])
     found = sorted(logs.glob(f"*/sweeps/{name}/{RECORD}"))
     if not found:
-        # A search is a sweep by itself.
+        # A search is a sweep even without -m.
         if not any(a in ("-m", "--multirun") or a.startswith("hparams_search=") for a in given):
             known = {path.parent.name for path in logs.glob(f"*/sweeps/*/{RECORD}")}
-            raise ConfigError(f"sweep={name}: there is no such sweep in {logs}; {choices(name, known)}")
+            raise ConfigError(f"sweep={name}: no such sweep in {logs}; {choices(name, known)}")
         return
     if len(found) > 1:
         raise ConfigError(f"sweep={name} is in {' and '.join(str(p.parent) for p in found)}; rename one.")
@@ -55,7 +55,7 @@ def recall() -> None:
 
 
 def merged(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """Return the arguments of two command lines; where both give a key, the later value."""
+    """Return the arguments of two command lines; if both set a key, the later one wins."""
     keys = {_key(argument) for argument in now if "=" in argument}
     kept = [a for a in before if a not in ("-m", "--multirun") and not ("=" in a and _key(a) in keys)]
     return ["-m", *kept, *(a for a in now if a not in ("-m", "--multirun") and a not in kept)]
@@ -72,10 +72,10 @@ def _logs(paths: Sequence[str]) -> Path:
 
 @contextmanager
 def as_single_run(config: DictConfig, folder: Path) -> Iterator[None]:
-    """Make the command line that of one job, and leave no trace of its other processes.
+    """Set the command line to that of one job, and clean up its distributed state afterwards.
 
-    Lightning starts these with the command line, and keeps their connection and what it set in the
-    environment for as long as this process lives: the next job would talk to the last one's.
+    Lightning starts the job's other processes with the command line. Its connection to them and its environment
+    variables would otherwise outlive the job: the next job would connect to the previous one's processes.
 
     Args:
         config: The job's config.
@@ -102,7 +102,7 @@ def as_single_run(config: DictConfig, folder: Path) -> Iterator[None]:
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return what Hydra's own flags say of the config's place."""
+    """Return Hydra's own flags for the location of the config."""
     parser = argparse.ArgumentParser(add_help=False)
     for short, name in (("-cp", "--config-path"), ("-cn", "--config-name"), ("-cd", "--config-dir")):
         parser.add_argument(name, short)

@@ -1,4 +1,4 @@
-"""The job around a run: in a sweep it is done once, resumes where it stopped, and fails alone."""
+"""Runs one job; in a sweep, a job runs once, resumes where it stopped, and its failure does not stop the others."""
 
 import gc
 import sys
@@ -20,23 +20,23 @@ from multitask.sweep.command import as_single_run
 from multitask.sweep.rank import is_first
 from multitask.sweep.state import COMPLETED, FAILED, read_record
 
-# How long a stopped job waits for those beside it, in seconds: longer than saving a checkpoint takes.
+# How long a stopped job waits for parallel jobs, in seconds: longer than saving a checkpoint takes.
 _PATIENCE = 30.0
 
 
 def run(config: DictConfig) -> float | None:
-    """Train by a config.
+    """Train with a config.
 
-    A job of a sweep is left alone where it has completed or is running elsewhere, and resumes from
-    its last checkpoint where it was stopped.
+    A job of a sweep is skipped if it has completed or another process runs it, and resumes from its last checkpoint
+    if it was stopped.
 
     Returns:
-        The value that chose the weights, or ``None`` where nothing chose or nothing was to be done.
+        The metric's value that selected the weights, or ``None`` if no metric did or the job was skipped.
 
     Raises:
         RunFailed: If a job of a sweep failed; ``run.json`` has the reason.
-        SystemExit: If a job of a sweep was asked to stop: the sweep stops with it. Outside a sweep, for
-            every error that one sentence explains.
+        SystemExit: If a job of a sweep received a signal, which stops the sweep too. Outside a sweep, for every error
+            that one sentence explains.
     """
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN or not is_first():
@@ -48,10 +48,10 @@ def run(config: DictConfig) -> float | None:
     try:
         with claimed(folder) as held:
             if not held:
-                print(f"left alone: {folder.name} is run by {holder(folder)}")
+                print(f"skipped: {folder.name} is run by {holder(folder)}")
                 return None
             if read_record(folder).get("status") == COMPLETED:
-                print(f"left alone: {folder.name} has completed")
+                print(f"skipped: {folder.name} has completed")
                 return None
             return _run(config, folder)
     except SystemExit:
@@ -61,9 +61,9 @@ def run(config: DictConfig) -> float | None:
 
 
 def _run(config: DictConfig, folder: Path) -> float | None:
-    _go_on(config, folder)
+    _resume(config, folder)
     take_gpu(config)
-    # Cycles keep a run alive after its end: its data and its model, on a GPU too, beside those of this one.
+    # Reference cycles keep the previous job's data and model in memory, on a GPU too.
     gc.collect()
     try:
         from multitask.run.train import train
@@ -71,7 +71,7 @@ def _run(config: DictConfig, folder: Path) -> float | None:
         with as_single_run(config, folder):
             return train(config)
     except RunInterrupted as error:
-        # Hydra takes any exception for a failed job and would start the next one.
+        # Hydra treats any exception as a failed job and would start the next one.
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(128 + error.number) from error
     except Exception as error:
@@ -80,20 +80,20 @@ def _run(config: DictConfig, folder: Path) -> float | None:
         facts = {key: config[key] for key in ("method", "seed", "sweep")}
         facts |= {"experiment": config.experiment_name, "overrides": list(HydraConfig.get().overrides.task)}
         record_failure(folder, facts, sentence)
-        # Not the error itself: it has to travel between processes, and many cannot.
+        # Not the error itself: many cannot be pickled, and it is passed between processes.
         raise RunFailed(sentence) from error
 
 
 def _let_others_save(folder: Path) -> None:
-    """Wait for the jobs beside a stopped one: with the first that ends, their launcher kills the others."""
+    """Wait until parallel jobs have saved: their launcher kills them once the first one exits."""
     until = time.monotonic() + _PATIENCE
     others = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
     while any(holder(other) is not None for other in others) and time.monotonic() < until:
         time.sleep(0.1)
 
 
-def _go_on(config: DictConfig, folder: Path) -> None:
-    """Let the run resume from the checkpoint that an earlier attempt left."""
+def _resume(config: DictConfig, folder: Path) -> None:
+    """Set ``ckpt_path`` to the checkpoint of an earlier attempt, if there is one."""
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if checkpoint.is_file():
         print(f"resumes: {folder.name} from {checkpoint}")
@@ -102,5 +102,5 @@ def _go_on(config: DictConfig, folder: Path) -> None:
 
 
 def record_failure(folder: Path, facts: Mapping[str, Any], sentence: str) -> None:
-    """Write ``run.json`` with the status ``failed``, and these facts beside those that it has."""
+    """Write ``run.json`` with the status ``failed``, adding these facts to those it has."""
     RunRecord(folder, {**facts, **read_record(folder)}).update(status=FAILED, error=sentence)

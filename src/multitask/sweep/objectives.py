@@ -1,6 +1,5 @@
-"""The objectives of a search: figures that its jobs leave in their folders."""
+"""The objectives of a search: values in the result files of its jobs."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from multitask.errors import ConfigError, choices
 from multitask.evaluation.names import COMBINED
 from multitask.run.model_choice import is_own
 from multitask.sweep.plan import Job
-from multitask.sweep.state import COMPLETED, read_record, status_of
+from multitask.sweep.state import COMPLETED, read_record, read_rows, status_of
 
 TASKS = "tasks"
 Direction = Literal["minimize", "maximize"]
@@ -21,7 +20,7 @@ _DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
 
 @dataclass(frozen=True)
 class Objective:
-    """A logged figure and where it should go.
+    """A logged value to minimize or maximize.
 
     Args:
         key: ``val/left/accuracy``, ``val/loss/left``, or the key of ``selection.metric``.
@@ -33,12 +32,12 @@ class Objective:
 
     @property
     def direction(self) -> Direction:
-        """The mode as Optuna calls it."""
+        """Optuna's name of the mode."""
         return _DIRECTIONS[self.mode]
 
 
 def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> list[Objective]:
-    """Return what is optimized.
+    """Return the objectives of a search.
 
     Args:
         given: Key → ``min`` or ``max``; ``tasks`` for the validation loss of every task; ``None`` for
@@ -46,7 +45,7 @@ def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> lis
         config: The sweep's own config.
 
     Raises:
-        ConfigError: If an objective is not measured, or is one of the test split.
+        ConfigError: If an objective is not measured, or belongs to the test split.
     """
     selection = config.selection
     if given is None:
@@ -59,7 +58,7 @@ def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> lis
     if given == TASKS:
         if is_own(config):
             raise ConfigError(
-                f"hydra.sweeper.objectives={TASKS} takes the losses of task=[…], and the model has losses of its own; "
+                f"hydra.sweeper.objectives={TASKS} uses the losses of task=[…], and the model has its own losses; "
                 "name them, for example hydra.sweeper.objectives={val/loss/<name>:min}."
             )
         return [Objective(f"val/loss/{name}", "min") for name, task in config.tasks.items() if "head" in task]
@@ -71,7 +70,7 @@ def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> lis
             raise ConfigError(f"hydra.sweeper.objectives.{key}={mode} is unknown; choose min or max.")
         if key.startswith("test/"):
             raise ConfigError(
-                f"hydra.sweeper.objectives.{key}: settings chosen by the test split make its figures worthless; take "
+                f"hydra.sweeper.objectives.{key}: settings chosen on the test split invalidate its results; use "
                 "one of val/…"
             )
         if key not in known and not is_own(config):
@@ -85,7 +84,7 @@ def measure(jobs: Sequence[Job], wanted: Sequence[Objective], selection: str | N
     Args:
         jobs: The trial's jobs, one per seed.
         wanted: The objectives.
-        selection: The key that chose the weights.
+        selection: The key that selected the weights.
     """
     if any(status_of(job.folder) != COMPLETED for job in jobs):
         return None
@@ -97,11 +96,8 @@ def _value(job: Job, key: str, selection: str | None) -> float:
     if key == selection:
         value = read_record(job.folder).get("selected_value")
         return math.nan if value is None else float(value)
-    with (job.folder / "results.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if _key(row) == key:
-                return float(row["value"])
-    return math.nan
+    rows = read_rows(job.folder / "results.csv")
+    return next((float(row["value"]) for row in rows if _key(row) == key), math.nan)
 
 
 def _key(row: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, known and checked before the first one starts."""
+"""Plans a sweep: composes and checks all jobs before the first one starts."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from multitask.run.record import recipe_digest
 from multitask.run.resolvers import plain
 
 _OF_WEIGHTING = re.compile(r"\+{0,2}weighting[.=]")
-# Keys that say where and how a job runs, not what it finds: they do not change the job's folder.
+# Keys of where and how a job runs, which do not change its results or its folder.
 _COSMETIC = re.compile(
     r"(logger|paths)(\.|$)|trainer\.(enable_\w+|accelerator|devices|strategy|num_nodes|log_every_n_steps|profiler)$"
 )
@@ -30,11 +30,11 @@ class Job:
     """One run of a sweep.
 
     Args:
-        overrides: The overrides of the run's own.
+        overrides: The job's overrides.
         folder: The run's folder.
-        method: The method's name in the record.
+        method: The method's name in ``results.csv``.
         seed: The run's seed.
-        recipe: The digest of its recipe.
+        recipe: The digest of the run's recipe.
     """
 
     overrides: tuple[str, ...]
@@ -45,7 +45,7 @@ class Job:
 
 
 def pin(master: DictConfig, batch: Sequence[Sequence[str]]) -> Path:
-    """Let every job use the sweep's own folder, and be named by what makes it another job.
+    """Make every job use the sweep's folder, and name it by the overrides that distinguish it.
 
     Args:
         master: The sweep's own config.
@@ -73,18 +73,18 @@ def plan(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]
     """Compose and check each job, and return them with their folders.
 
     Args:
-        loader: Hydra's.
+        loader: Hydra's config loader.
         master: The sweep's own config.
         batch: Each job's overrides.
 
     Raises:
-        ConfigError: If a job cannot work or two jobs would share a folder; the sentence names the job.
+        ConfigError: If a job cannot work or two jobs would share a folder; the message names the job.
     """
     configs = _Configs(loader, master)
     jobs: dict[Path, Job] = {}
     alone: set[tuple[str, ...]] = set()
     for given in batch:
-        for overrides in _one_a_task(configs, given):
+        for overrides in _one_per_task(configs, given):
             if overrides is not given:
                 if tuple(overrides) in alone:
                     continue  # the baseline of another weighting's job is the same run
@@ -93,21 +93,21 @@ def plan(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]
             if job.folder in jobs:
                 raise ConfigError(
                     f"jobs '{' '.join(jobs[job.folder].overrides)}' and '{' '.join(overrides)}' share the folder "
-                    f"{job.folder.name}; give each value once, and let hydra.sweep.subdir tell jobs apart."
+                    f"{job.folder.name}; give each value once, and let hydra.sweep.subdir distinguish jobs."
                 )
             jobs[job.folder] = job
     return list(jobs.values())
 
 
-def _one_a_task(configs: "_Configs", overrides: Sequence[str]) -> list[Sequence[str]]:
-    """Return a single-task baseline's job as one job per task, and any other job as it is.
+def _one_per_task(configs: "_Configs", overrides: Sequence[str]) -> list[Sequence[str]]:
+    """Split a job of the single-task baseline into one per task; return other jobs unchanged.
 
-    Alone there is nothing to weigh: a baseline's jobs have no say in the weighting.
+    A single loss needs no weighting, so overrides of the weighting are dropped.
     """
     config = configs.get(overrides)
     if config.hydra.runtime.choices.get("baseline") != SINGLE_TASK or config.get("only") or is_own(config):
         return [overrides]
-    # A penalty has no head, and nothing to be learned alone.
+    # A penalty has no head, and cannot be learned alone.
     own = [override for override in overrides if not _OF_WEIGHTING.match(override)]
     return [[*own, f"only={name}"] for name, task in config.tasks.items() if "head" in task]
 
@@ -124,7 +124,7 @@ def _job(config: DictConfig, overrides: Sequence[str]) -> Job:
 
 
 class _Configs:
-    """The jobs' configs; jobs that differ in the seed alone are composed once, which takes the time."""
+    """The jobs' configs; jobs that differ only in the seed are composed once, since composing is slow."""
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         self._loader = loader
@@ -132,7 +132,7 @@ class _Configs:
         self._known: dict[tuple[str, ...], DictConfig] = {}
 
     def get(self, overrides: Sequence[str]) -> DictConfig:
-        """Return a config of the caller's own."""
+        """Return a copy of the config for these overrides."""
         rest = tuple(o for o in overrides if not o.startswith("seed="))
         seeds = [o.partition("=")[2] for o in overrides if o.startswith("seed=")]
         if rest not in self._known or not all(seed.isdecimal() for seed in seeds):
@@ -147,7 +147,7 @@ class _Configs:
 
 @contextmanager
 def as_current(config: DictConfig) -> Iterator[Path]:
-    """Make ``${hydra:…}`` resolve in a job's config as it will in the job, and give the job's folder."""
+    """Make ``${hydra:…}`` resolve in a job's config as it will in the job, and yield the job's folder."""
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
     try:

@@ -1,4 +1,4 @@
-"""One line a change: how far the sweep is."""
+"""Prints a sweep's progress, one line per change."""
 
 import threading
 import time
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from multitask.sweep.plan import Job
 from multitask.sweep.state import COMPLETED, FAILED, RUNNING, status_of
 
-# How often the folders are looked at, in seconds.
+# Seconds between checks of the folders.
 PAUSE = 1.0
 
 
 @contextmanager
-def followed(name: str, jobs: Sequence[Job], total: int) -> Iterator[None]:
-    """Print the sweep's progress while the block runs, whichever processes run the jobs.
+def printed_progress(name: str, jobs: Sequence[Job], total: int) -> Iterator[None]:
+    """Print the sweep's progress while the block runs, including jobs of other processes.
 
     Args:
-        name: The sweep's.
+        name: The sweep's name.
         jobs: Its jobs; more can be added to the list.
-        total: How many there will be.
+        total: The final number of jobs.
     """
     over = threading.Event()
     thread = threading.Thread(target=_follow, args=(name, jobs, total, over), daemon=True)
@@ -43,7 +43,7 @@ def _follow(name: str, jobs: Sequence[Job], total: int, over: threading.Event) -
         counts = Counter(statuses.values())
         done = counts[COMPLETED] + counts[FAILED]
         first = done if first is None else first
-        # Between two jobs of one process nothing runs for a moment.
+        # Between two jobs of one process, none runs for a moment.
         between = not counts[RUNNING] and done < total and not over.is_set()
         if counts != last and not between:
             print(line(name, counts, total, time.monotonic() - start, done - first), flush=True)
@@ -54,14 +54,14 @@ def _follow(name: str, jobs: Sequence[Job], total: int, over: threading.Event) -
 
 
 def line(name: str, counts: Counter[str], total: int, seconds: float, done_now: int) -> str:
-    """Return the line.
+    """Return a line of progress.
 
     Args:
-        name: The sweep's.
-        counts: How many jobs have which status.
-        total: How many jobs there are.
-        seconds: How long this go at the sweep has lasted.
-        done_now: How many jobs have ended in it.
+        name: The sweep's name.
+        counts: The number of jobs of each status.
+        total: The number of jobs.
+        seconds: The time since this command started.
+        done_now: The number of jobs that have ended since then.
     """
     left = total - counts[COMPLETED] - counts[FAILED]
     text = f"sweep {name}: {counts[COMPLETED]} of {total} done, {counts[RUNNING]} running, {counts[FAILED]} failed"

@@ -1,4 +1,4 @@
-"""The rank of this process among those of its run."""
+"""The rank of this process in its run."""
 
 import os
 

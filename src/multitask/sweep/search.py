@@ -1,4 +1,4 @@
-"""A search: trials are asked of Optuna's study, run as jobs of the sweep, and told to it."""
+"""A search with Optuna, whose trials run as jobs of the sweep."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ Plan = Callable[[Sequence[Sequence[str]]], list[Job]]
 
 
 class Search:
-    """A study that outlives the process.
+    """An Optuna study that is stored on disk and can be resumed.
 
     Args:
-        folder: The sweep's folder; the study is kept there unless ``storage`` says otherwise.
-        space: The space that is searched.
-        objectives: The figures that are optimized.
+        folder: The sweep's folder, which contains the study unless ``storage`` is given.
+        space: The search space.
+        objectives: The values to optimize.
         sampler: Config of Optuna's sampler.
-        storage: URL of another data base.
-        plan: Makes jobs of overrides.
-        selection: The key that chooses a run's weights.
+        storage: URL of another database.
+        plan: Creates jobs from overrides.
+        selection: The key that selects a run's weights.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Search:
         plan: Plan,
         selection: str | None,
     ) -> None:
-        import optuna  # here: it is an extra
+        import optuna  # deferred: it is an extra
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.objectives, self.selection = space, objectives, selection
@@ -57,23 +57,21 @@ class Search:
             load_if_exists=True,
         )
         if [each.name.lower() for each in self.study.directions] != [each.direction for each in objectives]:
-            raise ConfigError(
-                f"sweep={folder.name} has optimized something else so far; start another sweep for other objectives."
-            )
+            raise ConfigError(f"sweep={folder.name} has other objectives; start another sweep for these.")
         known = len(self.study.trials)
-        # From the seed itself a resumed search would draw its first trials again.
+        # With the same seed, a resumed search would draw its first trials again.
         again = {"seed": sampler.seed + known} if known and sampler.get("seed") is not None else {}
         self.study.sampler = instantiate(sampler, **again)
         self.study.set_user_attr("objectives", [each.key for each in objectives])
 
-    def begun(self) -> list[Any]:
-        """Return the trials that were begun and not told of; the jobs of all trials are planned."""
+    def unfinished(self) -> list[Any]:
+        """Return the unfinished trials of an earlier command, after planning the jobs of all trials."""
         from optuna.trial import TrialState
 
         for trial in self.study.trials:
             if set(trial.params) != set(self.space.distributions):
                 raise ConfigError(
-                    f"the search has tried {', '.join(trial.params)} so far, and not "
+                    f"the search varies {', '.join(trial.params)}, and not "
                     f"{', '.join(self.space.distributions)}; start another sweep for another space."
                 )
             self.jobs_of(trial)
@@ -91,7 +89,7 @@ class Search:
             raise ConfigError(f"the space has changed since the search began: {error}") from error
 
     def jobs_of(self, trial: Any) -> list[Job]:
-        """Return a trial's jobs; a setting that was tried before has the same ones."""
+        """Return a trial's jobs; trials with equal settings share them."""
         overrides = self.space.jobs(trial.params)
         new = [own for own in overrides if own not in self._by_overrides]
         for own, job in zip(new, self._plan(new) if new else [], strict=True):
@@ -100,7 +98,7 @@ class Search:
         return [self._by_overrides[own] for own in overrides]
 
     def tell(self, trial: Any) -> None:
-        """Tell the study what the trial's jobs found, or that one of them failed."""
+        """Report a trial's values to the study, or that one of its jobs failed."""
         from optuna.trial import TrialState
 
         values = measure(self.jobs_of(trial), self.objectives, self.selection)
@@ -110,7 +108,7 @@ class Search:
             self.study.tell(trial.number, values)
 
     def write(self, path: Path) -> None:
-        """Write all trials and the best of them, so that they are read without Optuna."""
+        """Write all trials and the best ones to a JSON file."""
         trials = [
             {"trial": t.number, "state": t.state.name.lower(), "values": t.values, "params": t.params,
              "runs": [job.folder.name for job in self.jobs_of(t)]}
@@ -124,11 +122,11 @@ class Search:
         write_atomically(path, json.dumps(content, indent=2) + "\n")
 
     def show(self) -> None:
-        """Print the best setting; of several objectives, all that none other beats in each."""
+        """Print the best setting, or, with several objectives, the Pareto front."""
         best, count = self._best(), len(self.study.trials)
         several = len(self.objectives) > 1
         if several:
-            print(f"Of {count} trials no other beats these {len(best)} in every objective, the front:")
+            print(f"Pareto front: {len(best)} of {count} trials, not dominated by any other:")
         for trial in best:
             values = ", ".join(
                 f"{o.key} {value:.4g}" for o, value in zip(self.objectives, trial.values, strict=True)

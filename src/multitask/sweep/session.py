@@ -1,4 +1,4 @@
-"""One session of a sweep: launch what is not done yet, and see it through."""
+"""One session of a sweep: launches the jobs that are not done yet."""
 
 import json
 import sys
@@ -18,16 +18,16 @@ from multitask.sweep.plan import Job
 from multitask.sweep.signals import Stop
 from multitask.sweep.state import COMPLETED, FAILED, INTERRUPTED, RUNNING, WAITING, read_record, status_of
 
-# What to install for a launcher, by the package its plugin lies in.
+# The extra that installs a launcher, by its plugin's package.
 _EXTRAS = {"hydra_joblib_launcher": "sweeps", "hydra_submitit_launcher": "sweeps", "multitask_ray": "ray"}
 
 
 @contextmanager
 def as_installed(config: DictConfig) -> Iterator[None]:
-    """Say what to install where the block asks Hydra for a plugin that is not installed.
+    """Raise an error that says what to install if the block needs a plugin that is not installed.
 
     Raises:
-        ConfigError: Naming the package's extra.
+        ConfigError: If the plugin is missing, naming the extra.
     """
     try:
         yield
@@ -43,10 +43,10 @@ def as_installed(config: DictConfig) -> Iterator[None]:
 
 
 def begin(folder: Path, jobs: Sequence[Job]) -> None:
-    """Write down the sweep's command and jobs, so that ``sweep=<id>`` can take it up again.
+    """Write the sweep's command and jobs to a file, so that ``sweep=<id>`` can resume it.
 
     Raises:
-        ConfigError: If the folder is that of a sweep with jobs that this one has not.
+        ConfigError: If the folder's sweep has jobs that this command lacks, or completed ones of another recipe.
     """
     path = folder / RECORD
     names = [job.folder.name for job in jobs]
@@ -54,15 +54,15 @@ def begin(folder: Path, jobs: Sequence[Job]) -> None:
         lost = [name for name in json.loads(path.read_text(encoding="utf-8"))["jobs"] if name not in names]
         if lost:
             raise ConfigError(
-                f"sweep={folder.name} has {len(lost)} jobs that this command leaves out, {lost[0]} among them; a sweep "
-                "can be given more values, but not other ones: start another one for these."
+                f"sweep={folder.name} has {len(lost)} jobs that this command lacks, such as {lost[0]}; a resumed sweep "
+                "can add values, but not drop any: start another sweep instead."
             )
     for job in jobs:
         record = read_record(job.folder)
         if record.get("status") == COMPLETED and record.get("config_digest") != job.recipe:
             raise ConfigError(
-                f"sweep={folder.name}: {job.folder.name} has completed by another recipe than the config's present "
-                "one; start another sweep, or remove that folder to run the job again."
+                f"sweep={folder.name}: {job.folder.name} has completed with another recipe than the current "
+                "config's; start another sweep, or remove that folder to run the job again."
             )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps({"arguments": sys.argv[1:], "jobs": names}, indent=2) + "\n")
@@ -72,10 +72,10 @@ def launch(launcher: Launcher, jobs: Sequence[Job], stop: Stop, size: int | None
     """Run the jobs that are neither done nor running elsewhere.
 
     Args:
-        launcher: Hydra's.
+        launcher: Hydra's launcher.
         jobs: The jobs.
         stop: Whether to stop.
-        size: Jobs handed to the launcher at once; ``None`` for all.
+        size: The number of jobs given to the launcher at once; ``None`` for all.
     """
     left = [job for job in jobs if status_of(job.folder) not in (COMPLETED, RUNNING)]
     size = size or max(1, len(left))
@@ -87,38 +87,40 @@ def launch(launcher: Launcher, jobs: Sequence[Job], stop: Stop, size: int | None
             launcher.launch([list(job.overrides) for job in batch], initial_job_idx=jobs.index(batch[0]))
         except Exception as error:
             stop.check()
-            batches = _after_death(batch, dead, error) + batches
+            batches = _batches_to_retry(batch, dead, error) + batches
         stop.check()
 
 
-def _after_death(batch: Sequence[Job], dead: set[Path], error: Exception) -> list[list[Job]]:
-    """Return what is to be launched again after a process has died, once the others have ended.
+def _batches_to_retry(batch: Sequence[Job], dead: set[Path], error: Exception) -> list[list[Job]]:
+    """Return the batches to launch again after a process has died, once the others have ended.
 
-    A process that dies takes down those that its launcher ran beside it. Each of them is launched alone then:
-    then the one that dies again is the one to blame.
+    A process that dies takes down the jobs that its launcher runs in parallel. Each of them is launched again by
+    itself: a job that dies twice has failed.
     """
     while any(status_of(job.folder) == RUNNING for job in batch):
         time.sleep(0.2)
     suspects = [job for job in batch if status_of(job.folder) == INTERRUPTED]
     waiting = [job for job in batch if status_of(job.folder) == WAITING]
     if not suspects and len(waiting) == len(batch):
-        # No job has begun: it is the launcher that does not work.
+        # No job has started: the launcher itself failed.
         raise error
     for job in suspects:
         if job.folder in dead:
             facts = {"method": job.method, "seed": job.seed, "overrides": list(job.overrides)}
-            record_failure(job.folder, facts, "its process died without a word: killed, or out of memory")
+            record_failure(
+                job.folder, facts, "its process died without an error message: killed, or out of memory"
+            )
     again = [[job] for job in suspects if job.folder not in dead]
     dead.update(job.folder for job in suspects)
     return [*again, *([waiting] if waiting else [])]
 
 
-def fail_for(jobs: Sequence[Job]) -> None:
-    """Raise :class:`RunFailed` if a job has failed or was not done."""
+def raise_if_incomplete(jobs: Sequence[Job]) -> None:
+    """Raise :class:`RunFailed` if a job has failed or did not run."""
     statuses = [status_of(job.folder) for job in jobs]
     if elsewhere := statuses.count(RUNNING):
         print(
-            f"{elsewhere} of {len(jobs)} jobs still run elsewhere: give the command again when they have ended."
+            f"{elsewhere} of {len(jobs)} jobs are run by other processes: repeat the command when they have ended."
         )
     wrong = [status for status in statuses if status in (FAILED, INTERRUPTED, WAITING)]
     if wrong:

@@ -1,4 +1,4 @@
-"""A sweep that is asked to stop hands that on to its jobs' processes, which save where they are."""
+"""Forwards a sweep's SIGINT and SIGTERM to its jobs' processes, which save their state."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Whether the sweep was asked to stop.
+    """Whether the sweep has received a signal.
 
     Args:
         jobs: The sweep's jobs.
@@ -26,34 +26,34 @@ class Stop:
         self._number: int | None = None
 
     def check(self) -> None:
-        """Stop here if a signal came and the jobs have stopped.
+        """Exit if a signal was received; called once the jobs have stopped.
 
         Raises:
-            SystemExit: With 128 and the signal's number.
+            SystemExit: With code 128 + the signal's number.
         """
         if self._number is not None:
             raise SystemExit(128 + self._number)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal: the first waits for the jobs of other processes, the second does not."""
+        """Handle a signal: the first waits for the jobs of other processes, the second exits at once."""
         again, self._number = self._number is not None, number
-        if again or not self._hand_on(number):
+        if again or not self._forward(number):
             self.check()
 
-    def _hand_on(self, number: int) -> bool:
+    def _forward(self, number: int) -> bool:
         """Send SIGTERM to the jobs' processes on this machine, and return whether there are any."""
         found = {holder(job.folder) for job in self._jobs}
         others = {h.pid for h in found if h is not None and h.local and h.pid not in (0, os.getpid())}
         for pid in others:
-            # Ctrl-C reaches the whole process group by itself, and twice would mean: at once.
+            # Ctrl-C already reaches the whole process group, and a second signal would stop it at once.
             if number == signal.SIGTERM or not same_group(pid):
                 os.kill(pid, signal.SIGTERM)
         return bool(others)
 
 
 @contextmanager
-def handed_on(jobs: Sequence[Job]) -> Iterator[Stop]:
-    """Listen while the block runs.
+def forwarded_signals(jobs: Sequence[Job]) -> Iterator[Stop]:
+    """Handle signals while the block runs.
 
     Args:
         jobs: The sweep's jobs; more can be added to the list.

@@ -1,4 +1,4 @@
-"""Loss weights to be swept over: points of the simplex, each weight positive and all of them one together."""
+"""Loss weights to sweep over: points of the simplex, with positive weights that sum to one."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -16,18 +16,18 @@ def points(
     """Return weight vectors ``[tasks]``.
 
     Args:
-        tasks: How many tasks there are.
-        sampling: ``grid`` for all multiples of 1/steps, ``dirichlet`` for random ones.
-        steps: The grid's.
-        draws: How many random ones.
-        concentration: Of the symmetric Dirichlet distribution; 1 is uniform, more is nearer to equal weights.
-        seed: Of the draws.
+        tasks: The number of tasks.
+        sampling: ``grid`` for all multiples of 1/steps, ``dirichlet`` for random weights.
+        steps: The number of steps of the grid.
+        draws: The number of random weight vectors.
+        concentration: Of the symmetric Dirichlet distribution; 1 is uniform, larger values favor equal weights.
+        seed: The seed of the draws.
 
     Raises:
-        ConfigError: If there is no such sampling, or a grid has no point or too many.
+        ConfigError: If the sampling is unknown, or the grid has no points or too many.
     """
     if sampling == "dirichlet":
-        import numpy as np  # here, for a quick start: Hydra imports every sweeper
+        import numpy as np  # deferred, for a fast start: Hydra imports every sweeper
 
         drawn = np.random.default_rng(seed).dirichlet(np.full(tasks, concentration), size=draws)
         return [_rounded(row) for row in drawn]
@@ -39,7 +39,7 @@ def points(
     if not grid or len(grid) > MOST:
         many = "none" if not grid else f"more than {MOST}"
         raise ConfigError(
-            f"hydra.sweeper.steps={steps} makes {many} of the weights of {tasks} tasks; choose another number, or "
+            f"hydra.sweeper.steps={steps} gives {many} of the weights of {tasks} tasks; choose another number, or "
             "hydra.sweeper.sampling=dirichlet."
         )
     return grid

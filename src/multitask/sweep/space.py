@@ -1,4 +1,4 @@
-"""The space of a search: Hydra's overrides as distributions of Optuna."""
+"""The search space: Hydra's overrides as Optuna distributions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ SEED = "seed"
 
 @dataclass(frozen=True)
 class Space:
-    """The overrides of every job, the searched ones, and the seeds over which a setting is judged.
+    """The fixed overrides, the searched ones, and the seeds over which a setting is averaged.
 
     Args:
         fixed: Overrides of every job.
-        distributions: Optuna's, by key.
-        seeds: Overrides of the seed, one per job of a trial; none where the config's own seed is taken.
+        distributions: Optuna's distributions by key.
+        seeds: Overrides of the seed, one per job of a trial; empty to use the config's seed.
     """
 
     fixed: tuple[str, ...]
@@ -31,7 +31,7 @@ class Space:
         return [(*own, seed) for seed in self.seeds] or [own]
 
     def probe(self) -> list[tuple[str, ...]]:
-        """Return the jobs of some setting of the space."""
+        """Return the jobs of an arbitrary setting, to check them."""
         some = {
             key: each.choices[0] if hasattr(each, "choices") else each.low
             for key, each in self.distributions.items()
@@ -40,12 +40,11 @@ class Space:
 
 
 def space(overrides: Sequence[Override]) -> Space:
-    """Divide overrides; of those that give one key, the last counts.
+    """Split overrides into fixed ones, distributions and seeds; the last override of a key wins.
 
-    ``interval(a, b)`` is a number between a and b, a whole one as ``int(interval(a, b))``, and on a
-    logarithmic scale as ``tag(log, interval(a, b))``; ``range(a, b, step)`` a number of steps; values
-    with commas and ``choice(…)`` one of them. Several seeds are not searched: a setting is judged by
-    its mean over them.
+    ``interval(a, b)`` is a number between a and b, ``int(interval(a, b))`` an integer, and ``tag(log, interval(a, b))``
+    a number on a logarithmic scale. ``range(a, b, step)`` is a number of that grid; comma-separated values and
+    ``choice(…)`` are categories. Several seeds are not searched: a setting's value is its mean over them.
 
     Raises:
         ConfigError: If nothing is searched.
@@ -87,5 +86,5 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: a seed is no number to search; give seeds, seed=0,1,2.")
+        raise ConfigError(f"{override.input_line}: a seed cannot be searched; list the seeds, seed=0,1,2.")
     return list(override.sweep_string_iterator())

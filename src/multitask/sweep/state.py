@@ -1,5 +1,6 @@
-"""The status of each job of a sweep, read from its folder alone by any process at any time."""
+"""The status of a sweep's job, which any process can read from the job's folder."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,19 @@ WAITING = "not started"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return what a run's ``run.json`` says, nothing where there is none."""
+    """Return the content of a run's ``run.json``, empty if it does not exist."""
     path = folder / "run.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a ``results.csv``."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def status_of(folder: Path) -> str:
-    """Return a run's status; a run whose process has died without a word is interrupted."""
+    """Return a run's status; a run whose process has died counts as interrupted."""
     status = str(read_record(folder).get("status", WAITING))
     if status == COMPLETED:
         return status

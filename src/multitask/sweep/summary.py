@@ -1,6 +1,5 @@
-"""The table that ends a sweep: every run, its status and its figures."""
+"""The table at the end of a sweep: every run with its status and results."""
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,12 +8,12 @@ from statistics import fmean
 
 from multitask.evaluation.names import COMBINED
 from multitask.sweep.plan import Job
-from multitask.sweep.state import COMPLETED, FAILED, read_record, status_of
+from multitask.sweep.state import COMPLETED, FAILED, read_record, read_rows, status_of
 from multitask.terminal import figure, terminal
 
-# More figures than this do not fit a terminal: then each metric's mean over tasks is shown.
+# More columns than this do not fit a terminal; then each metric's mean over tasks is shown instead.
 MOST_COLUMNS = 8
-# Keys of what is learned, rather than how.
+# Keys of the problem, whose results are not comparable.
 _PROBLEM = re.compile(r"\+{0,2}(experiment|data(?!\.batch_size\b)|tasks?)\b")
 
 Figures = dict[tuple[str, str], float]
@@ -27,8 +26,8 @@ class Summary:
     Args:
         jobs: The jobs.
         statuses: Their statuses.
-        varied: The keys that differ between them, but for those that have a column already.
-        figures: Their figures; none where a job has not completed.
+        varied: The keys that differ between jobs, except those that have a column already.
+        figures: Their results by task and metric; empty if a job has not completed.
     """
 
     jobs: Sequence[Job]
@@ -38,11 +37,11 @@ class Summary:
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """Task and metric of every figure that a job has."""
+        """Task and metric of every result of any job."""
         return list(dict.fromkeys(key for found in self.figures for key in found))
 
     def settings(self, job: Job) -> list[str]:
-        """Return a job's values of the keys that differ."""
+        """Return a job's values of the varied keys."""
         own = _by_key(job)
         return [own.get(name, "") for name in self.varied]
 
@@ -58,11 +57,11 @@ def summarize(jobs: Sequence[Job]) -> Summary:
 
 
 def show(summary: Summary, name: str) -> None:
-    """Print one table of all jobs, and the reasons of those that failed."""
+    """Print one table of all jobs, and why jobs failed."""
     shown = summary
     if len(shown.columns) > MOST_COLUMNS:
         shown = replace(summary, figures=[_means(found) for found in summary.figures])
-    from rich.table import Table  # here, for a quick start
+    from rich.table import Table  # deferred, for a fast start
 
     table = Table(title=f"sweep {name}", title_justify="left")
     for name in ("method", *shown.varied):
@@ -83,10 +82,10 @@ def show(summary: Summary, name: str) -> None:
 
 
 def best_settings(summary: Summary) -> list[str]:
-    """Return which setting of each method is best by what selected its weights, in a sentence each.
+    """Return the best setting of each method, by the metric that selected its weights, in one sentence each.
 
-    A setting's value is the mean over its seeds; one that lacks a seed which another has is out of the running. What
-    was trained on other data or tasks is not compared.
+    A setting's value is the mean over its seeds; a setting that lacks a seed of another is skipped. Runs on different
+    data or tasks are not compared.
     """
     values: dict[tuple[str, ...], dict[tuple[str, ...], dict[int, float]]] = {}
     for job, status in zip(summary.jobs, summary.statuses, strict=True):
@@ -111,15 +110,14 @@ def best_settings(summary: Summary) -> list[str]:
 
 
 def read_figures(folder: Path) -> Figures:
-    """Return a run's figures on the test split, or on the last split it has, by task and metric.
+    """Return a run's results on the test split, or on the last split it has, by task and metric.
 
-    A task's loss is left out where the task has metrics, and the combined loss always: it is no task.
+    The loss of a task with metrics is left out, and so is the combined loss.
     """
     path = folder / "results.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["task"] != COMBINED]
+    rows = [row for row in read_rows(path) if row["task"] != COMBINED]
     if not rows:
         return {}
     split = "test" if any(row["split"] == "test" for row in rows) else rows[-1]["split"]
@@ -129,7 +127,7 @@ def read_figures(folder: Path) -> Figures:
 
 
 def _short(value: str) -> str:
-    """Return a number that a search drew with the digits that a reader needs."""
+    """Return a value of a search with at most four significant digits if it is a long number."""
     try:
         return f"{float(value):.4g}" if len(value) > 8 else value
     except ValueError:
@@ -148,7 +146,7 @@ def _by_key(job: Job) -> dict[str, str]:
 
 
 def _varied(jobs: Sequence[Job]) -> list[str]:
-    """Return the keys that differ between jobs, but for those that have a column already."""
+    """Return the keys that differ between jobs, except those that have a column already."""
     values: dict[str, set[str]] = {}
     for job in jobs:
         for key, value in _by_key(job).items():

@@ -1,4 +1,4 @@
-"""The part of a sweep that is the same whatever chooses its jobs."""
+"""The base class of the sweepers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,17 +17,17 @@ from omegaconf import DictConfig
 from multitask.errors import ConfigError
 from multitask.sweep import tracking
 from multitask.sweep.plan import Job
-from multitask.sweep.progress import followed
-from multitask.sweep.session import as_installed, fail_for
-from multitask.sweep.signals import Stop, handed_on
+from multitask.sweep.progress import printed_progress
+from multitask.sweep.session import as_installed, raise_if_incomplete
+from multitask.sweep.signals import Stop, forwarded_signals
 from multitask.sweep.summary import show, summarize
 
 
 class SurvivingSweeper(Sweeper):
-    """A sweeper of Hydra's whose jobs are checked before they start, resumed, and summarized in one table.
+    """A Hydra sweeper whose jobs are checked before the first one starts, resumed, and summarized in one table.
 
     Args:
-        max_batch_size: Jobs handed to the launcher at once; ``None`` for all.
+        max_batch_size: The number of jobs given to the launcher at once; ``None`` for all.
         params: Values by key, in addition to the command line's.
     """
 
@@ -41,7 +41,7 @@ class SurvivingSweeper(Sweeper):
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher.
+        """Create the launcher.
 
         Raises:
             ConfigError: If its plugin is not installed.
@@ -59,22 +59,22 @@ class SurvivingSweeper(Sweeper):
         return OverridesParser.create(config_loader=self.loader).parse_overrides(given)
 
     @contextmanager
-    def under_way(
+    def following(
         self, folder: Path, jobs: Sequence[Job], total: int, report: Callable[[], None] | None = None
     ) -> Iterator[Stop]:
-        """Follow the jobs that the block launches; print and log their table when it ends, however it ends.
+        """Follow the jobs that the block launches; print their table when it ends, even after an error, and log it.
 
         Args:
             folder: The sweep's folder.
             jobs: The jobs; a search adds to them.
-            total: How many there will be.
-            report: Prints below the table.
+            total: The final number of jobs.
+            report: Called after the table is printed.
 
         Raises:
-            RunFailed: If a job failed, after all the others have run.
+            RunFailed: If a job failed, after all others have run.
         """
         try:
-            with followed(folder.name, jobs, total), handed_on(jobs) as stop:
+            with printed_progress(folder.name, jobs, total), forwarded_signals(jobs) as stop:
                 yield stop
         finally:
             summary = summarize(jobs)
@@ -83,14 +83,14 @@ class SurvivingSweeper(Sweeper):
                 report()
             print(folder)
         tracking.log(self.master, summary, folder)
-        fail_for(jobs)
+        raise_if_incomplete(jobs)
 
 
 def combinations(overrides: Sequence[Override]) -> list[list[str]]:
-    """Return every combination of the values given; of overrides that give one key, the last counts.
+    """Return every combination of the overrides' values; the last override of a key wins.
 
     Raises:
-        ConfigError: If one gives a range without steps.
+        ConfigError: If an override has no list of values.
     """
     axes: dict[str, list[str]] = {}
     for override in overrides:

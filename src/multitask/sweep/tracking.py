@@ -15,9 +15,9 @@ JOB_TYPE = "sweep"
 
 
 def log(config: DictConfig, summary: Summary, folder: Path) -> None:
-    """Log the table of all jobs where the config has a W&B logger; a resumed sweep renews it.
+    """Log the table of all jobs if the config has a W&B logger; a resumed sweep replaces it.
 
-    W&B that does not answer spoils no sweep: that is said, and the jobs' folders have everything.
+    If W&B cannot be reached, print a warning: the jobs' folders contain everything.
 
     Args:
         config: The sweep's own config.
@@ -29,12 +29,12 @@ def log(config: DictConfig, summary: Summary, folder: Path) -> None:
     if mode == "disabled":
         return
     from multitask import quiet_wandb  # noqa: F401  # isort: skip
-    import wandb  # here, for a quick start
+    import wandb  # deferred, for a fast start
 
-    # One name for the sweep, however often it is taken up.
+    # One id for the sweep, also when it is resumed.
     name = f"{folder.name[:40]}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
     for old in folder.glob(f"wandb/offline-run-*-{name}"):
-        shutil.rmtree(old)  # what it says is out of date
+        shutil.rmtree(old)  # outdated
     try:
         run = wandb.init(
             project=logger.get("project"), entity=logger.get("entity"), mode=mode, dir=folder, id=name,
@@ -46,8 +46,8 @@ def log(config: DictConfig, summary: Summary, folder: Path) -> None:
         run.finish()
     except (wandb.errors.Error, OSError) as error:
         print(
-            f"the sweep's table is not in W&B ({' '.join(str(error).split())}); run `wandb login`, or leave the "
-            "logger offline.",
+            f"the sweep's table is not in W&B ({' '.join(str(error).split())}); run `wandb login`, or use "
+            "logger.wandb.mode=offline.",
             file=sys.stderr,
         )
 

@@ -67,7 +67,7 @@ def test_other_data_and_other_batches_can_be_given(
         ("trunk.widths=[5]", "is [8, 4] in the checkpoint and [5, 4] by the config"),
         (
             "evaluation.splits=[tst]",
-            "evaluation.splits names tst, and the data has train, val, test; name those you have.",
+            "evaluation.splits names tst, and the data has train, val, test; name one of these.",
         ),
         ("data.path=nowhere.npz", "data.path=nowhere.npz does not exist"),
         ("data.eval_batch_sze=1", "did you mean 'eval_batch_size'?"),
@@ -88,7 +88,7 @@ def test_a_config_that_does_not_fit_is_refused(
     [
         (None, "does not exist"),
         (b"no checkpoint", "cannot be read: it is cut short"),
-        ({"state_dict": {}}, "holds no config"),
+        ({"state_dict": {}}, "contains no config"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(

@@ -45,7 +45,7 @@ def test_a_process_that_is_killed_takes_no_other_job_along(tmp_path: Path, array
     assert code == 1, err
     assert [cells[3] for cells in table_of(out)] == ["completed", "failed"]
     (failed,) = [record for record in records_of(sweep) if record["status"] == "failed"]
-    assert failed["error"] == "its process died without a word: killed, or out of memory"
+    assert failed["error"] == "its process died without an error message: killed, or out of memory"
     assert len(runs_of(sweep)) == 2
 
 

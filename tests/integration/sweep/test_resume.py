@@ -86,7 +86,7 @@ def test_failed_jobs_are_tried_again(scripts: Scripts, arrays: Path) -> None:
     ran = scripts.run("sweep=tried", "trainer.enable_model_summary=true")
     assert ran.code == 0, ran.err
     assert [record["status"] for record in records_of(ran.folder)] == ["completed"] * 2
-    assert ran.out.count("left alone") == 0  # what has completed is not even launched
+    assert ran.out.count("skipped: ") == 0  # what has completed is not even launched
 
     unknown = scripts.run("sweep=tired")
     assert unknown.code == 1
@@ -94,7 +94,7 @@ def test_failed_jobs_are_tried_again(scripts: Scripts, arrays: Path) -> None:
     assert "did you mean 'tried'?" in unknown.err
     changed = scripts.run("sweep=tried", "trainer.max_epochs=2")
     assert changed.code == 1
-    assert "has 2 jobs that this command leaves out" in changed.err
+    assert "has 2 jobs that this command lacks" in changed.err
 
 
 @pytest.mark.smoke

@@ -108,7 +108,7 @@ def test_the_runs_and_the_table_of_a_sweep_are_one_group_and_reach_wandb_by_one_
         (["task=[two_head/a],[]"], "leaves no task"),
         (["only=a,c"], "only=c: there is no such task"),
         (["seed=0,0"], "give each value once"),
-        (["sweep=a/b"], "sweep=a/b is no name for a folder"),
+        (["sweep=a/b"], "sweep=a/b cannot be the name of a folder"),
     ],
 )
 def test_a_wrong_value_is_refused_before_any_job(

@@ -99,7 +99,7 @@ def test_a_run_resumes_bit_for_bit_with_what_was_kept(tmp_path: Path) -> None:
         )
     (tmp_path / "first" / "checkpoints" / "best_rings.ckpt").unlink()
     with pytest.raises(
-        ConfigError, match=r"whose best weights, of step 8, are not in .*best_rings\.ckpt any more"
+        ConfigError, match=r"whose best weights, of step 8, are no longer in .*best_rings\.ckpt"
     ):
         trained(tmp_path / "x", *keys, resume=tmp_path / "first" / "checkpoints" / "last.ckpt")
 
@@ -125,16 +125,18 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
     for keys, message in [
         (
             {"metric": "accuracy"},
-            r"^callbacks\.per_task\.metric=accuracy is no metric of the task t0; .*loss",
+            r"^callbacks\.per_task\.metric=accuracy is not a metric of the task t0; .*loss",
         ),
-        ({"metrics": {"t1": "x"}}, r"^callbacks\.per_task\.metrics\.t1=x is no metric of the task t1"),
+        ({"metrics": {"t1": "x"}}, r"^callbacks\.per_task\.metrics\.t1=x is not a metric of the task t1"),
         ({"metrics": {"t9": "loss"}}, r"^callbacks\.per_task\.metrics\.t9: there is no task 't9'"),
         ({"patience": 0}, r"patience=0 must be at least 1, or null"),
         ({"min_delta": -1}, r"min_delta=-1 must be at least 0"),
     ]:
         with pytest.raises(ConfigError, match=message):
             PerTask(**keys).check(module)
-    with pytest.raises(ConfigError, match=r"^callbacks\.per_task goes by validation, and there is none"):
+    with pytest.raises(ConfigError, match=r"^callbacks\.per_task needs validation, and there is none"):
         trained(tmp_path, *KEYS, "trainer.limit_val_batches=0", "selection.metric=null")
-    with pytest.raises(ConfigError, match=r"^callbacks\.per_task keeps weights by callbacks\.checkpoint"):
+    with pytest.raises(
+        ConfigError, match=r"^callbacks\.per_task saves weights through callbacks\.checkpoint"
+    ):
         trained(tmp_path, *KEYS, "callbacks.checkpoint=null", "selection.metric=null")

@@ -136,7 +136,7 @@ def test_losses_of_a_model_of_ones_own_are_switched_too() -> None:
     [
         (None, r"^callbacks\.schedule\.tasks names no task"),
         ({"t9": {"from_epoch": 1}}, r"^callbacks\.schedule\.tasks\.t9: there is no task 't9'"),
-        ({"t0": {"from": 1}}, r"^callbacks\.schedule\.tasks\.t0\.from is no key of a schedule"),
+        ({"t0": {"from": 1}}, r"^callbacks\.schedule\.tasks\.t0\.from is not a key of a schedule"),
         (
             {"t0": {"from_epoch": 2, "until_epoch": 2}},
             r"leaves no epoch between from_epoch=2 and until_epoch=2",
@@ -146,8 +146,11 @@ def test_losses_of_a_model_of_ones_own_are_switched_too() -> None:
             r"^callbacks\.schedule\.tasks\.t0\.weight=.* must have rising times",
         ),
         ({"t0": {"weight": [[0, -1]]}}, r"has a factor below 0"),
-        ({f"t{i}": {"from_epoch": 1} for i in range(3)}, r"leaves no task on in epoch 0, counted from 0"),
-        ({f"t{i}": {"weight": [[2, 1], [3, 0]]} for i in range(3)}, r"leaves no task on in epoch 3"),
+        (
+            {f"t{i}": {"from_epoch": 1} for i in range(3)},
+            r"switches off all tasks in epoch 0, counted from 0",
+        ),
+        ({f"t{i}": {"weight": [[2, 1], [3, 0]]} for i in range(3)}, r"switches off all tasks in epoch 3"),
     ],
 )
 def test_schedules_that_cannot_work_are_refused(tasks: Any, message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from multitask import commands
 from multitask.commands import COMMANDS
 from multitask.places import CONFIGS
-from multitask.run.checkpoint import _homes, _moved
+from multitask.run.checkpoint import _folders_by_origin, _relocated
 from multitask.run.record import recipe_digest
 
 ROOT = Path(__file__).parents[3]
@@ -84,11 +84,11 @@ def test_a_project_is_of_the_name_that_is_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("my-project", "my-project cannot be the name of a Python package; take one such as my_project."),
-        ("class", "class cannot be the name of a Python package; take one such as my_project."),
-        ("torch", "torch is the name of another package or folder; take one such as my_project."),
-        ("tests", "tests is the name of another package or folder; take one such as my_project."),
-        ("there", "there exists already; give a folder that does not."),
+        ("my-project", "my-project cannot be the name of a Python package; choose one such as my_project."),
+        ("class", "class cannot be the name of a Python package; choose one such as my_project."),
+        ("torch", "torch is the name of another package or folder; choose one such as my_project."),
+        ("tests", "tests is the name of another package or folder; choose one such as my_project."),
+        ("there", "there exists already; choose another folder."),
     ],
 )
 def test_a_project_that_could_not_work_is_refused(tmp_path: Path, name: str, sentence: str) -> None:
@@ -129,4 +129,4 @@ def test_a_recipe_is_the_same_wherever_the_package_lies() -> None:
     ],
 )
 def test_a_checkpoint_finds_its_data_on_another_machine(paths: dict[str, str], file: str, here: str) -> None:
-    assert _moved({"path": file}, _homes(paths)) == {"path": here}
+    assert _relocated({"path": file}, _folders_by_origin(paths)) == {"path": here}

@@ -81,7 +81,7 @@ def test_a_baseline_of_another_recipe_is_refused_and_named(sweep: Path, tmp_path
     assert "the baseline with old" in findings(comparison)[0]
     accepted = compare(sweep, accept_other_baseline=True)
     assert accepted.entries[0].deltas is not None
-    assert any("baseline of another recipe" in caution for caution in accepted.cautions)
+    assert any("baseline with another recipe" in caution for caution in accepted.cautions)
 
 
 def test_a_larger_baseline_of_another_recipe_and_rule_does_not_hide_the_right_one(
@@ -177,7 +177,7 @@ def test_two_settings_of_a_method_are_rivals(tmp_path: Path) -> None:
     comparison = compare(tmp_path)
     assert {entry.label for entry in comparison.entries} == {"gradnorm (alpha=1)", "gradnorm (alpha=2)"}
     assert comparison.fronts == {}
-    assert any("Every seed of" in caution for caution in comparison.cautions)
+    assert any("All seeds of" in caution for caution in comparison.cautions)
 
 
 def test_losses_count_only_where_there_is_nothing_else(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_losses_count_only_where_there_is_nothing_else(tmp_path: Path) -> None:
     remove(tmp_path, "losses")
     comparison = compare(tmp_path)
     assert list(comparison.metrics.index) == ["left/accuracy"]
-    assert any("for want of a metric other than the loss: penalty" in each for each in comparison.cautions)
+    assert any("since the only metric is the loss: penalty" in each for each in comparison.cautions)
     assert list(compare(tmp_path, metrics=["loss"]).metrics.index) == ["left/loss", "penalty/loss"]
     assert list(compare(tmp_path, metrics=["left/loss"]).metrics.index) == ["left/loss"]
     with pytest.raises(ComparisonError, match="metrics=f1"):
@@ -226,7 +226,7 @@ def test_a_method_without_a_metric_gets_no_delta_and_no_rank(sweep: Path) -> Non
 def test_a_method_all_of_whose_runs_failed_is_not_forgotten(sweep: Path) -> None:
     write_run(sweep / "bad", "nash_mtl", 0, {}, status="failed", error="no solver")
     comparison = compare(sweep)
-    assert any("no run of it counts: nash_mtl" in caution for caution in comparison.cautions)
+    assert any("none of their runs counts: nash_mtl" in caution for caution in comparison.cautions)
     assert comparison.set_aside["reason"].tolist() == ["failed: no solver"]
 
 
@@ -301,7 +301,7 @@ def test_seeds_that_are_not_averaged_or_only_in_part_are_told(tmp_path: Path, lo
     found = compare(tmp_path)
     aside = {Path(row.run).name: row.reason for row in found.set_aside.itertuples()}
     if len(lost) == 1:
-        assert aside == {"uw_2": "no figure of left/accuracy, right/accuracy"}
+        assert aside == {"uw_2": "no value of left/accuracy, right/accuracy"}
         assert any("uw 2 of 3" in caution for caution in found.cautions)
     else:
         assert aside == {}

@@ -104,7 +104,7 @@ def test_an_experiment_is_known_by_its_config() -> None:
         sections(workspace(board, "p", scatter=[["a/f1", "b/loss"]]))["Comparison"], "Scatter Plot"
     )
     assert chosen["chartTitle"] == "a/f1 and b/loss"
-    with pytest.raises(ComparisonError, match="there is: a/accuracy, a/f1, b/loss, c/accuracy"):
+    with pytest.raises(ComparisonError, match="choices: a/accuracy, a/f1, b/loss, c/accuracy"):
         workspace(board, "p", scatter=[["a/f1", "d/loss"]])
 
 
@@ -155,10 +155,10 @@ def test_it_is_saved_and_takes_the_place_of_an_earlier_one(tmp_path: Path, serve
         (
             ["experiment_name=multi_mnist", "entity=e"],
             {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"},
-            "look at the network",
+            "check the network",
         ),
         ([], {}, "give either source=<sweep folder> or experiment_name=<name>"),
-        (["source=nowhere"], {}, "source=nowhere leads to no run folder"),
+        (["source=nowhere"], {}, "source=nowhere matches no run folder"),
         (["experiment_name=multi_mnst"], {}, "did you mean 'multi_mnist'?"),
     ],
 )

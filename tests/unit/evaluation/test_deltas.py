@@ -178,7 +178,7 @@ def test_a_baseline_whose_interval_holds_zero_is_refused(values: list[float]) ->
     half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
     low, high = (f"{np.mean(values) + sign * half:.4g}" for sign in (-1, 1))
     assert f"the baseline of seg/miou is {np.mean(values):.4g}" in reason
-    assert f"{low} … {high}, holds zero" in reason
+    assert f"{low} … {high}, contains zero" in reason
     assert "metrics=[…]" in reason
 
 

@@ -101,7 +101,7 @@ def test_delta_is_the_difference_of_mean_logarithms_with_welchs_interval(tmp_pat
         )
     assert [entry.label for entry in comparison.entries] == ["upgrad", "config", "weighted_sum"]
     assert (
-        "Of u/mse, v/mse, Δm and Δp take 100 ln(M/B): −69 is half as much, 69 twice." in comparison.cautions
+        "For u/mse, v/mse, Δm and Δp use 100 ln(M/B): −69 is half as much, 69 twice." in comparison.cautions
     )
     assert from_comparison(comparison).no_delta_m.startswith("it takes the logarithm of u/mse")
 
@@ -141,8 +141,8 @@ def test_the_key_of_compare_goes_before_the_marks(tmp_path: Path) -> None:
     [
         (0.0, {}, r"u/mse of .*bad is 0 and has no logarithm to be compared by; set multiplicative=\[v/mse\]\."),
         (-1.0, {"multiplicative": ["mse"]}, "u/mse of .*bad is -1 and has no logarithm"),
-        (1.0, {"multiplicative": ["l1"]}, "multiplicative=l1: no record has it on the split test; there is: u/mse"),
-        (1.0, {"multiplicative": ["u/mse"]}, "multiplicative: mse is so of one task and not of another"),
+        (1.0, {"multiplicative": ["l1"]}, "multiplicative=l1: no record has it on the split test; choices: u/mse"),
+        (1.0, {"multiplicative": ["u/mse"]}, "multiplicative: mse is named for one task but not for another"),
     ],
 )  # fmt: skip
 def test_what_has_no_logarithm_is_refused(

@@ -103,7 +103,7 @@ def test_the_page_says_what_must_be_said(made: tuple[Path, str]) -> None:
     text = " ".join(" ".join(Reader((made[0] / "index.html").read_text(encoding="utf-8")).text).split())
     assert "cheat" in text
     assert "selected on test" in text
-    assert "Selected on the test split, and so too good: cheat." in text
+    assert "Selected on the test split, so the results are too good: cheat." in text
     assert "failed: <b>boom</b>" in text  # as text, not as markup
     assert "Not every run of a method is averaged: upgrad 5 of 6." in text
     assert "The methods' figures were selected by different rules" in text

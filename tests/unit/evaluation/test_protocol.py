@@ -31,7 +31,7 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("status", "said"),
-    [("failed", "failed: out of memory"), ("interrupted", "cut short"), ("running", "still running")],
+    [("failed", "failed: out of memory"), ("interrupted", "interrupted"), ("running", "still running")],
 )
 def test_a_run_that_did_not_complete_is_listed_and_not_counted(runs: Path, status: str, said: str) -> None:
     error = "out of memory\nTraceback" if status == "failed" else None
@@ -49,7 +49,7 @@ def test_a_diverged_run_is_named_with_its_figure(runs: Path) -> None:
 
 def test_a_completed_run_without_the_split_is_listed(runs: Path) -> None:
     write_run(runs / "bad", "uw", 9, FIGURES, split="val")
-    assert reasons(apply(runs)) == {"bad": "no figure of split=test; there is: val"}
+    assert reasons(apply(runs)) == {"bad": "no value for split=test; available: val"}
 
 
 def test_of_two_runs_with_one_seed_the_last_counts(runs: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_recipe_that_most_methods_share_is_compared(runs: Path) -> None:
     assert set(reasons(rules).values()) == {"another recipe: bbbb2222"}
     assert apply(runs, recipe="per_method").recipes == {"uw": "bbbb2222", "upgrad": "aaaa1111"}
     assert apply(runs, recipe="bbbb").recipes == {"uw": "bbbb2222"}
-    with pytest.raises(ComparisonError, match="recipe=cccc names no recipe"):
+    with pytest.raises(ComparisonError, match="recipe=cccc matches no recipe"):
         apply(runs, recipe="cccc")
 
 
@@ -77,7 +77,9 @@ def test_each_method_keeps_its_usual_selection_rule(runs: Path) -> None:
     rules = apply(runs)
     assert reasons(rules) == {"last": "selected by another rule: last"}
     assert apply(runs, selection="last").figures["seed"].unique().tolist() == ["7"]
-    with pytest.raises(ComparisonError, match="selection=best: no figure was selected so; there is: last"):
+    with pytest.raises(
+        ComparisonError, match="selection=best: nothing was selected by this rule; choices: last"
+    ):
         apply(runs, selection="best")
 
 

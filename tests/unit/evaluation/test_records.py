@@ -65,7 +65,7 @@ def test_a_table_with_the_seven_columns_alone_is_a_record(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"value": "many"}, "no number"), ({"higher_is_better": "perhaps"}, "higher_is_better='perhaps'")],
+    [({"value": "many"}, "not a number"), ({"higher_is_better": "perhaps"}, "higher_is_better='perhaps'")],
 )
 def test_a_record_that_cannot_be_understood_is_refused(
     tmp_path: Path, change: dict[str, str], message: str
@@ -109,7 +109,7 @@ def test_what_a_spreadsheet_saves_is_read_or_refused(tmp_path: Path) -> None:
     file.write_text(text, encoding="utf-8-sig")
     assert read(find(str(file))).runs["method"].tolist() == ["é"]
     file.write_text(text, encoding="latin-1")
-    with pytest.raises(ComparisonError, match="is no CSV file in UTF-8"):
+    with pytest.raises(ComparisonError, match="is not a CSV file in UTF-8"):
         read(find(str(file)))
 
 
@@ -118,14 +118,17 @@ def test_what_a_spreadsheet_saves_is_read_or_refused(tmp_path: Path) -> None:
     [
         (
             "mean/mae",
-            "has a task called 'mean', and <split>/mean/<metric> is the mean over tasks; rename it there",
+            "has a task named 'mean', and <split>/mean/<metric> is the mean over tasks; rename it there",
         ),
-        ("combined/mae", "has a task called 'combined', and the record keeps the weighting's own scalar"),
+        (
+            "combined/mae",
+            "has a task named 'combined', and the record uses this name for the weighting's scalar",
+        ),
         (
             "loss/mae",
-            "has a task called 'loss', and <split>/loss/<task> is the loss of a task; rename it there",
+            "has a task named 'loss', and <split>/loss/<task> is the loss of a task; rename it there",
         ),
-        ("left/delta_m", "has a metric called 'delta_m', and the record keeps changes"),
+        ("left/delta_m", "has a metric named 'delta_m', and the record uses this name for changes"),
     ],
 )
 def test_a_name_of_two_meanings_is_refused_in_records_of_older_runs(
@@ -148,5 +151,5 @@ def test_a_table_of_another_origin_may_quote_changes_and_a_run_its_own_scalar(tm
 def test_two_figures_of_one_name_in_a_run_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "uw", 0, {"left/mae": 1.0})
     write_table(run / "results.csv", [ROW, ROW | {"value": 0.75}])
-    with pytest.raises(ComparisonError, match="two figures of left/accuracy on the split test"):
+    with pytest.raises(ComparisonError, match="two values of left/accuracy on the split test"):
         read(find(str(tmp_path)))

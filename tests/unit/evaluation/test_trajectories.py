@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from multitask.evaluation.errors import ComparisonError
-from multitask.evaluation.plots.trajectories import draw_ways, read_ways
+from multitask.evaluation.plots.trajectories import draw_trajectories, read_trajectories
 
 
 def leave(folder: Path, method: str, start: float) -> None:
@@ -28,7 +28,7 @@ def test_a_panel_a_method_with_all_its_ways(tmp_path: Path) -> None:
     for method in ("mean", "upgrad", "mgda", "pcgrad"):
         for start in (-4.0, 2.0):
             leave(tmp_path / f"{method}_{start}", method, start)
-    figure = draw_ways(read_ways(tmp_path))
+    figure = draw_trajectories(read_trajectories(tmp_path))
     shown = [panel for panel in figure.axes if panel.axison]
     assert [panel.get_title() for panel in shown] == ["mean", "mgda", "pcgrad", "upgrad"]
     for panel in shown:
@@ -41,5 +41,5 @@ def test_a_panel_a_method_with_all_its_ways(tmp_path: Path) -> None:
 
 
 def test_folder_without_trajectories_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ComparisonError, match="holds no trajectory; make some with"):
-        read_ways(tmp_path)
+    with pytest.raises(ComparisonError, match="contains no trajectory; make some with"):
+        read_trajectories(tmp_path)

@@ -72,7 +72,7 @@ def test_nan_needs_missing():
     y[17] = NAN
     with pytest.raises(
         ConfigError,
-        match=r"tasks\.a: the target 'y' is NaN at 1 of 20 places of the train split; set missing=true",
+        match=r"tasks\.a: the target 'y' has 1 NaN among the 20 values of the train split; set missing=true",
     ):
         start(task(1, nn.MSELoss()), y)
     start(task(1, nn.MSELoss(), missing=True), y)
@@ -93,19 +93,19 @@ def test_depth_without_a_measure_is_the_losss_own_business():
 
 def test_binary_losses_want_zero_and_one():
     y = torch.randint(2, (20,)) * 2 - 1
-    with pytest.raises(ConfigError, match="has -1 in the train split and BCEWithLogitsLoss wants 0 and 1"):
+    with pytest.raises(ConfigError, match="has -1 in the train split and BCEWithLogitsLoss needs 0 and 1"):
         start(task(1, nn.BCEWithLogitsLoss(), transform=Binary()), y)
     start(task(1, nn.BCEWithLogitsLoss(), transform=Binary()), (y + 1) // 2)
 
 
 @pytest.mark.parametrize(("out", "shape"), [(1, (20,)), (2, (20, 2)), (1, (20, 1))])
 def test_integers_that_are_no_classes_are_refused_before_they_broadcast(out: int, shape: tuple[int, ...]):
-    with pytest.raises(ConfigError, match=r"holds integers .*multitask\.targets\.Binary.*want floats"):
+    with pytest.raises(ConfigError, match=r"holds integers .*multitask\.targets\.Binary.*needs floats"):
         start(task(out, nn.MSELoss()), torch.ones(shape, dtype=torch.int64))
 
 
 def test_nothing_labelled_at_all():
-    with pytest.raises(ConfigError, match="nothing of the target 'y' is labelled in the train split"):
+    with pytest.raises(ConfigError, match="the target 'y' has no label in the train split"):
         start(task(1, nn.MSELoss(), missing=True), torch.full((20, 1), NAN))
 
 

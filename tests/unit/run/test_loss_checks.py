@@ -194,7 +194,7 @@ def test_losses_and_metrics_that_keep_columns_take_rows_in_part():
 
 @pytest.mark.parametrize("loss", [SumOfColumns(), lambda p, t: (1 - F.cosine_similarity(p, t)).mean()])
 def test_losses_of_whole_rows_refuse_rows_in_part(loss: Any):
-    sentence = r"tasks\.a\.loss: 2 examples of the train split miss some of the target 'y' and have the rest"
+    sentence = r"tasks\.a\.loss: 2 examples of the train split have labels for only a part of the target 'y'"
     with pytest.raises(ConfigError, match=sentence):
         start(3, loss, vector(), missing=True)
     whole = vector()
@@ -222,7 +222,7 @@ def test_columns_that_are_weighed_by_hand_need_a_reduction():
 
 
 def test_metrics_of_whole_rows_refuse_rows_in_part():
-    sentence = r"tasks\.a\.metrics\.m: 2 examples .* CosineSimilarity cannot leave single values out"
+    sentence = r"tasks\.a\.metrics\.m: 2 examples .* CosineSimilarity cannot skip single values"
     with pytest.raises(ConfigError, match=sentence):
         start(3, nn.MSELoss(), vector(), CosineSimilarity(reduction="mean"), missing=True)
 
@@ -247,7 +247,7 @@ def test_a_survival_time_without_its_event_is_refused():
     y = torch.stack([torch.rand(20), torch.ones(20)], 1)
     start(1, Cox(), y, loss_checks_shapes=True, count="batch")
     y[3, 1] = NAN
-    with pytest.raises(ConfigError, match="a loss that checks shapes itself takes whole examples"):
+    with pytest.raises(ConfigError, match="a loss with loss_checks_shapes=true takes whole examples"):
         start(1, Cox(), y, loss_checks_shapes=True, count="batch", missing=True)
 
 

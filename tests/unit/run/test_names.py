@@ -126,7 +126,7 @@ def test_two_pairs_of_tasks_with_one_name_are_refused() -> None:
     made = {name: Task(nn.Identity(), nn.MSELoss()) for name in names}
     module = MultiTaskModule(nn.Identity(), made, weighting=UPGrad())
     with pytest.raises(
-        ValueError, match="conflict/cosine/a__b__c would be of a and b__c and of a__b and c; rename"
+        ValueError, match="conflict/cosine/a__b__c would mean a and b__c as well as a__b and c; rename"
     ):
         Conflict().check(module)
 

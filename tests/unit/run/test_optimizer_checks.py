@@ -115,7 +115,7 @@ CLOSURES = [
 @pytest.mark.parametrize("optimizer", CLOSURES)
 def test_a_closure_goes_with_automatic_optimization_alone(optimizer: str, scalarization: Any) -> None:
     check_optimizer(config(optimizer), build(scalarization), [])
-    with pytest.raises(ConfigError, match=r"in a step, and weighting=the_method fills the gradients once"):
+    with pytest.raises(ConfigError, match=r"in a step, and weighting=the_method computes gradients once"):
         check_optimizer(config(optimizer), build(adapt(UPGradWeighting())), [])
     with pytest.raises(ConfigError, match=r"or trainer.accumulate_grad_batches=1"):
         check_optimizer(
@@ -128,7 +128,7 @@ def test_a_closure_goes_with_automatic_optimization_alone(optimizer: str, scalar
 def test_missing_labels_take_a_closure_on_one_process_alone(scalarization: Any) -> None:
     heads = {f"t{i}": regression(f"t{i}", missing=True) for i in range(3)}
     check_optimizer(config("torch.optim.LBFGS"), build(scalarization, heads=heads), [])
-    with pytest.raises(ConfigError, match=r"where labels can be missing.*or trainer.devices=1"):
+    with pytest.raises(ConfigError, match=r"if labels can be missing.*or trainer.devices=1"):
         check_optimizer(config("torch.optim.LBFGS", devices=2), build(scalarization, heads=heads), [])
 
 

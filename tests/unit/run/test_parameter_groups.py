@@ -66,7 +66,7 @@ def test_no_group_is_left_empty() -> None:
             {"tasks.lft.*": {"lr": 1.0}},
             r"'tasks\.lft\.\*' matches no parameter; did you mean 'tasks\.left\.\*'\?",
         ),
-        ({"trunk.*": {"lrr": 1.0}}, r"'trunk\.\*' sets lrr, which AdamW has not; did you mean 'lr'\?"),
+        ({"trunk.*": {"lrr": 1.0}}, r"'trunk\.\*' sets lrr, which AdamW does not have; did you mean 'lr'\?"),
     ],
 )
 def test_what_would_do_nothing_is_refused(settings: dict[str, dict[str, Any]], sentence: str) -> None:

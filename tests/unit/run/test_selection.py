@@ -169,7 +169,7 @@ def test_the_best_is_among_the_epochs_in_which_the_metric_is_finite(
     assert float(checkpoints.best_model_score) == 1.0
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 3
     assert capsys.readouterr().err.splitlines() == [
-        "warning: selection.metric=val/t0/m has no finite value in epoch 1, and cannot choose it."
+        "warning: selection.metric=val/t0/m has no finite value in epoch 1, which is skipped."
     ]
 
 

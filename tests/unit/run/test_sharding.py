@@ -38,10 +38,10 @@ def test_what_trainer_fsdp_is() -> None:
     ("overrides", "says"),
     [
         (["trainer.strategy=fsdp"], "trainer.strategy=fsdp splits the parameters"),
-        (["trainer.strategy=deepspeed_stage_3"], "take trainer=fsdp"),
+        (["trainer.strategy=deepspeed_stage_3"], "use trainer=fsdp"),
         (["trainer.devices=auto"], "set trainer.devices=<number>"),
-        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed does not go with trainer=fsdp"),
-        (["trainer.precision=64-true"], "take 32-true or bf16-mixed"),
+        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed does not work with trainer=fsdp"),
+        (["trainer.precision=64-true"], "use 32-true or bf16-mixed"),
         (["trainer.strategy.tensor_parallel_size=2"], "tensor_parallel_size"),
         (["trainer.strategy.save_distributed_checkpoint=true"], "set it to false"),
         (["compile=true"], "set compile=false"),
@@ -67,7 +67,7 @@ def test_weightings_that_remember_rows(name: str) -> None:
 
 
 def test_a_weighting_of_single_points() -> None:
-    with pytest.raises(ConfigError, match="weighting=ntk wants whole gradients of single points"):
+    with pytest.raises(ConfigError, match="weighting=ntk needs whole gradients of single points"):
         check_sharded(config("method=ntk"), make("ntk", 3), {})
 
 

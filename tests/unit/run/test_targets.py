@@ -21,10 +21,10 @@ def test_keys_of_a_base_are_taken_by_what_is_derived_from_it() -> None:
 
 def test_options_typed_by_name_are_the_only_ones_taken() -> None:
     with pytest.raises(
-        ConfigError, match=r"^data\.batch_sise is no argument of .*; did you mean 'batch_size'\?"
+        ConfigError, match=r"^data\.batch_sise is not an argument of .*; did you mean 'batch_size'\?"
     ):
         check(ABALONE, path="x.csv", batch_sise=5)
-    with pytest.raises(ConfigError, match=r"^data\.num_workers is no argument of "):  # all is in memory
+    with pytest.raises(ConfigError, match=r"^data\.num_workers is not an argument of "):  # all is in memory
         check(ABALONE, path="x.csv", num_workers=2)
     check("multitask.data.celeba.CelebA", path="x", num_workers=2)
 
@@ -37,5 +37,5 @@ def test_keys_of_a_weighting_are_its_own_and_those_of_the_training_loop() -> Non
     node = {"_target_": "multitask.weighting.famo.FAMO", "lr": 0.1, "engine": "auto", "every": 2}
     check_targets({"weighting": node})
     for wrong in ("lrr", "tasks"):  # the tasks are the config's
-        with pytest.raises(ConfigError, match=rf"^weighting\.{wrong} is no argument of .*FAMO; "):
+        with pytest.raises(ConfigError, match=rf"^weighting\.{wrong} is not an argument of .*FAMO; "):
             check_targets({"weighting": {**node, wrong: 1}})

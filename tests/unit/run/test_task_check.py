@@ -257,7 +257,7 @@ def test_splits_that_are_read_from_disk_are_gone_through():
     data = Arrays(arrays)
     data.eval_batch_size = 8
     data.splits = {"train": Lazily(arrays)}
-    with pytest.raises(ConfigError, match=r"tasks\.b: the target 'b' is NaN at 1 of"):
+    with pytest.raises(ConfigError, match=r"tasks\.b: the target 'b' has 1 NaN among"):
         check_tasks(module, data)
 
 

@@ -42,10 +42,10 @@ def test_figures_measured_again_take_the_place_of_old_ones(tmp_path: Path) -> No
 
 
 def test_what_is_no_baseline_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="contains no run"):
         record([tmp_path], tmp_path / "baselines")
     run(tmp_path / "s" / "x", 0, 1.0, method="upgrad")
-    with pytest.raises(ConfigError, match="has no run of a task alone"):
+    with pytest.raises(ConfigError, match="has no run of a single task"):
         record([tmp_path], tmp_path / "baselines")
     run(tmp_path / "s" / "y", 0, 1.0, status="interrupted")
     with pytest.raises(

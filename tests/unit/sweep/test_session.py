@@ -12,7 +12,7 @@ from multitask.errors import ConfigError, RunFailed
 from multitask.sweep.claim import NAME
 from multitask.sweep.plan import Job
 from multitask.sweep.progress import line
-from multitask.sweep.session import begin, fail_for, launch
+from multitask.sweep.session import begin, launch, raise_if_incomplete
 from multitask.sweep.signals import Stop
 from multitask.sweep.state import status_of
 
@@ -56,7 +56,7 @@ def test_only_what_is_left_is_launched(tmp_path: Path) -> None:
     pool = Pool(jobs)
     launch(pool, jobs, Stop(jobs))  # type: ignore[arg-type]
     assert pool.batches == [[1, 2, 3, 4]]
-    fail_for(jobs)
+    raise_if_incomplete(jobs)
     launch(pool, jobs, Stop(jobs))  # type: ignore[arg-type]
     assert len(pool.batches) == 1
 
@@ -79,7 +79,7 @@ def test_the_job_whose_process_dies_fails_alone(tmp_path: Path) -> None:
     assert record["method"] == "upgrad"
     assert "died" in record["error"]
     with pytest.raises(RunFailed, match=r"1 of 4 jobs did not complete \(1 failed\)"):
-        fail_for(jobs)
+        raise_if_incomplete(jobs)
 
 
 def test_a_launcher_that_starts_nothing_is_not_asked_again(tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_a_sweep_can_grow_and_not_change(tmp_path: Path) -> None:
     jobs = jobs_in(tmp_path)
     begin(tmp_path, jobs[:2])
     begin(tmp_path, jobs)
-    with pytest.raises(ConfigError, match="has 1 jobs that this command leaves out, 0"):
+    with pytest.raises(ConfigError, match="has 1 jobs that this command lacks, such as 0"):
         begin(tmp_path, jobs[1:])
     leave(jobs[3], "completed", config_digest="another")
-    with pytest.raises(ConfigError, match="3 has completed by another recipe"):
+    with pytest.raises(ConfigError, match="3 has completed with another recipe"):
         begin(tmp_path, jobs)
 
 

@@ -200,5 +200,5 @@ def test_a_constant_target_is_answered_with_the_task_and_what_to_do(tmp_path: Pa
 
 
 def test_penalties_alone_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="no task but l1, l2, of parameters alone"):
+    with pytest.raises(ConfigError, match="no task has a head, only penalties: l1, l2"):
         built(tmp_path, arrays(), "task=[penalty/l1,penalty/l2]", *FLAT)

@@ -235,13 +235,13 @@ def test_what_does_not_go_together_is_refused_at_the_start(name: str, promise: s
     [
         ("iwmtl", {}, {"devices": 2}, "no process has them all; set trainer.devices=1"),
         ("iwmtl", {}, {"num_nodes": 2}, "no process has them all; set trainer.devices=1"),
-        ("iwmtl", {}, {"penalty": True}, "the penalty tasks.p is a loss of none; leave it out"),
+        ("iwmtl", {}, {"penalty": True}, "the penalty tasks.p is no loss of an example; leave it out"),
         ("upgrad", {"engine": "features"}, {"penalty": True}, "tasks.p is a penalty on parameters"),
         (
             "graddrop",
             {"engine": "features"},
             {"devices": 2},
-            "no process has them all; take weighting.engine=auto",
+            "no process has them all; use weighting.engine=auto",
         ),
         (
             "upgrad",

@@ -1,1 +1,1 @@
-"""Pictures of a comparison, each a function that returns a Matplotlib figure or None where it has no data."""
+"""Plots of a comparison: functions that return a Matplotlib figure, or None without data."""

@@ -1,4 +1,4 @@
-"""All pictures of a comparison, with the words that stand under them."""
+"""All plots of a comparison, with their captions."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from multitask.evaluation.plots.style import Look, looks, png, styled
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with its caption; the caption is also the text for who cannot see it."""
+    """A PNG with its caption, which is also its alternative text."""
 
     name: str
     caption: str
@@ -22,9 +22,9 @@ class Picture:
 
 
 CAPTIONS = {
-    "delta_m": "Δm by method, best on top; bars are 95 % intervals with the baseline's variance in them. "
-    "Hollow diamonds are published figures.",
-    "delta_m_cost": "Δm against the time of a training step. Down and to the left is better.",
+    "delta_m": "Δm by method, best on top; bars are 95 % intervals that include the baseline's variance. "
+    "Hollow diamonds are published values.",
+    "delta_m_cost": "Δm against the time of a training step. Lower left is better.",
     "tasks": "Every metric of every task, with 95 % intervals over seeds.",
     "pareto": "Two tasks against each other: means over seeds with 95 % intervals; steps are the front of a "
     "weight sweep, dashed lines the single-task baseline.",
@@ -36,7 +36,7 @@ CAPTIONS = {
 
 
 def pictures(comparison: Comparison, curves: pd.DataFrame) -> list[Picture]:
-    """Draw what the data allow, in the order of the page."""
+    """Draw the plots for which there are data, in the order of the page."""
     labels = [entry.label for entry in comparison.entries]
     look = looks([*labels, *comparison.fronts])
     with styled():

@@ -13,17 +13,17 @@ ALL_TASKS = "mean over tasks"
 
 
 def losses(curves: pd.DataFrame, kind: str, look: dict[str, Look]) -> Figure | None:
-    """Loss of every task; `kind` is train_loss or val_loss."""
+    """Plot the loss of every task; `kind` is train_loss or val_loss."""
     return _panels(curves, kind, look, "validation loss" if kind == "val_loss" else "training loss", log=True)
 
 
 def weights(curves: pd.DataFrame, look: dict[str, Look]) -> Figure | None:
-    """Every task's share of the weights, w / Σ|w|."""
+    """Plot every task's share of the weights, w / Σ|w|."""
     return _panels(curves, "weight", look, "share of the weights")
 
 
 def conflict(curves: pd.DataFrame, look: dict[str, Look]) -> Figure | None:
-    """Cosine between the gradients of two tasks; below zero they conflict."""
+    """Plot the cosine between the gradients of two tasks; below zero they conflict."""
     figure = _panels(curves, "cosine", look, "cosine of two tasks' gradients")
     if figure is not None:
         for axes in figure.axes:
@@ -39,7 +39,7 @@ def _panels(
         return None
     names = sorted(table["name"].unique())
     if len(names) > MOST_PANELS:
-        # So many panels show nothing; the mean curve has no band, since tasks are no sample.
+        # Too many panels to read; the mean has no band, since tasks are not a sample.
         table = table.groupby(["kind", "label", "step"], as_index=False)["mean"].mean()
         table = table.assign(name=ALL_TASKS, low=math.nan, high=math.nan)
         names = [ALL_TASKS]
@@ -54,7 +54,7 @@ def _panels(
             logarithmic(axes, "y", ticks=8)
             axes.set_ylim(
                 bottom=0.7 * float(table[table["name"] == name]["mean"].min())
-            )  # bands may reach zero
+            )  # bands may include zero
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     for axes in panels[max(len(names) - columns, 0) : len(names)]:

@@ -13,12 +13,12 @@ from multitask.evaluation.plots.style import BASE, INK, MUTED, Look, arms, legen
 from multitask.evaluation.statistics import Interval
 
 COST_TICKS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
-LONG_NAME = 20  # characters that stand above one panel
-MOST_PANELS = 12  # more metrics than this are drawn as a map
+LONG_NAME = 20  # characters that fit above one panel
+MOST_PANELS = 12  # more metrics than this are drawn as a heat map
 
 
 def delta_m(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
-    """Δm with its interval, best on top; hollow diamonds are figures that others published."""
+    """Plot Δm with its interval, best on top; hollow diamonds are published values."""
     measured = {entry.label: entry.delta_m for entry in comparison.entries if entry.delta_m}
     table = comparison.quoted[comparison.quoted["metric"] == DELTA_M]
     quoted = dict(zip(table["label"], table["value"], strict=True))
@@ -53,7 +53,7 @@ def _dot(axes, interval: Interval, place: float, look: Look) -> None:  # type: i
 
 
 def delta_m_cost(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
-    """Δm against seconds per step relative to the reference: what the better result costs."""
+    """Plot Δm against seconds per step relative to the reference."""
     known = [entry for entry in comparison.entries if entry.delta_m and not math.isnan(entry.cost.step_ratio)]
     if not known:
         return None
@@ -78,7 +78,7 @@ def delta_m_cost(comparison: Comparison, look: dict[str, Look]) -> Figure | None
 
 
 def tasks(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
-    """Every metric of every task: its gain over the baseline as bars; without one, or on a log axis, the metric."""
+    """Plot every metric's gain over the baseline as bars; without a baseline, or on a log axis, the metric itself."""
     directed = comparison.metrics[comparison.metrics["higher"].notna()]
     entries = comparison.entries
     if not entries or directed.empty:

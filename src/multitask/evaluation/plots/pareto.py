@@ -12,7 +12,7 @@ from multitask.evaluation.wording import arrow
 
 
 def pareto(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
-    """Scatter of two tasks; a swept method's settings are small and joined where nothing of it is better."""
+    """Plot two tasks against each other; a swept method's settings are small, and its front is joined."""
     drawn = plane(comparison)
     if drawn is None:
         return None
@@ -35,7 +35,7 @@ def pareto(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
             continue
         losses = losses_of(members, list(drawn.keys), drawn.higher)
         edge = np.unique(losses[on_front(losses)], axis=0) * signs(drawn.higher)
-        # Between two settings only the worse corner is certain, hence steps and no straight line.
+        # Between two settings only the worse corner is certain, hence steps instead of straight lines.
         axes.step(edge[:, 0], edge[:, 1], where="post", color=look[method].colour, linewidth=1)
         extra.append(Line2D([], [], color=look[method].colour, marker=".", linewidth=1,
                             label=f"{method}, {len(members)} settings"))  # fmt: skip

@@ -1,4 +1,4 @@
-"""One look for all pictures: a paper's column wide, colours that colour-blind readers tell apart."""
+"""The common style of all plots: one column of a paper wide, with colours for colour-blind readers."""
 
 import io
 import math
@@ -19,10 +19,10 @@ from multitask.evaluation.statistics import Interval
 
 Dash = Literal["-", "--", ":", "-."]
 
-WIDTH = 4.6  # inches: one column, and still legible on a telephone
+WIDTH = 4.6  # inches: one column, and still legible on a phone
 DPI = 250
 INK, MUTED, GRID, BASE = "#22262b", "#6b7280", "#e3e5e8", "#9aa0a8"
-# Okabe and Ito's colours without the yellow, which white paper swallows, and Tol's muted ones after them.
+# Okabe and Ito's colours without yellow, which is invisible on white, followed by Tol's muted ones.
 COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255", "#117733",
     "#999933", "#44aa99", "#aa4499",
@@ -31,7 +31,7 @@ MARKERS = "osD^vP<X>ph*"
 DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
 
 RC: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with Matplotlib, so every machine draws the same
+    "font.family": "DejaVu Sans",  # comes with Matplotlib, so that plots are the same on every machine
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.titleweight": "bold",
@@ -48,7 +48,7 @@ RC: dict[Any, Any] = {
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "text.color": INK,
-    "text.parse_math": False,  # a dollar sign in a variant is no formula
+    "text.parse_math": False,  # a variant may contain a dollar sign
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -74,7 +74,7 @@ class Look:
 
 
 def looks(labels: Iterable[str]) -> dict[str, Look]:
-    """A look a label, by alphabet, so that a method keeps its own when the order of merit changes."""
+    """Return one look per label, in alphabetical order, so that it does not depend on the ranking."""
     ordered = sorted(set(labels))
     return {
         label: Look(
@@ -85,14 +85,14 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
 
 
 def styled() -> AbstractContextManager[None]:
-    """Within it, every picture is drawn and saved; the user's own Matplotlib settings have no say."""
+    """Return the context in which plots are drawn and saved, without the user's Matplotlib settings."""
     return mpl.rc_context({**dict(mpl.rcParamsDefault), **RC, "backend": mpl.rcParams["backend"]})
 
 
 def new_figure(
     height: float, rows: int = 1, columns: int = 1, *, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with `rows` × `columns` axes; no window system is needed. Call it inside `styled`."""
+    """Return a figure with `rows` × `columns` axes, without a window system. Call it inside `styled`."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
@@ -102,7 +102,7 @@ def new_figure(
 def legend(
     figure: Figure, labels: Iterable[str], look: dict[str, Look], *, lines: bool, extra: tuple = ()
 ) -> None:
-    """One legend below the axes, in as many columns as the names allow."""
+    """Add one legend below the axes, in as many columns as fit."""
     names = list(labels)
     handles = [
         Line2D(
@@ -113,7 +113,7 @@ def legend(
     ] + list(extra)  # fmt: skip
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
     columns = max(1, min(4, int(WIDTH / (0.06 * longest + 0.45))))
-    # The legend comes on top of the height asked for, so that the axes keep theirs.
+    # The legend adds to the figure's height, so that the axes keep theirs.
     rows = math.ceil(len(handles) / columns)
     figure.set_size_inches(WIDTH, figure.get_size_inches()[1] + 0.16 * rows + 0.1)
     figure.legend(
@@ -122,14 +122,14 @@ def legend(
 
 
 def arms(interval: Interval) -> list[list[float]] | None:
-    """The error bar of an interval, below and above its mean, as Matplotlib takes it; None where there is none."""
+    """Return Matplotlib's error bar of an interval, below and above its mean; None if there is no interval."""
     if math.isnan(interval.half):
         return None
     return [[interval.mean - interval.low], [interval.high - interval.mean]]
 
 
 def logarithmic(axes: Axes, which: Literal["x", "y"], ticks: int) -> None:
-    """Give an axis of what is drawn a logarithmic scale, with plain numbers at about so many ticks."""
+    """Set an axis to a logarithmic scale with plain numbers at about ``ticks`` ticks."""
     getattr(axes, f"set_{which}scale")("log")
     axis: Axis = getattr(axes, f"{which}axis")
     low, high = axis.get_view_interval()
@@ -140,7 +140,7 @@ def logarithmic(axes: Axes, which: Literal["x", "y"], ticks: int) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, the same bytes every time."""
+    """Return the figure as a PNG with reproducible bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()

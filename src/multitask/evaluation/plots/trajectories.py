@@ -16,10 +16,10 @@ _COLUMNS = 3  # of panels
 
 
 @dataclass(frozen=True)
-class Way:
+class Trajectory:
     """The trajectory of one run.
 
-    ``steps``: ``trajectory.csv`` of the run; ``landscape``: its ``landscape.npz``, what lies under the way.
+    ``steps``: the run's ``trajectory.csv``; ``landscape``: its ``landscape.npz``.
     """
 
     method: str
@@ -27,8 +27,8 @@ class Way:
     landscape: dict[str, NDArray]
 
 
-def read_ways(source: Path) -> list[Way]:
-    """Read all runs under a folder that left a trajectory.
+def read_trajectories(source: Path) -> list[Trajectory]:
+    """Read the trajectories of all runs under a folder.
 
     Raises:
         ComparisonError: If there is none.
@@ -37,17 +37,17 @@ def read_ways(source: Path) -> list[Way]:
     for table in sorted(source.glob("**/trajectory.csv")):
         method = json.loads((table.parent / "run.json").read_text(encoding="utf-8"))["method"]
         with np.load(table.parent / "landscape.npz", allow_pickle=False) as file:
-            ways.append(Way(method, pd.read_csv(table), dict(file)))
+            ways.append(Trajectory(method, pd.read_csv(table), dict(file)))
     if not ways:
         raise ComparisonError(
-            f"source={source} holds no trajectory; make some with python scripts/train.py -m experiment=toy "
+            f"source={source} contains no trajectory; make some with python scripts/train.py -m experiment=toy "
             "weighting=weighted_sum,upgrad 'trunk.start=[-8.5,7.5],[-8.5,-5],[9,9]'."
         )
     return ways
 
 
-def draw_ways(ways: list[Way]) -> Figure:
-    """Draw the methods' panels over the objectives, the mean objective's contours and the Pareto set below them."""
+def draw_trajectories(ways: list[Trajectory]) -> Figure:
+    """Draw one panel per method over the mean objective's contours and the Pareto set."""
     methods = list(dict.fromkeys(way.method for way in ways))
     columns = min(_COLUMNS, len(methods))
     rows = -(-len(methods) // columns)
@@ -60,7 +60,7 @@ def draw_ways(ways: list[Way]) -> Figure:
     return figure
 
 
-def _panel(panel: Axes, method: str, ways: list[Way]) -> None:
+def _panel(panel: Axes, method: str, ways: list[Trajectory]) -> None:
     below = ways[0].landscape
     panel.contour(below["x1"], below["x2"], below["mean"].T, levels=25, cmap="Greys", linewidths=0.5)
     panel.plot(*below["pareto_set"].T, ".", color="tab:grey", markersize=3, zorder=2)

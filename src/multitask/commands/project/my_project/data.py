@@ -1,4 +1,4 @@
-"""Values of a wave, to be told from where it was measured."""
+"""Values of a wave, to be predicted from the position."""
 
 import torch
 
@@ -9,9 +9,9 @@ class Waves(DataModule):
     """Points of the plane with the value of a wave there, ``scalar``, and whether it is positive, ``side``.
 
     Args:
-        examples: How many in each split.
-        noise: Standard deviation of what is added to the values.
-        options: As of :class:`multitask.data.base.DataModule`.
+        examples: The number of examples of each split.
+        noise: Standard deviation of the noise added to the values.
+        options: Arguments of :class:`multitask.data.base.DataModule`.
     """
 
     def __init__(self, examples: int = 2000, noise: float = 0.1, **options: int) -> None:
@@ -20,7 +20,7 @@ class Waves(DataModule):
         self.noise = noise
 
     def load(self) -> dict[str, Split]:
-        """Return the three splits, the same whatever the seed of the run."""
+        """Return the three splits, which do not depend on the run's seed."""
         return {split: self._draw(number) for number, split in enumerate(("train", "val", "test"))}
 
     def _draw(self, seed: int) -> Split:

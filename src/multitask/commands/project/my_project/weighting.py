@@ -6,7 +6,7 @@ from multitask.weighting.base import Scalarization
 
 
 class SoftMinimum(Scalarization):
-    """The smooth minimum of the losses, −T · log Σ exp(−L / T): the task that does best leads.
+    """The smooth minimum of the losses, −T · log Σ exp(−L / T): the smallest loss gets the largest weight.
 
     Args:
         temperature: T; the larger, the more equal the weights.
@@ -18,7 +18,7 @@ class SoftMinimum(Scalarization):
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
         if temperature <= 0:
-            raise ValueError(f"weighting.temperature={temperature} has to be positive.")
+            raise ValueError(f"weighting.temperature={temperature} must be positive.")
         self.temperature = temperature
 
     def forward(self, losses: Tensor) -> Tensor:

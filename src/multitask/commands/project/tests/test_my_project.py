@@ -1,4 +1,4 @@
-"""The additions of this project."""
+"""Tests of this project's data set, weighting and experiment."""
 
 import json
 import subprocess

@@ -14,6 +14,7 @@ FOLDERS = {
         ROOT / "data" / "NOTICE.md",
         *(ROOT / "data").glob("*_5k.npz"),
         ROOT / "data" / "abalone.csv.gz",
+        ROOT / "data" / "speeches.tsv.gz",
     ],
 }
 SOURCES = {"configs": ROOT / "configs", "embedded": ROOT / "data"}

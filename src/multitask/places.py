@@ -14,7 +14,7 @@ CONFIGS = (_PACKAGE if _INSTALLED else _CHECKOUT) / "configs"
 EMBEDDED = _PACKAGE / "embedded" if _INSTALLED else _CHECKOUT / "data"
 """The folder of the data sets included in the package."""
 
-EMBEDDED_FILES = ("abalone.csv.gz", "fashion_mnist_5k.npz", "mnist_5k.npz")
+EMBEDDED_FILES = ("abalone.csv.gz", "fashion_mnist_5k.npz", "mnist_5k.npz", "speeches.tsv.gz")
 """Their names in it."""
 
 ROOT = "MULTITASK_ROOT"

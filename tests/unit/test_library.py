@@ -38,7 +38,7 @@ ROOMS = [
     "weighting",
     "gradients",
     "randomness",
-    "quiet_wandb",
+    "quiet_loggers",
     "terminal",
     "private",
     "places",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from multitask import quiet_wandb  # noqa: F401  # isort: skip
+from multitask import quiet_loggers  # noqa: F401  # isort: skip
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr

@@ -58,6 +58,7 @@ class Encoder(nn.Module):
         if lora is not None:
             peft = imported("peft", "huggingface", "trunk.lora")
             peft.inject_adapter_in_model(peft.LoraConfig(**lora), self.model)
+        self.model.train()  # weights from a folder come in eval mode, without dropout, and Lightning leaves them so
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Return the last hidden states, given the inputs ``[batch, tokens]`` by name."""

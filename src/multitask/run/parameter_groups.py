@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from inspect import signature
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -27,7 +29,7 @@ class Grouped:
 
     def __init__(
         self,
-        make: Callable[[Groups], Optimizer],
+        make: Callable[..., Optimizer],
         settings: Mapping[str, Mapping[str, Any]],
         module: nn.Module,
     ) -> None:
@@ -39,7 +41,8 @@ class Grouped:
         """Return the optimizer.
 
         Raises:
-            ConfigError: If a pattern matches nothing, a parameter matches two, or the optimizer lacks a setting.
+            ConfigError: If a pattern matches nothing, a parameter matches two, the optimizer lacks a setting, or it
+                rejects a value.
         """
         names = {id(p): name for name, p in self.module.named_parameters()}
         pattern_of = {name: self._pattern(name) for name in names.values()}
@@ -61,7 +64,17 @@ class Grouped:
                         f"{_KEY}: '{pattern}' sets {key}, which {type(optimizer).__name__} does not have; "
                         f"{choices(key, optimizer.defaults)}"
                     )
+            self._check_values(pattern, settings)
         return optimizer
+
+    def _check_values(self, pattern: str, settings: Mapping[str, Any]) -> None:
+        """Reject values that the optimizer rejects as its own; it does not check those of groups."""
+        takes = signature(self.make).parameters
+        try:
+            own = {key: value for key, value in settings.items() if key in takes}
+            self.make([{"params": [nn.Parameter(torch.zeros(1))]}], **own)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{_KEY}: '{pattern}' has {dict(settings)} ({error}); change the value.") from error
 
     def _pattern(self, name: str) -> str | None:
         found = [pattern for pattern in self.settings if fnmatchcase(name, pattern)]

@@ -86,9 +86,11 @@ def _task_names(*, _root_: DictConfig) -> list[str]:
     return [str(name) for name, node in _root_.tasks.items() if "head" in node]
 
 
-def _run_tags(*, _root_: DictConfig) -> list[str]:
-    """Return method, data set and the user's own tags."""
-    return [str(_root_.method), str(HydraConfig.get().runtime.choices["data"]), *(_root_.get("tags") or [])]
+def _run_tags(separator: str | None = None, *, _root_: DictConfig) -> list[str] | str:
+    """Return method, data set and the user's own tags, as one string where there is a separator."""
+    data = str(HydraConfig.get().runtime.choices["data"])
+    tags = [str(tag) for tag in (_root_.method, data, *(_root_.get("tags") or []))]
+    return tags if separator is None else separator.join(tags)
 
 
 def _targets(*, _root_: DictConfig) -> list[str] | None:

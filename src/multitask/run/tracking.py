@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CometLogger, Logger, WandbLogger
 
-from multitask import quiet_wandb  # noqa: F401
+from multitask import quiet_loggers  # noqa: F401
 from multitask.errors import ConfigError
 from multitask.private import leave_out_anonymous
 
@@ -31,9 +31,9 @@ class Comet(CometLogger):
     """Lightning's Comet logger, except that ``online=False`` writes an archive; Lightning's would log nothing."""
 
     def __init__(self, *, api_key: str | None = None, online: bool | None = None, **options: Any) -> None:
-        super().__init__(api_key=api_key, online=online, **options)
         own = signature(CometLogger.__init__).parameters
         self._settings = {key: value for key, value in options.items() if key not in own}
+        super().__init__(api_key=api_key, online=online, **options)  # opens the experiment
 
     def _create_experiment(self) -> None:
         import comet_ml

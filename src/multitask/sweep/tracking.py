@@ -28,7 +28,7 @@ def log(config: DictConfig, summary: Summary, folder: Path) -> None:
     mode: Any = logger.get("mode", "online") if logger else "disabled"
     if mode == "disabled":
         return
-    from multitask import quiet_wandb  # noqa: F401  # isort: skip
+    from multitask import quiet_loggers  # noqa: F401  # isort: skip
     import wandb  # deferred, for a fast start
 
     # One id for the sweep, also when it is resumed.

@@ -83,7 +83,10 @@ def test_low_rank_updates_start_at_the_folder_s_weights(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     Encoder(config=KEYS).model.save_pretrained(tmp_path)
     given = {"input_ids": torch.tensor([[1, 2, 3]])}
-    whole, updated = Encoder(str(tmp_path)).eval(), Encoder(str(tmp_path), lora=LORA).eval()
+    whole, updated = Encoder(str(tmp_path)), Encoder(str(tmp_path), lora=LORA)
+    # Ready to train: an encoder in eval mode would be trained without its dropout.
+    assert all(part.training for encoder in (whole, updated) for part in encoder.modules())
+    whole, updated = whole.eval(), updated.eval()
     assert torch.equal(whole(**given), updated(**given))
     trained = {name for name, p in updated.named_parameters() if p.requires_grad}
     assert len(trained) == 4

@@ -67,9 +67,13 @@ def test_no_group_is_left_empty() -> None:
             r"'tasks\.lft\.\*' matches no parameter; did you mean 'tasks\.left\.\*'\?",
         ),
         ({"trunk.*": {"lrr": 1.0}}, r"'trunk\.\*' sets lrr, which AdamW does not have; did you mean 'lr'\?"),
+        ({"trunk.*": {"lr": -1.0}}, r"'trunk\.\*' has \{'lr': -1\.0\} \(Invalid learning rate: -1\.0\); change"),
+        ({"trunk.*": {"lr": "high"}}, r"'trunk\.\*' has \{'lr': 'high'\} \("),
+        ({"trunk.*": {"betas": [0.9, 1.5]}}, r"'trunk\.\*' has \{'betas': .*\(Invalid beta"),
+        ({"tasks.*": {"weight_decay": -0.1}}, r"'tasks\.\*' has .*\(Invalid weight_decay"),
     ],
 )
-def test_what_would_do_nothing_is_refused(settings: dict[str, dict[str, Any]], sentence: str) -> None:
+def test_what_cannot_be_set_is_refused(settings: dict[str, dict[str, Any]], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         made(settings)
 

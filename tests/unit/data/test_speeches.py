@@ -1,0 +1,68 @@
+"""Real sentences with party and year: split by address, words known by the training split alone."""
+
+import csv
+import gzip
+from pathlib import Path
+
+import pytest
+import torch
+
+from multitask.data.speeches import PARTIES, START, UNKNOWN, Speeches, tokens
+
+FILE = Path(__file__).parents[3] / "data" / "speeches.tsv.gz"
+
+
+@pytest.fixture(scope="module")
+def speeches() -> Speeches:
+    data = Speeches(str(FILE))
+    data.setup("fit")
+    return data
+
+
+def test_all_sentences_of_an_address_are_in_one_split(speeches: Speeches) -> None:
+    by_split = [
+        {float(split[index]["year"]) for index in range(len(split))} for split in speeches.splits.values()
+    ]
+    assert sum(map(len, speeches.splits.values())) == 6907
+    # Outgoing and incoming presidents both spoke in a few years; no other year is in two splits.
+    rows = list(csv.DictReader(gzip.open(FILE, "rt", encoding="utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE))
+    speakers: dict[float, set[str]] = {}
+    for row in rows:
+        speakers.setdefault(float(row["year"]), set()).add(row["president"])
+    twice = {year for year, names in speakers.items() if len(names) > 1}
+    for one, two in ((0, 1), (0, 2), (1, 2)):
+        assert by_split[one] & by_split[two] <= twice
+
+
+def test_labels_are_those_of_who_spoke(speeches: Speeches) -> None:
+    found = {}
+    for split in speeches.splits.values():
+        for index in range(len(split)):
+            found.setdefault(int(split[index]["year"]), int(split[index]["party"]))
+    assert found[1790] == len(PARTIES)  # Washington, of no party
+    assert found[1805] == PARTIES.index("Democratic-Republican")
+    assert found[1862] == PARTIES.index("Republican")
+    assert found[1936] == PARTIES.index("Democratic")
+
+
+def test_an_id_is_a_word_of_the_training_split(tmp_path: Path) -> None:
+    lines = gzip.decompress(FILE.read_bytes()).decode().splitlines()[: 30 * 10 + 1]
+    (tmp_path / "few.tsv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    data = Speeches(str(tmp_path / "few.tsv.gz"), vocabulary=50)
+    data.setup("fit")
+    for name, split in data.splits.items():
+        ids = torch.cat([split[index]["inputs"]["input_ids"] for index in range(len(split))])
+        assert ids.max() < 50, name
+        assert (ids == START).sum() == len(split)
+        assert (ids == UNKNOWN).any()
+
+
+def test_numbers_are_one_token() -> None:
+    assert tokens("In 1862, $1,000.50 weren't spent.") == ["in", "#", "$", "#", "weren't", "spent", "."]
+
+
+def test_a_missing_file_and_too_few_words_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^data.vocabulary=2 is too small"):
+        Speeches(str(FILE), vocabulary=2)
+    with pytest.raises(FileNotFoundError, match=r"^data.path=.*none.gz does not exist"):
+        Speeches(str(tmp_path / "none.gz")).setup("fit")

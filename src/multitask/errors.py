@@ -100,7 +100,9 @@ def one_sentence(error: BaseException) -> str | None:
 
 
 def _instantiation(error: InstantiationException) -> str:
-    cause = _root_cause(error)
+    cause: BaseException = error
+    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+        cause = cause.__cause__  # what was raised, which says more to the user than what it was raised from
     if isinstance(cause, ConfigError):
         return str(cause)
     _, marked, key = str(error).partition("full_key: ")
@@ -148,12 +150,6 @@ def _unknown_key(error: OmegaConfBaseException) -> str | None:
         f"{full_key} is not a key of {where or 'the config'}; {choices(str(error.key), keys, 1 if where else 2)} "
         f"Write +{full_key}=… to add it{f', if {target} takes it' if target else ''}."
     )
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _flat(text: str) -> str:

@@ -156,7 +156,7 @@ def check_rule(
     if rule != "sampled" and (temperature != 1.0 or ratios is not None):
         key = "ratios" if ratios is not None else "temperature"
         raise ValueError(f"data.{key} does nothing with data.rule={rule}; set data.rule=sampled.")
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"data.temperature={temperature} must be positive.")
     if ratios is None:
         return

@@ -68,12 +68,15 @@ def points(key: str, given: Sequence[Sequence[float]]) -> tuple[list[float], lis
     """Return the times and the weights of points ``[[time, weight], …]``.
 
     Raises:
-        ValueError: If there is no point, or the times do not rise, naming the key.
+        ValueError: If they are no pairs of finite numbers, or the times do not rise, naming the key.
     """
-    key = f"{key}={[list(point) for point in given]}"
-    if not given or any(len(point) != 2 for point in given):
-        raise ValueError(f"{key} must be a list of [time, weight] pairs.")
-    times, weights = ([float(number) for number in column] for column in zip(*given, strict=True))
+    key = f"{key}={given}"
+    try:
+        [*times], [*weights] = np.array(given, dtype=float).T.tolist()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key} must be a list of [time, weight] pairs.") from error
+    if not np.isfinite([*times, *weights]).all():
+        raise ValueError(f"{key} must have finite numbers.")
     if any(later <= earlier for earlier, later in itertools.pairwise(times)):
         raise ValueError(f"{key} must have rising times.")
     return times, weights

@@ -109,6 +109,7 @@ def test_proportional_shows_every_example_once():
         ({}, (2000.0, 500.0, 250.0)),
         ({"temperature": 2.0}, (2000**0.5, 500**0.5, 250**0.5)),
         ({"temperature": 1e9}, (1.0, 1.0, 1.0)),
+        ({"temperature": 1e-9}, (1.0, 0.0, 0.0)),  # though 2000 to the power of 1e9 is no float
         ({"ratios": {"s0": 1, "s1": 2, "s2": 1}}, (1.0, 2.0, 1.0)),
     ],
 )
@@ -122,12 +123,12 @@ def test_sources_are_sampled_by_temperature_or_ratios(options: dict[str, Any], s
         labels = [[int(batch[f"s{i}"].ge(0).sum()) for batch in loader] for i in range(3)]
         seen += Counter({i: sum(counts) for i, counts in enumerate(labels)})
         # Drawn example by example: the parts of a batch differ from batch to batch.
-        assert len(set(labels[0])) > 3
+        assert len(set(labels[0])) > 3 or not all(shares)
     assert seen.total() == 3 * 2750
     for i, share in enumerate(shares):
         p = share / sum(shares)
         # Five standard deviations of a binomial.
-        assert abs(seen[i] - 8250 * p) < 5 * (8250 * p * (1 - p)) ** 0.5
+        assert abs(seen[i] - 8250 * p) <= 5 * (8250 * p * (1 - p)) ** 0.5
 
 
 def test_a_source_that_is_sampled_often_shows_its_examples_evenly():

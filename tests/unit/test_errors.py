@@ -1,0 +1,22 @@
+"""What an error in a config is to the user: the sentence that was written for it."""
+
+import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from multitask.errors import one_sentence
+
+
+def fails() -> None:
+    try:
+        raise OSError("what some library says of it")
+    except OSError as error:
+        raise ValueError("trunk.folder=/x has no model.") from error
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_sentence_is_that_of_who_raised_it(nested: bool) -> None:
+    node = {"_target_": f"{__name__}.fails"}
+    with pytest.raises(InstantiationException) as caught:
+        instantiate({"trunk": {"_target_": "builtins.dict", "inner": node} if nested else node})
+    assert (one_sentence(caught.value) or "").endswith("trunk.folder=/x has no model.")

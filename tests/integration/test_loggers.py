@@ -1,6 +1,8 @@
 """Every logger that is chosen gets what metrics.csv gets, and the run's config."""
 
+import json
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -32,12 +34,18 @@ def curve(folder: Path, key: str = CURVE) -> list[tuple[int, float]]:
 
 
 @pytest.mark.slow
-def test_tensorboard_gets_curves_and_config(scripts: Scripts) -> None:
+def test_each_of_several_loggers_gets_curves_config_and_tags(scripts: Scripts) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("comet_ml")
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    ran = scripts.run("logger=tensorboard", *SMALL)
+    ran = scripts.run("logger=[wandb,tensorboard,mlflow,comet]", "tags=[first,try]", *SMALL)
     assert ran.code == 0, ran.err
+    # Nobody talks about what went well.
+    assert "COMET" not in ran.err
+    target = "multitask.weighting.upgrad.UPGrad"
+
     board = EventAccumulator(str(ran.folder / "tensorboard"))
     board.Reload()
     for key in (CURVE, "weight/right"):
@@ -45,39 +53,35 @@ def test_tensorboard_gets_curves_and_config(scripts: Scripts) -> None:
         assert events == [(step, pytest.approx(value)) for step, value in curve(ran.folder, key)]
     assert "val/mean/accuracy" in board.Tags()["scalars"]
     config = yaml.safe_load((ran.folder / "tensorboard" / "hparams.yaml").read_text())
-    assert config["weighting"]["_target_"] == "multitask.weighting.upgrad.UPGrad"
+    assert config["weighting"]["_target_"] == target
     assert "git_commit" in config
 
-
-@pytest.mark.slow
-def test_mlflow_gets_curves_config_and_the_run_s_end(scripts: Scripts) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    ran = scripts.run("logger=[mlflow,wandb]", *SMALL)
-    assert ran.code == 0, ran.err
-    failed = scripts.run("logger=mlflow", "seed=1", *SMALL, "optimizer.lr=1e30")
-    assert failed.code == 1
     client = mlflow.MlflowClient(f"sqlite:///{scripts.logs}/mlflow.db")
-    experiment = client.get_experiment_by_name("multi_mnist")
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert {name: run.info.status for name, run in runs.items()} == {
-        "upgrad-seed0": "FINISHED",
-        "upgrad-seed1": "FAILED",
-    }
-    run = runs["upgrad-seed0"]
+    (run,) = client.search_runs([client.get_experiment_by_name("multi_mnist").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("upgrad-seed0", "FINISHED")
     history = sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, CURVE))
     assert history == [(step, pytest.approx(value)) for step, value in curve(ran.folder)]
-    assert run.data.params["weighting/_target_"] == "multitask.weighting.upgrad.UPGrad"
+    assert run.data.params["weighting/_target_"] == target
     assert run.data.tags["run_folder"] == str(ran.folder)
-    # Several at once: W&B has the run, too.
+    assert run.data.tags["tags"] == "upgrad, multi_mnist, first, try"
+
+    (archive,) = ran.folder.glob("*.zip")
+    with zipfile.ZipFile(archive) as files:
+        said = [json.loads(line)["payload"] for line in files.read("messages.json").splitlines()]
+    metrics = [payload["metric"] for payload in said if "metric" in payload]
+    logged = {(m["step"], m["metricValue"]) for m in metrics if m["metricName"] == CURVE}
+    assert sorted(logged) == [(step, pytest.approx(value)) for step, value in curve(ran.folder)]
+    assert any(payload.get("param", {}).get("paramValue") == target for payload in said)
     assert list(ran.folder.glob("wandb/offline-run-*"))
 
 
 @pytest.mark.slow
-def test_comet_writes_an_archive_without_network(scripts: Scripts) -> None:
-    pytest.importorskip("comet_ml")
-    ran = scripts.run("logger=comet", *SMALL)
-    assert ran.code == 0, ran.err
-    assert list(ran.folder.glob("*.zip"))
+def test_mlflow_knows_a_run_that_failed(scripts: Scripts) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    assert scripts.run("logger=mlflow", *SMALL, "optimizer.lr=1e30").code == 1
+    client = mlflow.MlflowClient(f"sqlite:///{scripts.logs}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("multi_mnist").experiment_id])
+    assert run.info.status == "FAILED"
 
 
 @pytest.mark.parametrize("name", [name for name in LOGGERS if name not in ("csv", "wandb")])

@@ -44,7 +44,9 @@ class Schedule(Callback):
                 )
             first, end = given.get("from_epoch") or 0, given.get("until_epoch")
             if not all(isinstance(epoch, int) for epoch in (first, 0 if end is None else end)):
-                raise ConfigError(f"{key}: from_epoch={first} and until_epoch={end} have to be whole numbers.")
+                raise ConfigError(
+                    f"{key}: from_epoch={first} and until_epoch={end} have to be whole numbers."
+                )
             if first < 0 or (end is not None and end <= first):
                 raise ConfigError(
                     f"{key} leaves no epoch between from_epoch={first} and until_epoch={end}; raise the latter."

@@ -100,7 +100,9 @@ class PerTask(Lazy):
         self._each = [sizes.get(part.name, self.batch_size) for part in parts["train"]]
         largest = max(self._sizes)  # the shares are relative to it, which no temperature is too small for
         self._shares = [
-            (part.size / largest) ** (1 / self.temperature) if self.ratios is None else float(self.ratios[part.name])
+            (part.size / largest) ** (1 / self.temperature)
+            if self.ratios is None
+            else float(self.ratios[part.name])
             for part in parts["train"]
         ]
         return {split: join(of_split) for split, of_split in parts.items()}

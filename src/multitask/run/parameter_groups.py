@@ -74,7 +74,9 @@ class Grouped:
             own = {key: value for key, value in settings.items() if key in takes}
             self.make([{"params": [nn.Parameter(torch.zeros(1))]}], **own)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{_KEY}: '{pattern}' has {dict(settings)} ({error}); change the value.") from error
+            raise ConfigError(
+                f"{_KEY}: '{pattern}' has {dict(settings)} ({error}); change the value."
+            ) from error
 
     def _pattern(self, name: str) -> str | None:
         found = [pattern for pattern in self.settings if fnmatchcase(name, pattern)]

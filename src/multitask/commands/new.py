@@ -25,7 +25,12 @@ def command() -> None:
         sys.exit(f"error: {folder} exists already; choose another folder.")
     if name in _FOLDERS or find_spec(name) is not None:
         sys.exit(f"error: {name} is the name of another package or folder; choose one such as {_NAME}.")
-    write(files("multitask.commands").joinpath("project"), folder, name)
+    try:
+        write(files("multitask.commands").joinpath("project"), folder, name)
+    except OSError as error:
+        sys.exit(
+            f"error: cannot write {error.filename}: {error.strerror}; choose a writable folder."
+        )
     print(f"cd {folder}\nmultitask train experiment=waves\npython -m pytest")
 
 

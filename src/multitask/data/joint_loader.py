@@ -1,5 +1,6 @@
 """Training batches drawn from several data sets."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal, get_args
@@ -156,7 +157,7 @@ def check_rule(
     if rule != "sampled" and (temperature != 1.0 or ratios is not None):
         key = "ratios" if ratios is not None else "temperature"
         raise ValueError(f"data.{key} does nothing with data.rule={rule}; set data.rule=sampled.")
-    if not temperature > 0:
+    if not isinstance(temperature, int | float) or not temperature > 0:
         raise ValueError(f"data.temperature={temperature} must be positive.")
     if ratios is None:
         return
@@ -166,7 +167,7 @@ def check_rule(
         raise ValueError(
             f"data.ratios names {', '.join(ratios)}; give a number for each of {', '.join(sources)}."
         )
-    if min(ratios.values()) <= 0:
+    if not all(isinstance(ratio, int | float) and 0 < ratio < math.inf for ratio in ratios.values()):
         raise ValueError(
-            f"data.ratios={dict(ratios)}: each must be positive; to exclude a source, omit its tasks."
+            f"data.ratios={dict(ratios)}: each must be a positive number; to exclude a source, omit its tasks."
         )

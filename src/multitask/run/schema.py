@@ -1,16 +1,14 @@
 """Types, choices and ranges of config keys, checked without heavy imports; their defaults are in the YAML files."""
 
-import math
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from multitask.errors import ConfigError, choices
 
 Amount = Annotated[float, Ge(0)]
-Positive = Annotated[float, Gt(0)]
 Natural = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
 Several = Annotated[int, Ge(2)]
@@ -55,9 +53,6 @@ TRAIN: Schema = {
     "data.eval_batch_size": Count,
     "data.drop_last": bool,
     "data.num_workers": Natural,
-    "data.temperature": Positive,
-    "data.ratios": dict[str, Annotated[Positive, Lt(math.inf)]] | None,
-    "data.batch_sizes": dict[str, Count] | None,
     "optimizer.lr": Amount,
     "optimizer.weight_decay": Amount,
     "optimizer.momentum": Amount,
@@ -146,12 +141,9 @@ def _described(wanted: dict[str, Any]) -> str:
             return "a list of names in brackets"
         case {"type": "array", "items": items}:
             return f"a list in brackets, each {_described(items)}"
-        case {"type": "object", "additionalProperties": {"type": "object"}}:
+        case {"type": "object"}:
             return "settings by name in braces"
-        case {"type": "object", "additionalProperties": items}:
-            return f"names in braces, each with {_described(items)}"
         case {"type": "integer" | "number" as kind}:
             bound = f" of at least {wanted['minimum']:g}" if "minimum" in wanted else ""
-            bound += f" above {wanted['exclusiveMinimum']:g}" if "exclusiveMinimum" in wanted else ""
             return f"a {'whole ' if kind == 'integer' else ''}number{bound}"
     return {"null": "null", "boolean": "true or false", "string": "a name"}[wanted["type"]]

@@ -89,10 +89,11 @@ def test_a_project_is_of_the_name_that_is_given(tmp_path: Path) -> None:
         ("torch", "torch is the name of another package or folder; choose one such as my_project."),
         ("tests", "tests is the name of another package or folder; choose one such as my_project."),
         ("there", "there exists already; choose another folder."),
+        ("there/tides", "cannot write there/tides: Not a directory; choose a writable folder."),
     ],
 )
 def test_a_project_that_could_not_work_is_refused(tmp_path: Path, name: str, sentence: str) -> None:
-    (tmp_path / "there").mkdir()
+    (tmp_path / "there").touch()
     done = multitask("new", name, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, f"error: {sentence}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

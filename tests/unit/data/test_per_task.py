@@ -1,5 +1,6 @@
 """One data set per task: which examples a batch holds, what is missing in it, and where a run resumes."""
 
+import math
 from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
@@ -149,7 +150,11 @@ def test_a_source_that_is_sampled_often_shows_its_examples_evenly():
         ),
         ("sampled", {"temperature": 0.0}, r"data\.temperature=0\.0 must be positive"),
         ("sampled", {"ratios": {"s0": 1}}, r"data\.ratios names s0; give a number for each of s0, s1"),
-        ("sampled", {"ratios": {"s0": 1, "s1": 0}}, r"each must be positive"),
+        ("sampled", {"temperature": math.nan}, r"data\.temperature=nan must be positive"),
+        ("sampled", {"temperature": "high"}, r"data\.temperature=high must be positive"),
+        ("sampled", {"ratios": {"s0": 1, "s1": 0}}, r"each must be a positive number"),
+        ("sampled", {"ratios": {"s0": 1, "s1": math.inf}}, r"each must be a positive number"),
+        ("sampled", {"ratios": {"s0": 1, "s1": "a"}}, r"each must be a positive number"),
         ("sampled", {"ratios": {"s0": 1, "s1": 1}, "temperature": 2.0}, r"give only one"),
         ("proportional", {"batch_sizes": {"s0": 1}}, r"data\.batch_sizes does nothing with data\.rule=prop"),
         ("cycle", {"batch_sizes": {"s7": 1}}, r"data\.batch_sizes names s7; the sources are s0, s1"),

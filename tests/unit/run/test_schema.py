@@ -20,8 +20,6 @@ from multitask.run.schema import BENCHMARK, COMPARE, TRAIN, Schema, check_values
         (TRAIN, "trainer.max_steps", True, "trainer.max_steps=True is not a whole number of at least -1."),
         (TRAIN, "trainer.gradient_clip_val", float("nan"), "=nan is not a number of at least 0, or null."),
         (TRAIN, "trainer.gradient_clip_algorithm", "nrm", "or null; did you mean 'norm'? Choices: norm, value."),
-        (TRAIN, "data.temperature", float("nan"), "data.temperature=nan is not a number above 0."),
-        (TRAIN, "data.ratios", {"a": float("inf")}, "is not names in braces, each with a number above 0, or null."),
         (TRAIN, "parameter_groups", {"trunk.*": 5}, "={'trunk.*': 5} is not settings by name in braces, or null."),
         (TRAIN, "callbacks.schedule.tasks", ["right"], "=['right'] is not settings by name in braces, or null."),
         (TRAIN, "callbacks.per_task.patience", 1.5, "patience=1.5 is not a whole number of at least 1, or null."),

@@ -101,8 +101,9 @@ def one_sentence(error: BaseException) -> str | None:
 
 def _instantiation(error: InstantiationException) -> str:
     cause: BaseException = error
-    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-        cause = cause.__cause__  # what was raised, which says more to the user than what it was raised from
+    # What was raised says more than what it was raised from, but for what cannot be imported.
+    while isinstance(cause, InstantiationException | ImportError) and cause.__cause__ is not None:
+        cause = cause.__cause__
     if isinstance(cause, ConfigError):
         return str(cause)
     _, marked, key = str(error).partition("full_key: ")

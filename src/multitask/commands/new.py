@@ -28,9 +28,7 @@ def command() -> None:
     try:
         write(files("multitask.commands").joinpath("project"), folder, name)
     except OSError as error:
-        sys.exit(
-            f"error: cannot write {error.filename}: {error.strerror}; choose a writable folder."
-        )
+        sys.exit(f"error: cannot write {error.filename}: {error.strerror}; choose a writable folder.")
     print(f"cd {folder}\nmultitask train experiment=waves\npython -m pytest")
 
 

@@ -39,7 +39,10 @@ class Encoder(nn.Module):
         if folder is not None:
             try:
                 settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            except (OSError, ValueError) as error:  # ValueError: neither a folder nor the name of a repository
+            except (
+                OSError,
+                ValueError,
+            ) as error:  # ValueError: neither a folder nor the name of a repository
                 raise ValueError(f"trunk.folder={folder} has no model saved by save_pretrained.") from error
         else:
             kind = (config or {}).get("model_type")

@@ -150,7 +150,10 @@ def test_losses_of_a_model_of_ones_own_are_switched_too() -> None:
         ({"t0": {"weight": [0, 1]}}, r"must be a list of \[time, weight\] pairs"),
         ({"t0": {"weight": [[0, float("nan")]]}}, r"must have finite numbers"),
         ({"t0": {"from_epoch": "first"}}, r"\.t0: from_epoch=first and .* have to be whole numbers"),
-        ({f"t{i}": {"from_epoch": 1} for i in range(3)}, r"switches off all tasks in epoch 0, counted from 0"),
+        (
+            {f"t{i}": {"from_epoch": 1} for i in range(3)},
+            r"switches off all tasks in epoch 0, counted from 0",
+        ),
         ({f"t{i}": {"weight": [[2, 1], [3, 0]]} for i in range(3)}, r"switches off all tasks in epoch 3"),
     ],
 )

@@ -67,7 +67,10 @@ def test_no_group_is_left_empty() -> None:
             r"'tasks\.lft\.\*' matches no parameter; did you mean 'tasks\.left\.\*'\?",
         ),
         ({"trunk.*": {"lrr": 1.0}}, r"'trunk\.\*' sets lrr, which AdamW does not have; did you mean 'lr'\?"),
-        ({"trunk.*": {"lr": -1.0}}, r"'trunk\.\*' has \{'lr': -1\.0\} \(Invalid learning rate: -1\.0\); change"),
+        (
+            {"trunk.*": {"lr": -1.0}},
+            r"'trunk\.\*' has \{'lr': -1\.0\} \(Invalid learning rate: -1\.0\); change",
+        ),
         ({"trunk.*": {"lr": "high"}}, r"'trunk\.\*' has \{'lr': 'high'\} \("),
         ({"trunk.*": {"betas": [0.9, 1.5]}}, r"'trunk\.\*' has \{'betas': .*\(Invalid beta"),
         ({"tasks.*": {"weight_decay": -0.1}}, r"'tasks\.\*' has .*\(Invalid weight_decay"),

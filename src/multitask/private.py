@@ -16,20 +16,23 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
 
-def raise_errors_of_composition(check: Callable[[ConfigLoader, list[str]], None]) -> None:
-    """Let Hydra raise what goes wrong while it composes the config to find its mode, in half the time.
+def compose_once(check: Callable[[ConfigLoader, list[str]], None]) -> None:
+    """Let Hydra raise what goes wrong while it composes the config to find its mode, and keep what it composed.
 
-    hydra-core 1.3.8 composes for ``hydra.mode``, swallows any error, and composes again to meet the same one:
-    https://github.com/hydra-ecosystem/hydra/issues/3440.
+    hydra-core 1.3.8 composes for ``hydra.mode``, swallows any error, and composes again to run, to the same config or
+    error: https://github.com/hydra-ecosystem/hydra/issues/3440.
 
     Args:
         check: What to check before, given the loader and the overrides.
     """
     from hydra._internal.hydra import Hydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     def get_mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-        check(hydra.config_loader, overrides)
+        loader, count = hydra.config_loader, len(overrides)
+        check(loader, overrides)
         config = hydra.compose_config(
             config_name=config_name,
             overrides=overrides,
@@ -37,6 +40,17 @@ def raise_errors_of_composition(check: Callable[[ConfigLoader, list[str]], None]
             with_log_configuration=False,
             validate_sweep_overrides=False,
         )
+
+        def kept(overrides: list[str], run_mode: RunMode, **_: Any) -> Any:
+            del loader.load_configuration  # the jobs of a sweep are composed
+            config.hydra.mode = run_mode
+            config.hydra.overrides.hydra.extend(overrides[count:])  # Hydra adds its mode
+            return config
+
+        swept = any(each.is_sweep_override() for each in OverridesParser.create().parse_overrides(overrides))
+        # A run refuses what a sweep passes: several values, and a group that has to be chosen.
+        if not swept and not OmegaConf.missing_keys(config.hydra.runtime.choices):
+            loader.load_configuration = kept  # type: ignore[method-assign, assignment]
         return config.hydra.mode
 
     Hydra.get_mode = get_mode  # type: ignore[method-assign, assignment]

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.errors import ConfigCompositionException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.functional import conv2d, embedding
 
@@ -72,14 +75,48 @@ def has(where: Any, *names: str) -> None:
     assert not missing, f"{type(where).__name__} has no {', '.join(missing)} any more"
 
 
-def test_raise_errors_of_composition() -> None:
-    from inspect import signature
-
+@pytest.fixture
+def hydra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Hydra over a config of one value and one group that has to be chosen."""
+    from hydra import initialize_config_dir
     from hydra._internal.hydra import Hydra
+    from hydra.core.global_hydra import GlobalHydra
 
-    assert {"config_name", "overrides"} <= set(signature(Hydra.get_mode).parameters)
-    wanted = {"config_name", "overrides", "run_mode", "with_log_configuration", "validate_sweep_overrides"}
-    assert wanted <= set(signature(Hydra.compose_config).parameters)
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group" / "one.yaml").write_text("")
+    (tmp_path / "main.yaml").write_text("defaults: [{group: '???'}, _self_]\nvalue: 1\n")
+    monkeypatch.setattr(Hydra, "get_mode", Hydra.get_mode)
+    private.compose_once(lambda loader, overrides: None)
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        yield GlobalHydra.instance().hydra
+
+
+@pytest.mark.parametrize("mode", ["RUN", "MULTIRUN"])
+@pytest.mark.parametrize("more", [[], ["hydra.mode=RUN"]])
+def test_compose_once_keeps_what_was_composed_for_the_mode(hydra: Any, mode: str, more: list[str]) -> None:
+    given, run_mode = ["group=one", "value=2", "hydra.job.name=x", *more], RunMode[mode]
+    assert hydra.get_mode("main", given) == (RunMode.RUN if more else None)
+    given.append(f"hydra.mode={mode}")
+    kept, other, composed = (hydra.compose_config("main", given, run_mode) for _ in range(3))
+    assert kept is not other
+    for each in (kept, other):
+        assert OmegaConf.to_container(each) == OmegaConf.to_container(composed)
+    assert (kept.value, kept.hydra.mode) == (2, run_mode)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(["group=one", "value=1,2"], "Ambiguous value"), ([], "You must specify 'group'")]
+)
+def test_compose_once_leaves_a_run_what_it_refuses(hydra: Any, given: list[str], said: str) -> None:
+    assert hydra.get_mode("main", given) is None
+    assert hydra.compose_config("main", given, RunMode.MULTIRUN).value == 1
+    with pytest.raises(ConfigCompositionException, match=said):
+        hydra.compose_config("main", given, RunMode.RUN)
+
+
+def test_compose_once_raises_what_goes_wrong(hydra: Any) -> None:
+    with pytest.raises(ConfigCompositionException, match="Could not override 'vlue'"):
+        hydra.get_mode("main", ["group=one", "vlue=2"])
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from multitask.errors import RunInterrupted, one_sentence
 from multitask.places import CONFIGS
-from multitask.private import raise_errors_of_composition
+from multitask.private import compose_once
 from multitask.run.arguments import asked, prepared
 from multitask.run.resolvers import register
 from multitask.run.sections import check_groups
@@ -53,7 +53,7 @@ def launch(main: Callable[[], None], before: Callable[[], None] | None = None) -
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs its font cache on import
     # With this, Hydra raises instead of printing the error and exiting.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    raise_errors_of_composition(check_groups)
+    compose_once(check_groups)
     with errors_as_sentences():
         sys.argv[1:] = asked(prepared(sys.argv[1:]))
         if before is not None:

@@ -44,10 +44,11 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         trainer, _ = build_trainer(config, folder, module.automatic_optimization)
         epoch = int(content["epoch"]) + 1
         rule = _selection(content, config)
-        rows = evaluate(module, trainer, data, list(config.evaluation.splits), config, epoch, rule)
+        resolved = plain(config)
+        rows = evaluate(module, trainer, data, list(config.evaluation.splits), resolved, epoch, rule)
         for row in rows:
             row["run"] = Path(config.trained.run_folder).name
-        save_config(folder, plain(config), list(HydraConfig.get().overrides.task))
+        save_config(folder, resolved, list(HydraConfig.get().overrides.task))
         write_results(folder / "results.csv", rows)
     show(rows)
     print(folder)

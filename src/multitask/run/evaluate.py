@@ -1,20 +1,18 @@
 """Losses and metrics of the selected weights, as rows of ``results.csv`` and as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
-from omegaconf import DictConfig
 from rich.table import Column, Table
 
 from multitask.evaluation.names import COMBINED
 from multitask.lightning.module import MultiLossModule
 from multitask.run.data import Data, evaluation_data
 from multitask.run.record import recipe_digest
-from multitask.run.resolvers import plain
 from multitask.terminal import figure, terminal
 from multitask.weighting.base import Scalarization
 
@@ -26,7 +24,7 @@ def evaluate(
     trainer: Trainer,
     data: Data,
     splits: Sequence[str],
-    config: DictConfig,
+    config: Mapping[str, Any],
     epoch: int,
     selection: str,
 ) -> list[Row]:
@@ -37,18 +35,17 @@ def evaluate(
         trainer: The trainer.
         data: The data.
         splits: The names of the splits.
-        config: The whole config.
+        config: The whole config, resolved.
         epoch: The epoch of the weights.
         selection: How the weights were selected, as in ``results.csv``.
     """
     rows: list[Row] = []
-    resolved = plain(config)  # once: resolving is slow
     known = {
-        "method": config.method,
-        "seed": config.seed,
-        "experiment": config.experiment_name,
-        "variant": config.variant,
-        "sweep": config.sweep,
+        "method": config["method"],
+        "seed": config["seed"],
+        "experiment": config["experiment_name"],
+        "variant": config["variant"],
+        "sweep": config["sweep"],
         "run": Path(HydraConfig.get().runtime.output_dir).name,
         "epoch": epoch,
         "selection": selection,
@@ -61,7 +58,7 @@ def evaluate(
             "split": split,
             "value": repr(value),
             "higher_is_better": module.higher_is_better(task, metric),
-            "config_digest": recipe_digest(resolved, None if task == COMBINED else task),
+            "config_digest": recipe_digest(config, None if task == COMBINED else task),
         }
 
     for split in splits:

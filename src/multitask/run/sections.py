@@ -25,7 +25,7 @@ def check_groups(loader: ConfigLoader, overrides: Sequence[str]) -> None:
     """
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group = override.key_or_group
-        if override.is_delete() or all(map(_is_name, _values(override))):
+        if "." in group or override.is_delete() or all(map(_is_name, _values(override))):
             continue
         # Groups with subfolders, such as task, have no options of their own.
         names, folders = loader.get_group_options(group), loader.list_groups(group)

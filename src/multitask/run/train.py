@@ -70,7 +70,7 @@ def train(config: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     run = _build(config, folder)
     interruption, trainer, module = run.interruption, run.trainer, run.module
-    resolved, overrides = plain(config), list(HydraConfig.get().overrides.task)
+    resolved, overrides = run.config, list(HydraConfig.get().overrides.task)
     record = RunRecord(folder, {**_facts(resolved, overrides, module), "resume": run.resume})
     status: dict[str, Any] = {"status": "failed"}
     start = time.monotonic()
@@ -87,7 +87,7 @@ def train(config: DictConfig) -> float | None:
             print(profile)
         chosen = select(module, trainer, config)
         splits = list(config.evaluation.splits)
-        figures = evaluate(module, trainer, run.data, splits, config, chosen.epoch, chosen.rule)
+        figures = evaluate(module, trainer, run.data, splits, resolved, chosen.epoch, chosen.rule)
         status = {"status": "completed", **chosen.facts()}
         if trainer.is_global_zero:
             write_results(folder / "results.csv", figures)
@@ -119,6 +119,8 @@ def train(config: DictConfig) -> float | None:
 class _Run:
     """The objects of a run."""
 
+    config: dict[str, Any]
+    """Resolved."""
     data: Data
     module: MultiLossModule
     batch: Any
@@ -137,7 +139,8 @@ def _build(config: DictConfig, folder: Path) -> _Run:
     try:
         torch.set_float32_matmul_precision(config.matmul_precision)
         check_hardware(config)
-        check_targets(plain(config))
+        resolved = plain(config)  # once: resolving is slow
+        check_targets(resolved)
         seed_everything(config.seed, workers=True, verbose=False)
         data = build_data(config)
         if "train" not in data.splits:
@@ -158,7 +161,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
             check_tasks(module, data)
         if config.init_from:
             load_initial(module, config.init_from)
-        resumption = resume.check(config.ckpt_path, plain(config)) if config.ckpt_path else None
+        resumption = resume.check(config.ckpt_path, resolved) if config.ckpt_path else None
         kind = resumption_of(data)
         trainer, interruption = build_trainer(
             config, folder, module.automatic_optimization, unused=bool(rehearsed.unused)
@@ -174,7 +177,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         if sentence is None:
             raise
         raise ConfigError(sentence) from error
-    return _Run(data, module, batch, trainer, interruption, resumption, kind)
+    return _Run(resolved, data, module, batch, trainer, interruption, resumption, kind)
 
 
 def _begin(config: Mapping[str, Any], folder: Path, record: RunRecord, run: _Run) -> None:

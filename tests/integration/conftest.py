@@ -1,24 +1,12 @@
 """Fixtures of the tests that run the scripts."""
 
-import multiprocessing
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.integration.script_runner import PRELOAD, ROOT, Scripts
+from tests.integration.script_runner import Scripts
 from tests.integration.small import Small
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _server() -> None:
-    # One thread: a fork is safe, and figures are the same on every machine.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    )
-    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
 
 
 @pytest.fixture

@@ -1,36 +1,18 @@
-"""The scripts as a user runs them, without paying for the imports each time.
-
-A server process imports the heavy libraries and the package once; each run is a fork of it that executes the
-script's file from its first line, in a process of its own: with its own arguments, environment, output, signals
-and exit code.
-"""
+"""The scripts as a user runs them, each in a fork of a server that has imported what they need."""
 
 import json
-import multiprocessing
 import os
-import pkgutil
-import runpy
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import multitask
+from tests.forks import ROOT, program, server
 
-ROOT = Path(__file__).parents[2]
-PRELOAD = [
-    *("lightning", "torchmetrics", "torchjd", "hydra", "wandb", "rich.table", "quadprog"),
-    *(
-        name
-        for _, name, _ in pkgutil.walk_packages(multitask.__path__, "multitask.")
-        if name != "multitask.__main__"
-    ),
-]
 # Small, and without W&B where it is not what is tested.
 QUICK = ["logger=csv", "trainer.limit_train_batches=6", "trainer.max_epochs=3", "data.batch_size=32"]
 
@@ -57,7 +39,7 @@ class Ran:
 class Running:
     """A run that has been started."""
 
-    def __init__(self, process: ForkServerProcess, output: Path) -> None:
+    def __init__(self, process: BaseProcess, output: Path) -> None:
         self.process = process
         self._output = output
 
@@ -102,12 +84,21 @@ class Scripts:
         before: Callable[[], None] | None = None,
     ) -> Running:
         """Start a script and return at once; ``before`` runs first in its process."""
+        given = [*arguments, f"paths.logs={self.logs}"]
+        return self.start_file(f"scripts/{script}.py", *given, env=env, before=before)
+
+    def start_file(
+        self,
+        path: str,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> Running:
+        """Start a file of the repository."""
         self._count += 1
         output = self._folder / f"run-{self._count}"
-        given = [*arguments, f"paths.logs={self.logs}"]
-        process = multiprocessing.get_context("forkserver").Process(
-            target=_script,
-            args=(str(ROOT / "scripts" / f"{script}.py"), given, output, dict(env or {}), before),
+        process = server().Process(
+            target=program, args=(str(ROOT / path), arguments, output, dict(env or {}), before)
         )
         process.start()
         return Running(process, output)
@@ -123,31 +114,9 @@ class Scripts:
         return ran
 
 
-def _script(
-    path: str, arguments: list[str], output: Path, env: Mapping[str, str], before: Callable[[], None] | None
-) -> None:
-    for stream, suffix in ((sys.stdout, ".out"), (sys.stderr, ".err")):
-        stream.flush()
-        os.dup2(os.open(output.with_suffix(suffix), os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream.fileno())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    os.environ.update(env)
-    sys.argv = [path, *arguments]
-    if before is not None:
-        before()
-    # As `python scripts/train.py` would: a traceback of what is raised, and its exit code.
-    code: object = 0
-    try:
-        runpy.run_path(path, run_name="__main__")
-    except SystemExit as stopped:
-        code = stopped.code
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-            code = 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        code = 1
-    sys.exit(code)  # type: ignore[arg-type]
+def import_from(folder: str) -> None:
+    """Find modules in a folder: what a run does before."""
+    sys.path.insert(0, folder)
 
 
 def plainly(

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.integration.script_runner import Scripts
 from tests.unit.evaluation.hand_records import write_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -31,11 +33,11 @@ def test_a_sweep_is_compared_from_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["compare", "eval"])
-def test_help_names_the_keys(script: str) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"configs/{script}.yaml" in done.stdout
-    assert "weighting: aligned_mtl" not in done.stdout  # the choices of train.py
+def test_help_names_the_keys(script: str, scripts: Scripts) -> None:
+    ran = scripts.start_file(f"scripts/{script}.py", "--help").wait()
+    assert ran.code == 0
+    assert f"configs/{script}.yaml" in ran.out
+    assert "weighting: aligned_mtl" not in ran.out  # the choices of train.py
 
 
 @pytest.mark.slow
@@ -49,9 +51,13 @@ def test_help_names_the_keys(script: str) -> None:
         (["source=nowhere", "sorce=x"], "error: sorce is not a key of the config; did you mean 'source'?"),
     ],
 )
-def test_a_mistake_is_answered_in_a_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_a_mistake_is_answered_in_a_sentence(
+    arguments: list[str], said: str, scripts: Scripts, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    ran = scripts.start_file("scripts/compare.py", *arguments, before=partial(os.chdir, here)).wait()
+    assert ran.code == 1
+    assert said in ran.err
+    assert "Traceback" not in ran.err
+    assert list(here.iterdir()) == []

@@ -1,22 +1,21 @@
-"""Every data set's experiment, run by the script as a user does, for two steps each."""
+"""Every data set's experiment, run by the script, for two steps each."""
 
 import csv
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forks import ROOT
+from tests.integration.script_runner import Scripts
 from tests.unit.data.test_celeba import write_celeba
 from tests.unit.data.test_mtan import write_mtan
 from tests.unit.data.test_office31 import write_office
 from tests.unit.data.test_overlaid import write_mnist
 from tests.unit.data.test_qm9 import write_qm9
 
-ROOT = Path(__file__).parents[2]
 EMBEDDED = ("abalone", "fashion_mnist", "quadratic", "rooms", "toy")
 ON_DISK = ("celeba", "cityscapes", "multi_mnist_full", "nyuv2", "office31", "qm9")
 QUICK = (
@@ -28,15 +27,10 @@ QUICK = (
 )
 
 
-def script(*overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "scripts/train.py", *overrides]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
-
-
-def sweep(folder: Path, *overrides: str) -> dict[tuple[str, str], list[dict[str, str]]]:
+def sweep(scripts: Scripts, folder: Path, *overrides: str) -> dict[tuple[str, str], list[dict[str, str]]]:
     """Run a sweep in one process; return the rows of each run by experiment and method."""
-    done = script("-m", *QUICK, f"hydra.sweep.dir={folder}", *overrides)
-    assert done.returncode == 0, done.stderr[-3000:]
+    ran = scripts.start("-m", *QUICK, f"hydra.sweep.dir={folder}", *overrides).wait(550)
+    assert ran.code == 0, ran.err[-3000:]
     runs = {}
     for file in folder.glob("*/results.csv"):
         assert json.loads((file.parent / "run.json").read_text())["status"] == "completed"
@@ -48,9 +42,14 @@ def sweep(folder: Path, *overrides: str) -> dict[tuple[str, str], list[dict[str,
 
 @pytest.mark.smoke
 @pytest.mark.slow
-def test_embedded_and_generated_sets_run(tmp_path: Path):
+def test_embedded_and_generated_sets_run(scripts: Scripts, tmp_path: Path):
     methods = ("upgrad", "weighted_sum")
-    runs = sweep(tmp_path, f"experiment={','.join(EMBEDDED)}", f"weighting={','.join(methods)}")
+    runs = sweep(
+        scripts,
+        tmp_path / "sweep",
+        f"experiment={','.join(EMBEDDED)}",
+        f"weighting={','.join(methods)}",
+    )
     assert set(runs) == {(experiment, method) for experiment in EMBEDDED for method in methods}
     assert all(math.isfinite(float(row["value"])) for rows in runs.values() for row in rows)
     rooms = runs["rooms", "upgrad"]
@@ -58,11 +57,11 @@ def test_embedded_and_generated_sets_run(tmp_path: Path):
     better = {row["metric"]: row["higher_is_better"] for row in rooms}
     assert better["miou"] == better["pixel_accuracy"] == better["within_11"] == "True"
     assert better["absolute_error"] == better["relative_error"] == better["median_angle"] == "False"
-    assert len(list(tmp_path.glob("*/trajectory.png"))) == 4
+    assert len(list(tmp_path.glob("sweep/*/trajectory.png"))) == 4
 
 
 @pytest.mark.slow
-def test_sets_on_disk_run(tmp_path: Path):
+def test_sets_on_disk_run(scripts: Scripts, tmp_path: Path):
     data = tmp_path / "data"
     write_mtan(data / "nyuv2", normals=True, size=(24, 32))
     write_mtan(data / "cityscapes", normals=False, label="label_7", size=(24, 32))
@@ -70,7 +69,7 @@ def test_sets_on_disk_run(tmp_path: Path):
     write_celeba(data / "celeba", tree=True, attributes=celeba_attributes())
     write_office(data / "office31")
     write_qm9(data / "qm9")
-    runs = sweep(tmp_path / "logs", f"experiment={','.join(ON_DISK)}", f"paths.data={data}")
+    runs = sweep(scripts, tmp_path / "sweep", f"experiment={','.join(ON_DISK)}", f"paths.data={data}")
     assert set(runs) == {(experiment, "weighted_sum") for experiment in ON_DISK}
     for (experiment, _), rows in runs.items():
         assert {row["split"] for row in rows} == {"val", "test"}, experiment
@@ -84,19 +83,19 @@ def celeba_attributes() -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_set_that_is_not_there_is_answered_in_a_sentence(tmp_path: Path):
-    done = script("experiment=nyuv2", f"data.path={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")
-    assert done.returncode != 0
-    answer = (done.stdout + done.stderr).strip().splitlines()[-1]
+def test_a_set_that_is_not_there_is_answered_in_a_sentence(scripts: Scripts, tmp_path: Path):
+    ran = scripts.run("experiment=nyuv2", f"data.path={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert ran.code != 0
+    answer = (ran.out + ran.err).strip().splitlines()[-1]
     assert answer.startswith(f"error: data.path={tmp_path} has no folder train; it must hold")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in ran.err
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_a_trajectory_of_anything_but_a_toy_is_refused_before_the_run(tmp_path: Path):
-    done = script("experiment=abalone", "callbacks=trajectory", f"hydra.run.dir={tmp_path / 'run'}")
-    assert done.returncode != 0
-    assert done.stderr.strip().splitlines()[-1].endswith("set trunk=point.")
-    assert "Traceback" not in done.stderr
+def test_a_trajectory_of_anything_but_a_toy_is_refused_before_the_run(scripts: Scripts, tmp_path: Path):
+    ran = scripts.run("experiment=abalone", "callbacks=trajectory", f"hydra.run.dir={tmp_path / 'run'}")
+    assert ran.code != 0
+    assert ran.err.strip().splitlines()[-1].endswith("set trunk=point.")
+    assert "Traceback" not in ran.err
     assert not (tmp_path / "run").exists()

@@ -66,8 +66,8 @@ def choices(override: Override) -> list[str]:
     return [f"{key}={override.value().start}"]  # type: ignore[union-attr]
 
 
-def check(script: str, arguments: str, searched: list[str]) -> None:
-    """Compose a command's config: all of its first values, then each other value in the place of the first."""
+def check(script: str, arguments: str, searched: list[str], composed: set[tuple[str, ...]]) -> None:
+    """Compose a command's config: all of its first values, all second ones, and so on, until each value has been."""
     given = shlex.split(arguments, comments=True)
     if "--help" in given:
         return
@@ -81,13 +81,11 @@ def check(script: str, arguments: str, searched: list[str]) -> None:
     ]
     # These take the keys of the run whose checkpoint they are given, and trace.py those of a run.
     name = "train" if script in ("eval", "trace", *OF_CHECKPOINT) else script
-    first = [values[0] for values in overrides]
-    jobs = [
-        first,
-        *([*first[:i], value, *first[i + 1 :]] for i, v in enumerate(overrides) for value in v[1:]),
-    ]
-    for job in jobs:
-        compose(name, overrides=[*searched, *job])
+    for i in range(max(map(len, overrides), default=1)):
+        job = (name, *(values[min(i, len(values) - 1)] for values in overrides))
+        if job not in composed:
+            compose(name, overrides=[*searched, *job[1:]])
+            composed.add(job)
 
 
 def documented(*files: Path) -> list[tuple[str, str]]:
@@ -102,22 +100,32 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         yield examples(tmp_path_factory.mktemp("configs"))
 
 
+@pytest.fixture(scope="module")
+def composed() -> set[tuple[str, ...]]:
+    """The configs that other commands have composed."""
+    return set()
+
+
 @pytest.mark.parametrize(("script", "arguments"), documented(*PAGES))
-def test_commands_of_the_pages_compose(script: str, arguments: str, searched: list[str]) -> None:
+def test_commands_of_the_pages_compose(
+    script: str, arguments: str, searched: list[str], composed: set[tuple[str, ...]]
+) -> None:
     assert (ROOT / "scripts" / f"{script}.py").is_file()
-    check(script, arguments, searched)
+    check(script, arguments, searched, composed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONFIGS))
 )
-def test_a_config_opens_with_a_command_that_composes(file: Path, searched: list[str]) -> None:
+def test_a_config_opens_with_a_command_that_composes(
+    file: Path, searched: list[str], composed: set[tuple[str, ...]]
+) -> None:
     lines = file.read_text(encoding="utf-8").splitlines()
     opening = lines[1] if lines[0].startswith("# @package") else lines[0]
     assert list(commands(opening)), f"{file} opens with no command"
     for script, arguments in documented(file):
-        check(script, arguments, searched)
+        check(script, arguments, searched, composed)
 
 
 def runnable() -> list[str]:

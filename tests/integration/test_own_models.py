@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.integration.script_runner import ROOT, Ran, Scripts, plainly
+from tests.integration.script_runner import ROOT, Ran, Scripts, import_from
 from tests.integration.small import CONFIGS, checkpoint, rows, stop
 
 pytestmark = pytest.mark.slow
@@ -188,10 +189,12 @@ def test_sweeps_and_compares(scripts: Scripts) -> None:
     assert ran.code == 0
     folder = scripts.logs / "elsewhere" / "sweeps" / "mine"
     assert len(list(folder.glob("*/results.csv"))) == 4
-    compared = plainly(str(ROOT / "scripts" / "compare.py"), f"source={folder}", cwd=scripts.logs)
-    assert compared.returncode == 0, compared.stderr
-    assert "upgrad" in compared.stdout
-    assert "rebuilt" in compared.stdout
+    compared = scripts.start_file(
+        "scripts/compare.py", f"source={folder}", before=partial(os.chdir, scripts.logs)
+    ).wait()
+    assert compared.code == 0, compared.err
+    assert "upgrad" in compared.out
+    assert "rebuilt" in compared.out
 
 
 def test_starts_from_weights(scripts: Scripts, tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def test_starts_from_weights(scripts: Scripts, tmp_path: Path) -> None:
     assert "does not fit: it lacks" in ran.err
 
 
-def test_the_documented_model_runs(tmp_path: Path) -> None:
+def test_the_documented_model_runs(scripts: Scripts, tmp_path: Path) -> None:
     text = (ROOT / "docs" / "own_models.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(# mine\.py.*?)```", text, re.DOTALL)
     assert code
@@ -219,12 +222,9 @@ def test_the_documented_model_runs(tmp_path: Path) -> None:
         f"data.path={tmp_path}/file.npz",
         "weighting=upgrad",
     )
-    logs = (f"paths.logs={tmp_path}/logs", "logger=csv", "trainer.max_epochs=1")
-    path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
-    script = str(ROOT / "scripts" / "train.py")
-    ran = plainly(script, *given, *logs, cwd=tmp_path, env={"PYTHONPATH": path})
-    assert ran.returncode == 0, ran.stderr
-    assert "rebuilt" in ran.stdout
+    found = partial(import_from, str(tmp_path))
+    ran = run(scripts, *given, "logger=csv", "trainer.max_epochs=1", before=found)
+    assert "rebuilt" in ran.out
 
 
 @pytest.mark.smoke

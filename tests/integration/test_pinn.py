@@ -3,7 +3,6 @@
 import csv
 import re
 import shlex
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from tests.integration.script_runner import ROOT, Ran, Scripts
+from tests.integration.script_runner import ROOT, Ran, Scripts, import_from
 from tests.integration.small import checkpoint, leaves
 
 pytestmark = pytest.mark.slow
@@ -37,10 +36,6 @@ def run(scripts: Scripts, name: str, *more: str, logger: str = "csv") -> Ran:
     ran = scripts.run(f"experiment=pinn_{name}", *SMALL, f"logger={logger}", *more)
     assert ran.code == 0, ran.err
     return ran
-
-
-def import_from(folder: str) -> None:
-    sys.path.insert(0, folder)
 
 
 def figures(folder: Path) -> dict[tuple[str, str], float]:

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,8 @@ def read(path: Path) -> tuple[list[int], dict[str, np.ndarray]]:
 class Trained:
     """A run on arrays whose targets lie far from zero, and what is done with its checkpoint."""
 
-    def __init__(self, scripts: Scripts, folder: Path) -> None:
-        self.scripts, self.folder = scripts, folder
+    def __init__(self, folder: Path) -> None:
+        self.scripts = Scripts(folder)
         generator = np.random.default_rng(0)
         inputs = generator.normal(size=(150, 6)).astype(np.float32)
         self.arrays = {
@@ -60,9 +61,17 @@ class Trained:
         return ran
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("trained"))
+
+
 @pytest.fixture
-def trained(scripts: Scripts, tmp_path: Path) -> Trained:
-    return Trained(scripts, tmp_path)
+def trained(once: Trained, scripts: Scripts) -> Trained:
+    """The run, with a folder of the test's own for what is done with it."""
+    own = copy(once)
+    own.scripts = scripts
+    return own
 
 
 @pytest.mark.smoke

@@ -1,15 +1,13 @@
 """The smallest multi-task problem agrees with a computation by hand."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.integration.script_runner import Scripts
 
 
 def relu_net(state: dict[str, np.ndarray], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +33,7 @@ def by_hand(state: dict, x: np.ndarray, targets: dict[str, np.ndarray], alpha: f
 
 @pytest.mark.smoke
 @pytest.mark.slow
-def test_one_step_from_given_parameters(tmp_path: Path) -> None:
+def test_one_step_from_given_parameters(scripts: Scripts, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 4))
     targets = {"a": rng.normal(size=50), "b": rng.normal(size=50)}
@@ -59,8 +57,8 @@ def test_one_step_from_given_parameters(tmp_path: Path) -> None:
         "logger": "csv",
         "hydra.run.dir": tmp_path / "run",
     }
-    command = [sys.executable, "scripts/train.py", *(f"{key}={value}" for key, value in overrides.items())]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    ran = scripts.run(*(f"{key}={value}" for key, value in overrides.items()))
+    assert ran.code == 0, ran.err
     after = by_hand(state, x, targets, alpha=0.3, rate=0.05)
     found = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     for name, value in after.items():

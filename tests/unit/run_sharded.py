@@ -1,10 +1,5 @@
-"""Takes steps on a model that FSDP2 shards, by gloo processes, and saves what came out.
+"""Takes steps on a model that FSDP2 shards, as one of several gloo processes, and saves what came out."""
 
-``python -m tests.unit.run_sharded OUT PROCESSES``.
-"""
-
-import os
-import socket
 import sys
 from typing import Any
 
@@ -124,25 +119,16 @@ def whole(p: Tensor) -> Tensor:
     return (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
 
 
-def _work(rank: int, processes: int, port: int, out: str) -> None:
+if __name__ == "__main__":
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=processes)
-    found = {
+    dist.init_process_group("gloo")
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    found: dict[Any, Any] = {
         case: steps(*case, rank, processes, shard=True) for case in (CASES if processes == 2 else ON_FOUR)
     }
     if processes == 2:
         found["costs"] = {
             name: measured(name, True, width=16, layers=2) for name in ("weighted_sum", "upgrad")
         }
-    torch.save(found, f"{out}.{rank}")
+    torch.save(found, f"{sys.argv[1]}.{rank}")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    count = int(sys.argv[2])
-    # A fork has what is imported; nothing has started a thread yet.
-    torch.multiprocessing.start_processes(_work, (count, port, sys.argv[1]), count, start_method="fork")

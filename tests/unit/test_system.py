@@ -66,19 +66,11 @@ def modules() -> list[str]:
     return sorted(name for name in names if name != "multitask.evaluation.dashboard")
 
 
-def test_every_module_imports(tmp_path: Path) -> None:
-    done = bare(
-        "import importlib\nfor name in sys.argv[1:]: importlib.import_module(name)", *modules(), cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.smoke
-def test_a_sweep_runs(tmp_path: Path) -> None:
+def test_every_module_imports_and_a_sweep_runs(tmp_path: Path) -> None:
+    imports = f"import importlib\nfor name in {modules()}: importlib.import_module(name)"
     command = "from multitask.commands import main\nsys.argv[0] = 'multitask'\nmain()"
     one = [*QUICK, "trainer.max_epochs=1", f"paths.logs={tmp_path}"]
-    done = bare(command, "train", "-m", "weighting=upgrad", *one, cwd=tmp_path)
+    done = bare(f"{imports}\n{command}", "train", "-m", "weighting=upgrad", *one, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("multi_mnist/sweeps/*/*/run.json")
     record = json.loads(run.read_text())

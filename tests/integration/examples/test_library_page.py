@@ -1,14 +1,15 @@
 """What docs/library.md shows runs, block after block."""
 
+import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import multitask
+from tests.integration.script_runner import Scripts
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "library.md").read_text()
@@ -25,11 +26,10 @@ def test_every_block_runs() -> None:
 
 
 @pytest.mark.parametrize("command", re.findall(r"`python (\S+)`", PAGE))
-def test_every_command_runs(command: str, tmp_path: Path) -> None:
-    script = ROOT / command
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout
+def test_every_command_runs(command: str, scripts: Scripts, tmp_path: Path) -> None:
+    ran = scripts.start_file(command, before=partial(os.chdir, tmp_path)).wait()
+    assert ran.code == 0, ran.err[-2000:]
+    assert ran.out
 
 
 def test_every_example_is_listed() -> None:

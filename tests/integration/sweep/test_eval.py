@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.integration.script_runner import Scripts
+from tests.integration.sweep.conftest import write_arrays
 from tests.integration.sweep.small import SMALL, results_of
 
 pytestmark = pytest.mark.slow
@@ -17,20 +18,25 @@ pytestmark = pytest.mark.slow
 FOLDER = "a b/c=1, [d] (e)"
 
 
-@pytest.fixture
-def trained(scripts: Scripts, arrays: Path, tmp_path: Path) -> Path:
-    own = (f"data.path={arrays}", "weighting=imtl_l", f"hydra.run.dir={FOLDER}")
-    ran = scripts.run(*SMALL, *own, before=partial(os.chdir, tmp_path))
+def train(folder: Path) -> Path:
+    own = (f"data.path={write_arrays(folder)}", "weighting=imtl_l", f"hydra.run.dir={FOLDER}")
+    ran = Scripts(folder).run(*SMALL, *own, before=partial(os.chdir, folder))
     assert ran.code == 0, ran.err
-    assert ran.folder == tmp_path / FOLDER
+    assert ran.folder == folder / FOLDER
     return ran.folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.mark.smoke("best")
 @pytest.mark.parametrize("kept", ["best", "last"])
-def test_the_table_comes_back_from_the_file_alone(
-    trained: Path, scripts: Scripts, tmp_path: Path, kept: str
-) -> None:
+def test_the_table_comes_back_from_the_file_alone(scripts: Scripts, tmp_path: Path, kept: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    trained = train(home)
     before = (trained / "results.csv").read_text()
     checkpoint = Path(shutil.copy(trained / "checkpoints" / f"{kept}.ckpt", tmp_path / "kept, =1.ckpt"))
     shutil.rmtree(trained.parent)
@@ -43,11 +49,10 @@ def test_the_table_comes_back_from_the_file_alone(
     assert list(elsewhere.iterdir()) == []
 
 
-def test_other_data_and_other_batches_can_be_given(
-    trained: Path, scripts: Scripts, arrays: Path, tmp_path: Path
-) -> None:
+def test_other_data_and_other_batches_can_be_given(scripts: Scripts, tmp_path: Path) -> None:
+    trained = train(tmp_path)
     checkpoint = trained / "checkpoints" / "best.ckpt"
-    moved = arrays.rename(tmp_path / "moved.npz")
+    moved = (tmp_path / "arrays.npz").rename(tmp_path / "moved.npz")
     given = ("data.eval_batch_size=7", "evaluation.splits=[test]", "trainer.accelerator=auto")
     here = f"hydra.run.dir={tmp_path}/measured"
     ran = scripts.run(f"ckpt_path={checkpoint}", f"data.path={moved}", *given, here, script="eval")

@@ -10,7 +10,7 @@ import torchmetrics.classification as of_classes
 import torchmetrics.regression as of_numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -19,6 +19,7 @@ from multitask.metrics import AngleMean, DepthAbsoluteError, MeanIoU, PixelAccur
 from multitask.metrics.known import OfKnown
 from multitask.task.targets import Binary
 from multitask.task.task import Task
+from tests.forks import server
 
 ROWS, COLUMNS = 40, 3
 SCALE, SHIFT = torch.tensor([1.0, 10.0, 100.0]), torch.tensor([0.0, 50.0, 900.0])
@@ -243,7 +244,13 @@ def _on_two(rank: int, address: str, out: str) -> None:
 @pytest.mark.slow
 def test_columns_of_two_processes_are_those_of_one(tmp_path: Path):
     out = str(tmp_path / "value")
-    multiprocessing.spawn(_on_two, (f"file://{tmp_path}/store", out), nprocs=2)
+    store = f"file://{tmp_path}/store"
+    processes = [server().Process(target=_on_two, args=(rank, store, out)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
     prediction, target, known = numbers(5)
     known[::2, 0] = False
     expected = by_column(of_numbers.R2Score().set_dtype(torch.float64), prediction, target, known)

@@ -35,11 +35,10 @@ coverage: $(STAMP)
 docs: $(STAMP)
 	$(VENV)/bin/sphinx-build -W --keep-going -q docs site
 
-# Recreated whenever the pins or the package's requirements change. Python compiles modules as they are imported;
-# compiling everything that is installed takes over a minute.
+# Recreated whenever the pins or the package's requirements change.
 $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --no-compile -c constraints.txt -e ".[dev]"
+	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
 clean:

@@ -399,14 +399,16 @@ class Step:
     def _finish(self, present: list[int], losses: Tensor) -> StepResult:
         window, scale, shared, method = self._window, self._scale(), self._window.shares, self._method
         seen = window.gradients(scale)
-        own = window.own.all() if scale is not None else []
+        sums = [gradient.sum() for gradient in window.own.all()] if scale is not None else []
         # The only time at which a step waits for the device: the weighting needs the Gramian now.
-        there = on_cpu([losses, *([seen.gramian()] if shared else []), *(g.sum() for g in own)])
+        there = on_cpu([losses, *([seen.gramian()] if shared else []), *sums])
         of_losses, *of_gradients = are_finite(there)
         if not of_losses:
             raise not_finite(losses, _names(self._window.last, present), self.steps)
         # A sum that is not finite can be one of finite numbers.
-        if not self._everywhere(all(of_gradients) or (all(of_gradients[:shared]) and all(are_finite(own)))):
+        if not self._everywhere(
+            all(of_gradients) or (all(of_gradients[:shared]) and all(are_finite(window.own.all())))
+        ):
             if scale is None:
                 raise FloatingPointError(
                     f"The gradient of a task is not finite at step {self.steps}, and its loss is."
@@ -417,7 +419,7 @@ class Step:
             own = [p for of_task in self.ownership.own() for p in of_task]
             add_to_gradients(own, [torch.full_like(p, torch.inf) for p in own])
             return self._done(StepResult(present, losses, overflow=True))
-        if method.on_cpu and shared:
+        if method.on_cpu and shared and there[0] is not losses:
             seen.show(there[1])
         weights, factors = self._combine(there[0] if method.on_cpu else losses, seen, present, shared)
         if self._weighted and weights is None and shared:

@@ -68,9 +68,7 @@ NOTES: dict[str, dict[str, Note]] = {
     | _of("gradnorm imtl_l relobralo", "equals the sum of the losses in its first step")
     | _of("ntk", "equals the sum of the losses until the model provides traces")
     | _of("softadapt", "equals the mean of the losses in its first step"),
-    "waits": _of(
-        READS_JACOBIAN + " iwmtl", "waits again, for what it computes of the Jacobian on the device"
-    )
+    "waits": _of(READS_JACOBIAN + " iwmtl", "waits again, for what it computes of the Jacobian on the device")
     | _of("imtl", "waits again: the numbers that it trains are on the device")
     | _of(POSITIVE, "waits for its losses too, since one that is not above zero has no logarithm")
     | _of("famo", "waits for its losses too, and for those after the step"),

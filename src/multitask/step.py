@@ -16,7 +16,7 @@ from multitask.gradients.finite import FiniteLosses, not_finite
 from multitask.gradients.graph import Graph, Ownership
 from multitask.gradients.losses import Losses, LossesLike, Pulls, gradients_at
 from multitask.gradients.processes import average_gradients, mean_over_processes, sum_over_processes
-from multitask.gradients.rows import Rows, add_to_gradients, are_finite, is_sharded, processes
+from multitask.gradients.rows import Rows, add_to_gradients, are_finite, is_sharded, on_cpu, processes
 from multitask.gradients.sharded import check_hooks, one_sided, shards_of
 from multitask.gradients.task_gradients import Engine, TaskGradients
 from multitask.gradients.window import ByParameter, Counts, Window, counts_of
@@ -35,7 +35,8 @@ class StepResult:
     losses: Tensor | None = None
     """The mean loss of each present row over the whole step, detached, ``[parts · k]``, part by part."""
     weights: Tensor | None = None
-    """The weight of each row; ``None`` where the method has none, or where nothing is shared."""
+    """The weight of each row; ``None`` where the method has none, or where nothing is shared. On the CPU where the
+    method is."""
     gradients: TaskGradients | None = None
     """The rows' gradients, until the next step; ``None`` for a scalar, and where nothing is shared or some are not
     computed."""
@@ -178,7 +179,8 @@ class Step:
             present = self._window.present
             if not present:
                 return StepResult([])
-            losses = self._window.losses[:, present].flatten()
+            losses = self._window.losses
+            losses = (losses if len(present) == self._m else losses[:, present]).flatten()
             with _as_computed(self._device):
                 return (self._finish if self._constant is None else self._finish_linear)(present, losses)
         finally:
@@ -215,7 +217,7 @@ class Step:
             return None
         whole = whole if len(present) == self._m else whole[present]
         finite = FiniteLosses(whole, _names(found, present), self.steps)
-        if not whole.is_cuda:
+        if whole.device.type == "cpu":
             finite.check()  # nothing to wait for
         with self.as_present(present):
             scalar = self.weighting(whole)
@@ -271,7 +273,8 @@ class Step:
         if not self.looks_after or not present:
             return
         with torch.no_grad(), self.as_present(list(present), self.steps - 1):
-            self.weighting.after_step(lambda: recompute()[list(present)])
+            everyone = len(present) == self._m
+            self.weighting.after_step(recompute if everyone else lambda: recompute()[list(present)])
         if self._shards is not None:
             self._shards.release()
 
@@ -394,18 +397,18 @@ class Step:
         return self._done(StepResult(present, losses, self._constant))
 
     def _finish(self, present: list[int], losses: Tensor) -> StepResult:
-        window, scale, shared = self._window, self._scale(), self._window.shares
+        window, scale, shared, method = self._window, self._scale(), self._window.shares, self._method
         seen = window.gradients(scale)
-        checked = [
-            losses,
-            *([seen.gramian()] if shared else []),
-            *(window.own.all() if scale is not None else []),
-        ]
+        sums = [gradient.sum() for gradient in window.own.all()] if scale is not None else []
         # The only time at which a step waits for the device: the weighting needs the Gramian now.
-        of_losses, *of_gradients = are_finite(checked)
+        there = on_cpu([losses, *([seen.gramian()] if shared else []), *sums])
+        of_losses, *of_gradients = are_finite(there)
         if not of_losses:
             raise not_finite(losses, _names(self._window.last, present), self.steps)
-        if not self._everywhere(all(of_gradients)):
+        # A sum that is not finite can be one of finite numbers.
+        if not self._everywhere(
+            all(of_gradients) or (all(of_gradients[:shared]) and all(are_finite(window.own.all())))
+        ):
             if scale is None:
                 raise FloatingPointError(
                     f"The gradient of a task is not finite at step {self.steps}, and its loss is."
@@ -416,7 +419,9 @@ class Step:
             own = [p for of_task in self.ownership.own() for p in of_task]
             add_to_gradients(own, [torch.full_like(p, torch.inf) for p in own])
             return self._done(StepResult(present, losses, overflow=True))
-        weights, factors = self._combine(losses, seen, present, shared)
+        if method.on_cpu and shared and there[0] is not losses:
+            seen.show(there[1])
+        weights, factors = self._combine(there[0] if method.on_cpu else losses, seen, present, shared)
         if self._weighted and weights is None and shared:
             raise ValueError(
                 f"weighting: {type(self.weighting).__name__} gives no weights; set weighting.heads=own."

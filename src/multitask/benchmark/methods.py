@@ -14,6 +14,7 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 from multitask.benchmark.problems import Problem
 from multitask.benchmark.reference import Meaning
 from multitask.gradients.rows import add_to_gradients, split_like
+from multitask.private import keep_buffers_of_backward
 from multitask.run.weighting import build_weighting
 from multitask.step import Step
 
@@ -23,12 +24,17 @@ class Method(ABC):
 
     Args:
         problem: Its parameters become this method's own.
+        compiled: Whether the trunk runs by ``torch.compile``.
     """
 
     meaning: Meaning = "own"
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, compiled: bool = False) -> None:
         self.problem = problem
+        self.trunk: Callable[[Tensor], Tensor] = problem.trunk
+        if compiled:
+            keep_buffers_of_backward()
+            self.trunk = torch.compile(problem.trunk)
 
     def step(self) -> None:
         """Compute the gradients again."""
@@ -47,7 +53,7 @@ class WeightedSum(Method):
 
     def fill(self) -> None:
         """Differentiate the sum of the losses."""
-        features = self.problem.trunk(self.problem.batch["inputs"])
+        features = self.trunk(self.problem.batch["inputs"])
         torch.stack(self.problem.losses(features)).sum().backward()
 
 
@@ -58,21 +64,21 @@ class Ours(Method):
         problem: See :class:`Method`.
         weighting: The keys of ``configs/weighting/upgrad.yaml``.
         rows: ``task`` for one row per task, ``example`` for instance-wise steps.
-        engine: As ``weighting.engine``.
+        compiled: See :class:`Method`.
     """
 
     def __init__(
-        self, problem: Problem, weighting: Mapping[str, Any], rows: str = "task", engine: str = "auto"
+        self, problem: Problem, weighting: Mapping[str, Any], rows: str = "task", compiled: bool = False
     ) -> None:
-        super().__init__(problem)
+        super().__init__(problem, compiled)
         self._rows = rows
         combiner = build_weighting({**weighting, "rows": rows}, list(problem.tasks()))
         device = next(problem.trunk.parameters()).device
-        self._step = Step(combiner.to(device), engine=engine)
+        self._step = Step(combiner.to(device), shared=problem.shared if compiled else None)
 
     def fill(self) -> None:
         """Take the whole step, all but the optimizer's."""
-        features = self.problem.trunk(self.problem.batch["inputs"])
+        features = self.trunk(self.problem.batch["inputs"])
         self._step.backward(self.problem.losses(features, "none" if self._rows == "example" else "mean"))
 
 
@@ -157,6 +163,19 @@ def step_methods(weighting: Mapping[str, Any]) -> dict[str, list[Make]]:
         ],
         "torchjd_autogram": [AutogramRecipe],
         "naive": [Naive],
+    }
+
+
+def text_methods(weighting: Mapping[str, Any]) -> dict[str, list[Make]]:
+    """Return the methods that are measured where each step takes seconds."""
+    return {"weighted_sum": [WeightedSum], "ours": [partial(Ours, weighting=weighting)]}
+
+
+def compiled_methods(weighting: Mapping[str, Any]) -> dict[str, list[Make]]:
+    """Return the methods with and without a compiled trunk."""
+    return text_methods(weighting) | {
+        "sum_compiled": [partial(WeightedSum, compiled=True)],
+        "ours_compiled": [partial(Ours, weighting=weighting, compiled=True)],
     }
 
 

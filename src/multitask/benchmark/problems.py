@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 import torch
 from torch import Tensor, nn
 
+from multitask.nn.encoder import Encoder
 from multitask.nn.lenet import lenet
 from multitask.nn.mlp import mlp
 from multitask.nn.resnet import resnet
@@ -28,6 +30,33 @@ def _transformer() -> nn.Sequential:
     return nn.Sequential(Patches(7, 64), *layers, Mean())
 
 
+class _Text(nn.Module):
+    """Token ids ``[batch, tokens]`` → the mean of their states."""
+
+    def __init__(self, lora: bool) -> None:
+        super().__init__()
+        # Not from zeros, of which half the gradients would be zero.
+        updates = {"r": 8, "init_lora_weights": False, "target_modules": ["query", "key", "value", "dense"]}
+        self.encoder = Encoder(config=_ENCODER, lora=updates if lora else None)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return features ``[batch, width]``."""
+        return self.encoder(input_ids=ids).mean(1)
+
+
+_ENCODER = {
+    "model_type": "bert",
+    "vocab_size": 8192,
+    "hidden_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+    "max_position_embeddings": 128,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A trunk, the shape of one of its inputs, and the examples of a batch."""
@@ -35,6 +64,8 @@ class Architecture:
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     batch: int
+    words: int = 0
+    """How many token ids there are; none where inputs are real numbers."""
 
 
 TRUNKS = {
@@ -43,6 +74,11 @@ TRUNKS = {
     "resnet18": Architecture(lambda: resnet(width=32), (3, 64, 64), 32),
     "transformer": Architecture(_transformer, (1, 28, 28), 32),
 }
+TEXTS = {
+    name: Architecture(partial(_Text, lora=name == "lora"), (128,), 8, words=8192)
+    for name in ("text", "lora")
+}
+"""Trunks that need the extra ``huggingface``, and seconds for a step."""
 
 
 @dataclass
@@ -68,8 +104,8 @@ class Problem:
 
     @property
     def shared(self) -> list[nn.Parameter]:
-        """The trunk's parameters."""
-        return list(self.trunk.parameters())
+        """The trunk's parameters that are trained."""
+        return [p for p in self.trunk.parameters() if p.requires_grad]
 
     @property
     def own(self) -> list[nn.Parameter]:
@@ -83,7 +119,8 @@ class Problem:
         if dtype is not None:
             other.trunk.to(dtype)
             other.heads.to(dtype)
-            other.batch["inputs"] = other.batch["inputs"].to(dtype)
+            if other.batch["inputs"].is_floating_point():
+                other.batch["inputs"] = other.batch["inputs"].to(dtype)
         return other
 
     def losses(self, features: Tensor, reduction: str = "mean") -> list[Tensor]:
@@ -119,7 +156,7 @@ def make(
     the kink, not of the method.
 
     Args:
-        trunk: A name among ``TRUNKS``.
+        trunk: A name among ``TRUNKS`` or ``TEXTS``.
         tasks: How many heads.
         batch: How many examples; ``None`` for the trunk's own number.
         width: Of an MLP's layers; ``None`` for its own.
@@ -128,7 +165,7 @@ def make(
     """
     for draw in count():
         problem = _drawn(trunk, tasks, batch, width, derived_seed("benchmark", seed, draw))
-        if not _at_a_kink(problem):
+        if trunk in TEXTS or not _at_a_kink(problem):  # GELU has none
             break
     problem.trunk.to(device)
     problem.heads.to(device)
@@ -137,12 +174,13 @@ def make(
 
 
 def _drawn(trunk: str, tasks: int, batch: int | None, width: int | None, seed: int) -> Problem:
-    kind = TRUNKS[trunk]
+    kind = (TRUNKS | TEXTS)[trunk]
     examples = batch or kind.batch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = mlp((width,) * 3) if width else kind.make()
-        inputs = torch.randn(examples, *kind.shape)
+        shape = (examples, *kind.shape)
+        inputs = torch.randint(kind.words, shape) if kind.words else torch.randn(shape)
         features = network(inputs)
         heads = nn.ModuleList(nn.Linear(features.shape[1], CLASSES) for _ in range(tasks))
         targets = torch.randint(CLASSES, (tasks, examples))

@@ -15,9 +15,9 @@ from rich.console import Console
 from multitask.benchmark import machine, tables
 from multitask.benchmark.cells import COLUMNS, Cell, measure
 from multitask.benchmark.framework import measure_framework
-from multitask.benchmark.methods import instance_methods, step_methods
+from multitask.benchmark.methods import compiled_methods, instance_methods, step_methods, text_methods
 from multitask.benchmark.plot import scaling
-from multitask.benchmark.problems import TRUNKS, make
+from multitask.benchmark.problems import TEXTS, TRUNKS, make
 from multitask.benchmark.solver import CONFLICTS, measure_solver
 from multitask.benchmark.timing import Effort
 from multitask.errors import ConfigError, choices
@@ -26,9 +26,11 @@ from multitask.run.resolvers import plain
 from multitask.run.schema import BENCHMARK, check_values
 from multitask.terminal import terminal
 
-CASES = ("step", "instance_wise", "solver", "framework", "scaling")
+CASES = ("step", "instance_wise", "solver", "framework", "scaling", "compile", "text")
 # Tasks of an instance-wise step.
 _TASKS = 2
+# Heads where each cell takes minutes, or seconds to compile.
+_WITH_TEXT, _COMPILED = (2, 3, 8), (3, 8)
 # What stays the same while the scaling cases change the rest; the methods whose curves are drawn.
 _MIDDLE = {"tasks": 8, "batch": 128, "width": 512}
 _CURVES = ("weighted_sum", "ours", "torchjd_autojac")
@@ -139,6 +141,14 @@ def _cells(case: str, config: DictConfig) -> Iterator[Cell]:
         for trunk in lists["trunks"]:
             for m in lists["tasks"]:
                 yield from measure(case, make(trunk, m, **where), step_methods(weighting), effort)
+    elif case == "compile":
+        for trunk in lists["trunks"]:
+            for m in config.tasks or _COMPILED:
+                yield from measure(case, make(trunk, m, **where), compiled_methods(weighting), effort)
+    elif case == "text":
+        for trunk in TEXTS:
+            for m in config.tasks or _WITH_TEXT:
+                yield from measure(case, make(trunk, m, **where), text_methods(weighting), effort)
     elif case == "instance_wise":
         for n in lists["instances"]:
             problem = make("mlp", _TASKS, batch=n // _TASKS, **where)

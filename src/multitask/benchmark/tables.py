@@ -19,6 +19,8 @@ _TITLES = {
     "instance_wise": "Instance-wise, one row per example and task, relative to the weighted sum's step",
     "solver_few_conflicts": "The weights of a Gramian with few conflicts, relative to TorchJD's solver",
     "solver_many_conflicts": "The weights of a Gramian with many conflicts, relative to TorchJD's solver",
+    "compile": "One step with a compiled trunk, relative to the weighted sum's without",
+    "text": "Text: one step of a transformer of 30 million parameters, whole and by LoRA",
     "framework": "A step of training, everything logged, relative to a hand-written loop that logs nothing",
     "scaling_tasks": "Scaling in the number of tasks",
     "scaling_batch": "Scaling in the batch",
@@ -48,7 +50,9 @@ def _grid(case: str, cells: Sequence[Cell]) -> Grid:
     methods = list(dict.fromkeys(cell.method for cell in cells))
     beside = any(method in _TORCHJD for method in methods) and len(methods) > 2
     header = ["trunk", "m", "batch", "ms", *(_SHORT.get(method, method) for method in methods)]
-    header += ["ours / torchjd"] * beside + ["MiB", *(["of torchjd"] * beside), "error"]
+    against_best = ["of (1 + 2 m) / 3"] * (case == "text")
+    header += ["ours / torchjd"] * beside + against_best
+    header += ["MiB", *(["of torchjd"] * beside), *(["of sum"] * (case == "text")), "error"]
     rows = []
     for (name, trunk, m, batch), group in groupby(cells, lambda c: (c.case, c.trunk, c.tasks, c.batch)):
         found = {cell.method: cell for cell in group}
@@ -59,9 +63,13 @@ def _grid(case: str, cells: Sequence[Cell]) -> Grid:
         row += [f"{found[n].ratio:.2f}" if n in found else "" for n in methods]
         if beside:
             row.append("" if best is None else f"{ours.ratio / best.ratio:.2f}")
+        if case == "text":
+            row.append(f"{ours.ratio / ((1 + 2 * m) / 3):.2f}")
         row.append(f"{ours.peak_mib:.3g}")
         if beside:
             row.append("" if best is None else f"{best.peak_mib:.3g}")
+        if case == "text":
+            row.append(f"{first.peak_mib:.3g}")
         rows.append([*row, f"{ours.max_error:.0e}"])
     title = _TITLES.get(case, "Scaling in the width")
     return Grid(title, header, rows)

@@ -17,6 +17,7 @@ from multitask.gradients.rows import (
     numbers,
     processes,
     row_like,
+    sent,
     split_like,
 )
 from multitask.gradients.task_gradients import TaskGradients
@@ -98,18 +99,24 @@ class Features(Rows):
                 what arrives at the features.
         """
         self._parameters = list(parameters)
-        share = torch.tensor(shares).to(row_like(parameters))[:, None]
+        like = row_like(parameters)
+        share = sent(torch.tensor(shares, dtype=like.dtype), like.device)[:, None]
         self._columns = [columns * (1 - share) for columns in self._columns] or [
             share.new_zeros(len(share), 0)
         ]
         if pulls.rows and parameters:
             self._pull(pulls, share)
         if parts is not None:
-            self._columns = [columns * torch.tensor(parts).to(share)[:, None] for columns in self._columns]
+            self._columns = [
+                columns * sent(torch.tensor(parts, dtype=share.dtype), share.device)[:, None]
+                for columns in self._columns
+            ]
 
     def gradients(self, rows: Sequence[int]) -> TaskGradients:
         """Return the gradients of some rows, over all processes."""
-        return FeatureGradients(torch.cat(self._columns, 1)[list(rows)], self._frontiers, self._parameters)
+        found = torch.cat(self._columns, 1)
+        found = found if len(rows) == len(found) else found[list(rows)]
+        return FeatureGradients(found, self._frontiers, self._parameters)
 
     def _pull(self, pulls: Pulls, share: Tensor) -> None:
         edges = [GradientEdge(node, output) for node, output in pulls.graph.frontier()]

@@ -323,6 +323,20 @@ def inner_products(rows: Tensor, others: Tensor) -> Tensor:
     return (left @ right.mT).sum(0) + rows[:, whole:] @ others[:, whole:].T
 
 
+def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors of one device on the CPU, copied all at once: the device is waited for once."""
+    if tensors[0].device.type == "cpu":
+        return list(tensors)
+    whole = torch.cat([tensor.flatten() for tensor in tensors]).cpu()  # in a dtype that holds them all
+    parts = whole.split([tensor.numel() for tensor in tensors])
+    return [part.to(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for it: CUDA copies pageable memory aside first."""
+    return tensor.to(device, non_blocking=device.type != "mps")
+
+
 def are_finite(tensors: Sequence[Tensor]) -> list[bool]:
     """Return of each tensor whether all its numbers are finite; where they are, the device is waited for once."""
     sums = torch.stack([tensor.sum() for tensor in tensors]).tolist()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multitask.gradients.graph import Graph, Ownership
 from multitask.gradients.losses import Losses, Pulls, gradients_at
-from multitask.gradients.rows import Rows, StoredGradients, dense, local, processes, real_shape
+from multitask.gradients.rows import Rows, StoredGradients, dense, local, processes, real_shape, sent
 from multitask.gradients.sharded import ShardedEngine, ShardedPulls, Shards
 from multitask.gradients.task_gradients import Engine, TaskGradients
 
@@ -163,7 +163,8 @@ class Window:
         if self.losses is None and all(share == 1.0 for share in shares):
             self.losses = losses.values
             return
-        share = torch.tensor(shares).to(losses.values).view_as(losses.values)
+        share = sent(torch.tensor(shares, dtype=losses.values.dtype), losses.values.device)
+        share = share.view_as(losses.values)
         values = losses.values.where(share > 0, 0.0)
         self.losses = values if self.losses is None else self.losses.lerp(values, share)
 
@@ -194,7 +195,8 @@ class Window:
         assert self.graph is not None
         rows = self.rows if self.wanted is None else self.wanted
         found = self._rows.gradients(rows) if self._whole is None else self._whole
-        return ShownGradients(found, scale, self._ownership, self.graph)
+        assert self.losses is not None
+        return ShownGradients(found, scale, self._ownership, self.graph, self.losses.device)
 
     def own_gradients(self, factors: Mapping[int, float | Tensor]) -> "ByParameter":
         """Return the sum of the rows' gradients of what one loss alone reaches, times the factor of each row."""
@@ -318,15 +320,22 @@ class ShownGradients(TaskGradients):
         scale: The factor, a scalar tensor; ``None`` for one.
         ownership: Names the parameters.
         graph: The graph of the step's last micro-batch.
+        device: The device of the losses.
     """
 
     def __init__(
-        self, gradients: TaskGradients, scale: Tensor | None, ownership: Ownership, graph: Graph
+        self,
+        gradients: TaskGradients,
+        scale: Tensor | None,
+        ownership: Ownership,
+        graph: Graph,
+        device: torch.device,
     ) -> None:
         self._gradients = gradients
         self._scale = scale
         self._ownership = ownership
         self._graph = graph
+        self._device = device
         self._gramian: Tensor | None = None
 
     @property
@@ -356,9 +365,13 @@ class ShownGradients(TaskGradients):
             self._gramian = gramian if self._scale is None else gramian / self._scale / self._scale
         return self._gramian
 
+    def show(self, gramian: Tensor) -> None:
+        """Return this copy of the Gramian from now on."""
+        self._gramian = gramian
+
     def combine(self, weights: Tensor) -> None:
-        """Add the combination, scaled."""
-        self._gradients.combine(weights)
+        """Add the combination, scaled; the weights may be on the CPU."""
+        self._gradients.combine(sent(weights, self._device))
 
     def jacobian(self) -> Tensor:
         """Return the unscaled Jacobian."""

@@ -33,6 +33,7 @@ class Telemetry:
             self._sums[key] = torch.zeros(len(names), dtype=values.dtype, device=values.device)
             self._counts[key] = [0] * len(names)
             self._names[key] = list(names)
+        self._sums[key] = self._sums[key].to(values.device)  # those of a checkpoint are on the CPU
         if present is None or len(present) == len(names):
             self._sums[key] += values
             self._counts[key] = [count + 1 for count in self._counts[key]]

@@ -129,6 +129,11 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Map
             raise ConfigError(f"{needs}; set trainer.accumulate_grad_batches=1 or weighting.engine=auto.")
         if several_processes(config):
             raise ConfigError(f"{needs}; set trainer.devices=1, or weighting.engine=auto.")
+        if config.compile:
+            raise ConfigError(
+                "compile=true makes the trunk one operation, in which weighting.engine=layerwise finds no layers; take "
+                "weighting.engine=auto, which takes rows of it, or set compile=false."
+            )
     if name != "features":
         return
     if weighting.of_parameters:

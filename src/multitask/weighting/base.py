@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -30,6 +30,10 @@ class Combiner(Memory, ABC):
 
     draws: bool = True
     """Whether it may draw random numbers; a step then seeds the generators for it."""
+
+    on_cpu: bool = False
+    """Whether its numbers stay on the CPU, wherever the model is. A Jacobian method then gets losses and Gramian there,
+    which a step copies both at once, so that it waits for the device once; one that takes the Jacobian cannot."""
 
     recomputed: Recomputed = "losses"
     """What :meth:`after_step` sees: the mean losses, or the traces of their residuals' kernel."""
@@ -92,6 +96,13 @@ class Combiner(Memory, ABC):
             for value in vars(module).values():
                 if hasattr(value, "failures") and not isinstance(value, nn.Module):
                     yield value
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return what a move does to numbers of the combiner: on the CPU, it changes their dtype alone."""
+        return (lambda tensor: tensor.to(move(tensor).dtype)) if self.on_cpu else move
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(self.moved(fn), recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state = f"{prefix}_extra_state"

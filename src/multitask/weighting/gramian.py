@@ -20,6 +20,8 @@ class CosineMethod(WeightedMethod):
     thousand; its cosines stay accurate.
     """
 
+    on_cpu = True
+
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weight of each row from :meth:`solve`, shape ``[k]``."""
         gramian = checked(gradients)

@@ -59,7 +59,7 @@ class Grouped(Wrapper[JacobianMethod]):
         found = groups(gradients, self.by)
         self._rename_legacy(found)
         for name, columns in found.items():
-            part = Part(gradients, jacobian, columns)
+            part = Part(gradients, jacobian, columns, self.on_cpu)
             member = self._member(name)
             with self._restricted(member):
                 weights = member.combine(losses, part)

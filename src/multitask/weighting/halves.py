@@ -22,6 +22,7 @@ class HalvesMethod(WeightedMethod):
         tasks: The tasks' names.
     """
 
+    on_cpu = True
     rows: Rows = "half"
     per_task: ClassVar[dict[str, Kind]] = {"shares": "share"}
     shares: Tensor

@@ -51,6 +51,7 @@ class IMTL(Learned, CosineMethod):
         tasks: The tasks' names.
     """
 
+    on_cpu = False  # the optimizer trains the scales, on the model's device
     learned = "log_scale"
     log_scale: TaskParameters
 

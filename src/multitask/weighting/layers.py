@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from multitask.gradients.rows import inner_products
+from multitask.gradients.rows import inner_products, sent
 from multitask.gradients.task_gradients import TaskGradients
 
 By = Literal["layer", "tensor"]
@@ -104,12 +104,16 @@ class Part(TaskGradients):
         gradients: Those of all shared parameters.
         jacobian: All columns, shape ``[k, n]``.
         columns: The group's.
+        on_cpu: Whether the Gramian is wanted on the CPU.
     """
 
-    def __init__(self, gradients: TaskGradients, jacobian: Tensor, columns: list[Columns]) -> None:
+    def __init__(
+        self, gradients: TaskGradients, jacobian: Tensor, columns: list[Columns], on_cpu: bool = False
+    ) -> None:
         slices = [jacobian[:, c.start : c.end] for c in columns]
         self._jacobian = slices[0] if len(slices) == 1 else torch.cat(slices, 1)
         self._gradients = gradients
+        self._on_cpu = on_cpu
         self.layout = [(c.name, c.end - c.start) for c in columns]
         self.vector = torch.zeros_like(self._jacobian[0])
 
@@ -122,11 +126,12 @@ class Part(TaskGradients):
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``."""
-        return self._gradients.total(inner_products(self._jacobian, self._jacobian))
+        gramian = self._gradients.total(inner_products(self._jacobian, self._jacobian))
+        return gramian.cpu() if self._on_cpu else gramian
 
     def combine(self, weights: Tensor) -> None:
         """Keep ``weightsᵀ J``."""
-        self.assign(weights.to(self._jacobian.dtype) @ self._jacobian)
+        self.assign(sent(weights.to(self._jacobian.dtype), self._jacobian.device) @ self._jacobian)
 
     def jacobian(self) -> Tensor:
         """Return ``J``, shape ``[k, n]``."""

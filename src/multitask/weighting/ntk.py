@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from multitask.gradients.rows import sent
 from multitask.weighting.base import Recomputed, Scalarization
 from multitask.weighting.present import Kind
 
@@ -28,6 +29,7 @@ class NTK(Scalarization):
         ValueError: If ``steps`` is less than one.
     """
 
+    on_cpu = True
     linear = True
     recomputed: Recomputed = "traces"
     per_task: ClassVar[dict[str, Kind]] = {"factors": "vector"}
@@ -44,7 +46,7 @@ class NTK(Scalarization):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Return the weighted sum; ``losses`` is ``[k]``."""
-        return (self.factors.to(losses) * losses).sum()
+        return (sent(self.factors.to(losses.dtype), losses.device) * losses).sum()
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
         """Update the weights if they are due; ``recompute()`` returns tr K_ii, ``[k]``."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from multitask.gradients.rows import sent
 from multitask.weighting.base import Scalarization
 from multitask.weighting.present import Kind
 
@@ -66,7 +67,8 @@ class ReLoBRaLo(Scalarization):
         self.factors = self._moved(now)
         self.first = torch.where(self.first.isnan(), now, self.first)
         self.last = now
-        self.stays = (torch.rand((), dtype=torch.float64) < self.rho).to(self.stays)
+        stays = (torch.rand((), dtype=torch.float64) < self.rho).to(self.stays.dtype)
+        self.stays = sent(stays, self.stays.device)
 
     def _moved(self, losses: Tensor) -> Tensor:
         now = losses.to(self.factors)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multitask.gradients.rows import sent
 from multitask.weighting.base import Scalarization
 from multitask.weighting.present import Kind
 
@@ -24,6 +25,7 @@ class ScheduledSum(Scalarization):
         ValueError: If a schedule has no point, or its times do not increase.
     """
 
+    on_cpu = True
     per_task: ClassVar[dict[str, Kind]] = {"index": "vector"}
     time: Tensor
     linear = True
@@ -51,7 +53,7 @@ class ScheduledSum(Scalarization):
         """Return the scalar to minimize; ``losses`` is ``[k]``."""
         now = float(self.time)
         weights = [np.interp(now, *self.points[i]) for i in self.index.tolist()]
-        return (losses.new_tensor(weights) * losses).sum()
+        return (sent(torch.tensor(weights, dtype=losses.dtype), losses.device) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:
         """Count a step."""

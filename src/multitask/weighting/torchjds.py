@@ -48,8 +48,8 @@ class OfTorchjd(Combiner):
         remember(self.method, state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        move_plain_tensors(self.method, fn)
+        super()._apply(fn, recurse)
+        move_plain_tensors(self.method, self.moved(fn))
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -90,6 +90,7 @@ class TorchjdScalarization(OfTorchjd, Scalarization):
 class GramianMethod(OfTorchjd, WeightedMethod):
     """A torchjd weighting of the Gramian."""
 
+    on_cpu = True
     method: Weighting
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:

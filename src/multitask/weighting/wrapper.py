@@ -61,7 +61,7 @@ class Wrapper(Around[M], JacobianMethod):
 
     def __init__(self, method: M) -> None:
         super().__init__(method)
-        self.rows = method.rows
+        self.rows, self.on_cpu = method.rows, method.on_cpu
         self.of_parameters = method.of_parameters
         self.remembers_rows = method.remembers_rows
         self.gives_weights = method.gives_weights
@@ -186,7 +186,8 @@ class InstanceWise(Wrapper[WeightedMethod], WeightedMethod):
                 "weighting.rows=task."
             )
         super().__init__(method)
-        self.rows = "example"
+        # A Gramian of so many rows stays on its device, as do the programs.
+        self.rows, self.on_cpu = "example", False
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weight of each example and task, shape ``[batch · m]``."""

@@ -4,15 +4,25 @@ import csv
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from multitask.benchmark import problems
 from multitask.benchmark.cells import COLUMNS
-from multitask.benchmark.methods import AutogramRecipe, Autojac, Naive, Ours, WeightedSum
-from multitask.benchmark.problems import TRUNKS, make
+from multitask.benchmark.methods import (
+    AutogramRecipe,
+    Autojac,
+    Naive,
+    Ours,
+    WeightedSum,
+    compiled_methods,
+    text_methods,
+)
+from multitask.benchmark.problems import TEXTS, TRUNKS, make
 from multitask.benchmark.reference import Reference
 from multitask.benchmark.run import run
 from multitask.benchmark.timing import Effort, interleaved, peak_mib
@@ -97,6 +107,7 @@ def test_curves(scripts: Scripts, tmp_path: Path) -> None:
         ("scaling_width_64", 8, 128),
     ]:
         lines += [f"{case},mlp,{m},{batch},{method},1.5,2.5,3,1e-7" for method in ("weighted_sum", "ours")]
+    lines += ["text,lora,4,8,weighted_sum,1.0,2.5,6.5,1e-7", "text,lora,4,8,ours,2.4,6.0,7.5,1e-7"]
     (tmp_path / "benchmark.csv").write_text("\n".join(lines) + "\n")
     facts = dict.fromkeys(("date", "commit", "processor", "cores", "threads", "torch", "torchjd"), "x")
     (tmp_path / "benchmark.json").write_text(json.dumps(facts))
@@ -106,6 +117,7 @@ def test_curves(scripts: Scripts, tmp_path: Path) -> None:
     table = (tmp_path / "table.md").read_text()
     assert "| mlp/64 | 8 | 128 |" in table
     assert table.count("| mlp |") == 2
+    assert "| lora | 4 | 8 | 2.5 | 1.00 | 2.40 | 0.80 | 7.5 | 6.5 | 1e-07 |" in table  # of three passes
 
 
 @pytest.mark.parametrize(
@@ -144,6 +156,47 @@ def test_all_methods_agree_with_float64_rows(trunk: str) -> None:
         for parameter in method.problem.shared:
             parameter.grad *= 1.01  # type: ignore[operator]
         assert reference.error(method.problem, method.meaning) > 1e-3, "an error must show"
+
+
+def test_a_compiled_trunk_agrees_with_float64_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without the slow last stage, code for the processor.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    problem = make("mlp", 3, batch=4, width=32)
+    reference = Reference(problem)
+    for name, (of_name,) in compiled_methods(UPGRAD).items():
+        method = of_name(problem.copy())
+        method.step()
+        assert reference.error(method.problem, method.meaning) < ROUNDING, name
+
+
+@pytest.mark.parametrize("trunk", TEXTS)
+def test_text_agrees_with_float64_rows(trunk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    monkeypatch.setattr(problems, "_ENCODER", problems._ENCODER | small)
+    problem = make(trunk, 2, batch=2)
+    assert all("lora" in name for name, p in problem.trunk.named_parameters() if p.requires_grad) == (
+        trunk == "lora"
+    )
+    reference = Reference(problem)
+    for name, (of_name,) in text_methods(UPGRAD).items():
+        method = of_name(problem.copy())
+        method.step()
+        assert reference.error(method.problem, method.meaning) < ROUNDING, name
+
+
+@pytest.mark.gpu
+def test_a_gpu_prints_the_same_tables(scripts: Scripts, tmp_path: Path) -> None:
+    ran = scripts.run(
+        *BRIEF, "cases=[step,instance_wise,solver,framework]", "trunks=[mlp]", "tasks=[3]", "instances=[8]",
+        "solver_tasks=[2,40]", "framework_tasks=[2]", "device=cuda", f"output={tmp_path}", script="benchmark",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert len(rows(tmp_path)) == 5 + 3 + 8 + 2
+    assert_exact(
+        [row for row in rows(tmp_path) if row["case"] != "framework"]
+    )  # whose convolutions are in TF32
 
 
 def test_instance_wise_methods_agree_with_float64_rows() -> None:

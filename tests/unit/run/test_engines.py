@@ -55,6 +55,7 @@ def test_every_exact_engine_takes_the_same_steps(rows: str, norm: bool) -> None:
         ("layerwise", {"trainer__accumulate_grad_batches": 2}, "set trainer.accumulate_grad_batches=1"),
         ("layerwise", {"trainer__devices": 2}, "set trainer.devices=1"),
         ("layerwise", {"trainer__num_nodes": 2}, "weighting.engine=auto"),
+        ("layerwise", {"compile": True}, "set compile=false"),
     ],
 )  # fmt: skip
 def test_refused_by_the_config(engine: str, changes: dict[str, Any], says: str) -> None:

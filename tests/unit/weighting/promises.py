@@ -13,6 +13,7 @@ PROMISES = {
     "missing": "5",
     "hard": "6",
     "own": "7",
+    "waits": "8",
     "every": "`every`",
     "groups": "`groups`",
     "rescale": "`rescale`",
@@ -67,6 +68,10 @@ NOTES: dict[str, dict[str, Note]] = {
     | _of("gradnorm imtl_l relobralo", "equals the sum of the losses in its first step")
     | _of("ntk", "equals the sum of the losses until the model provides traces")
     | _of("softadapt", "equals the mean of the losses in its first step"),
+    "waits": _of(READS_JACOBIAN + " iwmtl", "waits again, for what it computes of the Jacobian on the device")
+    | _of("imtl", "waits again: the numbers that it trains are on the device")
+    | _of(POSITIVE, "waits for its losses too, since one that is not above zero has no logarithm")
+    | _of("famo", "waits for its losses too, and for those after the step"),
     "every": _of("db_mtl graddrop m_config moco trimmed_mean", "returns a gradient, not weights", False)
     | _of("iwmtl", "weights belong to the examples of one batch", False),
     "groups": _of("imtl imtl_l uw", "its trainable parameters belong to no group", False),

@@ -1,6 +1,7 @@
 """The tables of the docs' page of weightings: ``python -m tests.unit.weighting.table`` rewrites them."""
 
 from pathlib import Path
+from string import ascii_letters
 
 from multitask.weighting.base import JacobianMethod, Scalarization
 from tests.unit.weighting.members import CONFIGS, NAMES, make, number_of_tasks
@@ -39,7 +40,7 @@ def members() -> str:
 def promises() -> str:
     """Return the table of which promise holds where, and below it why one does not, or on what terms."""
     reasons = list(dict.fromkeys(note.why for notes in NOTES.values() for note in notes.values()))
-    letters = {why: chr(ord("a") + i) for i, why in enumerate(reasons)}
+    letters = dict(zip(reasons, ascii_letters, strict=False))
 
     def cell(promise: str, name: str) -> str:
         note = NOTES.get(promise, {}).get(name)

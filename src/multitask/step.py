@@ -18,11 +18,19 @@ from multitask.gradients.losses import Losses, LossesLike, Pulls, gradients_at
 from multitask.gradients.processes import average_gradients, mean_over_processes, sum_over_processes
 from multitask.gradients.rows import Rows, add_to_gradients, are_finite, is_sharded, on_cpu, processes
 from multitask.gradients.sharded import check_hooks, one_sided, shards_of
+from multitask.gradients.stream import Streamed
 from multitask.gradients.task_gradients import Engine, TaskGradients
 from multitask.gradients.window import ByParameter, Counts, Window, counts_of
 from multitask.randomness import derived_seed, seeded_apart
 from multitask.weighting.adapter import adapt
-from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod, hooks_of
+from multitask.weighting.base import (
+    Combiner,
+    JacobianMethod,
+    Scalarization,
+    WeightedMethod,
+    check_streamed,
+    hooks_of,
+)
 from multitask.weighting.wrapper import Differentiated
 
 
@@ -68,6 +76,8 @@ class Step:
         heads: Whether what one loss alone reaches gets its gradient as it is (``own``) or times the loss's
             weight (``weighted``). A scalarization always weights.
         engine: How gradients are computed: ``auto``, ``layerwise``, ``rows`` or ``features`` (approximate).
+        memory: ``rows`` keeps m gradients, or what stands for them; ``stream`` keeps the numbers of two at most, takes
+            more time, and wants the whole batch in one call on one process.
         shared: The shared parameters, if they are not to be found from the graph; all others get the sum of
             the gradients of the losses that reach them.
         scaler: The loss scaler of 16-bit training; gradients are left scaled, for ``scaler.step``.
@@ -76,7 +86,7 @@ class Step:
 
     Raises:
         TypeError: If the weighting is none of these.
-        ValueError: If engine or heads are unknown, or sharded parameters do not go with them.
+        ValueError: If engine, memory or heads are unknown, or weighting or sharded parameters do not go with them.
     """
 
     def __init__(
@@ -86,6 +96,7 @@ class Step:
         *,
         heads: Literal["own", "weighted"] = "own",
         engine: str | Engine = "auto",
+        memory: Literal["rows", "stream"] = "rows",
         shared: Iterable[Tensor] | None = None,
         scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
@@ -112,9 +123,12 @@ class Step:
         self.looks_after = "after_step" in hooks_of(self.weighting)
         """Whether the weighting wants :meth:`after_step`."""
         self._weighted = scalar or heads == "weighted"
+        made = make_engine(engine, memory)
+        if isinstance(made, Streamed):
+            check_streamed(self.weighting)
         if self._shards is not None:
-            _check_sharded(self._method, engine)  # type: ignore[arg-type]
-        self._window = Window(make_engine(engine), self.ownership, self._shards)
+            _check_sharded(self._method, engine, made)  # type: ignore[arg-type]
+        self._window = Window(made, self.ownership, self._shards)
         self._m = 0
         self._constant: Tensor | None = None
         """The weights of a linear scalarization whose micro-batches are being added up."""
@@ -513,8 +527,10 @@ class Step:
         return result
 
 
-def _check_sharded(method: JacobianMethod, engine: str | Engine) -> None:
-    if engine == "layerwise" or isinstance(make_engine(engine), Features):
+def _check_sharded(method: JacobianMethod, engine: str | Engine, made: Engine) -> None:
+    if isinstance(made, Streamed):
+        raise ValueError("sharded parameters have rows of their shards alone; set weighting.memory=rows.")
+    if engine == "layerwise" or isinstance(made, Features):
         raise ValueError(
             f"sharded parameters have rows alone, and weighting.engine={engine} has others; take auto."
         )

@@ -3,6 +3,7 @@
 from multitask.gradients.features import Features
 from multitask.gradients.layerwise import Layerwise
 from multitask.gradients.rows import Rows
+from multitask.gradients.stream import Streamed
 from multitask.gradients.task_gradients import Engine
 
 ENGINES: dict[str, type[Engine]] = {
@@ -13,12 +14,24 @@ ENGINES: dict[str, type[Engine]] = {
 }
 
 
-def make_engine(engine: str | Engine) -> Engine:
+def make_engine(engine: str | Engine, memory: str = "rows") -> Engine:
     """Return the engine of a name; engines pass as they are.
 
+    Args:
+        engine: A name among ``ENGINES``.
+        memory: ``stream`` for the one that keeps no rows, ``rows`` for any other.
+
     Raises:
-        ValueError: If there is none of this name.
+        ValueError: If there is none of this name, or it keeps rows.
     """
+    if memory == "stream":
+        if engine != "auto":
+            raise ValueError(
+                "weighting.memory=stream is a way to compute gradients; leave weighting.engine=auto."
+            )
+        return Streamed()
+    if memory != "rows":
+        raise ValueError(f"memory={memory} is unknown; choose rows or stream.")
     if isinstance(engine, Engine):
         return engine
     if engine not in ENGINES:

@@ -10,6 +10,7 @@ from multitask.gradients.graph import Graph, Ownership
 from multitask.gradients.losses import Losses, Pulls, gradients_at
 from multitask.gradients.rows import Rows, StoredGradients, dense, local, processes, real_shape, sent
 from multitask.gradients.sharded import ShardedEngine, ShardedPulls, Shards
+from multitask.gradients.stream import Streamed
 from multitask.gradients.task_gradients import Engine, TaskGradients
 
 # Keeps a mean over nothing from dividing by zero.
@@ -82,8 +83,8 @@ class Window:
         """Add a micro-batch, and on several processes with the last one the others' too.
 
         Raises:
-            ValueError: If losses of single examples come in several micro-batches or processes, or if the
-                number of losses changed.
+            ValueError: If losses of single examples, or those of a step without rows, come in several micro-batches
+                or processes, or if the number of losses changed.
         """
         here = counts_of(counts, losses)
         if self.losses is not None and self.losses.shape != losses.values.shape:
@@ -94,6 +95,10 @@ class Window:
         whole = last and self.losses is None and processes() == 1 and self._shards is None
         if losses.of_examples and not whole:
             raise ValueError("losses of single examples need the whole batch in one call on one process.")
+        if isinstance(self._engine, Streamed) and not whole:
+            raise ValueError(
+                "weighting.memory=stream needs the whole batch in one call on one process; set weighting.memory=rows."
+            )
         graph, here, shares = self._look(losses, here, last and not whole)
         # Own parameters of examples' losses are differentiated at the end, all at once.
         own = None if losses.of_examples else self._ownership.own()

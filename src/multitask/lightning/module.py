@@ -98,6 +98,7 @@ class MultiLossModule(MeasuredModule):
         weighting_learning_rate: float | None = None,
         heads: str = "own",
         engine: str | Engine = "auto",
+        memory: str = "rows",
         shared: Iterable[nn.Parameter] | None = None,
         names: list[str] | None = None,
         manual: bool | None = None,
@@ -113,6 +114,7 @@ class MultiLossModule(MeasuredModule):
             weighting_learning_rate: Learning rate of the weighting's own parameters; ``None`` for the optimizer's.
             heads: See :class:`multitask.Step`.
             engine: See :class:`multitask.Step`.
+            memory: See :class:`multitask.Step`.
             shared: See :class:`multitask.Step`.
             names: The losses' names in the weighting's order.
             manual: Whether to use manual optimization; by default only if weighting or accumulation need it.
@@ -127,7 +129,7 @@ class MultiLossModule(MeasuredModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.scheduler_options = dict(scheduler_options or {})
         self._weighting_learning_rate = weighting_learning_rate
-        self.engine = make_engine(engine)
+        self.engine = make_engine(engine, memory)
         self._step_options: dict[str, Any] = {
             "heads": heads,
             "engine": self.engine,

@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from multitask.errors import ConfigError
+from multitask.gradients.engines import make_engine
 from multitask.lightning.module import MultiLossModule
 from multitask.module import AnyTask, takes_derivatives
 from multitask.run.devices import several_processes
@@ -16,10 +17,10 @@ from multitask.run.weighting import build_weighting
 from multitask.task.penalty import Penalty
 from multitask.task.task import Task
 from multitask.task.terms import Term
-from multitask.weighting.base import Combiner, JacobianMethod, Scalarization
+from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, check_streamed
 
 # Keys of the weighting group that are for the module, not for the combiner's constructor.
-_FOR_MODULE = ("learning_rate", "engine", "heads")
+_FOR_MODULE = ("learning_rate", "engine", "memory", "heads")
 
 
 def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
@@ -40,16 +41,19 @@ def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
 
 
 def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, AnyTask]) -> dict[str, Any]:
-    """Return the options of combining losses: engine, heads and manual optimization.
+    """Return the options of combining losses: engine, memory, heads and manual optimization.
 
     Raises:
-        ConfigError: If engine, heads and combiner are incompatible.
+        ConfigError: If engine, memory, heads and combiner are incompatible.
     """
     heads = config.weighting.get("heads", "own")
     missing = any(isinstance(task, Task | Term) and task.missing for task in tasks.values())
     penalties = [name for name, task in tasks.items() if isinstance(task, Penalty)]
     engine = config.weighting.get("engine", "auto")
     _check_engine(config, weighting, engine, tasks)
+    memory = config.weighting.get("memory", "rows")
+    if memory == "stream":
+        _check_streamed(config, weighting, engine)
     if isinstance(weighting, Scalarization) and heads != "own":
         raise ConfigError(
             f"weighting={config.method} is a scalarization: its heads get the scalar's gradient; leave "
@@ -67,6 +71,7 @@ def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, An
     return {
         "heads": heads,
         "engine": engine,
+        "memory": memory,
         "manual": True if missing and several_processes(config) else None,
     }
 
@@ -124,11 +129,7 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Map
         return
     assert isinstance(weighting, JacobianMethod)
     if name == "layerwise":
-        needs = "weighting.engine=layerwise needs the whole batch in one forward pass of one process"
-        if config.trainer.accumulate_grad_batches > 1:
-            raise ConfigError(f"{needs}; set trainer.accumulate_grad_batches=1 or weighting.engine=auto.")
-        if several_processes(config):
-            raise ConfigError(f"{needs}; set trainer.devices=1, or weighting.engine=auto.")
+        _check_whole(config, "weighting.engine=layerwise", "weighting.engine=auto")
         if config.compile:
             raise ConfigError(
                 "compile=true makes the trunk one operation, in which weighting.engine=layerwise finds no layers; take "
@@ -154,6 +155,25 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Map
             f"weighting={config.method} needs the features' gradients of the whole batch, and with "
             "weighting.engine=features no process has them all; use weighting.engine=auto or trainer.devices=1."
         )
+
+
+def _check_streamed(config: DictConfig, weighting: Combiner, engine: str) -> None:
+    """Refuse what needs the rows that ``weighting.memory=stream`` does not keep."""
+    try:
+        check_streamed(weighting)
+        make_engine(engine, "stream")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    _check_whole(config, "weighting.memory=stream", "weighting.memory=rows")
+
+
+def _check_whole(config: DictConfig, key: str, instead: str) -> None:
+    """Refuse steps of several forward passes."""
+    needs = f"{key} needs the whole batch in one forward pass of one process"
+    if config.trainer.accumulate_grad_batches > 1:
+        raise ConfigError(f"{needs}; set trainer.accumulate_grad_batches=1 or {instead}.")
+    if several_processes(config):
+        raise ConfigError(f"{needs}; set trainer.devices=1, or {instead}.")
 
 
 def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> None:

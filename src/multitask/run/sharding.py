@@ -82,9 +82,10 @@ def check_sharded(config: DictConfig, weighting: Combiner, tasks: Mapping[str, A
             f"weighting={config.method} remembers a gradient of each task, whose shards a checkpoint does not keep; "
             "choose another weighting, or trainer=ddp."
         )
-    engine = config.weighting.get("engine", "auto")
-    if engine not in ("auto", "rows"):
-        raise ConfigError(
-            f"weighting.engine={engine} needs whole parameters, and with trainer=fsdp no process has them; use "
-            "weighting.engine=auto."
-        )
+    for key, possible in (("engine", ("auto", "rows")), ("memory", ("rows",))):
+        value = config.weighting.get(key, possible[0])
+        if value not in possible:
+            raise ConfigError(
+                f"weighting.{key}={value} needs whole parameters, and with trainer=fsdp no process has them; use "
+                f"weighting.{key}={possible[0]}."
+            )

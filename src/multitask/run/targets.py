@@ -14,7 +14,7 @@ _HYDRA = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")
 _APART = {
     "scheduler": ("interval", "frequency", "monitor"),
     "data": ("drop_last", "collate_fn"),
-    "weighting": ("engine", "heads", "learning_rate", "rows", "every", "groups", "rescale"),
+    "weighting": ("engine", "memory", "heads", "learning_rate", "rows", "every", "groups", "rescale"),
 }
 _RATE = re.compile(r"(^|_)(lrs?|learning_rates?)(_|$)")
 

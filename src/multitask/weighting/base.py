@@ -143,6 +143,9 @@ class JacobianMethod(Combiner):
     of_parameters: bool = False
     """Whether the gradients must be with respect to parameters, because it distinguishes or stores them."""
 
+    reads_jacobian: bool = False
+    """Whether it looks at the gradients themselves, beyond their Gramian; so do all that are ``of_parameters``."""
+
     remembers_rows: bool = False
     """Whether it stores a gradient per task between steps."""
 
@@ -198,6 +201,26 @@ class WeightedMethod(JacobianMethod):
     @abstractmethod
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weight of each row, shape ``[k]``; arguments as for :meth:`combine`."""
+
+
+def check_streamed(weighting: Combiner) -> None:
+    """Refuse combiners that need more than the Gramian of the tasks' gradients, where no rows are kept.
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    why = ""
+    if not isinstance(weighting, JacobianMethod):
+        why = "is a scalarization and has no rows to keep"
+    elif weighting.rows == "example":
+        why = "has a row per example, all of which it compares at once"
+    elif weighting.of_parameters or weighting.reads_jacobian:
+        why = "reads the rows themselves"
+    if why:
+        raise ValueError(
+            f"weighting.memory=stream keeps no row of the Jacobian, and {type(weighting).__name__} {why}; set "
+            "weighting.memory=rows."
+        )
 
 
 def hooks_of(combiner: Combiner) -> frozenset[str]:

@@ -109,6 +109,7 @@ class MatrixMethod(OfTorchjd, WeightedMethod):
     """A torchjd weighting of the Jacobian."""
 
     method: Weighting
+    reads_jacobian = True
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weights of the rows from their Jacobian."""
@@ -120,6 +121,7 @@ class AggregatorMethod(OfTorchjd, JacobianMethod):
     """A torchjd aggregator that is not a weighted sum of the rows."""
 
     method: Aggregator
+    reads_jacobian = True
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
         """Assign the aggregation of the Jacobian."""

@@ -62,7 +62,7 @@ class Wrapper(Around[M], JacobianMethod):
     def __init__(self, method: M) -> None:
         super().__init__(method)
         self.rows, self.on_cpu = method.rows, method.on_cpu
-        self.of_parameters = method.of_parameters
+        self.of_parameters, self.reads_jacobian = method.of_parameters, method.reads_jacobian
         self.remembers_rows = method.remembers_rows
         self.gives_weights = method.gives_weights
 

@@ -1,13 +1,14 @@
 """The Gramian in the memory of one gradient, for any graph; the combination is one more backward pass.
 
 The shared parameters are taken in bands of n / k numbers, from the losses down. The k rows of one band are pulled
-one after the other, enter the Gramian and are dropped. Each pass ends at the next band: where all rows' gradients at
-a cut through the graph take no more than one gradient does, the next passes start there, else further up.
+one after the other, enter the Gramian and are dropped. The passes of the next band start at the nearest cut through the
+graph at which the gradients of all rows take no more than n numbers; where there is none, they start at the losses.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -111,7 +112,7 @@ class Cut(NamedTuple):
 
 
 Band = list[tuple[Tensor, int, int]]
-"""Parameters with the first and the last but one of the numbers of each that belong to the band."""
+"""Parameters, with the range of their numbers that belong to the band."""
 
 
 class Streamed(Engine):
@@ -158,20 +159,16 @@ def _fill(
 
 
 def _bands(parameters: Sequence[Tensor], width: int) -> Iterator[Band]:
-    """Divide parameters into bands of so many numbers."""
-    band: Band = []
-    room = width
-    for p in parameters:
-        first, size = 0, numbers([p])
-        while first < size:
-            end = min(size, first + room)
-            band.append((p, first, end))
-            room, first = room - (end - first), end
-            if not room:
-                yield band
-                band, room = [], width
-    if band:
-        yield band
+    """Divide parameters, one after the other, into bands of so many numbers."""
+    sizes = [numbers([p]) for p in parameters]
+    ends = list(accumulate(sizes))
+    for low in range(0, sum(sizes), max(width, 1)):
+        places = [(p, end - size, end) for p, size, end in zip(parameters, sizes, ends, strict=True)]
+        yield [
+            (p, max(low - start, 0), min(low + width, end) - start)
+            for p, start, end in places
+            if start < low + width and end > low
+        ]
 
 
 def _places(graph: Graph, most: int) -> tuple[dict[int, int], list[Cut]]:
@@ -184,13 +181,8 @@ def _places(graph: Graph, most: int) -> tuple[dict[int, int], list[Cut]]:
     leaves: dict[Node, Tensor] = {}
     for node in reversed(order):
         after = [other for other, _ in order[node] if other is not None]
-        leaf = (
-            getattr(node, "variable", None)
-            if not after
-            else leaves.get(after[0])
-            if len(after) == 1
-            else None
-        )
+        leaf = leaves.get(after[0]) if len(after) == 1 else None
+        leaf = leaf if after else getattr(node, "variable", None)
         if leaf is not None:
             leaves[node] = leaf
     pending = dict.fromkeys(order, 0)
@@ -211,7 +203,7 @@ def _places(graph: Graph, most: int) -> tuple[dict[int, int], list[Cut]]:
         if place and not any(pending[other] for other in there):
             edges = [GradientEdge(other, output) for other, outputs in there.items() for output in outputs]
             sizes = [math.prod(edge.node._input_metadata[edge.output_nr].shape) for edge in edges]
-            if sum(sizes) <= most and not any(map(_has_hook, edges)):
+            if sum(sizes) <= most:
                 cuts.append(Cut(place, edges))
         del there[node]
         for other, output in following:
@@ -231,5 +223,6 @@ def _has_hook(edge: GradientEdge) -> bool:
 
 
 def _last(cuts: Sequence[Cut], after: int, place: int) -> Cut | None:
-    """Return the last cut after one place and up to another."""
-    return next((cut for cut in reversed(cuts) if after < cut.place <= place), None)
+    """Return the last cut after one place and up to another at which no hook changes gradients."""
+    between = (cut for cut in reversed(cuts) if after < cut.place <= place)
+    return next((cut for cut in between if not any(map(_has_hook, cut.edges))), None)

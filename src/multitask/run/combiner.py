@@ -160,7 +160,7 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Map
 def _check_streamed(config: DictConfig, weighting: Combiner, engine: str) -> None:
     """Refuse what needs the rows that ``weighting.memory=stream`` does not keep."""
     try:
-        check_streamed(weighting)
+        check_streamed(weighting, f"weighting={config.method}")
         make_engine(engine, "stream")
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -203,8 +203,12 @@ class WeightedMethod(JacobianMethod):
         """Return the weight of each row, shape ``[k]``; arguments as for :meth:`combine`."""
 
 
-def check_streamed(weighting: Combiner) -> None:
+def check_streamed(weighting: Combiner, name: str | None = None) -> None:
     """Refuse combiners that need more than the Gramian of the tasks' gradients, where no rows are kept.
+
+    Args:
+        weighting: The combiner.
+        name: Names it in the error; by default its class does.
 
     Raises:
         ValueError: Naming the key.
@@ -218,7 +222,7 @@ def check_streamed(weighting: Combiner) -> None:
         why = "reads the rows themselves"
     if why:
         raise ValueError(
-            f"weighting.memory=stream keeps no row of the Jacobian, and {type(weighting).__name__} {why}; set "
+            f"weighting.memory=stream keeps no row of the Jacobian, and {name or type(weighting).__name__} {why}; set "
             "weighting.memory=rows."
         )
 

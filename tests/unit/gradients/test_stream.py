@@ -21,6 +21,7 @@ from multitask.weighting.adapter import adapt
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.gradnorm import GradNorm
 from multitask.weighting.wrapper import InstanceWise, Rescaled
+from tests.conftest import Arrays, arrays, build, fit
 from tests.unit.gradients.reference import Known, assert_step, leaves_of
 from tests.unit.gradients.test_zoo import ZOO, Network, losses_of
 from tests.unit.run.test_engines import config
@@ -67,6 +68,17 @@ def test_whatever_else_a_step_does(options: dict[str, Any]) -> None:
             losses["3"] = 0.1 * net.trunk[0].weight.square().sum()
             step.backward(losses, [2.0, 0.0, 1.0, 1.0])
         found[memory] = [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()]
+    torch.testing.assert_close(found["stream"], found["rows"], **EXACT)
+
+
+def test_a_module_trains_alike() -> None:
+    found = {}
+    for memory in ("rows", "stream"):
+        torch.manual_seed(0)
+        trunk = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 4))
+        module = build(adapt(aggregation.UPGradWeighting()), trunk=trunk, memory=memory)
+        fit(module, Arrays(arrays(count=6)), steps=3)
+        found[memory] = list(module.parameters())
     torch.testing.assert_close(found["stream"], found["rows"], **EXACT)
 
 

@@ -13,6 +13,7 @@ from multitask.benchmark.methods import Ours, WeightedSum
 from multitask.benchmark.problems import make
 from multitask.benchmark.timing import peak_mib
 from multitask.errors import ConfigError
+from multitask.gradients.engines import make_engine
 from multitask.gradients.stream import Streamed
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.run.combiner import step_options
@@ -76,7 +77,7 @@ def test_a_module_trains_alike() -> None:
     for memory in ("rows", "stream"):
         torch.manual_seed(0)
         trunk = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 4))
-        module = build(adapt(aggregation.UPGradWeighting()), trunk=trunk, memory=memory)
+        module = build(adapt(aggregation.UPGradWeighting()), trunk=trunk, engine=make_engine("auto", memory))
         fit(module, Arrays(arrays(count=6)), steps=3)
         found[memory] = list(module.parameters())
     torch.testing.assert_close(found["stream"], found["rows"], **EXACT)

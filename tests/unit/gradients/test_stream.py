@@ -27,7 +27,7 @@ from tests.unit.gradients.reference import Known, assert_step, leaves_of
 from tests.unit.gradients.test_zoo import ZOO, Network, losses_of
 from tests.unit.run.test_engines import config
 
-EXACT = {"rtol": 1e-11, "atol": 1e-12}
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def network(name: str, m: int, batch: int) -> tuple[Network, Tensor]:

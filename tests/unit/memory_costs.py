@@ -8,14 +8,13 @@ import torch
 from multitask.benchmark.methods import Autojac, Make, Ours, WeightedSum
 from multitask.benchmark.problems import make
 from multitask.benchmark.timing import peak_mib
-from multitask.gradients.stream import Streamed
 
 UPGRAD = {"_target_": "torchjd.aggregation.UPGradWeighting"}
 WAYS: dict[str, Make] = {
     "weighted sum": WeightedSum,
     "`memory=rows`": partial(Ours, weighting=UPGRAD),
     "`memory=rows`, `engine=rows`": partial(Ours, weighting=UPGRAD, engine="rows"),
-    "`memory=stream`": partial(Ours, weighting=UPGRAD, engine=Streamed()),
+    "`memory=stream`": partial(Ours, weighting=UPGRAD, memory="stream"),
     "torchjd": partial(Autojac, chunk=1, optimized=True),
 }
 

@@ -65,16 +65,22 @@ class Ours(Method):
         weighting: The keys of ``configs/weighting/upgrad.yaml``.
         rows: ``task`` for one row per task, ``example`` for instance-wise steps.
         compiled: See :class:`Method`.
+        options: As for :class:`Step`.
     """
 
     def __init__(
-        self, problem: Problem, weighting: Mapping[str, Any], rows: str = "task", compiled: bool = False
+        self,
+        problem: Problem,
+        weighting: Mapping[str, Any],
+        rows: str = "task",
+        compiled: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(problem, compiled)
         self._rows = rows
         combiner = build_weighting({**weighting, "rows": rows}, list(problem.tasks()))
         device = next(problem.trunk.parameters()).device
-        self._step = Step(combiner.to(device), shared=problem.shared if compiled else None)
+        self._step = Step(combiner.to(device), shared=problem.shared if compiled else None, **options)
 
     def fill(self) -> None:
         """Take the whole step, all but the optimizer's."""

@@ -14,7 +14,6 @@ from multitask.benchmark.problems import make
 from multitask.benchmark.timing import peak_mib
 from multitask.errors import ConfigError
 from multitask.gradients.engines import make_engine
-from multitask.gradients.stream import Streamed
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.run.combiner import step_options
 from multitask.step import Step
@@ -127,7 +126,7 @@ def test_never_are_there_m_rows() -> None:
 def test_a_transformer_of_eight_tasks_takes_a_weighted_sums_memory_and_a_third_at_most() -> None:
     problem = make("transformer", 8)
     upgrad = {"_target_": "torchjd.aggregation.UPGradWeighting"}
-    streamed = peak_mib(Ours(problem.copy(), upgrad, engine=Streamed()).step)
+    streamed = peak_mib(Ours(problem.copy(), upgrad, memory="stream").step)
     assert streamed <= 1.3 * peak_mib(WeightedSum(problem.copy()).step)
 
 

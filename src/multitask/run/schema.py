@@ -24,6 +24,7 @@ COMPARE: Schema = {
     "recipe": str,
     "accept_other_baseline": bool,
     "difference": Amount,
+    "targets": dict[str, float] | None,
     "pareto": Names | None,
 }
 BENCHMARK: Schema = {
@@ -139,6 +140,8 @@ def _described(wanted: dict[str, Any]) -> str:
             return f"one of {', '.join(names)}"
         case {"type": "array", "items": {"type": "string"}}:
             return "a list of names in brackets"
+        case {"type": "object", "additionalProperties": items}:
+            return f"a name in braces for each value, {_described(items)}"
         case {"type": "array", "items": items}:
             return f"a list in brackets, each {_described(items)}"
         case {"type": "object"}:

@@ -54,9 +54,7 @@ def show(comparisons: list[Comparison], console: Console) -> None:
             if comparison.entries:
                 console.print(_metrics(comparison))
             for target, rows in times(comparison):
-                title = (
-                    f"Until validation reaches {target}; median, a run that never does counts as the latest"
-                )
+                title = f"Until validation reaches {target}, median over runs"
                 table = _table(title, "method", "steps", "seconds", "reached by")
                 for row in rows:
                     table.add_row(*map(Text, row))

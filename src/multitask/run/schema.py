@@ -141,7 +141,7 @@ def _described(wanted: dict[str, Any]) -> str:
         case {"type": "array", "items": {"type": "string"}}:
             return "a list of names in brackets"
         case {"type": "object", "additionalProperties": items}:
-            return f"a name in braces for each value, {_described(items)}"
+            return f"values by name in braces, each {_described(items)}"
         case {"type": "array", "items": items}:
             return f"a list in brackets, each {_described(items)}"
         case {"type": "object"}:

@@ -88,7 +88,7 @@ def test_runs_without_a_history_are_named(tmp_path: Path) -> None:
 def test_a_target_that_is_no_metric_of_validation_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "runs", key="val/v/mse")
     with pytest.raises(
-        ComparisonError, match="targets=l1: no record has it on the split test; there is: u/mse"
+        ComparisonError, match="targets=l1: no record has it on the split test; choices: u/mse"
     ):
         compared(tmp_path / "runs", targets={"l1": 0.5})
     with pytest.raises(ComparisonError, match=r"targets=mse: no run has val/u/mse in its metrics\.csv"):

@@ -140,8 +140,8 @@ def _described(wanted: dict[str, Any]) -> str:
             return f"one of {', '.join(names)}"
         case {"type": "array", "items": {"type": "string"}}:
             return "a list of names in brackets"
-        case {"type": "object", "additionalProperties": items}:
-            return f"values by name in braces, each {_described(items)}"
+        case {"type": "object", "additionalProperties": {"type": "number"}}:
+            return "numbers by name in braces"
         case {"type": "array", "items": items}:
             return f"a list in brackets, each {_described(items)}"
         case {"type": "object"}:

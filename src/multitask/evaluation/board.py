@@ -1,12 +1,13 @@
 """The content of an experiment's dashboard: tasks, logged values, sweeps, and Δm as a formula."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from multitask.evaluation.compare import load
 from multitask.evaluation.comparison import Comparison, Settings, compare_records
 from multitask.evaluation.errors import ComparisonError
-from multitask.evaluation.metrics import logarithms
+from multitask.evaluation.names import logged
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,6 @@ class Board:
     sweeps: tuple[str, ...] = ()
     delta_m: str | None = None
     no_delta_m: str = ""
-
-
-def logged(split: str, task: str, metric: str) -> str:
-    """The key under which a run logs a figure."""
-    return f"{split}/loss/{task}" if metric == "loss" else f"{split}/{task}/{metric}"
 
 
 def from_records(source: str | Sequence[str], baselines: str | None, settings: Settings) -> list[Board]:
@@ -54,10 +50,7 @@ def from_comparison(comparison: Comparison) -> Board:
     for _, row in table[table["metric"] != "loss"].iterrows():
         metrics[row["task"]] += (row["metric"],)
     figures = {str(key): logged(split, row["task"], row["metric"]) for key, row in table.iterrows()}
-    log = logarithms(table, macro=False)
-    refusals = [f"it takes the logarithm of {log[0]}, which W&B's expressions lack"] if log else []
-    refusals += [entry.refusal for entry in comparison.rows if entry.refusal]
-    reason = refusals[0] if refusals else comparison.refusal
+    reason = next((entry.refusal for entry in comparison.rows if entry.refusal), comparison.refusal)
     return Board(
         experiment=comparison.experiment,
         metrics=metrics,
@@ -82,10 +75,15 @@ def from_tasks(experiment: str, tasks: Mapping[str, Sequence[str]], split: str) 
 
 
 def _delta_m(comparison: Comparison, figures: Mapping[str, str]) -> str:
-    """Δm of one run. It is linear in the run's figures, so that W&B's mean over seeds is Δm of the method."""
+    """Return Δm of one run, linear in its values or their logarithms: W&B's mean over seeds is Δm of the method."""
     assert comparison.baseline is not None
     terms = []
     for key, mean in comparison.baseline.values.mean().items():
-        sign = "-" if comparison.metrics.loc[key, "higher"] else "+"
-        terms.append(f"{sign} (${{{figures[str(key)]}}} / {mean:.10g} - 1)")
+        metric, value = comparison.metrics.loc[key], f"${{{figures[str(key)]}}}"
+        change = f"{value} / {mean:.10g} - 1"
+        if metric["log"]:
+            # W&B's expressions have powers and no logarithm: sinh(h ln x) / h is ln x to (h ln x)² / 6 of it.
+            base = f"{math.exp(mean):.10g}"
+            change = f"(({value} / {base}) ** 0.0001 - ({base} / {value}) ** 0.0001) / 0.0002"
+        terms.append(f"{'-' if metric['higher'] else '+'} ({change})")
     return f"{100 / len(terms):.10g} * (0 {' '.join(terms)})"

@@ -1,8 +1,8 @@
 """The comparison of one experiment, from its records to everything shown."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -14,6 +14,7 @@ from multitask.evaluation.metrics import compared_metrics, logarithms, with_loga
 from multitask.evaluation.ranks import mean_ranks
 from multitask.evaluation.records import BASELINE, Records
 from multitask.evaluation.statistics import Interval, mean_intervals, pairs, seeds_needed
+from multitask.evaluation.times import times
 
 FRONT_SIZE = 3  # settings of one method from which on they form a front and do not compete
 
@@ -31,6 +32,7 @@ class Settings:
     accept_other_baseline: bool = False
     difference: float = 1.0
     pareto: Sequence[str] | None = None
+    targets: Mapping[str, float] | None = None
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Comparison:
 
     `metrics`: index task/metric, columns task, metric, higher, log. `entries`: rows that are ranked and tested,
     best first; `fronts`: method → its settings. `pairs`: one row per pair and figure, `headline` the figure to
-    look at first. `quoted`: Δ published by others.
+    look at first. `quoted`: Δ published by others. `times`: one row per run and target, see `times.times`.
     """
 
     experiment: str
@@ -58,6 +60,7 @@ class Comparison:
     counted_runs: pd.DataFrame
     all_labels: list[str]
     cautions: list[str]
+    times: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def rows(self) -> list[Entry]:
@@ -148,6 +151,10 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
         cautions=cautions,
     )
     comparison.pairs, comparison.headline = _pairs(comparison, directed)
+    places = {entry.label: place for place, entry in enumerate(comparison.rows)}
+    timed = counted[counted["label"].isin(places)]
+    timed = timed.sort_values("label", key=lambda names: names.map(places), kind="stable")
+    comparison.times = times(timed, metrics, settings.targets or {}, settings.split)
     comparison.cautions += _cautions(comparison)
     return comparison
 
@@ -270,6 +277,10 @@ def _cautions(comparison: Comparison) -> list[str]:
         cautions.append(
             f"No direction is recorded for {', '.join(undirected)}: neither ranked nor part of Δm."
         )
+    for figure, rows in comparison.times.groupby("figure"):
+        if unknown := [f"{e.label} {n} of {e.seeds}" for e in comparison.rows
+                       if (n := (rows["label"] == e.label).sum()) < e.seeds]:  # fmt: skip
+            cautions.append(f"Not every run has a validation of {figure}: {', '.join(unknown)}.")
     reference = comparison.settings.reference
     timed = [entry for entry in comparison.rows if not math.isnan(entry.cost.step_seconds)]
     if timed and not any(entry.method == reference for entry in timed):

@@ -1,6 +1,7 @@
 """Training curves from the runs' metrics.csv: losses, weights and conflict, with bands over seeds."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,19 +46,20 @@ def read_curves(runs: pd.DataFrame) -> pd.DataFrame:
     return result.assign(low=result["mean"] - half, high=result["mean"] + half).reset_index()[CURVE_COLUMNS]
 
 
-def _run_curves(file: Path) -> pd.DataFrame:
+def read_metrics(file: Path, wanted: Callable[[str], bool]) -> pd.DataFrame:
+    """The columns step and those wanted of a run's metrics.csv, as numbers; one without steps is empty."""
     try:
-        table = pd.read_csv(
-            file, usecols=lambda name: name == "step" or bool(_kind(name)), on_bad_lines="skip"
-        )
-        # A line that was cut short, or a word, is no point of a curve.
-        table = table.apply(pd.to_numeric, errors="coerce").dropna(
-            subset=table.columns.intersection(["step"])
-        )
+        table = pd.read_csv(file, usecols=lambda name: name == "step" or wanted(name), on_bad_lines="skip")
     except pd.errors.EmptyDataError:  # a run that logged nothing leaves an empty file
-        return pd.DataFrame(columns=["kind", "name", "step", "value"])
+        table = pd.DataFrame()
     if "step" not in table:
-        return pd.DataFrame(columns=["kind", "name", "step", "value"])
+        return pd.DataFrame({"step": []})
+    # A line that was cut short, or a word, is no point of a curve.
+    return table.apply(pd.to_numeric, errors="coerce").dropna(subset=["step"])
+
+
+def _run_curves(file: Path) -> pd.DataFrame:
+    table = read_metrics(file, lambda name: bool(_kind(name)))
     curves = []
     weights = [name for name in table.columns if name.startswith("weight/")]
     if weights:

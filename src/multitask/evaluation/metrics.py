@@ -40,14 +40,14 @@ def compared_metrics(
     if logarithmic is None:
         found["log"] = _named(found, {name for marks in figures["marks"] for name in marks})
     else:
-        found["log"] = _chosen(found, "multiplicative", logarithmic, split)
+        found["log"] = chosen(found, "multiplicative", logarithmic, split)
     kinds = found.groupby("metric")["log"].nunique()
     if (kinds > 1).any():
         raise ComparisonError(
             f"multiplicative: {kinds.idxmax()} is named for one task but not for another; name it for all tasks."
         )
     if wanted is not None:
-        return found[_chosen(found, "metrics", wanted, split)]
+        return found[chosen(found, "metrics", wanted, split)]
     better = found[found["metric"] != "loss"]
     return better if len(better) else found
 
@@ -56,7 +56,8 @@ def _named(found: pd.DataFrame, names: Iterable[str]) -> pd.Series:
     return pd.Series(found.index.isin(list(names)) | found["metric"].isin(list(names)), index=found.index)
 
 
-def _chosen(found: pd.DataFrame, key: str, names: Sequence[str], split: str) -> pd.Series:
+def chosen(found: pd.DataFrame, key: str, names: Sequence[str], split: str) -> pd.Series:
+    """Whether each metric is among the names, given as metric or task/metric; an unknown name is refused."""
     unknown = [name for name in names if not _named(found, [name]).any()]
     if unknown and len(found):
         raise ComparisonError(

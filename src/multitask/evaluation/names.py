@@ -25,6 +25,11 @@ METRICS: Mapping[str, str] = {
 """Reserved metric names, and their meaning in logs and records."""
 
 
+def logged(split: str, task: str, metric: str) -> str:
+    """The key under which a run logs a figure."""
+    return f"{split}/loss/{task}" if metric == "loss" else f"{split}/{task}/{metric}"
+
+
 def renamed(name: str, kind: str) -> str:
     """Return a name to use instead; `kind`: task or metric."""
     return f"{name.strip('_').replace('.', '_')}_{kind}"

@@ -79,6 +79,7 @@ def _section(slug: str, comparison: Comparison, pictures: list[Picture]) -> Row:
         "pairs": _pairs(comparison),
         "ratios": comparison.headline in logarithms(comparison.metrics),
         "hypervolumes": wording.hypervolumes(plane(comparison)),
+        "times": wording.times(comparison),
         "protocol": _protocol(comparison),
     }
 

@@ -12,6 +12,7 @@ from multitask.evaluation.errors import ComparisonError
 from multitask.evaluation.plane import plane
 from multitask.evaluation.records import BASELINE
 from multitask.evaluation.statistics import Interval
+from multitask.evaluation.times import by_method
 
 MISSING = Interval(math.nan, math.nan, math.nan, 0)
 
@@ -127,6 +128,16 @@ def hypervolumes(comparisons: list[Comparison]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def targets(comparisons: list[Comparison]) -> pd.DataFrame:
+    """One row per method and target: how many runs reached it, and their median steps and seconds."""
+    return _stacked([(each.experiment, by_method(each.times)) for each in comparisons])
+
+
+def times(comparisons: list[Comparison]) -> pd.DataFrame:
+    """One row per run and target: steps and seconds until validation reached it, empty where it never did."""
+    return _stacked([(each.experiment, each.times) for each in comparisons])
+
+
 def _stacked(parts: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     tables = [table.assign(experiment=experiment) for experiment, table in parts if len(table)]
     if not tables:
@@ -144,6 +155,8 @@ def write(comparisons: list[Comparison], folder: Path) -> list[Path]:
         "set_aside.csv": set_aside(comparisons),
         "hypervolumes.csv": hypervolumes(comparisons),
         "published.csv": quoted(comparisons),
+        "targets.csv": targets(comparisons),
+        "times.csv": times(comparisons),
     }
     written = []
     for name, table in tables.items():

@@ -25,6 +25,7 @@ from multitask.evaluation.wording import (
     percent,
     ratio,
     seeds_needed,
+    times,
 )
 
 MOST_METRICS = 8
@@ -52,6 +53,12 @@ def show(comparisons: list[Comparison], console: Console) -> None:
                 )
             if comparison.entries:
                 console.print(_metrics(comparison))
+            for target, rows in times(comparison):
+                title = f"Until validation reaches {target}, median over runs"
+                table = _table(title, "method", "steps", "seconds", "reached by")
+                for row in rows:
+                    table.add_row(*map(Text, row))
+                console.print(table)
             console.print(_protocol(comparison))
         if volumes := hypervolumes(plane(comparison)):
             console.print(Text(volumes))

@@ -11,6 +11,7 @@ from multitask.evaluation.comparison import Comparison
 from multitask.evaluation.deltas import DELTA_M, DELTA_P
 from multitask.evaluation.plane import Plane
 from multitask.evaluation.statistics import Interval
+from multitask.evaluation.times import by_method
 
 NOTHING = "–"
 _LARGE = 1e9
@@ -159,6 +160,20 @@ def hypervolumes(plane: Plane | None) -> str:
     worst = ", ".join(f"{key} {value:.4g}" for key, value in zip(plane.keys, plane.reference, strict=True))
     volumes = "; ".join(f"{name} {volume:.4g}" for name, volume in plane.volumes.items())
     return f"Hypervolume, against the worst value of each metric among all rows ({worst}): {volumes}."
+
+
+def times(comparison: Comparison) -> list[tuple[str, list[tuple[str, str, str, str]]]]:
+    """Each target, with every method's steps, seconds and number of runs that reached it."""
+    found: dict[tuple[str, float], list[tuple[str, str, str, str]]] = {}
+    for row in by_method(comparison.times).itertuples():
+        steps, seconds = number(row.steps, 0), number(row.seconds, 1)
+        words = (row.label, steps, seconds, f"{row.reached} of {row.runs}")
+        found.setdefault((row.figure, row.target), []).append(words)
+    higher = comparison.metrics["higher"]
+    return [
+        (f"{figure} {'≥' if higher[figure] else '≤'} {goal:g}", rows)
+        for (figure, goal), rows in found.items()
+    ]
 
 
 def findings(comparison: Comparison) -> list[str]:

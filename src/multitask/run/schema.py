@@ -24,6 +24,7 @@ COMPARE: Schema = {
     "recipe": str,
     "accept_other_baseline": bool,
     "difference": Amount,
+    "targets": dict[str, float] | None,
     "pareto": Names | None,
 }
 BENCHMARK: Schema = {
@@ -140,6 +141,8 @@ def _described(wanted: dict[str, Any]) -> str:
             return f"one of {', '.join(names)}"
         case {"type": "array", "items": {"type": "string"}}:
             return "a list of names in brackets"
+        case {"type": "object", "additionalProperties": {"type": "number"}}:
+            return "numbers by name in braces"
         case {"type": "array", "items": items}:
             return f"a list in brackets, each {_described(items)}"
         case {"type": "object"}:

@@ -103,7 +103,15 @@ def test_delta_is_the_difference_of_mean_logarithms_with_welchs_interval(tmp_pat
     assert (
         "For u/mse, v/mse, Δm and Δp use 100 ln(M/B): −69 is half as much, 69 twice." in comparison.cautions
     )
-    assert from_comparison(comparison).no_delta_m.startswith("it takes the logarithm of u/mse")
+    formula = from_comparison(comparison).delta_m
+    assert formula is not None
+    for entry in comparison.entries:
+        assert entry.deltas is not None
+        for seed, row in values[entry.label].iterrows():
+            said = formula
+            for key, value in row.items():
+                said = said.replace(f"${{test/{key}}}", repr(float(value)))
+            assert eval(said) == pytest.approx(entry.deltas.per_seed.loc[str(seed), "delta_m"], rel=1e-6)
 
 
 def test_beside_it_other_metrics_keep_their_relative_change(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from multitask.lightning.curves import MetricsCsv, carry_over
 from tests.integration.small import rows
+from tests.unit.in_process import trained
 
 ROW = st.dictionaries(
     st.sampled_from(["train/loss/a", "val/loss", "epoch", "a,b", 'x"y']), st.integers(0, 99)
@@ -59,3 +60,19 @@ def test_continues_after_the_rows_of_the_checkpoint_and_keeps_the_others(tmp_pat
 def test_nothing_to_carry(tmp_path: Path) -> None:
     carry_over(tmp_path / "none.csv", tmp_path / "metrics.csv", 3)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_validation_is_logged_at_its_step_where_batches_are_accumulated(tmp_path: Path) -> None:
+    trained(
+        tmp_path,
+        *("experiment=pinn_burgers", "callbacks=default", "weighting=upgrad", "model.widths=[4]"),
+        *("data.points={inside:8,boundary:4,initial:4}", "data.grids=[[4,4],[4,4]]", "data.steps=12"),
+        *("trainer.max_epochs=2", "trainer.accumulate_grad_batches=3", "trainer.val_check_interval=0.5"),
+    )
+    validations = [row for row in rows(tmp_path / "metrics.csv") if row["val/u/mse"]]
+    assert [(row["step"], row["epoch"]) for row in validations] == [
+        ("1", "0"),
+        ("3", "0"),
+        ("5", "1"),
+        ("7", "1"),
+    ]

@@ -25,6 +25,7 @@ from multitask.run.schema import BENCHMARK, COMPARE, TRAIN, Schema, check_values
         (TRAIN, "callbacks.per_task.patience", 1.5, "patience=1.5 is not a whole number of at least 1, or null."),
         (TRAIN, "evaluation.splits", None, "evaluation.splits=null is not a list of names in brackets."),
         (COMPARE, "metrics", "accuracy", "metrics=accuracy is not a list of names in brackets, or null."),
+        (COMPARE, "targets", 0.1, "targets=0.1 is not numbers by name in braces, or null."),
         (BENCHMARK, "tasks", [2, 1], "tasks=[2, 1] is not a list in brackets, each a whole number of at least 2,"),
     ],
 )  # fmt: skip

@@ -87,11 +87,13 @@ class MeasuredModule(LightningModule):
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         tensors = torch.tensor(list(values.values()), dtype=dtype, device=self.device)
         # lightning 2.6.6 logs at the number of batches under manual optimization, even where fewer steps were taken.
-        own = self.trainer.state.fn == "fit"
+        by_step = self.trainer.state.fn == "fit"
         self.log_dict(
-            dict(zip(values, tensors, strict=True)), logger=not own, sync_dist=self.trainer.world_size > 1
+            dict(zip(values, tensors, strict=True)),
+            logger=False if by_step else None,
+            sync_dist=self.trainer.world_size > 1,
         )
-        if own and values and not self.trainer.sanity_checking:
+        if by_step and values and not self.trainer.sanity_checking:
             for logger in self.trainer.loggers:
                 logger.log_metrics(
                     {**values, "epoch": self.current_epoch}, step=max(0, self.trainer.global_step - 1)

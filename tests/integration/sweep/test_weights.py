@@ -18,7 +18,7 @@ def test_a_grid_is_all_of_the_simplex() -> None:
     assert len({tuple(point) for point in three}) == len(three) == 36
     assert np.allclose(np.sum(three, axis=1), 1)
     assert np.min(three) == pytest.approx(0.1)
-    for tasks, steps, said in ((3, 2, "makes none"), (40, 60, "makes more than 1000")):
+    for tasks, steps, said in ((3, 2, "gives none"), (40, 60, "gives more than 1000")):
         with pytest.raises(ConfigError, match=said):
             points(tasks, "grid", steps, 0, 1.0, 0)
 

@@ -72,5 +72,5 @@ def test_abalone_that_is_not_there_or_not_right(tmp_path: Path):
     with pytest.raises(ValueError, match=r"row without a number: .*many"):
         Abalone(str(tmp_path / "word.csv")).setup("fit")
     (tmp_path / "table.csv.gz").write_text(header)
-    with pytest.raises(ValueError, match="damaged or no text"):
+    with pytest.raises(ValueError, match="damaged or not text"):
         Abalone(str(tmp_path / "table.csv.gz")).setup("fit")

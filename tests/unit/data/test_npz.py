@@ -82,7 +82,7 @@ def test_missing_file_says_what_is_expected() -> None:
 def test_what_is_no_npz_is_refused(path: Path, spoil: Callable[[bytes], bytes]) -> None:
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(
-        ValueError, match=r"data\.path=.* is damaged or no \.npz; .* Pickles are never loaded"
+        ValueError, match=r"data\.path=.* is damaged or not an \.npz; .* Pickles are never loaded"
     ):
         Npz(str(path), ["y"], inputs="x").load()
 

@@ -126,7 +126,7 @@ def test_a_key_of_the_batch_names_the_examples(trained: Trained, tmp_path: Path)
         (
             "predict",
             ["ids=name"],
-            "ids=name is no key of a batch, which has inputs, classes, scalar, vector.",
+            "ids=name is not a key of a batch, which has inputs, classes, scalar, vector.",
         ),
         ("predict", ["output=here.txt"], "output=here.txt ends neither with .csv nor with .npz"),
         ("predict", ["trunk.widths=[8]"], "the checkpoint's weights do not match the model"),

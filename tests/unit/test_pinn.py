@@ -170,7 +170,7 @@ def test_traces_are_those_of_the_kernel_of_all_residuals(
     problem: Problem, numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All points at once, and five at a time."""
-    monkeypatch.setattr("multitask.pinn._NUMBERS", numbers)
+    monkeypatch.setattr("multitask.pinn._MOST_ELEMENTS", numbers)
     module, batch = pinn(problem, losses=None), batch_of(problem)
     with torch.no_grad():
         found = module.traces(batch)

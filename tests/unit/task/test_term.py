@@ -311,7 +311,7 @@ def test_predictions_that_wait_for_each_other_and_unknown_ones_are_refused() -> 
         return Task(prediction=PredictionOf(other), loss=nn.MSELoss(), target="t0")
 
     for tasks, said in (
-        ({"a": of("b"), "b": of("a")}, "wait for each other"),
+        ({"a": of("b"), "b": of("a")}, "depend on each other"),
         ({"a": of("c")}, "tasks.a: no task 'c' makes predictions; available: a"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -1,6 +1,7 @@
 """Steps of one model on any device or several processes: ``python -m tests.unit.run_on_devices OUT PROCESSES``."""
 
 import sys
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,7 @@ def problem(name: str, device: str | torch.device) -> tuple[Combiner, nn.Module,
     return make(name, m), trunk.to(device), heads.to(device), inputs.to(device)
 
 
-def losses_of(weighting: Combiner, trunk: nn.Module, heads: nn.ModuleList, inputs: Tensor) -> Tensor:
+def losses_of(weighting: Combiner, trunk: nn.Module, heads: Iterable[nn.Module], inputs: Tensor) -> Tensor:
     """Return losses in as many rows as the weighting wants, which pull in different directions."""
     features = trunk(inputs)
     each = [(head(features) - i).pow(2).mean(1) + 0.5 for i, head in enumerate(heads)]

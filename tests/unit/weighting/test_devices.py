@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from multitask import Combiner, JacobianMethod, Step
+from multitask import Step
 from multitask.nn.tokens import Mean
+from tests.unit.run_on_devices import losses_of
 from tests.unit.weighting.members import NAMES, make, number_of_tasks
 from tests.unit.weighting.promises import keeping, noted
 
@@ -98,18 +99,6 @@ class Hidden(TorchFunctionMode):
         if waits:
             self._waits.append(name)
         return func(*args, **kwargs)
-
-
-def losses_of(weighting: Combiner, trunk: nn.Module, heads: Sequence[nn.Module], inputs: Tensor) -> Tensor:
-    """Return losses on the meta device, in as many rows as the weighting wants."""
-    features = trunk(inputs)
-    each = [head(features).pow(2).mean(1) for head in heads]
-    rows = weighting.rows if isinstance(weighting, JacobianMethod) else "task"
-    if rows == "example":
-        return torch.stack(each, -1)
-    if rows == "half":
-        return torch.stack([torch.stack([loss[part::2].mean() for loss in each]) for part in range(2)])
-    return torch.stack([loss.mean() for loss in each])
 
 
 CASES = [(name, 1) for name in NAMES] + [(name, 2) for name in keeping("batch")]

@@ -1,4 +1,4 @@
-"""Import this before wandb and its like, which read the environment then: no chatter, and offline no call home."""
+"""Keeps loggers quiet and offline; import it before wandb, comet and mlflow, which read the environment on import."""
 
 import os
 

@@ -5,7 +5,6 @@ from fnmatch import fnmatchcase
 from inspect import signature
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -64,15 +63,15 @@ class Grouped:
                         f"{_KEY}: '{pattern}' sets {key}, which {type(optimizer).__name__} does not have; "
                         f"{choices(key, optimizer.defaults)}"
                     )
-            self._check_values(pattern, settings)
+            self._check_values(pattern, settings, [{"params": group["params"]} for group in cut])
         return optimizer
 
-    def _check_values(self, pattern: str, settings: Mapping[str, Any]) -> None:
+    def _check_values(self, pattern: str, settings: Mapping[str, Any], groups: Groups) -> None:
         """Reject values that the optimizer rejects as its own; it does not check those of groups."""
         takes = signature(self.make).parameters
         try:
             own = {key: value for key, value in settings.items() if key in takes}
-            self.make([{"params": [nn.Parameter(torch.zeros(1))]}], **own)
+            self.make(groups, **own)
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"{_KEY}: '{pattern}' has {dict(settings)} ({error}); change the value."

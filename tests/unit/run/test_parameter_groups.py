@@ -81,6 +81,21 @@ def test_what_cannot_be_set_is_refused(settings: dict[str, dict[str, Any]], sent
         made(settings)
 
 
+class OfMatrices(torch.optim.SGD):
+    """An optimizer that takes matrices alone, as Muon does."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr)
+        if any(p.ndim != 2 for group in self.param_groups for p in group["params"]):
+            raise ValueError("only matrices")
+
+
+def test_values_are_checked_with_the_parameters_of_the_model() -> None:
+    model = nn.ModuleDict({"trunk": nn.Linear(3, 2, bias=False), "head": nn.Linear(2, 1, bias=False)})
+    optimizer = Grouped(OfMatrices, {"trunk.*": {"lr": 1.0}}, model)([{"params": [*model.parameters()]}])
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 1.0]
+
+
 def test_the_recipe_of_a_task_has_the_settings_that_are_not_of_others() -> None:
     groups = {
         "tasks.left.*": {"lr": 1.0},

@@ -138,7 +138,7 @@ def _topological(roots: Sequence[Node]) -> dict[Node, Sequence[tuple[Node, int]]
             else:
                 stack.pop()
                 finished.append((node, following))
-                if node.name() == "CheckpointFunctionBackward":
+                if type(node).__name__ == "CheckpointFunctionBackward":
                     raise ValueError(
                         "the model has a re-entrant checkpoint, which no gradient of a single loss can pass; call "
                         "torch.utils.checkpoint.checkpoint with use_reentrant=False."

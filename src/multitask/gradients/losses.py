@@ -53,6 +53,7 @@ class Losses:
         self.values = whole.reshape(-1, whole.shape[-1])
         """Detached, shape ``[parts, m]``."""
         self.parts, self.m = self.values.shape
+        self._one = self.values.new_ones(())
         self.of_examples = self.parts > 2
         """Whether the parts are single examples, whatever their number."""
         self.by_column = self.parts > 1 and len(self._edges) == self.m
@@ -70,7 +71,7 @@ class Losses:
     def root(self, part: int, task: int) -> Roots:
         """Return where a task's loss on a part enters the graph, and the gradient there that stands for it alone."""
         place, i = divmod(part * self.m + task, len(self._edges))
-        seed = self.values.new_ones(()) if self.scale is None else self.scale.to(self.values)
+        seed = self._one if self.scale is None else self.scale.to(self.values)
         if self.factors is not None:
             seed = seed * self.factors[part * self.m + task]
         if self._shape:

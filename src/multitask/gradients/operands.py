@@ -235,6 +235,17 @@ class EmbeddingOperand(Operand):
         same = self._indices[:, None] == self._indices
         return (same & (self._indices != self._padding)).to(dtype)
 
+    def gramian(self, D: Tensor, bias: float) -> Tensor:
+        """Return the products of the sums over the positions that looked up the same row.
+
+        Gradients that cancel in such a sum would leave nothing but rounding in products of single positions.
+        """
+        D = D * (self._indices != self._padding)[:, None]
+        ordered, order = self._indices.sort()
+        place = torch.nn.functional.pad(ordered[1:] != ordered[:-1], (1, 0)).cumsum(0)
+        sums = torch.zeros_like(D).index_add_(1, place, D[:, order])
+        return inner_products(sums.flatten(1), sums.flatten(1))
+
     def product(self, D: Tensor) -> Tensor:
         """Add each position's gradient to the row that it looked up."""
         total = D.new_zeros(self.shape).index_add_(0, self._indices, D)

@@ -301,11 +301,12 @@ def dense(gradient: Tensor) -> Tensor:
 
 def write(row: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
     """Write gradients into views of a row, zeros where there is none."""
-    there = [(view, dense(g)) for view, g in zip(row, gradients, strict=True) if g is not None]
-    if len(there) < len(row):
+    arrived = [dense(gradient) for gradient in gradients if gradient is not None]
+    if len(arrived) < len(row):
         torch._foreach_zero_([view for view, g in zip(row, gradients, strict=True) if g is None])
-    if there:
-        torch._foreach_copy_([view for view, _ in there], [gradient for _, gradient in there])
+        row = [view for view, g in zip(row, gradients, strict=True) if g is not None]
+    if arrived:
+        torch._foreach_copy_(row, arrived)
 
 
 def inner_products(rows: Tensor, others: Tensor) -> Tensor:

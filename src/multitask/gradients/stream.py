@@ -1,8 +1,8 @@
 """The Gramian in the memory of one gradient, for any graph; the combination is one more backward pass.
 
-The shared parameters are taken in bands of n / k numbers, from the losses down. The k rows of one band are pulled
-one after the other, enter the Gramian and are dropped. The passes of the next band start at the nearest cut through the
-graph at which the gradients of all rows take no more than n numbers; where there is none, they start at the losses.
+The shared parameters are taken in bands of n / (k + 1) numbers, from the losses down. The k rows of one band are
+computed one after the other, enter the Gramian and are dropped. The passes of the next band start at the nearest cut
+through the graph at which the gradients of all rows take no more than n numbers; without one, at the losses.
 """
 
 import math
@@ -123,9 +123,10 @@ class Streamed(Engine):
         k, n, like = len(pulls.rows), numbers(parameters), row_like(parameters)
         places, cuts = _places(pulls.graph, n // k)
         reached = sorted((p for p in parameters if id(p) in places), key=lambda p: places[id(p)])
-        bands = list(_bands(reached, -(-n // k))) or [[]]
+        width = -(-n // (k + 1))
+        bands = list(_bands(reached, width)) or [[]]
         starts = [places[id(band[0][0])] for band in bands[1:]]
-        gramian, rows, here = like.new_zeros(k, k), like.new_empty(k, -(-n // k)), 0
+        gramian, rows, here = like.new_zeros(k, k), like.new_empty(k, width), 0
         at = {row: pulls.losses.root(*divmod(row, pulls.losses.m)) for row in pulls.rows}
         for number, (band, start) in enumerate(zip(bands, [*starts, 0], strict=True)):
             inputs = list(dict.fromkeys(p for p, _, _ in band))

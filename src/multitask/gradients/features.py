@@ -1,4 +1,4 @@
-"""Gradients where the losses enter what they share, in place of the parameters: one backward pass, approximate."""
+"""Approximate task gradients: with respect to the shared features, in place of the shared parameters."""
 
 from collections.abc import Iterable, Sequence
 
@@ -23,19 +23,19 @@ from multitask.gradients.rows import (
 from multitask.gradients.task_gradients import TaskGradients
 
 Frontier = dict[GradientEdge, torch.Size]
-"""The edges into the shared graph of a micro-batch, and the shapes there."""
+"""The edges into the shared graph of a micro-batch, and the shapes of their gradients."""
 
 
 class FeatureGradients(RowGradients):
     """The rows are the losses' gradients at the features.
 
-    Their Gramian bounds the parameters' one rather than equals it (Sener and Koltun, Multi-Task Learning as
-    Multi-Objective Optimization, 2018, MGDA-UB); the combined gradient is exact for its weights. Other
-    examples have other features, so that the Gramians of micro-batches and processes add up.
+    Their Gramian only bounds that of the parameters (Sener and Koltun, Multi-Task Learning as Multi-Objective
+    Optimization, 2018, MGDA-UB); the combined gradient is exact for its weights. Each example has features of its
+    own, so that the Gramians of micro-batches and processes add up.
 
     Args:
-        jacobian: This process's rows, ``[k, f]``, one micro-batch's columns after the other's.
-        frontiers: The micro-batches; none where this process has no label.
+        jacobian: This process's rows, ``[k, f]``, the micro-batches' columns side by side.
+        frontiers: One per micro-batch; none if this process has no label.
         parameters: The shared parameters.
     """
 
@@ -51,19 +51,19 @@ class FeatureGradients(RowGradients):
         return gramian
 
     def combine(self, weights: Tensor) -> None:
-        """Pull the combined feature gradient back."""
+        """Propagate the combined feature gradient to the parameters."""
         self.assign(weights.to(self._jacobian) @ self._jacobian)
 
     def assign(self, vector: Tensor) -> None:
-        """Pull a feature gradient back, shape ``[f]``."""
+        """Propagate a feature gradient, shape ``[f]``, to the parameters."""
         total = row_like(self.parameters).new_zeros(numbers(self.parameters))
         views = split_like(total, self.parameters)
         for frontier in self._frontiers:
             sizes = [shape.numel() for shape in frontier.values()]
             *pieces, vector = vector.split([*sizes, len(vector) - sum(sizes)])
             seeds = [piece.view(shape) for piece, shape in zip(pieces, frontier.values(), strict=True)]
-            found = gradients_at(list(frontier), seeds, self.parameters)
-            for view, gradient in zip(views, found, strict=True):
+            gradients = gradients_at(list(frontier), seeds, self.parameters)
+            for view, gradient in zip(views, gradients, strict=True):
                 if gradient is not None:
                     view += dense(gradient)
         if processes() > 1:
@@ -72,7 +72,7 @@ class FeatureGradients(RowGradients):
 
 
 class Features(Rows):
-    """Approximate and cheap: what is shared is differentiated once, whatever the number of losses."""
+    """Approximate and cheap: one backward pass through the shared graph for any number of losses."""
 
     def clear(self) -> None:
         """Start a new step."""
@@ -80,7 +80,7 @@ class Features(Rows):
         self._columns: list[Tensor] = []
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
-        """Refuse a parameter that has become shared within the step: features have no columns of parameters."""
+        """Reject a parameter that has become shared within the step: features have no columns of parameters."""
         if list(moved):
             raise _direct()
 
@@ -95,8 +95,8 @@ class Features(Rows):
         """Add a micro-batch, which sends nothing; see :class:`Rows`.
 
         Raises:
-            ValueError: If a loss reaches a shared parameter by itself, as a penalty does, or a hook changes
-                what arrives at the features.
+            ValueError: If a loss reaches a shared parameter directly, as a penalty does, or a hook changes the
+                gradients at the features.
         """
         self._parameters = list(parameters)
         like = row_like(parameters)
@@ -114,9 +114,9 @@ class Features(Rows):
 
     def gradients(self, rows: Sequence[int]) -> TaskGradients:
         """Return the gradients of some rows, over all processes."""
-        found = torch.cat(self._columns, 1)
-        found = found if len(rows) == len(found) else found[list(rows)]
-        return FeatureGradients(found, self._frontiers, self._parameters)
+        means = torch.cat(self._columns, 1)
+        means = means if len(rows) == len(means) else means[list(rows)]
+        return FeatureGradients(means, self._frontiers, self._parameters)
 
     def _pull(self, pulls: Pulls, share: Tensor) -> None:
         edges = [GradientEdge(node, output) for node, output in pulls.graph.frontier()]
@@ -126,14 +126,14 @@ class Features(Rows):
         by_row = {row: pulls.pass_of(row, last=False)(edges) for row in pulls.rows}
         shapes = []
         for place, edge in enumerate(edges):
-            there = {row: g for row, found in by_row.items() if (g := found[place]) is not None}
-            example = next(iter(there.values()))
+            arrived = {row: g for row, of_row in by_row.items() if (g := of_row[place]) is not None}
+            example = next(iter(arrived.values()))
             if is_hooked(edge, example):
                 raise ValueError(
                     "weighting.engine=features cannot pass a hook on the features; take weighting.engine=auto."
                 )
             column = share.new_zeros(len(share), example.numel())
-            for row, gradient in there.items():
+            for row, gradient in arrived.items():
                 column[row] = gradient.flatten()
             shapes.append(example.shape)
             self._columns.append(column * share)

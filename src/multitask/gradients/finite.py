@@ -1,4 +1,4 @@
-"""Whether losses and gradients are free of NaN and infinity."""
+"""Checks that losses are finite."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class FiniteLosses:
-    """Whether losses are finite, found without waiting for the device.
+    """Checks whether losses are finite without waiting for the device until :meth:`check`.
 
     Args:
         losses: Shape ``[k]``.
@@ -22,14 +22,14 @@ class FiniteLosses:
         self._finite = self._losses.isfinite().all()
         self._arrived: torch.cuda.Event | None = None
         if self._finite.is_cuda:
-            # Pinned memory, so that the copy waits for nobody, and nobody but check() for the copy.
-            there = torch.empty((), dtype=torch.bool, pin_memory=True)
-            self._finite = there.copy_(self._finite, non_blocking=True)
+            # The copy into pinned memory is asynchronous, and only check() waits for it.
+            pinned = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._finite = pinned.copy_(self._finite, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
     def check(self) -> None:
-        """Stop at a loss that is not a number.
+        """Raise if a loss is not finite.
 
         Raises:
             FloatingPointError: If a loss is NaN or infinite, naming task and step.
@@ -42,7 +42,7 @@ class FiniteLosses:
 
 def not_finite(losses: Tensor, tasks: Sequence[str], step: int) -> FloatingPointError:
     """Return the error that names the tasks whose loss is NaN or infinite, and the step."""
-    # Of each task's first such row.
+    # In reverse, so that the first bad row of a task wins.
     bad = {
         tasks[i % len(tasks)]: losses[i].item()
         for i in (~losses.isfinite()).nonzero().flatten().tolist()[::-1]

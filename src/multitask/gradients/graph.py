@@ -1,4 +1,4 @@
-"""The graph behind a step's losses: which of them reach each parameter, in this step and in all so far."""
+"""The autograd graph of a step: which losses reach each parameter, in this step and in all steps so far."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,18 +12,18 @@ Node = Any  # torch.autograd.graph.Node, with the saved values of its operation 
 
 
 class Graph:
-    """Every node behind some losses, with the set of losses that reach it.
+    """All nodes of the graph of some losses, with the set of losses that reach each node.
 
-    A set is an integer whose bit i stands for loss i: one pass over the nodes in topological order finds
-    all of them.
+    A set is an integer whose bit i stands for loss i, so that one pass over the nodes in topological order
+    computes all sets.
 
     Args:
-        losses: The edges at which each loss enters its graph; none where it requires no gradient.
-        kept: The parameters that leaves stand for; by default each is one itself.
+        losses: The edges at which each loss enters the graph; none for a loss that requires no gradient.
+        kept: Maps a leaf to the parameter that it stands for, where they differ.
 
     Raises:
-        ValueError: If part of the graph lies behind a re-entrant checkpoint, which no gradient with
-            respect to chosen parameters can pass.
+        ValueError: If part of the graph lies behind a re-entrant checkpoint, through which autograd cannot
+            compute gradients with respect to chosen parameters.
     """
 
     def __init__(
@@ -32,41 +32,41 @@ class Graph:
         self._kept = kept
         self.roots = [(edge, i) for i, of_loss in enumerate(losses) for edge in of_loss]
         self.following = _topological([edge.node for edge, _ in self.roots])
-        """The nodes, each before those that it leads to, with the edges that lead on: nodes and their outputs."""
+        """The nodes in topological order, from the losses down, with their outgoing edges (``next_functions``)."""
         self.reaching: dict[Node, int] = dict.fromkeys(self.following, 0)
-        """The losses that reach each node."""
+        """The set of losses that reach each node."""
         for edge, i in self.roots:
             self.reaching[edge.node] |= 1 << i
         self.leaves: list[tuple[Tensor, int]] = []
-        """Each leaf with the losses that reach it."""
+        """Each leaf with the set of losses that reach it."""
         reaching = self.reaching
         for node, following in self.following.items():
-            losses_here = reaching[node]
+            losses_of_node = reaching[node]
             if not following and (leaf := getattr(node, "variable", None)) is not None:
-                self.leaves.append((leaf if kept is None else _kept(leaf, kept), losses_here))
+                self.leaves.append((leaf if kept is None else _kept(leaf, kept), losses_of_node))
             for after, _ in following:
                 if after is not None:
-                    reaching[after] |= losses_here
+                    reaching[after] |= losses_of_node
 
     def runs_python(self) -> bool:
-        """Return whether some operation is written in Python, or compiled."""
+        """Return whether any operation is written in Python, or compiled."""
         return any(isinstance(node, BackwardCFunction) for node in self.following)
 
     def reached_alone(self, parameters: Sequence[Tensor]) -> bool:
-        """Return whether one loss alone reaches some of the parameters in this graph."""
+        """Return whether some of the parameters are reached by a single loss in this graph."""
         alone = {id(leaf) for leaf, losses in self.leaves if not _several(losses)}
         return any(id(p) in alone for p in parameters)
 
     def distances(self, parameters: Iterable[Tensor]) -> list[int | None]:
-        """Return how many operations lie between the losses and each parameter; ``None`` unless all losses reach it.
+        """Return the number of operations between the losses and each parameter; ``None`` unless all losses reach it.
 
-        They are counted along the longest way to an operation, so that a residual connection is no shortcut, and
-        to the nearest of the operations that a parameter enters.
+        The path to an operation is the longest one, so that a residual connection is no shortcut; of the operations
+        that use a parameter, the nearest counts.
         """
         farthest, every = dict.fromkeys(self.following, 0), 0
         for edge, _ in self.roots:
             every |= self.reaching[edge.node]
-        found: dict[Tensor, int] = {}
+        nearest: dict[Tensor, int] = {}
         for node, following in self.following.items():
             for after, _ in following:
                 if after is None:
@@ -76,32 +76,32 @@ class Graph:
                 leaf = getattr(after, "variable", None)
                 if leaf is not None and self.reaching[after] == every:
                     leaf = leaf if self._kept is None else _kept(leaf, self._kept)
-                    found[leaf] = min(found.get(leaf, distance), distance)
-        return [found.get(p) for p in parameters]
+                    nearest[leaf] = min(nearest.get(leaf, distance), distance)
+        return [nearest.get(p) for p in parameters]
 
     def shared_nodes(self) -> Iterator[Node]:
-        """Yield the nodes that several losses reach."""
+        """Yield the nodes that more than one loss reaches."""
         return (node for node, losses in self.reaching.items() if _several(losses))
 
     def frontier(self) -> dict[tuple[Node, int], list[tuple[Node | None, int]]]:
-        """Return the edges that lead into nodes of several losses from nodes of one, or from the loss itself.
+        """Return the edges from nodes that one loss reaches, or from a loss itself, to nodes that several reach.
 
         Returns:
-            Where each edge leads, a node and the number of its output, to where it comes from: a node, ``None``
-            for a root, and the one loss that comes by it.
+            The target of each edge, a node and the index of its output, mapped to its sources: a node (``None``
+            for a loss itself) and the one loss that reaches it.
         """
-        found: dict[tuple[Node, int], list[tuple[Node | None, int]]] = {}
+        edges: dict[tuple[Node, int], list[tuple[Node | None, int]]] = {}
         reaching = self.reaching
         for edge, i in self.roots:
             if _several(reaching[edge.node]):
-                found.setdefault((edge.node, edge.output_nr), []).append((None, i))
+                edges.setdefault((edge.node, edge.output_nr), []).append((None, i))
         for node, losses in reaching.items():
             if losses & (losses - 1):
                 continue
             for key in self.following[node]:
                 if key[0] is not None and _several(reaching[key[0]]):
-                    found.setdefault(key, []).append((node, losses.bit_length() - 1))
-        return found
+                    edges.setdefault(key, []).append((node, losses.bit_length() - 1))
+        return edges
 
 
 def _kept(leaf: Tensor, kept: Mapping[Tensor, Tensor]) -> Tensor:
@@ -118,7 +118,7 @@ def _several(losses: int) -> bool:
 
 
 def _topological(roots: Sequence[Node]) -> dict[Node, Sequence[tuple[Node, int]]]:
-    """Return the nodes behind the roots, each before those that it leads to, with the edges that lead on."""
+    """Return all nodes reachable from the roots in topological order, with their outgoing edges."""
     finished: list[tuple[Node, Sequence[tuple[Node, int]]]] = []
     seen: set[Node] = set()
     for root in roots:
@@ -147,18 +147,18 @@ def _topological(roots: Sequence[Node]) -> dict[Node, Sequence[tuple[Node, int]]
 
 
 class Ownership:
-    """The losses that have reached each parameter so far.
+    """The set of losses that have reached each parameter so far.
 
     A parameter is shared once a second loss has reached it, in any micro-batch, on any process, in this step
-    or an earlier one. Routing may differ from batch to batch: a parameter that is one task's own in one batch
+    or an earlier one. Routing may differ from batch to batch: a parameter that belongs to one task in one batch
     can be shared in the next.
 
     Args:
-        model: What is trained, for the order and the names of the parameters: a module, or tensors by name.
+        model: The trained module, or tensors by name; gives the parameters their order and names.
             Every ``nn.Parameter`` that a loss reaches counts, named or not; other tensors only if named.
-        shared: The shared parameters, if they are not to be found from the graph. All others then belong to
-            every loss that reaches them.
-        kept: The parameters that others stand for, in the graph and in a module while it computes.
+        shared: The shared parameters, in place of those found from the graph. Each other parameter then belongs
+            to every loss that reaches it.
+        kept: Maps the tensors that stand for parameters in the graph to these parameters.
     """
 
     def __init__(
@@ -175,19 +175,19 @@ class Ownership:
         self._names: dict[Tensor, str] = {}
         self._shared: list[Tensor] | None = None
         self._leaves: list[tuple[Tensor, int]] = []
-        self._found: list[tuple[int, int]] = []
+        self._last: list[tuple[int, int]] = []
         self._own: list[list[Tensor]] = []
         self._m = 0
         self._grew = False
         self.agreed = True
-        """Whether all that this process has found was in the last :meth:`exchange`."""
+        """Whether the last :meth:`exchange` included everything that this process knows."""
 
     def find(self, graph: Graph, m: int) -> None:
         """Record which of m losses reach which parameters in a graph."""
-        found = [(id(leaf), losses) for leaf, losses in graph.leaves]
-        if self._shared is not None and found == self._found:
+        leaves = [(id(leaf), losses) for leaf, losses in graph.leaves]
+        if self._shared is not None and leaves == self._last:
             return
-        self._found, new = found, False
+        self._last, new = leaves, False
         for leaf, losses in graph.leaves:
             known = self._reaching.get(leaf)
             if known is None and not self._is_trained(leaf):
@@ -212,7 +212,7 @@ class Ownership:
         self._names = {p: name for name, p in self.named()}
 
     def _divide(self) -> None:
-        """Give each loss what it reaches and what is not shared."""
+        """List for each loss the parameters that it reaches and that are not shared."""
         shared = set(self.shared())
         self._own = [[] for _ in range(self._m)]
         for leaf, losses in self._leaves:
@@ -222,10 +222,10 @@ class Ownership:
                     losses &= losses - 1
 
     def exchange(self) -> None:
-        """Add what all other processes have found.
+        """Add what all other processes know.
 
         Raises:
-            ValueError: If parameters have no names by which processes could speak of them.
+            ValueError: If parameters have no names by which processes could identify them.
         """
         self._name_all()
         known = {*self._names, *(self._given or ())}
@@ -237,8 +237,8 @@ class Ownership:
         if self._given is None:
             everyone: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(everyone, self.state_dict())
-            for found in everyone:
-                self.load_state_dict(found)
+            for state in everyone:
+                self.load_state_dict(state)
             self._divide()
         self.agreed = True
 
@@ -253,22 +253,22 @@ class Ownership:
         """Return the model's parameters.
 
         Raises:
-            ValueError: If there is no model, from which several processes know what they have in common.
+            ValueError: If there is no model to identify parameters across processes.
         """
         if self._model is None:
             raise ValueError("several processes need a name for each parameter; pass model= to Step.")
         return [p for _, p in self.named()]
 
     def own(self) -> list[list[Tensor]]:
-        """Return for each loss the parameters of the last graph that it reaches and that are not shared."""
+        """Return for each loss the parameters that it reaches in the last graph and that are not shared."""
         return self._own
 
     def leaves(self) -> list[Tensor]:
-        """Return the parameters that the last graph reaches."""
+        """Return the parameters in the last graph."""
         return [leaf for leaf, _ in self._leaves if leaf in self._reaching]
 
     def reached(self) -> list[tuple[str, int]]:
-        """Return the names of the parameters that the last graph reaches, with the losses that do."""
+        """Return the names of the parameters in the last graph, with the set of losses that reach each."""
         return [(self.name(leaf), losses) for leaf, losses in self._leaves if leaf in self._reaching]
 
     def candidates(self) -> list[Tensor]:
@@ -277,7 +277,7 @@ class Ownership:
         return [p for _, p in self.named() if p not in shared and p.requires_grad]
 
     def shared(self) -> list[Tensor]:
-        """Return the shared parameters, in the order of the model, and those without a name as they were found."""
+        """Return the shared parameters in the model's order, then those without a name as they were found."""
         if self._shared is None:
             several = [p for p, losses in self._reaching.items() if _several(losses)]
             order = {p: i for i, p in enumerate(self._names)}
@@ -286,14 +286,14 @@ class Ownership:
         return [p for p in self._shared if p.requires_grad]
 
     def name(self, parameter: Tensor) -> str:
-        """Return a parameter's name in the model, or its number among those found without one."""
+        """Return a parameter's name in the model, or its index if it has none."""
         return self._names.get(parameter) or str([id(p) for p in self._reaching].index(id(parameter)))
 
     def state_dict(self) -> dict[str, int]:
-        """Return the losses that have reached each parameter, as the bits of a number, by its name.
+        """Return the set of losses that have reached each parameter, as an integer, by name.
 
         Raises:
-            ValueError: If these depend on the data, and parameters have no names.
+            ValueError: If the sets depend on the data, and parameters have no names.
         """
         if self._given is not None:
             return {}

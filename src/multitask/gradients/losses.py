@@ -19,27 +19,27 @@ LossesLike = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
 class Losses:
-    """The losses of m tasks, each on one or several parts of the batch, and where each enters the graph.
+    """The losses of m tasks, each on one or several parts of the batch, and the edge at which each enters the graph.
 
-    A tensor that ``torch.stack`` made is taken apart again, since all that lies behind it would otherwise
-    count as reached by every loss.
+    A tensor made by ``torch.stack`` is split again, since otherwise everything behind it would count as reached
+    by every loss.
 
     Args:
-        losses: One number per loss, or a row of them per part of the batch (halves, examples).
+        losses: One scalar per loss, or one row of losses per part of the batch (half, example).
 
     Raises:
-        ValueError: If there is no loss, or their shapes are no such thing.
+        ValueError: If there is no loss, or the shapes are wrong.
     """
 
     def __init__(self, losses: LossesLike) -> None:
         self.names: list[str] = list(losses) if isinstance(losses, Mapping) else []
-        # Edge i of e carries each e-th loss from the i-th on, of the flattened ones, in a tensor of this shape.
+        # Of the flattened losses, edge i of e carries every e-th one from index i on, in a tensor of this shape.
         self._edges: list[GradientEdge | None]
         if isinstance(losses, Tensor):
             if losses.ndim not in (1, 2) or not losses.numel():
                 raise ValueError(f"losses must be [m] or [parts, m], not {list(losses.shape)}.")
             whole = losses.detach()
-            self._edges, self._shape = _taken_apart(losses)
+            self._edges, self._shape = _unstacked(losses)
         else:
             each = list(losses.values() if isinstance(losses, Mapping) else losses)
             shapes = {loss.shape for loss in each}
@@ -55,13 +55,13 @@ class Losses:
         self.parts, self.m = self.values.shape
         self._one = self.values.new_ones(())
         self.of_examples = self.parts > 2
-        """Whether the parts are single examples, whatever their number."""
+        """Whether each part is a single example."""
         self.by_column = self.parts > 1 and len(self._edges) == self.m
         """Whether each loss has one edge for all parts."""
         self.scale: Tensor | None = None
         """The factor that guards half-precision gradients against underflow."""
         self.factors: list[float] | None = None
-        """Factors of the gradients, ``[parts · m]``: this process's share, where backward passes average over all."""
+        """Factors of the gradients, ``[parts · m]``: this process's share, where passes average over processes."""
 
     def edges(self) -> list[list[GradientEdge]]:
         """Return the edges at which each loss enters the graph."""
@@ -69,7 +69,7 @@ class Losses:
         return [[edge for edge in of_loss if edge is not None] for of_loss in each]
 
     def root(self, part: int, task: int) -> Roots:
-        """Return where a task's loss on a part enters the graph, and the gradient there that stands for it alone."""
+        """Return the edge at which a task's loss on a part enters the graph, and the gradient that selects it."""
         place, i = divmod(part * self.m + task, len(self._edges))
         seed = self._one if self.scale is None else self.scale.to(self.values)
         if self.factors is not None:
@@ -77,16 +77,16 @@ class Losses:
         if self._shape:
             one, seed = seed, self.values.new_zeros(self._shape)
             seed.view(-1)[place] = one
-        return _there([self._edges[i]], [seed])
+        return _roots([self._edges[i]], [seed])
 
     def combination(self, weights: Tensor) -> Roots:
-        """Return where all losses enter, with weights ``[parts, m]`` as the gradients there."""
+        """Return the edges of all losses, with weights ``[parts, m]`` as the gradients there."""
         seeds, e = self._scaled(weights).flatten(), len(self._edges)
-        return _there(self._edges, [seeds[i::e].view(self._shape) for i in range(e)])
+        return _roots(self._edges, [seeds[i::e].view(self._shape) for i in range(e)])
 
     def column(self, task: int, weights: Tensor) -> Roots:
-        """Return where a task's losses on all parts enter, with weights ``[parts]`` as the gradient there."""
-        return _there([self._edges[task]], [self._scaled(weights).view(self._shape)])
+        """Return the edge of a task's losses on all parts, with weights ``[parts]`` as the gradient there."""
+        return _roots([self._edges[task]], [self._scaled(weights).view(self._shape)])
 
     def _scaled(self, weights: Tensor) -> Tensor:
         weights = weights.to(self.values)
@@ -95,16 +95,16 @@ class Losses:
         return weights if self.scale is None else weights * self.scale.to(weights)
 
 
-def _there(edges: Sequence[GradientEdge | None], seeds: Sequence[Tensor]) -> Roots:
-    """Leave out what requires no gradient."""
-    there = [(edge, seed) for edge, seed in zip(edges, seeds, strict=True) if edge is not None]
-    return [edge for edge, _ in there], [seed for _, seed in there]
+def _roots(edges: Sequence[GradientEdge | None], seeds: Sequence[Tensor]) -> Roots:
+    """Leave out losses that require no gradient."""
+    kept = [(edge, seed) for edge, seed in zip(edges, seeds, strict=True) if edge is not None]
+    return [edge for edge, _ in kept], [seed for _, seed in kept]
 
 
 def gradients_at(
     edges: Sequence[GradientEdge], seeds: Sequence[Tensor], inputs: Inputs, retain_graph: bool = False
 ) -> list[Tensor | None]:
-    """Return the gradient at each input of what flows back from edges; ``None`` where nothing arrives."""
+    """Return the gradient at each input, given the gradients at some edges; ``None`` if it is not reached."""
     if not edges or not inputs:
         return [None] * len(inputs)
     return list(torch.autograd.grad(edges, inputs, seeds, retain_graph, allow_unused=True))  # type: ignore[arg-type]
@@ -118,22 +118,22 @@ def _edge(tensor: Tensor) -> GradientEdge | None:
     return get_gradient_edge(tensor) if tensor.requires_grad else None
 
 
-def _taken_apart(losses: Tensor) -> tuple[list[GradientEdge | None], torch.Size]:
-    """Return the edges of a tensor ``[m]`` or ``[parts, m]`` as far as it was stacked from them, and their shape."""
+def _unstacked(losses: Tensor) -> tuple[list[GradientEdge | None], torch.Size]:
+    """Return the edges of the tensors that ``[m]`` or ``[parts, m]`` losses were stacked from, and their shape."""
     edge = _edge(losses)
     pieces = _stacked(edge, losses.ndim - 1, losses.ndim, losses.shape[-1])
     if pieces is not None:
         return pieces, losses.shape[:-1]
     rows = _stacked(edge, 0, 2, len(losses)) if losses.ndim == 2 else None
-    apart = [_stacked(row, 0, 1, losses.shape[1]) for row in rows or []]
-    found = [row for row in apart if row is not None]
-    if found and len(found) == len(apart):
-        return [edge for row in found for edge in row], torch.Size()
+    each = [_stacked(row, 0, 1, losses.shape[1]) for row in rows or []]
+    pieces_of_rows = [row for row in each if row is not None]
+    if pieces_of_rows and len(pieces_of_rows) == len(each):
+        return [edge for row in pieces_of_rows for edge in row], torch.Size()
     return [edge], losses.shape
 
 
 def _stacked(edge: GradientEdge | None, dim: int, dims: int, count: int) -> list[GradientEdge | None] | None:
-    """Return the edges that ``torch.stack`` put together along a dimension; ``None`` if it did not."""
+    """Return the edges of the tensors stacked along a dimension; ``None`` if this is no such ``torch.stack``."""
     if edge is None or edge.node.name() != "StackBackward0":
         return None
     saved: int = edge.node._saved_dim  # type: ignore[attr-defined]
@@ -144,15 +144,15 @@ def _stacked(edge: GradientEdge | None, dim: int, dims: int, count: int) -> list
 
 
 class Pulls:
-    """One backward pass per row, each from its loss.
+    """One backward pass per row, from its loss.
 
     Row ``part · m + task`` is a task's loss on a part of the batch. A pass also leaves in ``own`` the gradients of
-    the parameters that its task alone reaches, so that the graph of a head is walked through once.
+    the parameters that only its task reaches, so that the graph of a head is traversed once.
 
     Args:
         losses: The losses.
         graph: The graph behind them.
-        own: The parameters that each task alone reaches; none by default.
+        own: For each task the parameters that it alone reaches; none by default.
         tasks: The tasks that have rows; all by default.
         retain_graph: Whether the graph is needed after the last pass.
     """
@@ -171,11 +171,11 @@ class Pulls:
         self.rows = [part * losses.m + task for part in range(losses.parts) for task in self.tasks]
         self.parameters = [[]] * losses.m if own is None else own
         self.own: dict[int, list[Tensor | None]] = {}
-        """Of each row that was pulled, the gradients of its task's own parameters."""
+        """For each row computed so far, the gradients of its task's own parameters."""
         self.retain_graph = retain_graph
 
     def pass_of(self, row: int, last: bool | None = None) -> Pull:
-        """Return the backward pass of a row: from inputs to the gradients there.
+        """Return the backward pass of a row, a function from inputs to their gradients.
 
         Args:
             row: The row.
@@ -186,8 +186,8 @@ class Pulls:
 
         def pull(inputs: Inputs) -> list[Tensor | None]:
             roots = self.losses.root(part, task)
-            found = gradients_at(*roots, [*inputs, *self.parameters[task]], retain_graph)
-            self.own[row] = found[len(inputs) :]
-            return found[: len(inputs)]
+            gradients = gradients_at(*roots, [*inputs, *self.parameters[task]], retain_graph)
+            self.own[row] = gradients[len(inputs) :]
+            return gradients[: len(inputs)]
 
         return pull

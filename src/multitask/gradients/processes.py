@@ -1,4 +1,4 @@
-"""Losses and gradients of several processes as those of one process with the whole batch."""
+"""Sums and means over processes that equal those of one process with the whole batch."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,34 +11,34 @@ from multitask.gradients.window import ByParameter
 
 
 def mean_over_processes(losses: Tensor, counts: Sequence[float]) -> tuple[Tensor, list[float]]:
-    """Return the whole batch's mean losses, with gradients that average to those of the whole batch, and counts.
+    """Return the whole batch's mean losses, with gradients that average to the whole batch's, and its counts.
 
-    The value is the mean over all processes, so that a scalarization weighs by it. The gradient is
-    this process's share times the number of processes, for whoever averages over them.
+    The value is the mean over all processes, by which a scalarization weighs. The gradient is this process's
+    share times the number of processes, so that averaging over processes gives the gradient of the mean.
 
     Args:
         losses: This process's mean losses, shape ``[m]``.
-        counts: How many elements each is a mean over here, ``[m]``.
+        counts: The number of elements that each is a mean over on this process, ``[m]``.
     """
-    here = torch.tensor(counts).to(losses)
-    totals = torch.stack([losses.detach().where(here > 0, 0.0) * here, here])
+    own = torch.tensor(counts).to(losses)
+    totals = torch.stack([losses.detach().where(own > 0, 0.0) * own, own])
     dist.all_reduce(totals)
     whole = totals[1].clamp(min=torch.finfo(totals.dtype).tiny)
-    local = losses.where(here > 0, 0.0) * (here * dist.get_world_size() / whole)
+    local = losses.where(own > 0, 0.0) * (own * dist.get_world_size() / whole)
     return local + (totals[0] / whole - local).detach(), totals[1].tolist()
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Average gradients over processes; where only some have one, the others add zeros."""
+    """Average gradients over processes; a process without a gradient counts as zero."""
     candidates = [p for p in parameters if p.requires_grad]
-    there = {id(p): (p, p.grad) for p in candidates if p.grad is not None}
-    for p, total in sum_over_processes(there, candidates).values():
+    present = {id(p): (p, p.grad) for p in candidates if p.grad is not None}
+    for p, total in sum_over_processes(present, candidates).values():
         p.grad = None
         add_to_gradients([p], [total.div_(dist.get_world_size())])
 
 
 def sum_over_processes(gradients: ByParameter, candidates: Sequence[Tensor]) -> ByParameter:
-    """Return the sums over processes; where only some have a gradient, the others add zeros.
+    """Return the sums over processes; a process without a gradient counts as zero.
 
     Args:
         gradients: This process's.
@@ -46,9 +46,9 @@ def sum_over_processes(gradients: ByParameter, candidates: Sequence[Tensor]) -> 
     """
     if not candidates:
         return {}
-    there = torch.tensor([float(id(p) in gradients) for p in candidates], device=candidates[0].device)
-    dist.all_reduce(there, op=dist.ReduceOp.MAX)
-    some = [p for p, anywhere in zip(candidates, there.tolist(), strict=True) if anywhere]
+    present = torch.tensor([float(id(p) in gradients) for p in candidates], device=candidates[0].device)
+    dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    some = [p for p, anywhere in zip(candidates, present.tolist(), strict=True) if anywhere]
     if not some:
         return {}
     flat = row_like(some).new_zeros(numbers(some))

@@ -1,4 +1,4 @@
-"""Rows of the Jacobian in one buffer: over micro-batches, and spread over processes."""
+"""Rows of the Jacobian in one buffer, averaged over micro-batches and distributed over processes."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,9 @@ from torch import Tensor
 from multitask.gradients.losses import Pulls
 from multitask.gradients.task_gradients import Engine, TaskGradients
 
-# Numbers of a row that one product of matrices sums.
+# Length of the blocks of a row that one matrix product sums.
 _BLOCK = 1024
-# Up to here the rounding of one long sum is that of what is summed.
+# Up to this length the rounding error of one long sum is that of its terms.
 _SHORT = 2**16
 # torch 2.13 renamed the collectives.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -21,10 +21,10 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 
 class StoredGradients(TaskGradients):
-    """Gradients with one column per number of the shared parameters.
+    """Gradients with one column per element of the shared parameters.
 
     Args:
-        parameters: The shared parameters, n numbers in all.
+        parameters: The shared parameters, with n elements in total.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -40,7 +40,7 @@ class RowGradients(StoredGradients):
 
     Args:
         jacobian: Shape ``[k, n]``.
-        parameters: The shared parameters, n numbers in all.
+        parameters: The shared parameters, with n elements in total.
     """
 
     def __init__(self, jacobian: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -62,15 +62,15 @@ class RowGradients(StoredGradients):
 
 
 class ShardedRows(StoredGradients):
-    """The sum over processes of their Jacobians, exact: each process keeps a slice of every row.
+    """The exact sum of all processes' Jacobians, of which each process keeps a slice of every row.
 
-    Reduce-scattering the rows moves m·n numbers per process, gathering the combined gradient n: an
+    Reduce-scattering the rows moves m·n numbers per process and gathering the combined gradient n; an
     all-reduce of the Jacobian would move 2·m·n.
 
     Args:
-        rows: This process's rows, ``[k, n + padding]``, whose width all processes share. None may change
+        rows: This process's rows, ``[k, n + padding]``, equally wide on all processes. A row must not change
             between :meth:`send` and :meth:`choose`.
-        parameters: The shared parameters, n numbers in all.
+        parameters: The shared parameters, with n elements in total.
     """
 
     def __init__(self, rows: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -80,7 +80,7 @@ class ShardedRows(StoredGradients):
         self._pending: list[dist.Work] = []
 
     def send(self, i: int) -> None:
-        """Send a row, and do not wait for it; every process sends the same rows in the same order."""
+        """Send a row without waiting; every process sends the same rows in the same order."""
         self._pending.append(_reduce_scatter(self._shards[i], self._rows[i], async_op=True))
 
     def choose(self, rows: Sequence[int]) -> None:
@@ -101,7 +101,7 @@ class ShardedRows(StoredGradients):
         add_to_gradients(self.parameters, split_like(vector, self.parameters))
 
     def jacobian(self) -> Tensor:
-        """Gather the whole Jacobian, shape ``[k, n]``: m·n numbers more on the wire."""
+        """Gather the whole Jacobian, shape ``[k, n]``, which moves another m·n numbers."""
         return torch.stack([self._gathered(shard) for shard in self._shards])
 
     def _gathered(self, shard: Tensor) -> Tensor:
@@ -111,18 +111,18 @@ class ShardedRows(StoredGradients):
 
 
 class Rows(Engine):
-    """Exact for any graph: one backward pass per row, written into a buffer kept between steps.
+    """Exact for any graph: one backward pass per row, written into a buffer that is kept between steps.
 
-    It also gathers the rows of micro-batches, as running means.
+    It also averages the rows of micro-batches, as running means.
     """
 
     def __init__(self) -> None:
         self._parameters: list[Tensor] = []
         self._rows = torch.empty(0, 0)
-        """The means, with zeros beyond n so that each process gets a slice of equal width."""
+        """The means, padded with zeros so that all processes' slices are equally wide."""
         self._shapes: list[torch.Size] = []
         self._views: list[list[Tensor]] = []
-        """Each row's part of each parameter: in a small network cutting takes as long as computing."""
+        """Each row's view of each parameter: in a small network, making views takes as long as computing."""
         self._scratch: tuple[Tensor, list[Tensor]] | None = None
         self._sharded: ShardedRows | None = None
         self._begun = False
@@ -132,7 +132,7 @@ class Rows(Engine):
         self._begun, self._sharded = False, None
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Pull every row; see :class:`Engine`."""
+        """Compute every row; see :class:`Engine`."""
         self.clear()
         self.add(pulls, parameters, [1.0] * pulls.losses.values.numel())
         return self.gradients(pulls.rows)
@@ -148,12 +148,12 @@ class Rows(Engine):
         """Add a micro-batch.
 
         Args:
-            pulls: The backward passes of the rows that it has.
+            pulls: The backward passes of the micro-batch's rows.
             parameters: The shared parameters.
-            shares: Its part in the mean of each of the k rows.
-            parts: With the last micro-batch on several processes, the part of this process in the mean of each row.
-                Each row is sent as soon as it is complete, while the next one is differentiated.
-            wanted: The rows that are sent, all by default.
+            shares: The micro-batch's weight in the running mean of each of the k rows.
+            parts: With the last micro-batch on several processes, this process's weight in the mean of each row.
+                Each row is sent as soon as it is complete, while the next one is computed.
+            wanted: The rows that are sent; all by default.
         """
         self._allocate(len(shares), parameters)
         if self._begun and self._scratch is None:
@@ -177,11 +177,11 @@ class Rows(Engine):
         self._begun = True
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
-        """Give the means columns for parameters that have become shared since.
+        """Add columns for parameters that have become shared since the last micro-batch.
 
         Args:
             parameters: The shared parameters.
-            moved: Row, parameter and gradient of what the rows have there.
+            moved: For each such parameter: a row, the parameter and its gradient in the row.
         """
         if not self._begun or (
             len(parameters) == len(self._parameters)
@@ -203,8 +203,8 @@ class Rows(Engine):
         if self._sharded is not None:
             self._sharded.choose(rows)
             return self._sharded
-        found = self._rows[:, : numbers(self._parameters)]
-        return RowGradients(found if len(rows) == len(found) else found[list(rows)], self._parameters)
+        means = self._rows[:, : numbers(self._parameters)]
+        return RowGradients(means if len(rows) == len(means) else means[list(rows)], self._parameters)
 
     def _allocate(self, k: int, parameters: Sequence[Tensor]) -> None:
         like, shapes = row_like(parameters), [p.shape for p in parameters]
@@ -218,12 +218,12 @@ class Rows(Engine):
 
 
 def processes() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def real_shape(parameter: Tensor) -> torch.Size:
-    """Return the shape of a parameter's columns: a complex number is two real ones, a shard this process's part."""
+    """Return the real shape of this process's part of a parameter: a complex number has two real ones."""
     shape = local(parameter).shape
     return torch.Size([*shape, 2]) if parameter.is_complex() else shape
 
@@ -234,17 +234,17 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this process's part of a tensor that is split over processes, others as they are."""
+    """Return this process's part of a tensor sharded over processes; other tensors unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def within(parameter: Tensor, part: Tensor, before: int = 0) -> Any:
-    """Return this process's part as one of a tensor that is split as a parameter is.
+    """Return a tensor sharded like a parameter, given this process's part of it.
 
     Args:
-        parameter: The parameter, split over processes.
-        part: The part, of the shape of the parameter's, with further dimensions before.
-        before: How many of these.
+        parameter: The parameter, sharded over processes.
+        part: The part, in the shape of the parameter's, with further leading dimensions.
+        before: The number of these.
     """
     from torch.distributed.tensor import DTensor, Shard
 
@@ -256,12 +256,12 @@ def within(parameter: Tensor, part: Tensor, before: int = 0) -> Any:
 
 
 def numbers(parameters: Iterable[Tensor]) -> int:
-    """Return how many real numbers parameters have."""
+    """Return the number of real elements of parameters."""
     return sum(real_shape(p).numel() for p in parameters)
 
 
 def row_like(parameters: Sequence[Tensor]) -> Tensor:
-    """Return an empty tensor of the rows' dtype and device: the real dtype that holds all parameters' numbers."""
+    """Return an empty tensor of the rows' dtype and device; the dtype is real and can hold all parameters."""
     dtype = parameters[0].dtype if parameters else torch.get_default_dtype()
     for p in parameters[1:]:
         if p.dtype != dtype:
@@ -278,7 +278,7 @@ def split_like(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def add_to_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Add to ``.grad`` as ``backward`` does: set where there is none, accumulate elsewhere."""
+    """Accumulate into ``.grad``, as ``backward`` does."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if parameter.is_complex() and not gradient.is_complex():
             gradient = torch.complex(*gradient.unbind(-1))  # a view could begin at an odd number
@@ -293,14 +293,14 @@ def add_to_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) 
 
 
 def dense(gradient: Tensor) -> Tensor:
-    """Return a gradient as real numbers, none left out."""
+    """Return a gradient as a dense tensor of real numbers."""
     if gradient.is_complex():
         return torch.view_as_real(gradient.resolve_conj())
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def write(row: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Write gradients into views of a row, zeros where there is none."""
+    """Write gradients into views of a row, and zeros for those that are ``None``."""
     arrived = [dense(gradient) for gradient in gradients if gradient is not None]
     if len(arrived) < len(row):
         torch._foreach_zero_([view for view, g in zip(row, gradients, strict=True) if g is None])
@@ -312,9 +312,9 @@ def write(row: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
 def inner_products(rows: Tensor, others: Tensor) -> Tensor:
     """Return the inner products of rows, ``[k, n]``, with others, ``[l, n]``: shape ``[k, l]``.
 
-    A product of matrices adds up each entry's n terms one after the other, so that its rounding error grows with
-    n: to 4e-5 in float32 for the millions of parameters of a convolutional trunk. The sum of the sums of blocks
-    stays at 1e-7, and for a few rows takes half the time.
+    A matrix product sums the n terms of an entry one after the other, so that its rounding error grows with n: to
+    4e-5 in float32 for the millions of parameters of a convolutional trunk. A sum of the sums of blocks stays at
+    1e-7, and takes half the time for a few rows.
     """
     n = rows.shape[1]
     if n <= _SHORT:
@@ -325,7 +325,7 @@ def inner_products(rows: Tensor, others: Tensor) -> Tensor:
 
 
 def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return tensors of one device on the CPU, copied all at once: the device is waited for once."""
+    """Return tensors of one device on the CPU by a single copy, which waits for the device once."""
     if tensors[0].device.type == "cpu":
         return list(tensors)
     whole = torch.cat([tensor.flatten() for tensor in tensors]).cpu()  # in a dtype that holds them all
@@ -334,14 +334,14 @@ def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device, without waiting for it: CUDA copies pageable memory aside first."""
+    """Copy a CPU tensor to a device without waiting: CUDA first copies pageable memory to a buffer of its own."""
     return tensor.to(device, non_blocking=device.type != "mps")
 
 
 def are_finite(tensors: Sequence[Tensor]) -> list[bool]:
-    """Return of each tensor whether all its numbers are finite; where they are, the device is waited for once."""
+    """Return whether each tensor is finite; waits for the device once if all are."""
     sums = torch.stack([tensor.sum() for tensor in tensors]).tolist()
-    # A sum of finite numbers can overflow, so that one which is not finite proves nothing.
+    # The sum of finite numbers can overflow: if it is not finite, the numbers are checked one by one.
     return [
         math.isfinite(total) or bool(tensor.isfinite().all())
         for total, tensor in zip(sums, tensors, strict=True)

@@ -1,9 +1,9 @@
-"""Gradients of parameters that FSDP2 shards: each process keeps its part of every row.
+"""Gradients of parameters sharded by FSDP2: each process keeps its part of every row.
 
-``fully_shard`` gathers a module's parameters for its passes, and at the end of each ``backward`` leaves to every
-process its part of the gradient, averaged over processes. ``torch.autograd.grad`` would return whole gradients of
-one process's batch. So a row is a ``backward`` whose result is taken out of ``.grad``; the Gramian is one
-all-reduce of ``[m, m]``, and a combination of rows needs nothing from other processes.
+``fully_shard`` gathers a module's parameters for its passes, and each ``backward`` leaves every process its part of
+the gradient, averaged over processes; ``torch.autograd.grad`` would return whole gradients of one process's batch.
+So a row is a ``backward`` whose result is taken out of ``.grad``, the Gramian is one all-reduce of ``[m, m]``, and
+combining rows needs no communication.
 """
 
 import math
@@ -36,18 +36,18 @@ from multitask.gradients.task_gradients import TaskGradients
 
 
 class Shards:
-    """The parameters of a model as its graph has them, whole, and as each process keeps them.
+    """A model's parameters as they appear in the graph, whole, and as each process keeps them, sharded.
 
     Args:
-        model: Has modules that went through ``torch.distributed.fsdp.fully_shard``.
+        model: A model with modules sharded by ``torch.distributed.fsdp.fully_shard``.
 
     Raises:
-        ValueError: If a parameter is split otherwise than by ``fully_shard`` over all processes.
+        ValueError: If a parameter is sharded otherwise than by ``fully_shard`` over all processes.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.kept: dict[Tensor, Tensor] = {}
-        """From each whole parameter, a leaf of the graph, to the parameter that is kept."""
+        """Maps each whole parameter, a leaf of the graph, to the sharded one."""
         self._modules = sharded_modules(model)
         self.release()
         for module in self._modules:
@@ -67,22 +67,22 @@ class Shards:
     def agree(
         self, losses: Losses, counts: Sequence[float], reached: Sequence[tuple[str, int]]
     ) -> list[float]:
-        """Make losses those of all processes, with gradients of which FSDP's mean is the whole batch's.
+        """Replace losses by those of the whole batch, and scale gradients so that FSDP's mean is the whole batch's.
 
         Args:
-            losses: This process's.
-            counts: What they are over, ``[parts · m]``.
-            reached: The parameters' names, and the losses that reach each.
+            losses: This process's losses.
+            counts: Their counts, ``[parts · m]``.
+            reached: The names of the parameters, with the set of losses that reach each.
 
         Returns:
             The counts over all processes.
 
         Raises:
-            ValueError: If they reach other parameters than on another process, which would wait for them for ever.
+            ValueError: If they reach other parameters than on another process, which would wait for them forever.
         """
-        mark = zlib.crc32(repr(reached).encode()) % 2**20  # its square, over all processes, is exact
-        here = torch.tensor(counts).to(losses.values)
-        sums = losses.values.where(here.view_as(losses.values) > 0, 0.0).flatten() * here
+        mark = zlib.crc32(repr(reached).encode()) % 2**20  # the sum of squares over processes is exact
+        own = torch.tensor(counts).to(losses.values)
+        sums = losses.values.where(own.view_as(losses.values) > 0, 0.0).flatten() * own
         known = torch.tensor([*counts, mark, mark**2], dtype=torch.float64, device=sums.device)
         message = torch.cat([known, sums.double()])
         dist.all_reduce(message)
@@ -104,13 +104,13 @@ class Shards:
     def gradients_at(
         self, roots: Roots, inputs: Sequence[Tensor], retain_graph: bool = False, absent: bool = False
     ) -> list[Tensor | None]:
-        """Return this process's part of the mean gradient of each kept parameter, on every process alike.
+        """Return this process's part of the mean gradient of each parameter; all processes call it together.
 
         Args:
-            roots: Where the gradients enter the graph.
+            roots: The edges at which the gradients enter the graph, and the gradients.
             inputs: The parameters.
             retain_graph: Whether another pass follows.
-            absent: Whether this process has nothing to add: a loss over no label may have gradients that are NaN.
+            absent: Whether this process contributes zero: a loss without labels may have NaN gradients.
         """
         edges, seeds = roots
         if not inputs or not edges:
@@ -124,53 +124,53 @@ class Shards:
                 for leaf in leaves if absent else ():
                     hooks.callback(leaf.register_hook(torch.zeros_like).remove)
                 torch.autograd.backward(edges, seeds, retain_graph, inputs=leaves)
-            found = [None if p.grad is None else local(p.grad).detach() for p in inputs]
+            gradients = [None if p.grad is None else local(p.grad).detach() for p in inputs]
         finally:
             for p, gradient in zip(inputs, before, strict=True):
                 p.grad = gradient
         alone = [i for i, p in enumerate(inputs) if p not in self._whole]
         if alone and processes() > 1:
             flat = torch.cat([inputs[i].new_zeros(inputs[i].numel()) for i in alone])
-            write(split_like(flat, [inputs[i] for i in alone]), [found[i] for i in alone])
+            write(split_like(flat, [inputs[i] for i in alone]), [gradients[i] for i in alone])
             dist.all_reduce(flat)
             views = split_like(flat / processes(), [inputs[i] for i in alone])
             for i, mean in zip(alone, views, strict=True):
-                found[i] = mean
-        return found
+                gradients[i] = mean
+        return gradients
 
     def release(self) -> None:
-        """Free whole parameters: a module without a backward pass keeps them, and would compute with them for ever."""
+        """Free the whole parameters: a module without a backward pass would keep and use them forever."""
         for module in self._modules:
             module.reshard()
 
     def holds(self, parameter: Tensor) -> bool:
-        """Return whether no process before this one has the same numbers of a parameter."""
+        """Return whether this process is the first one that has its elements of a parameter."""
         return parameter in self._whole or not dist.get_rank()
 
 
 def _parts(parameter: Any) -> int:
-    """Return in how many parts a parameter is: on a mesh of several dimensions some may only repeat it."""
+    """Return the number of parts of a parameter: some dimensions of a mesh may only replicate it."""
     sizes = zip(parameter.device_mesh.shape, parameter.placements, strict=True)
     return math.prod(size for size, placement in sizes if placement.is_shard())
 
 
 def sharded_modules(model: nn.Module) -> list[Any]:
-    """Return the modules of a model that went through ``fully_shard``."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # which takes long to import, where nobody has
+    """Return the modules of a model that ``fully_shard`` was applied to."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import, and only imported if used
     return [] if fsdp is None else [m for m in model.modules() if isinstance(m, fsdp.FSDPModule)]
 
 
 def shards_of(
     model: nn.Module | Mapping[str, Tensor] | None, sharded: nn.Module | None = None
 ) -> Shards | None:
-    """Return the shards of a model; ``None`` where none of its parameters is split.
+    """Return the shards of a model; ``None`` if none of its parameters is sharded.
 
     Args:
         model: A module, or tensors by name.
-        sharded: The module that has these.
+        sharded: The module that these tensors belong to.
 
     Raises:
-        ValueError: If there are only the parameters, of which nothing tells what the graph has in their place.
+        ValueError: If sharded tensors are given without their module.
     """
     whole = model if isinstance(model, nn.Module) else sharded
     if whole is not None:
@@ -182,7 +182,7 @@ def shards_of(
 
 
 class ShardedPulls(Pulls):
-    """Backward passes that every process takes part in, each from its own part of a loss."""
+    """Backward passes that all processes run together, each from its own part of a loss."""
 
     def __init__(self, shards: Shards, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -198,15 +198,15 @@ class ShardedPulls(Pulls):
         def pull(inputs: Inputs) -> list[Tensor | None]:
             everything: list[Any] = [*inputs, *self.parameters[task]]
             roots = self.losses.root(part, task)
-            found = self._shards.gradients_at(roots, everything, retain_graph, absent)
-            self.own[row] = found[len(inputs) :]
-            return found[: len(inputs)]
+            gradients = self._shards.gradients_at(roots, everything, retain_graph, absent)
+            self.own[row] = gradients[len(inputs) :]
+            return gradients[: len(inputs)]
 
         return pull
 
 
 class ShardedEngine(Rows):
-    """Rows of this process's parts, those first that no other process has."""
+    """Rows of this process's parts; sharded parameters come before those that every process has."""
 
     def __init__(self, shards: Shards) -> None:
         super().__init__()
@@ -219,14 +219,14 @@ class ShardedEngine(Rows):
         super().add(pulls, self._held_first(parameters), *args)
 
     def lay_out(self, parameters: Sequence[Tensor], *args: Any) -> None:
-        """Give the means columns for parameters that have become shared since; see :class:`Rows`."""
+        """Add columns for parameters that have become shared; see :class:`Rows`."""
         super().lay_out(self._held_first(parameters), *args)
 
     def gradients(self, rows: Sequence[int]) -> TaskGradients:
         """Return the means of some rows."""
-        found = self._rows[list(rows), : numbers(self._parameters)]
+        means = self._rows[list(rows), : numbers(self._parameters)]
         held = numbers(p for p in self._parameters if self._shards.holds(p))
-        return ShardedGradients(found, self._parameters, self._order, held)
+        return ShardedGradients(means, self._parameters, self._order, held)
 
     def _held_first(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         return sorted(parameters, key=lambda p: p not in self._shards._whole)
@@ -236,10 +236,10 @@ class ShardedGradients(RowGradients):
     """This process's columns of a Jacobian.
 
     Args:
-        jacobian: Shape ``[k, n]``, n being the numbers that this process keeps.
+        jacobian: Shape ``[k, n]``, where n is the number of elements that this process keeps.
         parameters: The shared parameters in the order of the columns.
         order: The same parameters in the order of the Jacobian of one process.
-        held: How many columns, the first, no process before this one has.
+        held: The number of leading columns that no earlier process has.
     """
 
     def __init__(
@@ -258,12 +258,12 @@ class ShardedGradients(RowGradients):
 
     @property
     def local(self) -> TaskGradients:
-        """These columns alone, where no process has another's."""
+        """This process's columns, if all parameters are sharded."""
         split = all(is_sharded(p) for p in self.parameters)
         return LocalGradients(self._jacobian, self.parameters) if split else self
 
     def jacobian(self) -> Tensor:
-        """Return all processes' columns, gathered: m · n numbers on the wire, and on each process."""
+        """Gather all processes' columns, which moves m · n numbers, and stores as many on each process."""
         pieces = {}
         sizes = [real_shape(p).numel() for p in self.parameters]
         for p, piece in zip(self.parameters, self._jacobian.split(sizes, 1), strict=True):
@@ -278,7 +278,7 @@ class ShardedGradients(RowGradients):
 
 
 class LocalGradients(RowGradients):
-    """One process's columns, for methods that treat each column by itself, or add up over columns."""
+    """One process's columns, for methods that treat columns one by one or sum over them."""
 
     def total(self, part: Tensor) -> Tensor:
         """Return the sum over processes of sums over their columns."""
@@ -300,10 +300,10 @@ class LocalGradients(RowGradients):
 
 
 def check_hooks(losses: Tensor) -> None:
-    """Refuse losses that a sharded module has stacked.
+    """Reject losses that were stacked within a sharded module.
 
     Raises:
-        ValueError: If so: single losses are pulled from behind the stack, where FSDP2's hooks are.
+        ValueError: If so: FSDP2's hooks are on the stack, and backward passes start behind it.
     """
     stacked = losses.grad_fn is not None and losses.grad_fn.name() == "StackBackward0"
     if stacked and losses._backward_hooks:
@@ -314,14 +314,14 @@ def check_hooks(losses: Tensor) -> None:
 
 
 def one_sided(counts: Sequence[float], device: torch.device) -> bool:
-    """Return whether a loss has a label on some process and none on another."""
+    """Return whether a loss has labels on some processes only."""
     absent = torch.tensor([float(count == 0) for count in counts], device=device)
     dist.all_reduce(absent)
     return bool(((absent > 0) & (absent < processes())).any())
 
 
 def part_of(parameter: Tensor, whole: Tensor) -> Tensor:
-    """Return this process's part of a tensor that is split as a parameter is."""
+    """Return this process's part of a tensor that is to be sharded like a parameter."""
     if not is_sharded(parameter):
         return whole
     from torch.distributed.tensor import DTensor, Replicate

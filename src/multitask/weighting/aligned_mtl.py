@@ -7,7 +7,7 @@ from scipy.linalg.lapack import dgejsv
 from torch import Tensor
 
 from multitask.weighting.gramian import Array, CosineMethod, factored
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 
 ScaleMode = Literal["min", "median", "rmse"]
 
@@ -25,7 +25,7 @@ class AlignedMTL(CosineMethod):
             (``median``), or the root mean square (``rmse``).
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"pref_vector": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"pref_vector": "vector"}
 
     def __init__(self, pref_vector: Tensor | None = None, scale_mode: ScaleMode = "min") -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor, nn
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.present import Kind, restrict
+from multitask.weighting.present import Layout, restrict
 from multitask.weighting.state import Memory, materialize_buffers
 
 Rows = Literal["task", "half", "example"]
@@ -38,7 +38,7 @@ class Combiner(Memory, ABC):
     recomputed: Recomputed = "losses"
     """What :meth:`after_step` sees: the mean losses, or the traces of their residuals' kernel."""
 
-    per_task: ClassVar[Mapping[str, Kind]] = {}
+    per_task: ClassVar[Mapping[str, Layout]] = {}
     """The buffers and plain tensors with one entry per task."""
 
     @contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from multitask.weighting.gramian import Array, CosineMethod, per_unit, with_products
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 
 
 class ConFIG(CosineMethod):
@@ -22,7 +22,7 @@ class ConFIG(CosineMethod):
         pref_vector: The preferences p, shape ``[m]``; equal by default.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"pref_vector": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"pref_vector": "vector"}
 
     def __init__(self, pref_vector: Tensor | None = None) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.wrapper import Wrapper
 
 
@@ -26,7 +26,7 @@ class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):
         ValueError: If the method gives no weights.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"smoothed": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"smoothed": "vector"}
     smoothed: Tensor
 
     def __init__(self, tasks: Sequence[str], method: WeightedMethod, alpha: float = 0.9) -> None:

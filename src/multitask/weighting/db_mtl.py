@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import JacobianMethod
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.tracked import check_finite, fitting
 
 _EPSILON = 1e-8
@@ -30,7 +30,7 @@ class DBMTL(JacobianMethod):
 
     of_parameters = True
     remembers_rows = True
-    per_task: ClassVar[dict[str, Kind]] = {"average": "vector", "steps": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"average": "vector", "steps": "vector"}
     average: Tensor | None
     steps: Tensor
 

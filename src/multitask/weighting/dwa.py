@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 
 
 class DWA(Scalarization):
@@ -23,7 +23,7 @@ class DWA(Scalarization):
     """
 
     linear = True  # the weights depend on earlier epochs only
-    per_task: ClassVar[dict[str, Kind]] = {
+    per_task: ClassVar[dict[str, Layout]] = {
         "sums": "vector",
         "counts": "vector",
         "older": "vector",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.tracked import check_finite, fitting
 
 
@@ -28,7 +28,7 @@ class ExcessMTL(WeightedMethod):
 
     of_parameters = True
     remembers_rows = True
-    per_task: ClassVar[dict[str, Kind]] = {
+    per_task: ClassVar[dict[str, Layout]] = {
         "squares": "vector",
         "shares": "share",
         "first": "vector",

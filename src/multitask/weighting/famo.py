@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.task_adam import TaskAdam
 
 _EPSILON = 1e-8
@@ -28,7 +28,7 @@ class FAMO(Scalarization):
         weight_decay: Weight decay of the logits.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"logits": "vector", "before": "vector", "min_losses": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"logits": "vector", "before": "vector", "min_losses": "vector"}
     logits: Tensor
     before: Tensor
     min_losses: Tensor

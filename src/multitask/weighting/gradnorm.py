@@ -10,7 +10,7 @@ from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.gramian import checked
 from multitask.weighting.layers import closest, is_part, last_layer, layer_of
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.task_adam import TaskAdam
 
 
@@ -35,7 +35,7 @@ class GradNorm(WeightedMethod):
     """
 
     of_parameters = True
-    per_task: ClassVar[dict[str, Kind]] = {"factors": "factor", "first": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"factors": "factor", "first": "vector"}
     factors: Tensor
     first: Tensor
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from multitask.weighting.gramian import Array, CosineMethod, per_unit
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 
 
 class GradVac(CosineMethod):
@@ -24,7 +24,7 @@ class GradVac(CosineMethod):
         beta: Step size of the averages.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"targets": "matrix"}
+    per_task: ClassVar[dict[str, Layout]] = {"targets": "matrix"}
     targets: Tensor
 
     def __init__(self, tasks: Sequence[str], beta: float = 0.01) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import Rows, WeightedMethod
 from multitask.weighting.gramian import Array, checked, like
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.simplex import nearest_on_simplex
 
 
@@ -24,7 +24,7 @@ class HalvesMethod(WeightedMethod):
 
     on_cpu = True
     rows: Rows = "half"
-    per_task: ClassVar[dict[str, Kind]] = {"shares": "share"}
+    per_task: ClassVar[dict[str, Layout]] = {"shares": "share"}
     shares: Tensor
 
     def __init__(self, tasks: Sequence[str]) -> None:
@@ -92,7 +92,7 @@ class SDMGrad(HalvesMethod):
         pref_vector: The preference p, shape ``[m]``; 1/m each by default.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"shares": "share", "pref_vector": "share"}
+    per_task: ClassVar[dict[str, Layout]] = {"shares": "share", "pref_vector": "share"}
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
 from multitask.weighting.gramian import not_finite
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 
 
 class LRAnnealing(WeightedMethod):
@@ -31,7 +31,7 @@ class LRAnnealing(WeightedMethod):
     """
 
     of_parameters = True
-    per_task: ClassVar[dict[str, Kind]] = {"factors": "vector", "is_residual": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"factors": "vector", "is_residual": "vector"}
     factors: Tensor
     is_residual: Tensor
 

@@ -11,7 +11,7 @@ from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import JacobianMethod
 from multitask.weighting.conflict_free import ConFIG
 from multitask.weighting.gramian import cosines, like, not_finite, rounding
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.tracked import fitting
 
 
@@ -40,7 +40,7 @@ class MConFIG(JacobianMethod):
     of_parameters = True
     remembers_rows = True
     draws = False
-    per_task: ClassVar[dict[str, Kind]] = {
+    per_task: ClassVar[dict[str, Layout]] = {
         "moments": "vector",
         "steps": "vector",
         "taken": "vector",

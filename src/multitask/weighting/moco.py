@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import JacobianMethod
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.simplex import project_onto_simplex
 from multitask.weighting.tracked import check_finite, fitting
 
@@ -33,7 +33,7 @@ class MoCo(JacobianMethod):
 
     of_parameters = True
     remembers_rows = True
-    per_task: ClassVar[dict[str, Kind]] = {"tracked": "vector", "steps": "vector", "shares": "share"}
+    per_task: ClassVar[dict[str, Layout]] = {"tracked": "vector", "steps": "vector", "shares": "share"}
     tracked: Tensor | None
     steps: Tensor
     shares: Tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multitask.gradients.rows import sent
 from multitask.weighting.base import Recomputed, Scalarization
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 
 
 class NTK(Scalarization):
@@ -32,7 +32,7 @@ class NTK(Scalarization):
     on_cpu = True
     linear = True
     recomputed: Recomputed = "traces"
-    per_task: ClassVar[dict[str, Kind]] = {"factors": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"factors": "vector"}
     factors: Tensor
     age: Tensor
 

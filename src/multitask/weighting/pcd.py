@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multitask.weighting.gramian import Array, CosineMethod, factored, per_unit
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.solver_stats import SolverStats
 
 
@@ -35,7 +35,7 @@ class PCD(CosineMethod):
         ValueError: If no task has that name, or a number is out of range.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"squares": "vector", "steps": "vector", "index": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"squares": "vector", "steps": "vector", "index": "vector"}
     squares: Tensor
     steps: Tensor
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchjd import Stateful
 
-Kind = Literal["vector", "matrix", "share", "factor"]
-"""The layout of a tensor over the m tasks: ``vector`` has them along its first dimension, ``matrix`` along its first
+Layout = Literal["vector", "matrix", "share", "factor"]
+"""How a tensor holds one entry per task, for m tasks: ``vector`` has them along its first dimension, ``matrix`` along its first
 two. ``share`` is a vector of non-negative numbers with sum one, and ``factor`` one with mean one; the present tasks'
 entries are rescaled to that, and scaled back to their former sum afterwards."""
 
@@ -21,7 +21,7 @@ class _Restriction(NamedTuple):
     whole: Tensor | None
     put: Callable[[Tensor | None], None]
     get: Callable[[], Tensor | None]
-    kind: Kind
+    layout: Layout
 
 
 @contextmanager
@@ -64,20 +64,20 @@ def _restricted(module: nn.Module, present: Tensor) -> Iterator[None]:
     try:
         for t in tensors:
             if t.whole is not None:
-                t.put(_part(t.whole, present, t.kind))
+                t.put(_part(t.whole, present, t.layout))
         yield
-        after = [_merged(t.whole, t.get(), present, t.kind) for t in tensors]
+        after = [_merged(t.whole, t.get(), present, t.layout) for t in tensors]
     finally:
         for t, whole in zip(tensors, after, strict=True):
             t.put(whole)
 
 
 def _restrictions(module: nn.Module, present: Tensor) -> Iterator[_Restriction]:
-    declared: dict[str, Kind] | None = getattr(type(module), "per_task", None)
+    declared: dict[str, Layout] | None = getattr(type(module), "per_task", None)
     if declared is not None:
-        for name, kind in declared.items():
+        for name, layout in declared.items():
             yield _Restriction(
-                getattr(module, name), partial(setattr, module, name), partial(getattr, module, name), kind
+                getattr(module, name), partial(setattr, module, name), partial(getattr, module, name), layout
             )
     elif isinstance(module, Stateful):
         raise ValueError(
@@ -92,32 +92,32 @@ def _restrictions(module: nn.Module, present: Tensor) -> Iterator[_Restriction]:
                 )
 
 
-def _part(whole: Tensor, present: Tensor, kind: Kind) -> Tensor:
+def _part(whole: Tensor, present: Tensor, layout: Layout) -> Tensor:
     present = present.to(whole.device)
     part = whole[present]
-    if kind == "matrix":
+    if layout == "matrix":
         return part[:, present]
-    if kind in ("share", "factor"):
-        return _with_sum(part, 1.0 if kind == "share" else float(len(part)))
+    if layout in ("share", "factor"):
+        return _with_sum(part, 1.0 if layout == "share" else float(len(part)))
     return part
 
 
-def _merged(whole: Tensor | None, part: Tensor | None, present: Tensor, kind: Kind) -> Tensor | None:
+def _merged(whole: Tensor | None, part: Tensor | None, present: Tensor, layout: Layout) -> Tensor | None:
     if part is None:
         return whole
     present = present.to(part.device)
     m = len(present)
     if whole is None:
         # Initialized in this step: absent tasks start at zero.
-        whole = part.new_zeros((m, m) if kind == "matrix" else (m, *part.shape[1:]))
-        return _written(whole, part, present, kind)
-    if kind in ("share", "factor"):
+        whole = part.new_zeros((m, m) if layout == "matrix" else (m, *part.shape[1:]))
+        return _written(whole, part, present, layout)
+    if layout in ("share", "factor"):
         part = _with_sum(part, float(whole[present].sum()))
-    return _written(whole.clone(), part, present, kind)
+    return _written(whole.clone(), part, present, layout)
 
 
-def _written(whole: Tensor, part: Tensor, present: Tensor, kind: Kind) -> Tensor:
-    if kind == "matrix":
+def _written(whole: Tensor, part: Tensor, present: Tensor, layout: Layout) -> Tensor:
+    if layout == "matrix":
         chosen = present.nonzero().flatten()
         whole[chosen[:, None], chosen] = part
     else:

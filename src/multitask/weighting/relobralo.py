@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multitask.gradients.rows import sent
 from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 
 # They keep ratios to a former loss of zero finite in float32.
 _EPSILON = 1e-20
@@ -34,7 +34,7 @@ class ReLoBRaLo(Scalarization):
         ValueError: If a number is out of range.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"factors": "factor", "first": "vector", "last": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"factors": "factor", "first": "vector", "last": "vector"}
     factors: Tensor
     first: Tensor
     last: Tensor

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.task_parameters import Learned, TaskParameters
 
 
@@ -70,7 +70,7 @@ class COSMOS(Scalarization):
         weights: The preference, shape ``[m]``, normalized to sum one.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"preference": "share"}
+    per_task: ClassVar[dict[str, Layout]] = {"preference": "share"}
     preference: Tensor
 
     def __init__(self, lambda_: float, weights: Tensor) -> None:

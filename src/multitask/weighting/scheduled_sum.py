@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multitask.gradients.rows import sent
 from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 
 
 class ScheduledSum(Scalarization):
@@ -26,7 +26,7 @@ class ScheduledSum(Scalarization):
     """
 
     on_cpu = True
-    per_task: ClassVar[dict[str, Kind]] = {"index": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"index": "vector"}
     time: Tensor
     linear = True
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 
 _EPSILON = 1e-8
 
@@ -33,7 +33,7 @@ class SoftAdapt(Scalarization):
         ValueError: If the order is less than one.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"history": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"history": "vector"}
     history: Tensor
 
     def __init__(

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.state import Memory
 
 
@@ -20,7 +20,7 @@ class TaskAdam(Memory):
         weight_decay: L2 penalty, added to the gradient.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"mean": "vector", "square": "vector", "steps": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"mean": "vector", "square": "vector", "steps": "vector"}
     mean: Tensor
     square: Tensor
     steps: Tensor

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from multitask.weighting.base import Combiner
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 from multitask.weighting.state import Memory
 
 
@@ -18,7 +18,7 @@ class TaskParameters(Memory):
         tasks: Number of tasks.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"index": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"index": "vector"}
 
     def __init__(self, tasks: int) -> None:
         super().__init__()

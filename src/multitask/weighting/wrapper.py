@@ -9,7 +9,7 @@ from torchjd import Stateful
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
-from multitask.weighting.present import Kind
+from multitask.weighting.present import Layout
 
 C = TypeVar("C", bound=Combiner)
 M = TypeVar("M", bound=JacobianMethod)
@@ -89,7 +89,7 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
         ValueError: If the method does not give one weight per task.
     """
 
-    per_task: ClassVar[dict[str, Kind]] = {"kept": "vector", "factors": "vector"}
+    per_task: ClassVar[dict[str, Layout]] = {"kept": "vector", "factors": "vector"}
     kept: Tensor
     factors: Tensor
     age: Tensor

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torchjd import Stateful
 
 Layout = Literal["vector", "matrix", "share", "factor"]
-"""How a tensor holds one entry per task, for m tasks: ``vector`` has them along its first dimension, ``matrix`` along its first
-two. ``share`` is a vector of non-negative numbers with sum one, and ``factor`` one with mean one; the present tasks'
-entries are rescaled to that, and scaled back to their former sum afterwards."""
+"""How a tensor holds the entries of m tasks: a ``vector`` has them along its first dimension, a ``matrix`` along its
+first two. A ``share`` is a vector of non-negative numbers with sum one, and a ``factor`` one with mean one; the present
+tasks' entries are rescaled to that, and scaled back to their former sum afterwards."""
 
 
 class _Restriction(NamedTuple):

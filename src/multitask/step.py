@@ -310,7 +310,7 @@ class Step:
         return self.weighting.parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed step needs: the weighting's state, what is shared, steps so far, the way of ``auto``."""
+        """Return what a resumed step needs: the weighting's state, what is shared, steps so far, the memory chosen."""
         return {
             "weighting": self.weighting.state_dict(),
             "ownership": self.ownership.state_dict(),

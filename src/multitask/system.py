@@ -121,7 +121,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
         root: The folder of ``proc`` and ``sys``.
     """
     try:
-        machine, process = ((root / "proc" / name).read_text() for name in ("meminfo", "self/cgroup"))
+        machine, process = (_text(root / "proc" / name) for name in ("meminfo", "self/cgroup"))
     except OSError:
         return None
     left = [1024 * int(line.split()[1]) for line in machine.splitlines() if line.startswith("MemAvailable:")]
@@ -130,7 +130,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
         for group in (own, *own.parents):
             for limit, used in _GROUPS:
                 try:
-                    most, now, stat = ((group / name).read_text() for name in (limit, used, "memory.stat"))
+                    most, now, stat = (_text(group / name) for name in (limit, used, "memory.stat"))
                     figures = dict(line.split() for line in stat.splitlines())
                     # Files that are cached are dropped where memory is needed.
                     cached = figures.get("total_inactive_file", figures.get("inactive_file", 0))
@@ -138,3 +138,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
                 except (OSError, ValueError):  # no such file, or no limit
                     continue
     return max(min(left), 0) if left else None
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from multitask.gradients.auto_memory import AutoMemory
 from multitask.gradients.engines import make_engine
 from multitask.gradients.features import Features
 from multitask.gradients.finite import FiniteLosses, not_finite
@@ -77,7 +78,8 @@ class Step:
             weight (``weighted``). A scalarization always weights.
         engine: How gradients are computed: ``auto``, ``layerwise``, ``rows`` or ``features`` (approximate).
         memory: ``rows`` keeps m gradients, or what stands for them; ``stream`` keeps the numbers of two at most, takes
-            more time, and wants the whole batch in one call on one process.
+            more time, and wants the whole batch in one call on one process; ``auto`` takes ``rows`` if they fit into
+            the memory that is free in the first step, else ``stream``.
         shared: The shared parameters, if they are not to be found from the graph; all others get the sum of
             the gradients of the losses that reach them.
         scaler: The loss scaler of 16-bit training; gradients are left scaled, for ``scaler.step``.
@@ -96,7 +98,7 @@ class Step:
         *,
         heads: Literal["own", "weighted"] = "own",
         engine: str | Engine = "auto",
-        memory: Literal["rows", "stream"] = "rows",
+        memory: Literal["rows", "stream", "auto"] = "rows",
         shared: Iterable[Tensor] | None = None,
         scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
@@ -125,9 +127,10 @@ class Step:
         self._weighted = scalar or heads == "weighted"
         made = make_engine(engine, memory)
         if isinstance(made, Streamed):
-            check_streamed(self.weighting)
+            check_streamed(self.weighting, memory=made.memory)
         if self._shards is not None:
             _check_sharded(self._method, engine, made)  # type: ignore[arg-type]
+        self._auto_memory = made if isinstance(made, AutoMemory) else None
         self._window = Window(made, self.ownership, self._shards)
         self._m = 0
         self._constant: Tensor | None = None
@@ -307,11 +310,12 @@ class Step:
         return self.weighting.parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed step needs: the weighting's state, what is shared, the number of steps."""
+        """Return what a resumed step needs: the weighting's state, what is shared, steps so far, the memory chosen."""
         return {
             "weighting": self.weighting.state_dict(),
             "ownership": self.ownership.state_dict(),
             "steps": self.steps,
+            **({} if self._auto_memory is None else {"memory": self._auto_memory.choice}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -320,6 +324,8 @@ class Step:
             self.weighting.load_state_dict(state["weighting"])
         self.ownership.load_state_dict(state["ownership"])
         self.steps = state["steps"]
+        if self._auto_memory is not None:
+            self._auto_memory.choice = dict(state.get("memory", {}))
 
     @contextmanager
     def as_present(self, present: list[int], number: int | None = None) -> Iterator[None]:

@@ -4,6 +4,7 @@ import errno
 import getpass
 import os
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 try:
@@ -25,6 +26,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _HELD = (errno.EACCES, errno.EDEADLK)
 # Windows blocks reading of locked bytes, so lock one beyond everything that is written.
 _FAR = 2**30
+# Limit and use of memory of a control group, of version 2 and 1.
+_GROUPS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 def lock(file: TextIO) -> bool | None:
@@ -109,3 +112,33 @@ def peak_memory_mib() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return how many bytes this process can take within the limits of its control groups; ``None`` outside Linux.
+
+    Args:
+        root: The folder of ``proc`` and ``sys``.
+    """
+    try:
+        machine, process = (_text(root / "proc" / name) for name in ("meminfo", "self/cgroup"))
+    except OSError:
+        return None
+    left = [1024 * int(line.split()[1]) for line in machine.splitlines() if line.startswith("MemAvailable:")]
+    for _, controllers, path in (line.split(":", 2) for line in process.splitlines()):
+        own = root / "sys/fs/cgroup" / controllers / path.lstrip("/")
+        for group in (own, *own.parents):
+            for limit, used in _GROUPS:
+                try:
+                    most, now, stat = (_text(group / name) for name in (limit, used, "memory.stat"))
+                    figures = dict(line.split() for line in stat.splitlines())
+                    # Files that are cached are dropped where memory is needed.
+                    cached = figures.get("total_inactive_file", figures.get("inactive_file", 0))
+                    left.append(int(most) - int(now) + int(cached))
+                except (OSError, ValueError):  # no such file, or no limit
+                    continue
+    return max(min(left), 0) if left else None
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

@@ -24,6 +24,7 @@ def older(content: dict[str, Any]) -> dict[str, Any]:
     state = content.pop("multitask")
     config = content["config"]
     del config["model"], config["data"]["collate_fn"], config["data"]["drop_last"]
+    del config["weighting"]["memory"]
     return {**content, "telemetry": state["telemetry"], "validated": state["validated"]}
 
 

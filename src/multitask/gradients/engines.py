@@ -1,5 +1,6 @@
 """The engines by name."""
 
+from multitask.gradients.auto_memory import AutoMemory
 from multitask.gradients.features import Features
 from multitask.gradients.layerwise import Layerwise
 from multitask.gradients.rows import Rows
@@ -19,19 +20,20 @@ def make_engine(engine: str | Engine, memory: str = "rows") -> Engine:
 
     Args:
         engine: A name among ``ENGINES``.
-        memory: ``stream`` for the one that keeps no rows, ``rows`` for any other.
+        memory: ``stream`` for the one that keeps no rows, ``auto`` for the one that keeps them where they fit into
+            memory, ``rows`` for any other.
 
     Raises:
         ValueError: If there is none of this name, or it keeps rows.
     """
-    if memory == "stream":
+    if memory in ("stream", "auto"):
         if engine != "auto":
             raise ValueError(
-                "weighting.memory=stream is a way to compute gradients; leave weighting.engine=auto."
+                f"weighting.memory={memory} is a way to compute gradients; leave weighting.engine=auto."
             )
-        return Streamed()
+        return Streamed() if memory == "stream" else AutoMemory()
     if memory != "rows":
-        raise ValueError(f"memory={memory} is unknown; choose rows or stream.")
+        raise ValueError(f"memory={memory} is unknown; choose rows, stream or auto.")
     if isinstance(engine, Engine):
         return engine
     if engine not in ENGINES:

@@ -169,6 +169,7 @@ class Rows(Engine):
                     mean.lerp_(self._scratch[0], shares[row])
                 else:
                     write(self._views[row], gradients)
+                del gradients  # else the next pass would hold them beside its own
             elif not self._begun:
                 mean.zero_()
             if parts is not None and self._sharded is not None and (wanted is None or row in wanted):

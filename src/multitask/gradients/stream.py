@@ -118,6 +118,9 @@ Band = list[tuple[Tensor, int, int]]
 class Streamed(Engine):
     """Exact for any graph whose backward pass is linear, as that of every operation is."""
 
+    memory = "stream"
+    """The value of ``memory`` that names it."""
+
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
         """Pull the rows band by band; see :class:`Engine`."""
         k, n, like = len(pulls.rows), numbers(parameters), row_like(parameters)

@@ -97,7 +97,8 @@ class Window:
             raise ValueError("losses of single examples need the whole batch in one call on one process.")
         if isinstance(self._engine, Streamed) and not whole:
             raise ValueError(
-                "weighting.memory=stream needs the whole batch in one call on one process; set weighting.memory=rows."
+                f"weighting.memory={self._engine.memory} needs the whole batch in one call on one process; set "
+                "weighting.memory=rows."
             )
         graph, here, shares = self._look(losses, here, last and not whole)
         # Own parameters of examples' losses are differentiated at the end, all at once.

@@ -52,8 +52,8 @@ def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, An
     engine = config.weighting.get("engine", "auto")
     _check_engine(config, weighting, engine, tasks)
     memory = config.weighting.get("memory", "rows")
-    if memory == "stream":
-        _check_streamed(config, weighting, engine)
+    if memory != "rows":
+        _check_streamed(config, weighting, engine, memory)
     if isinstance(weighting, Scalarization) and heads != "own":
         raise ConfigError(
             f"weighting={config.method} is a scalarization: its heads get the scalar's gradient; leave "
@@ -157,14 +157,14 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Map
         )
 
 
-def _check_streamed(config: DictConfig, weighting: Combiner, engine: str) -> None:
-    """Refuse what needs the rows that ``weighting.memory=stream`` does not keep."""
+def _check_streamed(config: DictConfig, weighting: Combiner, engine: str, memory: str) -> None:
+    """Refuse what needs the rows that ``weighting.memory=stream`` does not keep, and ``auto`` may not keep."""
     try:
-        check_streamed(weighting, f"weighting={config.method}")
-        make_engine(engine, "stream")
+        check_streamed(weighting, f"weighting={config.method}", memory)
+        make_engine(engine, memory)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    _check_whole(config, "weighting.memory=stream", "weighting.memory=rows")
+    _check_whole(config, f"weighting.memory={memory}", "weighting.memory=rows")
 
 
 def _check_whole(config: DictConfig, key: str, instead: str) -> None:

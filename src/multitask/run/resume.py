@@ -24,6 +24,7 @@ _BEFORE = {
     "data.collate_fn": None,
     "data.ratios": None,
     "data.temperature": 1.0,
+    "weighting.memory": "rows",
     "model._target_": TRUNK_AND_HEADS,
     "model.inputs": "inputs",
 }

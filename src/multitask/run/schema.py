@@ -86,7 +86,7 @@ TRAIN: Schema = {
     "trainer.enable_model_summary": bool,
     "trainer.detect_anomaly": bool,
     "weighting.engine": Literal["auto", "rows", "layerwise", "features"],
-    "weighting.memory": Literal["rows", "stream"],
+    "weighting.memory": Literal["rows", "stream", "auto"],
     "weighting.heads": Literal["own", "weighted"],
     "weighting.rows": Literal["task", "example"],
     "weighting.every": Count,

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from multitask.callbacks.cost import Cost
 from multitask.callbacks.interruption import Interruption
 from multitask.errors import ConfigError, RunFailed, one_sentence
+from multitask.gradients.auto_memory import AutoMemory, free_memory
 from multitask.lightning.curves import MetricsCsv, carry_over
 from multitask.lightning.module import MultiLossModule
 from multitask.run import resume, tracking
@@ -166,6 +167,8 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         trainer, interruption = build_trainer(
             config, folder, module.automatic_optimization, unused=bool(rehearsed.unused)
         )
+        if isinstance(module.engine, AutoMemory):
+            free_memory(trainer.strategy.root_device)  # raises where it is unknown
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "check"):
                 callback.check(module)
@@ -209,7 +212,10 @@ def _end(run: _Run, record: RunRecord, status: Mapping[str, Any], folder: Path, 
     finally:
         tracking.finish(0 if completed else 1, trainer.loggers)
         if trainer.is_global_zero:
-            record.update(**status, seconds=round(seconds, 2), steps=trainer.global_step, **_cost(trainer))
+            engine = run.module.engine
+            chosen = {"memory": engine.choice} if isinstance(engine, AutoMemory) else {}
+            facts = {**status, **chosen, **_cost(trainer)}
+            record.update(**facts, seconds=round(seconds, 2), steps=trainer.global_step)
             print(folder)
 
 

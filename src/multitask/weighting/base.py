@@ -203,12 +203,13 @@ class WeightedMethod(JacobianMethod):
         """Return the weight of each row, shape ``[k]``; arguments as for :meth:`combine`."""
 
 
-def check_streamed(weighting: Combiner, name: str | None = None) -> None:
+def check_streamed(weighting: Combiner, name: str | None = None, memory: str = "stream") -> None:
     """Refuse combiners that need more than the Gramian of the tasks' gradients, where no rows are kept.
 
     Args:
         weighting: The combiner.
         name: Names it in the error; by default its class does.
+        memory: ``stream``, or ``auto`` where rows are kept if they fit.
 
     Raises:
         ValueError: Naming the key.
@@ -221,9 +222,10 @@ def check_streamed(weighting: Combiner, name: str | None = None) -> None:
     elif weighting.of_parameters or weighting.reads_jacobian:
         why = "reads the rows themselves"
     if why:
+        where = " where rows would not fit" if memory == "auto" else ""
         raise ValueError(
-            f"weighting.memory=stream keeps no row of the Jacobian, and {name or type(weighting).__name__} {why}; set "
-            "weighting.memory=rows."
+            f"weighting.memory={memory} keeps no row of the Jacobian{where}, and {name or type(weighting).__name__} "
+            f"{why}; set weighting.memory=rows."
         )
 
 

@@ -154,6 +154,7 @@ def test_rows_that_are_gone(method: WeightedMethod, says: str) -> None:
         Step(method, net, memory="stream").backward(losses_of(net, x, "task"))
 
 
+@pytest.mark.parametrize("memory", ["stream", "auto"])
 @pytest.mark.parametrize(
     ("weighting", "options", "says"),
     [
@@ -165,22 +166,27 @@ def test_rows_that_are_gone(method: WeightedMethod, says: str) -> None:
         (aggregation.UPGradWeighting(), {"engine": "rows"}, "leave weighting.engine=auto"),
     ],
 )
-def test_refused_by_the_step_and_by_the_config(weighting: Any, options: dict[str, str], says: str) -> None:
+def test_refused_by_the_step_and_by_the_config(
+    weighting: Any, options: dict[str, str], says: str, memory: Any
+) -> None:
+    says = rf"weighting\.memory={memory} .*{says}"
     with pytest.raises(ValueError, match=says):
-        Step(weighting, memory="stream", **options)  # type: ignore[arg-type]
+        Step(weighting, memory=memory, **options)  # type: ignore[arg-type]
+    changes = {"memory": memory, **options}
     with pytest.raises(ConfigError, match=says):
-        step_options(config("auto", **streamed(options)), adapt(weighting), {})
+        step_options(
+            config("auto", **{f"weighting__{key}": value for key, value in changes.items()}),
+            adapt(weighting),
+            {},
+        )
 
 
-def streamed(options: dict[str, str]) -> dict[str, str]:
-    return {"weighting__memory": "stream", **{f"weighting__{key}": value for key, value in options.items()}}
-
-
+@pytest.mark.parametrize("memory", ["stream", "auto"])
 @pytest.mark.parametrize("key", ["accumulate_grad_batches", "devices"])
-def test_steps_of_several_forward_passes_are_refused(key: str) -> None:
-    changes = {"weighting__memory": "stream", f"trainer__{key}": 2}
-    with pytest.raises(ConfigError, match=rf"memory=stream needs the whole batch.*set trainer\.{key}=1"):
+def test_steps_of_several_forward_passes_are_refused(key: str, memory: Any) -> None:
+    changes = {"weighting__memory": memory, f"trainer__{key}": 2}
+    with pytest.raises(ConfigError, match=rf"memory={memory} needs the whole batch.*set trainer\.{key}=1"):
         step_options(config("auto", **changes), adapt(aggregation.UPGradWeighting()), {})
     net, x = network("mlp", 2, 4)
-    with pytest.raises(ValueError, match="memory=stream needs the whole batch"):
-        Step(Known(), net, memory="stream").add(losses_of(net, x, "task"))
+    with pytest.raises(ValueError, match=f"memory={memory} needs the whole batch"):
+        Step(Known(), net, memory=memory).add(losses_of(net, x, "task"))

@@ -1,0 +1,89 @@
+"""``memory="auto"``: rows where they fit into free memory, and none where they do not."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multitask.gradients.layerwise import Layerwise
+from multitask.gradients.losses import Pulls
+from multitask.gradients.rows import numbers, row_like
+from multitask.gradients.stream import Streamed
+from multitask.gradients.task_gradients import TaskGradients
+from multitask.system import available_memory
+
+_log = logging.getLogger(__name__)
+
+
+class AutoMemory(Streamed):
+    """:class:`Layerwise` if rows fit into free memory, else :class:`Streamed`; exact either way.
+
+    Chosen once, in the first step in which parameters are shared: its graph is in memory, and no row is yet.
+    """
+
+    memory = "auto"
+
+    def __init__(self) -> None:
+        self.choice: dict[str, Any] = {}
+        """What was ``taken``, rows or stream, the ``bytes_needed`` by rows and the ``bytes_free``; empty before."""
+        self._layerwise = Layerwise()
+
+    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
+        """Pull every row, the way that was chosen; see :class:`Engine`."""
+        if parameters and not self.choice:
+            needed, device = bytes_for_rows(pulls, parameters), parameters[0].device
+            free = free_memory(device)
+            taken, level = ("rows", logging.INFO) if needed <= free else ("stream", logging.WARNING)
+            self.choice = {"taken": taken, "bytes_needed": needed, "bytes_free": free}
+            mib = f"rows need {needed / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB are free on {device}"
+            _log.log(level, "weighting.memory=auto takes %s: %s.", taken, mib)
+        if self.choice.get("taken") == "rows":
+            return self._layerwise.differentiate(pulls, parameters)
+        return super().differentiate(pulls, parameters)
+
+
+def bytes_for_rows(pulls: Pulls, parameters: Sequence[Tensor]) -> int:
+    """Return what steps with rows will hold in memory beside the graph that is there.
+
+    Rows of all losses are counted whole, also where layer-wise factors would be smaller.
+
+    Args:
+        pulls: The backward passes of the first step.
+        parameters: The shared parameters.
+    """
+    k, n = pulls.losses.values.numel(), numbers(parameters)
+    own = {id(p): p for of_task in pulls.parameters for p in of_task}
+    # Gradients, and the two moments that an optimizer such as Adam makes after the first step.
+    kept = 3 * (n + numbers(own.values()))
+    products = k * k * n // 1024  # of blocks of columns, before their sum is the Gramian
+    # A pass holds up to three gradients of outputs at a time: the one that comes, that goes on and that goes past.
+    outputs = (node._input_metadata for node in pulls.graph.following)
+    passing = 3 * max(sum(math.prod(o.shape) * o.dtype.itemsize for o in of_node) for of_node in outputs)
+    # A tenth more, since an allocator cannot use all that is free.
+    return int(1.1 * ((k * n + kept + products) * row_like(parameters).itemsize + passing))
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes tensors on a device can still take.
+
+    Raises:
+        ValueError: If neither torch nor the system says so.
+    """
+    module: Any = getattr(torch, device.type, None)
+    free = available_memory() if device.type == "cpu" else None
+    if device.type == "mps":
+        free = module.recommended_max_memory() - module.current_allocated_memory()
+    elif hasattr(module, "mem_get_info"):
+        of_device, total = module.mem_get_info(device)
+        # What torch's allocator holds back is free too, up to the process's fraction of the device.
+        fraction = getattr(module, "get_per_process_memory_fraction", lambda _: 1.0)(device)
+        most = min(of_device + module.memory_reserved(device), int(fraction * total))
+        free = most - module.memory_allocated(device)
+    if free is None:
+        raise ValueError(
+            f"weighting.memory=auto cannot tell how much memory is free on {device}; set it to rows or stream."
+        )
+    return free

@@ -1,4 +1,4 @@
-"""One optimizer step, from the losses to the ``.grad`` of every parameter that they reach."""
+"""One step, from the losses to the ``.grad`` of every parameter that they reach."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,25 +40,25 @@ class StepResult:
     """The outcome of a step."""
 
     present: list[int]
-    """The losses with a labelled element; without one there is no step to take."""
+    """The losses with at least one labelled element; if empty, no step was taken."""
     losses: Tensor | None = None
-    """The mean loss of each present row over the whole step, detached, ``[parts · k]``, part by part."""
+    """The mean losses of the present rows over the whole step, detached, ``[parts · k]``, part by part."""
     weights: Tensor | None = None
-    """The weight of each row; ``None`` where the method has none, or where nothing is shared. On the CPU where the
-    method is."""
+    """The weight of each row; ``None`` if the method has no weights, or if no parameter is shared. On the CPU if the
+    method computes there."""
     gradients: TaskGradients | None = None
-    """The rows' gradients, until the next step; ``None`` for a scalar, and where nothing is shared or some are not
-    computed."""
+    """The rows' gradients, valid until the next step; ``None`` for a scalarization, if no parameter is shared, or if
+    not all rows were computed."""
     overflow: bool = False
-    """Whether scaled gradients are infinite, so that the loss scaler skips the optimizer's step."""
+    """Whether the scaled gradients overflowed, so that the loss scaler skips the optimizer's step."""
 
 
 class Step:
-    """Fills the gradients of everything that several losses reach, by any weighting.
+    """Computes the ``.grad`` of all parameters from several losses, by any weighting.
 
-    What two losses reach is shared: its gradient is the weighting's combination of the losses' gradients.
-    What one loss alone reaches (a head) gets the gradient of that loss. Both are read off the graph of
-    every step, and a parameter that was found to be shared remains so::
+    A parameter that several losses reach is shared: its gradient is the weighting's combination of the losses'
+    gradients. A parameter that only one loss reaches (a head's) gets the gradient of that loss. Both are determined
+    from the graph of each step, and a parameter that has once been shared remains shared::
 
         step = Step(UPGrad(), model)
         for batch in loader:
@@ -66,29 +66,29 @@ class Step:
             optimizer.step()
             optimizer.zero_grad()
 
-    On several processes, whose models start out equal and are not wrapped, the gradients are those of one
+    On several processes, whose models start out equal and are not wrapped, the gradients equal those of one
     process with the whole batch.
 
     Args:
         weighting: A combiner of this package, or a torchjd scalarizer, weighting or aggregator.
-        model: What is trained, a module or tensors by name: gives parameters the order and the names that
-            several processes and ``state_dict`` need. Its parameters may be sharded by
-            ``torch.distributed.fsdp.fully_shard`` over all processes, before the step is made.
-        heads: Whether what one loss alone reaches gets its gradient as it is (``own``) or times the loss's
-            weight (``weighted``). A scalarization always weights.
+        model: The trained module, or tensors by name. It gives parameters the order and the names that
+            several processes and ``state_dict`` need. Its parameters may be sharded over all processes by
+            ``torch.distributed.fsdp.fully_shard``, before the step is created.
+        heads: Whether a parameter that only one loss reaches gets its gradient unchanged (``own``) or multiplied
+            by the loss's weight (``weighted``). A scalarization always multiplies.
         engine: How gradients are computed: ``auto``, ``layerwise``, ``rows`` or ``features`` (approximate).
         memory: ``rows`` keeps m gradients, or what stands for them; ``stream`` keeps the numbers of two at most, takes
             more time, and wants the whole batch in one call on one process; ``auto`` takes ``rows`` if they fit into
             the memory that is free in the first step, else ``stream``.
-        shared: The shared parameters, if they are not to be found from the graph; all others get the sum of
-            the gradients of the losses that reach them.
+        shared: The shared parameters, instead of those found from the graph; all others get the sum of the
+            gradients of the losses that reach them.
         scaler: The loss scaler of 16-bit training; gradients are left scaled, for ``scaler.step``.
         seed: Seed of the weighting's random numbers.
-        sharded: The module whose parameters ``model`` gives by name, where they are sharded.
+        sharded: The module that the tensors in ``model`` belong to, if they are sharded.
 
     Raises:
-        TypeError: If the weighting is none of these.
-        ValueError: If engine, memory or heads are unknown, or weighting or sharded parameters do not go with them.
+        TypeError: If the weighting is of another type.
+        ValueError: If engine, memory or heads are unknown, or incompatible with the weighting or sharded parameters.
     """
 
     def __init__(
@@ -115,15 +115,15 @@ class Step:
         self.scaler = scaler
         self.seed = seed
         self.steps = 0
-        """How many steps were taken: the weighting's random numbers depend on it."""
+        """The number of steps taken; the weighting's random numbers depend on it."""
         self.now: Callable[[], float] = time.perf_counter
         self.times: dict[str, float] = {}
-        """Seconds spent in the sections of a step; whoever reads them clears them."""
+        """Seconds spent in each section of steps; the reader clears them."""
         scalar = isinstance(self.weighting, Scalarization)
         self._method = Differentiated(self.weighting) if scalar else self.weighting  # type: ignore[arg-type]
         self._uses = hooks_of(self._method)
         self.looks_after = "after_step" in hooks_of(self.weighting)
-        """Whether the weighting wants :meth:`after_step`."""
+        """Whether the weighting uses :meth:`after_step`."""
         self._weighted = scalar or heads == "weighted"
         made = make_engine(engine, memory)
         if isinstance(made, Streamed):
@@ -134,25 +134,25 @@ class Step:
         self._window = Window(made, self.ownership, self._shards)
         self._m = 0
         self._constant: Tensor | None = None
-        """The weights of a linear scalarization whose micro-batches are being added up."""
+        """The weights of a linear scalarization while its micro-batches accumulate."""
         self._finite: FiniteLosses | None = None
         self._open: tuple[Tensor, Tensor, list[int]] | None = None
         self._device = torch.device("cpu")
 
     def backward(self, losses: LossesLike, counts: Counts = None) -> StepResult:
-        """Fill the gradients: the last, or only, micro-batch of a step.
+        """Compute the gradients, given the last, or only, micro-batch of a step.
 
         Args:
             losses: Mean losses over the micro-batch, with their graph: a tensor ``[m]`` or one scalar per loss,
-                by name or in order. A weighting of halves or examples wants a row per part, ``[parts, m]``.
-            counts: How many elements each mean is over, or one number for all; by default all micro-batches and
-                processes count the same. A loss whose count is zero is absent.
+                by name or in order. A weighting of halves or examples needs one row per part, ``[parts, m]``.
+            counts: The number of elements that each mean is over, or one number for all; by default all
+                micro-batches and processes count the same. A loss whose count is zero is absent.
 
         Raises:
             FloatingPointError: If a loss or a gradient is not finite.
             ValueError: If the shapes do not fit the weighting.
         """
-        if isinstance(self.weighting, Scalarization) and not self._is_apart(losses, counts):
+        if isinstance(self.weighting, Scalarization) and not self._needs_rows(losses, counts):
             together = self.ownership.trained() if processes() > 1 else []
             if self._shards is not None:
                 together = [p for p in together if not is_sharded(p)]
@@ -169,24 +169,24 @@ class Step:
         self._add(losses, counts, last=True)
         return self.finish()
 
-    def _is_apart(self, losses: LossesLike, counts: Counts) -> bool:
-        """Return whether a scalarization's losses are pulled one by one, since one backward pass is not enough."""
+    def _needs_rows(self, losses: LossesLike, counts: Counts) -> bool:
+        """Return whether a scalarization needs one backward pass per loss, instead of one of the scalar."""
         if self._window.losses is not None:
             return True
         if self._shards is None or counts is None:
             return False
-        found = Losses(losses)
-        return one_sided(counts_of(counts, found), found.values.device)
+        parsed = Losses(losses)
+        return one_sided(counts_of(counts, parsed), parsed.values.device)
 
     def add(self, losses: LossesLike, counts: Counts = None) -> None:
         """Add a micro-batch to the step; arguments as for :meth:`backward`."""
         self._add(losses, counts, last=False)
 
     def finish(self) -> StepResult:
-        """Fill the gradients from the micro-batches that were added, and start the next step.
+        """Compute the gradients from the micro-batches added so far, and start the next step.
 
         Raises:
-            ValueError: If there is no micro-batch.
+            ValueError: If no micro-batch was added.
             FloatingPointError: See :meth:`backward`.
         """
         if self._window.losses is None:
@@ -207,35 +207,35 @@ class Step:
                 self._shards.release()
 
     def scalarize(self, losses: LossesLike, counts: Counts = None) -> Tensor | None:
-        """Return a scalarization's scalar with its graph, for whoever calls ``backward`` on it.
+        """Return a scalarization's scalar with its graph; the caller runs ``backward``.
 
-        On several processes its value is that of the whole batch, and its gradients average to those of the whole
-        batch. :meth:`close` ends the step. Until then, further calls are evaluations of the same step, as L-BFGS wants
-        them: the scalarization draws the same numbers and counts, logs and remembers the first alone.
+        On several processes the value is that of the whole batch, and the gradients average to those of the whole
+        batch. :meth:`close` ends the step. Until then, further calls are evaluations of the same step, as L-BFGS needs
+        them: the scalarization draws the same random numbers, and only the first evaluation is logged and remembered.
 
         Args:
             losses: As for :meth:`backward`, ``[m]``.
             counts: As for :meth:`backward`.
 
         Returns:
-            A scalar; ``None`` where every loss is absent.
+            A scalar; ``None`` if all losses are absent.
         """
         assert isinstance(self.weighting, Scalarization)
-        found = Losses(losses)
-        self._begin(found)
-        here = counts_of(counts, found)
-        whole = _cut(losses, [count > 0 for count in here])
+        parsed = Losses(losses)
+        self._begin(parsed)
+        numbers = counts_of(counts, parsed)
+        whole = _cut(losses, [count > 0 for count in numbers])
         if processes() > 1:
-            whole, here = mean_over_processes(whole, here)
+            whole, numbers = mean_over_processes(whole, numbers)
             if not whole.requires_grad:
-                whole.requires_grad_()  # where this process has no labels
-        present = [i for i, count in enumerate(here) if count > 0]
+                whole.requires_grad_()  # this process has no labels
+        present = [i for i, count in enumerate(numbers) if count > 0]
         if not present:
             return None
         whole = whole if len(present) == self._m else whole[present]
-        finite = FiniteLosses(whole, _names(found, present), self.steps)
+        finite = FiniteLosses(whole, _names(parsed, present), self.steps)
         if whole.device.type == "cpu":
-            finite.check()  # nothing to wait for
+            finite.check()  # does not wait
         with self.as_present(present):
             scalar = self.weighting(whole)
             (weights,) = torch.autograd.grad(scalar, whole, retain_graph=True)
@@ -246,11 +246,11 @@ class Step:
 
     @property
     def is_open(self) -> bool:
-        """Whether a scalar was made whose step has not ended."""
+        """Whether :meth:`scalarize` began a step that has not ended."""
         return self._open is not None
 
     def check(self) -> None:
-        """End an evaluation of :meth:`scalarize`, after its backward pass and before the optimizer moves anything.
+        """End an evaluation of :meth:`scalarize`, after its backward pass and before the optimizer's step.
 
         Raises:
             FloatingPointError: If a loss is not finite.
@@ -276,14 +276,14 @@ class Step:
         return self._done(StepResult(present, losses, weights))
 
     def discard(self) -> None:
-        """Forget the evaluations of a step that was not ended."""
+        """Discard the evaluations of a step that has not ended."""
         self._open = None
 
     def after_step(self, recompute: Callable[[], Tensor], present: Sequence[int]) -> None:
-        """Let a weighting that wants to see the same batch after the optimizer's step.
+        """Show the same batch to a weighting that uses it after the optimizer's step.
 
         Args:
-            recompute: Returns the mean losses of the whole batch, ``[m]``, or what else the weighting's ``recomputed``
+            recompute: Returns the mean losses of the whole batch, ``[m]``, or whatever the weighting's ``recomputed``
                 names.
             present: The losses that were present in the step.
         """
@@ -296,7 +296,7 @@ class Step:
             self._shards.release()
 
     def rows_of(self, losses: Losses) -> tuple[Tensor, bool]:
-        """Return each loss's gradient over what is shared, ``[m, n]``, and whether anything is; no step is taken."""
+        """Return the losses' gradients over the shared parameters, ``[m, n]``, and whether there are any."""
         if self._shards is not None:
             raise ValueError("rows outside of a step are not sharded; leave callbacks.conflict out.")
         graph = Graph(losses.edges())
@@ -306,11 +306,11 @@ class Step:
         return Rows().differentiate(Pulls(losses, graph), shared).jacobian(), bool(shared)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the weighting's own parameters, which an optimizer has to train."""
+        """Yield the weighting's own parameters, which an optimizer must train."""
         return self.weighting.parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed step needs: the weighting's state, what is shared, steps so far, the memory chosen."""
+        """Return the state: the weighting's, the shared parameters, the number of steps, the memory that was chosen."""
         return {
             "weighting": self.weighting.state_dict(),
             "ownership": self.ownership.state_dict(),
@@ -329,7 +329,7 @@ class Step:
 
     @contextmanager
     def as_present(self, present: list[int], number: int | None = None) -> Iterator[None]:
-        """See the weighting as that of the present losses; its random numbers depend on seed and step alone.
+        """Restrict the weighting to the present losses, and seed its random numbers by seed and step.
 
         They are then the same on every process, and after a resume.
         """
@@ -355,37 +355,37 @@ class Step:
     def _scale(self) -> Tensor | None:
         if self.scaler is not None and self._shards is not None:
             raise ValueError(
-                "a loss scaler knows of no overflow in another process's shards; take trainer.precision=bf16-mixed."
+                "a loss scaler does not see an overflow in another process's shards; set trainer.precision=bf16-mixed."
             )
         return None if self.scaler is None else self.scaler.scale(torch.ones((), device=self._device))
 
     def _add(self, losses: LossesLike, counts: Counts, last: bool) -> None:
-        found = Losses(losses)
+        parsed = Losses(losses)
         if self._shards is not None and isinstance(losses, Tensor):
             check_hooks(losses)
-        self._begin(found)
-        found.scale = self._scale()
+        self._begin(parsed)
+        parsed.scale = self._scale()
         rows = self._method.rows if isinstance(self._method, JacobianMethod) else "task"
-        found.of_examples = rows == "example"
-        if (rows == "task" and found.parts > 1) or (rows == "half" and found.parts != 2):
+        parsed.of_examples = rows == "example"
+        if (rows == "task" and parsed.parts > 1) or (rows == "half" and parsed.parts != 2):
             wanted = "[m], one per loss" if rows == "task" else "[2, m], those of two halves of the batch"
             raise ValueError(
-                f"{type(self.weighting).__name__} wants losses {wanted}; they are {list(found.values.shape)}."
+                f"{type(self.weighting).__name__} wants losses {wanted}; they are {list(parsed.values.shape)}."
             )
         linear = isinstance(self.weighting, Scalarization) and self.weighting.linear
         one_count = counts is None or isinstance(counts, int | float)
         if linear and one_count and self._window.losses is None:
-            probe = torch.ones_like(found.values[0]).requires_grad_()
+            probe = torch.ones_like(parsed.values[0]).requires_grad_()
             with self.as_present(list(range(self._m))):
                 self._constant = torch.autograd.grad(self.weighting(probe), probe)[0]
         if "wants" in self._uses and self._window.losses is None:
-            self._window.wanted = self._wanted(found, counts, last)
+            self._window.wanted = self._wanted(parsed, counts, last)
         start = self.now()
         with _as_computed(self._device):
             if self._constant is None:
-                self._window.add(found, counts, last)
+                self._window.add(parsed, counts, last)
             elif one_count:
-                self._window.add_weighted(found, counts, last, self._constant)  # type: ignore[arg-type]
+                self._window.add_weighted(parsed, counts, last, self._constant)  # type: ignore[arg-type]
             else:
                 raise ValueError(
                     "counts must be one number for all losses, or one per loss, throughout a step."
@@ -393,7 +393,7 @@ class Step:
         self._spent("task gradients", start)
 
     def _wanted(self, losses: Losses, counts: Counts, last: bool) -> list[int] | None:
-        """Return the losses whose rows the weighting wants; ``None`` for all, or where not all counts are known yet."""
+        """Return the losses whose rows the weighting needs; ``None`` for all, or if not all counts are known yet."""
         assert isinstance(self._method, JacobianMethod)
         present = list(range(losses.m))
         if counts is not None and not isinstance(counts, int | float):
@@ -407,7 +407,7 @@ class Step:
         return None if wants is None else [present[i] for i in wants]
 
     def _finish_linear(self, present: list[int], losses: Tensor) -> StepResult:
-        """End a step whose weights were known before its losses."""
+        """End a step whose weights were fixed before its losses were known."""
         if not all(are_finite([losses])):
             raise not_finite(losses, _names(self._window.last, present), self.steps)
         self._write(self._window.own_gradients({0: 1.0}), self.ownership.trained)
@@ -418,14 +418,14 @@ class Step:
 
     def _finish(self, present: list[int], losses: Tensor) -> StepResult:
         window, scale, shared, method = self._window, self._scale(), self._window.shares, self._method
-        seen = window.gradients(scale)
+        gradients = window.gradients(scale)
         sums = [gradient.sum() for gradient in window.own.all()] if scale is not None else []
-        # The only time at which a step waits for the device: the weighting needs the Gramian now.
-        there = on_cpu([losses, *([seen.gramian()] if shared else []), *sums])
-        of_losses, *of_gradients = are_finite(there)
+        # The only time that a step waits for the device: the weighting needs the Gramian now.
+        copies = on_cpu([losses, *([gradients.gramian()] if shared else []), *sums])
+        of_losses, *of_gradients = are_finite(copies)
         if not of_losses:
             raise not_finite(losses, _names(self._window.last, present), self.steps)
-        # A sum that is not finite can be one of finite numbers.
+        # The sum of finite numbers can overflow.
         if not self._everywhere(
             all(of_gradients) or (all(of_gradients[:shared]) and all(are_finite(window.own.all())))
         ):
@@ -433,15 +433,15 @@ class Step:
                 raise FloatingPointError(
                     f"The gradient of a task is not finite at step {self.steps}, and its loss is."
                 )
-            # Infinities, so that the loss scaler skips the step and lowers its scale.
+            # Infinite gradients make the loss scaler skip the step and lower its scale.
             if shared:
-                seen.combine(torch.full_like(seen.gramian()[0], torch.inf))
+                gradients.combine(torch.full_like(gradients.gramian()[0], torch.inf))
             own = [p for of_task in self.ownership.own() for p in of_task]
             add_to_gradients(own, [torch.full_like(p, torch.inf) for p in own])
             return self._done(StepResult(present, losses, overflow=True))
-        if method.on_cpu and shared and there[0] is not losses:
-            seen.show(there[1])
-        weights, factors = self._combine(there[0] if method.on_cpu else losses, seen, present, shared)
+        if method.on_cpu and shared and copies[0] is not losses:
+            gradients.show(copies[1])
+        weights, factors = self._combine(copies[0] if method.on_cpu else losses, gradients, present, shared)
         if self._weighted and weights is None and shared:
             raise ValueError(
                 f"weighting: {type(self.weighting).__name__} gives no weights; set weighting.heads=own."
@@ -453,18 +453,18 @@ class Step:
         else:
             self._write_own(weights)
         whole = shared and window.wanted is None
-        return self._done(StepResult(present, losses, weights, seen if whole else None))
+        return self._done(StepResult(present, losses, weights, gradients if whole else None))
 
     def _combine(
         self, losses: Tensor, gradients: TaskGradients, present: list[int], shared: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Let the weighting write the shared gradient; return the rows' weights and the heads' own factors."""
+        """Let the weighting write the shared gradient; return the weights of the rows and the factors of the heads."""
         method = self._method
         assert isinstance(method, JacobianMethod)
         start, uses, weights = self.now(), self._uses, None
         with self.as_present(present):
             factors = method.head_weights(losses) if "head_weights" in uses else None
-            # Where nothing is shared there is nothing to combine: a zero Gramian says nothing about weights.
+            # If nothing is shared there is nothing to combine, and a zero Gramian would give arbitrary weights.
             if shared or isinstance(method, Differentiated):
                 if "combine" in uses:
                     weights = method.combine(losses, gradients)
@@ -481,7 +481,7 @@ class Step:
         return weights, factors
 
     def _backward(self, scalar: Tensor) -> None:
-        """Fill the gradients of what a scalar of the weighting's own reaches."""
+        """Run the backward pass of a scalar that the weighting adds, such as a loss of its own parameters."""
         scale = self._scale()
         if scalar.requires_grad:
             (scalar if scale is None else scalar * scale).backward()
@@ -490,7 +490,7 @@ class Step:
         self.times[section] = self.times.get(section, 0.0) + self.now() - start
 
     def _write_own(self, weights: Tensor) -> None:
-        """Write the gradients of what one loss alone reaches, times the weight of each row, ``[parts · k]``."""
+        """Write the gradients of the own parameters of each loss, times the weight of each row, ``[parts · k]``."""
         window = self._window
         assert window.losses is not None
         assert window.last is not None
@@ -512,16 +512,16 @@ class Step:
             gradients = sum_over_processes(gradients, candidates())
         add_to_gradients([p for p, _ in gradients.values()], [g for _, g in gradients.values()])
 
-    def _everywhere(self, here: bool) -> bool:
-        """Return whether something holds on every process."""
+    def _everywhere(self, holds: bool) -> bool:
+        """Return whether a condition holds on every process."""
         if self.scaler is None or processes() == 1:
-            return here
-        flag = torch.tensor(float(here), device=self._device)
+            return holds
+        flag = torch.tensor(float(holds), device=self._device)
         dist.all_reduce(flag, op=dist.ReduceOp.MIN)
         return bool(flag)
 
     def _rest_absent(self, present: Sequence[int]) -> None:
-        """Keep the optimizer from moving the weighting's parameters of absent losses."""
+        """Keep the optimizer from updating the weighting's parameters of absent losses."""
         for i in range(self._m):
             if i not in present:
                 for parameter in self.weighting.parameters_of(i):
@@ -557,23 +557,23 @@ def _names(losses: Losses | None, present: Sequence[int]) -> list[str]:
 
 
 def _cut(losses: LossesLike, present: Sequence[bool]) -> Tensor:
-    """Return losses ``[m]`` of which no gradient flows into absent ones, where a zero could turn into NaN."""
+    """Return losses ``[m]`` through which no gradient flows into absent ones, where 0 · inf would be NaN."""
     if not isinstance(losses, Tensor):
         each = list(losses.values()) if isinstance(losses, Mapping) else list(losses)
         return torch.stack(
-            [loss if there else loss.detach() for loss, there in zip(each, present, strict=True)]
+            [loss if counts else loss.detach() for loss, counts in zip(each, present, strict=True)]
         )
     if not all(present) and losses.grad_fn is not None and losses.grad_fn.name() == "StackBackward0":
         losses.grad_fn.register_hook(
             lambda inputs, outputs: tuple(
-                g if there else None for g, there in zip(inputs, present, strict=True)
+                g if counts else None for g, counts in zip(inputs, present, strict=True)
             )
         )
     return losses
 
 
 def _as_computed(device: torch.device) -> AbstractContextManager[object]:
-    """Keep autocast, where it is on, from gradients."""
+    """Disable autocast, if it is enabled, while gradients are computed."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -1,4 +1,4 @@
-"""The Gramian in the memory of one gradient, for any graph; the combination is one more backward pass.
+"""Computes the Gramian in the memory of one gradient, for any graph; combining is one more backward pass.
 
 The shared parameters are taken in bands of n / (k + 1) numbers, from the losses down. The k rows of one band are
 computed one after the other, enter the Gramian and are dropped. The passes of the next band start at the nearest cut
@@ -31,7 +31,7 @@ from multitask.gradients.task_gradients import Engine, TaskGradients
 
 
 class StreamedGradients(StoredGradients):
-    """A Gramian whose rows are gone, and the graph behind it until the rows are combined.
+    """A Gramian without its rows, and the graph, which is kept until the rows are combined.
 
     Args:
         gramian: Shape ``[k, k]``.
@@ -52,7 +52,7 @@ class StreamedGradients(StoredGradients):
         """Add ``weightsᵀ J``: the gradient of the weighted losses, which frees the graph.
 
         Raises:
-            ValueError: If its length is not the one that the Gramian says.
+            ValueError: If the combined gradient does not have the norm that the Gramian implies.
         """
         if self._pulls is None:
             raise _gone("combines the rows twice")
@@ -71,10 +71,10 @@ class StreamedGradients(StoredGradients):
                 add_to_gradients([p], [gradient])
 
     def _check(self, weights: Tensor, epsilon: float) -> None:
-        there = [dense(p.grad).norm().to(weights) for p in self.parameters if p.grad is not None]
-        squared = torch.stack([*there, weights.new_zeros(())]).square().sum()
+        norms = [dense(p.grad).norm().to(weights) for p in self.parameters if p.grad is not None]
+        squared = torch.stack([*norms, weights.new_zeros(())]).square().sum()
         lengths = weights.abs() @ self._gramian.diagonal().clamp(min=0).sqrt()
-        # What is infinite or NaN is a loss scaler's, and no difference.
+        # Infinite and NaN gradients are for the loss scaler to handle: the comparison is false then.
         if (squared - weights @ self._gramian @ weights).abs() > epsilon**0.5 * lengths.square():
             raise ValueError(
                 "the combined gradient is not the weighted sum of the losses' gradients: a hook, or a function of "
@@ -82,20 +82,20 @@ class StreamedGradients(StoredGradients):
             )
 
     def jacobian(self) -> Tensor:
-        """Refuse: the rows are gone."""
+        """Raise, since the rows are not kept."""
         raise _gone("reads the rows themselves")
 
     def assign(self, vector: Tensor) -> None:
-        """Refuse: only one who has seen rows has such a vector."""
+        """Raise: such a vector can only be computed from the rows, which are not kept."""
         raise _gone("reads the rows themselves")
 
 
 def _epsilon(graph: Graph) -> float:
-    """Return the coarsest rounding of a graph's gradients."""
-    found = {output.dtype for node in graph.following for output in node._input_metadata}
-    # TF32, which a CUDA device may take in place of float32.
+    """Return the largest machine epsilon of a graph's gradients."""
+    dtypes = {output.dtype for node in graph.following for output in node._input_metadata}
+    # TF32, which a CUDA device may use instead of float32.
     least = 2.0**-10 if any(leaf.is_cuda for leaf, _ in graph.leaves) else 0.0
-    return max([least, *(torch.finfo(dtype).eps for dtype in found if dtype.is_floating_point)])
+    return max([least, *(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)])
 
 
 def _gone(what: str) -> ValueError:
@@ -105,24 +105,24 @@ def _gone(what: str) -> ValueError:
 
 
 class Cut(NamedTuple):
-    """Edges that lead from all operations before a place in topological order to those from there on."""
+    """The edges from the operations before a place in topological order to those after it."""
 
     place: int
     edges: list[GradientEdge]
 
 
 Band = list[tuple[Tensor, int, int]]
-"""Parameters, with the range of their numbers that belong to the band."""
+"""Parameters, with the range of their elements that belong to the band."""
 
 
 class Streamed(Engine):
-    """Exact for any graph whose backward pass is linear, as that of every operation is."""
+    """Exact for any graph whose backward pass is linear, as it is for all of torch's operations."""
 
     memory = "stream"
     """The value of ``memory`` that names it."""
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Pull the rows band by band; see :class:`Engine`."""
+        """Compute the rows band by band; see :class:`Engine`."""
         k, n, like = len(pulls.rows), numbers(parameters), row_like(parameters)
         places, cuts = _places(pulls.graph, n // k)
         reached = sorted((p for p in parameters if id(p) in places), key=lambda p: places[id(p)])
@@ -136,9 +136,9 @@ class Streamed(Engine):
             cut = _last(cuts, here, start)
             edges = [] if cut is None else cut.edges
             for row, numbers_of_row in zip(pulls.rows, rows, strict=True):
-                # The first pass also finds the gradients of what the row's task alone reaches.
-                from_there: Pull = partial(gradients_at, *at[row], retain_graph=True)
-                pull = from_there if number else pulls.pass_of(row, last=False)
+                # The first pass also computes the gradients of the task's own parameters.
+                from_cut: Pull = partial(gradients_at, *at[row], retain_graph=True)
+                pull = from_cut if number else pulls.pass_of(row, last=False)
                 arrived = _fill(numbers_of_row, band, inputs, edges, pull)
                 if cut is not None:
                     at[row] = arrived
@@ -151,15 +151,15 @@ class Streamed(Engine):
 def _fill(
     row: Tensor, band: Band, inputs: Sequence[Tensor], edges: Sequence[GradientEdge], pull: Pull
 ) -> Roots:
-    """Write the numbers of a row in a band, and return the row's gradients at edges, as the roots of further passes."""
-    found = pull([*inputs, *edges])
-    gradients = dict(zip(map(id, inputs), found, strict=False))
+    """Write a row's elements in a band, and return its gradients at edges, from which further passes start."""
+    arrived = pull([*inputs, *edges])
+    gradients = dict(zip(map(id, inputs), arrived, strict=False))
     views = row[: sum(end - first for _, first, end in band)].split([end - first for _, first, end in band])
     for view, (p, first, end) in zip(views, band, strict=True):
         gradient = gradients[id(p)]
         write([view], [None if gradient is None else dense(gradient).flatten()[first:end]])
-    there = [(e, g) for e, g in zip(edges, found[len(inputs) :], strict=True) if g is not None]
-    return [edge for edge, _ in there], [gradient for _, gradient in there]
+    roots = [(e, g) for e, g in zip(edges, arrived[len(inputs) :], strict=True) if g is not None]
+    return [edge for edge, _ in roots], [gradient for _, gradient in roots]
 
 
 def _bands(parameters: Sequence[Tensor], width: int) -> Iterator[Band]:
@@ -176,10 +176,10 @@ def _bands(parameters: Sequence[Tensor], width: int) -> Iterator[Band]:
 
 
 def _places(graph: Graph, most: int) -> tuple[dict[int, int], list[Cut]]:
-    """Return where each parameter, by its identity, first enters an operation, and the cuts of up to ``most`` numbers.
+    """Return the first place at which each parameter is used, by its id, and the cuts of at most ``most`` elements.
 
-    At a cut every edge is complete: none of the operations after it leads to where the edge does. What does nothing
-    but turn or cast a parameter counts as a part of it.
+    At a cut the gradient of every edge is complete: no operation after it has an edge to the same output. Operations
+    that only transpose or cast a parameter count as part of it.
     """
     order = graph.following
     leaves: dict[Node, Tensor] = {}
@@ -195,32 +195,34 @@ def _places(graph: Graph, most: int) -> tuple[dict[int, int], list[Cut]]:
             if other is not None:
                 pending[other] += 1
     places = {id(leaves[edge.node]): 0 for edge, _ in graph.roots if edge.node in leaves}
-    # By operation, the numbers of its outputs from which gradients have come.
-    there: dict[Node, set[int]] = {}
+    # For each operation, the indices of its outputs that have received gradients.
+    open_edges: dict[Node, set[int]] = {}
     for edge, _ in graph.roots:
         if edge.node not in leaves:
-            there.setdefault(edge.node, set()).add(edge.output_nr)
+            open_edges.setdefault(edge.node, set()).add(edge.output_nr)
     cuts = []
     for place, (node, following) in enumerate(order.items()):
         if node in leaves:
             continue
-        if place and not any(pending[other] for other in there):
-            edges = [GradientEdge(other, output) for other, outputs in there.items() for output in outputs]
+        if place and not any(pending[other] for other in open_edges):
+            edges = [
+                GradientEdge(other, output) for other, outputs in open_edges.items() for output in outputs
+            ]
             sizes = [math.prod(edge.node._input_metadata[edge.output_nr].shape) for edge in edges]
             if sum(sizes) <= most:
                 cuts.append(Cut(place, edges))
-        del there[node]
+        del open_edges[node]
         for other, output in following:
             if other in leaves:
                 places.setdefault(id(leaves[other]), place)
             elif other is not None:
                 pending[other] -= 1
-                there.setdefault(other, set()).add(output)
+                open_edges.setdefault(other, set()).add(output)
     return places, cuts
 
 
 def _has_hook(edge: GradientEdge) -> bool:
-    """Return whether a hook changes what arrives at an edge: it would do so once more in a pass that starts there."""
+    """Return whether a hook changes the gradient at an edge: a pass that starts from it would apply the hook twice."""
     metadata = edge.node._input_metadata[edge.output_nr]
     nothing = torch.zeros((), dtype=metadata.dtype, device=metadata.device)
     return is_hooked(edge, nothing.expand(metadata.shape))

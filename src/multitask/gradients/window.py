@@ -1,4 +1,4 @@
-"""The micro-batches of one step, on all processes: means of losses and of gradients, weighted by counts."""
+"""The micro-batches of one step on all processes: means of losses and gradients, weighted by counts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,23 +13,23 @@ from multitask.gradients.sharded import ShardedEngine, ShardedPulls, Shards
 from multitask.gradients.stream import Streamed
 from multitask.gradients.task_gradients import Engine, TaskGradients
 
-# Keeps a mean over nothing from dividing by zero.
+# Avoids a division by zero in a mean over no elements.
 _TINY = 1e-300
 
 Counts = float | Tensor | Sequence[float | Tensor] | Mapping[str, float | Tensor] | None
-"""How many elements mean losses are over: one number for all, or one per loss; ``[parts, m]`` where losses are."""
+"""The number of elements that each mean loss is over: one number for all, or one per loss, in the losses' shape."""
 
 
 class Window:
-    """Gathers the micro-batches of a step.
+    """Accumulates the micro-batches of a step.
 
-    Every mean is a running one: a micro-batch of count c after others of count C moves it by c / (C + c)
-    of the difference. So no total has to be known in advance, and a single micro-batch is taken as it is.
+    Every mean is a running mean: a micro-batch of count c after others of count C moves it by c / (C + c)
+    of the difference. So no total needs to be known in advance, and a single micro-batch is left unchanged.
 
     Args:
-        engine: How the Jacobian of a single batch is computed.
-        ownership: Which parameters are shared.
-        shards: The parameters that are split over processes. Each micro-batch is then one of all processes.
+        engine: Computes the Jacobian of a single batch.
+        ownership: Tells which parameters are shared.
+        shards: The parameters sharded over processes. Each micro-batch is then one of all processes.
     """
 
     def __init__(self, engine: Engine, ownership: Ownership, shards: Shards | None = None) -> None:
@@ -48,20 +48,18 @@ class Window:
     def clear(self) -> None:
         """Start a new step."""
         self.own.clear()
-        # A CPU takes long to give memory back and to get it again: the next step takes what this one leaves.
-        on_processor = (
-            self._whole is not None and self.losses is not None and self.losses.device.type == "cpu"
-        )
-        self._before, self._whole = self._whole if on_processor else None, None
+        # On a CPU, freeing and allocating memory is slow: the next step reuses what this one leaves.
+        on_cpu = self._whole is not None and self.losses is not None and self.losses.device.type == "cpu"
+        self._before, self._whole = self._whole if on_cpu else None, None
         self.losses: Tensor | None = None
         """Mean losses, shape ``[parts, m]``."""
         self.counts: list[float] = []
-        """Their counts, of this process until the last micro-batch, ``[parts · m]``."""
+        """Their counts, ``[parts · m]``: this process's, and from the last micro-batch on those of all processes."""
         self.last: Losses | None = None
-        """The losses of the last micro-batch, and the graph behind them."""
+        """The losses of the last micro-batch, with their graph."""
         self.graph: Graph | None = None
         self.shares = False
-        """Whether several losses reach a parameter."""
+        """Whether any parameter is shared."""
         self.wanted: list[int] | None = None
         """The losses whose rows are computed; ``None`` for all."""
         self._parts: list[float] | None = None
@@ -69,7 +67,7 @@ class Window:
 
     @property
     def present(self) -> list[int]:
-        """The losses that have an element in every part."""
+        """The losses with at least one element in every part."""
         m = 0 if self.losses is None else self.losses.shape[1]
         return [i for i in range(m) if all(count > 0 for count in self.counts[i::m])]
 
@@ -80,13 +78,13 @@ class Window:
         return [part * m + i for part in range(parts) for i in self.present]
 
     def add(self, losses: Losses, counts: Counts, last: bool) -> None:
-        """Add a micro-batch, and on several processes with the last one the others' too.
+        """Add a micro-batch; the last one also synchronizes the processes.
 
         Raises:
             ValueError: If losses of single examples, or those of a step without rows, come in several micro-batches
-                or processes, or if the number of losses changed.
+                or on several processes, or if the number of losses changed.
         """
-        here = counts_of(counts, losses)
+        of_batch = counts_of(counts, losses)
         if self.losses is not None and self.losses.shape != losses.values.shape:
             raise ValueError(
                 f"losses are {list(losses.values.shape)} and were {list(self.losses.shape)} in this step; an absent "
@@ -100,11 +98,11 @@ class Window:
                 f"weighting.memory={self._engine.memory} needs the whole batch in one call on one process; set "
                 "weighting.memory=rows."
             )
-        graph, here, shares = self._look(losses, here, last and not whole)
-        # Own parameters of examples' losses are differentiated at the end, all at once.
+        graph, of_batch, shares = self._look(losses, of_batch, last and not whole)
+        # The own parameters of examples' losses get their gradients at the end, all at once.
         own = None if losses.of_examples else self._ownership.own()
         shared = self._ownership.shared()
-        tasks = [i for i in range(losses.m) if all(count > 0 for count in here[i :: losses.m])]
+        tasks = [i for i in range(losses.m) if all(count > 0 for count in of_batch[i :: losses.m])]
         wanted = tasks if self.wanted is None else [i for i in tasks if i in self.wanted]
         if self._shards is not None:
             pulls: Pulls = ShardedPulls(self._shards, losses, graph, own, wanted)
@@ -112,7 +110,7 @@ class Window:
             pulls = Pulls(losses, graph, own, wanted, retain_graph=losses.of_examples)
         for task in tasks if len(wanted) < len(tasks) else ():
             if task not in wanted:
-                pulls.pass_of(task, last=False)([])  # to what it alone reaches
+                pulls.pass_of(task, last=False)([])  # only for the task's own parameters
         self.shares = bool(shared)
         if not whole:
             self._rows.lay_out(shared, self.own.take(shared))
@@ -124,46 +122,46 @@ class Window:
         self._add_losses(losses, shares)
 
     def add_weighted(self, losses: Losses, counts: float | None, last: bool, weights: Tensor) -> None:
-        """Add a micro-batch whose losses have the same weights in every micro-batch, and one count: one backward pass.
+        """Add a micro-batch by one backward pass, if weights are fixed and all losses have the same count.
 
-        The gradients are left in row 0 of ``own``, whatever the losses reach.
+        The gradients of all parameters are stored in row 0 of ``own``.
         """
-        here = counts_of(counts, losses)
-        _, _, shares = self._look(losses, here, last)
+        of_batch = counts_of(counts, losses)
+        _, _, shares = self._look(losses, of_batch, last)
         leaves = self._ownership.leaves() if shares[0] > 0 else []
         roots = losses.combination(weights.view(1, -1))
         if self._shards is not None:
-            gradients = self._shards.gradients_at(roots, leaves, absent=here[0] == 0)
+            gradients = self._shards.gradients_at(roots, leaves, absent=of_batch[0] == 0)
         else:
             gradients = gradients_at(*roots, leaves)
         self.own.add(0, leaves, gradients, shares[0])
         self._add_losses(losses, shares)
 
-    def _count(self, here: list[float]) -> list[float]:
-        """Add a micro-batch's counts, and return its part in the mean of each row."""
-        self.counts = [a + b for a, b in zip(self.counts or [0.0] * len(here), here, strict=True)]
-        return [count / max(total, _TINY) for count, total in zip(here, self.counts, strict=True)]
+    def _count(self, of_batch: list[float]) -> list[float]:
+        """Add a micro-batch's counts, and return its share in the mean of each row."""
+        self.counts = [a + b for a, b in zip(self.counts or [0.0] * len(of_batch), of_batch, strict=True)]
+        return [count / max(total, _TINY) for count, total in zip(of_batch, self.counts, strict=True)]
 
     def _look(
-        self, losses: Losses, here: list[float], on_all: bool
+        self, losses: Losses, of_batch: list[float], on_all: bool
     ) -> tuple[Graph, list[float], list[float]]:
-        """Find out which losses reach which parameters, with the last micro-batch on all processes.
+        """Determine which losses reach which parameters; with the last micro-batch, on all processes.
 
         Returns:
-            The graph, the micro-batch's counts, and its part in the mean of each row.
+            The graph, the micro-batch's counts, and its share in the mean of each row.
         """
         shards = self._shards
         if shards is None:
-            shares = self._count(here)
+            shares = self._count(of_batch)
         self.last, self.graph = losses, Graph(losses.edges(), self._ownership.kept)
         self._ownership.find(self.graph, losses.m)
         self.own.from_python = self.graph.runs_python()
         if shards is not None:
-            here = shards.agree(losses, here, self._ownership.reached())
-            shares = self._count(here)
+            of_batch = shards.agree(losses, of_batch, self._ownership.reached())
+            shares = self._count(of_batch)
         elif on_all and processes() > 1:
             self._agree(losses.values.device)
-        return self.graph, here, shares
+        return self.graph, of_batch, shares
 
     def _add_losses(self, losses: Losses, shares: list[float]) -> None:
         if self.losses is None and all(share == 1.0 for share in shares):
@@ -175,17 +173,17 @@ class Window:
         self.losses = values if self.losses is None else self.losses.lerp(values, share)
 
     def _agree(self, device: torch.device) -> None:
-        """Find out what all processes have: the counts of the step, and which parameters are shared."""
-        here = self.counts
-        message = torch.tensor([*here, float(not self._ownership.agreed)], device=device, dtype=torch.float64)
+        """Exchange with all processes: the counts of the step, and which parameters are shared."""
+        own = self.counts
+        message = torch.tensor([*own, float(not self._ownership.agreed)], device=device, dtype=torch.float64)
         dist.all_reduce(message)
         *self.counts, changed = message.tolist()
         if changed:
             self._ownership.exchange()
-        self._parts = [count / max(total, _TINY) for count, total in zip(here, self.counts, strict=True)]
+        self._parts = [count / max(total, _TINY) for count, total in zip(own, self.counts, strict=True)]
 
     def close(self) -> None:
-        """Make losses and own gradients those of all processes."""
+        """Replace this process's losses by those of all processes."""
         if self._whole is not None or processes() == 1 or self._shards is not None:
             return
         if self._parts is None:
@@ -197,15 +195,15 @@ class Window:
         dist.all_reduce(self.losses)
 
     def gradients(self, scale: Tensor | None) -> "ShownGradients":
-        """Return the gradients of the present losses' rows; ``scale`` is the factor in them, a scalar tensor."""
+        """Return the gradients of the present losses' rows, divided by the scalar tensor ``scale``."""
         assert self.graph is not None
         rows = self.rows if self.wanted is None else self.wanted
-        found = self._rows.gradients(rows) if self._whole is None else self._whole
+        gradients = self._rows.gradients(rows) if self._whole is None else self._whole
         assert self.losses is not None
-        return ShownGradients(found, scale, self._ownership, self.graph, self.losses.device)
+        return ShownGradients(gradients, scale, self._ownership, self.graph, self.losses.device)
 
     def own_gradients(self, factors: Mapping[int, float | Tensor]) -> "ByParameter":
-        """Return the sum of the rows' gradients of what one loss alone reaches, times the factor of each row."""
+        """Return the sum over rows of the gradients of their own parameters, times the factor of each row."""
         if self._parts is not None:
             factors = {row: factor * self._parts[row] for row, factor in factors.items()}
         return self.own.weighted(factors)
@@ -215,7 +213,7 @@ def counts_of(counts: Counts, losses: Losses) -> list[float]:
     """Return counts as numbers, ``[parts · m]``; all ones by default.
 
     Raises:
-        ValueError: If they are not one per loss, negative, or of other names.
+        ValueError: If they are not one per loss, are negative, or have other names.
     """
     if counts is None or isinstance(counts, int | float):
         return [1.0 if counts is None else float(counts)] * losses.values.numel()
@@ -224,8 +222,8 @@ def counts_of(counts: Counts, losses: Losses) -> list[float]:
             raise ValueError(f"counts are of {', '.join(counts)} and losses of {', '.join(losses.names)}.")
         counts = list(counts.values())
     if not isinstance(counts, Tensor):
-        there = [torch.as_tensor(count, dtype=torch.float64) for count in counts]
-        counts = torch.stack([count.to(losses.values.device) for count in there], -1)
+        each = [torch.as_tensor(count, dtype=torch.float64) for count in counts]
+        counts = torch.stack([count.to(losses.values.device) for count in each], -1)
     given = counts.detach().double().cpu()
     shape = losses.values.shape
     given = given.expand(shape) if given.ndim < len(shape) else given
@@ -239,13 +237,13 @@ ByParameter = Mapping[int, tuple[Tensor, Tensor]]
 
 
 class OwnGradients:
-    """Each row's gradients of its task's own parameters: means over micro-batches, kept until the step ends."""
+    """The gradients of each row's own parameters: means over micro-batches, kept until the step ends."""
 
     def __init__(self) -> None:
         self._rows: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
         self._memory: set[int] = set()
         self.from_python = False
-        """Whether gradients come from functions written in Python, which may hand out what others still use."""
+        """Whether gradients come from functions written in Python, which may return memory that is still in use."""
 
     def clear(self) -> None:
         """Forget everything."""
@@ -259,8 +257,8 @@ class OwnGradients:
         Args:
             row: The row.
             parameters: The parameters of its task.
-            gradients: Their gradients; ``None`` for those that were not reached.
-            share: The part of this micro-batch in the mean so far.
+            gradients: Their gradients; ``None`` for a parameter that was not reached.
+            share: The share of this micro-batch in the mean so far.
         """
         new = {id(p): (p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None}
         if share == 1.0:
@@ -275,14 +273,14 @@ class OwnGradients:
         means |= {key: (p, _full(g) * share) for key, (p, g) in new.items() if key not in means}
 
     def take(self, shared: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Remove and yield row, parameter and gradient of what has become shared."""
+        """Remove the gradients of parameters that have become shared; yields row, parameter and gradient."""
         keys = {id(p) for p in shared}
         for row, gradients in self._rows.items():
             for key in keys & gradients.keys():
                 yield row, *gradients.pop(key)
 
     def weighted(self, factors: Mapping[int, float | Tensor]) -> ByParameter:
-        """Return the sum of the rows' gradients times the factor of each row that takes part, by parameter."""
+        """Return the sum over rows of the gradients times the row's factor, by parameter."""
         total: dict[int, tuple[Tensor, Tensor]] = {}
         for row, factor in factors.items():
             for key, (p, gradient) in self._rows.get(row, {}).items():
@@ -294,14 +292,14 @@ class OwnGradients:
         return total
 
     def all(self) -> list[Tensor]:
-        """Return the numbers of all gradients, real ones."""
+        """Return the values of all gradients as real tensors."""
         each = [gradient for row in self._rows.values() for _, gradient in row.values()]
         return [dense(g._values() if g.is_sparse else g) for g in each]
 
     def _apart(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """Return a gradient in memory of its own, laid out as its parameter.
+        """Return a gradient in its own memory, with its parameter's strides.
 
-        Autograd hands out views, and to the two parameters of a sum one and the same tensor.
+        Autograd may return views, and the same tensor for both parameters of a sum.
         """
         if gradient.is_sparse:
             return gradient.clone()
@@ -319,11 +317,11 @@ def _full(gradient: Tensor) -> Tensor:
 
 
 class ShownGradients(TaskGradients):
-    """Gradients without the scale of their losses, while ``.grad`` stays scaled for the loss scaler.
+    """Gradients without the loss scale, while ``.grad`` remains scaled for the loss scaler.
 
     Args:
-        gradients: Those of losses multiplied by ``scale``.
-        scale: The factor, a scalar tensor; ``None`` for one.
+        gradients: The gradients of losses multiplied by ``scale``.
+        scale: The loss scale, a scalar tensor; ``None`` for one.
         ownership: Names the parameters.
         graph: The graph of the step's last micro-batch.
         device: The device of the losses.
@@ -351,28 +349,28 @@ class ShownGradients(TaskGradients):
 
     @property
     def distances(self) -> Sequence[int | None]:  # type: ignore[override]
-        """How many operations lie between the losses and each parameter of the layout."""
+        """The number of operations between the losses and each parameter of the layout."""
         return self._graph.distances(self._ownership.shared())
 
     @property
     def local(self) -> TaskGradients:
-        """The columns of this process, whose losses have no scale where there are fewer than all."""
-        found = self._gradients.local
-        if not isinstance(found, StoredGradients) or found is self._gradients:
+        """This process's columns. With sharded parameters, whose losses have no scale, they are fewer than all."""
+        own = self._gradients.local
+        if not isinstance(own, StoredGradients) or own is self._gradients:
             return self
-        found.layout = [(self._ownership.name(p), real_shape(p).numel()) for p in found.parameters]
-        found.distances = self._graph.distances(found.parameters)
-        return found
+        own.layout = [(self._ownership.name(p), real_shape(p).numel()) for p in own.parameters]
+        own.distances = self._graph.distances(own.parameters)
+        return own
 
     def gramian(self) -> Tensor:
-        """Return the unscaled Gramian, computed once; divided twice, as the square of the scale may overflow."""
+        """Return the unscaled Gramian, computed once; it is divided twice, as the square of the scale may overflow."""
         if self._gramian is None:
             gramian = self._gradients.gramian()
             self._gramian = gramian if self._scale is None else gramian / self._scale / self._scale
         return self._gramian
 
     def show(self, gramian: Tensor) -> None:
-        """Return this copy of the Gramian from now on."""
+        """Replace the Gramian by a copy of it on the CPU."""
         self._gramian = gramian
 
     def combine(self, weights: Tensor) -> None:

@@ -18,7 +18,7 @@ from multitask.callbacks.interruption import Interruption
 from multitask.callbacks.recipe import Recipe
 from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
 from multitask.module import AnyTask, MultiTaskModule
@@ -179,5 +179,5 @@ def build_trainer(
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),
         )
     except RuntimeError as error:  # two callbacks with the same state key
-        raise ConfigError(f"callbacks: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"callbacks: {on_one_line(error)}") from error
     return trainer, interruption

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from multitask.errors import ConfigError, one_sentence
+from multitask.errors import ConfigError, on_one_line, one_sentence
 from multitask.lightning.module import MultiLossModule
 from multitask.run.checkpoint import read_checkpoint
 from multitask.run.console import quiet
@@ -58,7 +58,7 @@ def load_model(config: DictConfig, weights: Mapping[str, Tensor]) -> MultiLossMo
     except RuntimeError as error:
         raise ConfigError(
             f"the checkpoint's weights do not match the model; leave model, trunk and tasks as in its config "
-            f"({' '.join(str(error).split())})."
+            f"({on_one_line(error)})."
         ) from error
     return module.eval()
 
@@ -96,7 +96,7 @@ def opened(config: DictConfig, what: str) -> Iterator[dict[str, Any]]:
     except ConfigError:
         raise
     except _LIBRARY_ERRORS as error:
-        sentence = one_sentence(error) or " ".join(str(error).split())
+        sentence = one_sentence(error) or on_one_line(error)
         raise ConfigError(f"ckpt_path={config.ckpt_path} {what}: {sentence}") from error
     finally:
         with suppress(OSError):

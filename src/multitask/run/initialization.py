@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from multitask.data.base import Split
 from multitask.data.batches import few_of, picked, tensors_of
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.probing import unobtrusive
 from multitask.module import AnyTask, MultiTaskModule, call_with_inputs, inputs_of, takes_derivatives
 from multitask.nn.with_losses import WithLosses
@@ -178,7 +178,7 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _misfit(inputs: Any, error: Exception) -> str:
-    reason = f"{' '.join(str(error).split())}{_derivatives(error)}"
+    reason = f"{on_one_line(error)}{_derivatives(error)}"
     if not isinstance(inputs, Tensor):
         keys = f" of {', '.join(map(str, inputs))}" if isinstance(inputs, Mapping) else ""
         return f"trunk cannot take a {type(inputs).__name__}{keys} for its inputs: {type(error).__name__}: {reason}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from multitask.data.base import Split
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.losses.counts import has_count, ignored_by, labelled_examples
 from multitask.losses.known import redrawn
 from multitask.metrics.known import OfKnown
@@ -157,7 +157,7 @@ def _value(key: str, metric: Metric, shown: Sequence[Tensor | None]) -> float:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ConfigError(
             f"{key} cannot take predictions {list(prediction.shape)} ({_kind(prediction)}) with targets "
-            f"{list(target.shape)} ({_kind(target)}): {' '.join(str(error).split())}"
+            f"{list(target.shape)} ({_kind(target)}): {on_one_line(error)}"
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from multitask.data.base import Split
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.losses.counts import Count, count_of, has_count, labelled_examples, weighs_classes
 from multitask.losses.known import loss_over_known, redrawn
 from multitask.metrics.known import OfKnown
@@ -58,7 +58,7 @@ def _check_parts(name: str, task: Task, prediction: Tensor, target: Tensor) -> N
             return
         said = f"a batch gives {pair[0]:.6g} and its two parts together {pair[1]:.6g}"
     except ValueError as error:
-        said = f"it fails on a part of a batch ({' '.join(str(error).split())})"
+        said = f"it fails on a part of a batch ({on_one_line(error)})"
     if getattr(loss, "reduction", None) == "sum":
         raise ConfigError(
             f"tasks.{name}.loss.reduction=sum makes the loss depend on the batch size, and a task's loss is the mean "

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.module import MultiLossModule
 from multitask.randomness import seeded_apart
 from multitask.run.devices import several_processes
@@ -44,7 +44,7 @@ def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequenc
                 "weighting=weighted_sum."
             ) from error
         raise ConfigError(
-            f"optimizer and scheduler cannot be built: {' '.join(str(error).split())}; check their keys."
+            f"optimizer and scheduler cannot be built: {on_one_line(error)}; check their keys."
         ) from error
     if wants := _closure_wanted(make):
         wants = f"optimizer={name} {wants} in a step"
@@ -176,11 +176,11 @@ def _check_sparse(
     error = _fails(make, sparse=True)
     if error is not None and _fails(make) is None:
         raise ConfigError(
-            f"{has}, which optimizer={optimizer} cannot use ({' '.join(str(error).split())}); {advice}, or use "
+            f"{has}, which optimizer={optimizer} cannot use ({on_one_line(error)}); {advice}, or use "
             "optimizer=sgd with optimizer.weight_decay=0."
         )
     if error is None and (failure := _fails(make)) is not None:
         raise ConfigError(
             f"optimizer={optimizer} cannot use the dense gradients of the other layers "
-            f"({' '.join(str(failure).split())}); {advice}, or use optimizer=sgd."
+            f"({on_one_line(failure)}); {advice}, or use optimizer=sgd."
         )

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 from torch import Tensor
 
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.overrides import replaced_hook
 from multitask.lightning.probing import unobtrusive
@@ -70,7 +70,7 @@ def look(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) ->
     except Exception as error:  # the user's own code
         raise ConfigError(
             f"model: losses(batch) of {type(module).__name__} fails on a first batch ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}); fix it, or the data."
+            f"{on_one_line(error)}); fix it, or the data."
         ) from error
     if not isinstance(losses, Mapping) or not losses:
         raise ConfigError(

@@ -11,7 +11,7 @@ from torch import nn
 
 from multitask.data.batches import examples_in, few_of, picked
 from multitask.data.loading import Loader
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
@@ -116,7 +116,7 @@ def check_inference_mode(config: DictConfig, module: MultiLossModule, batch: Any
             losses_of(module, few_of(batch, 2))  # raises if inference mode is not the cause
         raise ConfigError(
             "trainer.inference_mode=true records no graph in validation, and the losses or the model take "
-            f"derivatives there ({' '.join(str(error).split())}); set trainer.inference_mode=false."
+            f"derivatives there ({on_one_line(error)}); set trainer.inference_mode=false."
         ) from error
 
 
@@ -160,5 +160,5 @@ def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, ba
             advice = f"raise data.batch_size={smallest}"
         raise ConfigError(
             f"{where} {smallest} example{'s' * (smallest != 1)}{' on one process' * (count > 1)}, which the model "
-            f"cannot be trained on ({' '.join(str(error).split())}); {advice}."
+            f"cannot be trained on ({on_one_line(error)}); {advice}."
         ) from error

@@ -6,7 +6,7 @@ from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from multitask.errors import ConfigError, choices
+from multitask.errors import ConfigError, choices, on_one_line
 
 Amount = Annotated[float, Ge(0)]
 Natural = Annotated[int, Ge(0)]
@@ -116,7 +116,7 @@ def check_values(config: DictConfig, schema: Schema) -> None:
         try:
             value = OmegaConf.select(config, key, default=_NOTHING)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"{key}: {on_one_line(error)}") from error
         if value is _NOTHING:
             continue
         adapter = TypeAdapter(kind)

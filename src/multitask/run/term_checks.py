@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multitask.data.batches import examples_in, picked
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.module import MultiTaskModule
 from multitask.run.loss_checks import close
 from multitask.task.task import Batch
@@ -41,7 +41,7 @@ def check_term(
         loss, count = drawn(lambda: term(seen))
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ConfigError(f"tasks.{name}: {' '.join(str(said).split()).rstrip('.')}.") from error
+        raise ConfigError(f"tasks.{name}: {on_one_line(said).rstrip('.')}.") from error
     examples = seen.examples
     if term.derivatives:
         _check_reach(name, loss, module)
@@ -62,7 +62,7 @@ def check_term(
             found, its = module.term(name, module.see(part))
         except ValueError as error:
             raise ConfigError(
-                f"tasks.{name}.loss fails on a part of a batch ({' '.join(str(error).split())}); set "
+                f"tasks.{name}.loss fails on a part of a batch ({on_one_line(error)}); set "
                 f"tasks.{name}.count=batch if it is no mean over examples."
             ) from error
         size = float(len(rows) if its is None else its)

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.loggers import CometLogger, Logger, WandbLogger
 
 from multitask import quiet_loggers  # noqa: F401
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.private import leave_out_anonymous
 
 
@@ -58,7 +58,7 @@ def start(loggers: list[Any], facts: Mapping[str, Any]) -> None:
                 each.experiment.config.update(dict(facts), allow_val_change=True)
             except wandb.errors.Error as error:
                 raise ConfigError(
-                    f"logger.wandb.mode: W&B did not open the run ({' '.join(str(error).split())}); run `wandb login`, "
+                    f"logger.wandb.mode: W&B did not open the run ({on_one_line(error)}); run `wandb login`, "
                     "or use offline mode."
                 ) from error
 

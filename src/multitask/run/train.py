@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from multitask.callbacks.cost import Cost
 from multitask.callbacks.interruption import Interruption
-from multitask.errors import ConfigError, RunFailed, one_sentence
+from multitask.errors import ConfigError, RunFailed, on_one_line, one_sentence
 from multitask.lightning.curves import MetricsCsv, carry_over
 from multitask.lightning.module import MultiLossModule
 from multitask.run import resume, tracking
@@ -173,7 +173,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         _remove_if_empty(folder, before)
         sentence = one_sentence(error)
         if sentence is None and isinstance(error, _LIBRARY_ERRORS):
-            sentence = " ".join(str(error).split())
+            sentence = on_one_line(error)
         if sentence is None:
             raise
         raise ConfigError(sentence) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from multitask.errors import on_one_line
 from multitask.sweep.summary import Summary
 
 JOB_TYPE = "sweep"
@@ -46,7 +47,7 @@ def log(config: DictConfig, summary: Summary, folder: Path) -> None:
         run.finish()
     except (wandb.errors.Error, OSError) as error:
         print(
-            f"the sweep's table is not in W&B ({' '.join(str(error).split())}); run `wandb login`, or use "
+            f"the sweep's table is not in W&B ({on_one_line(error)}); run `wandb login`, or use "
             "logger.wandb.mode=offline.",
             file=sys.stderr,
         )

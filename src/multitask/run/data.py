@@ -1,6 +1,6 @@
 """The data of a run: a :class:`~multitask.data.base.DataModule`, or any other LightningDataModule."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -91,6 +91,11 @@ def training_data(data: Data) -> LightningDataModule:
 def evaluation_data(data: Data, split: str) -> Any:
     """Return the data for ``trainer.test`` that measures a split."""
     return _AsTest(data.module, split) if isinstance(data, OtherData) else data.loader(split)
+
+
+def in_memory(splits: Mapping[str, Split | None]) -> dict[str, dict[str, Any]]:
+    """Return the splits that are in memory, each as one batch."""
+    return {name: dict(split) for name, split in splits.items() if isinstance(split, Mapping)}
 
 
 def batches_in(loader: Any) -> int | None:

@@ -17,12 +17,10 @@ from multitask.lightning.probing import unobtrusive
 from multitask.module import AnyTask, MultiTaskModule, call_with_inputs, inputs_of, takes_derivatives
 from multitask.nn.with_losses import WithLosses
 from multitask.randomness import derived_seed
-from multitask.run.data import Data, batches_in
-from multitask.run.label_checks import check_labels, check_metrics, check_splits
-from multitask.run.loss_checks import check_loss, check_partly
+from multitask.run.data import Data, batches_in, in_memory
+from multitask.run.label_checks import check_labels, check_metrics, check_splits, check_units
+from multitask.run.loss_checks import check_loss, check_partly, check_term
 from multitask.run.loss_examples import labelled_sample
-from multitask.run.term_checks import check_term
-from multitask.run.units import check_units
 from multitask.task.derived import Derivative
 from multitask.task.penalty import Penalty
 from multitask.task.seen import Seen
@@ -41,12 +39,9 @@ def fit_targets(tasks: Mapping[str, Task], data: Data, most: int | None = None) 
     """Fit scalings and class weights in one pass over the training targets.
 
     Args:
-        tasks: The tasks that have a head.
-        data: The data.
+        tasks: The tasks that predict.
+        data: The data; a task that is fitted needs a training split.
         most: The number of batches to take of a stream without a length; ``None`` for all.
-
-    Raises:
-        ConfigError: If there is no training split, or its targets cannot be fitted.
     """
     wanting = {name: task for name, task in tasks.items() if task.fitted}
     if not wanting:
@@ -95,8 +90,8 @@ def initialize(
 
     Args:
         trunk: The trunk.
-        tasks: The tasks that have a head.
-        batch: A batch.
+        tasks: The tasks by name.
+        batch: A batch of the first split.
         seed: The run's.
         splits: The data's splits; those in memory are checked in full.
         inputs: As for :class:`~multitask.module.MultiTaskModule`.
@@ -104,14 +99,15 @@ def initialize(
     Raises:
         ConfigError: If trunk, head, prediction, loss or a metric cannot take the data.
     """
-    few = few_of(batch)
+    few, memory = few_of(batch), in_memory(splits)
     graph = any(takes_derivatives(task) for task in tasks.values())
     with unobtrusive(trunk, *tasks.values()), torch.set_grad_enabled(graph):
-        _widths(trunk, tasks, few, seed, splits, inputs)
+        _widths(trunk, tasks, few, seed, inputs)
+        check_inputs(trunk, memory, inputs)
         module = MultiTaskModule(trunk, tasks, inputs)
         seen = module.see(few)
         for name, task in module.by_name.items():
-            _check(name, task, seen, splits, batch)
+            _check(name, task, seen, memory, batch, "train" if "train" in splits else next(iter(splits)))
             check_units(name, task, module.by_name)
         for name, term in module.terms.items():
             # More examples are more likely to contain pairs and labels.
@@ -123,7 +119,6 @@ def _widths(
     tasks: Mapping[str, AnyTask],
     few: Batch,
     seed: int,
-    splits: Mapping[str, Split | None],
     inputs: str | Sequence[str],
 ) -> None:
     """Materialize the lazy layers of trunk and heads, each part with a seed of its own."""
@@ -131,15 +126,20 @@ def _widths(
         output = seeded(seed, "trunk", lambda: call_with_inputs(trunk, few, inputs))
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise ConfigError(_misfit(inputs_of(few, inputs), error)) from error
-    check_inputs(trunk, splits, inputs)
     heads = {name: task for name, task in tasks.items() if isinstance(task, Task) and task.head is not None}
-    features = split_features(output.features if isinstance(output, WithLosses) else output, list(heads))
-    for (name, task), of_task in zip(heads.items(), features, strict=True):
+    for (name, task), of_task in zip(
+        heads.items(), split_features(_features(output), list(heads)), strict=True
+    ):
         with _naming(name):
             seeded(seed, name, partial(task.predict, of_task))
 
 
-def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None], batch: Batch) -> None:
+def _features(output: Any) -> Any:
+    """Return the features in a trunk's output."""
+    return output.features if isinstance(output, WithLosses) else output
+
+
+def _check(name: str, task: Task, seen: Seen, memory: Mapping[str, Batch], batch: Batch, split: str) -> None:
     """Refuse a task whose settings, labels, loss or metrics do not match the data."""
     few = seen.batch
     _check_target(name, task, few)
@@ -156,14 +156,14 @@ def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None]
     with _naming(name):
         prediction = seen.predictions[name].detach()
     with _naming(name), torch.no_grad():
-        check_splits(name, task, prediction, splits)
-        check_labels(name, task, prediction, few, next(iter(splits)) if "train" not in splits else "train")
+        check_splits(name, task, prediction, memory)
+        check_labels(name, task, prediction, few, split)
         outcome = task.outcome(prediction, few)
     with torch.no_grad():
-        outcome = labelled_sample(task, outcome, splits)
-        check_loss(name, task, outcome, splits, batch)
+        outcome = labelled_sample(task, outcome, memory)
+        check_loss(name, task, outcome, memory, batch)
         check_metrics(name, task, outcome)
-        check_partly(name, task, outcome, few, splits)
+        check_partly(name, task, outcome, few, memory)
 
 
 @contextmanager
@@ -194,11 +194,7 @@ def _derivatives(error: Exception) -> str:
 
 
 def check_batch(batch: Any, inputs: str | Sequence[str]) -> None:
-    """Refuse batches that are not mappings or lack the inputs.
-
-    Raises:
-        ConfigError: If this is such a batch.
-    """
+    """Refuse batches that are not mappings or lack the inputs."""
     if not isinstance(batch, Mapping):
         raise ConfigError(
             f"data gives a {type(batch).__name__} for a batch, and trunk and heads look for inputs and targets by "
@@ -212,21 +208,16 @@ def check_batch(batch: Any, inputs: str | Sequence[str]) -> None:
             )
 
 
-def check_inputs(
-    trunk: nn.Module, splits: Mapping[str, Split | None], inputs: str | Sequence[str] = "inputs"
-) -> None:
-    """Refuse NaN or infinite inputs in memory, unless the trunk gives finite features for them."""
+def check_inputs(trunk: nn.Module, splits: Mapping[str, Batch], inputs: str | Sequence[str]) -> None:
+    """Refuse NaN or infinite inputs, unless the trunk gives finite features for them."""
     for split, arrays in splits.items():
-        if not isinstance(arrays, Mapping):
-            continue
         given = [t for t in tensors_of(inputs_of(arrays, inputs)) if t.is_floating_point()]
         if not given:
             continue
         wrong = torch.stack([~t.flatten(1).isfinite().all(1) for t in given]).any(0)
         if not wrong.any():
             continue
-        output = call_with_inputs(trunk, picked(arrays, wrong.nonzero().flatten()[:8]), inputs)
-        features = output.features if isinstance(output, WithLosses) else output
+        features = _features(call_with_inputs(trunk, picked(arrays, wrong.nonzero().flatten()[:8]), inputs))
         found = features.values() if isinstance(features, Mapping) else [features]
         if not all(isinstance(one, Tensor) and one.isfinite().all() for one in found):
             raise ConfigError(
@@ -236,11 +227,7 @@ def check_inputs(
 
 
 def check_penalties(trunk: nn.Module, tasks: Mapping[str, AnyTask]) -> None:
-    """Refuse penalties on parameters that do not exist.
-
-    Raises:
-        ConfigError: If a penalty's pattern matches no parameter.
-    """
+    """Refuse penalties whose pattern matches no parameter."""
     named = list(nn.ModuleDict({"trunk": trunk, "tasks": nn.ModuleDict(tasks)}).named_parameters())
     for name, task in tasks.items():
         if isinstance(task, Penalty):

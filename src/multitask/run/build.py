@@ -22,7 +22,6 @@ from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
 from multitask.module import AnyTask, MultiTaskModule
-from multitask.run.batches import check_batches, first_batch
 from multitask.run.callbacks import build_callbacks
 from multitask.run.combiner import (
     build_combiner,
@@ -30,7 +29,7 @@ from multitask.run.combiner import (
     step_options,
     train_with,
 )
-from multitask.run.data import Data, OtherData, check_other
+from multitask.run.data import Data, OtherData, check_batches, first_batch
 from multitask.run.devices import processes, several_processes
 from multitask.run.initialization import (
     batches_of_run,
@@ -51,11 +50,7 @@ from multitask.task.penalty import Penalty
 
 
 def build_data(config: DictConfig) -> Data:
-    """Build the data module and load its splits.
-
-    Raises:
-        ConfigError: If there are no examples, or the data module does not support a key.
-    """
+    """Build the data module and load its splits; refuse one without examples, and keys that it does not support."""
     options = plain(config.data)
     made = imported("data._target_", options["_target_"])
     apart = {
@@ -69,8 +64,13 @@ def build_data(config: DictConfig) -> Data:
             raise ConfigError(
                 f"data._target_={options['_target_']} gives a {type(data).__name__}; give a LightningDataModule."
             )
+        for key, value in apart.items():
+            if value:
+                raise ConfigError(
+                    f"data.{key}={value} is a key of multitask.data.base.DataModule, and {type(data).__name__} is "
+                    f"none; leave data.{key} out, and handle it in train_dataloader."
+                )
         other = OtherData(data)
-        check_other(other, apart)
         other.setup()
         return other
     data.drop_last = bool(apart.get("drop_last"))

@@ -1,4 +1,4 @@
-"""The data of a run: a :class:`~multitask.data.base.DataModule`, or any other LightningDataModule."""
+"""The data of a run, a :class:`~multitask.data.base.DataModule` or any other LightningDataModule, and its batches."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +10,11 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.utils.data import IterableDataset
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import DataModule, Split, check_stream
+from multitask.data.batches import examples_in
 from multitask.data.loading import Loader
 from multitask.errors import ConfigError
 
@@ -173,11 +176,85 @@ def transferred(batch: Any, *owners: Any) -> Any:
     return batch
 
 
-def check_other(data: OtherData, options: dict[str, Any]) -> None:
-    """Refuse keys that only DataModules of this package have."""
-    for key, value in options.items():
-        if value:
-            raise ConfigError(
-                f"data.{key}={value} is a key of multitask.data.base.DataModule, and {type(data.module).__name__} is "
-                f"none; leave data.{key} out, and handle it in train_dataloader."
-            )
+def check_batches(data: DataModule, processes: int) -> None:
+    """Refuse splits in memory that are not tensors of one length, others whose examples cannot be collated, and a
+    ``drop_last`` that leaves no batch to the processes that share the training split.
+    """
+    for name, split in data.splits.items():
+        where = f"data: the {name} split"
+        if isinstance(split, IterableDataset):
+            check_stream(processes, data.batch_size if name == "train" else data.eval_batch_size)
+        elif isinstance(split, Mapping):
+            _check_arrays(where, split)
+        else:
+            examples = [split[i] for i in range(min(2, len(split)))]  # type: ignore[arg-type]
+            with _stacking(where):
+                (data.collate_fn or data.collate)(examples)
+
+    if not data.drop_last or isinstance(data.splits.get("train"), IterableDataset | None):
+        return
+    loader = data.loader("train", training=True)
+    assert isinstance(loader, Loader)
+    size = loader.batch_size * processes
+    if len(loader) == 0 or loader.examples < size:
+        raise ConfigError(
+            f"data.drop_last=true leaves no batch of {size} of the {loader.examples} training examples; lower "
+            f"data.batch_size={data.batch_size}."
+        )
+
+
+def first_batch(data: Data, split: str, *models: Any) -> Any:
+    """Return the first batch of a split as a step receives it, for ``train`` from the loader of training.
+
+    Args:
+        data: The data.
+        split: The split's name.
+        models: The model, for its transfer hooks; nothing before it is built.
+
+    Raises:
+        ConfigError: If the split has no batch, or its examples cannot be stacked.
+    """
+    training = split == "train"
+    with _stacking(f"data: the {split} split"):
+        try:
+            if not isinstance(data, OtherData):
+                return first_of(data.loader(split, training=training))
+            with temporary_trainer(data.module, *models):
+                batch = first_of(data.loader(split, training=training))
+                return transferred(batch, data.module, *models)
+        except StopIteration:
+            raise ConfigError(f"data: the {split} split has no batch; check its loader.") from None
+
+
+@contextmanager
+def _stacking(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        if "stack" not in str(error) and "collate" not in str(error):
+            raise
+        raise ConfigError(
+            f"{where} has examples that cannot be stacked ({_first_sentence(error)}); set data.collate_fn to a "
+            "function from a list of examples to a batch, or define the data module's collate."
+        ) from error
+
+
+def _check_arrays(where: str, values: Any, key: str = "", count: int | None = None) -> None:
+    """Refuse a split in memory that is not made of tensors with one entry per example."""
+    if isinstance(values, Mapping | list | tuple):
+        count = examples_in(values) if count is None else count
+        for name, inner in values.items() if isinstance(values, Mapping) else enumerate(values):
+            _check_arrays(where, inner, f"{key}.{name}" if key else str(name), count)
+    elif not isinstance(values, Tensor):
+        raise ConfigError(
+            f"{where} gives a {type(values).__name__} for '{key}'; a split in memory is made of tensors, by name."
+        )
+    elif not values.ndim or len(values) != count:
+        raise ConfigError(
+            f"{where} has {list(values.shape)} for '{key}' beside {count} examples; give one entry per example."
+        )
+
+
+def _first_sentence(error: Exception) -> str:
+    # The last line of a worker process's error is the message.
+    return " ".join(str(error).strip().splitlines()[-1].split()).partition(". ")[0].rstrip(".")

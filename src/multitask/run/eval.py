@@ -7,9 +7,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer
-from multitask.run.data import temporary_trainer, training_data
+from multitask.run.data import first_batch, temporary_trainer, training_data
 from multitask.run.evaluate import Row, evaluate, show
 from multitask.run.inference import opened
 from multitask.run.model_choice import is_own

@@ -13,9 +13,8 @@ from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.overrides import replaced_hook
 from multitask.lightning.probing import unobtrusive
-from multitask.run.batches import first_batch
 from multitask.run.combiner import build_combiner, step_options, train_with
-from multitask.run.data import Data, OtherData, bare_trainer, temporary_trainer, training_data
+from multitask.run.data import Data, OtherData, bare_trainer, first_batch, temporary_trainer, training_data
 from multitask.run.initialization import seeded
 from multitask.run.names import check_losses
 from multitask.run.sharding import check_sharded

@@ -12,11 +12,9 @@ from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
-from multitask.run.batches import first_batch
-from multitask.run.data import Data, temporary_trainer, training_data
+from multitask.run.data import Data, first_batch, temporary_trainer, training_data
 from multitask.run.label_checks import check_labels, labelled_share, metric_values
-from multitask.run.parts import users
-from multitask.run.sharing import compare, losses_of, parts_of, users_of
+from multitask.run.sharing import compare, losses_of, parts_of, users, users_of
 from multitask.task.targets import Binary
 from multitask.task.task import Batch, Outcome, Task
 from multitask.terminal import terminal

@@ -22,11 +22,10 @@ from multitask.errors import ConfigError, RunFailed, on_one_line, one_sentence
 from multitask.lightning.curves import MetricsCsv, carry_over
 from multitask.lightning.module import MultiLossModule
 from multitask.run import resume, tracking
-from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.checks import reduce_config
 from multitask.run.console import quiet, show_config, summarize
-from multitask.run.data import Data, resumption_of, temporary_trainer, training_data
+from multitask.run.data import Data, first_batch, resumption_of, temporary_trainer, training_data
 from multitask.run.evaluate import evaluate, show
 from multitask.run.model_choice import is_own
 from multitask.run.optimizer_checks import check_optimizer

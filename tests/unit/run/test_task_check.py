@@ -16,8 +16,7 @@ from multitask.module import MultiTaskModule
 from multitask.nn.branches import Branches
 from multitask.nn.mlp import mlp
 from multitask.run.console import summarize
-from multitask.run.parts import Part, parts
-from multitask.run.sharing import compare, parts_of, unobtrusive, users_of
+from multitask.run.sharing import Part, compare, parts, parts_of, unobtrusive, users_of
 from multitask.run.task_check import check_tasks, check_that_metrics_move, constant_loss, extremes
 from multitask.task.targets import Binary, Classes
 from multitask.task.task import Outcome, Task

@@ -1,6 +1,5 @@
 """Builds the objects of a run from its config."""
 
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from multitask.data.base import DataModule
 from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
-from multitask.module import AnyTask, MultiTaskModule
+from multitask.module import MultiTaskModule
 from multitask.run.callbacks import build_callbacks
 from multitask.run.combiner import (
     build_combiner,
@@ -34,19 +33,17 @@ from multitask.run.devices import processes, several_processes
 from multitask.run.initialization import (
     batches_of_run,
     check_batch,
-    check_penalties,
     fit_targets,
     initialize,
-    seeded,
+    make_model,
 )
 from multitask.run.loss_checks import check_batch_losses
-from multitask.run.model_choice import TRUNK_AND_HEADS, is_own
+from multitask.run.model_choice import is_own
 from multitask.run.own_model import build_own
 from multitask.run.resolvers import plain
 from multitask.run.sharding import check_sharded, check_strategy
 from multitask.run.sharing import shared_in
 from multitask.run.targets import imported
-from multitask.task.penalty import Penalty
 
 
 def build_data(config: DictConfig) -> Data:
@@ -90,33 +87,23 @@ def _takes(made: Any, key: str) -> bool:
 def build_module(config: DictConfig, data: Data) -> MultiLossModule:
     """Build the model with its combiner, optimizer and scheduler.
 
-    The seed of each part's initial values is derived from the part's name: a task's initial values do not depend on
-    the other tasks.
-
     Raises:
         ConfigError: If the model cannot take the data, or a key has no effect or cannot be honored.
     """
     check_strategy(config)
     if is_own(config):
         return build_own(config, data)
-    trunk = seeded(config.seed, "trunk", lambda: instantiate(config.trunk, _convert_="all"))
-    tasks: dict[str, AnyTask] = {
-        name: seeded(config.seed, name, partial(instantiate, node, _convert_="all"))
-        for name, node in config.tasks.items()
-    }
-    if all(isinstance(task, Penalty) for task in tasks.values()):
+    module: MultiTaskModule = make_model(config)
+    tasks: dict[str, Any] = dict(module.tasks.items())
+    if not (module.by_name or module.terms):
         raise ConfigError(
             f"no task has a head, only penalties: {', '.join(tasks)}; add one with a head, such as multi_mnist/left."
         )
     check_compiled(config, tasks)
-    model = plain(config.model) if "model" in config else {"_target_": TRUNK_AND_HEADS}
-    # Trunk and tasks are not passed through instantiate: Hydra would copy them.
-    module: MultiTaskModule = instantiate(model, _partial_=True, _convert_="all")(trunk=trunk, tasks=tasks)
     batch = first_batch(data, next(iter(data.splits)), module)
     check_batch(batch, module.inputs)
     fit_targets(module.by_name, data, batches_of_run(config))
-    initialize(trunk, tasks, batch, config.seed, data.splits, module.inputs)
-    check_penalties(trunk, tasks)
+    initialize(module, batch, config.seed, data.splits)
     weighting = build_combiner(config, list(tasks))
     check_batch_losses(config, tasks, weighting)
     check_sharded(config, weighting, tasks)

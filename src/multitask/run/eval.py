@@ -10,14 +10,13 @@ from omegaconf import DictConfig, open_dict
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.data import first_batch, temporary_trainer, training_data
 from multitask.run.evaluate import Row, evaluate, show
-from multitask.run.inference import opened
 from multitask.run.model_choice import is_own
 from multitask.run.record import save_config, write_results
 from multitask.run.refusals import check_splits
 from multitask.run.rehearsal import check_inference_mode
 from multitask.run.resolvers import plain
 from multitask.run.selection import rule_of
-from multitask.run.weights import load
+from multitask.run.weights import load, opened
 
 
 def evaluate_checkpoint(config: DictConfig) -> list[Row]:

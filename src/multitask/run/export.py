@@ -15,7 +15,7 @@ from multitask.errors import ConfigError
 from multitask.module import MultiTaskModule, call_with_inputs, inputs_of
 from multitask.run.build import build_data
 from multitask.run.data import evaluation_data, first_of
-from multitask.run.inference import load_model, opened
+from multitask.run.weights import load_model, opened
 from multitask.task.seen import Seen
 from multitask.task.targets import in_units
 

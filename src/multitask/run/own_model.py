@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 from torch import Tensor
@@ -15,7 +14,7 @@ from multitask.lightning.overrides import replaced_hook
 from multitask.lightning.probing import unobtrusive
 from multitask.run.combiner import build_combiner, step_options, train_with
 from multitask.run.data import Data, OtherData, bare_trainer, first_batch, temporary_trainer, training_data
-from multitask.run.initialization import seeded
+from multitask.run.initialization import make_model, seeded
 from multitask.run.names import check_losses
 from multitask.run.sharding import check_sharded
 from multitask.weighting.base import JacobianMethod
@@ -28,7 +27,7 @@ def build_own(config: DictConfig, data: Data) -> MultiLossModule:
         ConfigError: If the module cannot be trained with the config.
     """
     target = config.model._target_
-    module = seeded(config.seed, "model", lambda: instantiate(config.model, _convert_="all"))
+    module = make_model(config)
     if not isinstance(module, MultiLossModule):
         raise ConfigError(
             f"model._target_={target} gives a {type(module).__name__}; give a class derived from "
@@ -118,10 +117,9 @@ def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:
 def _validated_keys(module: MultiLossModule, data: Data) -> set[str]:
     """Return the keys that the module's own validation logs, found by validating one batch."""
     trainer = bare_trainer(limit_val_batches=1, inference_mode=False)
-    where = (
-        {"datamodule": data.module} if isinstance(data, OtherData) else {"dataloaders": data.loader("val")}
-    )
     with temporary_trainer(module, training_data(data)), unobtrusive(module, train=True):
-        found = trainer.validate(module, verbose=False, **where)
+        found = trainer.validate(
+            module, data.module if isinstance(data, OtherData) else data.loader("val"), verbose=False
+        )
     module.validated = {}
     return {key for one in found for key in one}

@@ -17,7 +17,7 @@ from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.run.build import build_data
 from multitask.run.data import Data, bare_trainer, evaluation_data
-from multitask.run.inference import load_model, opened
+from multitask.run.weights import load_model, opened
 
 ID = "id"
 """The column, or array, that names the examples."""
@@ -47,11 +47,6 @@ def predict(config: DictConfig) -> Path:
                 f"model: {type(module).__name__} defines no predict_step; let it return predictions by name."
             )
         found = _Predictions(config.ids)
-        given = (
-            {"dataloaders": evaluation_data(data, config.split)}
-            if isinstance(data, DataModule)
-            else {"datamodule": evaluation_data(data, config.split)}
-        )
         # On one device, so that every example appears once, in order.
         trainer = bare_trainer(
             accelerator=config.trainer.accelerator,
@@ -59,7 +54,7 @@ def predict(config: DictConfig) -> Path:
             inference_mode=config.trainer.get("inference_mode", False),
             callbacks=[found],
         )
-        trainer.predict(module, **given, return_predictions=False)
+        trainer.predict(module, evaluation_data(data, config.split), return_predictions=False)
         arrays = found.arrays()
         ids = found.ids if config.ids is not None else _rows(data, config.split, arrays)
         _WRITERS[output.suffix](output, ids, arrays)

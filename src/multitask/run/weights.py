@@ -1,11 +1,64 @@
 """Loads weights from files, strict about names, shapes and types."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from lightning import seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line, one_sentence
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
-from multitask.run.checkpoint import read_file
+from multitask.run.checkpoint import read_checkpoint, read_file
+from multitask.run.console import quiet
+from multitask.run.initialization import make_model
+from multitask.weighting.state import materialize_buffers
+
+# Errors that libraries raise for a config, data or weights that they cannot use.
+_LIBRARY_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    MisconfigurationException,
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    KeyError,
+)
+
+
+@contextmanager
+def opened(config: DictConfig, what: str) -> Iterator[dict[str, Any]]:
+    """Read a checkpoint and seed the generators; turn errors into one sentence, and remove an empty folder.
+
+    Args:
+        config: The checkpoint's config.
+        what: What failed, such as ``cannot be exported``, for the error message.
+
+    Yields:
+        The result of :func:`~multitask.run.checkpoint.read_checkpoint`.
+    """
+    quiet()
+    try:
+        torch.set_float32_matmul_precision(config.matmul_precision)
+        seed_everything(config.seed, workers=True, verbose=False)
+        yield read_checkpoint(config.ckpt_path)
+    except ConfigError:
+        raise
+    except _LIBRARY_ERRORS as error:
+        sentence = one_sentence(error) or on_one_line(error)
+        raise ConfigError(f"ckpt_path={config.ckpt_path} {what}: {sentence}") from error
+    finally:
+        with suppress(OSError):
+            Path(HydraConfig.get().runtime.output_dir).rmdir()
 
 
 def load_initial(module: MultiLossModule, path: str) -> None:
@@ -44,8 +97,7 @@ def load(module: MultiLossModule, weights: dict[str, Tensor]) -> None:
     Raises:
         ConfigError: If the config describes another module than the one that was saved.
     """
-    own = {name: value for name, value in module.state_dict().items() if not name.startswith("weighting.")}
-    given = {name: value for name, value in weights.items() if not name.startswith("weighting.")}
+    own, given = _without_weighting(module.state_dict()), _without_weighting(weights)
     advice = "leave model, trunk and tasks as the checkpoint has them"
     for name in sorted(own.keys() ^ given.keys()):
         where = "the checkpoint" if name in given else "the config's model"
@@ -57,6 +109,33 @@ def load(module: MultiLossModule, weights: dict[str, Tensor]) -> None:
                 f"config; {advice}, and give data of the same shape."
             )
     module.load_state_dict(weights)
+
+
+def load_model(config: DictConfig, weights: Mapping[str, Tensor]) -> MultiLossModule:
+    """Return the model in evaluation mode with a checkpoint's weights, from which lazy and fitted parts take shapes.
+
+    Raises:
+        ConfigError: If model and weights do not match.
+    """
+    module: MultiLossModule = make_model(config)
+    given = _without_weighting(weights)
+    materialize_buffers(module, given, "")
+    for name, buffer in list(module.named_buffers()):
+        if name.startswith("tasks.") and name in given and buffer.shape != given[name].shape:
+            owner, _, key = name.rpartition(".")
+            setattr(module.get_submodule(owner), key, given[name].clone())
+    try:
+        module.load_state_dict(given)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the checkpoint's weights do not match the model; leave model, trunk and tasks as in its config "
+            f"({on_one_line(error)})."
+        ) from error
+    return module.eval()
+
+
+def _without_weighting(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if not name.startswith("weighting.")}
 
 
 def _kind(values: Tensor) -> tuple[bool, bool]:

@@ -27,11 +27,7 @@ def prepared(arguments: Sequence[str]) -> list[str]:
 
 
 def asked(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with ``tags=ask`` replaced by an answer from the terminal, one for all jobs of a sweep.
-
-    Raises:
-        ConfigError: If there is no terminal.
-    """
+    """Return the arguments with ``tags=ask`` replaced by an answer from the terminal, one for all jobs of a sweep."""
     if "tags=ask" not in arguments:
         return list(arguments)
     if not sys.stdin.isatty():

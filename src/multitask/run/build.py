@@ -85,11 +85,7 @@ def _takes(made: Any, key: str) -> bool:
 
 
 def build_module(config: DictConfig, data: Data) -> MultiLossModule:
-    """Build the model with its combiner, optimizer and scheduler.
-
-    Raises:
-        ConfigError: If the model cannot take the data, or a key has no effect or cannot be honored.
-    """
+    """Build the model with its combiner, optimizer and scheduler."""
     check_strategy(config)
     if is_own(config):
         return build_own(config, data)

@@ -24,11 +24,7 @@ _FOR_MODULE = ("learning_rate", "engine", "memory", "heads")
 
 
 def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
-    """Build the combiner that ``config.weighting`` names.
-
-    Raises:
-        ConfigError: If a learning rate is given for a combiner without parameters.
-    """
+    """Build the combiner that ``config.weighting`` names; refuse a learning rate if it has no parameters."""
     arguments = {key: value for key, value in plain(config.weighting).items() if key not in _FOR_MODULE}
     combiner = build_weighting(arguments, tasks)
     rate = config.weighting.get("learning_rate")
@@ -41,11 +37,7 @@ def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
 
 
 def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, AnyTask]) -> dict[str, Any]:
-    """Return the options of combining losses: engine, memory, heads and manual optimization.
-
-    Raises:
-        ConfigError: If engine, memory, heads and combiner are incompatible.
-    """
+    """Return engine, memory, heads and manual optimization; refuse those that the combiner does not support."""
     heads = config.weighting.get("heads", "own")
     missing = any(isinstance(task, Task | Term) and task.missing for task in tasks.values())
     penalties = [name for name, task in tasks.items() if isinstance(task, Penalty)]
@@ -77,17 +69,7 @@ def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, An
 
 
 def train_with(config: DictConfig, module: MultiLossModule, weighting: Combiner, **options: Any) -> None:
-    """Give a module the combiner, and the optimizer and scheduler of the config.
-
-    Args:
-        config: The whole config.
-        module: The module.
-        weighting: The combiner.
-        options: As returned by :func:`step_options`.
-
-    Raises:
-        ConfigError: If the module does not provide what the combiner needs.
-    """
+    """Give a module the combiner, the config's optimizer and scheduler, and the options of :func:`step_options`."""
     scheduler = dict(plain(config.scheduler) or {})
     apart = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
     optimizer = _made(config.optimizer)

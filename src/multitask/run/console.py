@@ -51,12 +51,7 @@ def show_config(config: Mapping[str, Any]) -> None:
 
 
 def summarize(module: MultiLossModule, batch: Any) -> None:
-    """Print the parts of the model and the tasks that use each, as found in the graph of a forward pass.
-
-    Args:
-        module: The module.
-        batch: A batch on the module's device.
-    """
+    """Print the parts of the model and the tasks that use each, as found in the graph of a forward pass on a batch."""
     table = Table(title="model", title_justify="left")
     for column in ("part", "type", "used by"):
         table.add_column(column, overflow="fold")

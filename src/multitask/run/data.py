@@ -26,9 +26,6 @@ class OtherData:
     """Gives any LightningDataModule the methods of a :class:`DataModule` that a run uses.
 
     Each of its stages is set up once, by the checks at start-up or by the Trainer.
-
-    Args:
-        module: The data module.
     """
 
     def __init__(self, module: LightningDataModule) -> None:
@@ -160,12 +157,7 @@ def resumption_of(data: Data) -> str:
 
 
 def transferred(batch: Any, *owners: Any) -> Any:
-    """Return a batch as a step receives it, after the transfer hooks; the first owner that defines a hook provides it.
-
-    Args:
-        batch: A batch of a loader.
-        owners: Data module and model, in this order.
-    """
+    """Return a loader's batch as a step receives it, after the transfer hooks of the first owner that defines each."""
     for hook in _TRANSFER:
         found: Callable[..., Any] | None = next(
             (getattr(owner, hook) for owner in owners if is_overridden(hook, owner)), None
@@ -177,8 +169,9 @@ def transferred(batch: Any, *owners: Any) -> Any:
 
 
 def check_batches(data: DataModule, processes: int) -> None:
-    """Refuse splits in memory that are not tensors of one length, others whose examples cannot be collated, and a
-    ``drop_last`` that leaves no batch to the processes that share the training split.
+    """Refuse splits that cannot be batched, and a ``drop_last`` that leaves no batch to the processes of training.
+
+    Splits in memory are checked in full; two examples of others are collated.
     """
     for name, split in data.splits.items():
         where = f"data: the {name} split"
@@ -210,9 +203,6 @@ def first_batch(data: Data, split: str, *models: Any) -> Any:
         data: The data.
         split: The split's name.
         models: The model, for its transfer hooks; nothing before it is built.
-
-    Raises:
-        ConfigError: If the split has no batch, or its examples cannot be stacked.
     """
     training = split == "train"
     with _stacking(f"data: the {split} split"):

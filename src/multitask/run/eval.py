@@ -9,25 +9,17 @@ from omegaconf import DictConfig, open_dict
 
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.data import first_batch, temporary_trainer, training_data
-from multitask.run.evaluate import Row, evaluate, show
+from multitask.run.evaluate import Row, evaluate, rule_of, show
 from multitask.run.model_choice import is_own
 from multitask.run.record import save_config, write_results
 from multitask.run.refusals import check_splits
 from multitask.run.rehearsal import check_inference_mode
 from multitask.run.resolvers import plain
-from multitask.run.selection import rule_of
 from multitask.run.weights import load, opened
 
 
 def evaluate_checkpoint(config: DictConfig) -> list[Row]:
-    """Evaluate a checkpoint's weights on the splits, print the table and write ``results.csv``.
-
-    Args:
-        config: The checkpoint's config with the overrides of the command line.
-
-    Raises:
-        ConfigError: If config, data and weights do not match.
-    """
+    """Evaluate a checkpoint's weights on the splits, print the table and write ``results.csv``."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with open_dict(config):
         config.callbacks = config.logger = None

@@ -56,10 +56,7 @@ def make_model(config: DictConfig) -> Any:
 def fit_targets(tasks: Mapping[str, Task], data: Data, most: int | None = None) -> None:
     """Fit scalings and class weights in one pass over the training targets.
 
-    Args:
-        tasks: The tasks that predict.
-        data: The data; a task that is fitted needs a training split.
-        most: The number of batches to take of a stream without a length; ``None`` for all.
+    Of a stream without a length, ``most`` batches are taken, or all if it is ``None``.
     """
     wanting = {name: task for name, task in tasks.items() if task.fitted}
     if not wanting:
@@ -104,9 +101,6 @@ def initialize(module: MultiTaskModule, batch: Batch, seed: int, splits: Mapping
         batch: A batch of the first split.
         seed: The run's.
         splits: The data's splits; those in memory are checked in full.
-
-    Raises:
-        ConfigError: If trunk, head, prediction, loss or a metric cannot take the data.
     """
     few, memory = few_of(batch), in_memory(splits)
     with unobtrusive(module), torch.set_grad_enabled(module.derivatives):

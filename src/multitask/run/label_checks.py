@@ -109,11 +109,7 @@ def check_metrics(name: str, task: Task, outcome: Outcome) -> None:
 def metric_values(
     name: str, task: Task, prediction: Tensor, target: Tensor, *known: Tensor | None
 ) -> dict[str, float]:
-    """Return the values of a task's metrics on these arguments, computed on copies.
-
-    Raises:
-        ConfigError: If a metric fails, or does not give one number.
-    """
+    """Return the values of a task's metrics, computed on copies; refuse metrics that fail or do not give one number."""
     return {
         key: _value(f"tasks.{name}.metrics.{key}", deepcopy(metric), prediction, target, *known)
         for key, metric in task.metrics.items(keep_base=True, copy_state=False)

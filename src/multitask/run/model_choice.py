@@ -23,11 +23,7 @@ def target_of(config: DictConfig) -> str:
 
 
 def is_own(config: DictConfig) -> bool:
-    """Return whether the model is a user's own module, without trunk and tasks.
-
-    Raises:
-        ConfigError: If it is neither that nor trunk and heads.
-    """
+    """Return whether the model is a user's own module, without trunk and tasks; refuse other classes."""
     target = target_of(config)
     if target == TRUNK_AND_HEADS:
         return False
@@ -45,11 +41,7 @@ def is_own(config: DictConfig) -> bool:
 
 
 def check_choices(config: DictConfig) -> None:
-    """Refuse trunk, tasks and keys that refer to tasks if the model is a user's own.
-
-    Args:
-        config: The whole config, including ``hydra``.
-    """
+    """Refuse trunk, tasks and keys that refer to tasks if the model is a user's own."""
     target = target_of(config)
     advice = f"model._target_={target} has neither; leave it out, or choose trunk=none task=[]."
     for override in OmegaConf.select(config, "hydra.overrides.task") or []:

@@ -21,14 +21,8 @@ _STEPS = 12
 def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequence[str]) -> None:
     """Build optimizer and scheduler once, and try the optimizer on a small problem.
 
-    Args:
-        config: The whole config.
-        module: The module.
-        sparse: The parameters whose gradients are sparse.
-
-    Raises:
-        ConfigError: If an argument is rejected, the optimizer needs a closure that manual optimization does not
-            provide, or sparse gradients are not supported.
+    An optimizer is refused if it needs a closure that manual optimization does not provide, or dense gradients where
+    those of the parameters ``sparse`` are not.
     """
     if "_target_" not in config.optimizer:
         return  # the module's own, which may need the Trainer

@@ -21,11 +21,7 @@ from multitask.weighting.base import JacobianMethod
 
 
 def build_own(config: DictConfig, data: Data) -> MultiLossModule:
-    """Build the module with its combiner; losses that it does not name get their names from one batch.
-
-    Raises:
-        ConfigError: If the module cannot be trained with the config.
-    """
+    """Build the module with its combiner; losses that it does not name get their names from one batch."""
     target = config.model._target_
     module = make_model(config)
     if not isinstance(module, MultiLossModule):
@@ -57,11 +53,7 @@ def build_own(config: DictConfig, data: Data) -> MultiLossModule:
 
 
 def look(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) -> dict[str, Tensor]:
-    """Return a batch's losses by name, without side effects except that lazy layers take their widths.
-
-    Raises:
-        ConfigError: If the module fails on the batch, or its losses are not scalars.
-    """
+    """Return a batch's losses by name, without side effects except that lazy layers take their widths."""
     try:
         with temporary_trainer(module, training_data(data)), unobtrusive(module), torch.enable_grad():
             losses: Mapping[str, Any] = seeded(config.seed, "model", lambda: module.losses(batch))

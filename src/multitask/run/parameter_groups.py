@@ -37,12 +37,7 @@ class Grouped:
         self.module = module
 
     def __call__(self, groups: Groups) -> Optimizer:
-        """Return the optimizer.
-
-        Raises:
-            ConfigError: If a pattern matches nothing, a parameter matches two, the optimizer lacks a setting, or it
-                rejects a value.
-        """
+        """Return the optimizer; refuse patterns that match nothing or overlap, and settings that it does not take."""
         names = {id(p): name for name, p in self.module.named_parameters()}
         pattern_of = {name: self._pattern(name) for name in names.values()}
         used = set(pattern_of.values())

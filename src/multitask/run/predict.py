@@ -24,17 +24,7 @@ ID = "id"
 
 
 def predict(config: DictConfig) -> Path:
-    """Write the predictions of a checkpoint's weights to a file, and print its path.
-
-    Args:
-        config: The checkpoint's config with the overrides of the command line.
-
-    Returns:
-        The file.
-
-    Raises:
-        ConfigError: If config, data and weights do not match, or the file format cannot hold the predictions.
-    """
+    """Write the predictions of a checkpoint's weights to a file, and print and return its path."""
     output = Path(config.output)
     with opened(config, "cannot predict") as content:
         if output.suffix not in _WRITERS:
@@ -72,11 +62,7 @@ def _check_split(config: DictConfig, data: Data) -> None:
 
 
 class _Predictions(Callback):
-    """Collects predictions on the CPU, batch by batch.
-
-    Args:
-        key: The batch's key of example names; ``None`` if there is none.
-    """
+    """Collects predictions on the CPU, and the names of the examples if the batch has a key for them."""
 
     def __init__(self, key: str | None) -> None:
         self.key = key

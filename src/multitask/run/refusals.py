@@ -53,11 +53,7 @@ _LOST = 0.01  # standard deviations
 
 
 def check_rounding(config: DictConfig, module: MultiLossModule) -> None:
-    """Refuse a precision that rounds targets too coarsely before their mean is subtracted.
-
-    Raises:
-        ConfigError: If rounding changes a standardized target by more than a hundredth of its standard deviation.
-    """
+    """Refuse a precision that rounds standardized targets too coarsely before their mean is subtracted."""
     dtype = _TRUE_HALF.get(str(config.trainer.get("precision", "")))
     if dtype is None or not isinstance(module, MultiTaskModule):
         return

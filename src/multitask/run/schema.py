@@ -104,12 +104,7 @@ _NOTHING = object()
 
 
 def check_values(config: DictConfig, schema: Schema) -> None:
-    """Refuse a value that does not have its key's type; missing keys are skipped.
-
-    Args:
-        config: The script's config.
-        schema: The types of the script's keys.
-    """
+    """Refuse a value that does not have its key's type in the schema; missing keys are skipped."""
     from pydantic import TypeAdapter, ValidationError  # deferred: --help does not need it
 
     for key, kind in schema.items():

@@ -17,12 +17,7 @@ _MAYBE_EMPTY = {"scheduler": "scheduler=none", "callbacks": "callbacks=default",
 
 
 def check_groups(loader: ConfigLoader, overrides: Sequence[str]) -> None:
-    """Refuse overrides that choose something other than a name from a group, such as ``scheduler=null``.
-
-    Args:
-        loader: Hydra's loader, which knows the groups.
-        overrides: The overrides of the command line.
-    """
+    """Refuse overrides that choose something other than a name from a group, such as ``scheduler=null``."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group = override.key_or_group
         if "." in group or override.is_delete() or all(map(_is_name, _values(override))):
@@ -52,9 +47,7 @@ def _is_name(value: Any) -> bool:
 def check_sections(config: DictConfig, own: bool = False) -> None:
     """Refuse a config in which a section is missing or lacks its ``_target_``.
 
-    Args:
-        config: The whole config.
-        own: Whether the model is a user's own, which has no trunk and may have its own optimizer.
+    A model of the user's own has no trunk and may have its own optimizer.
     """
     content = _nodes(config)
     for key, group in _MADE.items():

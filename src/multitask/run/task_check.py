@@ -24,10 +24,6 @@ def check_tasks(module: MultiLossModule, data: Data) -> None:
     """Print the tasks at initialization, and refuse labels and metrics that do not suit their task.
 
     For a user's own model, only the losses: its targets, metrics and constant predictors are unknown.
-
-    Raises:
-        ConfigError: See :func:`multitask.run.label_checks.check_labels`; also if a metric is the same for
-            right and wrong predictions.
     """
     batch = first_batch(data, "train" if "train" in data.splits else next(iter(data.splits)), module)
     if not isinstance(module, MultiTaskModule):
@@ -63,11 +59,7 @@ def _check_whole_splits(
 
 
 def check_that_metrics_move(name: str, task: Task, outcome: Outcome) -> None:
-    """Compute a task's metrics on the best possible predictions, and on wrong ones.
-
-    Raises:
-        ConfigError: If a metric has the same value for both.
-    """
+    """Refuse metrics that are the same for the best possible predictions and for wrong ones."""
     pair = extremes(task, outcome)
     if pair is None:
         return

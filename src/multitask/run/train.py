@@ -26,7 +26,7 @@ from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.checks import reduce_config
 from multitask.run.console import quiet, show_config, summarize
 from multitask.run.data import Data, first_batch, resumption_of, temporary_trainer, training_data
-from multitask.run.evaluate import evaluate, show
+from multitask.run.evaluate import evaluate, rule_of, select, show
 from multitask.run.model_choice import is_own
 from multitask.run.optimizer_checks import check_optimizer
 from multitask.run.record import (
@@ -45,7 +45,6 @@ from multitask.run.refusals import (
 )
 from multitask.run.rehearsal import check_inference_mode, check_last_batch, rehearse
 from multitask.run.resolvers import plain
-from multitask.run.selection import rule_of, select
 from multitask.run.targets import check_targets
 from multitask.run.task_check import check_tasks
 from multitask.run.weights import load_initial

@@ -42,9 +42,6 @@ def opened(config: DictConfig, what: str) -> Iterator[dict[str, Any]]:
     Args:
         config: The checkpoint's config.
         what: What failed, such as ``cannot be exported``, for the error message.
-
-    Yields:
-        The result of :func:`~multitask.run.checkpoint.read_checkpoint`.
     """
     quiet()
     try:
@@ -62,11 +59,7 @@ def opened(config: DictConfig, what: str) -> Iterator[dict[str, Any]]:
 
 
 def load_initial(module: MultiLossModule, path: str) -> None:
-    """Load the initial weights from a state dict or checkpoint, strict about names, shapes and types.
-
-    Raises:
-        ConfigError: If the file does not exist, or its trunk and heads are not exactly the model's.
-    """
+    """Load the initial weights from a state dict or checkpoint, strict about names, shapes and types."""
     content = read_file("init_from", path, "a state dict or a checkpoint")
     given: dict[str, Tensor] = content.get("state_dict", content)
     given = {name: value for name, value in given.items() if _is_model(module, name)}
@@ -92,11 +85,7 @@ def load_initial(module: MultiLossModule, path: str) -> None:
 
 
 def load(module: MultiLossModule, weights: dict[str, Tensor]) -> None:
-    """Load a checkpoint's weights, strict about names and shapes.
-
-    Raises:
-        ConfigError: If the config describes another module than the one that was saved.
-    """
+    """Load a checkpoint's weights, strict about names and shapes."""
     own, given = _without_weighting(module.state_dict()), _without_weighting(weights)
     advice = "leave model, trunk and tasks as the checkpoint has them"
     for name in sorted(own.keys() ^ given.keys()):
@@ -112,11 +101,7 @@ def load(module: MultiLossModule, weights: dict[str, Tensor]) -> None:
 
 
 def load_model(config: DictConfig, weights: Mapping[str, Tensor]) -> MultiLossModule:
-    """Return the model in evaluation mode with a checkpoint's weights, from which lazy and fitted parts take shapes.
-
-    Raises:
-        ConfigError: If model and weights do not match.
-    """
+    """Return the model in evaluation mode with a checkpoint's weights, from which lazy and fitted parts take shapes."""
     module: MultiLossModule = make_model(config)
     given = _without_weighting(weights)
     materialize_buffers(module, given, "")

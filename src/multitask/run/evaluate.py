@@ -10,14 +10,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 from omegaconf import DictConfig
-from rich.table import Column, Table
 
 from multitask.evaluation.names import COMBINED
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.sharding import load_whole
 from multitask.run.data import Data, evaluation_data
 from multitask.run.record import recipe_digest
-from multitask.terminal import figure, terminal
+from multitask.terminal import figure, table, terminal
 from multitask.weighting.base import Scalarization
 
 Row = dict[str, Any]
@@ -136,18 +135,14 @@ def show(rows: Sequence[Row], split: str = "test") -> None:
     shown = split if any(row["split"] == split for row in rows) else (rows[-1]["split"] if rows else split)
     chosen = [row for row in rows if row["split"] == shown]
     metrics = list(dict.fromkeys(row["metric"] for row in chosen))
-    table = Table(title=f"{shown} set", title_justify="left")
-    table.add_column("task")
-    for metric in metrics:
-        table.add_column(metric, justify="right")
+    wide = table(f"{shown} set", ["task"], metrics)
     values = {(row["task"], row["metric"]): float(row["value"]) for row in chosen}
     for task in dict.fromkeys(row["task"] for row in chosen):
-        table.add_row(task, *(figure(values[task, m]) if (task, m) in values else "" for m in metrics))
+        wide.add_row(task, *(figure(values[task, m]) if (task, m) in values else "" for m in metrics))
     console = terminal(file_width=None)
-    if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
-        table = Table(
-            "task", "metric", Column("value", justify="right"), title=table.title, title_justify="left"
-        )
+    if console.measure(wide, options=console.options.update(width=1000)).maximum > console.width:
+        long = table(f"{shown} set", ("task", "metric"), ["value"])
         for (task, metric), value in values.items():
-            table.add_row(task, metric, figure(value))
-    console.print(table)
+            long.add_row(task, metric, figure(value))
+        wide = long
+    console.print(wide)

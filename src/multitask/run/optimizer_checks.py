@@ -87,14 +87,16 @@ def _closure_wanted(make: Callable[..., Optimizer]) -> str:
     Manual optimization fills the gradients first, and passes an empty closure, or none with a loss scaler.
     """
     tried = _tried(make, _by_itself)
-    if tried is None:
+    if isinstance(tried, Exception):
         return ""
     parameter, evaluations = tried
     if evaluations > _STEPS:
         return "computes the loss several times"
     for take in (_empty_closure, _no_closure):
         by_hand = _tried(make, take)
-        if by_hand is None or not torch.allclose(by_hand[0], parameter, rtol=0, atol=0, equal_nan=True):
+        if isinstance(by_hand, Exception) or not torch.allclose(
+            by_hand[0], parameter, rtol=0, atol=0, equal_nan=True
+        ):
             return "needs the loss"
     return ""
 
@@ -114,9 +116,11 @@ def _no_closure(optimizer: Optimizer, closure: Callable[[], Tensor]) -> None:
 
 
 def _tried(
-    make: Callable[..., Optimizer], take: Callable[[Optimizer, Callable[[], Tensor]], None]
-) -> tuple[Tensor, int] | None:
-    """Return a small matrix after some steps and how often they evaluated the loss; ``None`` if they fail."""
+    make: Callable[..., Optimizer],
+    take: Callable[[Optimizer, Callable[[], Tensor]], None],
+    sparse: bool = False,
+) -> tuple[Tensor, int] | Exception:
+    """Return a small matrix after some steps and how often they evaluated the loss, or the error of a step."""
     parameter = nn.Parameter(torch.tensor([[1.0, -2.0], [3.0, 0.5]]))
     scale = torch.tensor([[1.0, 2.0], [0.5, 3.0]])
     evaluations = 0
@@ -127,6 +131,8 @@ def _tried(
         parameter.grad = None
         loss = (scale * parameter.square()).sum()
         loss.backward()
+        if sparse:
+            parameter.grad = parameter.grad.to_sparse(1)  # type: ignore[union-attr]
         return loss
 
     with seeded_apart(0, parameter.device):
@@ -134,20 +140,9 @@ def _tried(
             optimizer = make([{"params": [parameter]}])
             for _ in range(_STEPS):
                 take(optimizer, closure)
-        except Exception:  # optimizers may raise anything
-            return None
+        except Exception as error:  # optimizers may raise anything
+            return error
     return parameter.detach(), evaluations
-
-
-def _fails(make: Callable[..., Optimizer], *, sparse: bool = False) -> Exception | None:
-    """Return the error of a step on a small matrix, ``None`` if there is none."""
-    parameter = nn.Parameter(torch.zeros(2, 2))
-    parameter.grad = torch.zeros(2, 2).to_sparse(1) if sparse else torch.zeros(2, 2)
-    try:
-        make([{"params": [parameter]}]).step()
-    except Exception as error:  # optimizers may raise anything
-        return error
-    return None
 
 
 def _check_sparse(
@@ -167,14 +162,14 @@ def _check_sparse(
         )
     if several_processes(config):
         raise ConfigError(f"{has}, which several processes cannot add up; {advice}, or trainer.devices=1.")
-    error = _fails(make, sparse=True)
-    if error is not None and _fails(make) is None:
+    on_sparse, on_dense = (_tried(make, _no_closure, layout) for layout in (True, False))
+    if isinstance(on_sparse, Exception) and not isinstance(on_dense, Exception):
         raise ConfigError(
-            f"{has}, which optimizer={optimizer} cannot use ({on_one_line(error)}); {advice}, or use "
-            "optimizer=sgd with optimizer.weight_decay=0."
+            f"{has}, which optimizer={optimizer} cannot use ({on_one_line(on_sparse)}); {advice}, or use optimizer=sgd "
+            "with optimizer.weight_decay=0."
         )
-    if error is None and (failure := _fails(make)) is not None:
+    if isinstance(on_dense, Exception) and not isinstance(on_sparse, Exception):
         raise ConfigError(
-            f"optimizer={optimizer} cannot use the dense gradients of the other layers "
-            f"({on_one_line(failure)}); {advice}, or use optimizer=sgd."
+            f"optimizer={optimizer} cannot use the dense gradients of the other layers ({on_one_line(on_dense)}); "
+            f"{advice}, or use optimizer=sgd."
         )

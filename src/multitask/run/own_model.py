@@ -29,7 +29,9 @@ def build_own(config: DictConfig, data: Data) -> MultiLossModule:
             f"model._target_={target} gives a {type(module).__name__}; give a class derived from "
             "multitask.MultiLossModule."
         )
-    check_hooks(module)
+    # Hooks that replace those of MultiLossModule, and with them telemetry, clipping or resume.
+    if complaint := replaced_hook(type(module), MultiLossModule):
+        raise ConfigError(f"model: {complaint}")
     check_own_optimizer(config, module)
     batch = first_batch(data, next(iter(data.splits)), module)
     found = look(config, module, data, batch)
@@ -74,12 +76,6 @@ def look(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) ->
             given = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ConfigError(f"model: the loss '{name}' is {given} and must be one number; return its mean.")
     return found
-
-
-def check_hooks(module: MultiLossModule) -> None:
-    """Refuse hooks that replace those of :class:`MultiLossModule`, and with them telemetry, clipping or resume."""
-    if complaint := replaced_hook(type(module), MultiLossModule):
-        raise ConfigError(f"model: {complaint}")
 
 
 def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:

@@ -137,16 +137,11 @@ def check_intervals(config: DictConfig, data: Data) -> None:
     batches = batches_in(data.loader("train", training=True))
     for key in ("limit_train_batches", "overfit_batches"):
         _check_share(f"trainer.{key}", trainer[key], "train", batches)
-    if "val" in data.splits:
-        _check_share(
-            "trainer.limit_val_batches", trainer.limit_val_batches, "val", batches_in(data.loader("val"))
-        )
-    for split in config.evaluation.splits:
-        if split != "test" or not isinstance(
-            data, OtherData
-        ):  # whose test stage is set up when its turn comes
-            share = trainer.limit_test_batches
-            _check_share("trainer.limit_test_batches", share, split, batches_in(data.loader(split)))
+    evaluated = [("limit_val_batches", "val")] if "val" in data.splits else []
+    # The test stage of another data module is set up when its turn comes.
+    splits = [each for each in config.evaluation.splits if each != "test" or not isinstance(data, OtherData)]
+    for key, split in evaluated + [("limit_test_batches", split) for split in splits]:
+        _check_share(f"trainer.{key}", trainer[key], split, batches_in(data.loader(split)))
     interval, limit = trainer.val_check_interval, trainer.limit_train_batches
     if batches is None:
         return
@@ -159,14 +154,13 @@ def check_intervals(config: DictConfig, data: Data) -> None:
 
 
 def _check_share(key: str, share: int | float, split: str, batches: int | None) -> None:
-    if batches is None:
-        if isinstance(share, float) and 0 < share < 1:
-            raise ConfigError(
-                f"{key}={share} is a fraction of the {split} split, whose loader has no "
-                "length; give a number of batches."
-            )
+    if not (isinstance(share, float) and 0 < share < 1):
         return
-    if isinstance(share, float) and 0 < share < 1 and int(share * batches) == 0:
+    if batches is None:
+        raise ConfigError(
+            f"{key}={share} is a fraction of the {split} split, whose loader has no length; give a number of batches."
+        )
+    if int(share * batches) == 0:
         raise ConfigError(
             f"{key}={share} is less than one of the {batches} batches of the {split} split; set at least "
             f"{1 / batches:.3g}, or a whole number of batches."

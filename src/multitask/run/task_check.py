@@ -17,7 +17,7 @@ from multitask.run.label_checks import check_labels, labelled_share, metric_valu
 from multitask.run.sharing import compare, losses_of, parts_of, users, users_of
 from multitask.task.targets import Binary
 from multitask.task.task import Batch, Outcome, Task
-from multitask.terminal import terminal
+from multitask.terminal import table, terminal
 
 
 def check_tasks(module: MultiLossModule, data: Data) -> None:
@@ -148,11 +148,12 @@ def _of_tasks(
     outcomes: Mapping[str, Outcome],
     losses: Mapping[str, Tensor],
 ) -> Table:
-    table = _titled("tasks at initialization", "task", "target", "shape")
-    table.add_column("type", no_wrap=True)
-    for column in ("labelled", "loss", "constant", "gradient"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.caption = (
+    shown = table(
+        "tasks at initialization",
+        ("task", "target", "shape", "type"),
+        ("labelled", "loss", "constant", "gradient"),
+    )
+    shown.caption = (
         f"On {module.examples(batch):.0f} training examples: the loss, that of the best constant predictor, and the "
         "norm of its gradient with respect to the trunk."
     )
@@ -173,8 +174,8 @@ def _of_tasks(
             ]
         else:
             cells = ["parameters", "", "", "", f"{loss.item():.4g}", ""]
-        table.add_row(name, *cells, f"{norm:.4g}")
-    return table
+        shown.add_row(name, *cells, f"{norm:.4g}")
+    return shown
 
 
 def _norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
@@ -186,31 +187,20 @@ def _norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
 
 
 def _of_losses(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
-    table = _titled("losses at initialization", "name")
-    for column in ("loss", "gradient"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.caption = (
+    shown = table("losses at initialization", ["name"], ("loss", "gradient"))
+    shown.caption = (
         "On one training batch: the loss, and the norm of its gradient with respect to the shared parameters."
     )
     named = [p for n, p in module.named_parameters() if p.requires_grad and not n.startswith("weighting.")]
     shared = [p for p, its in zip(named, users(dict(losses), named), strict=True) if len(its) > 1]
     for name, loss in losses.items():
-        table.add_row(name, f"{loss.item():.4g}", f"{_norm(loss, shared):.4g}")
-    return table
+        shown.add_row(name, f"{loss.item():.4g}", f"{_norm(loss, shared):.4g}")
+    return shown
 
 
 def _of_parts(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
     """Return a table of the model's parts and the tasks that use each."""
-    table = _titled("what is shared", "part", "used by")
-    table.add_column("parameters", justify="right")
+    shown = table("what is shared", ("part", "used by"), ["parameters"])
     for part in parts_of(module, dict(losses)):
-        table.add_row(part.name, users_of(part, len(losses)), f"{part.parameters:,}")
-    return table
-
-
-def _titled(title: str, *columns: str) -> Table:
-    """Return a table that wraps long names instead of truncating them."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+        shown.add_row(part.name, users_of(part, len(losses)), f"{part.parameters:,}")
+    return shown

@@ -15,19 +15,9 @@ _IDENTITY = ("task", "metric", "split", "seed", "selection", "variant", "config_
 
 
 def record(sources: Iterable[Path], output: Path) -> dict[Path, int]:
-    """Add the results of single-task runs to ``<experiment>.csv``; new measurements replace old ones.
+    """Add the results of single-task runs to ``<experiment>.csv`` in a folder; new measurements replace old ones.
 
-    Rows of other recipes are kept, each with its own digest.
-
-    Args:
-        sources: Folders of sweeps or runs.
-        output: The folder of the files.
-
-    Returns:
-        The number of rows of these runs in each file.
-
-    Raises:
-        ConfigError: If there are no single-task runs, or one of them has not completed.
+    Rows of other recipes are kept, each with its own digest. The number of rows of these runs is returned by file.
     """
     by_experiment: dict[str, list[Row]] = {}
     for row in _rows(sources):

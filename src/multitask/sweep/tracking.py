@@ -16,14 +16,9 @@ JOB_TYPE = "sweep"
 
 
 def log(config: DictConfig, summary: Summary, folder: Path) -> None:
-    """Log the table of all jobs if the config has a W&B logger; a resumed sweep replaces it.
+    """Log the table of all jobs if the sweep's config has a W&B logger; a resumed sweep replaces it.
 
     If W&B cannot be reached, print a warning: the jobs' folders contain everything.
-
-    Args:
-        config: The sweep's own config.
-        summary: The outcome of the jobs.
-        folder: The sweep's folder.
     """
     logger: Any = OmegaConf.select(config, "logger.wandb")
     mode: Any = logger.get("mode", "online") if logger else "disabled"

@@ -22,12 +22,7 @@ from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
 from multitask.run.callbacks import build_callbacks
-from multitask.run.combiner import (
-    build_combiner,
-    check_compiled,
-    step_options,
-    train_with,
-)
+from multitask.run.combiner import check_compiled, train_with
 from multitask.run.data import Data, OtherData, check_batches, first_batch
 from multitask.run.devices import processes, several_processes
 from multitask.run.initialization import (
@@ -37,11 +32,10 @@ from multitask.run.initialization import (
     initialize,
     make_model,
 )
-from multitask.run.loss_checks import check_batch_losses
 from multitask.run.model_choice import is_own
 from multitask.run.own_model import build_own
 from multitask.run.resolvers import plain
-from multitask.run.sharding import check_sharded, check_strategy
+from multitask.run.sharding import check_strategy
 from multitask.run.sharing import shared_in
 from multitask.run.targets import imported
 
@@ -50,10 +44,11 @@ def build_data(config: DictConfig) -> Data:
     """Build the data module and load its splits; refuse one without examples, and keys that it does not support."""
     options = plain(config.data)
     made = imported("data._target_", options["_target_"])
+    ours = isinstance(made, type) and issubclass(made, DataModule)
     apart = {
         key: options.pop(key)
         for key in ("drop_last", "collate_fn")
-        if key in options and not _takes(made, key)
+        if key in options and (ours or key not in signature(made).parameters)
     }
     data = instantiate(options, _convert_="all")
     if not isinstance(data, DataModule):
@@ -80,10 +75,6 @@ def build_data(config: DictConfig) -> Data:
     return data
 
 
-def _takes(made: Any, key: str) -> bool:
-    return not (isinstance(made, type) and issubclass(made, DataModule)) and key in signature(made).parameters
-
-
 def build_module(config: DictConfig, data: Data) -> MultiLossModule:
     """Build the model with its combiner, optimizer and scheduler."""
     check_strategy(config)
@@ -100,19 +91,7 @@ def build_module(config: DictConfig, data: Data) -> MultiLossModule:
     check_batch(batch, module.inputs)
     fit_targets(module.by_name, data, batches_of_run(config))
     initialize(module, batch, config.seed, data.splits)
-    weighting = build_combiner(config, list(tasks))
-    check_batch_losses(config, tasks, weighting)
-    check_sharded(config, weighting, tasks)
-    train_with(
-        config,
-        module,
-        weighting,
-        shared=shared_in(module, batch) if config.compile else None,
-        **step_options(config, weighting, tasks),
-    )
-    weighting.check_parameters(
-        [name for name, _ in module.named_parameters() if not name.startswith("weighting.")]
-    )
+    train_with(config, module, tasks, shared=shared_in(module, batch) if config.compile else None)
     if config.compile:
         module.compile_trunk()
     return module

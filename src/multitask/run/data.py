@@ -42,7 +42,7 @@ class OtherData:
         with temporary_trainer(self.module):
             self.module.prepare_data()
             self.module.setup(stage="fit")
-            if "val" in self.splits and not _any(self.module.val_dataloader()):
+            if "val" in self.splits and self.module.val_dataloader() in (None, [], (), {}):
                 del self.splits["val"]
 
     def loader(self, split: str, *, training: bool = False) -> Any:
@@ -50,10 +50,6 @@ class OtherData:
         if split == "test":
             self.module.setup(stage="test")
         return getattr(self.module, _HOOKS[split])()
-
-
-def _any(loaders: Any) -> bool:
-    return loaders is not None and not (isinstance(loaders, list | tuple | dict) and not loaders)
 
 
 Data = DataModule | OtherData

@@ -116,15 +116,10 @@ def evaluate(
         rows += [row(split, task, metric, value) for (task, metric), value in figures.items()]
         whole = all((name, "loss") in figures for name in module.names)
         if whole and isinstance(module.weighting, Scalarization) and module.weighting.fixed:
-            rows.append(row(split, COMBINED, "loss", _combined(module, figures)))
+            losses = torch.tensor([figures[name, "loss"] for name in module.names], device=module.device)
+            with torch.no_grad():
+                rows.append(row(split, COMBINED, "loss", float(module.weighting(losses))))
     return rows
-
-
-def _combined(module: MultiLossModule, figures: dict[tuple[str, str], float]) -> float:
-    """Return the scalarization of the mean losses."""
-    losses = torch.tensor([figures[name, "loss"] for name in module.names], device=module.device)
-    with torch.no_grad():
-        return float(module.weighting(losses))
 
 
 def show(rows: Sequence[Row], split: str = "test") -> None:

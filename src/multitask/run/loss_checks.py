@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from omegaconf import DictConfig
 from torch import Tensor
 
 from multitask.data.batches import examples_in, picked
@@ -14,12 +12,10 @@ from multitask.errors import ConfigError, on_one_line
 from multitask.losses.counts import Count, count_of, has_count, labelled_examples, weighs_classes
 from multitask.losses.known import loss_over_known, redrawn
 from multitask.metrics.known import OfKnown
-from multitask.module import AnyTask, MultiTaskModule
-from multitask.run.devices import several_processes
+from multitask.module import MultiTaskModule
 from multitask.run.loss_examples import examples
 from multitask.task.task import Batch, Outcome, Task
 from multitask.task.terms import Term
-from multitask.weighting.base import Combiner, JacobianMethod
 
 Evaluated = tuple[Tensor, float | Tensor | None]
 """A loss and its count, or ``None`` for the number of examples."""
@@ -164,27 +160,6 @@ def check_partly(name: str, task: Task, outcome: Outcome, batch: Batch, splits: 
                 f"tasks.{name}.metrics.{key}: {where}, and {_called(metric.metric)} cannot skip single values: it "
                 f"neither pools all values, nor averages over columns, nor has an ignore_index; {way_out} metric."
             )
-
-
-def check_batch_losses(config: DictConfig, tasks: Mapping[str, AnyTask], weighting: Combiner) -> None:
-    """Refuse losses with ``count=batch`` where each example needs one; warn where they are averaged over parts."""
-    names = [name for name, task in tasks.items() if getattr(task, "counts_by", None) == "batch"]
-    if not names:
-        return
-    if isinstance(weighting, JacobianMethod) and weighting.rows == "example":
-        raise ConfigError(
-            f"tasks.{names[0]}.count=batch says that an example alone has no loss, and weighting={config.method} "
-            "weighs the losses of examples; choose another weighting."
-        )
-    parts = ["micro-batch"] * (config.trainer.accumulate_grad_batches > 1) + ["process"] * several_processes(
-        config
-    )
-    if parts:
-        said = ", ".join(f"tasks.{name}.count=batch" for name in names)
-        rank_zero_warn(
-            f"{said}: the loss of a step is the mean of the losses of each {' and '.join(parts)}, which differs from "
-            "the loss of one batch with all their examples."
-        )
 
 
 def _check_number(name: str, task: Task, outcome: Outcome) -> None:

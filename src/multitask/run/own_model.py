@@ -12,12 +12,10 @@ from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.overrides import replaced_hook
 from multitask.lightning.probing import unobtrusive
-from multitask.run.combiner import build_combiner, step_options, train_with
+from multitask.run.combiner import train_with
 from multitask.run.data import Data, OtherData, bare_trainer, first_batch, temporary_trainer, training_data
 from multitask.run.initialization import make_model, seeded
 from multitask.run.names import check_losses
-from multitask.run.sharding import check_sharded
-from multitask.weighting.base import JacobianMethod
 
 
 def build_own(config: DictConfig, data: Data) -> MultiLossModule:
@@ -37,18 +35,7 @@ def build_own(config: DictConfig, data: Data) -> MultiLossModule:
     found = look(config, module, data, batch)
     module.names = module.names or list(found)
     check_losses(module.names)
-    weighting = build_combiner(config, module.names)
-    if (
-        isinstance(weighting, JacobianMethod)
-        and weighting.rows == "example"
-        and not is_overridden("losses_by_part", module, MultiLossModule)
-    ):
-        raise ConfigError(
-            f"weighting={config.method} weighs the losses of examples, and {type(module).__name__} gives none; define "
-            "losses_by_part in it, or choose another weighting."
-        )
-    check_sharded(config, weighting, {})
-    train_with(config, module, weighting, **step_options(config, weighting, {}))
+    train_with(config, module, {})
     if is_overridden("validation_step", module, MultiLossModule) and "val" in data.splits:
         module.seen_keys = _validated_keys(module, data)
     return module

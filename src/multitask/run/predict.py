@@ -46,7 +46,10 @@ def predict(config: DictConfig) -> Path:
         )
         trainer.predict(module, evaluation_data(data, config.split), return_predictions=False)
         arrays = found.arrays()
-        ids = found.ids if config.ids is not None else _rows(data, config.split, arrays)
+        ids = found.ids
+        if config.ids is None:
+            named = data.ids(config.split) if isinstance(data, DataModule) else None
+            ids = range(len(next(iter(arrays.values())))) if named is None else named
         _WRITERS[output.suffix](output, ids, arrays)
     print(output)
     return output
@@ -112,11 +115,6 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
         wanted = [number for lack in reversed(lacking) for number in (0, lack)]
         padded.append(torch.nn.functional.pad(part, wanted, value=torch.nan) if any(wanted) else part)
     return torch.cat(padded)
-
-
-def _rows(data: Data, split: str, arrays: Mapping[str, np.ndarray]) -> Sequence[Any]:
-    named = data.ids(split) if isinstance(data, DataModule) else None
-    return range(len(next(iter(arrays.values())))) if named is None else named
 
 
 def _write_csv(path: Path, ids: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> None:

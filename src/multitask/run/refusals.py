@@ -19,7 +19,9 @@ def check_hardware(config: DictConfig) -> None:
     """Refuse a GPU that this machine does not have, and a precision that needs one on the CPU."""
     accelerator, devices = config.trainer.get("accelerator", "auto"), config.trainer.get("devices", 1)
     precision = str(config.trainer.get("precision", ""))
-    if precision.startswith("16") and not _has_half(accelerator):
+    # With half precision on a CPU, Lightning uses bfloat16 with a warning.
+    on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if precision.startswith("16") and not (on_gpu if accelerator == "auto" else accelerator != "cpu"):
         raise ConfigError(
             f"trainer.precision={precision} needs a GPU, and the run is on the CPU; use trainer=gpu, or "
             "trainer.precision=bf16-mixed."
@@ -39,13 +41,6 @@ def check_hardware(config: DictConfig) -> None:
         raise ConfigError(
             f"trainer.devices={devices} is more than the {count} GPUs of this machine; choose at most {count}."
         )
-
-
-def _has_half(accelerator: str) -> bool:
-    """Return whether the accelerator trains in half precision; on a CPU, Lightning uses bfloat16 with a warning."""
-    if accelerator == "auto":
-        return torch.cuda.is_available() or torch.backends.mps.is_available()
-    return accelerator != "cpu"
 
 
 _TRUE_HALF = {"16-true": torch.float16, "bf16-true": torch.bfloat16}

@@ -53,22 +53,16 @@ def parts(
         used_by: The tasks that use each parameter, as returned by :func:`users`.
         depth: The number of components of the shortest name.
     """
-    rows = [
-        (name.split("."), p.numel(), tasks if tasks or p.requires_grad else None)
-        for (name, p), tasks in zip(named.items(), used_by, strict=True)
-    ]
-    return _parts(rows, depth)
-
-
-def _parts(rows: list[tuple[list[str], int, tuple[str, ...] | None]], depth: int) -> list[Part]:
     found = []
-    for path, group in groupby(rows, key=lambda row: row[0][:depth]):
+    rows = zip(named, named.values(), used_by, strict=True)
+    for path, group in groupby(rows, key=lambda row: row[0].split(".")[:depth]):
         below = list(group)
-        served = {tasks for _, _, tasks in below if tasks is not None}
+        served = {tasks for _, p, tasks in below if tasks or p.requires_grad}
         if len(served) <= 1:
-            found.append(Part(".".join(path), next(iter(served), ()), sum(count for _, count, _ in below)))
+            found.append(Part(".".join(path), next(iter(served), ()), sum(p.numel() for _, p, _ in below)))
         else:
-            found += _parts(below, depth + 1)
+            inner = {name: p for name, p, _ in below}
+            found += parts(inner, [tasks for _, _, tasks in below], depth + 1)
     return found
 
 

@@ -207,7 +207,8 @@ def _end(run: _Run, record: RunRecord, status: Mapping[str, Any], folder: Path, 
     finally:
         tracking.finish(0 if completed else 1, trainer.loggers)
         if trainer.is_global_zero:
-            record.update(**status, seconds=round(seconds, 2), steps=trainer.global_step, **_cost(trainer))
+            cost = next((each.facts() for each in trainer.callbacks if isinstance(each, Cost)), {})  # type: ignore[attr-defined]
+            record.update(**status, seconds=round(seconds, 2), steps=trainer.global_step, **cost)
             print(folder)
 
 
@@ -233,9 +234,3 @@ def _remove_if_empty(folder: Path, before: set[Path]) -> None:
     """Remove a folder in which this run wrote nothing but an empty log."""
     if folder.is_dir() and not before and all(p.is_file() and not p.stat().st_size for p in folder.iterdir()):
         shutil.rmtree(folder)
-
-
-def _cost(trainer: Trainer) -> dict[str, float]:
-    """Return the median step time and the peak memory, if the callback that measures them is on."""
-    measured = [callback for callback in trainer.callbacks if isinstance(callback, Cost)]  # type: ignore[attr-defined]
-    return measured[0].facts() if measured else {}

@@ -66,9 +66,11 @@ def load_initial(module: MultiLossModule, path: str) -> None:
     own = {name: value for name, value in module.state_dict().items() if _is_model(module, name)}
     missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or unknown:
+        trunk_and_heads = isinstance(module, MultiTaskModule)
+        named = "trunk.… and tasks.<name>.head.…" if trunk_and_heads else "those of the model's state_dict"
         raise ConfigError(
             f"init_from={path} does not fit: it lacks {missing or 'nothing'} and has {unknown or 'nothing'} that the "
-            f"model lacks; names are {_named(module)}."
+            f"model lacks; names are {named}."
         )
     for name, value in own.items():
         if given[name].shape != value.shape:
@@ -136,8 +138,3 @@ def _is_model(module: MultiLossModule, name: str) -> bool:
         return part[0] == "trunk"
     # A task may be called head, too.
     return part[2] in ("head", "prediction") or (part[2] == "loss" and part[1] in module.terms)
-
-
-def _named(module: MultiLossModule) -> str:
-    trunk_and_heads = isinstance(module, MultiTaskModule)
-    return "trunk.… and tasks.<name>.head.…" if trunk_and_heads else "those of the model's state_dict"

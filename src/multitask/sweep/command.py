@@ -88,7 +88,9 @@ def as_single_run(config: DictConfig, folder: Path) -> Iterator[None]:
     finally:
         sys.argv[1:] = arguments
         _set_run_dir(directory)
-        _disconnect()
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
         for name, value in environment.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
@@ -99,12 +101,6 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     for short, name in (("-cp", "--config-path"), ("-cn", "--config-name"), ("-cd", "--config-dir")):
         parser.add_argument(name, short)
     return parser.parse_known_args(arguments)[0]
-
-
-def _disconnect() -> None:
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _set_run_dir(directory: str) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -14,8 +14,6 @@ from multitask.sweep.plan import Job
 from multitask.sweep.state import COMPLETED, read_record, read_rows, status_of
 
 TASKS = "tasks"
-Direction = Literal["minimize", "maximize"]
-_DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,9 @@ class Objective:
     mode: str
 
     @property
-    def direction(self) -> Direction:
-        """Optuna's name of the mode."""
-        return _DIRECTIONS[self.mode]
+    def direction(self) -> str:
+        """``minimize`` or ``maximize``, Optuna's names of the modes."""
+        return f"{self.mode}imize"
 
 
 def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> list[Objective]:
@@ -58,7 +56,7 @@ def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> lis
         raise ConfigError(f"hydra.sweeper.objectives={given} is unknown; give {TASKS}, or {{key:min}}.")
     known = {str(selection.metric), *_measured(config)}
     for key, mode in given.items():
-        if mode not in _DIRECTIONS:
+        if mode not in ("min", "max"):
             raise ConfigError(f"hydra.sweeper.objectives.{key}={mode} is unknown; choose min or max.")
         if key.startswith("test/"):
             raise ConfigError(

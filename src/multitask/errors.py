@@ -99,6 +99,11 @@ def one_sentence(error: BaseException) -> str | None:
     return None
 
 
+def explained(error: BaseException, *library: type[Exception]) -> str | None:
+    """Return :func:`one_sentence`, or the message of an error that libraries raise for values that they cannot use."""
+    return one_sentence(error) or (on_one_line(error) if isinstance(error, library) else None)
+
+
 def _instantiation(error: InstantiationException) -> str:
     cause: BaseException = error
     # What was raised says more than what it was raised from, but for what cannot be imported.

@@ -1,6 +1,7 @@
 """Optimizer settings for parts of the model, by patterns of parameter names."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from inspect import signature
 from typing import Any
@@ -14,27 +15,20 @@ Groups = list[dict[str, Any]]
 _KEY = "parameter_groups"
 
 
+@dataclass(frozen=True)
 class Grouped:
     """Builds an optimizer with separate settings for the parameters whose names match a pattern.
 
     Called with parameter groups, like an optimizer's class. Each group is split by pattern; a pattern's settings
     override the group's.
-
-    Args:
-        make: Parameter groups → optimizer.
-        settings: Settings, such as ``lr`` and ``weight_decay``, by pattern (``tasks.left.*``).
-        module: The parameters are named as in its ``named_parameters``.
     """
 
-    def __init__(
-        self,
-        make: Callable[..., Optimizer],
-        settings: Mapping[str, Mapping[str, Any]],
-        module: nn.Module,
-    ) -> None:
-        self.make = make
-        self.settings = settings
-        self.module = module
+    make: Callable[..., Optimizer]
+    """Parameter groups → optimizer."""
+    settings: Mapping[str, Mapping[str, Any]]
+    """Settings, such as ``lr`` and ``weight_decay``, by pattern (``tasks.left.*``)."""
+    module: nn.Module
+    """The parameters are named as in its ``named_parameters``."""
 
     def __call__(self, groups: Groups) -> Optimizer:
         """Return the optimizer; refuse patterns that match nothing or overlap, and settings that it does not take."""

@@ -23,8 +23,6 @@ class Part(NamedTuple):
     """Dotted, as in ``named_parameters``."""
     users: tuple[str, ...]
     """The tasks that use it; empty if none does."""
-    parameters: int
-    """The number of scalar parameters."""
 
 
 def users(losses: dict[str, Tensor], parameters: Sequence[nn.Parameter]) -> list[tuple[str, ...]]:
@@ -59,7 +57,7 @@ def parts(
         below = list(group)
         served = {tasks for _, p, tasks in below if tasks or p.requires_grad}
         if len(served) <= 1:
-            found.append(Part(".".join(path), next(iter(served), ()), sum(p.numel() for _, p, _ in below)))
+            found.append(Part(".".join(path), next(iter(served), ())))
         else:
             inner = {name: p for name, p, _ in below}
             found += parts(inner, [tasks for _, _, tasks in below], depth + 1)

@@ -12,9 +12,10 @@ from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
+from multitask.run.console import summarize
 from multitask.run.data import Data, first_batch, temporary_trainer, training_data
 from multitask.run.label_checks import check_labels, labelled_share, metric_values
-from multitask.run.sharing import compare, losses_of, parts_of, users, users_of
+from multitask.run.sharing import compare, losses_of, users
 from multitask.task.targets import Binary
 from multitask.task.task import Batch, Outcome, Task
 from multitask.terminal import table, terminal
@@ -28,19 +29,16 @@ def check_tasks(module: MultiLossModule, data: Data) -> None:
     batch = first_batch(data, "train" if "train" in data.splits else next(iter(data.splits)), module)
     if not isinstance(module, MultiTaskModule):
         with temporary_trainer(module, training_data(data)), unobtrusive(module), torch.enable_grad():
-            losses = losses_of(module, batch)
-            console = terminal()
-            console.print(_of_losses(module, losses))
-            console.print(_of_parts(module, losses))
+            terminal().print(_of_losses(module, losses_of(module, batch)))
+            summarize(module, batch)
         return
     with unobtrusive(module), torch.enable_grad():
         outcomes, losses = compare(module, batch)
         _check_whole_splits(module, data, batch, outcomes)
         for name, outcome in outcomes.items():
             check_that_metrics_move(name, module.by_name[name], outcome)
-        console = terminal()
-        console.print(_of_tasks(module, data, batch, outcomes, losses))
-        console.print(_of_parts(module, losses))
+        terminal().print(_of_tasks(module, data, batch, outcomes, losses))
+    summarize(module, batch)
 
 
 def _check_whole_splits(
@@ -195,12 +193,4 @@ def _of_losses(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
     shared = [p for p, its in zip(named, users(dict(losses), named), strict=True) if len(its) > 1]
     for name, loss in losses.items():
         shown.add_row(name, f"{loss.item():.4g}", f"{_norm(loss, shared):.4g}")
-    return shown
-
-
-def _of_parts(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
-    """Return a table of the model's parts and the tasks that use each."""
-    shown = table("what is shared", ("part", "used by"), ["parameters"])
-    for part in parts_of(module, dict(losses)):
-        shown.add_row(part.name, users_of(part, len(losses)), f"{part.parameters:,}")
     return shown

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer, seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from multitask.callbacks.cost import Cost
 from multitask.callbacks.interruption import Interruption
-from multitask.errors import ConfigError, RunFailed, on_one_line, one_sentence
+from multitask.errors import ConfigError, RunFailed, explained, one_sentence
 from multitask.lightning.curves import MetricsCsv, carry_over
 from multitask.lightning.module import MultiLossModule
 from multitask.run import resume, tracking
@@ -49,9 +48,6 @@ from multitask.run.targets import check_targets
 from multitask.run.task_check import check_tasks
 from multitask.run.weights import load_initial
 
-# Errors that libraries raise for values that they cannot use.
-_LIBRARY_ERRORS = (OSError, ValueError, TypeError, MisconfigurationException)
-
 
 def train(config: DictConfig) -> float | None:
     """Train, select the weights, evaluate them, and write everything to the run's folder.
@@ -78,7 +74,7 @@ def train(config: DictConfig) -> float | None:
             _begin(resolved, folder, record, run)
             if config.print_config:
                 show_config(resolved)
-            if config.trainer.enable_model_summary:
+            if config.trainer.enable_model_summary and not config.task_check:  # which has printed it
                 summarize(module, run.batch)
         trainer.fit(module, datamodule=training_data(run.data), ckpt_path=config.ckpt_path, weights_only=True)
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):  # type: ignore[attr-defined]
@@ -169,9 +165,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
                 callback.check(module)
     except Exception as error:
         _remove_if_empty(folder, before)
-        sentence = one_sentence(error)
-        if sentence is None and isinstance(error, _LIBRARY_ERRORS):
-            sentence = on_one_line(error)
+        sentence = explained(error, OSError, ValueError, TypeError)
         if sentence is None:
             raise
         raise ConfigError(sentence) from error

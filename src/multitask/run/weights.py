@@ -7,32 +7,17 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from lightning import seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from multitask.errors import ConfigError, on_one_line, one_sentence
+from multitask.errors import ConfigError, explained, on_one_line
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
 from multitask.run.checkpoint import read_checkpoint, read_file
 from multitask.run.console import quiet
 from multitask.run.initialization import make_model
 from multitask.weighting.state import materialize_buffers
-
-# Errors that libraries raise for a config, data or weights that they cannot use.
-_LIBRARY_ERRORS = (
-    HydraException,
-    OmegaConfBaseException,
-    MisconfigurationException,
-    OSError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    KeyError,
-)
 
 
 @contextmanager
@@ -50,8 +35,10 @@ def opened(config: DictConfig, what: str) -> Iterator[dict[str, Any]]:
         yield read_checkpoint(config.ckpt_path)
     except ConfigError:
         raise
-    except _LIBRARY_ERRORS as error:
-        sentence = one_sentence(error) or on_one_line(error)
+    except Exception as error:
+        sentence = explained(error, OSError, ValueError, TypeError, RuntimeError, KeyError)
+        if sentence is None:
+            raise
         raise ConfigError(f"ckpt_path={config.ckpt_path} {what}: {sentence}") from error
     finally:
         with suppress(OSError):

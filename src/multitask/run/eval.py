@@ -9,7 +9,7 @@ from omegaconf import DictConfig, open_dict
 
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.data import first_batch, temporary_trainer, training_data
-from multitask.run.evaluate import Row, evaluate, rule_of, show
+from multitask.run.evaluate import Row, Selected, evaluate, rule_of, show
 from multitask.run.model_choice import is_own
 from multitask.run.record import save_config, write_results
 from multitask.run.refusals import check_splits
@@ -32,10 +32,9 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         with temporary_trainer(module, training_data(data)) if is_own(config) else nullcontext():
             check_inference_mode(config, module, first_batch(data, next(iter(data.splits)), module))
         trainer, _ = build_trainer(config, folder, module.automatic_optimization)
-        epoch = int(content["epoch"]) + 1
-        rule = _selection(content, config)
+        selected = Selected(int(content["epoch"]) + 1, _selection(content, config))
         resolved = plain(config)
-        rows = evaluate(module, trainer, data, list(config.evaluation.splits), resolved, epoch, rule)
+        rows = evaluate(module, trainer, data, resolved, selected)
         for row in rows:
             row["run"] = Path(config.trained.run_folder).name
         save_config(folder, resolved, list(HydraConfig.get().overrides.task))

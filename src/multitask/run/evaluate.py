@@ -73,22 +73,10 @@ def evaluate(
     module: MultiLossModule,
     trainer: Trainer,
     data: Data,
-    splits: Sequence[str],
     config: Mapping[str, Any],
-    epoch: int,
-    selection: str,
+    selected: Selected,
 ) -> list[Row]:
-    """Evaluate the module on the splits and return one row of ``results.csv`` per value.
-
-    Args:
-        module: The module.
-        trainer: The trainer.
-        data: The data.
-        splits: The names of the splits.
-        config: The whole config, resolved.
-        epoch: The epoch of the weights.
-        selection: How the weights were selected.
-    """
+    """Evaluate the selected weights on ``evaluation.splits`` and return one row of ``results.csv`` per value."""
     rows: list[Row] = []
     known = {
         "method": config["method"],
@@ -97,8 +85,8 @@ def evaluate(
         "variant": config["variant"],
         "sweep": config["sweep"],
         "run": Path(HydraConfig.get().runtime.output_dir).name,
-        "epoch": epoch,
-        "selection": selection,
+        "epoch": selected.epoch,
+        "selection": selected.rule,
     }
 
     def row(split: str, task: str, metric: str, value: float) -> Row:
@@ -111,7 +99,7 @@ def evaluate(
             "config_digest": recipe_digest(config, None if task == COMBINED else task),
         }
 
-    for split in splits:
+    for split in config["evaluation"]["splits"]:
         figures = module.measure(trainer, evaluation_data(data, split), split)
         rows += [row(split, task, metric, value) for (task, metric), value in figures.items()]
         whole = all((name, "loss") in figures for name in module.names)

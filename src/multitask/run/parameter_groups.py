@@ -77,5 +77,4 @@ class Grouped:
 
 def _parts(names: Iterable[str]) -> set[str]:
     """Return patterns for the parts of the model: ``trunk.*``, ``tasks.left.*``."""
-    depth = {"tasks": 2}
-    return {".".join([*(parts := name.split("."))[: depth.get(parts[0], 1)], "*"]) for name in names}
+    return {".".join([*name.split(".")[: 2 if name.startswith("tasks.") else 1], "*"]) for name in names}

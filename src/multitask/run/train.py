@@ -65,7 +65,7 @@ def train(config: DictConfig) -> float | None:
     run = _build(config, folder)
     interruption, trainer, module = run.interruption, run.trainer, run.module
     resolved, overrides = run.config, list(HydraConfig.get().overrides.task)
-    record = RunRecord(folder, {**_facts(resolved, overrides, module), "resume": run.resume})
+    record = RunRecord(folder, {**_facts(resolved, overrides, module), "resume": resumption_of(run.data)})
     status: dict[str, Any] = {"status": "failed"}
     start = time.monotonic()
     interruption.listen()
@@ -80,8 +80,7 @@ def train(config: DictConfig) -> float | None:
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):  # type: ignore[attr-defined]
             print(profile)
         chosen = select(module, trainer, config)
-        splits = list(config.evaluation.splits)
-        figures = evaluate(module, trainer, run.data, splits, resolved, chosen.epoch, chosen.rule)
+        figures = evaluate(module, trainer, run.data, resolved, chosen)
         status = {"status": "completed", **chosen.facts()}
         if trainer.is_global_zero:
             write_results(folder / "results.csv", figures)
@@ -122,8 +121,6 @@ class _Run:
     trainer: Trainer
     interruption: Interruption
     resumption: resume.Resumption | None
-    resume: str
-    """``exact``, or why a resumed run may end differently from an uninterrupted one."""
 
 
 def _build(config: DictConfig, folder: Path) -> _Run:
@@ -156,7 +153,6 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         if config.init_from:
             load_initial(module, config.init_from)
         resumption = resume.check(config.ckpt_path, resolved) if config.ckpt_path else None
-        kind = resumption_of(data)
         trainer, interruption = build_trainer(
             config, folder, module.automatic_optimization, unused=bool(rehearsed.unused)
         )
@@ -169,7 +165,7 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         if sentence is None:
             raise
         raise ConfigError(sentence) from error
-    return _Run(resolved, data, module, batch, trainer, interruption, resumption, kind)
+    return _Run(resolved, data, module, batch, trainer, interruption, resumption)
 
 
 def _begin(config: Mapping[str, Any], folder: Path, record: RunRecord, run: _Run) -> None:
@@ -181,8 +177,8 @@ def _begin(config: Mapping[str, Any], folder: Path, record: RunRecord, run: _Run
     else:
         carry_over(folder / "metrics.csv", folder / "metrics.csv", count=0)
     record.update(status="running")
-    if run.resume != "exact":
-        print(f"warning: {run.resume}.", file=sys.stderr)
+    if record.facts["resume"] != "exact":
+        print(f"warning: {record.facts['resume']}.", file=sys.stderr)
     for logger in run.trainer.loggers:
         if isinstance(logger, MetricsCsv) and "val" in run.data.splits:
             logger.expect(run.module.validation_keys)

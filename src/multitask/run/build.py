@@ -25,13 +25,7 @@ from multitask.run.callbacks import build_callbacks
 from multitask.run.combiner import check_compiled, train_with
 from multitask.run.data import Data, OtherData, check_batches, first_batch
 from multitask.run.devices import processes, several_processes
-from multitask.run.initialization import (
-    batches_of_run,
-    check_batch,
-    fit_targets,
-    initialize,
-    make_model,
-)
+from multitask.run.initialization import batches_of_run, check_batch, fit_targets, initialize, make_model
 from multitask.run.model_choice import is_own
 from multitask.run.own_model import build_own
 from multitask.run.resolvers import plain

@@ -36,12 +36,7 @@ from multitask.run.record import (
     save_config,
     write_results,
 )
-from multitask.run.refusals import (
-    check_against_data,
-    check_hardware,
-    check_intervals,
-    check_rounding,
-)
+from multitask.run.refusals import check_against_data, check_hardware, check_intervals, check_rounding
 from multitask.run.rehearsal import check_inference_mode, check_last_batch, rehearse
 from multitask.run.resolvers import plain
 from multitask.run.targets import check_targets

@@ -114,10 +114,10 @@ def initialize(module: MultiTaskModule, batch: Batch, seed: int, splits: Mapping
             # More examples are more likely to contain pairs and labels.
             check_term(name, term, module, few_of(batch, 32), partial(seeded, seed, name))
     named = list(module.named_parameters())
-    for name, task in module.tasks.items():
-        if isinstance(task, Penalty):
+    for name, part in module.tasks.items():
+        if isinstance(part, Penalty):
             try:
-                task.chosen(named)  # refuses a pattern that matches no parameter
+                part.chosen(named)  # refuses a pattern that matches no parameter
             except ValueError as error:
                 raise ConfigError(f"tasks.{name}.{error}.") from error
 

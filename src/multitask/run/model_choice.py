@@ -73,7 +73,7 @@ def check_choices(config: DictConfig) -> None:
 
 def leave_out_trunk_and_tasks(config: DictConfig) -> None:
     """Remove trunk and tasks from the config, and the default model's ``inputs``."""
-    hydra = config.get("hydra") or (HydraConfig.get() if HydraConfig.initialized() else None)
+    hydra: Any = config.get("hydra") or (HydraConfig.get() if HydraConfig.initialized() else None)
     default = hydra is not None and hydra.runtime.choices.get("model") == _GROUP
     with open_dict(config):
         config.trunk, config.tasks = {}, {}

@@ -128,11 +128,9 @@ def _tried(
     def closure() -> Tensor:
         nonlocal evaluations
         evaluations += 1
-        parameter.grad = None
         loss = (scale * parameter.square()).sum()
-        loss.backward()
-        if sparse:
-            parameter.grad = parameter.grad.to_sparse(1)  # type: ignore[union-attr]
+        (gradient,) = torch.autograd.grad(loss, parameter)
+        parameter.grad = gradient.to_sparse(1) if sparse else gradient
         return loss
 
     with seeded_apart(0, parameter.device):

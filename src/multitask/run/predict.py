@@ -46,7 +46,7 @@ def predict(config: DictConfig) -> Path:
         )
         trainer.predict(module, evaluation_data(data, config.split), return_predictions=False)
         arrays = found.arrays()
-        ids = found.ids
+        ids: Sequence[Any] = found.ids
         if config.ids is None:
             named = data.ids(config.split) if isinstance(data, DataModule) else None
             ids = range(len(next(iter(arrays.values())))) if named is None else named

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
@@ -24,9 +24,9 @@ class Objective:
     mode: str
 
     @property
-    def direction(self) -> str:
-        """``minimize`` or ``maximize``, Optuna's names of the modes."""
-        return f"{self.mode}imize"
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """Optuna's name of the mode."""
+        return "minimize" if self.mode == "min" else "maximize"
 
 
 def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> list[Objective]:

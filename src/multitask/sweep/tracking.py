@@ -28,7 +28,7 @@ def log(config: DictConfig, summary: Summary, folder: Path) -> None:
     import wandb  # deferred, for a fast start
 
     jobs, figures = summary.jobs, [f"{task}/{metric}" for task, metric in summary.columns]
-    columns = ["method", *summary.varied, "seed", "status", *figures, "run"]
+    columns: list[Any] = ["method", *summary.varied, "seed", "status", *figures, "run"]
     rows = [
         [
             job.method,

@@ -84,19 +84,24 @@ def one_sentence(error: BaseException) -> str | None:
         case InstantiationException():
             return _instantiation(error)
         case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
-            return _unknown_key(error.__cause__) or _flat(f"{error} {error.__cause__}")
+            return _unknown_key(error.__cause__) or on_one_line(f"{error} {error.__cause__}")
         case OmegaConfBaseException():
-            return _unknown_key(error) or _flat(str(error))
+            return _unknown_key(error) or on_one_line(str(error))
         case HydraException():
-            return _flat(str(error))
+            return on_one_line(str(error))
         case Exception() if type(error).__name__ == "MisconfigurationException":
-            return _flat(str(error))  # Lightning's, matched by name since importing it takes seconds
+            return on_one_line(str(error))  # Lightning's, matched by name since importing it takes seconds
         case OSError() if error.errno in _UNWRITABLE:
             return (
                 f"cannot write {error.filename or 'a file'}: {error.strerror}; choose another folder with "
                 "hydra.run.dir=… or paths.logs=…"
             )
     return None
+
+
+def explained(error: BaseException, *library: type[Exception]) -> str | None:
+    """Return :func:`one_sentence`, or the message of an error that libraries raise for values that they cannot use."""
+    return one_sentence(error) or (on_one_line(error) if isinstance(error, library) else None)
 
 
 def _instantiation(error: InstantiationException) -> str:
@@ -107,7 +112,7 @@ def _instantiation(error: InstantiationException) -> str:
     if isinstance(cause, ConfigError):
         return str(cause)
     _, marked, key = str(error).partition("full_key: ")
-    sentence = _flat(str(cause))
+    sentence = on_one_line(str(cause))
     return f"{key.strip()}: {sentence}" if marked and not sentence.startswith(key.strip()) else sentence
 
 
@@ -125,13 +130,13 @@ def _missing_group(error: MissingConfigException) -> str:
         for file in folder.rglob("*.yaml")
     }
     if not choice or not known:
-        return _flat(str(error).partition("Config search path")[0])
+        return on_one_line(str(error).partition("Config search path")[0])
     beside = {file for file in known if file.rpartition("/")[0] == choice.rpartition("/")[0]}
     return f"{group}=[{choice}] is unknown; {choices(choice, beside or known)}"
 
 
 def _unparsable(error: OverrideParseException) -> str:
-    what = _flat(error.message).partition(" See https")[0]
+    what = on_one_line(error.message).partition(" See https")[0]
     return f"the override {error.override} cannot be read ({what}); write key=value, and quote special characters."
 
 
@@ -153,8 +158,9 @@ def _unknown_key(error: OmegaConfBaseException) -> str | None:
     )
 
 
-def _flat(text: str) -> str:
-    return " ".join(text.split())
+def on_one_line(said: object) -> str:
+    """Return a library's message, or another text, without line breaks."""
+    return " ".join(str(said).split())
 
 
 def check_names(key: str, names: Iterable[str], known: Sequence[str]) -> None:

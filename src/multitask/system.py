@@ -1,4 +1,4 @@
-"""Portable access to locks, cores, processes and memory; only this module imports platform-specific ones."""
+"""Portable access to locks, cores, processes, ranks and memory; only this module imports platform-specific ones."""
 
 import errno
 import getpass
@@ -20,6 +20,8 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+# Set by torchrun, by Slurm and by Lightning for the processes that it starts.
+_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 # Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 # Errors of Windows if another process holds the lock.
@@ -99,6 +101,11 @@ def lives(pid: int) -> bool:
 def same_group(pid: int) -> bool:
     """Return whether a process receives this one's Ctrl-C; true on systems without process groups."""
     return not hasattr(os, "getpgid") or os.getpgid(pid) == os.getpgid(0)
+
+
+def is_first() -> bool:
+    """Return whether this process is a run's first or only one."""
+    return not any(int(os.environ.get(name, 0)) for name in _RANKS)
 
 
 def user() -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from multitask.errors import ConfigError
 from multitask.places import CONFIGS
-from multitask.run.loggers import check_installed
+from multitask.run.checks import check_loggers
 from multitask.run.resolvers import register
 from tests.integration.script_runner import Scripts
 from tests.integration.small import rows
@@ -88,12 +89,12 @@ def test_mlflow_knows_a_run_that_failed(scripts: Scripts) -> None:
 def test_a_logger_that_is_not_installed_says_what_to_install(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("multitask.run.loggers.find_spec", lambda package: package == "multitask" or None)
+    monkeypatch.setattr("multitask.run.checks.find_spec", lambda package: package == "multitask" or None)
     install = "pip install aim" if name == "aim" else f'pip install -e ".[{name}]"'
     with pytest.raises(
         ConfigError, match=f"^logger={name} needs the package .*; install it with {re.escape(install)}"
     ):
-        check_installed(["csv", name])
+        check_loggers(OmegaConf.create({"logger": {"csv": {"version": None}, name: {"_target_": "x"}}}))
     assert install in (CONFIGS / "logger" / f"{name}.yaml").read_text()
 
 

@@ -133,6 +133,7 @@ REFUSED = {
     ("compile=true",): "compile=true compiles the trunk",
     ("baseline=single_task",): "choose among tasks",
     ("weighting=iwmtl",): "define losses_by_part",
+    ("weighting=gradnorm", "weighting.layer=last"): "weighting.layer=last is not a layer of the model",
     ("weighting.weights={rebuild:2}",): "rebuild",
     ("model=measured",): "selection.metric=val/loss is not logged; choices: val/class/accuracy",
     ("evaluation.splits=[train]",): "may shuffle, repeat or augment",

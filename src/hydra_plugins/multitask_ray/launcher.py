@@ -12,7 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 
 # How long jobs may take to save when the sweep is stopped, in seconds.
 GRACE = 60.0
@@ -92,7 +92,7 @@ class RayLauncher(Launcher):
         try:
             ray.init(**init)
         except (ConnectionError, ValueError) as error:
-            why = " ".join(str(error).split())
+            why = on_one_line(error)
             raise ConfigError(
                 f"hydra.launcher.init.address={init.get('address')}: Ray does not answer ({why}); give a cluster's "
                 "address, auto, or null."

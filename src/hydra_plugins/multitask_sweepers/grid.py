@@ -9,12 +9,7 @@ class GridSweeper(SurvivingSweeper):
     """All combinations of values, checked before the first job starts; the arguments are those of the base."""
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the jobs.
-
-        Raises:
-            ConfigError: If a job cannot work; no job has run and no folder was made then.
-            RunFailed: If a job failed, after all the others have run.
-        """
+        """Run the jobs; if one cannot work, none has run and no folder was made."""
         batch = combinations(self.parsed(arguments))
         folder = pin(self.master, batch)
         jobs = plan(self.loader, self.master, batch)

@@ -22,14 +22,14 @@ from multitask.sweep.sweeper import SurvivingSweeper
 class OptunaSweeper(SurvivingSweeper):
     """A search whose jobs are those of any sweep: checked before they start, resumed, and in one table.
 
-    The study lies in the sweep's folder, so that a search that was stopped resumes with the trials that it was in.
+    The study is in the sweep's folder, so that a search that was stopped resumes with its unfinished trials.
 
     Args:
-        n_trials: How many settings are tried.
+        n_trials: The number of settings to try.
         objectives: See :func:`multitask.sweep.objectives.objectives`.
         sampler: Config of a sampler of Optuna.
-        storage: URL of Optuna's data base; ``None`` for a file in the sweep's folder.
-        max_batch_size: Trials that run at once, by launchers that run jobs side by side.
+        storage: URL of Optuna's database; ``None`` for a file in the sweep's folder.
+        max_batch_size: The number of trials that launchers with parallel jobs run at once.
         params: The searched values by key.
     """
 
@@ -49,11 +49,7 @@ class OptunaSweeper(SurvivingSweeper):
         self.storage = storage
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher.
-
-        Raises:
-            ConfigError: If Optuna or the launcher's plugin is not installed.
-        """
+        """Create the launcher; refuse a search without Optuna."""
         try:
             import optuna  # noqa: F401
         except ImportError as error:
@@ -63,12 +59,7 @@ class OptunaSweeper(SurvivingSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the search.
-
-        Raises:
-            ConfigError: If it cannot work; no job has run then.
-            RunFailed: If a job failed, after all the others have run.
-        """
+        """Run the search; if it cannot work, no job has run."""
         if self.master.hydra.runtime.choices.get("baseline") == SINGLE_TASK and not self.master.get("only"):
             raise ConfigError(
                 "a search tunes one task at a time: give only=<task> with baseline=single_task."

@@ -9,17 +9,17 @@ from .grid import GridSweeper
 
 
 class WeightSweeper(GridSweeper):
-    """A grid whose first axis are weight vectors of the tasks; each is a setting of the method.
+    """A grid whose first axis is weight vectors of the tasks; each is a setting of the method.
 
     Args:
         key: The key that takes weights by task name.
-        sampling: ``grid`` or ``dirichlet``; see :func:`multitask.sweep.simplex.points`, also for the rest.
-        steps: The grid's.
-        draws: How many random vectors.
-        concentration: Of the Dirichlet distribution.
-        seed: Of the draws.
-        max_batch_size: As of the grid.
-        params: As of the grid.
+        sampling: As the next four, an argument of :func:`multitask.sweep.simplex.points`.
+        steps: See there.
+        draws: See there.
+        concentration: See there.
+        seed: See there.
+        max_batch_size: As for the grid.
+        params: As for the grid.
     """
 
     def __init__(
@@ -38,12 +38,7 @@ class WeightSweeper(GridSweeper):
         self.how = (sampling, steps, draws, concentration, seed)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the jobs.
-
-        Raises:
-            ConfigError: If there is but one task, or the weighting takes no weights.
-            RunFailed: If a job failed, after all the others have run.
-        """
+        """Run the jobs."""
         names = [str(name) for name in self.master.tasks]
         group, _, key = self.key.partition(".")
         if key not in self.master.get(group, {}):

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 
 from multitask.errors import ConfigError
 
@@ -12,7 +13,7 @@ FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "replace", "output")
 FILES = ("ckpt_path", "init_from", "data.path", "paths.data", "paths.logs")
 
 # One entry of a mapping, `name:number`, as the whole value of a key.
-_ENTRY = re.compile(r"(\+{0,2}[\w.]+)=(\w+:[-+.\deE]+)")
+_ENTRY = re.compile(r"(\+{0,2}[\w.]+)=\w+:[-+.\deE]+")
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:
@@ -27,11 +28,7 @@ def prepared(arguments: Sequence[str]) -> list[str]:
 
 
 def asked(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with ``tags=ask`` replaced by an answer from the terminal, one for all jobs of a sweep.
-
-    Raises:
-        ConfigError: If there is no terminal.
-    """
+    """Return the arguments with ``tags=ask`` replaced by an answer from the terminal, one for all jobs of a sweep."""
     if "tags=ask" not in arguments:
         return list(arguments)
     if not sys.stdin.isatty():
@@ -48,18 +45,11 @@ def rejoined(arguments: Sequence[str]) -> list[str]:
     ``weighting.weights=right:0.7``; Hydra would keep only the last.
     """
     found: list[str] = []
-    entries: list[str] = []
-    last = ""
-    for argument in [*arguments, ""]:
-        entry = _ENTRY.fullmatch(argument)
-        if entries and (entry is None or entry[1] != last):
-            found.append(f"{last}={{{','.join(entries)}}}")
-            entries = []
-        if entry is not None:
-            last = entry[1]
-            entries.append(entry[2])
-        elif argument:
-            found.append(argument)
+    for key, group in groupby(arguments, key=lambda argument: (m := _ENTRY.fullmatch(argument)) and m[1]):
+        if key is None:
+            found += group
+        else:
+            found.append(f"{key}={{{','.join(argument.partition('=')[2] for argument in group)}}}")
     return found
 
 

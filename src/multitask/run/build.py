@@ -1,6 +1,5 @@
 """Builds the objects of a run from its config."""
 
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,50 +17,32 @@ from multitask.callbacks.interruption import Interruption
 from multitask.callbacks.recipe import Recipe
 from multitask.callbacks.seeding import StepSeed
 from multitask.data.base import DataModule
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.curves import MetricsCsv
 from multitask.lightning.module import MultiLossModule
-from multitask.module import AnyTask, MultiTaskModule
-from multitask.run.batches import check_batches, first_batch
+from multitask.module import MultiTaskModule
 from multitask.run.callbacks import build_callbacks
-from multitask.run.combiner import (
-    build_combiner,
-    check_compiled,
-    step_options,
-    train_with,
-)
-from multitask.run.data import Data, OtherData, check_other
+from multitask.run.combiner import check_compiled, train_with
+from multitask.run.data import Data, OtherData, check_batches, first_batch
 from multitask.run.devices import processes, several_processes
-from multitask.run.initialization import (
-    batches_of_run,
-    check_batch,
-    check_penalties,
-    fit_targets,
-    initialize,
-    seeded,
-)
-from multitask.run.loss_checks import check_batch_losses
-from multitask.run.model_choice import TRUNK_AND_HEADS, is_own
+from multitask.run.initialization import batches_of_run, check_batch, fit_targets, initialize, make_model
+from multitask.run.model_choice import is_own
 from multitask.run.own_model import build_own
 from multitask.run.resolvers import plain
-from multitask.run.sharding import check_sharded, check_strategy
+from multitask.run.sharding import check_strategy
 from multitask.run.sharing import shared_in
 from multitask.run.targets import imported
-from multitask.task.penalty import Penalty
 
 
 def build_data(config: DictConfig) -> Data:
-    """Build the data module and load its splits.
-
-    Raises:
-        ConfigError: If there are no examples, or the data module does not support a key.
-    """
+    """Build the data module and load its splits; refuse one without examples, and keys that it does not support."""
     options = plain(config.data)
     made = imported("data._target_", options["_target_"])
+    ours = isinstance(made, type) and issubclass(made, DataModule)
     apart = {
         key: options.pop(key)
         for key in ("drop_last", "collate_fn")
-        if key in options and not _takes(made, key)
+        if key in options and (ours or key not in signature(made).parameters)
     }
     data = instantiate(options, _convert_="all")
     if not isinstance(data, DataModule):
@@ -69,8 +50,13 @@ def build_data(config: DictConfig) -> Data:
             raise ConfigError(
                 f"data._target_={options['_target_']} gives a {type(data).__name__}; give a LightningDataModule."
             )
+        for key, value in apart.items():
+            if value:
+                raise ConfigError(
+                    f"data.{key}={value} is a key of multitask.data.base.DataModule, and {type(data).__name__} is "
+                    f"none; leave data.{key} out, and handle it in train_dataloader."
+                )
         other = OtherData(data)
-        check_other(other, apart)
         other.setup()
         return other
     data.drop_last = bool(apart.get("drop_last"))
@@ -83,53 +69,23 @@ def build_data(config: DictConfig) -> Data:
     return data
 
 
-def _takes(made: Any, key: str) -> bool:
-    return not (isinstance(made, type) and issubclass(made, DataModule)) and key in signature(made).parameters
-
-
 def build_module(config: DictConfig, data: Data) -> MultiLossModule:
-    """Build the model with its combiner, optimizer and scheduler.
-
-    The seed of each part's initial values is derived from the part's name: a task's initial values do not depend on
-    the other tasks.
-
-    Raises:
-        ConfigError: If the model cannot take the data, or a key has no effect or cannot be honored.
-    """
+    """Build the model with its combiner, optimizer and scheduler."""
     check_strategy(config)
     if is_own(config):
         return build_own(config, data)
-    trunk = seeded(config.seed, "trunk", lambda: instantiate(config.trunk, _convert_="all"))
-    tasks: dict[str, AnyTask] = {
-        name: seeded(config.seed, name, partial(instantiate, node, _convert_="all"))
-        for name, node in config.tasks.items()
-    }
-    if all(isinstance(task, Penalty) for task in tasks.values()):
+    module: MultiTaskModule = make_model(config)
+    tasks: dict[str, Any] = dict(module.tasks.items())
+    if not (module.by_name or module.terms):
         raise ConfigError(
             f"no task has a head, only penalties: {', '.join(tasks)}; add one with a head, such as multi_mnist/left."
         )
     check_compiled(config, tasks)
-    model = plain(config.model) if "model" in config else {"_target_": TRUNK_AND_HEADS}
-    # Trunk and tasks are not passed through instantiate: Hydra would copy them.
-    module: MultiTaskModule = instantiate(model, _partial_=True, _convert_="all")(trunk=trunk, tasks=tasks)
     batch = first_batch(data, next(iter(data.splits)), module)
     check_batch(batch, module.inputs)
     fit_targets(module.by_name, data, batches_of_run(config))
-    initialize(trunk, tasks, batch, config.seed, data.splits, module.inputs)
-    check_penalties(trunk, tasks)
-    weighting = build_combiner(config, list(tasks))
-    check_batch_losses(config, tasks, weighting)
-    check_sharded(config, weighting, tasks)
-    train_with(
-        config,
-        module,
-        weighting,
-        shared=shared_in(module, batch) if config.compile else None,
-        **step_options(config, weighting, tasks),
-    )
-    weighting.check_parameters(
-        [name for name, _ in module.named_parameters() if not name.startswith("weighting.")]
-    )
+    initialize(module, batch, config.seed, data.splits)
+    train_with(config, module, tasks, shared=shared_in(module, batch) if config.compile else None)
     if config.compile:
         module.compile_trunk()
     return module
@@ -179,5 +135,5 @@ def build_trainer(
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),
         )
     except RuntimeError as error:  # two callbacks with the same state key
-        raise ConfigError(f"callbacks: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"callbacks: {on_one_line(error)}") from error
     return trainer, interruption

@@ -59,15 +59,7 @@ _NEEDS_WHOLE_PARAMETERS = (
 
 
 def build_callbacks(config: DictConfig, automatic: bool) -> list[Callback]:
-    """Build the callbacks of the group ``callbacks``.
-
-    Args:
-        config: The whole config.
-        automatic: Whether Lightning's automatic optimization is used.
-
-    Raises:
-        ConfigError: If an entry is not a callback, or cannot work in this run.
-    """
+    """Build the callbacks of the group ``callbacks``; refuse those that cannot work in this run."""
     made = {
         f"callbacks.{name}": instantiate(node, _convert_="all")
         for name, node in (config.callbacks or {}).items()
@@ -98,11 +90,7 @@ def build_callbacks(config: DictConfig, automatic: bool) -> list[Callback]:
 
 
 def _check_twice(callbacks: dict[str, Callback], progress: bool) -> None:
-    """Refuse a second progress bar, and two callbacks whose states a checkpoint cannot tell apart.
-
-    Raises:
-        ConfigError: If there are such callbacks, naming both keys.
-    """
+    """Refuse a second progress bar, and two callbacks whose states a checkpoint cannot tell apart."""
     bars = [key for key, callback in callbacks.items() if isinstance(callback, ProgressBar)]
     if progress and len(bars) > 1:
         raise ConfigError(f"{' and '.join(bars)} are progress bars, and a run has one; set {bars[0]}=null.")

@@ -23,9 +23,6 @@ def read_file(key: str, path: str, what: str, mmap: bool = False) -> Any:
         path: The file.
         what: The expected kind of file, for the error message.
         mmap: Whether tensors stay on disk until they are used.
-
-    Raises:
-        ConfigError: If the file does not exist, or cannot be read.
     """
     if not Path(path).is_file():
         raise ConfigError(f"{key}={path} does not exist; give {what}.")
@@ -41,11 +38,7 @@ def read_file(key: str, path: str, what: str, mmap: bool = False) -> Any:
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """Return a checkpoint's content, without executing anything in the file.
-
-    Raises:
-        ConfigError: If the file does not exist, is not a checkpoint, or contains no config.
-    """
+    """Return a checkpoint's content, without executing anything in the file; refuse one without a config."""
     content = read_file("ckpt_path", os.path.expanduser(path), "a checkpoint such as …/checkpoints/best.ckpt")
     if not isinstance(content, dict) or "state_dict" not in content or not content.get("config"):
         raise ConfigError(
@@ -56,11 +49,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 
 def register_checkpoint_config() -> None:
-    """Register the config of the checkpoint on the command line with Hydra, under the name ``checkpoint``.
-
-    Raises:
-        ConfigError: If the command line names no checkpoint, or :func:`read_checkpoint` refuses it.
-    """
+    """Register the config of the command line's checkpoint with Hydra, under the name ``checkpoint``."""
     if {"--help", "-h"} & set(sys.argv[1:]) and not any(a.startswith("ckpt_path=") for a in sys.argv[1:]):
         ConfigStore.instance().store(name="checkpoint", node={"trained": {"run_folder": "???"}})
         return

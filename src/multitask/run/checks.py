@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from multitask.errors import ConfigError, check_names, choices, one_sentence
 from multitask.run import names
-from multitask.run.loggers import check_installed
 from multitask.run.model_choice import check_choices, is_own, leave_out_trunk_and_tasks
 from multitask.run.record import of_task
 from multitask.run.schema import OF_CHECKPOINT, TRAIN, check_values
@@ -21,6 +21,13 @@ from multitask.run.trainer_keys import check_trainer
 
 # The method in the record of a run that trains one task alone, as the baseline of comparisons.
 SINGLE_TASK = "single_task"
+# The package of each logger, and the argument of pip install.
+_PACKAGES = {
+    "tensorboard": ("tensorboard", '-e ".[tensorboard]"'),
+    "mlflow": ("mlflow", '-e ".[mlflow]"'),
+    "comet": ("comet_ml", '-e ".[comet]"'),
+    "aim": ("aim", "aim"),
+}
 
 
 def check(config: DictConfig) -> None:
@@ -36,7 +43,7 @@ def check(config: DictConfig) -> None:
     if "trained" in config:
         check_values(config, OF_CHECKPOINT)
     check_trainer(config)
-    check_installed([str(name) for name, node in (config.get("logger") or {}).items() if node])
+    check_loggers(config)
     scheduler = config.get("scheduler") or {}
     if str(scheduler.get("_target_")).endswith("ReduceLROnPlateau") and not scheduler.get("monitor"):
         raise ConfigError("scheduler.monitor is not set; name a logged metric, for example val/loss.")
@@ -50,16 +57,18 @@ def check(config: DictConfig) -> None:
         _check_tasks(config)
 
 
+def check_loggers(config: DictConfig) -> None:
+    """Refuse a logger whose package is not installed."""
+    for name, node in (config.get("logger") or {}).items():
+        package, install = _PACKAGES.get(str(name), ("multitask", ""))
+        if node and find_spec(package) is None:
+            raise ConfigError(
+                f"logger={name} needs the package {package}; install it with pip install {install}."
+            )
+
+
 def reduce_config(config: DictConfig, own: bool) -> None:
-    """Reduce the config to what the run uses: no trunk and tasks for a user's own model, one task with ``only``.
-
-    Args:
-        config: The whole config.
-        own: Whether the model is a user's own.
-
-    Raises:
-        ConfigError: See :func:`keep_only`.
-    """
+    """Reduce the config to what the run uses: no trunk and tasks for a user's own model, one task with ``only``."""
     if own:
         leave_out_trunk_and_tasks(config)
     else:
@@ -87,11 +96,7 @@ def _check_tasks(config: DictConfig) -> None:
 
 
 def keep_only(config: DictConfig) -> None:
-    """Keep only the task that ``only`` names, if any, and drop settings of other tasks.
-
-    Raises:
-        ConfigError: If no task has this name.
-    """
+    """Keep only the task that ``only`` names, if any, and drop settings of other tasks."""
     name = config.get("only")
     if name is None:
         return
@@ -138,11 +143,7 @@ class CheckConfig(Callback):
 
 
 def make_folder(path: str) -> None:
-    """Make a run's folder.
-
-    Raises:
-        ConfigError: If the folder cannot be made or written to.
-    """
+    """Make a run's folder; refuse one that cannot be made or written to."""
     try:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)

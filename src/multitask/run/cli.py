@@ -43,12 +43,7 @@ def command(
 
 
 def launch(main: Callable[[], None], before: Callable[[], None] | None = None) -> None:
-    """Run a ``hydra.main`` function; print an error that the config caused as one sentence and exit with 1.
-
-    Args:
-        main: The function.
-        before: Called before Hydra composes the config.
-    """
+    """Run a ``hydra.main`` function, after ``before``; print an error of the config as one sentence and exit with 1."""
     register()
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs its font cache on import
     # With this, Hydra raises instead of printing the error and exiting.

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hydra.utils import instantiate
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig
+from torch import nn
 
 from multitask.errors import ConfigError
 from multitask.gradients.engines import make_engine
@@ -13,6 +16,7 @@ from multitask.module import AnyTask, takes_derivatives
 from multitask.run.devices import several_processes
 from multitask.run.parameter_groups import Grouped
 from multitask.run.resolvers import plain
+from multitask.run.sharding import check_sharded
 from multitask.run.weighting import build_weighting
 from multitask.task.penalty import Penalty
 from multitask.task.task import Task
@@ -24,11 +28,7 @@ _FOR_MODULE = ("learning_rate", "engine", "memory", "heads")
 
 
 def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
-    """Build the combiner that ``config.weighting`` names.
-
-    Raises:
-        ConfigError: If a learning rate is given for a combiner without parameters.
-    """
+    """Build the combiner that ``config.weighting`` names; refuse a learning rate if it has no parameters."""
     arguments = {key: value for key, value in plain(config.weighting).items() if key not in _FOR_MODULE}
     combiner = build_weighting(arguments, tasks)
     rate = config.weighting.get("learning_rate")
@@ -41,11 +41,7 @@ def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
 
 
 def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, AnyTask]) -> dict[str, Any]:
-    """Return the options of combining losses: engine, memory, heads and manual optimization.
-
-    Raises:
-        ConfigError: If engine, memory, heads and combiner are incompatible.
-    """
+    """Return engine, memory, heads and manual optimization; refuse those that the combiner does not support."""
     heads = config.weighting.get("heads", "own")
     missing = any(isinstance(task, Task | Term) and task.missing for task in tasks.values())
     penalties = [name for name, task in tasks.items() if isinstance(task, Penalty)]
@@ -76,26 +72,27 @@ def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, An
     }
 
 
-def train_with(config: DictConfig, module: MultiLossModule, weighting: Combiner, **options: Any) -> None:
-    """Give a module the combiner, and the optimizer and scheduler of the config.
+def train_with(
+    config: DictConfig,
+    module: MultiLossModule,
+    tasks: Mapping[str, AnyTask],
+    shared: list[nn.Parameter] | None = None,
+) -> None:
+    """Give a module the combiner, optimizer and scheduler of the config; refuse what they do not support.
 
     Args:
         config: The whole config.
-        module: The module.
-        weighting: The combiner.
-        options: As returned by :func:`step_options`.
-
-    Raises:
-        ConfigError: If the module does not provide what the combiner needs.
+        module: The module; its names are those of the losses.
+        tasks: The tasks; empty for a user's own model.
+        shared: The shared parameters; ``None`` to find them in each step.
     """
+    weighting = build_combiner(config, module.names)
+    _check_batch_losses(config, tasks, weighting)
+    _check_given(config, module, weighting)
+    check_sharded(config, weighting, tasks)
     scheduler = dict(plain(config.scheduler) or {})
     apart = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
     optimizer = _made(config.optimizer)
-    if weighting.recomputed == "traces" and type(module).traces is MultiLossModule.traces:
-        raise ConfigError(
-            f"weighting={config.method} needs the traces of the residuals' kernel, and {type(module).__name__} gives "
-            "none; use model=pinn, define traces in it, or choose another weighting."
-        )
     groups = plain(config.parameter_groups) if config.get("parameter_groups") else {}
     if groups and optimizer is None:
         raise ConfigError(
@@ -108,9 +105,26 @@ def train_with(config: DictConfig, module: MultiLossModule, weighting: Combiner,
         scheduler_options=apart,
         weighting_learning_rate=config.weighting.get("learning_rate"),
         seed=config.seed,
-        **options,
+        shared=shared,
+        **step_options(config, weighting, tasks),
     )
     module.automatic_optimization = not module.by_hand(config.trainer.accumulate_grad_batches)
+
+
+def _check_given(config: DictConfig, module: MultiLossModule, weighting: Combiner) -> None:
+    """Refuse a combiner that needs what the module does not define."""
+    by_example = isinstance(weighting, JacobianMethod) and weighting.rows == "example"
+    if by_example and not is_overridden("losses_by_part", module, MultiLossModule):
+        raise ConfigError(
+            f"weighting={config.method} weighs the losses of examples, and {type(module).__name__} gives none; define "
+            "losses_by_part in it, or choose another weighting."
+        )
+    if weighting.recomputed == "traces" and type(module).traces is MultiLossModule.traces:
+        raise ConfigError(
+            f"weighting={config.method} needs the traces of the residuals' kernel, and {type(module).__name__} gives "
+            "none; use model=pinn, define traces in it, or choose another weighting."
+        )
+    weighting.check_parameters([n for n, _ in module.named_parameters() if not n.startswith("weighting.")])
 
 
 def _made(node: Mapping[str, Any]) -> Any:
@@ -203,4 +217,25 @@ def check_compiled(config: DictConfig, tasks: Mapping[str, AnyTask]) -> None:
         raise ConfigError(
             f"compile=true leaves no second derivative of the trunk, which tasks.{names[0]} needs to train on "
             "derivatives; set compile=false."
+        )
+
+
+def _check_batch_losses(config: DictConfig, tasks: Mapping[str, AnyTask], weighting: Combiner) -> None:
+    """Refuse losses with ``count=batch`` where each example needs one; warn where they are averaged over parts."""
+    names = [name for name, task in tasks.items() if getattr(task, "counts_by", None) == "batch"]
+    if not names:
+        return
+    if isinstance(weighting, JacobianMethod) and weighting.rows == "example":
+        raise ConfigError(
+            f"tasks.{names[0]}.count=batch says that an example alone has no loss, and weighting={config.method} "
+            "weighs the losses of examples; choose another weighting."
+        )
+    parts = ["micro-batch"] * (config.trainer.accumulate_grad_batches > 1) + ["process"] * several_processes(
+        config
+    )
+    if parts:
+        said = ", ".join(f"tasks.{name}.count=batch" for name in names)
+        rank_zero_warn(
+            f"{said}: the loss of a step is the mean of the losses of each {' and '.join(parts)}, which differs from "
+            "the loss of one batch with all their examples."
         )

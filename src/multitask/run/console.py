@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from rich.table import Table
 from rich.tree import Tree
 from torch import nn
 
@@ -16,7 +15,7 @@ from multitask.data.batches import few_of
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.run.sharing import losses_of, parts_of, users_of
-from multitask.terminal import terminal
+from multitask.terminal import table, terminal
 
 # Warnings that a user of this template cannot act on.
 _NOISE = (
@@ -51,27 +50,18 @@ def show_config(config: Mapping[str, Any]) -> None:
 
 
 def summarize(module: MultiLossModule, batch: Any) -> None:
-    """Print the parts of the model and the tasks that use each, as found in the graph of a forward pass.
-
-    Args:
-        module: The module.
-        batch: A batch on the module's device.
-    """
-    table = Table(title="model", title_justify="left")
-    for column in ("part", "type", "used by"):
-        table.add_column(column, overflow="fold")
-    table.add_column("parameters", justify="right")
-    table.add_column("trained", justify="right")
+    """Print the parts of the model and the tasks that use each, as found in the graph of a forward pass on a batch."""
+    shown = table("model", ("part", "type", "used by"), ("parameters", "trained"))
     with unobtrusive(module), torch.enable_grad():
         losses = losses_of(module, few_of(batch, 2))
         parts = parts_of(module, losses)
     for part in parts:
         inside = reduce(getattr, part.name.split("."), module)
-        table.add_row(part.name, _type(inside), users_of(part, len(losses)), *_counts(inside))
-    table.add_row("weighting", _type(module.weighting), "", *_counts(module.weighting))
-    table.add_section()
-    table.add_row("total", "", "", *_counts(module))
-    terminal(file_width=None).print(table)
+        shown.add_row(part.name, _type(inside), users_of(part, len(losses)), *_counts(inside))
+    shown.add_row("weighting", _type(module.weighting), "", *_counts(module.weighting))
+    shown.add_section()
+    shown.add_row("total", "", "", *_counts(module))
+    terminal(file_width=None).print(shown)
 
 
 def _type(part: nn.Module | nn.Parameter) -> str:

@@ -1,6 +1,6 @@
-"""The data of a run: a :class:`~multitask.data.base.DataModule`, or any other LightningDataModule."""
+"""The data of a run, a :class:`~multitask.data.base.DataModule` or any other LightningDataModule, and its batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -10,8 +10,11 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.utils.data import IterableDataset
 
-from multitask.data.base import DataModule, Split
+from multitask.data.base import DataModule, Split, check_stream
+from multitask.data.batches import examples_in
 from multitask.data.loading import Loader
 from multitask.errors import ConfigError
 
@@ -23,9 +26,6 @@ class OtherData:
     """Gives any LightningDataModule the methods of a :class:`DataModule` that a run uses.
 
     Each of its stages is set up once, by the checks at start-up or by the Trainer.
-
-    Args:
-        module: The data module.
     """
 
     def __init__(self, module: LightningDataModule) -> None:
@@ -42,7 +42,7 @@ class OtherData:
         with temporary_trainer(self.module):
             self.module.prepare_data()
             self.module.setup(stage="fit")
-            if "val" in self.splits and not _any(self.module.val_dataloader()):
+            if "val" in self.splits and self.module.val_dataloader() in (None, [], (), {}):
                 del self.splits["val"]
 
     def loader(self, split: str, *, training: bool = False) -> Any:
@@ -50,10 +50,6 @@ class OtherData:
         if split == "test":
             self.module.setup(stage="test")
         return getattr(self.module, _HOOKS[split])()
-
-
-def _any(loaders: Any) -> bool:
-    return loaders is not None and not (isinstance(loaders, list | tuple | dict) and not loaders)
 
 
 Data = DataModule | OtherData
@@ -91,6 +87,11 @@ def training_data(data: Data) -> LightningDataModule:
 def evaluation_data(data: Data, split: str) -> Any:
     """Return the data for ``trainer.test`` that measures a split."""
     return _AsTest(data.module, split) if isinstance(data, OtherData) else data.loader(split)
+
+
+def in_memory(splits: Mapping[str, Split | None]) -> dict[str, dict[str, Any]]:
+    """Return the splits that are in memory, each as one batch."""
+    return {name: dict(split) for name, split in splits.items() if isinstance(split, Mapping)}
 
 
 def batches_in(loader: Any) -> int | None:
@@ -152,12 +153,7 @@ def resumption_of(data: Data) -> str:
 
 
 def transferred(batch: Any, *owners: Any) -> Any:
-    """Return a batch as a step receives it, after the transfer hooks; the first owner that defines a hook provides it.
-
-    Args:
-        batch: A batch of a loader.
-        owners: Data module and model, in this order.
-    """
+    """Return a loader's batch as a step receives it, after the transfer hooks of the first owner that defines each."""
     for hook in _TRANSFER:
         found: Callable[..., Any] | None = next(
             (getattr(owner, hook) for owner in owners if is_overridden(hook, owner)), None
@@ -168,11 +164,83 @@ def transferred(batch: Any, *owners: Any) -> Any:
     return batch
 
 
-def check_other(data: OtherData, options: dict[str, Any]) -> None:
-    """Refuse keys that only DataModules of this package have."""
-    for key, value in options.items():
-        if value:
-            raise ConfigError(
-                f"data.{key}={value} is a key of multitask.data.base.DataModule, and {type(data.module).__name__} is "
-                f"none; leave data.{key} out, and handle it in train_dataloader."
-            )
+def check_batches(data: DataModule, processes: int) -> None:
+    """Refuse splits that cannot be batched, and a ``drop_last`` that leaves no batch to the processes of training.
+
+    Splits in memory are checked in full; two examples of others are collated.
+    """
+    for name, split in data.splits.items():
+        where = f"data: the {name} split"
+        if isinstance(split, IterableDataset):
+            check_stream(processes, data.batch_size if name == "train" else data.eval_batch_size)
+        elif isinstance(split, Mapping):
+            _check_arrays(where, split)
+        else:
+            examples = [split[i] for i in range(min(2, len(split)))]  # type: ignore[arg-type]
+            with _stacking(where):
+                (data.collate_fn or data.collate)(examples)
+
+    if not data.drop_last or isinstance(data.splits.get("train"), IterableDataset | None):
+        return
+    loader = data.loader("train", training=True)
+    assert isinstance(loader, Loader)
+    size = loader.batch_size * processes
+    if len(loader) == 0 or loader.examples < size:
+        raise ConfigError(
+            f"data.drop_last=true leaves no batch of {size} of the {loader.examples} training examples; lower "
+            f"data.batch_size={data.batch_size}."
+        )
+
+
+def first_batch(data: Data, split: str, *models: Any) -> Any:
+    """Return the first batch of a split as a step receives it, for ``train`` from the loader of training.
+
+    Args:
+        data: The data.
+        split: The split's name.
+        models: The model, for its transfer hooks; nothing before it is built.
+    """
+    training = split == "train"
+    with _stacking(f"data: the {split} split"):
+        try:
+            if not isinstance(data, OtherData):
+                return first_of(data.loader(split, training=training))
+            with temporary_trainer(data.module, *models):
+                batch = first_of(data.loader(split, training=training))
+                return transferred(batch, data.module, *models)
+        except StopIteration:
+            raise ConfigError(f"data: the {split} split has no batch; check its loader.") from None
+
+
+@contextmanager
+def _stacking(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        if "stack" not in str(error) and "collate" not in str(error):
+            raise
+        raise ConfigError(
+            f"{where} has examples that cannot be stacked ({_first_sentence(error)}); set data.collate_fn to a "
+            "function from a list of examples to a batch, or define the data module's collate."
+        ) from error
+
+
+def _check_arrays(where: str, values: Any, key: str = "", count: int | None = None) -> None:
+    """Refuse a split in memory that is not made of tensors with one entry per example."""
+    if isinstance(values, Mapping | list | tuple):
+        count = examples_in(values) if count is None else count
+        for name, inner in values.items() if isinstance(values, Mapping) else enumerate(values):
+            _check_arrays(where, inner, f"{key}.{name}" if key else str(name), count)
+    elif not isinstance(values, Tensor):
+        raise ConfigError(
+            f"{where} gives a {type(values).__name__} for '{key}'; a split in memory is made of tensors, by name."
+        )
+    elif not values.ndim or len(values) != count:
+        raise ConfigError(
+            f"{where} has {list(values.shape)} for '{key}' beside {count} examples; give one entry per example."
+        )
+
+
+def _first_sentence(error: Exception) -> str:
+    # The last line of a worker process's error is the message.
+    return " ".join(str(error).strip().splitlines()[-1].split()).partition(". ")[0].rstrip(".")

@@ -29,23 +29,13 @@ def gpus() -> list[str]:
 
 
 def parallel_jobs(accelerator: str) -> int:
-    """Return how many jobs this machine runs in parallel: one per GPU, or one per core without GPUs.
-
-    Args:
-        accelerator: ``trainer.accelerator``.
-    """
+    """Return how many jobs this machine runs in parallel: one per GPU, or one per core without GPUs."""
     found = len(gpus()) if accelerator in _GPU else 0
     return found or system.cores()
 
 
 def gpus_of_job(accelerator: str, devices: int | str = 1, **others: Any) -> int | None:
-    """Return how many GPUs a job requests from a scheduler; ``None`` for a job on CPUs.
-
-    Args:
-        accelerator: ``trainer.accelerator``.
-        devices: ``trainer.devices``.
-        others: The trainer's other keys.
-    """
+    """Return how many GPUs a job with these trainer keys requests from a scheduler; ``None`` for a job on CPUs."""
     if accelerator not in ("gpu", "cuda"):
         return None
     return devices if isinstance(devices, int) and devices > 0 else 1

@@ -7,29 +7,19 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer
-from multitask.run.data import temporary_trainer, training_data
-from multitask.run.evaluate import Row, evaluate, show
-from multitask.run.inference import opened
+from multitask.run.data import first_batch, temporary_trainer, training_data
+from multitask.run.evaluate import Row, Selected, evaluate, rule_of, show
 from multitask.run.model_choice import is_own
 from multitask.run.record import save_config, write_results
 from multitask.run.refusals import check_splits
 from multitask.run.rehearsal import check_inference_mode
 from multitask.run.resolvers import plain
-from multitask.run.selection import rule_of
-from multitask.run.weights import load
+from multitask.run.weights import load, opened
 
 
 def evaluate_checkpoint(config: DictConfig) -> list[Row]:
-    """Evaluate a checkpoint's weights on the splits, print the table and write ``results.csv``.
-
-    Args:
-        config: The checkpoint's config with the overrides of the command line.
-
-    Raises:
-        ConfigError: If config, data and weights do not match.
-    """
+    """Evaluate a checkpoint's weights on the splits, print the table and write ``results.csv``."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with open_dict(config):
         config.callbacks = config.logger = None
@@ -42,10 +32,9 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         with temporary_trainer(module, training_data(data)) if is_own(config) else nullcontext():
             check_inference_mode(config, module, first_batch(data, next(iter(data.splits)), module))
         trainer, _ = build_trainer(config, folder, module.automatic_optimization)
-        epoch = int(content["epoch"]) + 1
-        rule = _selection(content, config)
+        selected = Selected(int(content["epoch"]) + 1, _selection(content, config))
         resolved = plain(config)
-        rows = evaluate(module, trainer, data, list(config.evaluation.splits), resolved, epoch, rule)
+        rows = evaluate(module, trainer, data, resolved, selected)
         for row in rows:
             row["run"] = Path(config.trained.run_folder).name
         save_config(folder, resolved, list(HydraConfig.get().overrides.task))

@@ -1,44 +1,82 @@
-"""Losses and metrics of the selected weights, as rows of ``results.csv`` and as a table."""
+"""Selects the weights of a run, and gives their losses and metrics as rows of ``results.csv`` and as a table."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
-from rich.table import Column, Table
+from omegaconf import DictConfig
 
 from multitask.evaluation.names import COMBINED
 from multitask.lightning.module import MultiLossModule
+from multitask.lightning.sharding import load_whole
 from multitask.run.data import Data, evaluation_data
 from multitask.run.record import recipe_digest
-from multitask.terminal import figure, terminal
+from multitask.terminal import figure, table, terminal
 from multitask.weighting.base import Scalarization
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Selected:
+    """How the evaluated weights were in fact selected."""
+
+    epoch: int
+    rule: str
+    """``<mode> <metric>``, or ``last``."""
+    value: float | None = None
+    """The metric's value, if it selected the weights."""
+    note: str | None = None
+    """Why the last weights are evaluated although a metric was set, in one sentence."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the entries of ``run.json``."""
+        facts = {"epoch": self.epoch, "selection": self.rule, "selected_value": self.value}
+        return facts | ({"selection_note": self.note} if self.note else {})
+
+
+def rule_of(metric: str | None, mode: str) -> str:
+    """Return the rule that the config asks for."""
+    return f"{mode} {metric}" if metric else "last"
+
+
+def select(module: MultiLossModule, trainer: Trainer, config: DictConfig) -> Selected:
+    """Load the weights that validation selected; keep the last ones if it selected none."""
+    metric, callback = config.selection.metric, trainer.checkpoint_callback
+    if metric is None:
+        return Selected(trainer.current_epoch, "last")
+    path, score = getattr(callback, "best_model_path", ""), getattr(callback, "best_model_score", None)
+    value = math.nan if score is None else float(score)
+    if not path or not math.isfinite(value):
+        why = _reason(module, trainer, metric)
+        note = f"selection.metric={metric} chose no weights, since {why}; the last ones are evaluated."
+        return Selected(trainer.current_epoch, "last", note=note)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    load_whole(module, content["state_dict"])
+    return Selected(int(content["epoch"]) + 1, rule_of(metric, config.selection.mode), value)
+
+
+def _reason(module: MultiLossModule, trainer: Trainer, metric: str) -> str:
+    if trainer.checkpoint_callback is None:
+        return "no callback saves the best"
+    if getattr(trainer, "fast_dev_run", False):
+        return "trainer.fast_dev_run saves none"
+    return f"{metric} was never finite in validation" if module.validated else "the run had no validation"
 
 
 def evaluate(
     module: MultiLossModule,
     trainer: Trainer,
     data: Data,
-    splits: Sequence[str],
     config: Mapping[str, Any],
-    epoch: int,
-    selection: str,
+    selected: Selected,
 ) -> list[Row]:
-    """Evaluate the module on the splits and return one row per value.
-
-    Args:
-        module: The module.
-        trainer: The trainer.
-        data: The data.
-        splits: The names of the splits.
-        config: The whole config, resolved.
-        epoch: The epoch of the weights.
-        selection: How the weights were selected, as in ``results.csv``.
-    """
+    """Evaluate the selected weights on ``evaluation.splits`` and return one row of ``results.csv`` per value."""
     rows: list[Row] = []
     known = {
         "method": config["method"],
@@ -47,8 +85,8 @@ def evaluate(
         "variant": config["variant"],
         "sweep": config["sweep"],
         "run": Path(HydraConfig.get().runtime.output_dir).name,
-        "epoch": epoch,
-        "selection": selection,
+        "epoch": selected.epoch,
+        "selection": selected.rule,
     }
 
     def row(split: str, task: str, metric: str, value: float) -> Row:
@@ -61,20 +99,15 @@ def evaluate(
             "config_digest": recipe_digest(config, None if task == COMBINED else task),
         }
 
-    for split in splits:
+    for split in config["evaluation"]["splits"]:
         figures = module.measure(trainer, evaluation_data(data, split), split)
         rows += [row(split, task, metric, value) for (task, metric), value in figures.items()]
         whole = all((name, "loss") in figures for name in module.names)
         if whole and isinstance(module.weighting, Scalarization) and module.weighting.fixed:
-            rows.append(row(split, COMBINED, "loss", _combined(module, figures)))
+            losses = torch.tensor([figures[name, "loss"] for name in module.names], device=module.device)
+            with torch.no_grad():
+                rows.append(row(split, COMBINED, "loss", float(module.weighting(losses))))
     return rows
-
-
-def _combined(module: MultiLossModule, figures: dict[tuple[str, str], float]) -> float:
-    """Return the scalarization of the mean losses."""
-    losses = torch.tensor([figures[name, "loss"] for name in module.names], device=module.device)
-    with torch.no_grad():
-        return float(module.weighting(losses))
 
 
 def show(rows: Sequence[Row], split: str = "test") -> None:
@@ -85,18 +118,14 @@ def show(rows: Sequence[Row], split: str = "test") -> None:
     shown = split if any(row["split"] == split for row in rows) else (rows[-1]["split"] if rows else split)
     chosen = [row for row in rows if row["split"] == shown]
     metrics = list(dict.fromkeys(row["metric"] for row in chosen))
-    table = Table(title=f"{shown} set", title_justify="left")
-    table.add_column("task")
-    for metric in metrics:
-        table.add_column(metric, justify="right")
+    wide = table(f"{shown} set", ["task"], metrics)
     values = {(row["task"], row["metric"]): float(row["value"]) for row in chosen}
     for task in dict.fromkeys(row["task"] for row in chosen):
-        table.add_row(task, *(figure(values[task, m]) if (task, m) in values else "" for m in metrics))
+        wide.add_row(task, *(figure(values[task, m]) if (task, m) in values else "" for m in metrics))
     console = terminal(file_width=None)
-    if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
-        table = Table(
-            "task", "metric", Column("value", justify="right"), title=table.title, title_justify="left"
-        )
+    if console.measure(wide, options=console.options.update(width=1000)).maximum > console.width:
+        long = table(f"{shown} set", ("task", "metric"), ["value"])
         for (task, metric), value in values.items():
-            table.add_row(task, metric, figure(value))
-    console.print(table)
+            long.add_row(task, metric, figure(value))
+        wide = long
+    console.print(wide)

@@ -15,7 +15,7 @@ from multitask.errors import ConfigError
 from multitask.module import MultiTaskModule, call_with_inputs, inputs_of
 from multitask.run.build import build_data
 from multitask.run.data import evaluation_data, first_of
-from multitask.run.inference import load_model, opened
+from multitask.run.weights import load_model, opened
 from multitask.task.seen import Seen
 from multitask.task.targets import in_units
 
@@ -60,17 +60,7 @@ class Exported(nn.Module):
 
 
 def export(config: DictConfig) -> Path:
-    """Write the model to a file, check its outputs against the module's, and print its path.
-
-    Args:
-        config: The checkpoint's config with the overrides of the command line.
-
-    Returns:
-        The file.
-
-    Raises:
-        ConfigError: If the model cannot be exported, or the file's outputs differ from the model's.
-    """
+    """Write the model to a file, check its outputs against the module's, and print and return the file's path."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     output = Path(config.output or folder / f"model.{_SUFFIX[config.format]}")
     with opened(config, "cannot be exported") as content:

@@ -7,22 +7,23 @@ from itertools import islice
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from multitask.data.base import Split
 from multitask.data.batches import few_of, picked, tensors_of
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.probing import unobtrusive
-from multitask.module import AnyTask, MultiTaskModule, call_with_inputs, inputs_of, takes_derivatives
+from multitask.module import MultiTaskModule, call_with_inputs, inputs_of
 from multitask.nn.with_losses import WithLosses
 from multitask.randomness import derived_seed
-from multitask.run.data import Data, batches_in
-from multitask.run.label_checks import check_labels, check_metrics, check_splits
-from multitask.run.loss_checks import check_loss, check_partly
+from multitask.run.data import Data, batches_in, in_memory
+from multitask.run.label_checks import check_labels, check_metrics, check_splits, check_units
+from multitask.run.loss_checks import check_loss, check_partly, check_term
 from multitask.run.loss_examples import labelled_sample
-from multitask.run.term_checks import check_term
-from multitask.run.units import check_units
+from multitask.run.model_choice import TRUNK_AND_HEADS, is_own
+from multitask.run.resolvers import plain
 from multitask.task.derived import Derivative
 from multitask.task.penalty import Penalty
 from multitask.task.seen import Seen
@@ -37,16 +38,25 @@ def seeded(seed: int, name: str, make: Callable[[], Any]) -> Any:
         return make()
 
 
+def make_model(config: DictConfig) -> Any:
+    """Instantiate the model; the initial values of each part depend on the seed and the part's name alone."""
+
+    def made(name: str, node: Any) -> Any:
+        return seeded(config.seed, name, partial(instantiate, node, _convert_="all"))
+
+    if is_own(config):
+        return made("model", config.model)
+    trunk = made("trunk", config.trunk)
+    tasks = {name: made(name, node) for name, node in config.tasks.items()}
+    model = plain(config.model) if "model" in config else {"_target_": TRUNK_AND_HEADS}
+    # Trunk and tasks are not passed through instantiate: Hydra would copy them.
+    return instantiate(model, _partial_=True, _convert_="all")(trunk=trunk, tasks=tasks)
+
+
 def fit_targets(tasks: Mapping[str, Task], data: Data, most: int | None = None) -> None:
     """Fit scalings and class weights in one pass over the training targets.
 
-    Args:
-        tasks: The tasks that have a head.
-        data: The data.
-        most: The number of batches to take of a stream without a length; ``None`` for all.
-
-    Raises:
-        ConfigError: If there is no training split, or its targets cannot be fitted.
+    Of a stream without a length, ``most`` batches are taken, or all if it is ``None``.
     """
     wanting = {name: task for name, task in tasks.items() if task.fitted}
     if not wanting:
@@ -83,63 +93,54 @@ def batches_of_run(config: DictConfig) -> int | None:
     return None  # the run ends only if an epoch does
 
 
-def initialize(
-    trunk: nn.Module,
-    tasks: Mapping[str, AnyTask],
-    batch: Batch,
-    seed: int,
-    splits: Mapping[str, Split | None],
-    inputs: str | Sequence[str] = "inputs",
-) -> None:
+def initialize(module: MultiTaskModule, batch: Batch, seed: int, splits: Mapping[str, Split | None]) -> None:
     """Run a few examples through every part, so that lazy layers take their widths and errors show.
 
     Args:
-        trunk: The trunk.
-        tasks: The tasks that have a head.
-        batch: A batch.
+        module: Trunk and tasks.
+        batch: A batch of the first split.
         seed: The run's.
         splits: The data's splits; those in memory are checked in full.
-        inputs: As for :class:`~multitask.module.MultiTaskModule`.
-
-    Raises:
-        ConfigError: If trunk, head, prediction, loss or a metric cannot take the data.
     """
-    few = few_of(batch)
-    graph = any(takes_derivatives(task) for task in tasks.values())
-    with unobtrusive(trunk, *tasks.values()), torch.set_grad_enabled(graph):
-        _widths(trunk, tasks, few, seed, splits, inputs)
-        module = MultiTaskModule(trunk, tasks, inputs)
+    few, memory = few_of(batch), in_memory(splits)
+    with unobtrusive(module), torch.set_grad_enabled(module.derivatives):
+        _widths(module, few, seed)
+        _check_inputs(module, memory)
         seen = module.see(few)
         for name, task in module.by_name.items():
-            _check(name, task, seen, splits, batch)
+            _check(name, task, seen, memory, batch, "train" if "train" in splits else next(iter(splits)))
             check_units(name, task, module.by_name)
         for name, term in module.terms.items():
             # More examples are more likely to contain pairs and labels.
             check_term(name, term, module, few_of(batch, 32), partial(seeded, seed, name))
+    named = list(module.named_parameters())
+    for name, part in module.tasks.items():
+        if isinstance(part, Penalty):
+            try:
+                part.chosen(named)  # refuses a pattern that matches no parameter
+            except ValueError as error:
+                raise ConfigError(f"tasks.{name}.{error}.") from error
 
 
-def _widths(
-    trunk: nn.Module,
-    tasks: Mapping[str, AnyTask],
-    few: Batch,
-    seed: int,
-    splits: Mapping[str, Split | None],
-    inputs: str | Sequence[str],
-) -> None:
+def _widths(module: MultiTaskModule, few: Batch, seed: int) -> None:
     """Materialize the lazy layers of trunk and heads, each part with a seed of its own."""
     try:
-        output = seeded(seed, "trunk", lambda: call_with_inputs(trunk, few, inputs))
+        output = seeded(seed, "trunk", lambda: call_with_inputs(module.trunk, few, module.inputs))
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise ConfigError(_misfit(inputs_of(few, inputs), error)) from error
-    check_inputs(trunk, splits, inputs)
-    heads = {name: task for name, task in tasks.items() if isinstance(task, Task) and task.head is not None}
-    features = split_features(output.features if isinstance(output, WithLosses) else output, list(heads))
+        raise ConfigError(_misfit(inputs_of(few, module.inputs), error)) from error
+    heads = {name: task for name, task in module.by_name.items() if task.head is not None}
+    features = split_features(_features(output), list(heads))
     for (name, task), of_task in zip(heads.items(), features, strict=True):
         with _naming(name):
             seeded(seed, name, partial(task.predict, of_task))
 
 
-def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None], batch: Batch) -> None:
+def _features(output: Any) -> Any:
+    """Return the features in a trunk's output."""
+    return output.features if isinstance(output, WithLosses) else output
+
+
+def _check(name: str, task: Task, seen: Seen, memory: Mapping[str, Batch], batch: Batch, split: str) -> None:
     """Refuse a task whose settings, labels, loss or metrics do not match the data."""
     few = seen.batch
     _check_target(name, task, few)
@@ -156,14 +157,14 @@ def _check(name: str, task: Task, seen: Seen, splits: Mapping[str, Split | None]
     with _naming(name):
         prediction = seen.predictions[name].detach()
     with _naming(name), torch.no_grad():
-        check_splits(name, task, prediction, splits)
-        check_labels(name, task, prediction, few, next(iter(splits)) if "train" not in splits else "train")
+        check_splits(name, task, prediction, memory)
+        check_labels(name, task, prediction, few, split)
         outcome = task.outcome(prediction, few)
     with torch.no_grad():
-        outcome = labelled_sample(task, outcome, splits)
-        check_loss(name, task, outcome, splits, batch)
+        outcome = labelled_sample(task, outcome, memory)
+        check_loss(name, task, outcome, memory, batch)
         check_metrics(name, task, outcome)
-        check_partly(name, task, outcome, few, splits)
+        check_partly(name, task, outcome, few, memory)
 
 
 @contextmanager
@@ -178,7 +179,7 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _misfit(inputs: Any, error: Exception) -> str:
-    reason = f"{' '.join(str(error).split())}{_derivatives(error)}"
+    reason = f"{on_one_line(error)}{_derivatives(error)}"
     if not isinstance(inputs, Tensor):
         keys = f" of {', '.join(map(str, inputs))}" if isinstance(inputs, Mapping) else ""
         return f"trunk cannot take a {type(inputs).__name__}{keys} for its inputs: {type(error).__name__}: {reason}"
@@ -194,11 +195,7 @@ def _derivatives(error: Exception) -> str:
 
 
 def check_batch(batch: Any, inputs: str | Sequence[str]) -> None:
-    """Refuse batches that are not mappings or lack the inputs.
-
-    Raises:
-        ConfigError: If this is such a batch.
-    """
+    """Refuse batches that are not mappings or lack the inputs."""
     if not isinstance(batch, Mapping):
         raise ConfigError(
             f"data gives a {type(batch).__name__} for a batch, and trunk and heads look for inputs and targets by "
@@ -212,39 +209,20 @@ def check_batch(batch: Any, inputs: str | Sequence[str]) -> None:
             )
 
 
-def check_inputs(
-    trunk: nn.Module, splits: Mapping[str, Split | None], inputs: str | Sequence[str] = "inputs"
-) -> None:
-    """Refuse NaN or infinite inputs in memory, unless the trunk gives finite features for them."""
+def _check_inputs(module: MultiTaskModule, splits: Mapping[str, Batch]) -> None:
+    """Refuse NaN or infinite inputs, unless the trunk gives finite features for them."""
     for split, arrays in splits.items():
-        if not isinstance(arrays, Mapping):
-            continue
-        given = [t for t in tensors_of(inputs_of(arrays, inputs)) if t.is_floating_point()]
+        given = [t for t in tensors_of(inputs_of(arrays, module.inputs)) if t.is_floating_point()]
         if not given:
             continue
         wrong = torch.stack([~t.flatten(1).isfinite().all(1) for t in given]).any(0)
         if not wrong.any():
             continue
-        output = call_with_inputs(trunk, picked(arrays, wrong.nonzero().flatten()[:8]), inputs)
-        features = output.features if isinstance(output, WithLosses) else output
+        some = picked(arrays, wrong.nonzero().flatten()[:8])
+        features = _features(call_with_inputs(module.trunk, some, module.inputs))
         found = features.values() if isinstance(features, Mapping) else [features]
         if not all(isinstance(one, Tensor) and one.isfinite().all() for one in found):
             raise ConfigError(
                 f"data: the inputs of {int(wrong.sum())} of {len(wrong)} examples of the {split} split are NaN or "
                 "infinite; fix the data, or leave these examples out."
             )
-
-
-def check_penalties(trunk: nn.Module, tasks: Mapping[str, AnyTask]) -> None:
-    """Refuse penalties on parameters that do not exist.
-
-    Raises:
-        ConfigError: If a penalty's pattern matches no parameter.
-    """
-    named = list(nn.ModuleDict({"trunk": trunk, "tasks": nn.ModuleDict(tasks)}).named_parameters())
-    for name, task in tasks.items():
-        if isinstance(task, Penalty):
-            try:
-                task.chosen(named)
-            except ValueError as error:
-                raise ConfigError(f"tasks.{name}.{error}.") from error

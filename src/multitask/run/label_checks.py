@@ -1,39 +1,27 @@
-"""Refuses labels that do not suit the head or loss, and metrics that fail, before any step."""
+"""Refuses labels that do not suit the head or loss, metrics that fail, and units that differ, before any step."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from multitask.data.base import Split
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.losses.counts import has_count, ignored_by, labelled_examples
 from multitask.losses.known import redrawn
 from multitask.metrics.known import OfKnown
+from multitask.task.derived import PredictionOf
+from multitask.task.targets import Standardized
 from multitask.task.task import Batch, Outcome, Task
 
 
-def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str, Split | None]) -> None:
-    """Check all targets of a task in the splits that are in memory.
-
-    Args:
-        name: The task's name.
-        task: The task.
-        prediction: Its head's prediction for any batch; only the shape matters.
-        splits: The data's splits.
-
-    Raises:
-        ConfigError: See :func:`check_labels`; also if the task has no label in the whole training split.
-    """
+def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str, Batch]) -> None:
+    """Check all targets of a task, and refuse a training split without a label."""
     for split, arrays in splits.items():
-        if not isinstance(arrays, Mapping):
-            continue
-        batch = dict(arrays)
-        check_labels(name, task, prediction, batch, split)
-        if split == "train" and not task.count(batch):
+        check_labels(name, task, prediction, arrays, split)
+        if split == "train" and not task.count(arrays):
             raise ConfigError(
                 f"tasks.{name}: the target '{task.target}' has no label in the train split; "
                 f"ignore_index={task.ignore_index} and NaN mark missing labels."
@@ -41,7 +29,7 @@ def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str,
 
 
 def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split: str) -> None:
-    """Check the targets of a task.
+    """Refuse classes without a score, targets of a binary loss outside [0, 1], infinite values, and unexpected NaN.
 
     Args:
         name: The task's name.
@@ -49,11 +37,6 @@ def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split:
         prediction: Its head's prediction for any batch; only the shape matters.
         batch: The targets to check.
         split: Their split's name.
-
-    Raises:
-        ConfigError: If the head has no score for a class, a target of a binary loss is not in [0, 1], a value is
-            infinite, or NaN although labels cannot be missing; or if targets are integers and the head does not
-            give one score per class.
     """
     target = task.transform(batch[task.target])
     where = f"tasks.{name}: the target '{task.target}'"
@@ -108,16 +91,7 @@ def _check_numbers(where: str, task: Task, target: Tensor, known: Tensor | None,
 
 
 def check_metrics(name: str, task: Task, outcome: Outcome) -> None:
-    """Compute every metric of a task once, on a copy.
-
-    Args:
-        name: The task's name.
-        task: The task.
-        outcome: Its outcome on some batch.
-
-    Raises:
-        ConfigError: See :func:`metric_values`.
-    """
+    """Compute every metric of a task once, on a copy."""
     shown = task.shown(outcome)
     known = outcome.known
     labelled = len(outcome.target) if known is None else int(labelled_examples(known).sum())
@@ -132,32 +106,27 @@ def check_metrics(name: str, task: Task, outcome: Outcome) -> None:
         metric_values(name, task, *redrawn(*shown))
 
 
-def metric_values(name: str, task: Task, *shown: Tensor | None) -> dict[str, float]:
-    """Return the values of a task's metrics on these arguments, leaving the metrics' state unchanged.
-
-    Raises:
-        ConfigError: If a metric fails, or does not give one number.
-    """
+def metric_values(
+    name: str, task: Task, prediction: Tensor, target: Tensor, *known: Tensor | None
+) -> dict[str, float]:
+    """Return the values of a task's metrics, computed on copies; refuse metrics that fail or do not give one number."""
     return {
-        key: _value(f"tasks.{name}.metrics.{key}", deepcopy(metric), shown)
+        key: _value(f"tasks.{name}.metrics.{key}", deepcopy(metric), prediction, target, *known)
         for key, metric in task.metrics.items(keep_base=True, copy_state=False)
     }
 
 
-def _value(key: str, metric: Metric, shown: Sequence[Tensor | None]) -> float:
-    prediction, target = shown[:2]
-    assert prediction is not None
-    assert target is not None
+def _value(key: str, metric: Metric, prediction: Tensor, target: Tensor, *known: Tensor | None) -> float:
     try:
         with warnings.catch_warnings():
             # So few examples cause warnings; validation repeats those that matter.
             warnings.simplefilter("ignore")
-            metric.update(*shown)
+            metric.update(prediction, target, *known)
             value = metric.compute()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ConfigError(
             f"{key} cannot take predictions {list(prediction.shape)} ({_kind(prediction)}) with targets "
-            f"{list(target.shape)} ({_kind(target)}): {' '.join(str(error).split())}"
+            f"{list(target.shape)} ({_kind(target)}): {on_one_line(error)}"
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -180,3 +149,35 @@ def labelled_share(task: Task, batch: Batch) -> float | None:
         return None
     places = target[:, :1] if target.is_floating_point() and target.ndim > 2 else target
     return float(torch.as_tensor(task.count(batch))) / places.numel()
+
+
+def check_units(name: str, task: Task, tasks: Mapping[str, Task]) -> None:
+    """Refuse a task that uses the prediction of another one of ``tasks`` whose target is in other units."""
+    if not isinstance(task.prediction, PredictionOf) or task.prediction.task not in tasks:
+        return
+    other = tasks[task.prediction.task]
+    own, its = _units(task), _units(other)
+    if own is its is None:
+        return
+    if own is not None and its is not None and own.shape == its.shape:
+        apart = (own - its).abs()
+        if (apart <= 1e-6 * torch.maximum(own[1], its[1])).all():
+            return
+    raise ConfigError(
+        f"tasks.{name}: its prediction is that of tasks.{task.prediction.task}, in {_in_words(other, its)}, and its "
+        f"loss uses {_in_words(task, own)}; give both the same target and transform, or leave transform out of both."
+    )
+
+
+def _units(task: Task) -> Tensor | None:
+    """Return mean and deviation of each column, ``[2, columns]``; ``None`` if the target is not standardized."""
+    if not isinstance(task.transform, Standardized):
+        return None
+    return torch.stack([task.transform.mean, task.transform.std])
+
+
+def _in_words(task: Task, units: Tensor | None) -> str:
+    if units is None:
+        return f"the units of the target '{task.target}'"
+    mean, std = (", ".join(f"{value:.4g}" for value in row[:3].tolist()) for row in units)
+    return f"deviations of the target '{task.target}' (mean {mean}, deviation {std})"

@@ -1,24 +1,24 @@
-"""Refuses losses that are not the mean that the config declares, by computing a batch whole and in parts."""
+"""Refuses losses and terms that are not the mean that the config declares: a batch is computed whole and in parts."""
 
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from omegaconf import DictConfig
 from torch import Tensor
 
-from multitask.data.base import Split
-from multitask.errors import ConfigError
+from multitask.data.batches import examples_in, picked
+from multitask.errors import ConfigError, on_one_line
 from multitask.losses.counts import Count, count_of, has_count, labelled_examples, weighs_classes
 from multitask.losses.known import loss_over_known, redrawn
 from multitask.metrics.known import OfKnown
-from multitask.module import AnyTask
-from multitask.run.devices import several_processes
+from multitask.module import MultiTaskModule
 from multitask.run.loss_examples import examples
 from multitask.task.task import Batch, Outcome, Task
-from multitask.weighting.base import Combiner, JacobianMethod
+from multitask.task.terms import Term
+
+Evaluated = tuple[Tensor, float | Tensor | None]
+"""A loss and its count, or ``None`` for the number of examples."""
 
 _MEANINGS = {
     "examples": "an unweighted mean over examples",
@@ -27,21 +27,17 @@ _MEANINGS = {
 }
 
 
-def check_loss(
-    name: str, task: Task, outcome: Outcome, splits: Mapping[str, Split | None], batch: Batch
-) -> None:
-    """Check that a loss is one number, and that the loss of a batch is the weighted mean of those of its parts.
+def check_loss(name: str, task: Task, outcome: Outcome, splits: Mapping[str, Batch], batch: Batch) -> None:
+    """Refuse a loss that is not one number, or a batch's loss that is not the weighted mean of those of its parts.
+
+    Accumulation, several processes and batched evaluation would each change such a loss.
 
     Args:
         name: The task's name.
         task: The task.
         outcome: Its outcome on a few examples.
-        splits: The data's splits; those in memory are searched for values that a loss may leave out.
-        batch: A batch to search if no split is in memory.
-
-    Raises:
-        ConfigError: If either fails: accumulation, several processes and batched evaluation would each change the
-            loss.
+        splits: The splits in memory, which are searched for values that a loss may leave out.
+        batch: A batch to search if there are none.
     """
     _check_number(name, task, outcome)
     if task.counts_by != "batch":
@@ -58,7 +54,7 @@ def _check_parts(name: str, task: Task, prediction: Tensor, target: Tensor) -> N
             return
         said = f"a batch gives {pair[0]:.6g} and its two parts together {pair[1]:.6g}"
     except ValueError as error:
-        said = f"it fails on a part of a batch ({' '.join(str(error).split())})"
+        said = f"it fails on a part of a batch ({on_one_line(error)})"
     if getattr(loss, "reduction", None) == "sum":
         raise ConfigError(
             f"tasks.{name}.loss.reduction=sum makes the loss depend on the batch size, and a task's loss is the mean "
@@ -79,30 +75,79 @@ def _check_parts(name: str, task: Task, prediction: Tensor, target: Tensor) -> N
     )
 
 
-def check_partly(
-    name: str, task: Task, outcome: Outcome, batch: Batch, splits: Mapping[str, Split | None]
+def check_term(
+    name: str,
+    term: Term,
+    module: MultiTaskModule,
+    batch: Batch,
+    drawn: Callable[[Callable[[], Evaluated]], Evaluated] = lambda make: make(),
 ) -> None:
-    """Check that loss and metrics can skip single values of partly labelled examples.
+    """Refuse a term that cannot be computed, or whose loss on a batch is not the weighted mean of those of its parts.
 
     Args:
         name: The task's name.
-        task: The task.
-        outcome: Its outcome on ``batch``.
+        term: The term.
+        module: Trunk and tasks, in evaluation mode.
         batch: A few examples.
-        splits: The data's splits; those in memory are searched for such examples.
-
-    Raises:
-        ConfigError: If there are such examples and a loss or metric needs whole examples.
+        drawn: Calls a function in which lazy layers of the loss draw their initial values.
     """
+    try:
+        seen = module.see(batch)
+        loss, count = drawn(lambda: term(seen))
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ConfigError(f"tasks.{name}: {on_one_line(said).rstrip('.')}.") from error
+    examples = seen.examples
+    if term.derivatives:
+        _check_reach(name, loss, module)
+    whole = float(loss.detach())
+    parted = examples > 1 and examples == examples_in(batch) and (count is None or count)
+    if term.counts_by == "batch" or not parted or not math.isfinite(whole):
+        return
+    sums = counts = 0.0
+    for part in _two_parts(examples):
+        rows = torch.arange(examples)[part]
+        try:
+            found, its = module.term(name, module.see(picked(batch, rows)))
+        except ValueError as error:
+            raise ConfigError(
+                f"tasks.{name}.loss fails on a part of a batch ({on_one_line(error)}); set "
+                f"tasks.{name}.count=batch if it is no mean over examples."
+            ) from error
+        size = float(len(rows) if its is None else its)
+        if size:
+            sums, counts = sums + size * float(found.detach()), counts + size
+    if not counts or not close(whole, sums / counts):
+        joined = sums / counts if counts else math.nan
+        raise ConfigError(
+            f"tasks.{name}.loss is not the mean over {'its examples' if count is None else 'its count'} that it is "
+            f"taken for: a batch gives {whole:.6g} and its two parts together {joined:.6g}; set tasks.{name}.count="
+            "batch (one number for each batch, averaged over micro-batches, processes and evaluation batches), or "
+            "return (mean, number of elements)."
+        )
+
+
+def _check_reach(name: str, loss: Tensor, module: MultiTaskModule) -> None:
+    """Refuse a loss on derivatives that do not depend on the weights, as in piecewise linear networks."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        return
+    found = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else [None]
+    if not any(gradient is not None and gradient.any() for gradient in found):
+        raise ConfigError(
+            f"tasks.{name}.loss does not depend on a single trained weight: second derivatives of a network of ReLUs "
+            "are zero; use a smooth activation such as Tanh, for example trunk=mlp_smooth."
+        )
+
+
+def check_partly(name: str, task: Task, outcome: Outcome, batch: Batch, splits: Mapping[str, Batch]) -> None:
+    """Refuse partly labelled examples if the loss or a metric cannot skip single values."""
     if not task.missing:
         return
-    found = {
-        split: _partly(task, dict(arrays)) for split, arrays in splits.items() if isinstance(arrays, Mapping)
-    }
-    found = {"training": _partly(task, batch)} | found
     reason = None if outcome.target[0].numel() == 1 else _loss_refuses(task, outcome)
     task.takes_partly_labelled = reason is None
-    split, rows = next(((split, rows) for split, rows in found.items() if rows), (None, 0))
+    counts = ((split, _partly(task, part)) for split, part in {"training": batch, **splits}.items())
+    split, rows = next((found for found in counts if found[1]), (None, 0))
     if split is None:
         return
     where = f"{rows} examples of the {split} split have labels for only a part of the target '{task.target}'"
@@ -115,32 +160,6 @@ def check_partly(
                 f"tasks.{name}.metrics.{key}: {where}, and {_called(metric.metric)} cannot skip single values: it "
                 f"neither pools all values, nor averages over columns, nor has an ignore_index; {way_out} metric."
             )
-
-
-def check_batch_losses(config: DictConfig, tasks: Mapping[str, AnyTask], weighting: Combiner) -> None:
-    """Warn if losses with ``count=batch`` are averaged over micro-batches or processes.
-
-    Raises:
-        ConfigError: If the weighting needs a loss for each example.
-    """
-    names = [name for name, task in tasks.items() if getattr(task, "counts_by", None) == "batch"]
-    if not names:
-        return
-    if isinstance(weighting, JacobianMethod) and weighting.rows == "example":
-        raise ConfigError(
-            f"tasks.{names[0]}.count=batch says that an example alone has no loss, and weighting={config.method} "
-            "weighs the losses of examples; choose another weighting."
-        )
-    parts = int(config.trainer.accumulate_grad_batches) > 1, several_processes(config)
-    if any(parts):
-        where = " and ".join(
-            name for name, there in zip(("micro-batch", "process"), parts, strict=True) if there
-        )
-        said = ", ".join(f"tasks.{name}.count=batch" for name in names)
-        rank_zero_warn(
-            f"{said}: the loss of a step is the mean of the losses of each {where}, which differs from the "
-            "loss of one batch with all their examples."
-        )
 
 
 def _check_number(name: str, task: Task, outcome: Outcome) -> None:
@@ -172,8 +191,7 @@ def _whole_and_parts(
     """Return the loss of a batch and the weighted mean of those of its two parts; ``None`` if it is not finite."""
 
     def both(prediction: Tensor) -> tuple[float, float]:
-        cut = max(1, 3 * len(target) // 8)
-        parts = [(prediction[:cut], target[:cut]), (prediction[cut:], target[cut:])]
+        parts = [(prediction[rows], target[rows]) for rows in _two_parts(len(target))]
         counts = [float(count_of(loss, how, part)) for _, part in parts]
         joined = sum(
             count * float(loss(*part)) for count, part in zip(counts, parts, strict=True) if count > 0
@@ -181,6 +199,12 @@ def _whole_and_parts(
         return float(loss(prediction, target)), joined / max(sum(counts), torch.finfo(torch.float32).tiny)
 
     return _first_finite(both, prediction)
+
+
+def _two_parts(examples: int) -> tuple[slice, slice]:
+    """Return the rows of two parts of different sizes."""
+    cut = max(1, 3 * examples // 8)
+    return slice(cut), slice(cut, None)
 
 
 def _first_finite(

@@ -7,7 +7,6 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from multitask.data.base import Split
 from multitask.losses.counts import ignored_by, labelled_examples
 from multitask.losses.known import redrawn
 from multitask.task.task import Batch, Outcome, Task
@@ -17,7 +16,7 @@ _CHUNK = 16  # examples in a batch; the first _TELLING have rare or extreme valu
 _TELLING = 6
 
 
-def labelled_sample(task: Task, outcome: Outcome, splits: Mapping[str, Split | None]) -> Outcome:
+def labelled_sample(task: Task, outcome: Outcome, splits: Mapping[str, Batch]) -> Outcome:
     """Return the outcome, or, if none of its examples has a label, one with labels from a split in memory.
 
     The target may then belong to other examples than the prediction.
@@ -25,40 +24,29 @@ def labelled_sample(task: Task, outcome: Outcome, splits: Mapping[str, Split | N
     if outcome.known is None or outcome.known.any():
         return outcome
     for arrays in splits.values():
-        if isinstance(arrays, Mapping):
-            known = task.labelled(arrays[task.target], dict(arrays))
-            chosen = labelled_examples(known).nonzero().flatten()[:64]
-            if len(chosen):
-                shape = (len(chosen), *outcome.target.shape[1:])
-                return replace(
-                    outcome, target=_target(task, arrays, chosen, outcome), known=known[chosen].view(shape)
-                )
+        known = task.labelled(arrays[task.target], arrays)
+        chosen = labelled_examples(known).nonzero().flatten()[:64]
+        if len(chosen):
+            target = _target(task, arrays, chosen, outcome)
+            return replace(outcome, target=target, known=known[chosen].view(target.shape))
     return outcome
 
 
 def examples(
-    task: Task, outcome: Outcome, splits: Mapping[str, Split | None], batch: Batch
+    task: Task, outcome: Outcome, splits: Mapping[str, Batch], batch: Batch
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield predictions and targets of labelled examples; the two parts of each batch differ in any possible count.
 
     The examples of the outcome come first, with distinct classes, some of them set to the index that the loss
     ignores. For numeric targets, examples of the splits in memory follow, or else of the batch: those with the most
     and least frequent values, the extremes and the value nearest to zero, since a loss may ignore one of them.
-
-    Args:
-        task: The task.
-        outcome: Its outcome on a few examples.
-        splits: The data's splits.
-        batch: A batch, at most as large as in training.
     """
     few = _few(task, outcome)
     if few is not None:
         yield few
-    if (outcome.target.is_floating_point() or task.loss_checks_shapes) and len(outcome.prediction) == len(
-        outcome.target
-    ):
-        pools: list[Batch] = [arrays for arrays in splits.values() if isinstance(arrays, Mapping)]
-        for pool in pools or [batch]:
+    numeric = outcome.target.is_floating_point() or task.loss_checks_shapes
+    if numeric and len(outcome.prediction) == len(outcome.target):
+        for pool in splits.values() or [batch]:
             yield from _of_pool(task, outcome, pool)
 
 
@@ -126,7 +114,7 @@ def _telling(values: Tensor, known: Tensor) -> Tensor:
     return torch.cat([first[torch.cat(chosen)] // each, marks]).unique()
 
 
-def _target(task: Task, pool: Mapping[str, Tensor], rows: Tensor, outcome: Outcome) -> Tensor:
+def _target(task: Task, pool: Batch, rows: Tensor, outcome: Outcome) -> Tensor:
     """Return the transformed targets of some examples, in the shape and type of the outcome's."""
     target = task.transform(pool[task.target][rows]).view(len(rows), *outcome.target.shape[1:])
     return target.to(outcome.target.dtype)

@@ -23,11 +23,7 @@ def target_of(config: DictConfig) -> str:
 
 
 def is_own(config: DictConfig) -> bool:
-    """Return whether the model is a user's own module, without trunk and tasks.
-
-    Raises:
-        ConfigError: If it is neither that nor trunk and heads.
-    """
+    """Return whether the model is a user's own module, without trunk and tasks; refuse other classes."""
     target = target_of(config)
     if target == TRUNK_AND_HEADS:
         return False
@@ -45,11 +41,7 @@ def is_own(config: DictConfig) -> bool:
 
 
 def check_choices(config: DictConfig) -> None:
-    """Refuse trunk, tasks and keys that refer to tasks if the model is a user's own.
-
-    Args:
-        config: The whole config, including ``hydra``.
-    """
+    """Refuse trunk, tasks and keys that refer to tasks if the model is a user's own."""
     target = target_of(config)
     advice = f"model._target_={target} has neither; leave it out, or choose trunk=none task=[]."
     for override in OmegaConf.select(config, "hydra.overrides.task") or []:
@@ -81,22 +73,12 @@ def check_choices(config: DictConfig) -> None:
 
 def leave_out_trunk_and_tasks(config: DictConfig) -> None:
     """Remove trunk and tasks from the config, and the default model's ``inputs``."""
-    given = OmegaConf.select(config, "hydra.overrides.task")
-    if given is None:
-        given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    hydra: Any = config.get("hydra") or (HydraConfig.get() if HydraConfig.initialized() else None)
+    default = hydra is not None and hydra.runtime.choices.get("model") == _GROUP
     with open_dict(config):
         config.trunk, config.tasks = {}, {}
-        if _chosen(config) == _GROUP and not any(
-            str(o).lstrip("+").startswith("model.inputs=") for o in given
-        ):
+        if default and not any(str(o).lstrip("+").startswith("model.inputs=") for o in hydra.overrides.task):
             config.model.pop("inputs", None)  # the default model's
-
-
-def _chosen(config: DictConfig) -> str | None:
-    if "hydra" not in config and not HydraConfig.initialized():
-        return None
-    choices: Any = OmegaConf.select(config, "hydra.runtime.choices")
-    return (choices if choices is not None else HydraConfig.get().runtime.choices).get("model")
 
 
 def _script_defaults(config: DictConfig) -> dict[str, Any]:

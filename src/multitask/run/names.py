@@ -29,11 +29,7 @@ _UNDERSCORE = "names with a leading underscore are reserved for torch"
 
 
 def check_names(tasks: Mapping[str, Any]) -> None:
-    """Refuse names of tasks and metrics that have another meaning in the module, the logs or the record.
-
-    Args:
-        tasks: The config's tasks.
-    """
+    """Refuse names of tasks and metrics that have another meaning in the module, the logs or the record."""
     for name, task in tasks.items():
         if why := _of_task(str(name)):
             raise ConfigError(

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.module import MultiLossModule
 from multitask.randomness import seeded_apart
 from multitask.run.devices import several_processes
@@ -21,14 +21,8 @@ _STEPS = 12
 def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequence[str]) -> None:
     """Build optimizer and scheduler once, and try the optimizer on a small problem.
 
-    Args:
-        config: The whole config.
-        module: The module.
-        sparse: The parameters whose gradients are sparse.
-
-    Raises:
-        ConfigError: If an argument is rejected, the optimizer needs a closure that manual optimization does not
-            provide, or sparse gradients are not supported.
+    An optimizer is refused if it needs a closure that manual optimization does not provide, or dense gradients where
+    those of the parameters ``sparse`` are not.
     """
     if "_target_" not in config.optimizer:
         return  # the module's own, which may need the Trainer
@@ -44,7 +38,7 @@ def check_optimizer(config: DictConfig, module: MultiLossModule, sparse: Sequenc
                 "weighting=weighted_sum."
             ) from error
         raise ConfigError(
-            f"optimizer and scheduler cannot be built: {' '.join(str(error).split())}; check their keys."
+            f"optimizer and scheduler cannot be built: {on_one_line(error)}; check their keys."
         ) from error
     if wants := _closure_wanted(make):
         wants = f"optimizer={name} {wants} in a step"
@@ -93,14 +87,16 @@ def _closure_wanted(make: Callable[..., Optimizer]) -> str:
     Manual optimization fills the gradients first, and passes an empty closure, or none with a loss scaler.
     """
     tried = _tried(make, _by_itself)
-    if tried is None:
+    if isinstance(tried, Exception):
         return ""
     parameter, evaluations = tried
     if evaluations > _STEPS:
         return "computes the loss several times"
     for take in (_empty_closure, _no_closure):
         by_hand = _tried(make, take)
-        if by_hand is None or not torch.allclose(by_hand[0], parameter, rtol=0, atol=0, equal_nan=True):
+        if isinstance(by_hand, Exception) or not torch.allclose(
+            by_hand[0], parameter, rtol=0, atol=0, equal_nan=True
+        ):
             return "needs the loss"
     return ""
 
@@ -120,9 +116,11 @@ def _no_closure(optimizer: Optimizer, closure: Callable[[], Tensor]) -> None:
 
 
 def _tried(
-    make: Callable[..., Optimizer], take: Callable[[Optimizer, Callable[[], Tensor]], None]
-) -> tuple[Tensor, int] | None:
-    """Return a small matrix after some steps and how often they evaluated the loss; ``None`` if they fail."""
+    make: Callable[..., Optimizer],
+    take: Callable[[Optimizer, Callable[[], Tensor]], None],
+    sparse: bool = False,
+) -> tuple[Tensor, int] | Exception:
+    """Return a small matrix after some steps and how often they evaluated the loss, or the error of a step."""
     parameter = nn.Parameter(torch.tensor([[1.0, -2.0], [3.0, 0.5]]))
     scale = torch.tensor([[1.0, 2.0], [0.5, 3.0]])
     evaluations = 0
@@ -130,9 +128,9 @@ def _tried(
     def closure() -> Tensor:
         nonlocal evaluations
         evaluations += 1
-        parameter.grad = None
         loss = (scale * parameter.square()).sum()
-        loss.backward()
+        (gradient,) = torch.autograd.grad(loss, parameter)
+        parameter.grad = gradient.to_sparse(1) if sparse else gradient
         return loss
 
     with seeded_apart(0, parameter.device):
@@ -140,20 +138,9 @@ def _tried(
             optimizer = make([{"params": [parameter]}])
             for _ in range(_STEPS):
                 take(optimizer, closure)
-        except Exception:  # optimizers may raise anything
-            return None
+        except Exception as error:  # optimizers may raise anything
+            return error
     return parameter.detach(), evaluations
-
-
-def _fails(make: Callable[..., Optimizer], *, sparse: bool = False) -> Exception | None:
-    """Return the error of a step on a small matrix, ``None`` if there is none."""
-    parameter = nn.Parameter(torch.zeros(2, 2))
-    parameter.grad = torch.zeros(2, 2).to_sparse(1) if sparse else torch.zeros(2, 2)
-    try:
-        make([{"params": [parameter]}]).step()
-    except Exception as error:  # optimizers may raise anything
-        return error
-    return None
 
 
 def _check_sparse(
@@ -173,14 +160,14 @@ def _check_sparse(
         )
     if several_processes(config):
         raise ConfigError(f"{has}, which several processes cannot add up; {advice}, or trainer.devices=1.")
-    error = _fails(make, sparse=True)
-    if error is not None and _fails(make) is None:
+    on_sparse, on_dense = (_tried(make, _no_closure, layout) for layout in (True, False))
+    if isinstance(on_sparse, Exception) and not isinstance(on_dense, Exception):
         raise ConfigError(
-            f"{has}, which optimizer={optimizer} cannot use ({' '.join(str(error).split())}); {advice}, or use "
-            "optimizer=sgd with optimizer.weight_decay=0."
+            f"{has}, which optimizer={optimizer} cannot use ({on_one_line(on_sparse)}); {advice}, or use optimizer=sgd "
+            "with optimizer.weight_decay=0."
         )
-    if error is None and (failure := _fails(make)) is not None:
+    if isinstance(on_dense, Exception) and not isinstance(on_sparse, Exception):
         raise ConfigError(
-            f"optimizer={optimizer} cannot use the dense gradients of the other layers "
-            f"({' '.join(str(failure).split())}); {advice}, or use optimizer=sgd."
+            f"optimizer={optimizer} cannot use the dense gradients of the other layers ({on_one_line(on_dense)}); "
+            f"{advice}, or use optimizer=sgd."
         )

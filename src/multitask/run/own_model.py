@@ -4,73 +4,52 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 from torch import Tensor
 
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.overrides import replaced_hook
 from multitask.lightning.probing import unobtrusive
-from multitask.run.batches import first_batch
-from multitask.run.combiner import build_combiner, step_options, train_with
-from multitask.run.data import Data, OtherData, bare_trainer, temporary_trainer, training_data
-from multitask.run.initialization import seeded
+from multitask.run.combiner import train_with
+from multitask.run.data import Data, OtherData, bare_trainer, first_batch, temporary_trainer, training_data
+from multitask.run.initialization import make_model, seeded
 from multitask.run.names import check_losses
-from multitask.run.sharding import check_sharded
-from multitask.weighting.base import JacobianMethod
 
 
 def build_own(config: DictConfig, data: Data) -> MultiLossModule:
-    """Build the module with its combiner; losses that it does not name get their names from one batch.
-
-    Raises:
-        ConfigError: If the module cannot be trained with the config.
-    """
+    """Build the module with its combiner; losses that it does not name get their names from one batch."""
     target = config.model._target_
-    module = seeded(config.seed, "model", lambda: instantiate(config.model, _convert_="all"))
+    module = make_model(config)
     if not isinstance(module, MultiLossModule):
         raise ConfigError(
             f"model._target_={target} gives a {type(module).__name__}; give a class derived from "
             "multitask.MultiLossModule."
         )
-    check_hooks(module)
+    # Hooks that replace those of MultiLossModule, and with them telemetry, clipping or resume.
+    if complaint := replaced_hook(type(module), MultiLossModule):
+        raise ConfigError(f"model: {complaint}")
     check_own_optimizer(config, module)
     batch = first_batch(data, next(iter(data.splits)), module)
     found = look(config, module, data, batch)
     module.names = module.names or list(found)
     check_losses(module.names)
-    weighting = build_combiner(config, module.names)
-    if (
-        isinstance(weighting, JacobianMethod)
-        and weighting.rows == "example"
-        and not is_overridden("losses_by_part", module, MultiLossModule)
-    ):
-        raise ConfigError(
-            f"weighting={config.method} weighs the losses of examples, and {type(module).__name__} gives none; define "
-            "losses_by_part in it, or choose another weighting."
-        )
-    check_sharded(config, weighting, {})
-    train_with(config, module, weighting, **step_options(config, weighting, {}))
+    train_with(config, module, {})
     if is_overridden("validation_step", module, MultiLossModule) and "val" in data.splits:
         module.seen_keys = _validated_keys(module, data)
     return module
 
 
 def look(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) -> dict[str, Tensor]:
-    """Return a batch's losses by name, without side effects except that lazy layers take their widths.
-
-    Raises:
-        ConfigError: If the module fails on the batch, or its losses are not scalars.
-    """
+    """Return a batch's losses by name, without side effects except that lazy layers take their widths."""
     try:
         with temporary_trainer(module, training_data(data)), unobtrusive(module), torch.enable_grad():
             losses: Mapping[str, Any] = seeded(config.seed, "model", lambda: module.losses(batch))
     except Exception as error:  # the user's own code
         raise ConfigError(
             f"model: losses(batch) of {type(module).__name__} fails on a first batch ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}); fix it, or the data."
+            f"{on_one_line(error)}); fix it, or the data."
         ) from error
     if not isinstance(losses, Mapping) or not losses:
         raise ConfigError(
@@ -84,12 +63,6 @@ def look(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) ->
             given = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ConfigError(f"model: the loss '{name}' is {given} and must be one number; return its mean.")
     return found
-
-
-def check_hooks(module: MultiLossModule) -> None:
-    """Refuse hooks that replace those of :class:`MultiLossModule`, and with them telemetry, clipping or resume."""
-    if complaint := replaced_hook(type(module), MultiLossModule):
-        raise ConfigError(f"model: {complaint}")
 
 
 def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:
@@ -119,10 +92,9 @@ def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:
 def _validated_keys(module: MultiLossModule, data: Data) -> set[str]:
     """Return the keys that the module's own validation logs, found by validating one batch."""
     trainer = bare_trainer(limit_val_batches=1, inference_mode=False)
-    where = (
-        {"datamodule": data.module} if isinstance(data, OtherData) else {"dataloaders": data.loader("val")}
-    )
     with temporary_trainer(module, training_data(data)), unobtrusive(module, train=True):
-        found = trainer.validate(module, verbose=False, **where)
+        found = trainer.validate(
+            module, data.module if isinstance(data, OtherData) else data.loader("val"), verbose=False
+        )
     module.validated = {}
     return {key for one in found for key in one}

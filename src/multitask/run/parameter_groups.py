@@ -1,6 +1,7 @@
 """Optimizer settings for parts of the model, by patterns of parameter names."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from inspect import signature
 from typing import Any
@@ -14,35 +15,23 @@ Groups = list[dict[str, Any]]
 _KEY = "parameter_groups"
 
 
+@dataclass(frozen=True)
 class Grouped:
     """Builds an optimizer with separate settings for the parameters whose names match a pattern.
 
     Called with parameter groups, like an optimizer's class. Each group is split by pattern; a pattern's settings
     override the group's.
-
-    Args:
-        make: Parameter groups → optimizer.
-        settings: Settings, such as ``lr`` and ``weight_decay``, by pattern (``tasks.left.*``).
-        module: The parameters are named as in its ``named_parameters``.
     """
 
-    def __init__(
-        self,
-        make: Callable[..., Optimizer],
-        settings: Mapping[str, Mapping[str, Any]],
-        module: nn.Module,
-    ) -> None:
-        self.make = make
-        self.settings = settings
-        self.module = module
+    make: Callable[..., Optimizer]
+    """Parameter groups → optimizer."""
+    settings: Mapping[str, Mapping[str, Any]]
+    """Settings, such as ``lr`` and ``weight_decay``, by pattern (``tasks.left.*``)."""
+    module: nn.Module
+    """The parameters are named as in its ``named_parameters``."""
 
     def __call__(self, groups: Groups) -> Optimizer:
-        """Return the optimizer.
-
-        Raises:
-            ConfigError: If a pattern matches nothing, a parameter matches two, the optimizer lacks a setting, or it
-                rejects a value.
-        """
+        """Return the optimizer; refuse patterns that match nothing or overlap, and settings that it does not take."""
         names = {id(p): name for name, p in self.module.named_parameters()}
         pattern_of = {name: self._pattern(name) for name in names.values()}
         used = set(pattern_of.values())
@@ -88,5 +77,4 @@ class Grouped:
 
 def _parts(names: Iterable[str]) -> set[str]:
     """Return patterns for the parts of the model: ``trunk.*``, ``tasks.left.*``."""
-    depth = {"tasks": 2}
-    return {".".join([*(parts := name.split("."))[: depth.get(parts[0], 1)], "*"]) for name in names}
+    return {".".join([*name.split(".")[: 2 if name.startswith("tasks.") else 1], "*"]) for name in names}

@@ -17,24 +17,14 @@ from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.run.build import build_data
 from multitask.run.data import Data, bare_trainer, evaluation_data
-from multitask.run.inference import load_model, opened
+from multitask.run.weights import load_model, opened
 
 ID = "id"
 """The column, or array, that names the examples."""
 
 
 def predict(config: DictConfig) -> Path:
-    """Write the predictions of a checkpoint's weights to a file, and print its path.
-
-    Args:
-        config: The checkpoint's config with the overrides of the command line.
-
-    Returns:
-        The file.
-
-    Raises:
-        ConfigError: If config, data and weights do not match, or the file format cannot hold the predictions.
-    """
+    """Write the predictions of a checkpoint's weights to a file, and print and return its path."""
     output = Path(config.output)
     with opened(config, "cannot predict") as content:
         if output.suffix not in _WRITERS:
@@ -47,11 +37,6 @@ def predict(config: DictConfig) -> Path:
                 f"model: {type(module).__name__} defines no predict_step; let it return predictions by name."
             )
         found = _Predictions(config.ids)
-        given = (
-            {"dataloaders": evaluation_data(data, config.split)}
-            if isinstance(data, DataModule)
-            else {"datamodule": evaluation_data(data, config.split)}
-        )
         # On one device, so that every example appears once, in order.
         trainer = bare_trainer(
             accelerator=config.trainer.accelerator,
@@ -59,9 +44,12 @@ def predict(config: DictConfig) -> Path:
             inference_mode=config.trainer.get("inference_mode", False),
             callbacks=[found],
         )
-        trainer.predict(module, **given, return_predictions=False)
+        trainer.predict(module, evaluation_data(data, config.split), return_predictions=False)
         arrays = found.arrays()
-        ids = found.ids if config.ids is not None else _rows(data, config.split, arrays)
+        ids: Sequence[Any] = found.ids
+        if config.ids is None:
+            named = data.ids(config.split) if isinstance(data, DataModule) else None
+            ids = range(len(next(iter(arrays.values())))) if named is None else named
         _WRITERS[output.suffix](output, ids, arrays)
     print(output)
     return output
@@ -77,11 +65,7 @@ def _check_split(config: DictConfig, data: Data) -> None:
 
 
 class _Predictions(Callback):
-    """Collects predictions on the CPU, batch by batch.
-
-    Args:
-        key: The batch's key of example names; ``None`` if there is none.
-    """
+    """Collects predictions on the CPU, and the names of the examples if the batch has a key for them."""
 
     def __init__(self, key: str | None) -> None:
         self.key = key
@@ -131,11 +115,6 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
         wanted = [number for lack in reversed(lacking) for number in (0, lack)]
         padded.append(torch.nn.functional.pad(part, wanted, value=torch.nan) if any(wanted) else part)
     return torch.cat(padded)
-
-
-def _rows(data: Data, split: str, arrays: Mapping[str, np.ndarray]) -> Sequence[Any]:
-    named = data.ids(split) if isinstance(data, DataModule) else None
-    return range(len(next(iter(arrays.values())))) if named is None else named
 
 
 def _write_csv(path: Path, ids: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> None:

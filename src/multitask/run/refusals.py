@@ -19,7 +19,9 @@ def check_hardware(config: DictConfig) -> None:
     """Refuse a GPU that this machine does not have, and a precision that needs one on the CPU."""
     accelerator, devices = config.trainer.get("accelerator", "auto"), config.trainer.get("devices", 1)
     precision = str(config.trainer.get("precision", ""))
-    if precision.startswith("16") and not _has_half(accelerator):
+    # With half precision on a CPU, Lightning uses bfloat16 with a warning.
+    on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if precision.startswith("16") and not (on_gpu if accelerator == "auto" else accelerator != "cpu"):
         raise ConfigError(
             f"trainer.precision={precision} needs a GPU, and the run is on the CPU; use trainer=gpu, or "
             "trainer.precision=bf16-mixed."
@@ -41,23 +43,12 @@ def check_hardware(config: DictConfig) -> None:
         )
 
 
-def _has_half(accelerator: str) -> bool:
-    """Return whether the accelerator trains in half precision; on a CPU, Lightning uses bfloat16 with a warning."""
-    if accelerator == "auto":
-        return torch.cuda.is_available() or torch.backends.mps.is_available()
-    return accelerator != "cpu"
-
-
 _TRUE_HALF = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
 _LOST = 0.01  # standard deviations
 
 
 def check_rounding(config: DictConfig, module: MultiLossModule) -> None:
-    """Refuse a precision that rounds targets too coarsely before their mean is subtracted.
-
-    Raises:
-        ConfigError: If rounding changes a standardized target by more than a hundredth of its standard deviation.
-    """
+    """Refuse a precision that rounds standardized targets too coarsely before their mean is subtracted."""
     dtype = _TRUE_HALF.get(str(config.trainer.get("precision", "")))
     if dtype is None or not isinstance(module, MultiTaskModule):
         return
@@ -141,16 +132,11 @@ def check_intervals(config: DictConfig, data: Data) -> None:
     batches = batches_in(data.loader("train", training=True))
     for key in ("limit_train_batches", "overfit_batches"):
         _check_share(f"trainer.{key}", trainer[key], "train", batches)
-    if "val" in data.splits:
-        _check_share(
-            "trainer.limit_val_batches", trainer.limit_val_batches, "val", batches_in(data.loader("val"))
-        )
-    for split in config.evaluation.splits:
-        if split != "test" or not isinstance(
-            data, OtherData
-        ):  # whose test stage is set up when its turn comes
-            share = trainer.limit_test_batches
-            _check_share("trainer.limit_test_batches", share, split, batches_in(data.loader(split)))
+    evaluated = [("limit_val_batches", "val")] if "val" in data.splits else []
+    # The test stage of another data module is set up when its turn comes.
+    splits = [each for each in config.evaluation.splits if each != "test" or not isinstance(data, OtherData)]
+    for key, split in evaluated + [("limit_test_batches", split) for split in splits]:
+        _check_share(f"trainer.{key}", trainer[key], split, batches_in(data.loader(split)))
     interval, limit = trainer.val_check_interval, trainer.limit_train_batches
     if batches is None:
         return
@@ -163,14 +149,13 @@ def check_intervals(config: DictConfig, data: Data) -> None:
 
 
 def _check_share(key: str, share: int | float, split: str, batches: int | None) -> None:
-    if batches is None:
-        if isinstance(share, float) and 0 < share < 1:
-            raise ConfigError(
-                f"{key}={share} is a fraction of the {split} split, whose loader has no "
-                "length; give a number of batches."
-            )
+    if not (isinstance(share, float) and 0 < share < 1):
         return
-    if isinstance(share, float) and 0 < share < 1 and int(share * batches) == 0:
+    if batches is None:
+        raise ConfigError(
+            f"{key}={share} is a fraction of the {split} split, whose loader has no length; give a number of batches."
+        )
+    if int(share * batches) == 0:
         raise ConfigError(
             f"{key}={share} is less than one of the {batches} batches of the {split} split; set at least "
             f"{1 / batches:.3g}, or a whole number of batches."

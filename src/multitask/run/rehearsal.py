@@ -11,7 +11,7 @@ from torch import nn
 
 from multitask.data.batches import examples_in, few_of, picked
 from multitask.data.loading import Loader
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
@@ -52,16 +52,7 @@ class Rehearsed:
 
 
 def rehearse(config: DictConfig, module: MultiLossModule, batch: Any) -> Rehearsed:
-    """Differentiate the losses of two examples.
-
-    Args:
-        config: The whole config.
-        module: The module, in training mode.
-        batch: A training batch.
-
-    Raises:
-        ConfigError: If gradients by task are needed, and the graph supports only ``backward``.
-    """
+    """Differentiate the losses of two training examples; refuse graphs that do not support gradients by task."""
     few = few_of(batch, 2)
     if not examples_in(few):
         return Rehearsed([], [])
@@ -95,16 +86,7 @@ def rehearse(config: DictConfig, module: MultiLossModule, batch: Any) -> Rehears
 
 
 def check_inference_mode(config: DictConfig, module: MultiLossModule, batch: Any) -> None:
-    """Refuse inference mode, which ``torch.enable_grad()`` does not leave, for losses that need derivatives.
-
-    Args:
-        config: The whole config.
-        module: The module.
-        batch: A batch of any split.
-
-    Raises:
-        ConfigError: If the losses take derivatives in validation.
-    """
+    """Refuse inference mode, which ``torch.enable_grad()`` does not leave, for losses that need derivatives."""
     if not config.trainer.get("inference_mode"):
         return
     eager = torch.compiler.set_stance("force_eager")
@@ -116,19 +98,12 @@ def check_inference_mode(config: DictConfig, module: MultiLossModule, batch: Any
             losses_of(module, few_of(batch, 2))  # raises if inference mode is not the cause
         raise ConfigError(
             "trainer.inference_mode=true records no graph in validation, and the losses or the model take "
-            f"derivatives there ({' '.join(str(error).split())}); set trainer.inference_mode=false."
+            f"derivatives there ({on_one_line(error)}); set trainer.inference_mode=false."
         ) from error
 
 
 def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, batch: Any) -> None:
-    """Refuse a last batch that is too small to train on, such as one example with batch normalization.
-
-    Args:
-        config: The whole config.
-        module: The module, in training mode.
-        data: The data.
-        batch: A training batch.
-    """
+    """Refuse a last batch that is too small to train on, such as one example with batch normalization."""
     loader = data.loader("train", training=True)
     if not isinstance(loader, Loader):
         return
@@ -160,5 +135,5 @@ def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, ba
             advice = f"raise data.batch_size={smallest}"
         raise ConfigError(
             f"{where} {smallest} example{'s' * (smallest != 1)}{' on one process' * (count > 1)}, which the model "
-            f"cannot be trained on ({' '.join(str(error).split())}); {advice}."
+            f"cannot be trained on ({on_one_line(error)}); {advice}."
         ) from error

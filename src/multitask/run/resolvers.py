@@ -106,14 +106,10 @@ def _job_name(*, _root_: DictConfig) -> str:
 
 
 def slug(overrides: Sequence[str], exclude: Container[str] = ()) -> str:
-    """Return the name of a job's folder: its overrides in readable form, and a digest of them.
+    """Return the name of a job's folder: its overrides but the excluded keys, in readable form, and a digest of them.
 
     It depends only on the overrides, so that a repeated sweep finds the folder again, and needs no quotes in a
     shell.
-
-    Args:
-        overrides: The job's overrides.
-        exclude: Keys that do not distinguish jobs.
     """
     own = [override for override in overrides if override.partition("=")[0] not in exclude]
     # The weighting and the seed first: the rest may be cut.

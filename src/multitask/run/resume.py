@@ -57,15 +57,7 @@ class Resumption:
 
 
 def check(path: str, config: Mapping[str, Any]) -> Resumption:
-    """Return the checkpoint to resume from.
-
-    Args:
-        path: ``ckpt_path``.
-        config: The resolved config.
-
-    Raises:
-        ConfigError: If the checkpoint does not exist or cannot be read, or its run had other settings.
-    """
+    """Return the checkpoint ``ckpt_path`` to resume from; refuse one whose run had other settings."""
     content = read_file("ckpt_path", path, "the checkpoints/last.ckpt of a run", mmap=True)
     if not isinstance(content, dict) or not {"loops", "config", "callbacks", "rows"} <= content.keys():
         raise ConfigError(

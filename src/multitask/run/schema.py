@@ -6,7 +6,7 @@ from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from multitask.errors import ConfigError, choices
+from multitask.errors import ConfigError, choices, on_one_line
 
 Amount = Annotated[float, Ge(0)]
 Natural = Annotated[int, Ge(0)]
@@ -104,19 +104,14 @@ _NOTHING = object()
 
 
 def check_values(config: DictConfig, schema: Schema) -> None:
-    """Refuse a value that does not have its key's type; missing keys are skipped.
-
-    Args:
-        config: The script's config.
-        schema: The types of the script's keys.
-    """
+    """Refuse a value that does not have its key's type in the schema; missing keys are skipped."""
     from pydantic import TypeAdapter, ValidationError  # deferred: --help does not need it
 
     for key, kind in schema.items():
         try:
             value = OmegaConf.select(config, key, default=_NOTHING)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"{key}: {on_one_line(error)}") from error
         if value is _NOTHING:
             continue
         adapter = TypeAdapter(kind)

@@ -17,15 +17,10 @@ _MAYBE_EMPTY = {"scheduler": "scheduler=none", "callbacks": "callbacks=default",
 
 
 def check_groups(loader: ConfigLoader, overrides: Sequence[str]) -> None:
-    """Refuse overrides that choose something other than a name from a group, such as ``scheduler=null``.
-
-    Args:
-        loader: Hydra's loader, which knows the groups.
-        overrides: The overrides of the command line.
-    """
+    """Refuse overrides that choose something other than a name from a group, such as ``scheduler=null``."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group = override.key_or_group
-        if "." in group or override.is_delete() or all(map(_is_name, _values(override))):
+        if "." in group or override.is_delete() or _chooses(override):
             continue
         # Groups with subfolders, such as task, have no options of their own.
         names, folders = loader.get_group_options(group), loader.list_groups(group)
@@ -37,24 +32,17 @@ def check_groups(loader: ConfigLoader, overrides: Sequence[str]) -> None:
             )
 
 
-def _values(override: Override) -> list[Any]:
+def _chooses(override: Override) -> bool:
+    """Return whether all values can be names; mappings, and sweeps that are not lists, are left to Hydra."""
     value = override.value()
-    if isinstance(value, ChoiceSweep):
-        return list(value.list)
-    return list(value) if isinstance(value, list) and value else [value]
-
-
-def _is_name(value: Any) -> bool:
-    # A mapping sets keys of the chosen option; sweeps that are not lists are left to Hydra.
-    return value is not None and not isinstance(value, bool | int | float)
+    values = value.list if isinstance(value, ChoiceSweep) else (isinstance(value, list) and value) or [value]
+    return not any(isinstance(each, bool | int | float | None) for each in values)
 
 
 def check_sections(config: DictConfig, own: bool = False) -> None:
     """Refuse a config in which a section is missing or lacks its ``_target_``.
 
-    Args:
-        config: The whole config.
-        own: Whether the model is a user's own, which has no trunk and may have its own optimizer.
+    A model of the user's own has no trunk and may have its own optimizer.
     """
     content = _nodes(config)
     for key, group in _MADE.items():

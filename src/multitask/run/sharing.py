@@ -1,6 +1,8 @@
 """Finds the parts of a model that serve each task, from one forward pass."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +13,55 @@ from multitask.gradients.graph import Graph
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
-from multitask.run.parts import Part, parts, users
 from multitask.task.task import Batch, Outcome
+
+
+class Part(NamedTuple):
+    """A part of a model that serves the same tasks throughout."""
+
+    name: str
+    """Dotted, as in ``named_parameters``."""
+    users: tuple[str, ...]
+    """The tasks that use it; empty if none does."""
+
+
+def users(losses: dict[str, Tensor], parameters: Sequence[nn.Parameter]) -> list[tuple[str, ...]]:
+    """Return the losses that reach each parameter, by name and in the order of ``losses``.
+
+    Outputs of one operation, such as the parts of a split or all outputs of a compiled network, are not
+    distinguished: a parameter that one of them reaches counts as reached by each.
+    """
+    edges = [[get_gradient_edge(loss)] if loss.requires_grad else [] for loss in losses.values()]
+    reaching = {id(leaf): bits for leaf, bits in Graph(edges).leaves}
+    names = list(losses)
+    return [
+        tuple(name for i, name in enumerate(names) if reaching.get(id(p), 0) >> i & 1) for p in parameters
+    ]
+
+
+def parts(
+    named: Mapping[str, nn.Parameter], used_by: Sequence[tuple[str, ...]], depth: int = 1
+) -> list[Part]:
+    """Return the largest modules whose trained parameters all serve the same tasks, in the order of the names.
+
+    Frozen parameters that no loss reaches join their module: an encoder with low-rank updates is one part.
+
+    Args:
+        named: Parameters by dotted name.
+        used_by: The tasks that use each parameter, as returned by :func:`users`.
+        depth: The number of components of the shortest name.
+    """
+    found = []
+    rows = zip(named, named.values(), used_by, strict=True)
+    for path, group in groupby(rows, key=lambda row: row[0].split(".")[:depth]):
+        below = list(group)
+        served = {tasks for _, p, tasks in below if tasks or p.requires_grad}
+        if len(served) <= 1:
+            found.append(Part(".".join(path), next(iter(served), ())))
+        else:
+            inner = {name: p for name, p, _ in below}
+            found += parts(inner, [tasks for _, _, tasks in below], depth + 1)
+    return found
 
 
 def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:
@@ -24,12 +73,11 @@ def shared_in(module: MultiTaskModule, batch: Batch) -> list[nn.Parameter]:
     with unobtrusive(module), torch.enable_grad():
         for p in frozen:
             p.requires_grad_(True)
-        _, losses = compare(module, few_of(batch, 2))
-        edges = [[get_gradient_edge(loss)] if loss.requires_grad else [] for loss in losses.values()]
-        reaching = dict(Graph(edges).leaves)
+        every = list(module.parameters())
+        used_by = users(losses_of(module, few_of(batch, 2)), every)
         for p in frozen:
             p.requires_grad_(False)
-    return [p for p in module.parameters() if (found := reaching.get(p, 0)) & (found - 1)]
+    return [p for p, its in zip(every, used_by, strict=True) if len(its) > 1]
 
 
 def compare(module: MultiTaskModule, batch: Batch) -> tuple[dict[str, Outcome], dict[str, Tensor]]:
@@ -51,17 +99,14 @@ def losses_of(module: MultiLossModule, batch: Any) -> dict[str, Tensor]:
 
 def parts_of(module: MultiLossModule, losses: dict[str, Tensor]) -> list[Part]:
     """Return the largest parts of a model that serve the same losses."""
-    if not isinstance(module, MultiTaskModule):
-        own = {n: p for n, p in module.named_parameters() if not n.startswith("weighting.")}
-        return parts(own, users(losses, list(own.values())))
-    trunk, tasks = (
-        {name: p for name, p in module.named_parameters() if name.startswith(room)}
-        for room in ("trunk.", "tasks.")
-    )
-    return [
-        *parts(trunk, users(losses, list(trunk.values()))),
-        *parts(tasks, users(losses, list(tasks.values())), depth=3),
-    ]
+    own = {name: p for name, p in module.named_parameters() if not name.startswith("weighting.")}
+    found: list[Part] = []
+    for prefix, depth in (
+        {"trunk.": 1, "tasks.": 3}.items() if isinstance(module, MultiTaskModule) else [("", 1)]
+    ):
+        named = {name: p for name, p in own.items() if name.startswith(prefix)}
+        found += parts(named, users(losses, list(named.values())), depth)
+    return found
 
 
 def users_of(part: Part, tasks: int) -> str:

@@ -38,11 +38,7 @@ def _nodes(key: str, node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def imported(key: str, target: str) -> Any:
-    """Import the object that a ``_target_`` names.
-
-    Raises:
-        ConfigError: If it cannot be imported, with similar names.
-    """
+    """Import the object that a ``_target_`` names; if there is none, the error lists similar names."""
     parts = target.split(".")
     found: Any = None
     for i, part in enumerate(parts):

@@ -12,41 +12,33 @@ from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
-from multitask.run.batches import first_batch
-from multitask.run.data import Data, temporary_trainer, training_data
+from multitask.run.console import summarize
+from multitask.run.data import Data, first_batch, temporary_trainer, training_data
 from multitask.run.label_checks import check_labels, labelled_share, metric_values
-from multitask.run.parts import users
-from multitask.run.sharing import compare, losses_of, parts_of, users_of
+from multitask.run.sharing import compare, losses_of, users
 from multitask.task.targets import Binary
 from multitask.task.task import Batch, Outcome, Task
-from multitask.terminal import terminal
+from multitask.terminal import table, terminal
 
 
 def check_tasks(module: MultiLossModule, data: Data) -> None:
     """Print the tasks at initialization, and refuse labels and metrics that do not suit their task.
 
     For a user's own model, only the losses: its targets, metrics and constant predictors are unknown.
-
-    Raises:
-        ConfigError: See :func:`multitask.run.label_checks.check_labels`; also if a metric is the same for
-            right and wrong predictions.
     """
     batch = first_batch(data, "train" if "train" in data.splits else next(iter(data.splits)), module)
     if not isinstance(module, MultiTaskModule):
         with temporary_trainer(module, training_data(data)), unobtrusive(module), torch.enable_grad():
-            losses = losses_of(module, batch)
-            console = terminal()
-            console.print(_of_losses(module, losses))
-            console.print(_of_parts(module, losses))
+            terminal().print(_of_losses(module, losses_of(module, batch)))
+            summarize(module, batch)
         return
     with unobtrusive(module), torch.enable_grad():
         outcomes, losses = compare(module, batch)
         _check_whole_splits(module, data, batch, outcomes)
         for name, outcome in outcomes.items():
             check_that_metrics_move(name, module.by_name[name], outcome)
-        console = terminal()
-        console.print(_of_tasks(module, data, batch, outcomes, losses))
-        console.print(_of_parts(module, losses))
+        terminal().print(_of_tasks(module, data, batch, outcomes, losses))
+    summarize(module, batch)
 
 
 def _check_whole_splits(
@@ -65,11 +57,7 @@ def _check_whole_splits(
 
 
 def check_that_metrics_move(name: str, task: Task, outcome: Outcome) -> None:
-    """Compute a task's metrics on the best possible predictions, and on wrong ones.
-
-    Raises:
-        ConfigError: If a metric has the same value for both.
-    """
+    """Refuse metrics that are the same for the best possible predictions and for wrong ones."""
     pair = extremes(task, outcome)
     if pair is None:
         return
@@ -158,11 +146,12 @@ def _of_tasks(
     outcomes: Mapping[str, Outcome],
     losses: Mapping[str, Tensor],
 ) -> Table:
-    table = _titled("tasks at initialization", "task", "target", "shape")
-    table.add_column("type", no_wrap=True)
-    for column in ("labelled", "loss", "constant", "gradient"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.caption = (
+    shown = table(
+        "tasks at initialization",
+        ("task", "target", "shape", "type"),
+        ("labelled", "loss", "constant", "gradient"),
+    )
+    shown.caption = (
         f"On {module.examples(batch):.0f} training examples: the loss, that of the best constant predictor, and the "
         "norm of its gradient with respect to the trunk."
     )
@@ -183,8 +172,8 @@ def _of_tasks(
             ]
         else:
             cells = ["parameters", "", "", "", f"{loss.item():.4g}", ""]
-        table.add_row(name, *cells, f"{norm:.4g}")
-    return table
+        shown.add_row(name, *cells, f"{norm:.4g}")
+    return shown
 
 
 def _norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
@@ -196,31 +185,12 @@ def _norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
 
 
 def _of_losses(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
-    table = _titled("losses at initialization", "name")
-    for column in ("loss", "gradient"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.caption = (
+    shown = table("losses at initialization", ["name"], ("loss", "gradient"))
+    shown.caption = (
         "On one training batch: the loss, and the norm of its gradient with respect to the shared parameters."
     )
     named = [p for n, p in module.named_parameters() if p.requires_grad and not n.startswith("weighting.")]
     shared = [p for p, its in zip(named, users(dict(losses), named), strict=True) if len(its) > 1]
     for name, loss in losses.items():
-        table.add_row(name, f"{loss.item():.4g}", f"{_norm(loss, shared):.4g}")
-    return table
-
-
-def _of_parts(module: MultiLossModule, losses: Mapping[str, Tensor]) -> Table:
-    """Return a table of the model's parts and the tasks that use each."""
-    table = _titled("what is shared", "part", "used by")
-    table.add_column("parameters", justify="right")
-    for part in parts_of(module, dict(losses)):
-        table.add_row(part.name, users_of(part, len(losses)), f"{part.parameters:,}")
-    return table
-
-
-def _titled(title: str, *columns: str) -> Table:
-    """Return a table that wraps long names instead of truncating them."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+        shown.add_row(name, f"{loss.item():.4g}", f"{_norm(loss, shared):.4g}")
+    return shown

@@ -19,12 +19,7 @@ _ROOT = Path(multitask.__file__).parent
 
 
 class Trace:
-    """Calls into the package's files while a function runs.
-
-    Attributes:
-        files: The number of calls into each file, in the order of the first call.
-        changes: The number of calls into another file than the previous call.
-    """
+    """The number of calls into each of the package's files while a function runs, and of changes of file."""
 
     def __init__(self) -> None:
         self.files: Counter[str] = Counter()
@@ -56,11 +51,7 @@ class Trace:
 
 
 def trace_step(config: DictConfig) -> Trace:
-    """Record the third training step of a run, after caches are filled, without callbacks and loggers.
-
-    Args:
-        config: A run's config.
-    """
+    """Record the third training step of a run, after caches are filled, without callbacks and loggers."""
     quiet()
     data = build_data(config)
     module = build_module(config, data)

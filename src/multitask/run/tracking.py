@@ -7,18 +7,14 @@ from typing import Any
 from lightning.pytorch.loggers import CometLogger, Logger, WandbLogger
 
 from multitask import quiet_loggers  # noqa: F401
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 from multitask.private import leave_out_anonymous
 
 
 def logger(mode: str = "offline", **arguments: Any) -> WandbLogger:
-    """Build Lightning's W&B logger.
+    """Build Lightning's W&B logger; ``mode`` is ``offline``, ``online`` or ``disabled``.
 
-    ``mode`` holds for this run only; neither the environment nor another job of the same process changes it.
-
-    Args:
-        mode: ``offline``, ``online`` or ``disabled``.
-        arguments: Arguments of ``lightning.pytorch.loggers.WandbLogger`` and ``wandb.init``.
+    It holds for this run only; neither the environment nor another job of the same process changes it.
     """
     # wandb would continue a run that an earlier job of this process left open.
     finish(1)
@@ -43,11 +39,7 @@ class Comet(CometLogger):
 
 
 def start(loggers: list[Any], facts: Mapping[str, Any]) -> None:
-    """Open the run of each logger and log its facts: the resolved config, overrides, commit and versions.
-
-    Raises:
-        ConfigError: If online mode cannot reach W&B or log in to it.
-    """
+    """Open the run of each logger and log its facts: the resolved config, overrides, commit and versions."""
     import wandb
 
     for each in loggers:
@@ -58,7 +50,7 @@ def start(loggers: list[Any], facts: Mapping[str, Any]) -> None:
                 each.experiment.config.update(dict(facts), allow_val_change=True)
             except wandb.errors.Error as error:
                 raise ConfigError(
-                    f"logger.wandb.mode: W&B did not open the run ({' '.join(str(error).split())}); run `wandb login`, "
+                    f"logger.wandb.mode: W&B did not open the run ({on_one_line(error)}); run `wandb login`, "
                     "or use offline mode."
                 ) from error
 

@@ -13,22 +13,20 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer, seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from multitask.callbacks.cost import Cost
 from multitask.callbacks.interruption import Interruption
-from multitask.errors import ConfigError, RunFailed, one_sentence
+from multitask.errors import ConfigError, RunFailed, explained, one_sentence
 from multitask.gradients.auto_memory import AutoMemory, free_memory
 from multitask.lightning.curves import MetricsCsv, carry_over
 from multitask.lightning.module import MultiLossModule
 from multitask.run import resume, tracking
-from multitask.run.batches import first_batch
 from multitask.run.build import build_data, build_module, build_trainer
 from multitask.run.checks import reduce_config
 from multitask.run.console import quiet, show_config, summarize
-from multitask.run.data import Data, resumption_of, temporary_trainer, training_data
-from multitask.run.evaluate import evaluate, show
+from multitask.run.data import Data, first_batch, resumption_of, temporary_trainer, training_data
+from multitask.run.evaluate import evaluate, rule_of, select, show
 from multitask.run.model_choice import is_own
 from multitask.run.optimizer_checks import check_optimizer
 from multitask.run.record import (
@@ -39,21 +37,12 @@ from multitask.run.record import (
     save_config,
     write_results,
 )
-from multitask.run.refusals import (
-    check_against_data,
-    check_hardware,
-    check_intervals,
-    check_rounding,
-)
+from multitask.run.refusals import check_against_data, check_hardware, check_intervals, check_rounding
 from multitask.run.rehearsal import check_inference_mode, check_last_batch, rehearse
 from multitask.run.resolvers import plain
-from multitask.run.selection import rule_of, select
 from multitask.run.targets import check_targets
 from multitask.run.task_check import check_tasks
 from multitask.run.weights import load_initial
-
-# Errors that libraries raise for values that they cannot use.
-_LIBRARY_ERRORS = (OSError, ValueError, TypeError, MisconfigurationException)
 
 
 def train(config: DictConfig) -> float | None:
@@ -72,7 +61,7 @@ def train(config: DictConfig) -> float | None:
     run = _build(config, folder)
     interruption, trainer, module = run.interruption, run.trainer, run.module
     resolved, overrides = run.config, list(HydraConfig.get().overrides.task)
-    record = RunRecord(folder, {**_facts(resolved, overrides, module), "resume": run.resume})
+    record = RunRecord(folder, {**_facts(resolved, overrides, module), "resume": resumption_of(run.data)})
     status: dict[str, Any] = {"status": "failed"}
     start = time.monotonic()
     interruption.listen()
@@ -81,14 +70,13 @@ def train(config: DictConfig) -> float | None:
             _begin(resolved, folder, record, run)
             if config.print_config:
                 show_config(resolved)
-            if config.trainer.enable_model_summary:
+            if config.trainer.enable_model_summary and not config.task_check:  # which has printed it
                 summarize(module, run.batch)
         trainer.fit(module, datamodule=training_data(run.data), ckpt_path=config.ckpt_path, weights_only=True)
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):  # type: ignore[attr-defined]
             print(profile)
         chosen = select(module, trainer, config)
-        splits = list(config.evaluation.splits)
-        figures = evaluate(module, trainer, run.data, splits, resolved, chosen.epoch, chosen.rule)
+        figures = evaluate(module, trainer, run.data, resolved, chosen)
         status = {"status": "completed", **chosen.facts()}
         if trainer.is_global_zero:
             write_results(folder / "results.csv", figures)
@@ -129,8 +117,6 @@ class _Run:
     trainer: Trainer
     interruption: Interruption
     resumption: resume.Resumption | None
-    resume: str
-    """``exact``, or why a resumed run may end differently from an uninterrupted one."""
 
 
 def _build(config: DictConfig, folder: Path) -> _Run:
@@ -163,7 +149,6 @@ def _build(config: DictConfig, folder: Path) -> _Run:
         if config.init_from:
             load_initial(module, config.init_from)
         resumption = resume.check(config.ckpt_path, resolved) if config.ckpt_path else None
-        kind = resumption_of(data)
         trainer, interruption = build_trainer(
             config, folder, module.automatic_optimization, unused=bool(rehearsed.unused)
         )
@@ -174,13 +159,11 @@ def _build(config: DictConfig, folder: Path) -> _Run:
                 callback.check(module)
     except Exception as error:
         _remove_if_empty(folder, before)
-        sentence = one_sentence(error)
-        if sentence is None and isinstance(error, _LIBRARY_ERRORS):
-            sentence = " ".join(str(error).split())
+        sentence = explained(error, OSError, ValueError, TypeError)
         if sentence is None:
             raise
         raise ConfigError(sentence) from error
-    return _Run(resolved, data, module, batch, trainer, interruption, resumption, kind)
+    return _Run(resolved, data, module, batch, trainer, interruption, resumption)
 
 
 def _begin(config: Mapping[str, Any], folder: Path, record: RunRecord, run: _Run) -> None:
@@ -192,8 +175,8 @@ def _begin(config: Mapping[str, Any], folder: Path, record: RunRecord, run: _Run
     else:
         carry_over(folder / "metrics.csv", folder / "metrics.csv", count=0)
     record.update(status="running")
-    if run.resume != "exact":
-        print(f"warning: {run.resume}.", file=sys.stderr)
+    if record.facts["resume"] != "exact":
+        print(f"warning: {record.facts['resume']}.", file=sys.stderr)
     for logger in run.trainer.loggers:
         if isinstance(logger, MetricsCsv) and "val" in run.data.splits:
             logger.expect(run.module.validation_keys)
@@ -212,10 +195,10 @@ def _end(run: _Run, record: RunRecord, status: Mapping[str, Any], folder: Path, 
     finally:
         tracking.finish(0 if completed else 1, trainer.loggers)
         if trainer.is_global_zero:
+            cost = next((each.facts() for each in trainer.callbacks if isinstance(each, Cost)), {})  # type: ignore[attr-defined]
             engine = run.module.engine
-            chosen = {"memory": engine.choice} if isinstance(engine, AutoMemory) else {}
-            facts = {**status, **chosen, **_cost(trainer)}
-            record.update(**facts, seconds=round(seconds, 2), steps=trainer.global_step)
+            memory = {"memory": engine.choice} if isinstance(engine, AutoMemory) else {}
+            record.update(**status, seconds=round(seconds, 2), steps=trainer.global_step, **cost, **memory)
             print(folder)
 
 
@@ -241,9 +224,3 @@ def _remove_if_empty(folder: Path, before: set[Path]) -> None:
     """Remove a folder in which this run wrote nothing but an empty log."""
     if folder.is_dir() and not before and all(p.is_file() and not p.stat().st_size for p in folder.iterdir()):
         shutil.rmtree(folder)
-
-
-def _cost(trainer: Trainer) -> dict[str, float]:
-    """Return the median step time and the peak memory, if the callback that measures them is on."""
-    measured = [callback for callback in trainer.callbacks if isinstance(callback, Cost)]  # type: ignore[attr-defined]
-    return measured[0].facts() if measured else {}

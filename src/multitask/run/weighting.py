@@ -41,10 +41,10 @@ def build_weighting(config: Mapping[str, Any], tasks: Sequence[str]) -> Combiner
     """
     arguments = {key: value for key, value in config.items() if key not in WRAPPER_KEYS}
     combiner = adapt(_make(arguments, tasks, "weighting"))
-    return wrap(combiner, tasks, **{key: config[key] for key in WRAPPER_KEYS if config.get(key) is not None})
+    return _wrap(combiner, tasks, **{key: config[key] for key in WRAPPER_KEYS if config.get(key) is not None})
 
 
-def wrap(
+def _wrap(
     combiner: Combiner,
     tasks: Sequence[str],
     rows: str = "task",
@@ -52,18 +52,15 @@ def wrap(
     groups: str = "trunk",
     rescale: bool = False,
 ) -> Combiner:
-    """Wrap a combiner as the config asks for.
+    """Wrap a combiner as the config asks for; a scalarization then becomes a Jacobian method.
 
     Args:
-        combiner: Any combiner; a scalarization becomes a Jacobian method if it is wrapped.
+        combiner: Any combiner.
         tasks: The names of the tasks.
         rows: ``example`` weighs the losses of all examples against one another, ``task`` those of tasks.
         every: The number of steps for which weights are reused.
         groups: ``layer`` or ``tensor`` aggregates each separately, ``trunk`` all parameters together.
         rescale: Whether to scale the combined gradient to the norm of the mean gradient.
-
-    Raises:
-        ValueError: If the combiner cannot be wrapped this way.
     """
     if (rows, every, groups, rescale) == ("task", 1, "trunk", False):
         return combiner
@@ -86,33 +83,12 @@ def wrap(
 def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
     target = get_object(config["_target_"])
     parameters = inspect.signature(target).parameters
-    vectors = {name for name, parameter in parameters.items() if "Tensor" in str(parameter.annotation)}
     made: dict[str, Any] = {"tasks": list(tasks)} if "tasks" in parameters else {}
     for name, value in config.items():
-        if name == "_target_":
-            continue
-        if value is None and name == "shape":
-            value = len(tasks)
-        if value is None and _is_needed(parameters.get(name)):
-            value = {}
-        if isinstance(value, Mapping) and "_target_" in value:
-            value = _part(value, tasks, f"{key}.{name}", target, name)
-        elif isinstance(value, Mapping) and not _wants_mapping(parameters.get(name)):
-            value = _by_name(
-                f"{key}.{name}", value, tasks, 0.0 if name in ("reference", "min_losses") else 1.0
-            )
-        elif isinstance(value, list | tuple) and name in vectors:
-            value = _in_order(f"{key}.{name}", value, tasks)
-        elif isinstance(value, int | float) and name in vectors and _takes_only_tensors(parameters[name]):
-            raise ValueError(
-                f"{key}.{name}={value} is one number for {len(tasks)} tasks; give one each, "
-                f"{key}.{name}={{{','.join(f'{task}:{value}' for task in tasks)}}}."
-            )
-        elif value is None and name in vectors and parameters[name].default is inspect.Parameter.empty:
-            value = torch.ones(len(tasks))
-        made[name] = value
+        if name != "_target_":
+            made[name] = _argument(f"{key}.{name}", value, parameters.get(name), tasks)
     for name, parameter in parameters.items():
-        if name not in made and parameter.kind in _NAMED and parameter.default is parameter.empty:
+        if name not in made and _is_needed(parameter):
             raise ValueError(
                 f"{key}.{name} is missing, and {config['_target_']} requires it; set {key}.{name}=…"
             )
@@ -125,30 +101,41 @@ def _make(config: Mapping[str, Any], tasks: Sequence[str], key: str) -> Any:
         ) from error
 
 
-def _takes_only_tensors(parameter: inspect.Parameter) -> bool:
-    return "float" not in str(parameter.annotation) and "int" not in str(parameter.annotation)
+def _argument(key: str, value: Any, parameter: inspect.Parameter | None, tasks: Sequence[str]) -> Any:
+    """Return a value of the config in the type that the constructor's parameter takes."""
+    name = key.rpartition(".")[2]
+    takes = "" if parameter is None else str(parameter.annotation)
+    if value is None and name == "shape":
+        return len(tasks)
+    if value is None and _is_needed(parameter):
+        value = {}  # Hydra cannot add keys to {} on the command line
+    if isinstance(value, Mapping) and "_target_" in value:
+        return _part(value, tasks, key, takes)
+    if isinstance(value, Mapping) and "Mapping" not in takes and "dict" not in takes:
+        return _by_name(key, value, tasks, 0.0 if name in ("reference", "min_losses") else 1.0)
+    if "Tensor" not in takes:
+        return value
+    if isinstance(value, list | tuple):
+        return _in_order(key, value, tasks)
+    if isinstance(value, int | float) and "float" not in takes and "int" not in takes:
+        raise ValueError(
+            f"{key}={value} is one number for {len(tasks)} tasks; give one each, "
+            f"{key}={{{','.join(f'{task}:{value}' for task in tasks)}}}."
+        )
+    return value
 
 
 def _is_needed(parameter: inspect.Parameter | None) -> bool:
-    """Return whether ``null`` stands for an empty mapping: Hydra cannot add keys to ``{}`` on the command line."""
     return parameter is not None and parameter.default is parameter.empty and parameter.kind in _NAMED
 
 
-def _part(value: Mapping[str, Any], tasks: Sequence[str], key: str, target: Any, name: str) -> Any:
+def _part(value: Mapping[str, Any], tasks: Sequence[str], key: str, takes: str) -> Any:
     """Build a nested object: a weighting in the type that the constructor takes, anything else as Hydra does."""
     inner = get_object(value["_target_"])
-    of_torchjd = isinstance(inner, type) and issubclass(inner, Weighting | Aggregator | Scalarizer)
-    if not of_torchjd and not (isinstance(inner, type) and issubclass(inner, Combiner)):
+    if not (isinstance(inner, type) and issubclass(inner, Weighting | Aggregator | Scalarizer | Combiner)):
         return instantiate(value, _convert_="all")
     made = _make(value, tasks, key)
-    wanted = str(inspect.signature(target).parameters[name].annotation)
-    return adapt(made) if WeightedMethod.__name__ in wanted or JacobianMethod.__name__ in wanted else made
-
-
-def _wants_mapping(parameter: inspect.Parameter | None) -> bool:
-    return parameter is not None and (
-        "Mapping" in str(parameter.annotation) or "dict" in str(parameter.annotation)
-    )
+    return adapt(made) if WeightedMethod.__name__ in takes or JacobianMethod.__name__ in takes else made
 
 
 def _by_name(key: str, values: Mapping[str, float], tasks: Sequence[str], default: float) -> Tensor:

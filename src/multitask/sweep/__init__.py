@@ -1,4 +1,7 @@
-"""Sweeps: many runs from one command, isolated from one another's failures."""
+"""Sweeps: many runs from one command, isolated from one another's failures.
+
+What cannot work raises :class:`~multitask.errors.ConfigError` before the first job starts.
+"""
 
 import warnings
 

@@ -1,6 +1,6 @@
 """Single-task baselines by experiment: the results that other methods are compared with."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from multitask.errors import ConfigError
@@ -15,19 +15,9 @@ _IDENTITY = ("task", "metric", "split", "seed", "selection", "variant", "config_
 
 
 def record(sources: Iterable[Path], output: Path) -> dict[Path, int]:
-    """Add the results of single-task runs to ``<experiment>.csv``; new measurements replace old ones.
+    """Add the results of single-task runs to ``<experiment>.csv`` in a folder; new measurements replace old ones.
 
-    Rows of other recipes are kept, each with its own digest.
-
-    Args:
-        sources: Folders of sweeps or runs.
-        output: The folder of the files.
-
-    Returns:
-        The number of rows of these runs in each file.
-
-    Raises:
-        ConfigError: If there are no single-task runs, or one of them has not completed.
+    Rows of other recipes are kept, each with its own digest. The number of rows of these runs is returned by file.
     """
     by_experiment: dict[str, list[Row]] = {}
     for row in _rows(sources):
@@ -41,7 +31,9 @@ def record(sources: Iterable[Path], output: Path) -> dict[Path, int]:
     written = {}
     for experiment, rows in sorted(by_experiment.items()):
         path = output / f"{experiment}.csv"
-        write_results(path, _merged(read_rows(path) if path.is_file() else [], rows))
+        known = {_identity(row): row for row in (*(read_rows(path) if path.is_file() else []), *rows)}
+        # Sorted, so that the diff of a file in git shows only changed values.
+        write_results(path, [{key: row.get(key, "") for key in COLUMNS} for _, row in sorted(known.items())])
         written[path] = len(rows)
     return written
 
@@ -71,12 +63,6 @@ def _of_tasks(path: Path) -> list[Row]:
     if wrong := conflict(rows, own=True):
         raise ConfigError(f"source: {path} has {wrong}.")
     return [row for row in rows if row["task"] != COMBINED]
-
-
-def _merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Return all rows, sorted, so that the diff of a file in git shows only changed values."""
-    known = {_identity(row): row for row in (*old, *new)}
-    return [{key: row.get(key, "") for key in COLUMNS} for _, row in sorted(known.items())]
 
 
 def _identity(row: Row) -> tuple[str | int, ...]:

@@ -21,12 +21,7 @@ STALE_AFTER = 60.0
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a folder.
-
-    Args:
-        host: The machine; ``?`` while the file is being written.
-        pid: The process id on it; 0 while the file is being written.
-    """
+    """The process that holds a folder: ``?`` and 0 while the file is being written."""
 
     host: str
     pid: int
@@ -42,13 +37,10 @@ class Holder:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Hold a folder while the block runs, and yield whether it could be taken.
+    """Hold a folder while the block runs, and yield whether it could be taken; the folder is created if necessary.
 
     The operating system's lock decides; it ends with the process. If locks do not reach another machine, the time of
     the holder's last heartbeat decides.
-
-    Args:
-        folder: The folder; created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
@@ -99,11 +91,9 @@ def _holder(path: Path, file: TextIO, locked: bool | None) -> Holder | None:
 
 
 def _lock(file: TextIO, patience: float = 0.0) -> bool | None:
-    """Return whether the lock was acquired, ``None`` if the file system has no locks.
+    """Return whether the lock was acquired within ``patience`` seconds; ``None`` if the file system has no locks.
 
-    Args:
-        file: The open file; closing it releases the lock.
-        patience: How long to try, in seconds: a process that only checks holds the lock for a moment.
+    Closing the file releases the lock. A process that only checks holds it for a moment.
     """
     until = time.monotonic() + patience
     while True:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from multitask.errors import ConfigError, choices
 from multitask.places import CONFIGS
 from multitask.run.arguments import quoted
-from multitask.sweep.rank import is_first
+from multitask.system import is_first
 
 RECORD = "sweep.json"
 # Hydra's keys of how a sweep runs, which are not part of a job.
@@ -27,11 +27,7 @@ _SET_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "W
 
 
 def prepend_sweep_arguments() -> None:
-    """Prepend the arguments that started a sweep if the command line names it with ``sweep=<id>``.
-
-    Raises:
-        ConfigError: If there is no such sweep and the command does not start one.
-    """
+    """Prepend the arguments that started a sweep if the command line names it with ``sweep=<id>``."""
     given = sys.argv[1:]
     names = [a.partition("=")[2] for a in given if re.match(r"\+{0,2}sweep=", a)]
     if not names or not is_first():
@@ -76,10 +72,6 @@ def as_single_run(config: DictConfig, folder: Path) -> Iterator[None]:
 
     Lightning starts the job's other processes with the command line. Its connection to them and its environment
     variables would otherwise outlive the job: the next job would connect to the previous one's processes.
-
-    Args:
-        config: The job's config.
-        folder: The job's folder.
     """
     hydra = HydraConfig.get()
     arguments, directory = sys.argv[1:], hydra.run.dir
@@ -96,7 +88,9 @@ def as_single_run(config: DictConfig, folder: Path) -> Iterator[None]:
     finally:
         sys.argv[1:] = arguments
         _set_run_dir(directory)
-        _disconnect()
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
         for name, value in environment.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
@@ -107,12 +101,6 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     for short, name in (("-cp", "--config-path"), ("-cn", "--config-name"), ("-cd", "--config-dir")):
         parser.add_argument(name, short)
     return parser.parse_known_args(arguments)[0]
-
-
-def _disconnect() -> None:
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _set_run_dir(directory: str) -> None:

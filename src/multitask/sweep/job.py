@@ -17,21 +17,18 @@ from multitask.run.devices import take_gpu
 from multitask.run.record import RunRecord
 from multitask.sweep.claim import claimed, holder
 from multitask.sweep.command import as_single_run
-from multitask.sweep.rank import is_first
 from multitask.sweep.state import COMPLETED, FAILED, read_record
+from multitask.system import is_first
 
 # How long a stopped job waits for parallel jobs, in seconds: longer than saving a checkpoint takes.
 _PATIENCE = 30.0
 
 
 def run(config: DictConfig) -> float | None:
-    """Train with a config.
+    """Train with a config; return the metric's value that selected the weights, or ``None`` if there is none.
 
     A job of a sweep is skipped if it has completed or another process runs it, and resumes from its last checkpoint
     if it was stopped.
-
-    Returns:
-        The metric's value that selected the weights, or ``None`` if no metric did or the job was skipped.
 
     Raises:
         RunFailed: If a job of a sweep failed; ``run.json`` has the reason.

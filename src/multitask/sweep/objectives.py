@@ -14,38 +14,28 @@ from multitask.sweep.plan import Job
 from multitask.sweep.state import COMPLETED, read_record, read_rows, status_of
 
 TASKS = "tasks"
-Direction = Literal["minimize", "maximize"]
-_DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A logged value to minimize or maximize.
-
-    Args:
-        key: ``val/left/accuracy``, ``val/loss/left``, or the key of ``selection.metric``.
-        mode: ``min`` or ``max``.
-    """
+    """A logged value to minimize or maximize, such as ``val/left/accuracy`` or ``val/loss/left``."""
 
     key: str
     mode: str
 
     @property
-    def direction(self) -> Direction:
+    def direction(self) -> Literal["minimize", "maximize"]:
         """Optuna's name of the mode."""
-        return _DIRECTIONS[self.mode]
+        return "minimize" if self.mode == "min" else "maximize"
 
 
 def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> list[Objective]:
-    """Return the objectives of a search.
+    """Return the objectives of a search; refuse values that are not measured, or belong to the test split.
 
     Args:
         given: Key → ``min`` or ``max``; ``tasks`` for the validation loss of every task; ``None`` for
             ``selection.metric``.
         config: The sweep's own config.
-
-    Raises:
-        ConfigError: If an objective is not measured, or belongs to the test split.
     """
     selection = config.selection
     if given is None:
@@ -66,7 +56,7 @@ def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> lis
         raise ConfigError(f"hydra.sweeper.objectives={given} is unknown; give {TASKS}, or {{key:min}}.")
     known = {str(selection.metric), *_measured(config)}
     for key, mode in given.items():
-        if mode not in _DIRECTIONS:
+        if mode not in ("min", "max"):
             raise ConfigError(f"hydra.sweeper.objectives.{key}={mode} is unknown; choose min or max.")
         if key.startswith("test/"):
             raise ConfigError(
@@ -79,12 +69,9 @@ def objectives(given: str | Mapping[str, str] | None, config: DictConfig) -> lis
 
 
 def measure(jobs: Sequence[Job], wanted: Sequence[Objective], selection: str | None) -> list[float] | None:
-    """Return each objective's mean over the jobs of a trial, ``None`` if a job failed or diverged.
+    """Return each objective's mean over a trial's jobs, one per seed; ``None`` if a job failed or diverged.
 
-    Args:
-        jobs: The trial's jobs, one per seed.
-        wanted: The objectives.
-        selection: The key that selected the weights.
+    ``selection`` is the key that selected the weights.
     """
     if any(status_of(job.folder) != COMPLETED for job in jobs):
         return None

@@ -27,33 +27,18 @@ _COSMETIC = re.compile(
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep.
-
-    Args:
-        overrides: The job's overrides.
-        folder: The run's folder.
-        method: The method's name in ``results.csv``.
-        seed: The run's seed.
-        recipe: The digest of the run's recipe.
-    """
+    """One run of a sweep."""
 
     overrides: tuple[str, ...]
     folder: Path
     method: str
     seed: int
     recipe: str
+    """The digest of what its results depend on."""
 
 
 def pin(master: DictConfig, batch: Sequence[Sequence[str]]) -> Path:
-    """Make every job use the sweep's folder, and name it by the overrides that distinguish it.
-
-    Args:
-        master: The sweep's own config.
-        batch: Each job's overrides.
-
-    Returns:
-        The sweep's folder.
-    """
+    """Make every job use the sweep's folder, which is returned, and name it by the overrides that distinguish it."""
     folder = Path(master.hydra.sweep.dir).absolute()
     varied = {o.partition("=")[0] for overrides in batch for o in overrides if o not in batch[0]}
     named = {o.partition("=")[0] for overrides in batch for o in overrides}
@@ -70,15 +55,12 @@ def pin(master: DictConfig, batch: Sequence[Sequence[str]]) -> Path:
 
 
 def plan(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[Job]:
-    """Compose and check each job, and return them with their folders.
+    """Compose and check each job, and return them with their folders; refuse two jobs that would share a folder.
 
     Args:
         loader: Hydra's config loader.
         master: The sweep's own config.
         batch: Each job's overrides.
-
-    Raises:
-        ConfigError: If a job cannot work or two jobs would share a folder; the message names the job.
     """
     configs = _Configs(loader, master)
     jobs: dict[Path, Job] = {}

@@ -15,13 +15,7 @@ PAUSE = 1.0
 
 @contextmanager
 def printed_progress(name: str, jobs: Sequence[Job], total: int) -> Iterator[None]:
-    """Print the sweep's progress while the block runs, including jobs of other processes.
-
-    Args:
-        name: The sweep's name.
-        jobs: Its jobs; more can be added to the list.
-        total: The final number of jobs.
-    """
+    """Print the progress of a sweep's jobs, also of other processes, while the block runs; jobs can be added."""
     over = threading.Event()
     thread = threading.Thread(target=_follow, args=(name, jobs, total, over), daemon=True)
     thread.start()
@@ -54,15 +48,7 @@ def _follow(name: str, jobs: Sequence[Job], total: int, over: threading.Event) -
 
 
 def line(name: str, counts: Counter[str], total: int, seconds: float, done_now: int) -> str:
-    """Return a line of progress.
-
-    Args:
-        name: The sweep's name.
-        counts: The number of jobs of each status.
-        total: The number of jobs.
-        seconds: The time since this command started.
-        done_now: The number of jobs that have ended since then.
-    """
+    """Return a line of progress; ``done_now`` jobs have ended in the ``seconds`` since this command started."""
     left = total - counts[COMPLETED] - counts[FAILED]
     text = f"sweep {name}: {counts[COMPLETED]} of {total} done, {counts[RUNNING]} running, {counts[FAILED]} failed"
     if left and done_now:

@@ -78,11 +78,7 @@ class Search:
         return [trial for trial in self.study.trials if trial.state == TrialState.RUNNING]
 
     def ask(self) -> Any:
-        """Return a new trial.
-
-        Raises:
-            ConfigError: If the space has changed in a way that the study does not allow.
-        """
+        """Return a new trial."""
         try:
             return self.study.ask(fixed_distributions=dict(self.space.distributions))
         except ValueError as error:

@@ -24,11 +24,7 @@ _EXTRAS = {"hydra_joblib_launcher": "sweeps", "hydra_submitit_launcher": "sweeps
 
 @contextmanager
 def as_installed(config: DictConfig) -> Iterator[None]:
-    """Raise an error that says what to install if the block needs a plugin that is not installed.
-
-    Raises:
-        ConfigError: If the plugin is missing, naming the extra.
-    """
+    """Refuse a launcher whose plugin is not installed, which the block needs, naming the extra."""
     try:
         yield
     except (RuntimeError, ImportError) as error:
@@ -45,8 +41,7 @@ def as_installed(config: DictConfig) -> Iterator[None]:
 def begin(folder: Path, jobs: Sequence[Job]) -> None:
     """Write the sweep's command and jobs to a file, so that ``sweep=<id>`` can resume it.
 
-    Raises:
-        ConfigError: If the folder's sweep has jobs that this command lacks, or completed ones of another recipe.
+    A folder whose sweep has jobs that this command lacks, or completed ones of another recipe, is refused.
     """
     path = folder / RECORD
     names = [job.folder.name for job in jobs]
@@ -69,14 +64,7 @@ def begin(folder: Path, jobs: Sequence[Job]) -> None:
 
 
 def launch(launcher: Launcher, jobs: Sequence[Job], stop: Stop, size: int | None = None) -> None:
-    """Run the jobs that are neither done nor running elsewhere.
-
-    Args:
-        launcher: Hydra's launcher.
-        jobs: The jobs.
-        stop: Whether to stop.
-        size: The number of jobs given to the launcher at once; ``None`` for all.
-    """
+    """Run the jobs that are neither done nor running elsewhere, ``size`` of them at once (all if it is ``None``)."""
     left = [job for job in jobs if status_of(job.folder) not in (COMPLETED, RUNNING)]
     size = size or max(1, len(left))
     batches = [left[start : start + size] for start in range(0, len(left), size)]

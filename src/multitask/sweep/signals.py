@@ -15,22 +15,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Whether the sweep has received a signal.
-
-    Args:
-        jobs: The sweep's jobs.
-    """
+    """Whether a sweep with these jobs has received a signal."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
         self._number: int | None = None
 
     def check(self) -> None:
-        """Exit if a signal was received; called once the jobs have stopped.
-
-        Raises:
-            SystemExit: With code 128 + the signal's number.
-        """
+        """Exit with 128 + the signal's number if a signal was received; called once the jobs have stopped."""
         if self._number is not None:
             raise SystemExit(128 + self._number)
 
@@ -53,11 +45,7 @@ class Stop:
 
 @contextmanager
 def forwarded_signals(jobs: Sequence[Job]) -> Iterator[Stop]:
-    """Handle signals while the block runs.
-
-    Args:
-        jobs: The sweep's jobs; more can be added to the list.
-    """
+    """Handle signals while the block runs; more jobs can be added to the list."""
     stop = Stop(jobs)
     before: dict[int, Any] = {number: signal.signal(number, stop.note) for number in _SIGNALS}
     try:

@@ -22,9 +22,6 @@ def points(
         draws: The number of random weight vectors.
         concentration: Of the symmetric Dirichlet distribution; 1 is uniform, larger values favor equal weights.
         seed: The seed of the draws.
-
-    Raises:
-        ConfigError: If the sampling is unknown, or the grid has no points or too many.
     """
     if sampling == "dirichlet":
         import numpy as np  # deferred, for a fast start: Hydra imports every sweeper

@@ -45,9 +45,6 @@ def space(overrides: Sequence[Override]) -> Space:
     ``interval(a, b)`` is a number between a and b, ``int(interval(a, b))`` an integer, and ``tag(log, interval(a, b))``
     a number on a logarithmic scale. ``range(a, b, step)`` is a number of that grid; comma-separated values and
     ``choice(…)`` are categories. Several seeds are not searched: a setting's value is its mean over them.
-
-    Raises:
-        ConfigError: If nothing is searched.
     """
     last = {str(override.get_key_element()): override for override in overrides}
     seeds = last.pop(SEED, None)

@@ -41,11 +41,7 @@ class SurvivingSweeper(Sweeper):
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Create the launcher.
-
-        Raises:
-            ConfigError: If its plugin is not installed.
-        """
+        """Create the launcher."""
         self.master = config
         self.loader = hydra_context.config_loader
         with as_installed(config):
@@ -87,11 +83,7 @@ class SurvivingSweeper(Sweeper):
 
 
 def combinations(overrides: Sequence[Override]) -> list[list[str]]:
-    """Return every combination of the overrides' values; the last override of a key wins.
-
-    Raises:
-        ConfigError: If an override has no list of values.
-    """
+    """Return every combination of the overrides' values; the last override of a key wins."""
     axes: dict[str, list[str]] = {}
     for override in overrides:
         key = str(override.get_key_element())

@@ -9,20 +9,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from multitask.errors import on_one_line
 from multitask.sweep.summary import Summary
 
 JOB_TYPE = "sweep"
 
 
 def log(config: DictConfig, summary: Summary, folder: Path) -> None:
-    """Log the table of all jobs if the config has a W&B logger; a resumed sweep replaces it.
+    """Log the table of all jobs if the sweep's config has a W&B logger; a resumed sweep replaces it.
 
     If W&B cannot be reached, print a warning: the jobs' folders contain everything.
-
-    Args:
-        config: The sweep's own config.
-        summary: The outcome of the jobs.
-        folder: The sweep's folder.
     """
     logger: Any = OmegaConf.select(config, "logger.wandb")
     mode: Any = logger.get("mode", "online") if logger else "disabled"
@@ -31,34 +27,9 @@ def log(config: DictConfig, summary: Summary, folder: Path) -> None:
     from multitask import quiet_loggers  # noqa: F401  # isort: skip
     import wandb  # deferred, for a fast start
 
-    # One id for the sweep, also when it is resumed.
-    name = f"{folder.name[:40]}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
-    for old in folder.glob(f"wandb/offline-run-*-{name}"):
-        shutil.rmtree(old)  # outdated
-    try:
-        run = wandb.init(
-            project=logger.get("project"), entity=logger.get("entity"), mode=mode, dir=folder, id=name,
-            name=folder.name, group=folder.name, job_type=JOB_TYPE, resume="allow" if mode == "online" else None,
-            config={"sweep": folder.name, "jobs": [job.folder.name for job in summary.jobs]},
-        )  # fmt: skip
-        run.log({"jobs": wandb.Table(columns=_columns(summary), data=_rows(summary))})
-        run.summary.update({f"jobs/{status}": count for status, count in Counter(summary.statuses).items()})
-        run.finish()
-    except (wandb.errors.Error, OSError) as error:
-        print(
-            f"the sweep's table is not in W&B ({' '.join(str(error).split())}); run `wandb login`, or use "
-            "logger.wandb.mode=offline.",
-            file=sys.stderr,
-        )
-
-
-def _columns(summary: Summary) -> list[Any]:
-    figures = [f"{task}/{metric}" for task, metric in summary.columns]
-    return ["method", *summary.varied, "seed", "status", *figures, "run"]
-
-
-def _rows(summary: Summary) -> list[list[Any]]:
-    return [
+    jobs, figures = summary.jobs, [f"{task}/{metric}" for task, metric in summary.columns]
+    columns: list[Any] = ["method", *summary.varied, "seed", "status", *figures, "run"]
+    rows = [
         [
             job.method,
             *summary.settings(job),
@@ -67,5 +38,24 @@ def _rows(summary: Summary) -> list[list[Any]]:
             *map(found.get, summary.columns),
             job.folder.name,
         ]
-        for job, status, found in zip(summary.jobs, summary.statuses, summary.figures, strict=True)
+        for job, status, found in zip(jobs, summary.statuses, summary.figures, strict=True)
     ]
+    # One id for the sweep, also when it is resumed.
+    name = f"{folder.name[:40]}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    for old in folder.glob(f"wandb/offline-run-*-{name}"):
+        shutil.rmtree(old)  # outdated
+    try:
+        run = wandb.init(
+            project=logger.get("project"), entity=logger.get("entity"), mode=mode, dir=folder, id=name,
+            name=folder.name, group=folder.name, job_type=JOB_TYPE, resume="allow" if mode == "online" else None,
+            config={"sweep": folder.name, "jobs": [job.folder.name for job in jobs]},
+        )  # fmt: skip
+        run.log({"jobs": wandb.Table(columns=columns, data=rows)})
+        run.summary.update({f"jobs/{status}": count for status, count in Counter(summary.statuses).items()})
+        run.finish()
+    except (wandb.errors.Error, OSError) as error:
+        print(
+            f"the sweep's table is not in W&B ({on_one_line(error)}); run `wandb login`, or use "
+            "logger.wandb.mode=offline.",
+            file=sys.stderr,
+        )

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from multitask.gradients.graph import Graph
 from multitask.gradients.losses import Losses
-from multitask.run.parts import users
+from multitask.run.sharing import users
 
 
 def test_a_parameter_is_shared_where_both_outputs_depend_on_it():

@@ -23,9 +23,9 @@ from multitask.nn.resnet import resnet
 from multitask.nn.segnet import SegNet
 from multitask.nn.tokens import Patches
 from multitask.nn.with_losses import WithLosses
-from multitask.run.parts import users
 from multitask.run.record import recipe_digest
 from multitask.run.resolvers import register
+from multitask.run.sharing import users
 
 CONFIGS = str(Path(__file__).parents[3] / "configs")
 SMALL = {

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from multitask.data.base import DataModule, Split
 from multitask.errors import ConfigError
-from multitask.run.batches import check_batches, first_batch
+from multitask.run.data import check_batches, first_batch
 
 Example = Callable[[int], Any]
 

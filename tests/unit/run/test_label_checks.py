@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 
 from multitask.errors import ConfigError
 from multitask.losses.pixels import DepthL1, PixelCrossEntropy
+from multitask.module import MultiTaskModule
 from multitask.run.initialization import initialize
 from multitask.run.label_checks import labelled_share
 from multitask.task.targets import Binary
@@ -28,7 +29,7 @@ def start(task: Task, y: Tensor, inputs: Tensor = INPUTS) -> None:
 
 
 def start_with(task: Task, arrays: dict[str, Tensor], trunk: nn.Module | None = None) -> None:
-    initialize(trunk or nn.Identity(), {"a": task}, arrays, 0, {"train": arrays})
+    initialize(MultiTaskModule(trunk or nn.Identity(), {"a": task}), arrays, 0, {"train": arrays})
 
 
 def classes(wrong: int) -> Tensor:
@@ -181,7 +182,9 @@ def test_integer_inputs_of_layers_that_want_floats_are_named():
 def test_first_examples_of_what_is_read_from_disk_are_checked():
     few = {"inputs": INPUTS, "y": torch.full((20,), 3)}
     with pytest.raises(ConfigError, match="the target 'y' has the class 3 in the train split"):
-        initialize(nn.Identity(), {"a": task(3, nn.CrossEntropyLoss())}, few, 0, {"train": [few]})  # type: ignore[dict-item]
+        initialize(
+            MultiTaskModule(nn.Identity(), {"a": task(3, nn.CrossEntropyLoss())}), few, 0, {"train": [few]}
+        )  # type: ignore[dict-item]
 
 
 class Slope(nn.Module):
@@ -199,4 +202,6 @@ def test_derivatives_want_grad_mode(where: str) -> None:
     trunk = Slope() if where == "trunk" else nn.Identity()
     head = Slope() if where == "head" else nn.Identity()
     with pytest.raises(ConfigError, match=r"; take derivatives inside torch\.enable_grad\(\)\.$"):
-        initialize(trunk, {"a": Task(head, nn.MSELoss(), target="y")}, arrays, 0, {"train": arrays})
+        initialize(
+            MultiTaskModule(trunk, {"a": Task(head, nn.MSELoss(), target="y")}), arrays, 0, {"train": arrays}
+        )

@@ -11,6 +11,7 @@ from torchmetrics.classification import MultilabelAUROC
 
 from multitask.errors import ConfigError
 from multitask.losses.pixels import DepthL1
+from multitask.module import MultiTaskModule
 from multitask.run.initialization import initialize
 from multitask.task.targets import Binary
 from multitask.task.task import Task
@@ -28,7 +29,7 @@ def start(
     metrics = {} if metric is None else {"m": metric}
     task = Task(head or nn.Linear(3, out), loss, metrics, target="y", **options)
     arrays = {"inputs": INPUTS[: len(y)], "y": y}
-    initialize(nn.Identity(), {"a": task}, arrays, 0, {"train": arrays})
+    initialize(MultiTaskModule(nn.Identity(), {"a": task}), arrays, 0, {"train": arrays})
     return task
 
 
@@ -113,10 +114,10 @@ def test_functions_of_a_mean_and_losses_that_fail_on_parts_are_no_means(loss: An
     task = Task(nn.Linear(3, 1), loss, target="y")
     if isinstance(loss, Pairs):
         with pytest.raises(ConfigError, match="too few"):
-            initialize(nn.Identity(), {"a": task}, few, 0, {"train": few})
+            initialize(MultiTaskModule(nn.Identity(), {"a": task}), few, 0, {"train": few})
         return
     with pytest.raises(ConfigError, match=r"set tasks\.a\.count=batch"):
-        initialize(nn.Identity(), {"a": task}, few, 0, {"train": few})
+        initialize(MultiTaskModule(nn.Identity(), {"a": task}), few, 0, {"train": few})
 
 
 @pytest.mark.parametrize("loss", [BatchDice(), Contrast()])
@@ -256,7 +257,7 @@ def test_losses_that_leave_pixels_out_by_themselves_take_what_is_missing():
     y[2, 0, 1] = NAN
     task = Task(nn.Conv2d(3, 1, 1), DepthL1(), target="y", missing=True)
     arrays = {"inputs": torch.randn(8, 3, 4, 4), "y": y}
-    initialize(nn.Identity(), {"a": task}, arrays, 0, {"train": arrays})
+    initialize(MultiTaskModule(nn.Identity(), {"a": task}), arrays, 0, {"train": arrays})
     assert task.count(arrays) == 8 * 16 - 4
 
 
@@ -325,18 +326,17 @@ def test_a_mark_that_the_loss_leaves_out_is_found_however_rare(
     for loss, fits in ((LeavesOut(mark), False), (nn.MSELoss(), True)):
         task = Task(nn.Linear(3, columns), loss, target="y", missing=missing)
         if fits:
-            initialize(nn.Identity(), {"a": task}, few, 0, splits)
+            initialize(MultiTaskModule(nn.Identity(), {"a": task}), few, 0, splits)
             continue
         with pytest.raises(ConfigError, match=r"tasks\.a\.loss"):
-            initialize(nn.Identity(), {"a": task}, few, 0, splits)
+            initialize(MultiTaskModule(nn.Identity(), {"a": task}), few, 0, splits)
 
 
 def test_where_no_split_is_in_memory_the_whole_batch_is_searched():
     arrays = arrays_with(0.0, 1, rows=100)
     with pytest.raises(ConfigError, match=r"tasks\.a\.count=batch"):
         initialize(
-            nn.Identity(),
-            {"a": Task(nn.Linear(3, 1), LeavesOut(0.0), target="y")},
+            MultiTaskModule(nn.Identity(), {"a": Task(nn.Linear(3, 1), LeavesOut(0.0), target="y")}),
             arrays,
             0,
             {"train": None},
@@ -359,8 +359,7 @@ def test_batches_of_one_example_hide_nothing(in_memory: bool, missing: bool, los
     task = Task(nn.Linear(3, out), loss, target="y", missing=missing)
     with pytest.raises(ConfigError, match=r"tasks\.a\.loss"):
         initialize(
-            nn.Identity(),
-            {"a": task},
+            MultiTaskModule(nn.Identity(), {"a": task}),
             {k: v[:1] for k, v in arrays.items()},
             0,
             {"train": arrays if in_memory else None},
@@ -370,4 +369,9 @@ def test_batches_of_one_example_hide_nothing(in_memory: bool, missing: bool, los
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss(), nn.PoissonNLLLoss()])
 def test_means_over_one_example_pass(loss: Any):
     arrays = {"inputs": INPUTS[:1], "y": torch.rand(1, 4)}
-    initialize(nn.Identity(), {"a": Task(nn.Linear(3, 4), loss, target="y")}, arrays, 0, {"train": arrays})
+    initialize(
+        MultiTaskModule(nn.Identity(), {"a": Task(nn.Linear(3, 4), loss, target="y")}),
+        arrays,
+        0,
+        {"train": arrays},
+    )

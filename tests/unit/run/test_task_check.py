@@ -16,8 +16,7 @@ from multitask.module import MultiTaskModule
 from multitask.nn.branches import Branches
 from multitask.nn.mlp import mlp
 from multitask.run.console import summarize
-from multitask.run.parts import Part, parts
-from multitask.run.sharing import compare, parts_of, unobtrusive, users_of
+from multitask.run.sharing import Part, compare, parts, parts_of, unobtrusive, users_of
 from multitask.run.task_check import check_tasks, check_that_metrics_move, constant_loss, extremes
 from multitask.task.targets import Binary, Classes
 from multitask.task.task import Outcome, Task
@@ -159,8 +158,8 @@ def loaded(arrays: dict[str, Tensor]) -> Arrays:
 def test_parts_are_the_largest_with_the_same_users():
     named = {name: nn.Parameter(torch.zeros(2)) for name in ("x.0.w", "x.0.b", "x.1.w", "y.w")}
     used = [("a", "b"), ("a", "b"), ("a",), ("b",)]
-    assert parts(named, used) == [Part("x.0", ("a", "b"), 4), Part("x.1", ("a",), 2), Part("y", ("b",), 2)]
-    assert parts(named, [("a",)] * 4) == [Part("x", ("a",), 6), Part("y", ("a",), 2)]
+    assert parts(named, used) == [Part("x.0", ("a", "b")), Part("x.1", ("a",)), Part("y", ("b",))]
+    assert parts(named, [("a",)] * 4) == [Part("x", ("a",)), Part("y", ("a",))]
 
 
 def test_sharing_of_a_model():
@@ -168,11 +167,11 @@ def test_sharing_of_a_model():
     _, losses = compare(module, batch())
     found = parts_of(module, losses)
     assert found == [
-        Part("trunk.0.shared", ("a", "b"), 24),
-        Part("trunk.0.branches.a", ("a",), 15),
-        Part("trunk.0.branches.b", ("b",), 15),
-        Part("tasks.a.head", ("a",), 4),
-        Part("tasks.b.head", ("b",), 4),
+        Part("trunk.0.shared", ("a", "b")),
+        Part("trunk.0.branches.a", ("a",)),
+        Part("trunk.0.branches.b", ("b",)),
+        Part("tasks.a.head", ("a",)),
+        Part("tasks.b.head", ("b",)),
     ]
     assert [users_of(part, 2) for part in found[:2]] == ["all", "a alone"]
     module.tasks["b"].requires_grad_(False)
@@ -205,8 +204,8 @@ def test_tables_give_losses_norms_and_what_is_shared(
         norm = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
         for cell in (share, "n×1", "float32", f"{losses[name].item():.4g}", f"{float(norm):.4g}"):
             assert cell in lines[name]
-    assert lines["trunk.0.shared"].split()[3::2] == ["all", "24"]
-    assert lines["trunk.0.branches.a"].split()[3:5] == ["a", "alone"]
+    assert lines["trunk.0.shared"].split()[3::2] == ["MLP", "all", "24", "24"]
+    assert lines["trunk.0.branches.a"].split()[5:7] == ["a", "alone"]
     assert "…" not in printed
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from multitask.errors import ConfigError
 from multitask.module import MultiTaskModule
-from multitask.run.term_checks import check_term
+from multitask.run.loss_checks import check_term
 from multitask.task.seen import Seen
 from multitask.task.terms import Auxiliary, Term
 from tests.conftest import arrays, regression

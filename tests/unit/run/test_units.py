@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from multitask.errors import ConfigError
+from multitask.module import MultiTaskModule
 from multitask.run.initialization import initialize
 from multitask.task.derived import PredictionOf
 from multitask.task.targets import Shown, Standardized, Transform
@@ -29,7 +30,7 @@ def start(first: Transform | None, second: Transform | None, target: Tensor = NU
         "a": Task(nn.Linear(3, 2), nn.MSELoss(), target="a", transform=first),
         "b": Task(None, nn.L1Loss(), target="b", transform=second, prediction=PredictionOf("a")),
     }
-    initialize(nn.Identity(), tasks, arrays, 0, {"train": arrays})
+    initialize(MultiTaskModule(nn.Identity(), tasks), arrays, 0, {"train": arrays})
 
 
 @pytest.mark.parametrize("transform", [None, Shown(torch.abs), fitted(NUMBERS)])

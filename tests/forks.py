@@ -74,24 +74,15 @@ def execute(path: str, arguments: Sequence[str]) -> None:
 
 
 class Second:
-    """Stands for ``subprocess.Popen`` where Lightning starts a run's second process: a fork of this one, made before.
-
-    It waits for the command that Lightning gives. A further one, of a sweep's next job, is started as Lightning would.
-    """
+    """A run's second process: a fork of this one, made before, that waits for the command that Lightning gives."""
 
     def __init__(self) -> None:
-        import subprocess
-
-        from lightning.pytorch.strategies.launchers import subprocess_script
-
         context = multiprocessing.get_context("fork")
-        self._popen = subprocess.Popen
         receiving, self._sending = context.Pipe(duplex=False)
         self._process = context.Process(target=self._wait, args=(receiving,))
         self._process.start()
         receiving.close()
         self.pid = self._process.pid
-        subprocess_script.subprocess = self  # type: ignore[assignment]
 
     def _wait(self, receiving: Any) -> None:
         self._sending.close()
@@ -102,16 +93,13 @@ class Second:
             os.chdir(cwd)
             execute(path, arguments)
 
-    def Popen(self, command: Sequence[str], env: dict[str, str], cwd: str) -> Any:  # noqa: N802
+    def begin(self, command: Sequence[str], env: dict[str, str], cwd: str) -> None:
         """Start the command."""
-        if self._sending.closed:
-            return self._popen(command, env=env, cwd=cwd)
         self._sending.send((command, env, cwd))
         self.close()
-        return self
 
     def close(self) -> None:
-        """Let the process end, unless it has been started."""
+        """Let the process end, unless the command has been started."""
         self._sending.close()
 
     def poll(self) -> int | None:
@@ -129,6 +117,32 @@ class Second:
             os.kill(self.pid, number)
 
 
+class Seconds:
+    """Stands for ``subprocess`` where Lightning starts the second processes, of one run or of a sweep's jobs."""
+
+    def __init__(self, count: int) -> None:
+        import subprocess
+
+        from lightning.pytorch.strategies.launchers import subprocess_script
+
+        self._popen = subprocess.Popen
+        self._waiting = [Second() for _ in range(count)]
+        subprocess_script.subprocess = self  # type: ignore[assignment]
+
+    def Popen(self, command: Sequence[str], env: dict[str, str], cwd: str) -> Any:  # noqa: N802
+        """Start the command in a process that waits, or as Lightning would where none does any more."""
+        if not self._waiting:
+            return self._popen(command, env=env, cwd=cwd)
+        second = self._waiting.pop(0)
+        second.begin(command, env, cwd)
+        return second
+
+    def close(self) -> None:
+        """Let the processes end that still wait."""
+        for second in self._waiting:
+            second.close()
+
+
 def program(
     path: str,
     arguments: Sequence[str],
@@ -141,9 +155,10 @@ def program(
     os.environ.update(env)
     if before is not None:
         before()
-    second = Second() if any(a.startswith(("trainer=ddp", "trainer=fsdp")) for a in arguments) else None
+    two = any(a.startswith(("trainer=ddp", "trainer=fsdp")) for a in arguments)
+    seconds = Seconds(2 if "-m" in arguments else 1) if two else None
     try:
         execute(path, arguments)
     finally:
-        if second is not None:
-            second.close()
+        if seconds is not None:
+            seconds.close()

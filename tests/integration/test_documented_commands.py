@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -106,7 +107,16 @@ def composed() -> set[tuple[str, ...]]:
     return set()
 
 
-@pytest.mark.parametrize(("script", "arguments"), documented(*PAGES))
+def of_the_pages() -> list[Any]:
+    """Return the pages' commands; those that the README does not have are slow."""
+    first = documented(PAGES[0])
+    return [
+        pytest.param(*command, marks=() if command in first else pytest.mark.slow)
+        for command in documented(*PAGES)
+    ]
+
+
+@pytest.mark.parametrize(("script", "arguments"), of_the_pages())
 def test_commands_of_the_pages_compose(
     script: str, arguments: str, searched: list[str], composed: set[tuple[str, ...]]
 ) -> None:

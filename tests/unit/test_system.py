@@ -66,6 +66,7 @@ def modules() -> list[str]:
     return sorted(name for name in names if name != "multitask.evaluation.dashboard")
 
 
+@pytest.mark.slow
 def test_every_module_imports_and_a_sweep_runs(tmp_path: Path) -> None:
     imports = f"import importlib\nfor name in {modules()}: importlib.import_module(name)"
     command = "from multitask.commands import main\nsys.argv[0] = 'multitask'\nmain()"

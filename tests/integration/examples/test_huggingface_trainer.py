@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from examples import huggingface_trainer
 from tests.integration.examples.conftest import Reference
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_huggingface_trainer(reference: Reference, tmp_path: Path, accumulate: int) -> None:
     """Three epochs of eight batches; the last step of each may be of fewer."""
+    from examples import huggingface_trainer  # imports transformers and datasets: for seconds
+
     loss = huggingface_trainer.main(
         str(tmp_path), gradient_accumulation_steps=accumulate, disable_tqdm=True, max_grad_norm=0.5
     )

@@ -25,6 +25,8 @@ def test_every_block_runs() -> None:
         exec(compile(block, f"docs/library.md, block {number}", "exec"), names)
 
 
+@pytest.mark.smoke("examples/plain_loop.py")
+@pytest.mark.slow
 @pytest.mark.parametrize("command", re.findall(r"`python (\S+)`", PAGE))
 def test_every_command_runs(command: str, scripts: Scripts, tmp_path: Path) -> None:
     ran = scripts.start_file(command, before=partial(os.chdir, tmp_path)).wait()

@@ -12,7 +12,7 @@ from tests.integration.small import rows
 from tests.integration.sweep.small import SMALL, records_of, results_of, runs_of, table_of
 
 pytestmark = pytest.mark.slow
-LONG = (*(argument for argument in SMALL if "max_epochs" not in argument), "trainer.max_epochs=25")
+LONG = (*(argument for argument in SMALL if "max_epochs" not in argument), "trainer.max_epochs=12")
 
 
 def statuses_of(printed: str) -> dict[str, str]:

@@ -83,7 +83,7 @@ def found_in(sweep: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_with_its_trial(scripts: Scripts, arrays: Path) -> None:
-    long = (*(argument for argument in SMALL if "max_epochs" not in argument), "trainer.max_epochs=15")
+    long = (*(argument for argument in SMALL if "max_epochs" not in argument), "trainer.max_epochs=10")
     command = (*long, f"data.path={arrays}", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "seed=0,1")
     sweep = scripts.logs / "npz" / "sweeps" / "found"
     running = scripts.start(*command, "sweep=found")

@@ -28,6 +28,8 @@ def state(module: MultiTaskModule) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
+@pytest.mark.smoke("weighted_sum-1", "upgrad-2")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "window"), [("weighted_sum", 1), ("imtl_l", 1), ("famo", 2), ("modo", 1), ("upgrad", 2)]
 )
@@ -66,6 +68,8 @@ def test_a_factor_is_that_of_the_loss(tmp_path: Path, method: str) -> None:
     assert found.validated["val/loss/sex"] == pytest.approx(4 * wanted.validated["val/loss/sex"])
 
 
+@pytest.mark.smoke("upgrad-6")
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "steps"), [("weighted_sum", 8), ("upgrad", 6), ("famo", 6)])
 def test_a_run_resumes_bit_for_bit(tmp_path: Path, method: str, steps: int) -> None:
     tasks = (

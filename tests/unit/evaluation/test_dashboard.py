@@ -2,9 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from multitask.evaluation.comparison import Settings, compare_records
 from multitask.evaluation.dashboard import workspace
 from multitask.evaluation.errors import ComparisonError
 from multitask.private import specification
+from tests.integration.script_runner import Ran, Scripts, plainly
 from tests.integration.wandb_server import WandbServer
 from tests.unit.evaluation.hand_records import write_sweep
 
@@ -115,11 +115,19 @@ def server() -> Iterator[WandbServer]:
     server.close()
 
 
-def run(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "dashboard.py"), "project=p", *arguments]
-    known = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    known |= {"PYTHONPATH": str(ROOT / "src"), "HOME": str(tmp_path)}
-    return subprocess.run(command, cwd=tmp_path, env=known | env, capture_output=True, text=True, check=False)
+def begin(folder: Path, env: dict[str, str]) -> None:
+    """Be in a folder, with no word of W&B in the environment but what is given."""
+    os.chdir(folder)
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        del os.environ[name]
+    os.environ.update(env, HOME=str(folder))
+
+
+def run(folder: Path, *arguments: str, **env: str) -> Ran:
+    scripts = Scripts(folder)
+    return scripts.start_file(
+        "scripts/dashboard.py", "project=p", *arguments, before=partial(begin, folder, env)
+    ).wait()
 
 
 @pytest.mark.smoke
@@ -128,7 +136,7 @@ def test_it_is_saved_and_takes_the_place_of_an_earlier_one(tmp_path: Path, serve
     write_sweep(tmp_path / "sweep", {"weighted_sum": 0.02, "upgrad": 0.01}, range(2))
     env = {"WANDB_BASE_URL": server.base, "WANDB_API_KEY": KEY}
     done = run(tmp_path, "source=sweep", **env)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     (saved,) = server.views
     assert (saved["entityName"], saved["projectName"], saved["displayName"]) == (
         "entity",
@@ -136,12 +144,12 @@ def test_it_is_saved_and_takes_the_place_of_an_earlier_one(tmp_path: Path, serve
         "Comparison: toy",
     )
     assert "expressions" in saved["spec"]
-    address = done.stdout.strip()
+    address = done.out.strip()
     assert address.startswith("http")
     assert "/entity/p?nw=" in address
     again = run(tmp_path, "experiment_name=multi_mnist", f"replace={address}", **env)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.splitlines()[-1] == address
+    assert again.code == 0, again.err
+    assert again.out.splitlines()[-1] == address
     assert server.views[1]["name"] == saved["name"]
     assert server.views[1]["displayName"] == "Comparison: multi_mnist"
     assert "expressions" not in server.views[1]["spec"]
@@ -149,24 +157,33 @@ def test_it_is_saved_and_takes_the_place_of_an_earlier_one(tmp_path: Path, serve
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "env", "said"),
+    ("arguments", "said"),
     [
-        (["experiment_name=multi_mnist"], {}, "run `wandb login`"),
-        (
-            ["experiment_name=multi_mnist", "entity=e"],
-            {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"},
-            "check the network",
-        ),
-        ([], {}, "give either source=<sweep folder> or experiment_name=<name>"),
-        (["source=nowhere"], {}, "source=nowhere matches no run folder"),
-        (["experiment_name=multi_mnst"], {}, "did you mean 'multi_mnist'?"),
+        (["experiment_name=multi_mnist"], "run `wandb login`"),
+        ([], "give either source=<sweep folder> or experiment_name=<name>"),
+        (["source=nowhere"], "source=nowhere matches no run folder"),
+        (["experiment_name=multi_mnst"], "did you mean 'multi_mnist'?"),
     ],
 )
-def test_what_does_not_work_is_said_in_a_sentence(
-    tmp_path: Path, arguments: list[str], env: dict[str, str], said: str
-) -> None:
-    done = run(tmp_path, *arguments, **env)
+def test_what_does_not_work_is_said_in_a_sentence(tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = run(tmp_path, *arguments)
+    assert done.code == 1
+    assert_sentence(done.err, said)
+
+
+@pytest.mark.slow
+def test_a_network_that_does_not_answer_is_said_in_a_sentence(tmp_path: Path) -> None:
+    # W&B reads the timeout when it is imported, so this is a process of its own.
+    env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_HTTP_TIMEOUT": "1"}
+    arguments = ("project=p", "experiment_name=multi_mnist", "entity=e")
+    done = plainly(
+        str(ROOT / "scripts" / "dashboard.py"), *arguments, cwd=tmp_path, env={**env, "HOME": str(tmp_path)}
+    )
     assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert_sentence(done.stderr, "check the network")
+
+
+def assert_sentence(printed: str, said: str) -> None:
+    assert said in printed
+    assert "Traceback" not in printed
+    assert len(printed.strip().splitlines()) == 1

@@ -143,6 +143,7 @@ def test_the_csv_files_hold_the_numbers_unrounded(made: tuple[Path, str]) -> Non
     assert {"difference", "low", "high", "p_holm", "separable", "needed"} <= set(pairs)
 
 
+@pytest.mark.slow
 def test_twice_gives_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
     runs = sorted(str(path) for path in sweep.iterdir())
     compare(str(sweep), tmp_path / "once")
@@ -184,6 +185,7 @@ def test_nothing_but_failed_runs_is_refused_with_the_reason(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows(tmp_path: Path) -> None:
     methods = ["single_task", "weighted_sum", *(f"m{i}" for i in range(8))]
     rows = [

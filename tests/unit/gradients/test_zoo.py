@@ -293,6 +293,8 @@ CASES: list[tuple[Rows, int, int]] = [
 """What has a row, how many losses there are, and how many examples."""
 
 
+@pytest.mark.smoke(*(f"{name}-auto" for name in ZOO))
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["auto", "rows"])
 @pytest.mark.parametrize("name", ZOO)
 def test_step_is_that_of_plain_rows(name: str, engine: str) -> None:
@@ -326,6 +328,8 @@ class Positions(nn.Module):
         return {str(i): head(hidden).square().sum(1) * self.labelled for i, head in enumerate(self.heads)}
 
 
+@pytest.mark.smoke("arange")
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [torch.arange, torch.randperm])
 def test_examples_are_told_apart_where_few_of_them_have_a_gradient(order: Callable[[int], Tensor]) -> None:
     torch.manual_seed(0)

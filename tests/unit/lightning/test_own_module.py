@@ -99,6 +99,8 @@ def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
         torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-8, msg=key)
 
 
+@pytest.mark.smoke("weighted_sum", "upgrad", "modo")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_resume_from_a_checkpoint_of_the_trainer(name: str, tmp_path: Path) -> None:
     """Two epochs and two more end bit for bit where four do, though a loss is absent from some batches."""
@@ -247,6 +249,8 @@ class Nested(Small):
         return super().losses(type(self).read(batch))
 
 
+@pytest.mark.smoke(*(f"upgrad-{nesting}" for nesting in NESTINGS))
+@pytest.mark.slow
 @pytest.mark.parametrize("nesting", NESTINGS)
 @pytest.mark.parametrize("name", ["weighted_sum", "upgrad", "modo"])
 def test_batches_of_any_nesting(name: str, nesting: str) -> None:

@@ -16,7 +16,7 @@ from multitask.data.base import Split
 from multitask.module import MultiTaskModule
 from multitask.weighting.base import JacobianMethod
 from tests.conftest import Arrays, arrays, build
-from tests.unit.weighting.members import NAMES, make, number_of_tasks
+from tests.unit.weighting.members import FEW, NAMES, make, number_of_tasks
 
 AUTOMATIC, BY_HAND = False, True
 
@@ -146,6 +146,8 @@ def test_a_plateau_by_steps_is_seen_right_after_the_validation() -> None:
     assert rates == pytest.approx([0.1, 0.1, 0.1, 1e-2, 1e-3, 1e-3, 1e-3, 1e-4])
 
 
+@pytest.mark.smoke(*FEW)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_averaging_callbacks(name: str) -> None:
     """Lightning's EMA disturbs nothing, and ends at the average of the weights of every step."""
@@ -180,6 +182,8 @@ def half(start: float) -> MixedPrecision:
     return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=start))
 
 
+@pytest.mark.smoke(*FEW)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_precisions_agree_to_their_rounding(name: str) -> None:
     start = module_of(name, AUTOMATIC, torch.float32)
@@ -197,6 +201,8 @@ def test_precisions_agree_to_their_rounding(name: str) -> None:
         assert apart < tolerance * moved, options
 
 
+@pytest.mark.smoke(*FEW)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_that_overflows_is_skipped(name: str) -> None:
     """The loss scaler lowers its scale; neither weights nor, for a Jacobian method, the combiner's state move."""

@@ -58,6 +58,8 @@ def test_low_rank_updates_have_the_exact_jacobian_and_the_rest_is_frozen(engine:
             assert torch.equal(parameter, before[name]), name
 
 
+@pytest.mark.smoke("upgrad")
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["weighted_sum", "upgrad", "imtl_l", "modo"])
 def test_a_run_resumes_bit_for_bit(tmp_path: Path, method: str) -> None:
     keys = [*SMALL, f"weighting={method}", "trainer.max_epochs=2", "trunk.config.hidden_dropout_prob=0.1"]
@@ -115,6 +117,7 @@ def test_a_missing_package_is_named(package: str, keys: Any, monkeypatch: pytest
         Encoder(config=KEYS, **keys)
 
 
+@pytest.mark.slow
 def test_an_exported_encoder_takes_texts_of_any_length(tmp_path: Path) -> None:
     _, data, module = made(*SMALL)
     exported = Exported(module.eval(), ["input_ids", "attention_mask"]).eval()

@@ -81,6 +81,7 @@ def as_mapping(features: Any) -> dict[str, Tensor]:
     return features if isinstance(features, dict) else {"all": features}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_reach_found_in_the_graph_is_the_one_of_backward(name: str):
     trunk = configured(name)

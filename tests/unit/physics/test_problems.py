@@ -98,6 +98,8 @@ def test_beltrami_is_the_published_flow() -> None:
     np.testing.assert_allclose(found[0].numpy(), [u, v, w, p], rtol=1e-13)
 
 
+@pytest.mark.smoke("point0")
+@pytest.mark.slow
 @pytest.mark.parametrize("point", [(0.01, 1.0), (0.003, 0.9), (0.25, 0.5), (-0.5, 0.75), (0.9, 0.1)])
 def test_burgers_solution_is_the_cole_hopf_integral(point: tuple[float, float]) -> None:
     x, t = (mpmath.mpf(v) for v in point)

@@ -1,6 +1,7 @@
 """What the tests of the weightings share: every member from its YAML, and a problem to train without a Trainer."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from multitask.gradients.rows import RowGradients
@@ -21,23 +22,29 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "weighting").glob("*.yaml"))
 STOCHASTIC = {"rlw", "random", "pcgrad", "gradvac", "graddrop"}
 NEEDS_THREE = {"krum", "trimmed_mean"}
+FEW = ("weighted_sum", "imtl_l", "upgrad", "modo")
+"""One of each kind: without parameters and with, of the rows of a batch and of its halves."""
 PARAMETERS = (("0.weight", 6), ("0.bias", 2), ("2.weight", 4))
 N = sum(size for _, size in PARAMETERS)
 
 
 @cache
-def _composed(name: str) -> DictConfig:
+def _composed() -> DictConfig:
+    """Return each member's YAML as Hydra composes it, under its name."""
     register()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(f"weighting/{name}", overrides=["+tasks={}"])
+        return compose(overrides=["+tasks={}", *(f"+weighting@{name}={name}" for name in NAMES)])
+
+
+@cache
+def _resolved(name: str, tasks: tuple[str, ...]) -> dict[str, Any]:
+    config = {"tasks": dict.fromkeys(tasks, 0), "weighting": _composed()[name]}
+    return OmegaConf.to_container(OmegaConf.create(config).weighting, resolve=True)  # type: ignore[return-value]
 
 
 def config(name: str, tasks: Sequence[str]) -> dict[str, Any]:
     """Return a member's YAML as Hydra composes it, for these tasks."""
-    composed = _composed(name).copy()
-    with open_dict(composed):
-        composed.tasks = dict.fromkeys(tasks, 0)
-    return OmegaConf.to_container(composed.weighting, resolve=True)  # type: ignore[return-value]
+    return deepcopy(_resolved(name, tuple(tasks)))
 
 
 def number_of_tasks(name: str) -> int:

@@ -34,6 +34,7 @@ def test_memory_is_found() -> None:
     assert not remembers("upgrad")
 
 
+@pytest.mark.slow
 def test_docs_are_those_of_the_code() -> None:
     page = PAGE.read_text()
     assert renewed(page) == page, "run python -m tests.unit.weighting.choosing"

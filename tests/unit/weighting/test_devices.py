@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from multitask import Step
 from multitask.nn.tokens import Mean
 from tests.unit.run_on_devices import losses_of
-from tests.unit.weighting.members import NAMES, make, number_of_tasks
+from tests.unit.weighting.members import FEW, NAMES, make, number_of_tasks
 from tests.unit.weighting.promises import keeping, noted
 
 aten = torch.ops.aten
@@ -104,6 +104,8 @@ class Hidden(TorchFunctionMode):
 CASES = [(name, 1) for name in NAMES] + [(name, 2) for name in keeping("batch")]
 
 
+@pytest.mark.smoke(*(f"{name}-{accumulate}" for name in FEW for accumulate in (1, 2)))
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "accumulate"), CASES)
 def test_a_step_waits_for_its_device_once(name: str, accumulate: int) -> None:
     """In the first of three steps the weighting itself moves; only a few small numbers leave the device in any."""

@@ -19,7 +19,7 @@ from multitask.run.combiner import build_combiner, step_options
 from multitask.task.penalty import Penalty
 from multitask.weighting.base import JacobianMethod
 from tests.conftest import Arrays, arrays, build, fit, regression
-from tests.unit.weighting.members import NAMES, config, make, names, number_of_tasks, update
+from tests.unit.weighting.members import FEW, NAMES, config, make, names, number_of_tasks, update
 from tests.unit.weighting.promises import is_jacobian_method, keeping, refusing
 
 
@@ -141,6 +141,8 @@ def test_gradients_are_those_of_autojac(name: str) -> None:
     assert watch.steps == 3
 
 
+@pytest.mark.smoke(*FEW)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", keeping("batch"))
 def test_micro_batches_equal_the_whole_batch(name: str) -> None:
     data = arrays(number_of_tasks(name), count=22)
@@ -174,6 +176,8 @@ def test_absent_task_leaves_the_others_alone(name: str) -> None:
     assert all(torch.equal(v, resting[k]) for k, v in more.by_name[absent].head.state_dict().items())
 
 
+@pytest.mark.smoke(*FEW)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", keeping("resume"))
 def test_interrupted_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     """In the middle of the third epoch, when all that counts epochs has begun to count; two more follow."""

@@ -52,7 +52,6 @@ def test_halves_and_second_looks(kind: str, more: list[str], scripts: Scripts) -
     assert WANTED[kind] <= set(figures(ran.folder))
 
 
-@pytest.mark.smoke("forces")
 @pytest.mark.parametrize("kind", ["forces", "divergence"])
 def test_a_resumed_run_ends_bit_for_bit(kind: str, scripts: Scripts) -> None:
     """With draws of features, and derivatives."""

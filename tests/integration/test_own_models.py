@@ -153,7 +153,6 @@ def test_refused_in_one_sentence(scripts: Scripts, overrides: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize("weighting", ["imtl_l", "upgrad"])
-@pytest.mark.smoke("upgrad")
 def test_resumes_bit_for_bit_on_data_that_can(scripts: Scripts, arrays: Path, weighting: str) -> None:
     mine = (*RESUMABLE, f"data.path={arrays}", f"weighting={weighting}", "optimizer.lr=0.02")
     whole = run(scripts, *mine)
@@ -176,7 +175,6 @@ def test_resumes_on_other_data_to_the_same_number_of_steps(scripts: Scripts) -> 
     assert resumed.record["steps"] == 8
 
 
-@pytest.mark.smoke
 def test_sweeps_and_compares(scripts: Scripts) -> None:
     ran = run(
         scripts,

@@ -75,7 +75,6 @@ def test_losses_are_grouped_by_the_config(scripts: Scripts) -> None:
     assert {t for t, m in three if m == "loss"} == {"momentum", "continuity", "boundary"}
 
 
-@pytest.mark.smoke("upgrad")
 @pytest.mark.parametrize("weighting", ["upgrad", "relobralo", "m_config", "ntk"])
 def test_a_resumed_run_ends_bit_for_bit(weighting: str, scripts: Scripts) -> None:
     """Its points are those that the uninterrupted one would have drawn; stopped within an epoch."""

@@ -5,12 +5,14 @@ import torch
 from torch import nn
 
 from tests.conftest import Arrays, arrays, build, fit
-from tests.unit.weighting.members import NAMES, make, number_of_tasks
+from tests.unit.weighting.members import FEW, NAMES, make, number_of_tasks
 from tests.unit.weighting.promises import is_jacobian_method
 
 RATE = 0.1
 
 
+@pytest.mark.smoke(*(f"{name}-frozen" for name in NAMES), *(f"{name}-parameterless" for name in FEW))
+@pytest.mark.slow
 @pytest.mark.parametrize("trunk", ["frozen", "parameterless"])
 @pytest.mark.parametrize("name", NAMES)
 def test_heads_learn(name: str, trunk: str) -> None:

@@ -42,7 +42,6 @@ def test_two_sweeps_started_together_keep_every_run_apart(scripts: Scripts, arra
         assert progress_of(each.out)[-1].endswith(f"{count} of {count} done, 0 running, 0 failed")
 
 
-@pytest.mark.smoke
 def test_failing_jobs_leave_their_reason_and_spoil_nothing(scripts: Scripts, arrays: Path) -> None:
     # lr=1e30 makes the second step's loss infinite, and no layer is -1 wide.
     grid = ("optimizer.lr=1e30,0.01", "trunk.widths=[8],[-1]")

@@ -138,6 +138,8 @@ def test_refusals(argument: str, says: str) -> None:
         run(config)
 
 
+@pytest.mark.smoke("mlp", "lenet")
+@pytest.mark.slow
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_all_methods_agree_with_float64_rows(trunk: str) -> None:
     problem = make(trunk, 3, batch=4)

@@ -58,7 +58,6 @@ def test_low_rank_updates_have_the_exact_jacobian_and_the_rest_is_frozen(engine:
             assert torch.equal(parameter, before[name]), name
 
 
-@pytest.mark.smoke("upgrad")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["weighted_sum", "upgrad", "imtl_l", "modo"])
 def test_a_run_resumes_bit_for_bit(tmp_path: Path, method: str) -> None:

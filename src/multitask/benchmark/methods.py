@@ -81,7 +81,7 @@ class Ours(Method):
     ) -> None:
         super().__init__(problem, compiled)
         self._reduction = "none" if rows == "example" else "mean"
-        combiner = build_weighting({**weighting, "rows": rows}, list(problem.tasks()))
+        combiner = build_weighting({**weighting, "rows": rows}, [f"t{i}" for i in range(len(problem.heads))])
         device = next(problem.trunk.parameters()).device
         self._step = Step(combiner.to(device), shared=problem.shared if compiled else None, **options)
 

@@ -15,7 +15,6 @@ from multitask.nn.mlp import mlp
 from multitask.nn.resnet import resnet
 from multitask.nn.tokens import Mean, Patches
 from multitask.randomness import derived_seed
-from multitask.task.task import Task
 
 CLASSES = 10
 _KINK = 2e-4  # relative to the largest gradient; rounding alone causes less than a tenth of it
@@ -127,12 +126,6 @@ class Problem:
             nn.functional.cross_entropy(head(features), self.batch[f"t{i}"], reduction=reduction)
             for i, head in enumerate(self.heads)
         ]
-
-    def tasks(self) -> dict[str, Task]:
-        """Return the heads as tasks."""
-        return {
-            f"t{i}": Task(head, nn.CrossEntropyLoss(), target=f"t{i}") for i, head in enumerate(self.heads)
-        }
 
     def clear(self) -> None:
         """Set all gradients to ``None``."""

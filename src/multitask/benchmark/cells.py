@@ -1,19 +1,22 @@
-"""One row of the table: a method at one problem."""
+"""One row of the results: the cost of one method on one problem."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Self
 
-from multitask.benchmark.methods import Make, Method
+from multitask.benchmark.methods import Make
 from multitask.benchmark.problems import Problem
 from multitask.benchmark.reference import Reference
 from multitask.benchmark.timing import Effort, interleaved, peak_mib
 
-COLUMNS = ("case", "trunk", "tasks", "batch", "method", "ratio", "ms", "peak_mib", "max_error")
-
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement."""
+    """The measurements of one method.
+
+    ``ratio``: time relative to the first method of the problem; ``ms``: milliseconds per step; ``peak_mib``: peak
+    memory of the first step in MiB; ``max_error``: see :meth:`~multitask.benchmark.reference.Reference.error`.
+    """
 
     case: str
     trunk: str
@@ -21,15 +24,22 @@ class Cell:
     batch: int
     method: str
     ratio: float
-    """Of the time to that of the case's first method."""
     ms: float
     peak_mib: float
     max_error: float
 
     def row(self) -> list[str]:
-        """Return the numbers as they stand in the CSV."""
+        """Return the values as they are written to the CSV file."""
         numbers = (f"{self.ratio:.3f}", f"{self.ms:.4g}", f"{self.peak_mib:.4g}", f"{self.max_error:.2g}")
-        return [self.case, self.trunk, str(self.tasks), str(self.batch), self.method, *numbers]
+        return [*map(str, astuple(self)[: -len(numbers)]), *numbers]
+
+    @classmethod
+    def read(cls, row: Mapping[str, str]) -> Self:
+        """Return the cell of a row of the CSV file."""
+        return cls(**{field.name: field.type(row[field.name]) for field in fields(cls)})  # type: ignore[operator, misc]
+
+
+COLUMNS = tuple(field.name for field in fields(Cell))
 
 
 def measure(
@@ -39,24 +49,35 @@ def measure(
     effort: Effort,
     by_example: bool = False,
 ) -> Iterator[Cell]:
-    """Measure all methods at one problem; the first is what the others' times are relative to."""
+    """Measure all methods on one problem; of several settings of a method, the fastest counts."""
     reference = Reference(problem, by_example)
-    made: dict[str, list[Method]] = {}
-    peaks: dict[str, list[float]] = {}
-    for name, settings in methods.items():
-        made[name] = [make(problem.copy()) for make in settings]
-        peaks[name] = [peak_mib(method.step) for method in made[name]]
-    times = interleaved({name: [m.step for m in of_name] for name, of_name in made.items()}, effort)
-    unit = times[next(iter(methods))][0]
-    for name, (seconds, best) in times.items():
-        yield Cell(
-            case,
-            problem.name,
-            len(problem.heads),
-            problem.examples,
-            name,
-            seconds / unit,
-            seconds * 1e3,
-            peaks[name][best],
-            reference.error(made[name][best].problem, made[name][best].meaning),
-        )
+    made = {name: [make(problem.copy()) for make in settings] for name, settings in methods.items()}
+
+    def error(name: str, setting: int) -> float:
+        method = made[name][setting]
+        return reference.error(method.problem, method.meaning)
+
+    steps = {name: [method.step for method in settings] for name, settings in made.items()}
+    return compare((case, problem.name, len(problem.heads), problem.examples), steps, error, effort)
+
+
+def compare(
+    problem: tuple[str, str, int, int],
+    steps: Mapping[str, Sequence[Callable[[], object]]],
+    error: Callable[[str, int], float],
+    effort: Effort,
+) -> Iterator[Cell]:
+    """Measure memory, then time, of each method.
+
+    Args:
+        problem: Case, trunk, number of tasks and batch size.
+        steps: The settings of each method by its name; ratios are relative to the first method.
+        error: Returns the error of a method, given its name and the index of its setting.
+        effort: How long to measure.
+    """
+    peaks = {name: [peak_mib(step) for step in settings] for name, settings in steps.items()}
+    times = interleaved(steps, effort)
+    unit, _ = next(iter(times.values()))
+    for name, (seconds, setting) in times.items():
+        cost = seconds / unit, seconds * 1e3, peaks[name][setting]
+        yield Cell(*problem, name, *cost, error(name, setting))

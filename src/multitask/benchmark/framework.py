@@ -1,4 +1,4 @@
-"""The overhead of Trainer, callbacks and loggers over a hand-written loop."""
+"""The overhead of the Trainer, callbacks and loggers, compared with a hand-written loop."""
 
 import tempfile
 import time
@@ -16,9 +16,10 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from multitask.benchmark.cells import Cell
+from multitask.benchmark.methods import Method
 from multitask.benchmark.problems import CLASSES, TRUNKS, Problem
 from multitask.benchmark.reference import Reference
-from multitask.benchmark.timing import Effort, PeakMemory
+from multitask.benchmark.timing import Effort, PeakMemory, peak_mib
 from multitask.data.base import DataModule
 from multitask.module import MultiTaskModule
 from multitask.run import tracking
@@ -28,21 +29,20 @@ from multitask.step import Step
 from multitask.weighting.base import WeightedMethod
 
 TRUNK = "lenet"
-# Steps of one turn: as many as between two lines of the loggers.
-_TURN = 10
+_TURN = 10  # steps per turn, and per line of the loggers
 
 
-class HandWritten:
-    """A training loop in plain torch with the same autodiff, combiner and optimizer, which logs nothing.
+class HandWritten(Method):
+    """A training loop in plain torch with the same step, weighting and optimizer, which logs nothing.
 
     Args:
-        problem: Its parameters become the loop's own.
+        problem: The problem; its parameters are trained.
         arrays: All training examples.
-        weighting: The combiner.
+        weighting: The weighting.
     """
 
     def __init__(self, problem: Problem, arrays: dict[str, Tensor], weighting: WeightedMethod) -> None:
-        self.problem = problem
+        super().__init__(problem)
         self._arrays = arrays
         self._step = Step(weighting)
         self._optimizer = torch.optim.Adam([*problem.shared, *problem.own], lr=1e-3)
@@ -50,26 +50,24 @@ class HandWritten:
         self._order: list[Tensor] = []
 
     def step(self) -> None:
-        """Take the next batch and one step of the optimizer."""
+        """Take the next batch and update the parameters."""
         if not self._order:
             self._order = list(torch.randperm(len(self._arrays["inputs"])).split(self._size))
         indices = self._order.pop()
         self.problem.batch = {name: values[indices] for name, values in self._arrays.items()}
-        self._optimizer.zero_grad()
-        self.fill()
+        super().step()
         self._optimizer.step()
 
     def fill(self) -> None:
-        """Fill the gradients."""
-        features = self.problem.trunk(self.problem.batch["inputs"])
-        self._step.backward(self.problem.losses(features))
+        """Compute the ``.grad`` of all parameters."""
+        self._step.backward(self.problem.losses(self.features()))
 
 
 class _Alternate(Callback):
-    """Lets the hand-written loop take a turn between turns of the Trainer, and times both.
+    """Times the Trainer and the hand-written loop, which take turns of ``_TURN`` steps.
 
-    A turn of the Trainer goes from the start of one step to the start of the step ``_TURN`` later, and so
-    holds as many batches, steps, callbacks and, at its end, one line of the loggers.
+    A turn of the Trainer lasts from the start of one step to the start of the step ``_TURN`` later; it therefore
+    includes as many batches, steps and callbacks, and one line of the loggers.
     """
 
     def __init__(self, loop: HandWritten) -> None:
@@ -77,32 +75,28 @@ class _Alternate(Callback):
         self._batch: Any = None
         self._memory = PeakMemory()
         self._began = 0.0
-        self.theirs: list[float] = []
-        self.ours: list[float] = []
-        self.peak = self.error = self.loop_peak = self.loop_error = 0.0
+        self.seconds: dict[str, list[float]] = {"loop": [], "ours": []}
+        self.peaks: dict[str, float] = {}
+        self.errors: dict[str, float] = {}
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._batch = batch
-        # The first step is that whose gradients are checked, the second that whose memory is measured.
+        # The gradients of the first step are checked, and the memory of the second is measured.
         if batch_idx == 1:
             self._memory.__enter__()
         elif batch_idx == 2:
             self._memory.__exit__()
-            self.peak = self._memory.mib
+            self.peaks["ours"] = self._memory.mib
         elif batch_idx and batch_idx % _TURN == 0:
             now = time.perf_counter()
             if self._began:
-                self.ours.append((now - self._began) / _TURN)
-                self.theirs.append(self._turn())
+                self.seconds["ours"].append((now - self._began) / _TURN)
+                for _ in range(_TURN):
+                    self._loop.step()
+                self.seconds["loop"].append((time.perf_counter() - now) / _TURN)
             self._began = time.perf_counter()
-
-    def _turn(self) -> float:
-        start = time.perf_counter()
-        for _ in range(_TURN):
-            self._loop.step()
-        return (time.perf_counter() - start) / _TURN
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -110,58 +104,50 @@ class _Alternate(Callback):
         if trainer.global_step:
             return
         assert isinstance(pl_module, MultiTaskModule)
-        assert self._batch is not None
         problem = _problem_of(pl_module, self._batch)
         reference = Reference(problem)
-        self.error = reference.error(problem, "own")
-        with PeakMemory() as memory:
-            self._loop.problem.batch = self._batch
-            self._loop.fill()
-        self.loop_peak = memory.mib
-        self.loop_error = reference.error(self._loop.problem, "own")
-        self._loop.problem.clear()
+        self.errors["ours"] = reference.error(problem, "own")
+        self._loop.problem.batch = self._batch
+        self.peaks["loop"] = peak_mib(self._loop.fill)
+        self.errors["loop"] = reference.error(self._loop.problem, "own")
 
 
 def measure_framework(tasks: int, effort: Effort, device: str, seed: int) -> Iterator[Cell]:
-    """Measure the Trainer, everything logged, beside the loop; times are relative to the loop's.
+    """Measure training by the Trainer with everything logged, relative to the hand-written loop.
 
     Args:
-        tasks: How many heads the LeNet has.
+        tasks: Number of heads.
         effort: How long to measure.
         device: ``cpu`` or ``cuda``.
-        seed: Of data and model.
+        seed: Seed of data and model.
     """
+    batch = TRUNKS[TRUNK].batch
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        turns = 2 + effort.rounds
-        config = _config(tasks, folder, device, seed, steps=turns * _TURN + 1)
-        _write_data(folder / "data.npz", tasks, (turns * _TURN + 1) * TRUNKS[TRUNK].batch, seed)
+        steps = (2 + effort.rounds) * _TURN + 1
+        config = _config(tasks, folder, device, seed, steps)
+        _write_data(folder / "data.npz", tasks, steps * batch, seed)
         data = build_data(config)
         module = build_module(config, data)
         assert isinstance(module, MultiTaskModule)
         assert isinstance(data, DataModule)
         trainer, _ = build_trainer(config, folder, module.automatic_optimization)
-        combiner = build_combiner(config, module.names)
-        assert isinstance(combiner, WeightedMethod)
+        weighting = build_combiner(config, module.names)
+        assert isinstance(weighting, WeightedMethod)
         split: Any = data.splits["train"]
         arrays = {name: values.to(device) for name, values in split.items()}
-        first = {name: values[: config.data.batch_size] for name, values in arrays.items()}
-        alternate = _Alternate(HandWritten(_problem_of(deepcopy(module), first), arrays, combiner))
+        first = {name: values[:batch] for name, values in arrays.items()}
+        alternate = _Alternate(HandWritten(_problem_of(deepcopy(module), first), arrays, weighting))
         trainer.callbacks.append(alternate)  # type: ignore[attr-defined]
         try:
             tracking.start(trainer.loggers, {})
             trainer.fit(module, datamodule=data)
         finally:
             tracking.finish(0)
-    loop, ours = median(alternate.theirs), median(alternate.ours)
-    rows = (
-        ("loop", loop, alternate.loop_peak, alternate.loop_error),
-        ("ours", ours, alternate.peak, alternate.error),
-    )
-    for method, seconds, peak, error in rows:
-        yield Cell(
-            "framework", TRUNK, tasks, TRUNKS[TRUNK].batch, method, seconds / loop, seconds * 1e3, peak, error
-        )
+    seconds = {method: median(turns) for method, turns in alternate.seconds.items()}
+    for method, time_of_step in seconds.items():
+        cost = time_of_step / seconds["loop"], time_of_step * 1e3, alternate.peaks[method]
+        yield Cell("framework", TRUNK, tasks, batch, method, *cost, alternate.errors[method])
 
 
 def _problem_of(module: MultiTaskModule, batch: dict[str, Tensor]) -> Problem:
@@ -170,12 +156,13 @@ def _problem_of(module: MultiTaskModule, batch: dict[str, Tensor]) -> Problem:
 
 
 def _config(tasks: int, folder: Path, device: str, seed: int, steps: int) -> DictConfig:
-    """Return the config of a user's run: all of the default callbacks and loggers, but the progress bar's line."""
+    """Return the config of a usual run, with the default callbacks and loggers but without the progress bar."""
     config = hydra.compose(
         "train",
         [
             "data=npz",
             f"data.path={folder / 'data.npz'}",
+            f"data.batch_size={TRUNKS[TRUNK].batch}",
             "data.split=split",
             "task=[]",
             f"trunk={TRUNK}",
@@ -192,7 +179,7 @@ def _config(tasks: int, folder: Path, device: str, seed: int, steps: int) -> Dic
             "sweep=null",
             "variant=benchmark",
             f"seed={seed}",
-            # Its tags name Hydra's choices, which are those of the benchmark here.
+            # Its tags interpolate Hydra's choices, which are those of the benchmark.
             "logger.wandb.tags=[]",
         ],
     )

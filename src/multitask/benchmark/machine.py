@@ -1,4 +1,4 @@
-"""The machine and time of a measurement."""
+"""The conditions of a measurement: machine, versions, threads, date and commit."""
 
 import platform
 from datetime import date
@@ -11,32 +11,30 @@ from multitask.run.record import git_commit, package_versions
 from multitask.system import cores
 
 
-def facts(root: Path, device: str) -> dict[str, Any]:
-    """Return what tells one measurement from another: machine, versions, threads, date and commit.
+def conditions(root: Path, device: str) -> dict[str, Any]:
+    """Return the conditions of a measurement.
 
     Args:
         root: The repository.
         device: ``cpu`` or ``cuda``.
     """
-    versions = package_versions()
     return {
         "processor": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "torchjd": versions.get("torchjd", ""),
+        "torchjd": package_versions().get("torchjd", ""),
         "date": date.today().isoformat(),
         "commit": git_commit(root),
     }
 
 
-def sentence(known: dict[str, Any]) -> str:
-    """Return the facts as one sentence."""
+def sentence(conditions: dict[str, Any]) -> str:
+    """Return the conditions as one sentence."""
     return (
-        f"Measured on {known['date']} at commit {str(known['commit'])[:12]} on {known['processor']} "
-        f"({known['cores']} cores, {known['threads']} in use) with torch {known['torch']} and torchjd "
-        f"{known['torchjd']}."
-    )
+        "Measured on {date} at commit {commit:.12} on {processor} ({cores} cores, {threads} in use) with torch "
+        "{torch} and torchjd {torchjd}."
+    ).format(**conditions | {"commit": str(conditions["commit"])})
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""The ways to one step: a forward pass, and the ``.grad`` of every parameter. No optimizer moves."""
+"""Methods to compute one step: a forward pass, and the ``.grad`` of every parameter, without an optimizer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -20,11 +20,11 @@ from multitask.step import Step
 
 
 class Method(ABC):
-    """One way to a step of a problem.
+    """One method to compute a step.
 
     Args:
-        problem: Its parameters become this method's own.
-        compiled: Whether the trunk runs by ``torch.compile``.
+        problem: The problem; its ``.grad`` fields are overwritten.
+        compiled: Whether to compile the trunk with ``torch.compile``.
     """
 
     meaning: Meaning = "own"
@@ -36,36 +36,39 @@ class Method(ABC):
             keep_buffers_of_backward()
             self.trunk = torch.compile(problem.trunk)
 
+    def features(self) -> Tensor:
+        """Return the trunk's output for the batch."""
+        return self.trunk(self.problem.batch["inputs"])
+
     def step(self) -> None:
-        """Compute the gradients again."""
+        """Clear the gradients and compute them again."""
         self.problem.clear()
         self.fill()
 
     @abstractmethod
     def fill(self) -> None:
-        """Write the gradients of all parameters."""
+        """Compute the ``.grad`` of all parameters."""
 
 
 class WeightedSum(Method):
-    """One backward pass of the sum: what every ratio is relative to."""
+    """One backward pass of the sum of the losses."""
 
     meaning = "sum"
 
     def fill(self) -> None:
         """Differentiate the sum of the losses."""
-        features = self.trunk(self.problem.batch["inputs"])
-        torch.stack(self.problem.losses(features)).sum().backward()
+        torch.stack(self.problem.losses(self.features())).sum().backward()
 
 
 class Ours(Method):
-    """The step of this package, as training takes it.
+    """The step of this package.
 
     Args:
         problem: See :class:`Method`.
         weighting: The keys of ``configs/weighting/upgrad.yaml``.
         rows: ``task`` for one row per task, ``example`` for instance-wise steps.
         compiled: See :class:`Method`.
-        options: As for :class:`Step`.
+        options: See :class:`~multitask.step.Step`.
     """
 
     def __init__(
@@ -77,15 +80,14 @@ class Ours(Method):
         **options: Any,
     ) -> None:
         super().__init__(problem, compiled)
-        self._rows = rows
-        combiner = build_weighting({**weighting, "rows": rows}, list(problem.tasks()))
+        self._reduction = "none" if rows == "example" else "mean"
+        combiner = build_weighting({**weighting, "rows": rows}, [f"t{i}" for i in range(len(problem.heads))])
         device = next(problem.trunk.parameters()).device
         self._step = Step(combiner.to(device), shared=problem.shared if compiled else None, **options)
 
     def fill(self) -> None:
-        """Take the whole step, all but the optimizer's."""
-        features = self.trunk(self.problem.batch["inputs"])
-        self._step.backward(self.problem.losses(features, "none" if self._rows == "example" else "mean"))
+        """Call :meth:`Step.backward <multitask.step.Step.backward>`."""
+        self._step.backward(self.problem.losses(self.features(), self._reduction))
 
 
 class Autojac(Method):
@@ -93,8 +95,8 @@ class Autojac(Method):
 
     Args:
         problem: See :class:`Method`.
-        chunk: Rows differentiated together by vmap; ``None`` for all, 1 for one after the other.
-        optimized: Whether the Gramian is summed over the parameters, without the whole Jacobian.
+        chunk: Number of rows that one vmap differentiates; ``None`` for all.
+        optimized: Whether the Gramian is summed over the parameters without storing the whole Jacobian.
     """
 
     def __init__(self, problem: Problem, chunk: int | None, optimized: bool) -> None:
@@ -105,17 +107,17 @@ class Autojac(Method):
 
     def fill(self) -> None:
         """Compute the Jacobian and aggregate it."""
-        features = self.problem.trunk(self.problem.batch["inputs"])
+        features = self.features()
         mtl_backward(self.problem.losses(features), features=features, parallel_chunk_size=self._chunk)
         jac_to_grad(self.problem.shared, self._aggregator, optimize_gramian_computation=self._optimized)
 
 
 class AutogramRecipe(Method):
-    """TorchJD's documented recipe with its ``Engine``: Gramian, weights, backward pass of the weighted sum.
+    """TorchJD's documented use of its ``Engine``: Gramian, weights, backward pass of the weighted sum.
 
     Args:
         problem: See :class:`Method`.
-        batch_dim: As the engine's; 0 for losses of single examples.
+        batch_dim: The engine's argument; 0 for one loss per example.
     """
 
     meaning = "weighted"
@@ -127,30 +129,28 @@ class AutogramRecipe(Method):
         self._weighting = UPGradWeighting()
 
     def fill(self) -> None:
-        """Compute the Gramian, weigh, and differentiate the weighted losses."""
-        features = self.problem.trunk(self.problem.batch["inputs"])
-        losses = torch.stack(self.problem.losses(features, self._reduction), -1)
+        """Compute the Gramian and the weights, and differentiate the weighted losses."""
+        losses = torch.stack(self.problem.losses(self.features(), self._reduction), -1)
         weights = self._weighting(self._engine.compute_gramian(losses))
         losses.backward(weights.reshape(losses.shape))
 
 
 class Naive(Method):
-    """One backward pass per task from its loss, the rows stacked, TorchJD's aggregator on the matrix."""
+    """One backward pass per task, and TorchJD's aggregator on the stacked rows."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._aggregator = UPGrad()
 
     def fill(self) -> None:
-        """Differentiate every loss by itself."""
+        """Differentiate each loss and aggregate the rows."""
         shared = self.problem.shared
-        features = self.problem.trunk(self.problem.batch["inputs"])
         rows: list[Tensor] = []
-        for loss, head in zip(self.problem.losses(features), self.problem.heads, strict=True):
+        for loss, head in zip(self.problem.losses(self.features()), self.problem.heads, strict=True):
             own = list(head.parameters())
-            found = torch.autograd.grad(loss, [*shared, *own], retain_graph=True)
-            rows.append(torch.cat([gradient.flatten() for gradient in found[: len(shared)]]))
-            add_to_gradients(own, found[len(shared) :])
+            gradients = torch.autograd.grad(loss, [*shared, *own], retain_graph=True)
+            rows.append(torch.cat([gradient.flatten() for gradient in gradients[: len(shared)]]))
+            add_to_gradients(own, gradients[len(shared) :])
         add_to_gradients(shared, split_like(self._aggregator(torch.stack(rows)), shared))
 
 
@@ -158,10 +158,8 @@ Make = Callable[[Problem], Method]
 
 
 def step_methods(weighting: Mapping[str, Any]) -> dict[str, list[Make]]:
-    """Return what makes each method; of several settings of one the fastest counts."""
-    return {
-        "weighted_sum": [WeightedSum],
-        "ours": [partial(Ours, weighting=weighting)],
+    """Return the settings of each method; `weighting` has the keys of ``configs/weighting/upgrad.yaml``."""
+    return text_methods(weighting) | {
         "torchjd_autojac": [
             partial(Autojac, chunk=chunk, optimized=optimized)
             for chunk in (1, None)
@@ -173,7 +171,7 @@ def step_methods(weighting: Mapping[str, Any]) -> dict[str, list[Make]]:
 
 
 def text_methods(weighting: Mapping[str, Any]) -> dict[str, list[Make]]:
-    """Return the methods that are measured where each step takes seconds."""
+    """Return the methods to measure where one step takes seconds."""
     return {"weighted_sum": [WeightedSum], "ours": [partial(Ours, weighting=weighting)]}
 
 
@@ -186,7 +184,7 @@ def compiled_methods(weighting: Mapping[str, Any]) -> dict[str, list[Make]]:
 
 
 def instance_methods(weighting: Mapping[str, Any]) -> dict[str, list[Make]]:
-    """Return the methods that weigh the losses of all examples and tasks."""
+    """Return the methods with one row per example and task."""
     return {
         "weighted_sum": [WeightedSum],
         "ours": [partial(Ours, weighting=weighting, rows="example")],

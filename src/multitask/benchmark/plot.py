@@ -1,4 +1,4 @@
-"""Curves of the scaling cases."""
+"""Plot of the scaling cases."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from multitask.evaluation.plots.style import legend, looks, new_figure, png, sty
 
 
 def scaling(cells: Sequence[Cell]) -> bytes | None:
-    """Return a picture as PNG: milliseconds per step over tasks, width and batch; ``None`` without such cells."""
+    """Return a PNG of milliseconds per step over tasks, width and batch size; ``None`` without such cells."""
     panels = {
         "tasks": [(cell.tasks, cell) for cell in cells if cell.case == "scaling_tasks"],
         "width": [

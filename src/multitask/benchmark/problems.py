@@ -15,11 +15,9 @@ from multitask.nn.mlp import mlp
 from multitask.nn.resnet import resnet
 from multitask.nn.tokens import Mean, Patches
 from multitask.randomness import derived_seed
-from multitask.task.task import Task
 
 CLASSES = 10
-# Of the largest gradient; rounding alone makes less than a tenth of it.
-_KINK = 2e-4
+_KINK = 2e-4  # relative to the largest gradient; rounding alone causes less than a tenth of it
 
 
 def _transformer() -> nn.Sequential:
@@ -31,11 +29,11 @@ def _transformer() -> nn.Sequential:
 
 
 class _Text(nn.Module):
-    """Token ids ``[batch, tokens]`` → the mean of their states."""
+    """Encoder of token ids ``[batch, tokens]``, averaged over the tokens."""
 
     def __init__(self, lora: bool) -> None:
         super().__init__()
-        # Not from zeros, of which half the gradients would be zero.
+        # LoRA's usual initialization with zeros would make half of the gradients zero.
         updates = {"r": 8, "init_lora_weights": False, "target_modules": ["query", "key", "value", "dense"]}
         self.encoder = Encoder(config=_ENCODER, lora=updates if lora else None)
 
@@ -59,13 +57,12 @@ _ENCODER = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """A trunk, the shape of one of its inputs, and the examples of a batch."""
+    """A trunk, the shape of one input, the default batch size, and the vocabulary size if inputs are token ids."""
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     batch: int
-    words: int = 0
-    """How many token ids there are; none where inputs are real numbers."""
+    vocabulary: int = 0
 
 
 TRUNKS = {
@@ -75,10 +72,10 @@ TRUNKS = {
     "transformer": Architecture(_transformer, (1, 28, 28), 32),
 }
 TEXTS = {
-    name: Architecture(partial(_Text, lora=name == "lora"), (128,), 8, words=8192)
+    name: Architecture(partial(_Text, lora=name == "lora"), (128,), 8, vocabulary=8192)
     for name in ("text", "lora")
 }
-"""Trunks that need the extra ``huggingface``, and seconds for a step."""
+"""Trunks that need the extra ``huggingface`` and take seconds per step."""
 
 
 @dataclass
@@ -86,10 +83,10 @@ class Problem:
     """One model and one batch.
 
     Args:
-        name: Of the trunk.
+        name: Name of the trunk.
         trunk: The shared network.
         heads: One linear layer per task.
-        batch: ``inputs``, and the classes of task i as ``t<i>``.
+        batch: ``inputs``, and the classes of task i under ``t<i>``.
     """
 
     name: str
@@ -99,12 +96,12 @@ class Problem:
 
     @property
     def examples(self) -> int:
-        """Return the number of examples of the batch."""
+        """The number of examples in the batch."""
         return len(self.batch["inputs"])
 
     @property
     def shared(self) -> list[nn.Parameter]:
-        """The trunk's parameters that are trained."""
+        """The trainable parameters of the trunk."""
         return [p for p in self.trunk.parameters() if p.requires_grad]
 
     @property
@@ -113,7 +110,7 @@ class Problem:
         return list(self.heads.parameters())
 
     def copy(self, dtype: torch.dtype | None = None) -> "Problem":
-        """Return a copy with parameters of its own, without gradients."""
+        """Return a deep copy without gradients, optionally in another dtype."""
         other = deepcopy(self)
         other.clear()
         if dtype is not None:
@@ -124,20 +121,14 @@ class Problem:
         return other
 
     def losses(self, features: Tensor, reduction: str = "mean") -> list[Tensor]:
-        """Return each task's loss, as a hand-written loop computes it."""
+        """Return the loss of each task."""
         return [
             nn.functional.cross_entropy(head(features), self.batch[f"t{i}"], reduction=reduction)
             for i, head in enumerate(self.heads)
         ]
 
-    def tasks(self) -> dict[str, Task]:
-        """Return the heads as tasks of this package."""
-        return {
-            f"t{i}": Task(head, nn.CrossEntropyLoss(), target=f"t{i}") for i, head in enumerate(self.heads)
-        }
-
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Set all gradients to ``None``."""
         for parameter in (*self.shared, *self.own):
             parameter.grad = None
 
@@ -150,18 +141,18 @@ def make(
     device: str = "cpu",
     seed: int = 0,
 ) -> Problem:
-    """Return a problem; the same numbers for the same arguments.
+    """Return a random problem that depends on the arguments alone.
 
-    None of its units is so near the kink of a ReLU that rounding decides its gradient: an error would tell of
-    the kink, not of the method.
+    Problems with a unit so close to the kink of a ReLU that rounding decides its gradient are drawn again, since
+    the error would be due to the kink and not to the method.
 
     Args:
-        trunk: A name among ``TRUNKS`` or ``TEXTS``.
-        tasks: How many heads.
-        batch: How many examples; ``None`` for the trunk's own number.
-        width: Of an MLP's layers; ``None`` for its own.
-        device: The device of model and batch.
-        seed: Of all numbers.
+        trunk: A key of ``TRUNKS`` or ``TEXTS``.
+        tasks: Number of heads.
+        batch: Number of examples; ``None`` for the trunk's default.
+        width: Width of the layers of an MLP; ``None`` for the default.
+        device: Device of model and batch.
+        seed: Seed of parameters and batch.
     """
     for draw in count():
         problem = _drawn(trunk, tasks, batch, width, derived_seed("benchmark", seed, draw))
@@ -180,7 +171,7 @@ def _drawn(trunk: str, tasks: int, batch: int | None, width: int | None, seed: i
         torch.manual_seed(seed)
         network = mlp((width,) * 3) if width else kind.make()
         shape = (examples, *kind.shape)
-        inputs = torch.randint(kind.words, shape) if kind.words else torch.randn(shape)
+        inputs = torch.randint(kind.vocabulary, shape) if kind.vocabulary else torch.randn(shape)
         features = network(inputs)
         heads = nn.ModuleList(nn.Linear(features.shape[1], CLASSES) for _ in range(tasks))
         targets = torch.randint(CLASSES, (tasks, examples))
@@ -188,10 +179,11 @@ def _drawn(trunk: str, tasks: int, batch: int | None, width: int | None, seed: i
 
 
 def _at_a_kink(problem: Problem) -> bool:
-    """Return whether single precision gives other gradients than double, by more than it rounds."""
-    found = []
+    """Return whether gradients in float32 differ from those in float64 by more than rounding."""
+    gradients = []
     for dtype in (torch.float32, torch.float64):
         other = problem.copy(dtype)
         torch.stack(other.losses(other.trunk(other.batch["inputs"]))).sum().backward()
-        found.append(torch.cat([p.grad.double().flatten() for p in other.shared if p.grad is not None]))
-    return bool((found[0] - found[1]).abs().max() > _KINK * found[1].abs().max())
+        gradients.append(torch.cat([p.grad.double().flatten() for p in other.shared if p.grad is not None]))
+    single, double = gradients
+    return bool((single - double).abs().max() > _KINK * double.abs().max())

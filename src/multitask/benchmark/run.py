@@ -1,10 +1,9 @@
-"""From a config to measurements, tables and a picture."""
+"""Runs the measurements that a config selects, and writes results, tables and plot."""
 
 import csv
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,71 +25,66 @@ from multitask.run.resolvers import plain
 from multitask.run.schema import BENCHMARK, check_values
 from multitask.terminal import terminal
 
+_METHODS = {"step": step_methods, "compile": compiled_methods, "text": text_methods}
 CASES = ("step", "instance_wise", "solver", "framework", "scaling", "compile", "text")
-# Tasks of an instance-wise step.
-_TASKS = 2
-# Heads where each cell takes minutes, or seconds to compile.
-_WITH_TEXT, _COMPILED = (2, 3, 8), (3, 8)
-# What stays the same while the scaling cases change the rest; the methods whose curves are drawn.
-_MIDDLE = {"tasks": 8, "batch": 128, "width": 512}
-_CURVES = ("weighted_sum", "ours", "torchjd_autojac")
-
-
-def _lists(quick: bool) -> dict[str, list[Any]]:
-    """Return what is measured where the config says nothing."""
-    if quick:
-        return {
-            "trunks": list(TRUNKS),
-            "tasks": [3],
-            "instances": [32],
-            "solver_tasks": [2, 8, 40],
-            "framework_tasks": [2],
-            "scaling_tasks": [2, 8],
-            "scaling_batch": [32, 128],
-            "scaling_width": [128, 512],
-        }
-    return {
-        "trunks": list(TRUNKS),
-        "tasks": [2, 3, 8, 40],
-        "instances": [32, 128, 256],
-        "solver_tasks": [2, 8, 40, 128],
-        "framework_tasks": [2, 8, 40],
-        "scaling_tasks": [2, 4, 8, 16, 32, 64],
-        "scaling_batch": [16, 32, 64, 128, 256, 512],
-        "scaling_width": [64, 128, 256, 512, 1024],
-    }
+_INSTANCE_TASKS = 2
+# The scaling cases change one of these values; only some methods are plotted.
+_SCALED = {"tasks": 8, "batch": 128, "width": 512}
+_PLOTTED = ("weighted_sum", "ours", "torchjd_autojac")
+_FULL: dict[str, Sequence[Any]] = {
+    "trunks": list(TRUNKS),
+    "tasks": [2, 3, 8, 40],
+    "text_tasks": [2, 3, 8],
+    "compile_tasks": [3, 8],
+    "instances": [32, 128, 256],
+    "solver_tasks": [2, 8, 40, 128],
+    "framework_tasks": [2, 8, 40],
+    "scaling_tasks": [2, 4, 8, 16, 32, 64],
+    "scaling_batch": [16, 32, 64, 128, 256, 512],
+    "scaling_width": [64, 128, 256, 512, 1024],
+}
+_QUICK = _FULL | {
+    "tasks": [3],
+    "instances": [32],
+    "solver_tasks": [2, 8, 40],
+    "framework_tasks": [2],
+    "scaling_tasks": [2, 8],
+    "scaling_batch": [32, 128],
+    "scaling_width": [128, 512],
+}
 
 
 def run(config: DictConfig) -> None:
-    """Measure what the config names; every cell is on disk as soon as it is known.
+    """Measure what the config selects, and write results, tables and plot.
+
+    Each result is written to the CSV file as soon as it is measured.
 
     Raises:
         ConfigError: If the config names something unknown.
     """
     console = terminal()
     if config.source is not None:
-        cells, known = _read(Path(config.source))
+        cells, conditions = _read(Path(config.source))
         for grid in tables.grids(cells):
             tables.show(grid, console)
     else:
         _check(config)
         quiet()
-        # It is one of TorchJD's settings that is slow for this reason, and the fastest counts.
+        # The warning is about one of TorchJD's settings, which is slow for this reason; the fastest counts.
         warnings.filterwarnings("ignore", message=".*not yet implemented the batching rule.*")
         torch.set_num_threads(config.threads)
-        known = machine.facts(Path(config.paths.root), config.device) | {"quick": config.quick}
-        _measure(config, known, console)
-        cells, known = _read(Path(config.output))
+        _measure(config, console)
+        cells, conditions = _read(Path(config.output))
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    text = tables.markdown(cells, known)
+    text = tables.markdown(cells, conditions)
     (output / "table.md").write_text(text, encoding="utf-8")
-    picture = scaling(cells)
-    if picture is not None:
-        (output / "scaling.png").write_bytes(picture)
+    plot = scaling(cells)
+    if plot is not None:
+        (output / "scaling.png").write_bytes(plot)
     if config.page is not None:
         _write_page(Path(config.page), text)
-    console.print(f"{machine.sentence(known)}\n{output}", highlight=False, soft_wrap=True)
+    console.print(f"{machine.sentence(conditions)}\n{output}", highlight=False, soft_wrap=True)
 
 
 def _check(config: DictConfig) -> None:
@@ -107,87 +101,71 @@ def _check(config: DictConfig) -> None:
         )
 
 
-def _measure(config: DictConfig, known: dict[str, Any], console: Console) -> None:
+def _measure(config: DictConfig, console: Console) -> None:
     output = Path(config.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output={output} cannot be made ({error.strerror}); choose another.") from error
-    (output / "benchmark.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    conditions = machine.conditions(Path(config.paths.root), config.device) | {"quick": config.quick}
+    (output / "benchmark.json").write_text(json.dumps(conditions, indent=2) + "\n", encoding="utf-8")
     with (output / "benchmark.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for case in CASES:
             if case not in config.cases:
                 continue
-            of_case: list[Cell] = []
+            cells: list[Cell] = []
             for cell in _cells(case, config):
-                of_case.append(cell)
+                cells.append(cell)
                 writer.writerow(cell.row())
                 file.flush()
-            for grid in tables.grids(of_case):
+            for grid in tables.grids(cells):
                 tables.show(grid, console)
 
 
 def _cells(case: str, config: DictConfig) -> Iterator[Cell]:
-    lists = {key: config.get(key) or values for key, values in _lists(config.quick).items()}
+    values = {k: config.get(k) or default for k, default in (_QUICK if config.quick else _FULL).items()}
     effort = Effort(
         seconds=config.seconds if config.seconds is not None else 0.3 if config.quick else 6.0,
         rounds=config.rounds or (3 if config.quick else 5),
     )
-    where = {"device": config.device, "seed": config.seed}
     weighting = plain(config.weighting)
-    if case == "step":
-        for trunk in lists["trunks"]:
-            for m in lists["tasks"]:
-                yield from measure(case, make(trunk, m, **where), step_methods(weighting), effort)
-    elif case == "compile":
-        for trunk in lists["trunks"]:
-            for m in config.tasks or _COMPILED:
-                yield from measure(case, make(trunk, m, **where), compiled_methods(weighting), effort)
-    elif case == "text":
-        for trunk in TEXTS:
-            for m in config.tasks or _WITH_TEXT:
-                yield from measure(case, make(trunk, m, **where), text_methods(weighting), effort)
+    options = {"device": config.device, "seed": config.seed}
+    if case in _METHODS:
+        tasks = config.tasks or values.get(f"{case}_tasks", values["tasks"])
+        for trunk in TEXTS if case == "text" else values["trunks"]:
+            for m in tasks:
+                yield from measure(case, make(trunk, m, **options), _METHODS[case](weighting), effort)
     elif case == "instance_wise":
-        for n in lists["instances"]:
-            problem = make("mlp", _TASKS, batch=n // _TASKS, **where)
+        for n in values["instances"]:
+            problem = make("mlp", _INSTANCE_TASKS, batch=n // _INSTANCE_TASKS, **options)
             yield from measure(case, problem, instance_methods(weighting), effort, by_example=True)
     elif case == "solver":
         for conflicts in CONFLICTS:
-            for m in lists["solver_tasks"]:
-                yield from measure_solver(m, conflicts, weighting, effort, **where)
+            for m in values["solver_tasks"]:
+                yield from measure_solver(m, conflicts, weighting, effort, **options)
     elif case == "framework":
-        for m in lists["framework_tasks"]:
-            yield from measure_framework(m, effort, **where)
+        for m in values["framework_tasks"]:
+            yield from measure_framework(m, effort, **options)
     else:
-        yield from _scaling(lists, weighting, effort, where)
-
-
-def _scaling(
-    lists: dict[str, list[Any]], weighting: dict[str, Any], effort: Effort, where: dict[str, Any]
-) -> Iterator[Cell]:
-    methods = {name: of_name for name, of_name in step_methods(weighting).items() if name in _CURVES}
-    for name in _MIDDLE:
-        for value in lists[f"scaling_{name}"]:
-            case = f"scaling_width_{value}" if name == "width" else f"scaling_{name}"
-            problem = make("mlp", **{**_MIDDLE, name: value}, **where)
-            yield from measure(case, problem, methods, effort)
+        plotted = {name: made for name, made in step_methods(weighting).items() if name in _PLOTTED}
+        for name in _SCALED:
+            for value in values[f"scaling_{name}"]:
+                scaled = f"scaling_width_{value}" if name == "width" else f"scaling_{name}"
+                problem = make("mlp", **{**_SCALED, name: value}, **options)
+                yield from measure(scaled, problem, plotted, effort)
 
 
 def _read(folder: Path) -> tuple[list[Cell], dict[str, Any]]:
     try:
-        known = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
+        conditions = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
         with (folder / "benchmark.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
+            return [Cell.read(row) for row in csv.DictReader(file)], conditions
+    except (KeyError, OSError, ValueError) as error:
         raise ConfigError(
             f"source={folder} has no benchmark.csv and benchmark.json of an earlier run ({error})."
         ) from error
-    kinds: Sequence[Any] = [field.type for field in fields(Cell)]
-    return [
-        Cell(*(kind(row[name]) for name, kind in zip(COLUMNS, kinds, strict=True))) for row in rows
-    ], known
 
 
 def _write_page(page: Path, text: str) -> None:

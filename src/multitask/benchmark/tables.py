@@ -1,4 +1,4 @@
-"""The table for a reader: one per case, a column per method."""
+"""Tables of the results: one per case, with one column per method."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from rich.table import Table
 from multitask.benchmark.cells import Cell
 from multitask.benchmark.machine import sentence
 
-_TORCHJD = ("torchjd", "torchjd_autojac", "torchjd_autogram")
 MARKS = ("<!-- table: made by scripts/benchmark.py -->", "<!-- end of table -->")
+_TORCHJD = ("torchjd", "torchjd_autojac", "torchjd_autogram")
 _SHORT = {"weighted_sum": "sum", "torchjd_autojac": "autojac", "torchjd_autogram": "autogram"}
 _TITLES = {
     "step": "One step, relative to the weighted sum's",
@@ -23,73 +23,75 @@ _TITLES = {
     "text": "Text: one step of a transformer of 30 million parameters, whole and by LoRA",
     "framework": "A step of training, everything logged, relative to a hand-written loop that logs nothing",
     "scaling_tasks": "Scaling in the number of tasks",
-    "scaling_batch": "Scaling in the batch",
+    "scaling_batch": "Scaling in the batch size",
+    "scaling_width": "Scaling in the width",
 }
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of strings."""
+    """A table of strings; all rows have the same columns."""
 
     title: str
-    header: list[str]
-    rows: list[list[str]]
+    rows: list[dict[str, str]]
 
 
 def grids(cells: Sequence[Cell]) -> Iterator[Grid]:
-    """Yield a table a case, in the order of the cells."""
-    for case, of_case in groupby(cells, lambda cell: _family(cell.case)):
+    """Yield one table per case, in the order of the cells."""
+    for case, of_case in groupby(cells, lambda cell: _split_case(cell)[0]):
         yield _grid(case, list(of_case))
 
 
-def _family(case: str) -> str:
-    return "scaling_width" if case.startswith("scaling_width") else case
+def _split_case(cell: Cell) -> tuple[str, str]:
+    """Return the title's key, and the width of the network where the case names it."""
+    scaling, _, width = cell.case.partition("scaling_width_")
+    return (scaling, "") if not width else ("scaling_width", width)
 
 
 def _grid(case: str, cells: Sequence[Cell]) -> Grid:
     methods = list(dict.fromkeys(cell.method for cell in cells))
-    beside = any(method in _TORCHJD for method in methods) and len(methods) > 2
-    header = ["trunk", "m", "batch", "ms", *(_SHORT.get(method, method) for method in methods)]
-    against_best = ["of (1 + 2 m) / 3"] * (case == "text")
-    header += ["ours / torchjd"] * beside + against_best
-    header += ["MiB", *(["of torchjd"] * beside), *(["of sum"] * (case == "text")), "error"]
+    with_torchjd = any(method in _TORCHJD for method in methods) and len(methods) > 2
     rows = []
-    for (name, trunk, m, batch), group in groupby(cells, lambda c: (c.case, c.trunk, c.tasks, c.batch)):
-        found = {cell.method: cell for cell in group}
-        ours, first = found["ours"], next(iter(found.values()))
-        best = min((found[n] for n in _TORCHJD if n in found), key=lambda cell: cell.ratio, default=None)
-        width = f"/{name.rpartition('_')[2]}" if case == "scaling_width" else ""
-        row = [f"{trunk}{width}" or "–", str(m), str(batch), f"{first.ms:.3g}"]
-        row += [f"{found[n].ratio:.2f}" if n in found else "" for n in methods]
-        if beside:
-            row.append("" if best is None else f"{ours.ratio / best.ratio:.2f}")
+    for (_, trunk, m, batch), group in groupby(cells, lambda c: (c.case, c.trunk, c.tasks, c.batch)):
+        by_method = {cell.method: cell for cell in group}
+        first, ours = next(iter(by_method.values())), by_method["ours"]
+        torchjd = min(
+            (by_method[name] for name in _TORCHJD if name in by_method), key=lambda c: c.ratio, default=None
+        )
+        width = _split_case(first)[1]
+        row = {"trunk": (f"{trunk}/{width}" if width else trunk) or "–"}
+        row |= {"m": str(m), "batch": str(batch), "ms": f"{first.ms:.3g}"}
+        for name in methods:
+            row[_SHORT.get(name, name)] = f"{by_method[name].ratio:.2f}" if name in by_method else ""
+        if with_torchjd:
+            row["ours / torchjd"] = f"{ours.ratio / torchjd.ratio:.2f}" if torchjd else ""
         if case == "text":
-            row.append(f"{ours.ratio / ((1 + 2 * m) / 3):.2f}")
-        row.append(f"{ours.peak_mib:.3g}")
-        if beside:
-            row.append("" if best is None else f"{best.peak_mib:.3g}")
+            row["of (1 + 2 m) / 3"] = f"{ours.ratio / ((1 + 2 * m) / 3):.2f}"
+        row["MiB"] = f"{ours.peak_mib:.3g}"
+        if with_torchjd:
+            row["of torchjd"] = f"{torchjd.peak_mib:.3g}" if torchjd else ""
         if case == "text":
-            row.append(f"{first.peak_mib:.3g}")
-        rows.append([*row, f"{ours.max_error:.0e}"])
-    title = _TITLES.get(case, "Scaling in the width")
-    return Grid(title, header, rows)
+            row["of sum"] = f"{first.peak_mib:.3g}"
+        rows.append(row | {"error": f"{ours.max_error:.0e}"})
+    return Grid(_TITLES[case], rows)
 
 
 def show(grid: Grid, console: Console) -> None:
     """Print a table."""
     table = Table(title=grid.title, title_justify="left")
-    for column in grid.header:
+    for column in grid.rows[0]:
         table.add_column(column, justify="left" if column == "trunk" else "right")
     for row in grid.rows:
-        table.add_row(*row)
+        table.add_row(*row.values())
     console.print(table)
 
 
-def markdown(cells: Sequence[Cell], known: Mapping[str, Any]) -> str:
-    """Return all tables under the sentence of where and when they were measured."""
-    parts = [sentence(dict(known))]
+def markdown(cells: Sequence[Cell], conditions: Mapping[str, Any]) -> str:
+    """Return all tables in Markdown, preceded by the conditions of the measurement."""
+    parts = [sentence(dict(conditions))]
     for grid in grids(cells):
-        lines = [grid.header, ["---", *(["---:"] * (len(grid.header) - 1))], *grid.rows]
+        header = list(grid.rows[0])
+        lines = [header, ["---", *(["---:"] * (len(header) - 1))], *(row.values() for row in grid.rows)]
         parts.append(f"### {grid.title}\n\n" + "\n".join(map(_line, lines)))
     return "\n\n".join(parts) + "\n"
 
@@ -99,7 +101,7 @@ def _line(row: Iterable[str]) -> str:
 
 
 def into_page(page: str, tables: str) -> str:
-    """Return a page with the tables in place of what stands between its marks.
+    """Return a page with the text between its marks replaced by the tables.
 
     Raises:
         ValueError: If the marks are missing.

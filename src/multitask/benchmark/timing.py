@@ -1,88 +1,71 @@
-"""Times of things that take turns, and the memory of one of them."""
+"""Interleaved timing, and peak memory."""
 
 import gc
 import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
-from typing import Self, TypeVar
+from typing import Self
 
 import torch
 
-Key = TypeVar("Key", bound=Hashable)
-
-# One sample lasts at least so long, so that the clock and the interpreter's jitter do not count.
+# Minimum length of one sample, so that the clock's resolution and the interpreter's jitter do not matter.
 _SAMPLE_SECONDS = 0.005
-# A setting so much slower than the best of its group after the first rounds is measured no further.
+# After the first rounds, a setting slower than the fastest of its method by this factor is no longer measured.
 _HOPELESS = 1.25
 _FIRST_ROUNDS = 2
 
 
 @dataclass(frozen=True)
 class Effort:
-    """The length of a measurement.
-
-    Args:
-        seconds: For all together.
-        rounds: How often each takes its turn at least.
-    """
+    """The length of a measurement: at least ``seconds`` in total, and ``rounds`` samples of each step."""
 
     seconds: float
     rounds: int
 
 
 def interleaved(
-    steps: Mapping[Key, Sequence[Callable[[], object]]], effort: Effort
-) -> dict[Key, tuple[float, int]]:
-    """Return for each key the median seconds of its fastest callable, and which that is.
+    steps: Mapping[str, Sequence[Callable[[], object]]], effort: Effort
+) -> dict[str, tuple[float, int]]:
+    """Return the median seconds of the fastest setting of each method, and its index.
 
-    The callables take turns, round by round, so that whatever slows the machine slows them all alike. Each has
-    run once before, so that caches and buffers are filled.
+    The steps take turns, so that all are slowed alike by other load on the machine. Each runs once beforehand to fill
+    caches and buffers.
 
     Args:
-        steps: Callables by key; several are settings of one thing.
+        steps: The settings of each method by its name.
         effort: How long to measure.
     """
-    groups = list(steps.values())
     shuffle = random.Random(0).shuffle
-    repeats = [[_repeats(step) for step in group] for group in groups]
-    running = [list(range(len(group))) for group in groups]
-    times: list[list[list[float]]] = [[[] for _ in group] for group in groups]
-    until = time.perf_counter() + effort.seconds
+    running = [(name, i) for name, settings in steps.items() for i in range(len(settings))]
+    repeats = {(name, i): _repeats(steps[name][i]) for name, i in running}
+    samples: dict[tuple[str, int], list[float]] = {key: [] for key in running}
+    end = time.perf_counter() + effort.seconds
     gc.collect()
-    # Else each collection between two rounds would walk over all that was ever imported, and leave the caches cold.
+    # Collections between rounds would otherwise traverse all imported objects and evict the caches.
     gc.freeze()
     gc.disable()
     try:
         done = 0
-        while done < effort.rounds or time.perf_counter() < until:
-            turns = [(g, s) for g, of_group in enumerate(running) for s in of_group]
-            # In another order each time, since what runs before leaves caches and the allocator as it does.
-            shuffle(turns)
-            for g, s in turns:
-                times[g][s].append(_seconds(groups[g][s], repeats[g][s]))
+        while done < effort.rounds or time.perf_counter() < end:
+            # The order changes, since each step leaves caches and the allocator in a different state.
+            shuffle(running)
+            for name, i in running:
+                samples[name, i].append(_seconds(steps[name][i], repeats[name, i]))
             done += 1
             if done == _FIRST_ROUNDS:
-                running = [_promising(of_group) for of_group in times]
+                best = {name: min(min(samples[key]) for key in running if key[0] == name) for name in steps}
+                running = [key for key in running if min(samples[key]) <= _HOPELESS * best[key[0]]]
             gc.collect()
     finally:
         gc.enable()
         gc.unfreeze()
-    found: dict[Key, tuple[float, int]] = {}
-    for key, of_group, chosen in zip(steps, times, running, strict=True):
-        medians = {s: median(of_group[s]) for s in chosen}
-        best = min(medians, key=medians.__getitem__)
-        found[key] = medians[best], best
-    return found
-
-
-def _promising(times: Sequence[Sequence[float]]) -> list[int]:
-    best = min(map(min, times))
-    return [s for s, of_setting in enumerate(times) if min(of_setting) <= _HOPELESS * best]
+    return {name: min((median(samples[key]), key[1]) for key in running if key[0] == name) for name in steps}
 
 
 def _repeats(step: Callable[[], object]) -> int:
@@ -99,19 +82,19 @@ def _seconds(step: Callable[[], object], repeats: int) -> float:
 
 
 def synchronize() -> None:
-    """Wait for the CUDA device, where there is one."""
+    """Wait for the CUDA device, if CUDA is in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 class PeakMemory:
-    """The most memory that torch's tensors hold in a ``with`` block, beyond what they hold at its start.
+    """Context manager that measures the peak memory of torch's tensors, beyond that at its start.
 
-    The memory of the interpreter and of libraries below torch does not count.
+    The memory of the interpreter and of libraries called by torch is not included.
     """
 
     mib: float
-    """The result, in MiB."""
+    """The peak in MiB."""
 
     def __enter__(self) -> Self:
         if torch.cuda.is_initialized():
@@ -135,15 +118,12 @@ class PeakMemory:
             path = Path(folder) / "trace.json"
             self._profile.export_chrome_trace(str(path))
             events = json.loads(path.read_text(encoding="utf-8", errors="replace"))["traceEvents"]
-        held, most = 0, 0
-        for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
-            held += event["args"]["Bytes"]
-            most = max(most, held)
-        self.mib = most / 2**20
+        allocations = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])
+        self.mib = max(accumulate((e["args"]["Bytes"] for e in allocations), initial=0)) / 2**20
 
 
-def peak_mib(first_step: Callable[[], object]) -> float:
-    """Return the memory of a step in MiB; buffers kept for the next one count if it is the first of its kind."""
+def peak_mib(step: Callable[[], object]) -> float:
+    """Return the peak memory of a step in MiB, including buffers that a first step keeps for later ones."""
     with PeakMemory() as memory:
-        first_step()
+        step()
     return memory.mib

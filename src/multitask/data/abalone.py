@@ -28,17 +28,11 @@ class Abalone(DividedFile):
     """
 
     def load(self) -> dict[str, Split]:
-        """Read the table, split it and standardize the inputs.
-
-        Raises:
-            FileNotFoundError: If the file does not exist.
-            ValueError: If a column is missing or a value is invalid.
-        """
+        """Read the table, standardize the inputs and split it."""
         table = self._read()
-        parts = self.parts(len(table["inputs"]))
-        train = table["inputs"][parts.get("train", [])]
+        train = table["inputs"][self.parts(len(table["inputs"])).get("train", [])]
         table["inputs"] = (table["inputs"] - train.mean(0)) / train.std(0)
-        return {name: {key: values[part] for key, values in table.items()} for name, part in parts.items()}
+        return self.divided(table)
 
     def _read(self) -> dict[str, Tensor]:
         file = Path(self.path)

@@ -7,10 +7,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
-from multitask.data.loading import Arrays
+from multitask.data.loading import Arrays, count_of, example_of
 from multitask.randomness import derived_seed
-
-Examples = Arrays | Dataset[Arrays]
 
 
 class DenseAugmentation:
@@ -99,7 +97,9 @@ class Augmented(Dataset[Arrays]):
     Neither the number of workers nor resuming changes the examples. The loader sets the epoch.
     """
 
-    def __init__(self, examples: Examples, augmentation: DenseAugmentation, seed: int) -> None:
+    def __init__(
+        self, examples: Arrays | Dataset[Arrays], augmentation: DenseAugmentation, seed: int
+    ) -> None:
         self.examples = examples
         self.augmentation = augmentation
         self.seed = seed
@@ -110,14 +110,8 @@ class Augmented(Dataset[Arrays]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        if isinstance(self.examples, dict):
-            return len(self.examples["inputs"])
-        return len(self.examples)  # type: ignore[arg-type]
+        return count_of(self.examples)
 
     def __getitem__(self, index: int) -> Arrays:
-        if isinstance(self.examples, dict):
-            example = {name: values[index] for name, values in self.examples.items()}
-        else:
-            example = self.examples[index]
         generator = torch.Generator().manual_seed(derived_seed("augmentation", self.seed, self.epoch, index))
-        return self.augmentation(example, generator)
+        return self.augmentation(example_of(self.examples, index), generator)

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from multitask.data.batches import mapped
-from multitask.data.loading import Arrays, Collate, Loader, resident, split_indices
+from multitask.data.loading import Arrays, Collate, Loader, count_of, resident, split_indices
 from multitask.metrics.precision import home
 
-SPLITS = ("train", "val", "test")
 Split = Arrays | Dataset[Any]
 Batches = Loader | DataLoader[Any]
 
@@ -64,7 +63,12 @@ class DataModule(LightningDataModule):
 
     @abstractmethod
     def load(self) -> dict[str, Split]:
-        """Return ``train``, ``val`` and ``test``; empty splits may be omitted."""
+        """Return ``train``, ``val`` and ``test``; empty splits may be omitted.
+
+        Raises:
+            FileNotFoundError: If a file or folder is missing.
+            ValueError: If a file is damaged or does not fit the arguments.
+        """
 
     def setup(self, stage: str | None = None) -> None:
         """Load the splits once."""
@@ -181,10 +185,10 @@ class DividedFile(InMemory):
     split_seed: int = 0
 
     def parts(self, count: int) -> dict[str, Tensor]:
-        """Return the indices of the examples in each non-empty split.
+        """Return the indices of the examples in each non-empty split."""
+        return split_indices(count, self.split, self.split_seed)
 
-        Raises:
-            ValueError: If there are not three shares that sum to one.
-        """
-        indices = split_indices(count, self.split, self.split_seed)
-        return {name: part for name, part in zip(SPLITS, indices, strict=True) if len(part)}
+    def divided(self, arrays: Arrays) -> dict[str, Split]:
+        """Return the examples of each non-empty split."""
+        parts = self.parts(count_of(arrays))
+        return {name: {key: values[part] for key, values in arrays.items()} for name, part in parts.items()}

@@ -2,37 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.data.base import SPLITS, Lazy, Split
-from multitask.data.loading import Arrays, Made
+from multitask.data.base import Lazy, Split
+from multitask.data.image_files import ImageFiles
+from multitask.data.loading import SPLITS
 
 # Paths in the original tree and in torchvision's flat layout.
 _ATTRIBUTES = ("Anno/list_attr_celeba.txt", "list_attr_celeba.txt")
 _PARTITION = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
 _IMAGES = ("Img/img_align_celeba", "img_align_celeba")
-
-
-def _face(files: Sequence[Path], attributes: Arrays, size: tuple[int, int], index: int) -> Arrays:
-    picture = read_image(files[index], size)
-    return {"inputs": picture} | {name: values[index] for name, values in attributes.items()}
-
-
-def read_image(file: Path, size: tuple[int, int]) -> Tensor:
-    """Return an image as ``[3, height, width]`` in [0, 1], resized with antialiasing.
-
-    Raises ``FileNotFoundError`` if the file does not exist.
-    """
-    from PIL import Image
-
-    with Image.open(file) as image:
-        small = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255.0)
 
 
 @dataclass(eq=False)
@@ -58,12 +41,7 @@ class CelebA(Lazy):
     eval_batch_size: int = 256
 
     def load(self) -> dict[str, Split]:
-        """Read the lists; images are read on demand.
-
-        Raises:
-            FileNotFoundError: If a list or the image folder is missing.
-            ValueError: If the lists disagree, or a target is not an attribute.
-        """
+        """Read the lists; images are read on demand."""
         names, files, values = self._attributes()
         folder = self._find(_IMAGES)
         lines = self._find(_PARTITION).read_text(encoding="utf-8").splitlines()
@@ -85,10 +63,8 @@ class CelebA(Lazy):
             chosen = np.flatnonzero(of_file == number)
             if len(chosen):
                 columns = {name: values[chosen, names.index(name)] for name in targets}
-                pictures = [folder / files[i] for i in chosen]
-                splits[split] = Made(
-                    len(pictures), partial(_face, pictures, columns, (self.height, self.width))
-                )
+                images = [folder / files[i] for i in chosen]
+                splits[split] = ImageFiles(images, columns, (self.height, self.width))
         return splits
 
     def _attributes(self) -> tuple[list[str], list[str], Tensor]:

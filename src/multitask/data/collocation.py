@@ -39,17 +39,6 @@ class Draws(dict[str, Tensor]):
         self.update(_drawn(self.problem, self.steps, self.points, generator))
 
 
-class Fixed(Draws):
-    """The same draw for all steps and epochs."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the points once."""
-        if not self:
-            generator = np.random.default_rng(derived_seed("points", self.seed, 0))
-            once = _drawn(self.problem, 1, self.points, generator)
-            self.update({place: p.expand(self.steps, -1, -1) for place, p in once.items()})
-
-
 @dataclass(eq=False)
 class Collocation(InMemory):
     """Collocation points of a problem, drawn by Latin hypercube sampling.
@@ -103,8 +92,12 @@ class Collocation(InMemory):
 
     def load(self) -> dict[str, Split]:
         """Draw the points and create the grids."""
-        draws = Fixed if self.fixed else Draws
-        splits: dict[str, Split] = {"train": draws(self.problem, self.steps, self.points, self.seed)}
+        train: dict[str, Tensor] = Draws(
+            self.problem, 1 if self.fixed else self.steps, self.points, self.seed
+        )
+        if self.fixed:
+            train = {place: draw.expand(self.steps, -1, -1) for place, draw in train.items()}
+        splits: dict[str, Split] = {"train": train}
         for name, sizes in zip(("val", "test"), self.grids, strict=True):
             lines = sizes[0]
             shares = {place: -(-count // lines) for place, count in self.points.items()}

@@ -16,15 +16,9 @@ class LabelledImages(DividedFile):
     """
 
     def load(self) -> dict[str, Split]:
-        """Read and split the images.
-
-        Raises:
-            FileNotFoundError: If the file does not exist.
-        """
+        """Read, standardize and split the images."""
         images, labels = read_npz(Path(self.path), "data.path")
-        parts = self.parts(len(images))
         pixels = images.float() / 255.0
-        train = pixels[parts.get("train", [])]
-        mean, std = train.mean(), train.std()
-        inputs, labels = ((pixels - mean) / std).unsqueeze(1), labels.long()
-        return {name: {"inputs": inputs[part], "label": labels[part]} for name, part in parts.items()}
+        train = pixels[self.parts(len(images)).get("train", [])]
+        inputs = ((pixels - train.mean()) / train.std()).unsqueeze(1)
+        return self.divided({"inputs": inputs, "label": labels.long()})

@@ -106,27 +106,25 @@ class JointLoader(Loader):
         count = min(self.examples, len(self) * self.batch_size * self.world_size)
         drawn = torch.tensor(self._shares, dtype=torch.float64).multinomial(count, True, generator=generator)
         indices = torch.empty(count, dtype=torch.long)
-        for source, size in enumerate(self._sizes):
+        for source in range(len(self._sizes)):
             places = (drawn == source).nonzero().flatten()
-            rounds = -(-len(places) // size)
-            order = [self._permutation(source, i) for i in range(rounds)]
-            if order:
-                indices[places] = sum(self._sizes[:source]) + torch.cat(order)[: len(places)]
+            indices[places] = self._order(source, len(places))
         return list(indices.split(self.batch_size * self.world_size))
 
     def _of_source(self, source: int) -> list[Tensor]:
         """Return the indices of a source's examples in each batch of this epoch."""
-        wanted = self._wanted(source, self.world_size)
-        if not wanted:
-            return []
-        passes = -(-wanted // self._sizes[source])
-        order = torch.cat([self._permutation(source, i) for i in range(passes)])[:wanted]
-        chunk = self._chunks(self.world_size)[source]
-        return list((sum(self._sizes[:source]) + order).split(chunk))
+        order = self._order(source, self._wanted(source, self.world_size))
+        return list(order.split(self._chunks(self.world_size)[source])) if len(order) else []
 
-    def _permutation(self, source: int, number: int) -> Tensor:
-        seed = derived_seed("order", self.seed, self.epoch, source, number)
-        return torch.randperm(self._sizes[source], generator=torch.Generator().manual_seed(seed))
+    def _order(self, source: int, count: int) -> Tensor:
+        """Return ``count`` indices of a source's examples, one random order of them after another."""
+        size = self._sizes[source]
+        order = torch.empty(0, dtype=torch.long)
+        for number in range(-(-count // size)):
+            seed = derived_seed("order", self.seed, self.epoch, source, number)
+            permutation = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+            order = torch.cat([order, permutation])
+        return sum(self._sizes[:source]) + order[:count]
 
 
 def check_rule(

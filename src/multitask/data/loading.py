@@ -15,6 +15,17 @@ Arrays = dict[str, Any]
 """Tensors by name with the same first dimension; several inputs are nested."""
 Collate = Callable[[list[Any]], Any]
 """Function from a list of examples to a batch."""
+SPLITS = ("train", "val", "test")
+
+
+def count_of(data: Arrays | Dataset[Any]) -> int:
+    """Return the number of examples."""
+    return (examples_in(data) or 0) if isinstance(data, Mapping) else len(data)  # type: ignore[arg-type]
+
+
+def example_of(data: Arrays | Dataset[Any], index: int) -> Arrays:
+    """Return one example."""
+    return {k: v[index] for k, v in data.items()} if isinstance(data, Mapping) else dict(data[index])
 
 
 class Made(Dataset[Arrays]):
@@ -71,7 +82,7 @@ class Loader:
         collate: Collate = default_collate,
     ) -> None:
         self.data = data
-        self.examples = (examples_in(data) or 0) if isinstance(data, Mapping) else len(data)  # type: ignore[arg-type]
+        self.examples = count_of(data)
         self.collate = collate
         self.batch_size = batch_size or max(1, -(-self.examples // world_size))
         self.drop_last = drop_last and batch_size is not None
@@ -176,8 +187,8 @@ def resident(arrays: Arrays, device: torch.device, free: int) -> Arrays:
     return dict(mapped(arrays, lambda values: values.to(device))) if 4 * size <= free else arrays
 
 
-def split_indices(count: int, fractions: Sequence[float], seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split the shuffled ``range(count)`` into train, validation and test.
+def split_indices(count: int, fractions: Sequence[float], seed: int) -> dict[str, Tensor]:
+    """Split the shuffled ``range(count)``; return the indices of each non-empty split by its name.
 
     Args:
         count: Number of examples.
@@ -195,16 +206,16 @@ def split_indices(count: int, fractions: Sequence[float], seed: int) -> tuple[Te
     order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed("split", seed)))
     first = round(fractions[0] * count)
     second = count if fractions[2] == 0 else first + round(fractions[1] * count)
-    return order[:first], order[first:second], order[second:]
+    parts = zip(SPLITS, (order[:first], order[first:second], order[second:]), strict=True)
+    return {name: part for name, part in parts if len(part)}
 
 
-def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split the shuffled ``range(count)`` into training examples and a share for validation.
+def held_out(count: int, share: float, seed: int) -> dict[str, Tensor]:
+    """Split the shuffled ``range(count)`` into ``train`` and, unless the share is 0, ``val``.
 
     Raises:
         ValueError: If the share is not in [0, 1), or leaves no training example.
     """
     if not 0 <= share < 1 or (count and round((1 - share) * count) == 0):
         raise ValueError(f"data.validation={share} must be a share of the {count} training examples under 1.")
-    train, val, _ = split_indices(count, (1 - share, share, 0.0), seed)
-    return train, val
+    return split_indices(count, (1 - share, share, 0.0), seed)

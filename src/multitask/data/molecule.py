@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from multitask.data.base import SPLITS, InMemory, Split
+from multitask.data.base import InMemory, Split
+from multitask.data.loading import SPLITS
 from multitask.extras import imported
 from multitask.randomness import derived_seed
 

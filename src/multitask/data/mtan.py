@@ -5,11 +5,11 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from multitask.data.augmentation import Augmented, DenseAugmentation
 from multitask.data.base import Lazy, Split
-from multitask.data.loading import Arrays, held_out
+from multitask.data.loading import held_out
 from multitask.data.npy_folder import NpyFolder
 
 
@@ -35,21 +35,14 @@ class _Mtan(Lazy):
     eval_batch_size: int = 8
 
     def load(self) -> dict[str, Split]:
-        """Find the files; images are read on demand.
-
-        Raises:
-            FileNotFoundError: If a folder or file is missing.
-        """
-        train, test = self._folder("train"), self._folder("val")
-        splits: dict[str, Split] = {"test": test}
-        chosen: Dataset[Arrays] = train
-        kept, validated = held_out(len(train), self.validation, self.split_seed)
-        if len(validated):
-            splits["val"] = Subset(train, validated.tolist())
-            chosen = Subset(train, kept.tolist())
-        splits["train"] = (
-            chosen if self.augmentation is None else Augmented(chosen, self.augmentation, self.seed)
-        )
+        """Find the files; images are read on demand."""
+        train = self._folder("train")
+        splits: dict[str, Split] = {"train": train, "test": self._folder("val")}
+        parts = held_out(len(train), self.validation, self.split_seed)
+        if "val" in parts:
+            splits |= {name: Subset(train, indices.tolist()) for name, indices in parts.items()}
+        if self.augmentation is not None:
+            splits["train"] = Augmented(splits["train"], self.augmentation, self.seed)
         return splits
 
     def _folder(self, split: str) -> NpyFolder:

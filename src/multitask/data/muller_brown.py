@@ -6,7 +6,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from multitask.data.base import SPLITS, InMemory, Split
+from multitask.data.base import InMemory, Split
+from multitask.data.loading import SPLITS
 
 _AMPLITUDE = torch.tensor([-200.0, -100.0, -170.0, 15.0], dtype=torch.float64)
 _A = torch.tensor([-1.0, -1.0, -6.5, 0.7], dtype=torch.float64)

@@ -1,5 +1,6 @@
 """MultiMNIST: two overlapping digits per image, composed as in Sener & Koltun (2018)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,10 @@ from torch.nn.functional import interpolate
 
 from multitask.data.base import DividedFile, Split
 from multitask.data.digits import read_npz
+from multitask.data.loading import Arrays
 from multitask.randomness import derived_seed
+
+Source = tuple[Tensor, Tensor]
 
 _CANVAS = 36
 _DIGIT = 28
@@ -39,30 +43,37 @@ def compose(left: Tensor, right: Tensor) -> Tensor:
     return (small - _MEAN) / _STD
 
 
-def pairs(images: Tensor, labels: Tensor, count: int, seed: int) -> dict[str, Tensor]:
-    """Draw ``count`` pairs of digits and compose them.
+def overlay(left: Source, right: Source, count: int, seed: int) -> Arrays:
+    """Draw ``count`` pairs of a left and a right image and compose them.
 
-    Digits are used equally often (up to one) on the left, and likewise on the right.
-
-    Args:
-        images: Digits, uint8, shape ``[n, 28, 28]``.
-        labels: Their classes, shape ``[n]``.
-        count: Number of pairs.
-        seed: Seed of the draw.
-
-    Returns:
-        ``inputs`` ``[count, 1, 28, 28]``, ``left`` and ``right`` ``[count]`` (int64).
+    A source is a pair of images ``[n, 28, 28]`` and labels ``[n]``; images are used equally often, up to one.
+    Returns ``inputs`` ``[count, 1, 28, 28]``, ``left`` and ``right`` ``[count]`` (int64).
     """
     generator = torch.Generator().manual_seed(seed)
-    rounds = -(-count // len(images))
-    left, right = (
-        torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])[:count]
-        for _ in range(2)
-    )
+
+    def draw(source: Source) -> Source:
+        size = len(source[0])
+        rounds = -(-count // size)
+        chosen = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])[:count]
+        return source[0][chosen], source[1][chosen].long()
+
+    (left_images, left_labels), (right_images, right_labels) = draw(left), draw(right)
+    return {"inputs": compose(left_images, right_images), "left": left_labels, "right": right_labels}
+
+
+def divided(source: Source, parts: Mapping[str, Tensor]) -> dict[str, Source]:
+    """Return a source's images and labels in each split, given their indices."""
+    return {name: (source[0][part], source[1][part]) for name, part in parts.items()}
+
+
+def overlay_splits(
+    left: Mapping[str, Source], right: Mapping[str, Source], per_image: int, seed: int
+) -> dict[str, Split]:
+    """Compose pairs within each split that both sources have, ``per_image`` for each left image."""
     return {
-        "inputs": compose(images[left], images[right]),
-        "left": labels[left].long(),
-        "right": labels[right].long(),
+        name: overlay(source, right[name], per_image * len(source[0]), derived_seed("pairs", name, seed))
+        for name, source in left.items()
+        if name in right
     }
 
 
@@ -82,18 +93,7 @@ class MultiMNIST(DividedFile):
     pairs_per_digit: int = 1
 
     def load(self) -> dict[str, Split]:
-        """Read the digits, split them, and compose pairs within each split.
-
-        Raises:
-            FileNotFoundError: If the file does not exist.
-        """
-        images, labels = read_npz(Path(self.path), "data.path")
-        return {
-            name: pairs(
-                images[part],
-                labels[part],
-                self.pairs_per_digit * len(part),
-                derived_seed("pairs", name, self.split_seed),
-            )
-            for name, part in self.parts(len(images)).items()
-        }
+        """Read the digits, split them, and compose pairs within each split."""
+        source = read_npz(Path(self.path), "data.path")
+        digits = divided(source, self.parts(len(source[0])))
+        return overlay_splits(digits, digits, self.pairs_per_digit, self.split_seed)

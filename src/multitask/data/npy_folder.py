@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from multitask.data.loading import Arrays
+from multitask.data.loading import Arrays, Made
 
 
-class NpyFolder(Dataset[Arrays]):
+class NpyFolder(Made):
     """Images with their targets, read on demand.
 
     ``folder`` contains one folder for the images and for each target, with ``0.npy``, ``1.npy`` and so on. Files are
@@ -32,7 +31,7 @@ class NpyFolder(Dataset[Arrays]):
         self.kinds = dict(kinds)
         self.key = key
         images = folder / self.kinds["inputs"]
-        self.count = len(list(images.glob("*.npy"))) if images.is_dir() else 0
+        super().__init__(len(list(images.glob("*.npy"))) if images.is_dir() else 0, self._example)
         layout = f"{{{','.join(self.kinds.values())}}}/{{0,1,…}}.npy"
         if not self.count:
             raise FileNotFoundError(f"{key}: {folder} has no pictures; it must hold {layout}.")
@@ -47,12 +46,7 @@ class NpyFolder(Dataset[Arrays]):
     def _file(self, kind: str, index: int) -> Path:
         return self.folder / kind / f"{index}.npy"
 
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Arrays:
-        if not 0 <= index < self.count:
-            raise IndexError(index)
+    def _example(self, index: int) -> Arrays:
         return {name: self._read(name, self._file(kind, index)) for name, kind in self.kinds.items()}
 
     def _read(self, name: str, file: Path) -> Tensor:

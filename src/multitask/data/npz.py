@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from multitask.data.base import SPLITS, InMemory, Split
-from multitask.data.loading import split_indices
+from multitask.data.base import InMemory, Split
+from multitask.data.loading import SPLITS, split_indices
 from multitask.data.npz_file import read_arrays
 
 
@@ -39,12 +39,7 @@ class Npz(InMemory):
         self._rows: dict[str, torch.Tensor] = {}
 
     def load(self) -> dict[str, Split]:
-        """Read, check and split the arrays.
-
-        Raises:
-            FileNotFoundError: If the file does not exist.
-            ValueError: If an array is missing, contains objects, or differs in length from the inputs.
-        """
+        """Read, check and split the arrays."""
         arrays = self._read()
         where = f"data.path={self.path}"
         tensors = {"inputs": _tensor(f"{where}: '{self.inputs}'", arrays[self.inputs])}
@@ -62,11 +57,9 @@ class Npz(InMemory):
                     f"{where}: '{name}' has {len(tensors[name])} rows and '{self.inputs}' {count}; all arrays need "
                     "one row per example."
                 )
-        self._rows = dict(zip(SPLITS, self._parts(arrays, count), strict=True))
+        self._rows = self._parts(arrays, count)
         return {
-            name: {key: values[rows] for key, values in tensors.items()}
-            for name, rows in self._rows.items()
-            if len(rows)
+            name: {key: values[rows] for key, values in tensors.items()} for name, rows in self._rows.items()
         }
 
     def ids(self, split: str) -> Sequence[int]:
@@ -88,7 +81,7 @@ class Npz(InMemory):
         masks = [f"mask/{name}" for name in self.targets]
         return read_arrays(Path(self.path), "data.path", [self.inputs, *self.targets, *named], masks)
 
-    def _parts(self, arrays: Mapping[str, np.ndarray], count: int) -> Sequence[torch.Tensor]:
+    def _parts(self, arrays: Mapping[str, np.ndarray], count: int) -> dict[str, torch.Tensor]:
         if not isinstance(self.split, str):
             return split_indices(count, self.split, self.split_seed)
         column = arrays[self.split]
@@ -102,7 +95,8 @@ class Npz(InMemory):
                 f"data.split={self.split}: the array must give one of train, val, test (or 0, 1, 2) for each of the "
                 f"{count} examples."
             )
-        return [torch.from_numpy(np.flatnonzero(numbers == i)) for i in range(3)]
+        rows = {name: torch.from_numpy(np.flatnonzero(numbers == i)) for i, name in enumerate(SPLITS)}
+        return {name: part for name, part in rows.items() if len(part)}
 
 
 def _tensor(where: str, array: np.ndarray, exact: bool = False) -> torch.Tensor:

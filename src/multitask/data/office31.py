@@ -2,28 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from multitask.data.base import Lazy, Split
-from multitask.data.celeba import read_image
-from multitask.data.loading import Arrays, Made, split_indices
+from multitask.data.image_files import ImageFiles
+from multitask.data.loading import SPLITS, split_indices
 from multitask.randomness import derived_seed
 
 DOMAINS = ("amazon", "dslr", "webcam")
 MISSING = -100
 _ENDINGS = {".jpg", ".jpeg", ".png"}
-
-
-def _picture(
-    files: Sequence[tuple[Path, str, int]], domains: Sequence[str], size: tuple[int, int], index: int
-) -> Arrays:
-    """Return an image, labelled only for the task of its domain."""
-    file, domain, label = files[index]
-    targets = {name: torch.tensor(label if name == domain else MISSING) for name in domains}
-    return {"inputs": read_image(file, size)} | targets
 
 
 @dataclass(eq=False)
@@ -53,13 +43,8 @@ class Office31(Lazy):
     eval_batch_size: int = 64
 
     def load(self) -> dict[str, Split]:
-        """List the images, which are read on demand.
-
-        Raises:
-            FileNotFoundError: If a domain is missing or has no images.
-            ValueError: If the domains differ in their classes.
-        """
-        parts: dict[str, list[tuple[Path, str, int]]] = {"train": [], "val": [], "test": []}
+        """List the images, which are read on demand."""
+        parts: dict[str, list[tuple[Path, str, int]]] = {name: [] for name in SPLITS}
         expected: list[str] | None = None
         domains = list(DOMAINS if self.domains is None else self.domains)
         for domain in domains:
@@ -71,13 +56,17 @@ class Office31(Lazy):
                     f"data.path={self.path}: {domain} and {domains[0]} differ in {', '.join(odd)}."
                 )
             seed = derived_seed(domain, self.split_seed)
-            for part, chosen in zip(parts.values(), split_indices(len(files), self.split, seed), strict=True):
-                part += [files[i] for i in chosen.tolist()]
-        return {
-            name: Made(len(files), partial(_picture, files, domains, (self.height, self.width)))
-            for name, files in parts.items()
-            if files
+            for name, chosen in split_indices(len(files), self.split, seed).items():
+                parts[name] += [files[i] for i in chosen.tolist()]
+        return {name: self._images(files, domains) for name, files in parts.items() if files}
+
+    def _images(self, files: Sequence[tuple[Path, str, int]], domains: Sequence[str]) -> ImageFiles:
+        """Return images, each labelled only for the task of its domain."""
+        targets = {
+            name: torch.tensor([label if name == domain else MISSING for _, domain, label in files])
+            for name in domains
         }
+        return ImageFiles([file for file, _, _ in files], targets, (self.height, self.width))
 
     def _domain(self, domain: str) -> tuple[list[str], list[tuple[Path, str, int]]]:
         """Return the class names, and each image with its domain and class, sorted by name."""

@@ -4,34 +4,10 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from multitask.data.base import SPLITS, InMemory, Split
+from multitask.data.base import InMemory, Split
 from multitask.data.digits import read_idx_folder, read_npz
-from multitask.data.loading import Arrays, held_out, split_indices
-from multitask.data.multi_mnist import compose
-from multitask.randomness import derived_seed
-
-Source = tuple[Tensor, Tensor]
-
-
-def overlay(left: Source, right: Source, count: int, seed: int) -> Arrays:
-    """Draw ``count`` pairs of a left and a right image and compose them.
-
-    A source is a pair of images ``[n, 28, 28]`` and labels ``[n]``; images are used equally often, up to one.
-    Returns ``inputs`` ``[count, 1, 28, 28]``, ``left`` and ``right`` ``[count]``.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(source: Source) -> Source:
-        size = len(source[0])
-        rounds = -(-count // size)
-        chosen = torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])[:count]
-        return source[0][chosen], source[1][chosen].long()
-
-    (left_images, left_labels), (right_images, right_labels) = draw(left), draw(right)
-    return {"inputs": compose(left_images, right_images), "left": left_labels, "right": right_labels}
+from multitask.data.loading import held_out, split_indices
+from multitask.data.multi_mnist import Source, divided, overlay_splits
 
 
 @dataclass(eq=False)
@@ -53,26 +29,15 @@ class FashionMNISTPairs(InMemory):
     split_seed: int = 0
 
     def load(self) -> dict[str, Split]:
-        """Read both sources, split each, and compose pairs within each split.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-        """
-        sources = (
-            read_npz(Path(self.left_path), "data.left_path"),
-            read_npz(Path(self.right_path), "data.right_path"),
-        )
-        parts = [split_indices(len(source[0]), self.split, self.split_seed) for source in sources]
-        splits: dict[str, Split] = {}
-        for number, name in enumerate(SPLITS):
-            left, right = (
-                (source[0][part[number]], source[1][part[number]])
-                for source, part in zip(sources, parts, strict=True)
+        """Read both sources, split each, and compose pairs within each split."""
+        left, right = (
+            divided(source, split_indices(len(source[0]), self.split, self.split_seed))
+            for source in (
+                read_npz(Path(self.left_path), "data.left_path"),
+                read_npz(Path(self.right_path), "data.right_path"),
             )
-            if len(left[0]) and len(right[0]):
-                count = self.pairs_per_image * len(left[0])
-                splits[name] = overlay(left, right, count, derived_seed("pairs", name, self.split_seed))
-        return splits
+        )
+        return overlay_splits(left, right, self.pairs_per_image, self.split_seed)
 
 
 @dataclass(eq=False)
@@ -99,29 +64,13 @@ class FullSizePairs(InMemory):
     batch_size: int | None = 256
 
     def load(self) -> dict[str, Split]:
-        """Read the sources and compose pairs within each split.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file is damaged.
-        """
-        left = self._parts(read_idx_folder(Path(self.path), "data.path"))
-        right = left
+        """Read the sources and compose pairs within each split."""
+        left = right = self._parts(read_idx_folder(Path(self.path), "data.path"))
         if self.right_path is not None:
             right = self._parts(read_idx_folder(Path(self.right_path), "data.right_path"))
-        splits: dict[str, Split] = {}
-        for name in left:
-            count = self.pairs_per_image * len(left[name][0])
-            if count:
-                seed = derived_seed("pairs", name, self.split_seed)
-                splits[name] = overlay(left[name], right[name], count, seed)
-        return splits
+        return overlay_splits(left, right, self.pairs_per_image, self.split_seed)
 
-    def _parts(self, digits: dict[str, Source]) -> dict[str, Source]:
-        images, labels = digits["train"]
-        train, val = held_out(len(images), self.validation, self.split_seed)
-        return {
-            "train": (images[train], labels[train]),
-            "val": (images[val], labels[val]),
-            "test": digits["test"],
-        }
+    def _parts(self, images: dict[str, Source]) -> dict[str, Source]:
+        train = images["train"]
+        parts = held_out(len(train[0]), self.validation, self.split_seed)
+        return divided(train, parts) | {"test": images["test"]}

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from multitask.data.base import Batches, DataModule, Lazy, Split
 from multitask.data.joint_loader import JointLoader, Rule, check_rule
-from multitask.data.loading import Arrays
+from multitask.data.loading import Arrays, count_of, example_of
 
 MISSING = -100
 
@@ -66,49 +66,36 @@ class PerTask(Lazy):
         self._shares: list[float] = []
 
     def load(self) -> dict[str, Split]:
-        """Load the sources and join them split by split.
-
-        Raises:
-            ValueError: If the sources differ in their splits or inputs, or none has a requested target.
-        """
+        """Load the sources and join them split by split."""
         for name, source in self.sources.items():
             try:
                 source.setup()
             except (FileNotFoundError, ValueError) as error:
                 raise type(error)(str(error).replace("data.", f"data.sources.{name}.", 1)) from error
-        kept = {name: s for name, s in self.sources.items() if self._wanted(_Part(name, s.splits["train"]))}
+        train = [_Part(name, source.splits["train"]) for name, source in self.sources.items()]
+        kept = [part for part in train if self.targets is None or part.blanks.keys() & set(self.targets)]
         if not kept:
             raise ValueError(
                 f"data.sources has none of the targets {', '.join(self.targets or [])}; it has "
-                + ", ".join(
-                    key for n, s in self.sources.items() for key in _Part(n, s.splits["train"]).blanks
-                )
+                + ", ".join(key for part in train for key in part.blanks)
             )
-        first, *others = kept
-        for name in others:
-            if set(kept[name].splits) != set(kept[first].splits):
+        names = [part.name for part in kept]
+        splits = self.sources[names[0]].splits
+        for name in names:
+            if set(self.sources[name].splits) != set(splits):
                 raise ValueError(
-                    f"data.sources.{name} has the splits {', '.join(kept[name].splits)} and data.sources.{first} "
-                    f"{', '.join(kept[first].splits)}; give them the same."
+                    f"data.sources.{name} has the splits {', '.join(self.sources[name].splits)} and "
+                    f"data.sources.{names[0]} {', '.join(splits)}; give them the same."
                 )
-        parts = {
-            split: [_Part(name, source.splits[split]) for name, source in kept.items()]
-            for split in kept[first].splits
-        }
-        self._sizes = [part.size for part in parts["train"]]
-        sizes = self.batch_sizes or {}
-        self._each = [sizes.get(part.name, self.batch_size) for part in parts["train"]]
+        self._sizes = [part.size for part in kept]
+        self._each = [(self.batch_sizes or {}).get(name, self.batch_size) for name in names]
         largest = max(self._sizes)  # the shares are relative to it, which no temperature is too small for
-        self._shares = [
-            (part.size / largest) ** (1 / self.temperature)
-            if self.ratios is None
-            else float(self.ratios[part.name])
-            for part in parts["train"]
-        ]
-        return {split: join(of_split) for split, of_split in parts.items()}
-
-    def _wanted(self, part: "_Part") -> bool:
-        return self.targets is None or any(key in self.targets for key in part.blanks)
+        self._shares = [(size / largest) ** (1 / self.temperature) for size in self._sizes]
+        if self.ratios is not None:
+            self._shares = [float(self.ratios[name]) for name in names]
+        return {
+            split: join([_Part(name, self.sources[name].splits[split]) for name in names]) for split in splits
+        }
 
     def collate(self, examples: list[Any]) -> Any:
         """Collate examples as the first source does."""
@@ -119,8 +106,7 @@ class PerTask(Lazy):
         if not training:
             return super().loader(split)
         self.setup()
-        collate = self.collate_fn or self.collate
-        options = {"collate": collate, **self.order(training)}
+        options = {"collate": self.collate_fn or self.collate, **self.order(training)}
         return JointLoader(
             self.placed(split), self._sizes, self.rule, self._each, shares=self._shares, **options
         )
@@ -132,8 +118,8 @@ class _Part:
     def __init__(self, name: str, split: Split) -> None:
         self.name = name
         self.split = split
-        first: Arrays = {k: v[0] for k, v in split.items()} if isinstance(split, Mapping) else dict(split[0])
-        self.size = len(split["inputs"]) if isinstance(split, Mapping) else len(split)  # type: ignore[arg-type]
+        first = example_of(split, 0)
+        self.size = count_of(split)
         self.inputs = first.pop("inputs")
         # Text batches are padded: targets with one entry per token have the length of the text.
         tokens = len(self.inputs["input_ids"]) if isinstance(self.inputs, Mapping) else None
@@ -166,16 +152,12 @@ def join(parts: Sequence[_Part]) -> Split:
             )
     if not all(isinstance(part.split, Mapping) for part in parts):
         return Joined(parts)
-    joined: dict[str, list[Tensor]] = {}
+    blanks = {key: blank for part in parts for key, blank in part.blanks.items()}
+    joined: dict[str, list[Tensor]] = {key: [] for key in ("inputs", *blanks)}
     for part in parts:
-        assert isinstance(part.split, Mapping)
-        given = part.renamed(part.split)
-        joined.setdefault("inputs", []).append(given["inputs"])
-        for other in parts:
-            for key, blank in other.blanks.items():
-                joined.setdefault(key, []).append(
-                    given[key] if other is part else blank.expand(part.size, *blank.shape)
-                )
+        missing = {key: blank.expand(part.size, *blank.shape) for key, blank in blanks.items()}
+        for key, values in (missing | part.renamed(part.split)).items():
+            joined[key].append(values)
     return {key: torch.cat(tensors) for key, tensors in joined.items()}
 
 
@@ -192,6 +174,7 @@ class Joined(Dataset[Arrays]):
     def __init__(self, parts: Sequence[_Part]) -> None:
         self._parts = list(parts)
         self._ends = list(accumulate(part.size for part in parts))
+        self._blanks = {key: blank for part in parts for key, blank in part.blanks.items()}
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -205,13 +188,8 @@ class Joined(Dataset[Arrays]):
     def __getitem__(self, index: int) -> Arrays:
         number = bisect_right(self._ends, index)
         part = self._parts[number]
-        own = index - (self._ends[number] - part.size)
-        item = (
-            {k: v[own] for k, v in part.split.items()} if isinstance(part.split, Mapping) else part.split[own]
-        )
-        blanks = {key: blank for other in self._parts for key, blank in other.blanks.items()}
-        given = part.renamed(item)
-        return {"inputs": given.pop("inputs")} | blanks | given
+        given = part.renamed(example_of(part.split, index - (self._ends[number] - part.size)))
+        return {"inputs": given.pop("inputs")} | self._blanks | given
 
 
 def _blank(source: str, key: str, value: Tensor) -> Tensor:

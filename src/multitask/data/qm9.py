@@ -57,12 +57,7 @@ class QM9(DividedFile):
         self.properties = list(PROPERTIES if self.targets is None else self.targets)
 
     def load(self) -> dict[str, Split]:
-        """Read and split the molecules, excluding those whose geometry is uncertain.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If the files disagree, or a target is not a property.
-        """
+        """Read and split the molecules, excluding those whose geometry is uncertain."""
         unknown = [name for name in self.properties if name not in PROPERTIES]
         if unknown:
             raise ValueError(
@@ -77,9 +72,7 @@ class QM9(DividedFile):
             )
         kept = torch.ones(len(atoms), dtype=torch.bool)
         kept[_numbers(doubtful)] = False
-        data = {name: values[kept] for name, values in ({"inputs": atoms} | properties).items()}
-        parts = self.parts(len(data["inputs"]))
-        return {name: {key: values[part] for key, values in data.items()} for name, part in parts.items()}
+        return self.divided({"inputs": atoms[kept], **{k: values[kept] for k, values in properties.items()}})
 
     def _properties(self, path: Path) -> dict[str, Tensor]:
         with path.open(encoding="utf-8") as file:

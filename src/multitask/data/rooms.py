@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import default_collate
 
 from multitask.data.augmentation import Augmented, DenseAugmentation
-from multitask.data.base import SPLITS, Lazy, Split
-from multitask.data.loading import Arrays, Made
+from multitask.data.base import Lazy, Split
+from multitask.data.loading import SPLITS, Arrays, Made
 from multitask.data.scenes import render, sample
 
 

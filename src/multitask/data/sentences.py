@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from multitask.data.base import SPLITS, Split
-from multitask.data.loading import Made
+from multitask.data.base import Split
+from multitask.data.loading import SPLITS, Made
 from multitask.data.text import Text
 from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 from multitask.randomness import derived_seed

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from multitask.data.base import SPLITS, Split
+from multitask.data.base import Split
 from multitask.data.loading import Made, split_indices
 from multitask.data.text import Text
 
@@ -48,11 +48,7 @@ class Speeches(Text):
             )
 
     def load(self) -> dict[str, Split]:
-        """Read the sentences, split them by address, and give the training split's words their ids.
-
-        Raises:
-            FileNotFoundError: If the file does not exist.
-        """
+        """Read the sentences, split them by address, and give the training split's words their ids."""
         if not Path(self.path).is_file():
             raise FileNotFoundError(f"data.path={self.path} does not exist; it comes with the package.")
         with gzip.open(self.path, "rt", encoding="utf-8", newline="") as file:
@@ -62,11 +58,7 @@ class Speeches(Text):
             by_address.setdefault((row["year"], row["president"]), []).append(row)
         addresses = list(by_address.values())
         parts = split_indices(len(addresses), self.split, self.split_seed)
-        divided = {
-            name: [row for place in part.tolist() for row in addresses[place]]
-            for name, part in zip(SPLITS, parts, strict=True)
-            if len(part)
-        }
+        divided = {name: [row for i in part.tolist() for row in addresses[i]] for name, part in parts.items()}
         counted = Counter(token for row in divided.get("train", []) for token in tokens(row["sentence"]))
         kept = [token for token, _ in counted.most_common(self.vocabulary - UNKNOWN - 1)]
         ids = {token: number for number, token in enumerate(kept, UNKNOWN + 1)}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multitask.data.base import SPLITS, Split
-from multitask.data.loading import split_indices
+from multitask.data.base import Split
+from multitask.data.loading import SPLITS, split_indices
 from multitask.data.text import Text
 from multitask.extras import imported
 from multitask.losses.counts import DEFAULT_IGNORE_INDEX
@@ -54,12 +54,7 @@ class TextFolder(Text):
             )
 
     def load(self) -> dict[str, Split]:
-        """Open the folder; examples are read on demand.
-
-        Raises:
-            FileNotFoundError: If the folder does not exist.
-            ValueError: If a package is not installed, or a column is missing.
-        """
+        """Open the folder; examples are read on demand."""
         datasets = imported("datasets", "huggingface", "data=text_folder")
         if self.path is None or not Path(self.path).is_dir():
             what = "data.path is null" if self.path is None else f"data.path={self.path} does not exist"
@@ -67,11 +62,7 @@ class TextFolder(Text):
         stored = datasets.load_from_disk(self.path)
         if not isinstance(stored, Mapping):
             parts = split_indices(len(stored), self.split, self.split_seed)
-            stored = {
-                name: stored.select(part.tolist())
-                for name, part in zip(SPLITS, parts, strict=True)
-                if len(part)
-            }
+            stored = {name: stored.select(part.tolist()) for name, part in parts.items()}
         splits = {"val" if name == "validation" else name: split for name, split in stored.items()}
         if unknown := [name for name in splits if name not in SPLITS]:
             raise ValueError(

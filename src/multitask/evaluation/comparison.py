@@ -63,6 +63,11 @@ class Comparison:
     times: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
+    def headline_pairs(self) -> pd.DataFrame:
+        """The rows of `pairs` on the figure to look at first."""
+        return self.pairs[self.pairs["figure"] == self.headline]
+
+    @property
     def rows(self) -> list[Entry]:
         """The entries and the settings of all fronts."""
         return self.entries + [entry for settings in self.fronts.values() for entry in settings]
@@ -90,16 +95,13 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
     rules = protocol.apply(
         records, split=settings.split, recipe=settings.recipe, selection=settings.selection
     )
-    figures, single = _with_keys(rules.figures), _with_keys(rules.baseline)
-    metrics = compared_metrics(
-        pd.concat([figures, single]), settings.metrics, settings.multiplicative, settings.split
-    )
-    only_loss = sorted(set(figures["task"]) - set(metrics["task"]))
-    figures, single = (with_logarithms(table, metrics) for table in (figures, single))
-    labelled = records.runs.assign(label=protocol.labels(records.runs))
-    counted = labelled[labelled.index.isin(set(figures["run"]) | set(single["run"]))]
-    eligible = set(rules.figures["run"]) | set(rules.baseline["run"])
-    without = labelled[labelled.index.isin(eligible - set(counted.index))]
+    eligible = pd.concat([rules.figures, rules.baseline])
+    metrics = compared_metrics(eligible, settings.metrics, settings.multiplicative, settings.split)
+    only_loss = sorted(set(rules.figures["task"]) - set(metrics["task"]))
+    figures, single = (with_logarithms(table, metrics) for table in (rules.figures, rules.baseline))
+    labelled = rules.runs
+    counted = labelled[labelled.index.isin(figures["run"]) | labelled.index.isin(single["run"])]
+    without = labelled[labelled.index.isin(eligible["run"]) & ~labelled.index.isin(counted.index)]
 
     cost = costs(counted[counted["method"] != BASELINE], settings.reference)
     attempted = labelled["label"].value_counts()
@@ -132,6 +134,10 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
     if only_loss and settings.metrics is None:
         cautions.append(f"Not part of any number, since the only metric is the loss: {', '.join(only_loss)}.")
     rivals = sorted(rivals, key=_best_first)
+    tested, headline = _pairs(rivals, metrics, settings.difference)
+    baseline_means = {}
+    if baseline and _is_used(entries):
+        baseline_means = mean_intervals(baseline.values, metrics.loc[baseline.values.columns, "log"])
     comparison = Comparison(
         experiment=experiment,
         published=published,
@@ -140,17 +146,16 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
         entries=rivals,
         fronts={method: sorted(front, key=_best_first) for method, front in fronts.items()},
         baseline=baseline,
-        baseline_means=_means(baseline.values, metrics) if baseline and _is_used(entries) else {},
+        baseline_means=baseline_means,
         refusal=refusal,
-        headline="",
-        pairs=pd.DataFrame(),
+        headline=headline,
+        pairs=tested,
         quoted=rules.quoted,
         set_aside=_with_those_without_figure(rules.set_aside, without, list(metrics.index)),
         counted_runs=counted,
         all_labels=sorted(set(labelled["label"]) - set(rules.quoted["label"])),
         cautions=cautions,
     )
-    comparison.pairs, comparison.headline = _pairs(comparison, directed)
     places = {entry.label: place for place, entry in enumerate(comparison.rows)}
     timed = counted[counted["label"].isin(places)]
     timed = timed.sort_values("label", key=lambda names: names.map(places), kind="stable")
@@ -168,10 +173,6 @@ def _with_those_without_figure(
     added = pd.DataFrame(rows, columns=protocol.SET_ASIDE_COLUMNS)
     whole = pd.concat([set_aside, added]) if rows else set_aside
     return whole.sort_values(protocol.SET_ASIDE_COLUMNS, kind="stable", ignore_index=True)
-
-
-def _with_keys(figures: pd.DataFrame) -> pd.DataFrame:
-    return figures.assign(key=figures["task"] + "/" + figures["metric"])
 
 
 def _fronts(entries: list[Entry]) -> dict[str, list[Entry]]:
@@ -210,41 +211,30 @@ def _best_first(entry: Entry) -> tuple[float, float, str]:
     return delta, entry.rank[0] if entry.rank else math.inf, entry.label
 
 
-def _means(values: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, Interval]:
-    return dict(zip(values.columns, mean_intervals(values, metrics.loc[values.columns, "log"]), strict=True))
-
-
-def _pairs(comparison: Comparison, directed: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def _pairs(entries: list[Entry], metrics: pd.DataFrame, sought: float) -> tuple[pd.DataFrame, str]:
     """Test every pair on Δm, Δp, macro means and every metric; return the tests and the figure to show first."""
-    entries = [entry for entry in comparison.entries if not entry.source or entry.seeds > 1]
-    sought = comparison.settings.difference
+    entries = [entry for entry in entries if not entry.source or entry.seeds > 1]
     tables = []
     if sum(entry.deltas is not None for entry in entries) > 1:
         for figure in (DELTA_M, DELTA_P):
             delta = {entry.label: entry.deltas.per_seed[figure] for entry in entries if entry.deltas}
             noise = {entry.label: entry.deltas.noise[figure] for entry in entries if entry.deltas}
             tables.append(pairs(pd.DataFrame(delta), figure=figure, sought=sought, noise=pd.DataFrame(noise)))
-    macro = {entry.label: macro_table(entry.values, comparison.metrics) for entry in entries}
-    shared = [
-        name for name in dict.fromkeys(directed["metric"]) if any(name in table for table in macro.values())
-    ]
+    macro = {entry.label: macro_table(entry.values, metrics) for entry in entries}
+    directed = metrics[metrics["higher"].notna()]["metric"]
+    shared = [name for name in directed.unique() if any(name in table for table in macro.values())]
     figures = {f"mean/{name}": {label: table[name] for label, table in macro.items()} for name in shared}
-    figures |= {
-        key: {entry.label: entry.values[key] for entry in entries} for key in comparison.metrics.index
-    }
-    of_logarithms = set(logarithms(comparison.metrics))
+    figures |= {key: {entry.label: entry.values[key] for entry in entries} for key in metrics.index}
+    of_logarithms = set(logarithms(metrics))
     for figure, columns in figures.items() if len(entries) > 1 else ():
         table = pd.DataFrame(columns)
         log = figure in of_logarithms
         share = math.log1p(sought / 100) if log else abs(float(table.mean().mean())) * sought / 100
         tables.append(pairs(table, figure=figure, sought=share, log=log))
     if not tables:
-        return pd.DataFrame(columns=["figure", "a", "b"]), ""
+        return pd.DataFrame(columns=["figure", "a", "b", "p"]), ""
     table = pd.concat(tables, ignore_index=True)
-    deviation, difference, level = (
-        table[name].to_numpy(dtype=float) for name in ("deviation", "sought", "level")
-    )
-    table["needed"] = seeds_needed(deviation, difference, level)
+    table["needed"] = seeds_needed(*table[["deviation", "sought", "level"]].to_numpy(dtype=float).T)
     return table, str(tables[0]["figure"].iloc[0])
 
 

@@ -10,12 +10,8 @@ from scipy import stats
 
 from multitask.evaluation.statistics import CONFIDENCE
 
-KINDS = {
-    "train_loss": re.compile(r"train/loss/(?P<name>.+)"),
-    "val_loss": re.compile(r"val/loss/(?P<name>.+)"),
-    "weight": re.compile(r"weight/(?P<name>.+)"),
-    "cosine": re.compile(r"conflict/cosine/(?P<name>.+)"),
-}
+KINDS = {"train/loss": "train_loss", "val/loss": "val_loss", "weight": "weight", "conflict/cosine": "cosine"}
+KEY = re.compile(f"({'|'.join(KINDS)})/(.+)")
 BINS = 50
 CURVE_COLUMNS = ["kind", "name", "label", "step", "mean", "low", "high", "n"]
 
@@ -27,11 +23,11 @@ def read_curves(runs: pd.DataFrame) -> pd.DataFrame:
     more often do not weigh more. `low` and `high` are NaN with one seed.
     """
     tables = [
-        _run_curves(Path(run.metrics_file)).assign(run=run.Index, label=run.label)
+        curve.assign(run=run.Index, label=run.label)
         for run in runs.itertuples()
         if run.metrics_file
+        for curve in _run_curves(Path(run.metrics_file))
     ]
-    tables = [table for table in tables if len(table)]
     if not tables:
         return pd.DataFrame(columns=CURVE_COLUMNS)
     points = pd.concat(tables, ignore_index=True)
@@ -58,28 +54,18 @@ def read_metrics(file: Path, wanted: Callable[[str], bool]) -> pd.DataFrame:
     return table.apply(pd.to_numeric, errors="coerce").dropna(subset=["step"])
 
 
-def _run_curves(file: Path) -> pd.DataFrame:
-    table = read_metrics(file, lambda name: bool(_kind(name)))
-    curves = []
+def _run_curves(file: Path) -> list[pd.DataFrame]:
+    """Return the curves of one run that have points: columns step, value, kind and name."""
+    table = read_metrics(file, lambda name: KEY.fullmatch(name) is not None)
     weights = [name for name in table.columns if name.startswith("weight/")]
     if weights:
         # Methods scale their weights differently; what can be compared is each task's share.
         table[weights] = table[weights].div(table[weights].abs().sum(axis=1, min_count=1), axis=0)
+    curves = []
     for column in table.columns:
-        kind = _kind(column)
-        if kind is not None:
-            known = table[["step", column]].dropna().rename(columns={column: "value"})
-            curves.append(known.assign(kind=kind[0], name=kind[1]))
-    return (
-        pd.concat(curves, ignore_index=True)
-        if curves
-        else pd.DataFrame(columns=["kind", "name", "step", "value"])
-    )
-
-
-def _kind(column: str) -> tuple[str, str] | None:
-    for kind, pattern in KINDS.items():
-        match = pattern.fullmatch(column)
-        if match:
-            return kind, match["name"]
-    return None
+        points = table[["step", column]].dropna()
+        if (match := KEY.fullmatch(column)) and len(points):
+            curves.append(
+                points.set_axis(["step", "value"], axis=1).assign(kind=KINDS[match[1]], name=match[2])
+            )
+    return curves

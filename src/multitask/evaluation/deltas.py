@@ -98,7 +98,7 @@ def find_baseline(
     if len(poor):
         why = f"the baseline of {poor.index[0]} is {poor.iloc[0]:.4g}"
         return None, f"{why}; a relative change needs a positive one"
-    for key, interval in zip(linear.columns, mean_intervals(linear), strict=True):
+    for key, interval in mean_intervals(linear).items():
         if interval.low <= 0:
             return None, (
                 f"the baseline of {key} is {interval.mean:.4g}, and its interval over {interval.n} seeds, "

@@ -90,8 +90,8 @@ def make_entry(
         values=values,
         attempted=attempted,
         trials=trials,
-        means=dict(zip(values.columns, mean_intervals(values, metrics["log"]), strict=True)),
-        macro=dict(zip(macro.columns, mean_intervals(macro, macro_log), strict=True)),
+        means=mean_intervals(values, metrics["log"]),
+        macro=mean_intervals(macro, macro_log),
         cost=cost,
     )
     counts = values.count()

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from multitask.evaluation import wording
@@ -89,10 +88,6 @@ def _inline(picture: Picture) -> Row:
     return {"src": f"data:image/png;base64,{data}", "caption": picture.caption}
 
 
-def _headline_pairs(comparison: Comparison) -> pd.DataFrame:
-    return comparison.pairs[comparison.pairs["figure"] == comparison.headline]
-
-
 def _pairs(comparison: Comparison) -> list[Row]:
     return [
         {
@@ -103,13 +98,13 @@ def _pairs(comparison: Comparison) -> list[Row]:
             "verdict": wording.verdict(row),
             "separable": bool(row["separable"]),
         }
-        for _, row in _headline_pairs(comparison).iterrows()
+        for _, row in comparison.headline_pairs.iterrows()
     ]
 
 
 def _matrix(comparison: Comparison) -> list[tuple[str, list[Cell]]]:
     """Return row minus column, or row over column, for every pair, best first; empty if there is only one pair."""
-    table = _headline_pairs(comparison)
+    table = comparison.headline_pairs
     names = [entry.label for entry in comparison.entries if entry.label in set(table["a"]) | set(table["b"])]
     if len(names) < 3:
         return []

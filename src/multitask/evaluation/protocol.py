@@ -19,10 +19,12 @@ SET_ASIDE_COLUMNS = ["method", "seed", "run", "reason"]
 class Protocol:
     """The figures that count, those of the baseline, and the runs that were set aside.
 
-    `figures`, `baseline`: the columns of both tables of `Records`, and `label` for method and variant.
-    `recipes`: label → digest of the recipe of its figures. `set_aside`: one row per run, with the reason.
+    `figures`, `baseline`: the columns of both tables of `Records`, `label` for method and variant, and `key` for
+    task/metric. `runs`: all runs, with `label`. `recipes`: label → digest of the recipe of its figures. `set_aside`:
+    one row per run, with the reason.
     """
 
+    runs: pd.DataFrame
     figures: pd.DataFrame
     baseline: pd.DataFrame
     quoted: pd.DataFrame
@@ -58,6 +60,7 @@ def apply(records: Records, *, split: str, recipe: str = SHARED, selection: str 
     runs = records.runs.assign(label=labels(records.runs))
     table = records.figures.drop(columns="selection").join(runs.drop(columns="selection"), on="run")
     table["selection"] = records.figures["selection"]
+    table["key"] = table["task"] + "/" + table["metric"]
     quoted = table[table["metric"].isin(DELTAS)]
     table = table[~table["metric"].isin(DELTAS) & ~table["task"].isin(NOT_A_TASK)]
     remaining = _Remaining(runs, table[table["split"] == split])
@@ -76,13 +79,14 @@ def apply(records: Records, *, split: str, recipe: str = SHARED, selection: str 
     broken = remaining.table[~np.isfinite(remaining.table["value"])].drop_duplicates("run").set_index("run")
     remaining.drop_runs(
         runs.index.isin(broken.index),
-        lambda run: f"{broken.task[run.Index]}/{broken.metric[run.Index]} is not a finite number",
+        lambda run: f"{broken.key[run.Index]} is not a finite number",
     )
 
     counted = remaining.table.sort_values(["label", "seed", "task", "metric", "run"], kind="stable")
     is_baseline = counted["method"] == BASELINE
     set_aside = pd.DataFrame(remaining.set_aside, columns=SET_ASIDE_COLUMNS)
     return Protocol(
+        runs=runs,
         figures=counted[~is_baseline],
         baseline=counted[is_baseline],
         quoted=quoted.sort_values(["metric", "value", "label"], kind="stable"),

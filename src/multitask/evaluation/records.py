@@ -22,10 +22,14 @@ RECORDED = "recorded"  # the status of rows from a table, which has no run folde
 FINISHED = ("completed", RECORDED)
 
 FIGURE_COLUMNS = ["run", "task", "metric", "split", "value", "higher", "selection", "digest"]
-RUN_COLUMNS = [
-    "experiment", "method", "variant", "seed", "recipe", "selection", "status", "error", "name", "sweep",
-    "source", "step_seconds", "peak_memory_mib", "parameters", "versions", "commit", "metrics_file", "marks",
-]  # fmt: skip
+MEASURED = ("step_seconds", "peak_memory_mib", "parameters")
+# The columns of `Records.runs`, with the values of a run of which nothing is known.
+UNKNOWN: dict[str, Any] = (
+    dict.fromkeys(("experiment", "method", "variant", "seed", "recipe", "selection"), "")
+    | {"status": RECORDED, "error": "", "name": "", "sweep": "", "source": ""}
+    | dict.fromkeys(MEASURED, math.nan)
+    | {"versions": "{}", "commit": "", "metrics_file": "", "marks": ()}
+)
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,8 @@ class _Reader:
 
     def records(self) -> Records:
         figures = pd.DataFrame(self.figures, columns=FIGURE_COLUMNS).astype({"run": int, "value": float})
-        runs = pd.DataFrame(self.runs, columns=RUN_COLUMNS)
+        runs = pd.DataFrame(self.runs, columns=list(UNKNOWN)).astype(dict.fromkeys(MEASURED, float))
         runs.index.name = "run"
-        for column in ("step_seconds", "peak_memory_mib", "parameters"):
-            runs[column] = pd.to_numeric(runs[column])
         runs["recipe"] = _recipes(figures, runs)
         return Records(figures, runs)
 
@@ -76,27 +78,24 @@ class _Reader:
         rows = _rows(folder / RUN_RECORD) if (folder / RUN_RECORD).exists() else []
         first = rows[0] if rows else {}
 
-        def known(column: str, key: str | None = None) -> str:
-            return first.get(column) or _text(status.get(key or column))
+        def known(column: str) -> str:
+            return first.get(column) or _text(status.get(column))
 
+        metrics_file = folder / "metrics.csv"
         run = {
             "experiment": known("experiment") or "unnamed",
             "method": known("method") or "unknown",
-            "variant": known("variant"),
+            **{column: known(column) for column in ("variant", "selection", "sweep")},
             "seed": known("seed").removesuffix(".0"),
             "recipe": _text(status.get("config_digest")),
-            "selection": known("selection"),
             "status": _text(status.get("status")) or RECORDED,
             "error": _text(status.get("error")),
             "name": str(folder),
-            "sweep": known("sweep"),
             "source": first.get("source", ""),
-            "step_seconds": _number(status.get("step_seconds")),
-            "peak_memory_mib": _number(status.get("peak_memory_mib")),
-            "parameters": _number(status.get("parameters")),
+            **{column: _number(status.get(column)) for column in MEASURED},
             "versions": json.dumps(status.get("versions", {}), sort_keys=True),
             "commit": _text(status.get("git_commit")),
-            "metrics_file": str(folder / "metrics.csv") if (folder / "metrics.csv").exists() else "",
+            "metrics_file": str(metrics_file) if metrics_file.exists() else "",
             "marks": tuple(status.get("multiplicative", ())),
         }
         self._add(run, rows, folder / RUN_RECORD, own=True)
@@ -117,21 +116,15 @@ class _Reader:
             times[what] = times.get(what, 0) + 1
             groups.setdefault((*key, times[what]), []).append(row)
         for (experiment, method, variant, seed, sweep, name, source, _), rows in groups.items():
-            run = dict.fromkeys(RUN_COLUMNS, "") | {
+            run = UNKNOWN | {
                 "experiment": experiment or file.stem,
                 "method": method,
                 "variant": variant,
                 "seed": seed.removesuffix(".0"),
                 "selection": rows[0].get("selection", ""),
-                "status": RECORDED,
                 "name": name or f"{file} ({method}{', seed ' + seed if seed else ''})",
                 "sweep": sweep,
                 "source": source,
-                "step_seconds": math.nan,
-                "peak_memory_mib": math.nan,
-                "parameters": math.nan,
-                "versions": "{}",
-                "marks": (),
             }
             self._add(run, rows, file, own=False)
 
@@ -182,25 +175,21 @@ def _recipes(figures: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
 
 def _rows(file: Path) -> list[dict[str, str]]:
     try:
-        return _read_rows(file)
+        # Spreadsheets write UTF-8 with a byte order mark.
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows, columns = list(reader), reader.fieldnames or ()
     except (UnicodeDecodeError, csv.Error) as error:
         raise ComparisonError(
             f"source: {file} is not a CSV file in UTF-8 ({error}); save it as one."
         ) from None
-
-
-def _read_rows(file: Path) -> list[dict[str, str]]:
-    # Spreadsheets write UTF-8 with a byte order mark.
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ComparisonError(
-                f"source: {file} is not a results record, it lacks the column {', '.join(missing)}; "
-                f"a record has {','.join(COLUMNS)}."
-            )
-        wanted = (*COLUMNS, *OPTIONAL)
-        return [{key: (row[key] or "").strip() for key in wanted if key in row} for row in reader]
+    if missing := [column for column in COLUMNS if column not in columns]:
+        raise ComparisonError(
+            f"source: {file} is not a results record, it lacks the column {', '.join(missing)}; "
+            f"a record has {','.join(COLUMNS)}."
+        )
+    wanted = [column for column in (*COLUMNS, *OPTIONAL) if column in columns]
+    return [{column: (row[column] or "").strip() for column in wanted} for row in rows]
 
 
 def _status(file: Path) -> dict[str, Any]:
@@ -233,10 +222,13 @@ def _value(text: str, file: Path) -> float:
 
 
 def _direction(text: str, file: Path) -> bool | None:
-    known: dict[str, bool | None] = dict.fromkeys(("", "none"))
-    known |= dict.fromkeys(("true", "1", "1.0"), True) | dict.fromkeys(("false", "0", "0.0"), False)
-    if text.lower() not in known:
-        raise ComparisonError(
-            f"source: {file} has higher_is_better={text!r}; write True or False, or leave it empty if unknown."
-        )
-    return known[text.lower()]
+    for direction, words in (
+        (None, ("", "none")),
+        (True, ("true", "1", "1.0")),
+        (False, ("false", "0", "0.0")),
+    ):
+        if text.lower() in words:
+            return direction
+    raise ComparisonError(
+        f"source: {file} has higher_is_better={text!r}; write True or False, or leave it empty if unknown."
+    )

@@ -45,7 +45,7 @@ def _of_order_one(*tables: Array) -> tuple[list[Array], NDArray[np.int_]]:
     return [np.ldexp(table, -powers) for table in tables], powers
 
 
-def mean_intervals(table: pd.DataFrame, log: Iterable[bool] | None = None) -> list[Interval]:
+def mean_intervals(table: pd.DataFrame, log: Iterable[bool] | None = None) -> dict[str, Interval]:
     """Return mean and t interval of every column of a [seeds, k] table, over the seeds that have a value.
 
     `log` [k]: whether a column holds logarithms, so that its mean is geometric.
@@ -55,75 +55,61 @@ def mean_intervals(table: pd.DataFrame, log: Iterable[bool] | None = None) -> li
     n = scaled.count()
     half = scaled.sem() * stats.t.ppf((1 + CONFIDENCE) / 2, (n - 1).clip(lower=1))
     mean, half = (np.ldexp(column.to_numpy(dtype=float), powers) for column in (scaled.mean(), half))
-    intervals = [
-        Interval(float(m), float(m - h), float(m + h), int(k)) for m, h, k in zip(mean, half, n, strict=True)
-    ]  # sem is NaN with one seed, so the bounds are too
-    marks = [False] * len(n) if log is None else log
-    return [_geometric(i) if is_log else i for i, is_log in zip(intervals, marks, strict=True)]
-
-
-def _geometric(interval: Interval) -> Interval:
+    # The standard error is NaN with one seed, so the bounds are too.
+    bounds = np.stack([mean, mean - half, mean + half], axis=1)
+    geometric = np.zeros(len(n), dtype=bool) if log is None else np.array([*log], dtype=bool)
     with np.errstate(over="ignore"):
-        mean, low, high = (float(np.exp(value)) for value in interval[:3])
-    return Interval(mean, low, high, interval.n, log=True)
+        bounds[geometric] = np.exp(bounds[geometric])
+    columns = zip(table.columns, bounds.tolist(), n, geometric.tolist(), strict=True)
+    return {str(name): Interval(m, a, b, int(k), is_log) for name, (m, a, b), k, is_log in columns}
 
 
 def shifted_intervals(values: Array, noise: Array) -> list[Interval]:
-    """Return intervals of the means of `values` [n, k], with the variance of `noise` [b, k] added.
+    """Return intervals of the means of `values` [n, k], with the variance of `noise` [b, k] added: see `t_test`.
 
-    `noise` is the contribution, by seed, of an independently measured constant, here the baseline; its mean is zero.
-    The interval is Welch's. There is none if either has fewer than two seeds.
+    There is none if either has fewer than two seeds.
     """
-    n = len(values)
-    means = _mean(values)
-    low, high = np.full_like(means, math.nan), np.full_like(means, math.nan)
-    if n > 1 and len(noise) > 1:
-        low, high, _ = _welch(values, noise)
-    return [Interval(float(m), float(a), float(b), n) for m, a, b in zip(means, low, high, strict=True)]
+    mean, low, high, *_ = t_test(values, noise)
+    return [
+        Interval(float(m), float(a), float(b), len(values)) for m, a, b in zip(mean, low, high, strict=True)
+    ]
 
 
-def paired_tests(differences: Array, noise: Array | None = None) -> tuple[Array, Array, Array]:
-    """Return lower bound, upper bound and two-sided p of the mean of paired differences [n, k], by column.
+class TTest(NamedTuple):
+    """Mean, confidence interval, standard deviation and two-sided p of every column, each `[k]`."""
 
-    With `noise` [b, k] (see `shifted_intervals`) the test is Welch's, otherwise the paired t test.
-    All are NaN with fewer than two pairs.
+    mean: Array
+    low: Array
+    high: Array
+    deviation: Array
+    p: Array
+
+
+def t_test(values: Array, noise: Array | None = None) -> TTest:
+    """Test whether the means of `values` [n, k] differ from zero, by Student's test or, with `noise`, by Welch's.
+
+    `noise` [b, k] is the contribution, by seed, of an independently measured constant, here the baseline; its mean is
+    zero. With fewer than two rows of either, all but the mean are NaN.
     """
-    k = differences.shape[1]
-    if len(differences) < 2:
-        return np.full(k, math.nan), np.full(k, math.nan), np.full(k, math.nan)
-    if noise is not None and len(noise) > 1:
-        return _welch(differences, noise)
-    return _welch(differences, None)
-
-
-def _mean(values: Array) -> Array:
-    """Return the mean of every column `[n, k]`."""
-    (scaled,), powers = _of_order_one(values)
-    return np.ldexp(scaled.mean(axis=0), powers)
-
-
-def _deviation(values: Array) -> Array:
-    """Return the standard deviation of every column `[n, k]` of at least two rows."""
-    (scaled,), powers = _of_order_one(values)
-    return np.ldexp(scaled.std(axis=0, ddof=1), powers)
-
-
-def _welch(values: Array, noise: Array | None) -> tuple[Array, Array, Array]:
-    (values, *apart), powers = _of_order_one(*([values] if noise is None else [values, noise]))
-    noise = apart[0] if apart else None
-    spread = values.std(axis=0) if noise is None else values.std(axis=0) + noise.std(axis=0)
-    with warnings.catch_warnings():
-        # scipy warns of columns without spread, which are corrected below.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        if noise is None:
-            result = stats.ttest_1samp(values, 0.0)
-        else:
-            result = stats.ttest_ind(values, noise, equal_var=False)
-        interval = result.confidence_interval(CONFIDENCE)
-    means = values.mean(axis=0)
-    still = spread <= 1e-14 * np.abs(means)  # the interval is then a point, and p is 0 or 1
-    low, high = (np.ldexp(np.where(still, means, bound), powers) for bound in (interval.low, interval.high))
-    return low, high, np.where(still, np.where(means == 0, 1.0, 0.0), result.pvalue)
+    (values, *apart), powers = _of_order_one(values, *([] if noise is None else [noise]))
+    mean = values.mean(axis=0)
+    low, high, deviation, p = np.full((4, len(mean)), math.nan)
+    if min(map(len, (values, *apart))) > 1:
+        with warnings.catch_warnings():
+            # scipy warns of columns without spread, which are corrected below.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            if apart:
+                result = stats.ttest_ind(values, *apart, equal_var=False)
+            else:
+                result = stats.ttest_1samp(values, 0.0)
+            interval = result.confidence_interval(CONFIDENCE)
+        deviation = values.std(axis=0, ddof=1)
+        spread = sum(table.std(axis=0) for table in (values, *apart))
+        still = spread <= 1e-14 * np.abs(mean)  # the interval is then a point, and p is 0 or 1
+        low, high = (np.where(still, mean, bound) for bound in interval)
+        p = np.where(still, np.where(mean == 0, 1.0, 0.0), result.pvalue)
+    mean, low, high, deviation = (np.ldexp(column, powers) for column in (mean, low, high, deviation))
+    return TTest(mean, low, high, deviation, p)
 
 
 def holm(p: Array) -> Array:
@@ -187,11 +173,9 @@ def pairs(
     first, second = np.triu_indices(len(names), k=1)
     values = table.to_numpy(dtype=float)
     differences = values[:, first] - values[:, second]
-    shared = (
-        None
-        if noise is None
-        else noise.to_numpy(dtype=float)[:, first] - noise.to_numpy(dtype=float)[:, second]
-    )
+    shared = None
+    if noise is not None and len(noise) > 1:  # the variance of a single seed is unknown
+        shared = noise.to_numpy(dtype=float)[:, first] - noise.to_numpy(dtype=float)[:, second]
     result = pd.DataFrame(
         {
             "figure": figure,
@@ -201,7 +185,7 @@ def pairs(
             "n": np.isfinite(differences).sum(axis=0),
         }
     )
-    columns = ["difference", "low", "high", "deviation", "p"]
+    columns = ["difference", "low", "high", "deviation", "p"]  # the fields of TTest
     result[columns] = math.nan
     # Pairs with the same seeds in common are tested in one call.
     patterns: dict[bytes, list[int]] = {}
@@ -209,11 +193,9 @@ def pairs(
         patterns.setdefault(np.isfinite(differences[:, k]).tobytes(), []).append(k)
     for members in patterns.values():
         block = differences[np.ix_(np.isfinite(differences[:, members[0]]), members)]
-        if len(block) == 0:
-            continue
-        low, high, p = paired_tests(block, None if shared is None else shared[:, members])
-        deviation = _deviation(block) if len(block) > 1 else np.full(len(members), math.nan)
-        result.loc[members, columns] = np.stack([_mean(block), low, high, deviation, p], axis=1)
+        if len(block):
+            test = t_test(block, None if shared is None else shared[:, members])
+            result.loc[members, columns] = np.stack(test, axis=1)
     result["p_holm"] = holm(result["p"].to_numpy())
     result["separable"] = result["p_holm"] < 1 - CONFIDENCE
     tested = int(result["p"].notna().sum())

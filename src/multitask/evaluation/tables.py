@@ -1,7 +1,9 @@
-"""The comparison as tables: one row per method, figure, pair or run. Plain numbers, no rounding."""
+"""The comparison as CSV files: one row per method, figure, pair or run. Plain numbers, no rounding."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
@@ -17,16 +19,13 @@ from multitask.evaluation.times import by_method
 MISSING = Interval(math.nan, math.nan, math.nan, 0)
 
 
-def summary(comparisons: list[Comparison]) -> pd.DataFrame:
+def _summary(comparison: Comparison) -> pd.DataFrame:
     """Return one row per method: Δm, Δp, mean rank, macro means, cost, protocol."""
-    return pd.DataFrame(
-        [_summary(comparison, entry) for comparison in comparisons for entry in comparison.rows]
-    )
+    return pd.DataFrame([_summary_row(entry) for entry in comparison.rows])
 
 
-def _summary(comparison: Comparison, entry: Entry) -> dict[str, object]:
+def _summary_row(entry: Entry) -> dict[str, object]:
     row: dict[str, object] = {
-        "experiment": comparison.experiment,
         "method": entry.method,
         "variant": entry.variant,
         "seeds": entry.seeds,
@@ -44,13 +43,8 @@ def _summary(comparison: Comparison, entry: Entry) -> dict[str, object]:
                 "compare one of them at a time with metrics=[…]."
             )
         row |= columns
-    cost = entry.cost
     return row | {
-        "step_seconds": cost.step_seconds,
-        "step_ratio": cost.step_ratio,
-        "peak_memory_mib": cost.peak_memory_mib,
-        "memory_ratio": cost.memory_ratio,
-        "parameters": cost.parameters,
+        **asdict(entry.cost),
         "selection": entry.selection,
         "selected_on_test": entry.on_test,
         "config_digest": entry.recipe,
@@ -64,103 +58,73 @@ def _columns(name: str, values: Sequence[float]) -> dict[str, float]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=False))
 
 
-def figures(comparisons: list[Comparison]) -> pd.DataFrame:
+def _figures(comparison: Comparison) -> pd.DataFrame:
     """Return one row per method, with the single-task baseline, and metric: mean and interval over seeds."""
     rows = []
-    for comparison in comparisons:
-        of_methods = [(entry.method, entry.variant, entry.means) for entry in comparison.rows]
-        for method, variant, means in [*of_methods, (BASELINE, "", comparison.baseline_means)]:
-            for key, interval in means.items():
-                metric = comparison.metrics.loc[key]
-                rows.append(
-                    {
-                        "experiment": comparison.experiment,
-                        "method": method,
-                        "variant": variant,
-                        "task": metric["task"],
-                        "metric": metric["metric"],
-                        "split": comparison.settings.split,
-                        "mean": interval.mean,
-                        "low": interval.low,
-                        "high": interval.high,
-                        "seeds": interval.n,
-                        "higher_is_better": metric["higher"],
-                        "multiplicative": metric["log"],
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def pairs(comparisons: list[Comparison]) -> pd.DataFrame:
-    """Return one row per pair of methods and figure."""
-    return _stacked([(each.experiment, each.pairs) for each in comparisons])
-
-
-def set_aside(comparisons: list[Comparison]) -> pd.DataFrame:
-    """Return one row per run that is not averaged, with the reason."""
-    return _stacked([(each.experiment, each.set_aside) for each in comparisons])
-
-
-def quoted(comparisons: list[Comparison]) -> pd.DataFrame:
-    """Return one row per published value, with its source."""
-    columns = ["label", "metric", "value", "selection", "source"]
-    return _stacked([(each.experiment, each.quoted[columns]) for each in comparisons])
-
-
-def hypervolumes(comparisons: list[Comparison]) -> pd.DataFrame:
-    """Return one row per front of two metrics, and one for all rows together, with the reference point."""
-    rows: list[dict[str, object]] = []
-    for comparison in comparisons:
-        drawn = plane(comparison)
-        for name, volume in drawn.volumes.items() if drawn else ():
-            assert drawn is not None
+    of_methods = [(entry.method, entry.variant, entry.means) for entry in comparison.rows]
+    for method, variant, means in [*of_methods, (BASELINE, "", comparison.baseline_means)]:
+        for key, interval in means.items():
+            metric = comparison.metrics.loc[key]
             rows.append(
                 {
-                    "experiment": comparison.experiment,
-                    "front": name,
-                    "x": drawn.keys[0],
-                    "y": drawn.keys[1],
-                    "reference_x": drawn.reference[0],
-                    "reference_y": drawn.reference[1],
-                    "hypervolume": volume,
+                    "method": method,
+                    "variant": variant,
+                    "task": metric["task"],
+                    "metric": metric["metric"],
+                    "split": comparison.settings.split,
+                    "mean": interval.mean,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "seeds": interval.n,
+                    "higher_is_better": metric["higher"],
+                    "multiplicative": metric["log"],
                 }
             )
     return pd.DataFrame(rows)
 
 
-def targets(comparisons: list[Comparison]) -> pd.DataFrame:
-    """One row per method and target: how many runs reached it, and their median steps and seconds."""
-    return _stacked([(each.experiment, by_method(each.times)) for each in comparisons])
-
-
-def times(comparisons: list[Comparison]) -> pd.DataFrame:
-    """One row per run and target: steps and seconds until validation reached it, empty where it never did."""
-    return _stacked([(each.experiment, each.times) for each in comparisons])
-
-
-def _stacked(parts: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
-    tables = [table.assign(experiment=experiment) for experiment, table in parts if len(table)]
-    if not tables:
+def _hypervolumes(comparison: Comparison) -> pd.DataFrame:
+    """Return one row per front of two metrics, and one for all rows together, with the reference point."""
+    drawn = plane(comparison)
+    if drawn is None:
         return pd.DataFrame()
-    result = pd.concat(tables, ignore_index=True)
-    return result[["experiment", *[column for column in result.columns if column != "experiment"]]]
+    columns = dict(
+        zip(("x", "y", "reference_x", "reference_y"), (*drawn.keys, *drawn.reference), strict=True)
+    )
+    volumes = drawn.volumes
+    return pd.DataFrame({"front": volumes.keys(), **columns, "hypervolume": volumes.values()})
 
 
-def write(comparisons: list[Comparison], folder: Path) -> list[Path]:
-    """Write every table that has rows to a CSV file, and return the files."""
-    tables = {
-        "summary.csv": summary(comparisons),
-        "figures.csv": figures(comparisons),
-        "pairs.csv": pairs(comparisons),
-        "set_aside.csv": set_aside(comparisons),
-        "hypervolumes.csv": hypervolumes(comparisons),
-        "published.csv": quoted(comparisons),
-        "targets.csv": targets(comparisons),
-        "times.csv": times(comparisons),
-    }
-    written = []
-    for name, table in tables.items():
-        if len(table):
+def _published(comparison: Comparison) -> pd.DataFrame:
+    """Return one row per published value, with its source."""
+    return comparison.quoted[["label", "metric", "value", "selection", "source"]]
+
+
+def _targets(comparison: Comparison) -> pd.DataFrame:
+    return by_method(comparison.times)
+
+
+TABLES: dict[str, Callable[[Comparison], pd.DataFrame]] = {
+    "summary.csv": _summary,
+    "figures.csv": _figures,
+    "pairs.csv": attrgetter("pairs"),
+    "set_aside.csv": attrgetter("set_aside"),
+    "hypervolumes.csv": _hypervolumes,
+    "published.csv": _published,
+    "targets.csv": _targets,
+    "times.csv": attrgetter("times"),
+}
+
+
+def write(comparisons: list[Comparison], folder: Path) -> None:
+    """Write every table that has rows to a CSV file, with the experiment as its first column."""
+    for name, table_of in TABLES.items():
+        tables = [
+            (each.experiment, table)
+            for each in comparisons
+            if len(table := table_of(each).reset_index(drop=True))
+        ]
+        if tables:
+            experiments, parts = zip(*tables, strict=True)
+            table = pd.concat(parts, keys=experiments, names=["experiment"]).reset_index(level=0)
             table.to_csv(folder / name, index=False, lineterminator="\n")
-            written.append(folder / name)
-    return written

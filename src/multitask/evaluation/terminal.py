@@ -4,29 +4,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from multitask.evaluation import wording
 from multitask.evaluation.comparison import Comparison
 from multitask.evaluation.entries import Entry
 from multitask.evaluation.plane import plane
-from multitask.evaluation.wording import (
-    NOTHING,
-    amount,
-    arrow,
-    bounds,
-    column_digits,
-    difference,
-    figure,
-    figure_name,
-    findings,
-    hypervolumes,
-    names,
-    number,
-    outcome,
-    p_value,
-    percent,
-    ratio,
-    seeds_needed,
-    times,
-)
 
 MOST_METRICS = 8
 MOST_PAIRS = 20
@@ -37,7 +18,7 @@ def show(comparisons: list[Comparison], console: Console) -> None:
     for comparison in comparisons:
         title = comparison.experiment + (" (published by others)" if comparison.published else "")
         console.print(Text(f"\n{title}", style="bold"))
-        for sentence in findings(comparison):
+        for sentence in wording.findings(comparison):
             console.print(Text(sentence))
         if comparison.rows:
             if comparison.entries:
@@ -53,14 +34,14 @@ def show(comparisons: list[Comparison], console: Console) -> None:
                 )
             if comparison.entries:
                 console.print(_metrics(comparison))
-            for target, rows in times(comparison):
+            for target, rows in wording.times(comparison):
                 title = f"Until validation reaches {target}, median over runs"
                 table = _table(title, "method", "steps", "seconds", "reached by")
                 for row in rows:
                     table.add_row(*map(Text, row))
                 console.print(table)
             console.print(_protocol(comparison))
-        if volumes := hypervolumes(plane(comparison)):
+        if volumes := wording.hypervolumes(plane(comparison)):
             console.print(Text(volumes))
         _show_pairs(comparison, console)
         if len(comparison.quoted):
@@ -84,16 +65,16 @@ def _table(title: str, first: str, *columns: str) -> Table:
 
 def _results(comparison: Comparison, title: str, entries: list[Entry], first: str = "method") -> Table:
     macro = list(dict.fromkeys(name for entry in entries for name in entry.macro))
-    decimals = column_digits(comparison)
+    decimals = wording.column_digits(comparison)
     title += f"; split {comparison.settings.split}, mean ± 95 % interval over seeds"
     table = _table(title, first, "Δm % ↓", "Δp % ↑", "mean rank ↓", *(f"mean {name}" for name in macro))
     for entry in entries:
         table.add_row(
             Text(entry.label if first == "method" else entry.variant),
-            percent(entry.delta_m),
-            percent(entry.delta_p),
+            wording.percent(entry.delta_m),
+            wording.percent(entry.delta_p),
             _rank(entry),
-            *(figure(entry.macro.get(name), decimals[f"mean/{name}"]) for name in macro),
+            *(wording.figure(entry.macro.get(name), decimals[f"mean/{name}"]) for name in macro),
         )
     return table
 
@@ -105,8 +86,8 @@ def _protocol(comparison: Comparison) -> Table:
     for entry in comparison.rows:
         table.add_row(
             Text(entry.label),
-            ratio(entry.cost.step_ratio),
-            ratio(entry.cost.memory_ratio),
+            wording.ratio(entry.cost.step_ratio),
+            wording.ratio(entry.cost.memory_ratio),
             str(entry.seeds) if entry.seeds == entry.attempted else f"{entry.seeds} of {entry.attempted}",
             str(entry.trials),
             Text(entry.selection or "not stated", style="bold red" if entry.on_test else ""),
@@ -116,39 +97,39 @@ def _protocol(comparison: Comparison) -> Table:
 
 def _rank(entry: Entry) -> str:
     if entry.rank is None:
-        return NOTHING
-    rank, low, high = (number(value) for value in entry.rank)
+        return wording.NOTHING
+    rank, low, high = (wording.number(value) for value in entry.rank)
     return f"{rank} [{low}–{high}]"
 
 
 def _metrics(comparison: Comparison) -> Table:
     keys = list(comparison.metrics.index[:MOST_METRICS])
     more = len(comparison.metrics) - len(keys)
-    decimals = column_digits(comparison)
-    heads = [f"{key} {arrow(comparison.metrics.loc[key, 'higher'])}".strip() for key in keys]
+    decimals = wording.column_digits(comparison)
+    heads = [f"{key} {wording.arrow(comparison.metrics.loc[key, 'higher'])}".strip() for key in keys]
     table = _table(f"Metrics{f' ({more} more in figures.csv)' if more else ''}", "method", *heads)
     if comparison.baseline_means:
         table.add_row(
             "single_task",
-            *(figure(comparison.baseline_means.get(key), decimals[key]) for key in keys),
+            *(wording.figure(comparison.baseline_means.get(key), decimals[key]) for key in keys),
             style="dim",
         )
     for entry in comparison.entries:
-        table.add_row(Text(entry.label), *(figure(entry.means[key], decimals[key]) for key in keys))
+        table.add_row(Text(entry.label), *(wording.figure(entry.means[key], decimals[key]) for key in keys))
     return table
 
 
 def _show_pairs(comparison: Comparison, console: Console) -> None:
-    rows = comparison.pairs[comparison.pairs["figure"] == comparison.headline]
+    rows = comparison.headline_pairs
     if rows.empty:
         return
     best = comparison.entries[0].label
-    title = f"Pairs on {figure_name(comparison.headline)}, by seed, Holm-corrected"
+    title = f"Pairs on {wording.figure_name(comparison.headline)}, by seed, Holm-corrected"
     if len(rows) > MOST_PAIRS:
         rows = rows[(rows["a"] == best) | (rows["b"] == best)]
         title += f"; those of {best}, the rest is in pairs.csv"
     kind = "ratio" if rows["scale"].iloc[0] == "log" else "difference"
-    sought = amount(rows.iloc[0], rows["sought"].iloc[0])
+    sought = wording.amount(rows.iloc[0], rows["sought"].iloc[0])
     table = _table(f"{title}. Needed: seeds for {sought}", "pair", kind)
     table.add_column("95 % interval", justify="right", no_wrap=True)
     for column in ("p", "needed"):
@@ -156,12 +137,12 @@ def _show_pairs(comparison: Comparison, console: Console) -> None:
     table.add_column("verdict")
     for _, row in rows.iterrows():
         table.add_row(
-            Text(names(row["a"], row["b"], row["scale"])),
-            difference(row),
-            bounds(row),
-            p_value(row["p_holm"]),
-            seeds_needed(row),
-            Text(outcome(row), style="" if row["separable"] else "dim"),
+            Text(wording.names(row["a"], row["b"], row["scale"])),
+            wording.difference(row),
+            wording.bounds(row),
+            wording.p_value(row["p_holm"]),
+            wording.seeds_needed(row),
+            Text(wording.outcome(row), style="" if row["separable"] else "dim"),
         )
     console.print(table)
 
@@ -173,7 +154,9 @@ def _quoted(comparison: Comparison) -> Table:
     table.add_column("figure")
     table.add_column("source")
     for row in comparison.quoted.itertuples():
-        table.add_row(Text(row.label), number(row.value), figure_name(row.metric), Text(row.source))
+        table.add_row(
+            Text(row.label), wording.number(row.value), wording.figure_name(row.metric), Text(row.source)
+        )
     return table
 
 

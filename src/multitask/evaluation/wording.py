@@ -190,8 +190,8 @@ def findings(comparison: Comparison) -> list[str]:
         sentences.append(f"There is no Δm: {comparison.refusal}.")
     elif entries and all(entry.refusal for entry in entries):
         sentences.append(f"There is no Δm: {entries[0].refusal}.")
-    table = comparison.pairs[comparison.pairs["figure"] == comparison.headline]
-    tested = table[table["p"].notna()] if len(table) else table
+    table = comparison.headline_pairs
+    tested = table[table["p"].notna()]
     name = figure_name(comparison.headline)
     if len(tested):
         apart = int(tested["separable"].sum())

@@ -42,7 +42,7 @@ def test_what_is_tested_on_does_not_move_the_training_inputs(tmp_path: Path):
     before = abalone(split=(0.5, 0.0, 0.5)).splits["train"]
     from multitask.data.loading import split_indices
 
-    *_, tested = split_indices(4177, (0.5, 0.0, 0.5), 0)
+    tested = split_indices(4177, (0.5, 0.0, 0.5), 0)["test"]
     for index in tested.tolist():
         lines[index + 1] = "M,9,9,9,9,9,9,9,9"
     (tmp_path / "changed.csv").write_text("\n".join(lines))

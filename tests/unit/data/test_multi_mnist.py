@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from multitask.data.multi_mnist import MultiMNIST, compose, pairs
+from multitask.data.multi_mnist import MultiMNIST, compose, overlay
 
 DIGITS = Path(__file__).parents[3] / "data" / "mnist_5k.npz"
 
@@ -46,7 +46,8 @@ def test_splits_share_no_digit_and_depend_on_the_split_seed_alone() -> None:
 def test_labels_are_those_of_the_digits() -> None:
     with np.load(DIGITS) as file:
         images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
-    made = pairs(images[:50], torch.arange(50), 60, seed=0)
+    source = images[:50], torch.arange(50)
+    made = overlay(source, source, 60, seed=0)
     for i in (0, 20, 59):
         expected = compose(images[made["left"][i]][None], images[made["right"][i]][None])
         assert torch.equal(made["inputs"][i], expected[0])

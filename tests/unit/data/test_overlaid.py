@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from multitask.data.digits import read_idx
-from multitask.data.multi_mnist import compose
-from multitask.data.overlaid import FashionMNISTPairs, FullSizePairs, overlay
+from multitask.data.multi_mnist import compose, overlay
+from multitask.data.overlaid import FashionMNISTPairs, FullSizePairs
 
 DATA = Path(__file__).parents[3] / "data"
 

@@ -5,6 +5,8 @@ what it writes, so that the weight is ``[q, p]``.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -24,19 +26,33 @@ class Operand(ABC):
 
     Args:
         shape: The shape of the operation's weight.
-        positions: The rows of ``A``.
+        stored: What ``A`` is made of, one entry per position, or per image.
+        each: The positions, rows of ``A``, of one entry.
         q: The columns of ``D``.
         p: The columns of ``A``.
     """
 
     dense = True
     """Whether making ``A`` and multiplying by it costs p operations a position."""
+    units = 0
+    """The dimension of the weight that the columns of ``D`` number."""
 
-    def __init__(self, shape: torch.Size, positions: int, q: int, p: int) -> None:
+    def __init__(self, shape: torch.Size, stored: Tensor, each: int, q: int, p: int) -> None:
         self.shape = shape
-        self.positions = positions
+        self.stored = stored
+        self.each = each
+        self.positions = len(stored) * each
         self.q = q
         self.p = p
+
+    @property
+    def kind(self) -> Hashable:
+        """What operations have in common whose positions can stand one after the other's."""
+        return type(self).__name__, tuple(self.shape), tuple(self.stored.shape[1:])
+
+    @abstractmethod
+    def on(self, stored: Tensor) -> Self:
+        """Return the same operation on other inputs."""
 
     @property
     def wasteful(self) -> bool:
@@ -99,27 +115,29 @@ class Operand(ABC):
         return self.as_weights(D.mT @ self.inputs(D.dtype))
 
     def as_weights(self, products: Tensor) -> Tensor:
-        """Return products ``[…, q, p]`` in the shape of the weight, ``[…, *shape]``."""
-        return products.reshape(*products.shape[:-2], *self.shape)
+        """Return products ``[…, q, p]`` in the shape of the weight, ``[…, *shape]``, or of some of its units."""
+        return products.unflatten(-1, self.shape[1:])
 
 
 class LinearOperand(Operand):
     """Inputs of ``x Wᵀ``: they are ``A``."""
 
     def __init__(self, shape: torch.Size, inputs: Tensor) -> None:
-        super().__init__(shape, len(inputs), shape[0], shape[1])
-        self._inputs = inputs
+        super().__init__(shape, inputs, 1, shape[0], shape[1])
+
+    def on(self, stored: Tensor) -> Self:
+        """Return the same operation on other inputs."""
+        return type(self)(self.shape, stored)
 
     def inputs(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """Return the inputs, shape ``[positions, p]``."""
-        return self._inputs.to(dtype)
+        return self.stored.to(dtype)
 
 
 class ConvolutionOperand(Operand):
     """Inputs of a two-dimensional convolution: ``A`` has one patch a row."""
 
     def __init__(self, shape: torch.Size, images: Tensor, geometry: dict[str, tuple[int, ...]]) -> None:
-        self._images = images
         self._geometry = geometry
         self._size = size = [
             (n + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
@@ -132,7 +150,16 @@ class ConvolutionOperand(Operand):
                 strict=True,
             )
         ]
-        super().__init__(shape, len(images) * size[0] * size[1], shape[0], shape[1:].numel())
+        super().__init__(shape, images, size[0] * size[1], shape[0], shape[1:].numel())
+
+    @property
+    def kind(self) -> Hashable:
+        """See :class:`Operand`."""
+        return super().kind, tuple(self._geometry.items())
+
+    def on(self, stored: Tensor) -> Self:
+        """Return the same operation on other images."""
+        return type(self)(self.shape, stored, self._geometry)
 
     def matrix(self, gradient: Tensor) -> Tensor:
         """Return gradients of images, ``[k, batch, q, height, width]``, pixel by pixel."""
@@ -146,7 +173,7 @@ class ConvolutionOperand(Operand):
         """
         vertical, horizontal = self._geometry["padding"]
         images = torch.nn.functional.pad(
-            self._images.to(dtype), (horizontal, horizontal, vertical, vertical)
+            self.stored.to(dtype), (horizontal, horizontal, vertical, vertical)
         ).permute(0, 2, 3, 1)
         images = images.contiguous()
         example, row, column, channel = images.stride()
@@ -165,8 +192,8 @@ class ConvolutionOperand(Operand):
         """Return whether the images do: patches at a padded border hold zeros, which do not help the others."""
         if kernel.device.type != "cpu":
             return True
-        means = self._images.mean((0, 2, 3), dtype=torch.float32)
-        return float(means @ means) > _FAR * float(self._images.float().square().mean()) * len(means)
+        means = self.stored.mean((0, 2, 3), dtype=torch.float32)
+        return float(means @ means) > _FAR * float(self.stored.float().square().mean()) * len(means)
 
     def gramian(self, D: Tensor, bias: float) -> Tensor:
         """Return the Gramian; see :class:`Operand`.
@@ -175,10 +202,10 @@ class ConvolutionOperand(Operand):
         ``A = C + P + 1 νᵀ``, where ν are the means of the channels, and P those of ``A − 1 νᵀ`` at each pixel over
         the images.
         """
-        batch = len(self._images)
-        if batch == 1 or not any(self._geometry["padding"]) or not self.lies_far(self._images):
+        batch = len(self.stored)
+        if batch == 1 or not any(self._geometry["padding"]) or not self.lies_far(self.stored):
             return super().gramian(D, bias)
-        centre = self._images.to(D.dtype).mean((0, 2, 3)).repeat(self.p // self._images.shape[1])
+        centre = self.stored.to(D.dtype).mean((0, 2, 3)).repeat(self.p // self.stored.shape[1])
         C = (self.inputs(D.dtype) - centre).unflatten(0, (batch, -1))
         pixels = C.mean(0)
         C = (C - pixels).flatten(0, 1)
@@ -204,24 +231,31 @@ class ConvolutionOperand(Operand):
         q, channels = self.shape[:2]
         blocks = -(-q // 16) * -(-channels // 16)
         fits = self.positions * self.p <= _LARGEST
-        return (
-            self._images.device.type == "cpu" and channels > 4 and 2 * q * channels <= 256 * blocks and fits
-        )
+        return self.stored.device.type == "cpu" and channels > 4 and 2 * q * channels <= 256 * blocks and fits
 
 
 class EmbeddingOperand(Operand):
     """Indices of an embedding: ``A`` has a one at the row that was looked up, nothing at the padding."""
 
     dense = False
+    units = 1
 
     def __init__(self, shape: torch.Size, indices: Tensor, padding: int) -> None:
-        super().__init__(shape, indices.numel(), shape[1], shape[0])
-        self._indices = indices.reshape(-1)
+        super().__init__(shape, indices.reshape(-1), 1, shape[1], shape[0])
         self._padding = padding if padding < shape[0] else -1  # the graph saves «none» as a huge number
+
+    @property
+    def kind(self) -> Hashable:
+        """See :class:`Operand`."""
+        return super().kind, self._padding
+
+    def on(self, stored: Tensor) -> Self:
+        """Return the same operation on other indices."""
+        return type(self)(self.shape, stored, self._padding)
 
     def inputs(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """Return the looked up rows as ones among zeros, shape ``[positions, p]``."""
-        ones = torch.nn.functional.one_hot(self._indices, self.p).to(dtype)
+        ones = torch.nn.functional.one_hot(self.stored, self.p).to(dtype)
         if self._padding >= 0:
             ones[:, self._padding] = 0.0
         return ones
@@ -232,8 +266,20 @@ class EmbeddingOperand(Operand):
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
         """Return where two positions looked up the same row, shape ``[positions, positions]``."""
-        same = self._indices[:, None] == self._indices
-        return (same & (self._indices != self._padding)).to(dtype)
+        same = self.stored[:, None] == self.stored
+        return (same & (self.stored != self._padding)).to(dtype)
+
+    def gramian(self, D: Tensor, bias: float) -> Tensor:
+        """Return the Gramian; see :class:`Operand`.
+
+        The gradients of the positions that looked up one row are added up first, at the first of them: where they
+        cancel, products of the single ones would leave nothing but rounding.
+        """
+        place = torch.arange(self.positions, device=D.device)
+        first = place.new_empty(self.p).scatter_reduce_(0, self.stored, place, "amin", include_self=False)
+        D = torch.zeros_like(D).index_add_(1, first[self.stored], D)
+        D = D * (self.stored != self._padding).to(D.dtype)[:, None]
+        return inner_products(D.flatten(1), D.flatten(1))
 
     def gramian(self, D: Tensor, bias: float) -> Tensor:
         """Return the products of the sums over the positions that looked up the same row.
@@ -248,7 +294,7 @@ class EmbeddingOperand(Operand):
 
     def product(self, D: Tensor) -> Tensor:
         """Add each position's gradient to the row that it looked up."""
-        total = D.new_zeros(self.shape).index_add_(0, self._indices, D)
+        total = D.new_zeros(self.p, D.shape[1]).index_add_(0, self.stored, D)
         if self._padding >= 0:
             total[self._padding] = 0.0
         return total

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multitask.gradients.blocks import ProductBlock
 from multitask.gradients.graph import Node
-from multitask.gradients.operands import Operand
+from multitask.gradients.operands import Operand, operations
 from multitask.gradients.rows import RowGradients, StoredGradients, numbers, sent
 from multitask.gradients.taps import Place
 
@@ -198,16 +198,12 @@ def is_cheaper(operand: Operand, k: int, positions: int, micro_batches: int = 1,
     if micro_batches > 1 and positions > operand.p:
         return False
     n, p, q, others = positions / processes, operand.p, operand.q, processes - 1
-    row, gramian, width = (
-        n * p * q,
-        positions**2 * p + k * positions * n * q,
-        operand.stored.shape[1:].numel(),
-    )
-    if not operand.dense:
-        row = gramian = 0.0
+    row = n * p * q if operand.dense else 0.0
+    gramian = operations(positions) * (p + k * q / processes) if operand.dense else 0.0
     size = k * p * q
     rows = k * row + (k + 1) * size / processes + 3 * _MEMORY * size * micro_batches
     rows += _SENT * size * others / processes
     factors = gramian + k * k * n * q + row + _MEMORY * (positions**2 + positions * p + 3 * k * n * q)
-    factors += _SENT * n * (width / operand.each + k * q / processes) * others
+    width = operand.stored.shape[1:].numel() / operand.each
+    factors += _SENT * n * (width + k * q / processes) * others
     return factors < rows

@@ -6,6 +6,7 @@ what it writes, so that the weight is ``[q, p]``.
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -17,6 +18,8 @@ from multitask.gradients.uses import Use
 
 # From which share of their squares on the inputs' mean is taken off: below it ten roundings are lost at most.
 _FAR = 0.9
+# Positions, and blocks of them, for which products with a symmetric matrix are computed at once.
+_POSITIONS, _BLOCKS = 128, 8
 # Numbers that the patches of a convolution may take where they are no must.
 _LARGEST = 2**23
 
@@ -67,27 +70,28 @@ class Operand(ABC):
     def inputs(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """Return ``A``, shape ``[positions, p]``; in ``out`` if it has to be made."""
 
-    def kernel(self, dtype: torch.dtype) -> Tensor:
-        """Return ``A Aᵀ``, shape ``[positions, positions]``."""
-        inputs = self.inputs(dtype)
-        return inputs @ inputs.T
-
-    def lies_far(self, kernel: Tensor) -> bool:
+    def lies_far(self, inputs: Tensor) -> bool:
         """Return whether products of the inputs are mostly those of their means; on a device, without a look."""
-        return kernel.device.type != "cpu" or float(kernel.mean()) > _FAR * float(kernel.diagonal().mean())
+        if inputs.device.type != "cpu":
+            return True
+        mean = inputs.mean(0)
+        return float(mean @ mean) * len(inputs) > _FAR * float(inputs.norm()) ** 2
 
     def centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return the columns' means μ, ``[p]``, and of ``C = A − 1 μᵀ`` the kernel ``C Cᵀ`` and ``C μ``.
 
         Where the inputs lie close to zero, so that nothing is gained by it, μ is ``None`` and C is ``A``.
         """
-        kernel = self.kernel(dtype)
-        if not self.lies_far(kernel):
-            return None, kernel, kernel[0]
+        mean, inputs, along = self._centred(dtype)
+        return mean, inputs @ inputs.T, along
+
+    def _centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
         inputs = self.inputs(dtype)
+        if not self.lies_far(inputs):
+            return None, inputs, inputs
         mean = inputs.mean(0)
         centred = inputs - mean
-        return mean, centred @ centred.T, centred @ mean
+        return mean, centred, centred @ mean
 
     def gramian(self, D: Tensor, bias: float) -> Tensor:
         """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, shape ``[k, k]``; ``D`` is ``[k, positions, q]``.
@@ -96,10 +100,8 @@ class Operand(ABC):
         of sums over positions. Where a row cancels over the batch and inputs lie far from zero, only these sums
         are large: the products of what is far from zero would leave nothing but rounding.
         """
-        mean, kernel, along = self.centred(D.dtype)
-        if mean is None and bias:
-            kernel += bias
-        gramian = inner_products(D.flatten(1), (kernel @ D).flatten(1))
+        mean, centred, along = self._centred(D.dtype)
+        gramian = _through_kernel(D, centred, bias if mean is None else 0.0)
         if mean is None:
             return gramian
         sums = D.sum(1)
@@ -117,6 +119,29 @@ class Operand(ABC):
     def as_weights(self, products: Tensor) -> Tensor:
         """Return products ``[…, q, p]`` in the shape of the weight, ``[…, *shape]``, or of some of its units."""
         return products.unflatten(-1, self.shape[1:])
+
+
+def _through_kernel(D: Tensor, inputs: Tensor, bias: float) -> Tensor:
+    """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, block by block of the lower half of the symmetric matrix."""
+    half = D.new_zeros(len(D), len(D))
+    for start, stop in pairwise(_bounds(len(inputs))):
+        kernel = inputs[start:stop] @ inputs[:stop].T
+        if bias:
+            kernel += bias
+        kernel[:, start:] *= 0.5
+        half += inner_products(D[:, start:stop].flatten(1), (kernel @ D[:, :stop]).flatten(1))
+    return half + half.T
+
+
+def _bounds(positions: int) -> list[int]:
+    """Return where the blocks of positions begin and end."""
+    size = max(_POSITIONS, -(-positions // _BLOCKS))
+    return [*range(0, positions, size), positions]
+
+
+def operations(positions: int) -> float:
+    """Return how many entries of the symmetric matrix of all positions are computed and multiplied by."""
+    return sum((stop - start) * stop for start, stop in pairwise(_bounds(positions)))
 
 
 class LinearOperand(Operand):
@@ -188,9 +213,9 @@ class ConvolutionOperand(Operand):
         out.view(patches.shape).copy_(patches)
         return out
 
-    def lies_far(self, kernel: Tensor) -> bool:
+    def lies_far(self, inputs: Tensor) -> bool:
         """Return whether the images do: patches at a padded border hold zeros, which do not help the others."""
-        if kernel.device.type != "cpu":
+        if inputs.device.type != "cpu":
             return True
         means = self.stored.mean((0, 2, 3), dtype=torch.float32)
         return float(means @ means) > _FAR * float(self.stored.float().square().mean()) * len(means)
@@ -260,34 +285,19 @@ class EmbeddingOperand(Operand):
             ones[:, self._padding] = 0.0
         return ones
 
-    def lies_far(self, kernel: Tensor) -> bool:
-        """Return that ones and zeros do not."""
-        return False
-
-    def kernel(self, dtype: torch.dtype) -> Tensor:
-        """Return where two positions looked up the same row, shape ``[positions, positions]``."""
+    def centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return a one where two positions looked up the same row, ``[positions, positions]``: no means are off."""
         same = self.stored[:, None] == self.stored
-        return (same & (self.stored != self._padding)).to(dtype)
-
-    def gramian(self, D: Tensor, bias: float) -> Tensor:
-        """Return the Gramian; see :class:`Operand`.
-
-        The gradients of the positions that looked up one row are added up first, at the first of them: where they
-        cancel, products of the single ones would leave nothing but rounding.
-        """
-        place = torch.arange(self.positions, device=D.device)
-        first = place.new_empty(self.p).scatter_reduce_(0, self.stored, place, "amin", include_self=False)
-        D = torch.zeros_like(D).index_add_(1, first[self.stored], D)
-        D = D * (self.stored != self._padding).to(D.dtype)[:, None]
-        return inner_products(D.flatten(1), D.flatten(1))
+        kernel = (same & (self.stored != self._padding)).to(dtype)
+        return None, kernel, kernel
 
     def gramian(self, D: Tensor, bias: float) -> Tensor:
         """Return the products of the sums over the positions that looked up the same row.
 
         Gradients that cancel in such a sum would leave nothing but rounding in products of single positions.
         """
-        D = D * (self._indices != self._padding)[:, None]
-        ordered, order = self._indices.sort()
+        D = D * (self.stored != self._padding)[:, None]
+        ordered, order = self.stored.sort()
         place = torch.nn.functional.pad(ordered[1:] != ordered[:-1], (1, 0)).cumsum(0)
         sums = torch.zeros_like(D).index_add_(1, place, D[:, order])
         return inner_products(sums.flatten(1), sums.flatten(1))

@@ -13,8 +13,7 @@ from torch.autograd.graph import GradientEdge
 
 from multitask.gradients.graph import Node
 from multitask.gradients.losses import Inputs, Pulls, gradients_at
-from multitask.gradients.rows import numbers, real_shape
-from multitask.gradients.taps import Gathered, Gatherer, Tap
+from multitask.gradients.taps import Gatherer, Tap
 
 # For fewer rows, telling autograd of the batch takes as long as what it saves.
 _FEWEST = 3
@@ -124,8 +123,8 @@ def is_hooked(edge: GradientEdge, gradient: Tensor) -> bool:
 
 def pull(
     tap: Tap, edges: Sequence[GradientEdge], gradients: Sequence[Tensor], dtype: torch.dtype
-) -> Gathered | None:
-    """Let all rows flow back at once; ``None`` where a user's hook does not take a batch of gradients.
+) -> list[Tensor | None] | None:
+    """Return all rows' gradients at a tap, ``[k, *shape]``; ``None`` where a user's hook does not take a batch of them.
 
     Args:
         tap: Where to listen.
@@ -147,11 +146,4 @@ def pull(
         there = iter(torch.vmap(pull_one)(*gradients))
     except RuntimeError:  # an error that has nothing to do with batches is raised again by the rows
         return None
-    found = [next(there).to(dtype) if is_there else None for is_there in reached]
-    stored = gradients[0].new_zeros(len(gradients[0]), numbers(tap.leaves), dtype=dtype)
-    for view, gradient in zip(
-        stored.split([real_shape(p).numel() for p in tap.leaves], 1), found[tap.nodes :], strict=True
-    ):
-        if gradient is not None:
-            view.copy_(gradient.flatten(1))
-    return Gathered(found[: tap.nodes], stored)
+    return [next(there).to(dtype) if is_there else None for is_there in reached]

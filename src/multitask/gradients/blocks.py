@@ -22,22 +22,30 @@ class ProductBlock(StoredGradients):
 
     def __init__(self, operand: Operand, gradients: Tensor, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
-        self._operand = operand
+        self.operand = operand
+        self.k = len(gradients)
         self._gradients = gradients
 
     def gramian(self) -> Tensor:
         """Return ``⟨D_i, (A Aᵀ + 1 1ᵀ) D_j⟩``."""
-        return self._operand.gramian(self._gradients, 1.0 if len(self.parameters) > 1 else 0.0)
+        return self.operand.gramian(self._gradients, 1.0 if len(self.parameters) > 1 else 0.0)
 
     def combine(self, weights: Tensor) -> None:
         """Add ``(Σ w_i D_i)ᵀ A``, and ``(Σ w_i D_i)ᵀ 1``."""
+        add_to_gradients(self.parameters, self.combined(weights))
+
+    def combined(self, weights: Tensor) -> list[Tensor]:
+        """Return the combination, one tensor per parameter."""
         D = (weights.to(self._gradients) @ self._gradients.flatten(1)).view(self._gradients.shape[1:])
-        add_to_gradients(self.parameters, [self._operand.product(D), D.sum(0)][: len(self.parameters)])
+        return [self.operand.product(D), D.sum(0)][: len(self.parameters)]
+
+    def formed(self) -> list[Tensor]:
+        """Return all ``D_iᵀ A``, and all ``D_iᵀ 1``, ``[k, *shape]``: here the rows are formed."""
+        return [self.operand.products(self._gradients), self._gradients.sum(1)][: len(self.parameters)]
 
     def jacobian(self) -> Tensor:
-        """Return all ``D_iᵀ A``, and all ``D_iᵀ 1``: here they are formed."""
-        rows = self._operand.products(self._gradients).flatten(1)
-        return torch.cat([rows, self._gradients.sum(1)], 1) if len(self.parameters) > 1 else rows
+        """Return the rows, shape ``[k, n]``."""
+        return torch.cat([rows.flatten(1) for rows in self.formed()], 1)
 
 
 class BlockGradients(StoredGradients):
@@ -56,7 +64,7 @@ class BlockGradients(StoredGradients):
         """Return ``J Jᵀ``, shape ``[k, k]``: the blocks' Gramians add up."""
         total = self._blocks[0].gramian()
         for block in self._blocks[1:]:
-            total += block.gramian()
+            total = total + block.gramian()
         return total
 
     def combine(self, weights: Tensor) -> None:

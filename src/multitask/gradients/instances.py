@@ -55,7 +55,7 @@ def rows_of_examples(
         ones = losses.values.new_ones(losses.parts)
         passes = [_pass(losses.column(task, ones), pulls.retain_graph or task != tasks[-1]) for task in tasks]
         found = gather(tap, passes, row_like(parameters))
-    gathered = dict(zip(nodes, found.at_nodes, strict=True))
+    gathered = dict(zip(nodes, found, strict=True))
     blocks: list[StoredGradients] = []
     for (parameter, use, make), layout in zip(known, layouts, strict=True):
         gradients = gathered[use.node]

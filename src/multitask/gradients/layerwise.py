@@ -6,108 +6,205 @@ need no more than that. So one backward pass per row skips the larger half of it
 (examples, tokens, pixels) are fewer than the weight is wide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
 from multitask.gradients.affine import is_bias
 from multitask.gradients.batched import pull, stacked
-from multitask.gradients.blocks import BlockGradients, ProductBlock
+from multitask.gradients.blocks import BlockGradients
+from multitask.gradients.exchange import Exchange
+from multitask.gradients.factors import Factors, Kept, Layer, is_cheaper
 from multitask.gradients.instances import rows_of_examples
 from multitask.gradients.losses import Pulls
-from multitask.gradients.operands import Operand, operand_of
-from multitask.gradients.rows import RowGradients, Rows, StoredGradients, numbers, row_like
-from multitask.gradients.taps import Formed, Gatherer, Tap
-from multitask.gradients.task_gradients import Engine, TaskGradients
+from multitask.gradients.operands import operand_of
+from multitask.gradients.rows import Rows, StoredGradients, row_like
+from multitask.gradients.taps import Formed, Gatherer, Place, Tap, TappedPulls
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.gradients.uses import sole_uses
 
-# What writing, copying and reading a number costs, in multiplications of a matrix product.
-_MEMORY = 10
 # From how many rows on it pays to lay out the patches of a convolution, once for all of them.
 _MANY = 6
 
 
-class Layerwise(Engine):
+class Layerwise(Rows):
     """Exact for any graph: factors where the shapes make them cheaper, rows for everything else.
 
     A layer is treated by its factors only where the graph of this very forward pass shows that its weight
     enters one linear layer, convolution or embedding and nothing else. Everything else (reused and tied
     weights, penalties, hooks, compiled regions, checkpoints, layers of other kinds) gets rows.
+
+    Over micro-batches the factors of a weight are put together as those of one batch, as long as that is cheaper;
+    then its rows are formed, and those of further micro-batches are added to them.
     """
 
     def __init__(self) -> None:
-        self._rows = Rows()
+        super().__init__()
         self._gather = Gatherer()
         self._all_rows: tuple[object, ...] | None = None
         """The shape of a graph for which rows are best throughout. They are right wherever they are used, so
         that it costs speed at most where this looks the same and is not."""
+        self._kept: dict[Tensor, Factors] = {}
+        """The factors of each weight that has no rows."""
+        self._shares: list[list[float]] = []
+        self._exchange: Exchange | None = None
+        self._memory: dict[Tensor, Tensor] = {}
+
+    def clear(self) -> None:
+        """Start a new mean."""
+        super().clear()
+        self._memory |= {p: found.memory for p, found in self._kept.items() if found.memory is not None}
+        self._kept, self._shares, self._exchange = {}, [], None
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
         """Pull every row; see :class:`Engine`."""
-        k = len(pulls.rows)
-        where = (k, len(parameters), len(pulls.graph.reaching))
-        if not parameters or where == self._all_rows:
-            return self._rows.differentiate(pulls, parameters)
-        uses = sole_uses(pulls.graph, parameters)
-        found = rows_of_examples(pulls, parameters, uses, self._gather)
-        if found is not None:
-            return found
-        known = {p: use for p, use in zip(parameters, uses, strict=True) if use is not None}
-        all_operands = {p: operand_of(use, p.shape) for p, use in known.items()}
-        operands = {p: operand for p, operand in all_operands.items() if operand is not None}
-        cheaper = {p for p, operand in operands.items() if _is_cheaper(operand, k)}
+        self.clear()
+        if pulls.losses.of_examples and parameters and self._look(pulls, parameters) != self._all_rows:
+            found = rows_of_examples(pulls, parameters, sole_uses(pulls.graph, parameters), self._gather)
+            if found is not None:
+                return found
+        self._add(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True)
+        return self.gradients(pulls.rows)
+
+    def add(
+        self,
+        pulls: Pulls,
+        parameters: Sequence[Tensor],
+        shares: Sequence[float],
+        parts: Sequence[float] | None = None,
+        wanted: Sequence[int] | None = None,
+    ) -> None:
+        """Add a micro-batch; see :class:`Rows`."""
+        self._add(pulls, parameters, shares, parts, wanted)
+
+    def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
+        """Give the means columns for what has become shared since and has a gradient already; see :class:`Rows`."""
+        rows = list(moved)
+        have = {*self._parameters, *(p for _, p, _ in rows)}
+        super().lay_out([p for p in parameters if p in have], rows)
+
+    def gradients(self, rows: Sequence[int]) -> TaskGradients:
+        """Return the means of some rows, over all processes."""
+        if not self._kept:
+            return super().gradients(rows)
+        for found in self._kept.values():
+            found.weigh(self._shares)
+        self._shares = [[1.0] * len(of) for of in self._shares]
+        blocks: list[StoredGradients] = [super().gradients(rows)] if self._parameters else []
+        if self._exchange is not None:
+            blocks.append(self._exchange.products(self._kept, rows))
+        else:
+            blocks += [found.block(rows, row_like(self._order)) for found in self._kept.values()]
+        return BlockGradients(blocks, self._order)
+
+    def _add(
+        self,
+        pulls: Pulls,
+        parameters: Sequence[Tensor],
+        shares: Sequence[float],
+        parts: Sequence[float] | None = None,
+        wanted: Sequence[int] | None = None,
+        alone: bool = False,
+    ) -> None:
+        """Add a micro-batch; ``alone`` if it is the whole step."""
+        self._order = parameters
+        k = len(pulls.rows) or len(shares)
+        layers = self._layers(pulls, parameters)
+        kept = {p: layer for p, layer in layers.items() if self._is_kept(layer, k, alone)}
+        if parts is not None:
+            self._exchange = Exchange(self._announced(kept), parameters, len(shares))
+            kept = {p: layer for p, layer in kept.items() if p in self._exchange.weights}
         together = None
-        if all(p.ndim < 2 or p in operands for p in parameters):
+        if layers and all(p.ndim < 2 or p in layers for p in parameters):
             together = stacked(pulls, parameters, self._gather)
-        if together is None:
-            wasteful = {p for p, operand in operands.items() if operand.wasteful and k >= _MANY}
-            operands = {p: operand for p, operand in operands.items() if p in cheaper | wasteful}
-        if not operands:
-            self._all_rows = where
-            return self._rows.differentiate(pulls, parameters)
+        formed = {
+            p: layer
+            for p, layer in layers.items()
+            if p not in kept
+            and (together is not None or (layer.operand.wasteful and len(pulls.rows) >= _MANY))
+        }
+        if not kept and not formed and not self._shares:
+            self._all_rows = self._look(pulls, parameters)
 
-        nodes = [known[weight].node for weight in operands]
-        biases = {use.node: p for p, use in known.items() if use.node in nodes and is_bias(use, p.shape)}
-        owned = [
-            [p, biases[node]] if node in biases else [p] for p, node in zip(operands, nodes, strict=True)
-        ]
-        apart = {p for here in owned for p in here}
-        leaves = [p for p in parameters if p not in apart]
+        apart = {p for layer in kept.values() for p in layer.parameters}
+        rest = [p for p in parameters if p not in apart]
+        super().lay_out(rest, self._spilled(kept))
+        self._shares = [[a * (1 - b) for a, b in zip(old, shares, strict=True)] for old in self._shares]
+        self._shares.append(list(shares))
         like = row_like(parameters)
-        with Tap(nodes, leaves).open() as tap:
-            gathered = None if together is None else pull(tap, *together, like.dtype)
-            # Where rows flow one by one, those of some weights are formed as soon as a row is complete.
-            formed: dict[int, Formed] = {}
-            if gathered is None:
-                each = enumerate(zip(operands.items(), owned, strict=True))
-                formed = {
-                    slot: Formed(operand, here)
-                    for slot, ((p, operand), here) in each
-                    if together is None and p not in cheaper
-                }
-                passes = [pulls.pass_of(row) for row in pulls.rows]
-                gathered = self._gather(tap, passes, like, formed)
+        tapped = [*kept.values(), *formed.values()] if pulls.rows else []
+        apart |= {p for layer in formed.values() for p in layer.parameters}
+        places: list[Place] = []
+        with Tap([layer.node for layer in tapped], [p for p in parameters if p not in apart]).open() as tap:
+            found = None if together is None else pull(tap, *together, like.dtype)
+            for p, layer in kept.items():
+                memory = self._memory.pop(p, None)
+                factors = self._kept.setdefault(p, Factors(layer.parameters, memory))
+                places.append(Kept(layer.operand, factors, len(shares), like, alone))
+            places += [self._formed(layer, like, found is None) for layer in formed.values()]
+            sources = TappedPulls(pulls, tap, places[: len(tapped)], found) if tapped else pulls
+            super().add(sources, rest, shares, parts if rest else None, wanted)
+        for place in places:
+            if isinstance(place, Kept):
+                place.end(len(self._shares) - 1, parts is not None)
+        if parts is not None:
+            self._shares = [[a * b for a, b in zip(old, parts, strict=True)] for old in self._shares]
 
-        blocks: list[StoredGradients] = [RowGradients(gathered.stored, leaves)] if leaves else []
-        for slot, ((weight, operand), here) in enumerate(zip(operands.items(), owned, strict=True)):
-            # Taken out, so that what is formed to rows is not held any longer.
-            gradients = gathered.at_nodes.pop(0)
-            if gradients is None:
-                blocks.append(RowGradients(like.new_zeros(k, numbers(here)), here))
-            elif slot in formed:
-                blocks.append(RowGradients(gradients, here))
-            else:
-                block = ProductBlock(operand, operand.matrix(gradients), here)
-                blocks.append(block if weight in cheaper else RowGradients(block.jacobian(), here))
-                del block, gradients
-        return BlockGradients(blocks, parameters)
+    def _look(self, pulls: Pulls, parameters: Sequence[Tensor]) -> tuple[object, ...]:
+        return len(pulls.rows), len(parameters), len(pulls.graph.reaching)
 
+    def _layers(self, pulls: Pulls, parameters: Sequence[Tensor]) -> dict[Tensor, Layer]:
+        """Return the layers that have factors in the graph, by their weights."""
+        if not parameters or self._look(pulls, parameters) == self._all_rows:
+            return {}
+        uses = zip(parameters, sole_uses(pulls.graph, parameters), strict=True)
+        known = {p: use for p, use in uses if use is not None}
+        each = {p: operand_of(use, p.shape) for p, use in known.items()}
+        operands = {p: operand for p, operand in each.items() if operand is not None}
+        nodes = {known[p].node for p in operands}
+        biases = {use.node: p for p, use in known.items() if use.node in nodes and is_bias(use, p.shape)}
+        return {
+            p: Layer(operand, known[p].node, [p, biases[known[p].node]] if known[p].node in biases else [p])
+            for p, operand in operands.items()
+        }
 
-def _is_cheaper(operand: Operand, k: int) -> bool:
-    """Return whether a layer's factors take fewer operations than its k rows."""
-    n, p, q = operand.positions, operand.p, operand.q
-    row = n * p * q if operand.dense else 0
-    rows = k * row + (k * k + k) * p * q + 3 * _MEMORY * k * p * q
-    kernel = n * n * p if operand.dense else 0
-    factors = kernel + k * n * n * q + k * k * n * q + row + _MEMORY * (n * n + n * p + 3 * k * n * q)
-    return factors < rows
+    def _is_kept(self, layer: Layer, k: int, alone: bool) -> bool:
+        """Return whether factors of a layer are kept: rather than rows, of which it has none in this step so far."""
+        operand, (weight, *_) = layer.operand, layer.parameters
+        if alone:
+            return is_cheaper(operand, k, operand.positions)
+        before = self._kept.get(weight)
+        positions = operand.positions
+        if before is not None:
+            if not before.goes_with(operand, layer.parameters):
+                return False
+            positions += before.positions
+        elif self._begun and not set(self._parameters).isdisjoint(layer.parameters):
+            return False
+        return is_cheaper(operand, k, positions, len(self._shares) + 1)
+
+    def _announced(self, kept: Mapping[Tensor, Layer]) -> dict[Tensor, tuple[Layer, int]]:
+        """Return the entries of the operand of each layer at the end of the step."""
+        found = {}
+        for p, layer in kept.items():
+            before = self._kept[p].operand if p in self._kept else None
+            found[p] = layer, len(layer.operand.stored) + (0 if before is None else len(before.stored))
+        return found
+
+    def _spilled(self, kept: Mapping[Tensor, object]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Form and yield the rows of the weights whose factors are not kept any more."""
+        for weight in [p for p in self._kept if p not in kept]:
+            factors = self._kept.pop(weight)
+            factors.weigh(self._shares)
+            yield from factors.formed()
+
+    def _formed(self, layer: Layer, like: Tensor, one_by_one: bool) -> Formed:
+        inputs = None
+        if one_by_one:
+            operand = layer.operand
+            # Fresh memory in each step takes longer to get than to fill.
+            memory = self._gather.buffer(
+                ("inputs", id(layer.parameters[0])), (operand.positions, operand.p), like
+            )
+            inputs = operand.inputs(like.dtype, memory)
+        return Formed(layer.operand, layer.parameters, inputs)

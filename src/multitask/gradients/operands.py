@@ -5,6 +5,9 @@ what it writes, so that the weight is ``[q, p]``.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,6 +18,8 @@ from multitask.gradients.uses import Use
 
 # From which share of their squares on the inputs' mean is taken off: below it ten roundings are lost at most.
 _FAR = 0.9
+# Positions, and blocks of them, for which products with a symmetric matrix are computed at once.
+_POSITIONS, _BLOCKS = 128, 8
 # Numbers that the patches of a convolution may take where they are no must.
 _LARGEST = 2**23
 
@@ -24,19 +29,33 @@ class Operand(ABC):
 
     Args:
         shape: The shape of the operation's weight.
-        positions: The rows of ``A``.
+        stored: What ``A`` is made of, one entry per position, or per image.
+        each: The positions, rows of ``A``, of one entry.
         q: The columns of ``D``.
         p: The columns of ``A``.
     """
 
     dense = True
     """Whether making ``A`` and multiplying by it costs p operations a position."""
+    units = 0
+    """The dimension of the weight that the columns of ``D`` number."""
 
-    def __init__(self, shape: torch.Size, positions: int, q: int, p: int) -> None:
+    def __init__(self, shape: torch.Size, stored: Tensor, each: int, q: int, p: int) -> None:
         self.shape = shape
-        self.positions = positions
+        self.stored = stored
+        self.each = each
+        self.positions = len(stored) * each
         self.q = q
         self.p = p
+
+    @property
+    def kind(self) -> Hashable:
+        """What operations have in common whose positions can stand one after the other's."""
+        return type(self).__name__, tuple(self.shape), tuple(self.stored.shape[1:])
+
+    @abstractmethod
+    def on(self, stored: Tensor) -> Self:
+        """Return the same operation on other inputs."""
 
     @property
     def wasteful(self) -> bool:
@@ -51,27 +70,28 @@ class Operand(ABC):
     def inputs(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """Return ``A``, shape ``[positions, p]``; in ``out`` if it has to be made."""
 
-    def kernel(self, dtype: torch.dtype) -> Tensor:
-        """Return ``A Aᵀ``, shape ``[positions, positions]``."""
-        inputs = self.inputs(dtype)
-        return inputs @ inputs.T
-
-    def lies_far(self, kernel: Tensor) -> bool:
+    def lies_far(self, inputs: Tensor) -> bool:
         """Return whether products of the inputs are mostly those of their means; on a device, without a look."""
-        return kernel.device.type != "cpu" or float(kernel.mean()) > _FAR * float(kernel.diagonal().mean())
+        if inputs.device.type != "cpu":
+            return True
+        mean = inputs.mean(0)
+        return float(mean @ mean) * len(inputs) > _FAR * float(inputs.norm()) ** 2
 
     def centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return the columns' means μ, ``[p]``, and of ``C = A − 1 μᵀ`` the kernel ``C Cᵀ`` and ``C μ``.
 
         Where the inputs lie close to zero, so that nothing is gained by it, μ is ``None`` and C is ``A``.
         """
-        kernel = self.kernel(dtype)
-        if not self.lies_far(kernel):
-            return None, kernel, kernel[0]
+        mean, inputs, along = self._centred(dtype)
+        return mean, inputs @ inputs.T, along
+
+    def _centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
         inputs = self.inputs(dtype)
+        if not self.lies_far(inputs):
+            return None, inputs, inputs
         mean = inputs.mean(0)
         centred = inputs - mean
-        return mean, centred @ centred.T, centred @ mean
+        return mean, centred, centred @ mean
 
     def gramian(self, D: Tensor, bias: float) -> Tensor:
         """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, shape ``[k, k]``; ``D`` is ``[k, positions, q]``.
@@ -80,10 +100,8 @@ class Operand(ABC):
         of sums over positions. Where a row cancels over the batch and inputs lie far from zero, only these sums
         are large: the products of what is far from zero would leave nothing but rounding.
         """
-        mean, kernel, along = self.centred(D.dtype)
-        if mean is None and bias:
-            kernel += bias
-        gramian = inner_products(D.flatten(1), (kernel @ D).flatten(1))
+        mean, centred, along = self._centred(D.dtype)
+        gramian = _through_kernel(D, centred, bias if mean is None else 0.0)
         if mean is None:
             return gramian
         sums = D.sum(1)
@@ -99,27 +117,52 @@ class Operand(ABC):
         return self.as_weights(D.mT @ self.inputs(D.dtype))
 
     def as_weights(self, products: Tensor) -> Tensor:
-        """Return products ``[…, q, p]`` in the shape of the weight, ``[…, *shape]``."""
-        return products.reshape(*products.shape[:-2], *self.shape)
+        """Return products ``[…, q, p]`` in the shape of the weight, ``[…, *shape]``, or of some of its units."""
+        return products.unflatten(-1, self.shape[1:])
+
+
+def _through_kernel(D: Tensor, inputs: Tensor, bias: float) -> Tensor:
+    """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, block by block of the lower half of the symmetric matrix."""
+    half = D.new_zeros(len(D), len(D))
+    for start, stop in pairwise(_bounds(len(inputs))):
+        kernel = inputs[start:stop] @ inputs[:stop].T
+        if bias:
+            kernel += bias
+        kernel[:, start:] *= 0.5
+        half += inner_products(D[:, start:stop].flatten(1), (kernel @ D[:, :stop]).flatten(1))
+    return half + half.T
+
+
+def _bounds(positions: int) -> list[int]:
+    """Return where the blocks of positions begin and end."""
+    size = max(_POSITIONS, -(-positions // _BLOCKS))
+    return [*range(0, positions, size), positions]
+
+
+def operations(positions: int) -> float:
+    """Return how many entries of the symmetric matrix of all positions are computed and multiplied by."""
+    return sum((stop - start) * stop for start, stop in pairwise(_bounds(positions)))
 
 
 class LinearOperand(Operand):
     """Inputs of ``x Wᵀ``: they are ``A``."""
 
     def __init__(self, shape: torch.Size, inputs: Tensor) -> None:
-        super().__init__(shape, len(inputs), shape[0], shape[1])
-        self._inputs = inputs
+        super().__init__(shape, inputs, 1, shape[0], shape[1])
+
+    def on(self, stored: Tensor) -> Self:
+        """Return the same operation on other inputs."""
+        return type(self)(self.shape, stored)
 
     def inputs(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """Return the inputs, shape ``[positions, p]``."""
-        return self._inputs.to(dtype)
+        return self.stored.to(dtype)
 
 
 class ConvolutionOperand(Operand):
     """Inputs of a two-dimensional convolution: ``A`` has one patch a row."""
 
     def __init__(self, shape: torch.Size, images: Tensor, geometry: dict[str, tuple[int, ...]]) -> None:
-        self._images = images
         self._geometry = geometry
         self._size = size = [
             (n + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
@@ -132,7 +175,16 @@ class ConvolutionOperand(Operand):
                 strict=True,
             )
         ]
-        super().__init__(shape, len(images) * size[0] * size[1], shape[0], shape[1:].numel())
+        super().__init__(shape, images, size[0] * size[1], shape[0], shape[1:].numel())
+
+    @property
+    def kind(self) -> Hashable:
+        """See :class:`Operand`."""
+        return super().kind, tuple(self._geometry.items())
+
+    def on(self, stored: Tensor) -> Self:
+        """Return the same operation on other images."""
+        return type(self)(self.shape, stored, self._geometry)
 
     def matrix(self, gradient: Tensor) -> Tensor:
         """Return gradients of images, ``[k, batch, q, height, width]``, pixel by pixel."""
@@ -146,7 +198,7 @@ class ConvolutionOperand(Operand):
         """
         vertical, horizontal = self._geometry["padding"]
         images = torch.nn.functional.pad(
-            self._images.to(dtype), (horizontal, horizontal, vertical, vertical)
+            self.stored.to(dtype), (horizontal, horizontal, vertical, vertical)
         ).permute(0, 2, 3, 1)
         images = images.contiguous()
         example, row, column, channel = images.stride()
@@ -161,12 +213,12 @@ class ConvolutionOperand(Operand):
         out.view(patches.shape).copy_(patches)
         return out
 
-    def lies_far(self, kernel: Tensor) -> bool:
+    def lies_far(self, inputs: Tensor) -> bool:
         """Return whether the images do: patches at a padded border hold zeros, which do not help the others."""
-        if kernel.device.type != "cpu":
+        if inputs.device.type != "cpu":
             return True
-        means = self._images.mean((0, 2, 3), dtype=torch.float32)
-        return float(means @ means) > _FAR * float(self._images.float().square().mean()) * len(means)
+        means = self.stored.mean((0, 2, 3), dtype=torch.float32)
+        return float(means @ means) > _FAR * float(self.stored.float().square().mean()) * len(means)
 
     def gramian(self, D: Tensor, bias: float) -> Tensor:
         """Return the Gramian; see :class:`Operand`.
@@ -175,10 +227,10 @@ class ConvolutionOperand(Operand):
         ``A = C + P + 1 νᵀ``, where ν are the means of the channels, and P those of ``A − 1 νᵀ`` at each pixel over
         the images.
         """
-        batch = len(self._images)
-        if batch == 1 or not any(self._geometry["padding"]) or not self.lies_far(self._images):
+        batch = len(self.stored)
+        if batch == 1 or not any(self._geometry["padding"]) or not self.lies_far(self.stored):
             return super().gramian(D, bias)
-        centre = self._images.to(D.dtype).mean((0, 2, 3)).repeat(self.p // self._images.shape[1])
+        centre = self.stored.to(D.dtype).mean((0, 2, 3)).repeat(self.p // self.stored.shape[1])
         C = (self.inputs(D.dtype) - centre).unflatten(0, (batch, -1))
         pixels = C.mean(0)
         C = (C - pixels).flatten(0, 1)
@@ -204,51 +256,55 @@ class ConvolutionOperand(Operand):
         q, channels = self.shape[:2]
         blocks = -(-q // 16) * -(-channels // 16)
         fits = self.positions * self.p <= _LARGEST
-        return (
-            self._images.device.type == "cpu" and channels > 4 and 2 * q * channels <= 256 * blocks and fits
-        )
+        return self.stored.device.type == "cpu" and channels > 4 and 2 * q * channels <= 256 * blocks and fits
 
 
 class EmbeddingOperand(Operand):
     """Indices of an embedding: ``A`` has a one at the row that was looked up, nothing at the padding."""
 
     dense = False
+    units = 1
 
     def __init__(self, shape: torch.Size, indices: Tensor, padding: int) -> None:
-        super().__init__(shape, indices.numel(), shape[1], shape[0])
-        self._indices = indices.reshape(-1)
+        super().__init__(shape, indices.reshape(-1), 1, shape[1], shape[0])
         self._padding = padding if padding < shape[0] else -1  # the graph saves «none» as a huge number
+
+    @property
+    def kind(self) -> Hashable:
+        """See :class:`Operand`."""
+        return super().kind, self._padding
+
+    def on(self, stored: Tensor) -> Self:
+        """Return the same operation on other indices."""
+        return type(self)(self.shape, stored, self._padding)
 
     def inputs(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """Return the looked up rows as ones among zeros, shape ``[positions, p]``."""
-        ones = torch.nn.functional.one_hot(self._indices, self.p).to(dtype)
+        ones = torch.nn.functional.one_hot(self.stored, self.p).to(dtype)
         if self._padding >= 0:
             ones[:, self._padding] = 0.0
         return ones
 
-    def lies_far(self, kernel: Tensor) -> bool:
-        """Return that ones and zeros do not."""
-        return False
-
-    def kernel(self, dtype: torch.dtype) -> Tensor:
-        """Return where two positions looked up the same row, shape ``[positions, positions]``."""
-        same = self._indices[:, None] == self._indices
-        return (same & (self._indices != self._padding)).to(dtype)
+    def centred(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return a one where two positions looked up the same row, ``[positions, positions]``: no means are off."""
+        same = self.stored[:, None] == self.stored
+        kernel = (same & (self.stored != self._padding)).to(dtype)
+        return None, kernel, kernel
 
     def gramian(self, D: Tensor, bias: float) -> Tensor:
         """Return the products of the sums over the positions that looked up the same row.
 
         Gradients that cancel in such a sum would leave nothing but rounding in products of single positions.
         """
-        D = D * (self._indices != self._padding)[:, None]
-        ordered, order = self._indices.sort()
+        D = D * (self.stored != self._padding)[:, None]
+        ordered, order = self.stored.sort()
         place = torch.nn.functional.pad(ordered[1:] != ordered[:-1], (1, 0)).cumsum(0)
         sums = torch.zeros_like(D).index_add_(1, place, D[:, order])
         return inner_products(sums.flatten(1), sums.flatten(1))
 
     def product(self, D: Tensor) -> Tensor:
         """Add each position's gradient to the row that it looked up."""
-        total = D.new_zeros(self.shape).index_add_(0, self._indices, D)
+        total = D.new_zeros(self.p, D.shape[1]).index_add_(0, self.stored, D)
         if self._padding >= 0:
             total[self._padding] = 0.0
         return total

@@ -1,42 +1,16 @@
-"""Backward passes that stop at operations and leaves, and the gradients of many rows gathered there."""
+"""Backward passes that stop at operations and leaves, and what is kept of the gradients that arrive there."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from multitask.gradients.graph import Node
-from multitask.gradients.losses import Pull
+from multitask.gradients.losses import Inputs, Pull, Pulls
 from multitask.gradients.operands import Operand
-from multitask.gradients.rows import numbers, split_like, write
-
-
-class Gathered(NamedTuple):
-    """The gradients of k rows at the places of a tap."""
-
-    at_nodes: list[Tensor | None]
-    """Those at each operation, ``[k, *shape]``, or the rows formed there, ``[k, n]``; ``None`` where none arrives."""
-    stored: Tensor
-    """Those of all leaves, flattened and concatenated, ``[k, n]``."""
-
-
-class Formed(NamedTuple):
-    """An operation at which each row of its weight is formed as soon as its gradient is known."""
-
-    operand: Operand
-    parameters: list[Tensor]
-    """The weight and, where it has one, the bias."""
-
-    def rows(self, gradient: Tensor | None, A: Tensor) -> list[Tensor | None]:
-        """Return ``Dᵀ A``, and ``Dᵀ 1``, in the shapes of weight and bias; ``A`` are the operand's inputs."""
-        if gradient is None:
-            return [None] * len(self.parameters)
-        (D,) = self.operand.matrix(gradient[None])
-        D = D.to(A.dtype)
-        return [self.operand.as_weights(D.T @ A), D.sum(0)][: len(self.parameters)]
 
 
 class Tap:
@@ -86,42 +60,29 @@ class Gatherer:
     def __init__(self) -> None:
         self._buffers: dict[object, Tensor] = {}
 
-    def __call__(
-        self, tap: Tap, passes: Sequence[Pull], like: Tensor, formed: Mapping[int, Formed] | None = None
-    ) -> Gathered:
+    def __call__(self, tap: Tap, passes: Sequence[Pull], like: Tensor) -> list[Tensor | None]:
         """Let the rows flow back, one after the other.
 
         Args:
             tap: Where to listen.
             passes: The backward passes, one per row.
             like: A tensor of the results' dtype and device.
-            formed: At which of the tap's operations the rows of weights, and of biases, are formed at once.
+
+        Returns:
+            The gradients at each operation, ``[k, *shape]``; ``None`` where none arrives.
         """
-        formed, k = formed or {}, len(passes)
-        stored = self.buffer("stored", (k, numbers(tap.leaves)), like)
-        at_nodes: list[Tensor | None] = [None] * tap.nodes
-        inputs = {}
-        for slot, (operand, parameters) in formed.items():
-            at_nodes[slot] = self.buffer(("rows", slot), (k, numbers(parameters)), like)
-            # Fresh memory in each step takes longer to get than to fill.
-            memory = self.buffer(("inputs", slot), (operand.positions, operand.p), like)
-            inputs[slot] = operand.inputs(like.dtype, memory)
+        gathered: list[Tensor | None] = [None] * tap.nodes
         for row, pull in enumerate(passes):
-            found = tap.listen(pull)
-            write(split_like(stored[row], tap.leaves), found[tap.nodes :])
-            for slot, (gradient, rows) in enumerate(zip(found[: tap.nodes], at_nodes, strict=True)):
-                if slot in formed and rows is not None:
-                    views = split_like(rows[row], formed[slot].parameters)
-                    write(views, formed[slot].rows(gradient, inputs[slot]))
-                elif gradient is not None:
+            for slot, (gradient, rows) in enumerate(zip(tap.listen(pull), gathered, strict=True)):
+                if gradient is not None:
                     if rows is None:
-                        shape = (k, *gradient.shape)
-                        at_nodes[slot] = rows = self.buffer(slot, shape, like.to(gradient.device))
+                        shape = (len(passes), *gradient.shape)
+                        gathered[slot] = rows = self.buffer(slot, shape, like.to(gradient.device))
                         rows[:row].zero_()
                     rows[row].copy_(gradient)
                 elif rows is not None:
                     rows[row].zero_()
-        return Gathered(at_nodes, stored)
+        return gathered
 
     def buffer(self, name: object, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return the memory of this name, with arbitrary content."""
@@ -129,3 +90,97 @@ class Gatherer:
         if old is None or old.shape != shape or old.dtype != like.dtype or old.device != like.device:
             old = self._buffers[name] = like.new_empty(shape)
         return old
+
+
+class Place(ABC):
+    """What becomes of the gradients that arrive at an operation.
+
+    Args:
+        parameters: Those whose rows it returns.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+
+    @abstractmethod
+    def take(self, row: int, gradient: Tensor | None) -> Sequence[Tensor | None]:
+        """Take the gradient of a row, and return that row of each parameter."""
+
+    @abstractmethod
+    def take_all(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
+        """Take the gradients of several rows, ``[k, *output]``, and return these rows of each parameter."""
+
+
+class Formed(Place):
+    """An operation at which each row of its weight is formed as soon as its gradient is known.
+
+    Args:
+        operand: The operation.
+        parameters: The weight and, where it has one, the bias.
+        inputs: The operand's inputs, which rows that arrive one by one need.
+    """
+
+    def __init__(self, operand: Operand, parameters: Sequence[Tensor], inputs: Tensor | None = None) -> None:
+        super().__init__(parameters)
+        self._operand = operand
+        self._inputs = inputs
+
+    def take(self, row: int, gradient: Tensor | None) -> Sequence[Tensor | None]:
+        """Return ``Dᵀ A``, and ``Dᵀ 1``, in the shapes of weight and bias."""
+        if gradient is None:
+            return [None] * len(self.parameters)
+        assert self._inputs is not None
+        (D,) = self._operand.matrix(gradient[None])
+        D = D.to(self._inputs.dtype)
+        return [self._operand.as_weights(D.T @ self._inputs), D.sum(0)][: len(self.parameters)]
+
+    def take_all(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
+        """Return all ``D_iᵀ A``, and all ``D_iᵀ 1``."""
+        D = self._operand.matrix(gradients)
+        return [self._operand.products(D), D.sum(1)][: len(self.parameters)]
+
+
+class TappedPulls(Pulls):
+    """Backward passes to some parameters that stop at operations and leaves.
+
+    Args:
+        pulls: The whole passes.
+        tap: Where they stop.
+        places: What becomes of the gradients at each operation.
+        found: The gradients of all rows at operations and leaves, where they have flowed back at once.
+    """
+
+    def __init__(
+        self, pulls: Pulls, tap: Tap, places: Sequence[Place], found: Sequence[Tensor | None] | None = None
+    ) -> None:
+        super().__init__(pulls.losses, pulls.graph, pulls.parameters, pulls.tasks, pulls.retain_graph)
+        self.own = pulls.own
+        self._pulls = pulls
+        self._tap = tap
+        self._places = places
+        self._rows: dict[Tensor, Tensor | None] | None = None
+        if found is not None:
+            self._rows = dict(zip(tap.leaves, found[tap.nodes :], strict=True))
+            for place, gradients in zip(places, found[: tap.nodes], strict=True):
+                rows = (
+                    [None] * len(place.parameters)
+                    if gradients is None
+                    else place.take_all(self.rows, gradients)
+                )
+                self._rows |= zip(place.parameters, rows, strict=True)
+
+    def pass_of(self, row: int, last: bool | None = None) -> Pull:
+        """Return the backward pass of a row, from parameters to its gradients there."""
+        if self._rows is not None:
+            place, there = self.rows.index(row), self._rows
+            each = {p: None if rows is None else rows[place] for p, rows in there.items()}
+            return lambda parameters: [each[p] for p in parameters]  # type: ignore[index]
+
+        def pull(parameters: Inputs) -> list[Tensor | None]:
+            found = self._tap.listen(self._pulls.pass_of(row, last))
+            each = dict(zip(self._tap.leaves, found[self._tap.nodes :], strict=True))
+            for place, gradient in zip(self._places, found[: self._tap.nodes], strict=True):
+                each |= zip(place.parameters, place.take(row, gradient), strict=True)
+            return [each[p] for p in parameters]  # type: ignore[index]
+
+        return pull

@@ -622,8 +622,8 @@ def test_convolutions_of_few_channels_are_formed_row_by_row(
 ) -> None:
     """Where positions are many and channels no multiple of sixteen."""
     formed: list[int] = []
-    make = taps.Formed.rows
-    monkeypatch.setattr(taps.Formed, "rows", lambda *args: formed.append(1) or make(*args))
+    make = taps.Formed.take
+    monkeypatch.setattr(taps.Formed, "take", lambda *args: formed.append(1) or make(*args))
     trunk = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1),
         nn.Tanh(),

@@ -1,0 +1,142 @@
+"""Factors of several processes as those of one: each process gets those of some units of every layer.
+
+The Gramian of a sum over processes has products of one process's factors with another's. So each sends its inputs to
+all, and to each the output gradients of some units. These units' columns of the Jacobian are then products over the
+positions of all processes; where rows are formed, :class:`ShardedRows` has such columns as numbers.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from multitask.gradients.blocks import BlockGradients, ProductBlock
+from multitask.gradients.factors import Factors, Layer, is_cheaper
+from multitask.gradients.rows import StoredGradients, _all_gather, add_to_gradients, processes, row_like
+
+
+class Exchange:
+    """The weights whose factors all processes have, where it is cheaper to exchange these than rows.
+
+    Args:
+        layers: The layers of which this process has factors, with the entries of their operands, by weight.
+        parameters: The shared parameters, the same on all processes.
+        k: How many rows there are.
+    """
+
+    def __init__(
+        self, layers: Mapping[Tensor, tuple[Layer, int]], parameters: Sequence[Tensor], k: int
+    ) -> None:
+        like = row_like(parameters)
+        message = [(_kind(layers[p][0], like), layers[p][1]) if p in layers else (0, 0) for p in parameters]
+        here = torch.tensor(message, dtype=torch.float64).to(like.device)
+        there = here.new_empty(processes() * len(here), 2)
+        _all_gather(there, here)
+        self.weights: dict[Tensor, list[int]] = {}
+        """The entries of each process, by weight."""
+        kinds, entries = there.cpu().view(processes(), -1, 2).permute(2, 1, 0).long().tolist()
+        for p, of_weight, each in zip(parameters, kinds, entries, strict=True):
+            if 0 not in of_weight and len(set(of_weight)) == 1:
+                operand = layers[p][0].operand
+                if is_cheaper(operand, k, sum(each) * operand.each, processes=processes()):
+                    self.weights[p] = each
+
+    def products(self, kept: Mapping[Tensor, Factors], rows: Sequence[int]) -> "ExchangedProducts":
+        """Exchange the factors of some rows, once they are weighed; every process exchanges the same."""
+        rank, count = dist.get_rank(), processes()
+        local = [(p, found.operand, found.chosen(rows)) for p, found in kept.items() if found.operand]
+        like = local[0][2]
+        outgoing = [
+            piece.to(like.dtype).flatten()
+            for process in range(count)
+            for _, operand, D in local
+            for piece in (operand.stored, D.tensor_split(count, 2)[process])
+        ]
+        shapes = [
+            shape
+            for process in range(count)
+            for p, operand, D in local
+            for shape in (
+                (self.weights[p][process], *operand.stored.shape[1:]),
+                (len(rows), self.weights[p][process] * operand.each, D.tensor_split(count, 2)[rank].shape[2]),
+            )
+        ]
+        sizes = [torch.Size(shape).numel() for shape in shapes]
+        per = 2 * len(local)
+        incoming = like.new_empty(sum(sizes))
+        dist.all_to_all_single(
+            incoming,
+            torch.cat(outgoing),
+            [sum(sizes[i * per : (i + 1) * per]) for i in range(count)],
+            [sum(map(len, outgoing[i * per : (i + 1) * per])) for i in range(count)],
+        )
+        pieces = [piece.view(shape) for piece, shape in zip(incoming.split(sizes), shapes, strict=True)]
+        blocks = []
+        for place, (p, operand, _) in enumerate(local):
+            stored = torch.cat(pieces[2 * place :: per]).to(operand.stored.dtype)
+            D = torch.cat(pieces[2 * place + 1 :: per], 1)
+            blocks.append(ProductBlock(operand.on(stored), D, kept[p].parameters))
+        return ExchangedProducts(blocks, [p for block in blocks for p in block.parameters])
+
+
+class ExchangedProducts(StoredGradients):
+    """Products over all processes' positions, of which each process has the columns of some units.
+
+    Args:
+        blocks: These columns.
+        parameters: The parameters of the blocks.
+    """
+
+    def __init__(self, blocks: Sequence[ProductBlock], parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._blocks = blocks
+
+    def gramian(self) -> Tensor:
+        """Return ``J Jᵀ``: the Gramians of the processes' columns add up."""
+        gramian = BlockGradients(self._blocks, self.parameters).gramian()
+        dist.all_reduce(gramian)
+        return gramian
+
+    def combine(self, weights: Tensor) -> None:
+        """Combine the columns and gather the result."""
+        add_to_gradients(self.parameters, self._gathered(weights))
+
+    def jacobian(self) -> Tensor:
+        """Form and gather every row, shape ``[k, n]``."""
+        each = torch.eye(self._blocks[0].k, device=self.parameters[0].device)
+        return torch.stack([torch.cat([g.flatten() for g in self._gathered(one)]) for one in each])
+
+    def _gathered(self, weights: Tensor) -> list[Tensor]:
+        """Return a combination, one tensor per parameter."""
+        count = processes()
+        here = [columns for block in self._blocks for columns in block.combined(weights)]
+        units = [block.operand.units if p.ndim > 1 else 0 for block in self._blocks for p in block.parameters]
+        shapes = [
+            [piece.shape for piece in p.detach().tensor_split(count, unit)]
+            for p, unit in zip(self.parameters, units, strict=True)
+        ]
+        sizes = [[of_parameter[process].numel() for of_parameter in shapes] for process in range(count)]
+        width = max(map(sum, sizes))
+        flat = torch.cat([columns.flatten() for columns in here])
+        everyone = flat.new_zeros(count * width)
+        _all_gather(everyone, torch.nn.functional.pad(flat, (0, width - len(flat))))
+        pieces = [
+            part[: sum(of_process)].split(of_process)
+            for part, of_process in zip(everyone.split(width), sizes, strict=True)
+        ]
+        return [
+            torch.cat(
+                [pieces[process][place].view(shape) for process, shape in enumerate(of_parameter)], unit
+            )
+            for place, (of_parameter, unit) in enumerate(zip(shapes, units, strict=True))
+        ]
+
+
+def _kind(layer: Layer, like: Tensor) -> int:
+    """Return a number for what the processes' layers have in common; zero where factors cannot be sent as numbers."""
+    operand = layer.operand
+    if not operand.dense and operand.p * torch.finfo(like.dtype).eps > 1:
+        return 0  # indices that would be rounded
+    return 1 + zlib.crc32(repr((operand.kind, len(layer.parameters))).encode())

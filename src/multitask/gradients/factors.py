@@ -1,0 +1,209 @@
+"""What stands for the rows of one weight: inputs and output gradients of its operation, over micro-batches."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from multitask.gradients.blocks import ProductBlock
+from multitask.gradients.graph import Node
+from multitask.gradients.operands import Operand, operations
+from multitask.gradients.rows import RowGradients, StoredGradients, numbers, sent
+from multitask.gradients.taps import Place
+
+# What writing, copying and reading a number costs, and sending one, in multiplications of a matrix product.
+_MEMORY, _SENT = 10, 100
+
+Shares = Sequence[Sequence[float]]
+"""Of each micro-batch its part in the mean of each row."""
+
+
+class Layer(NamedTuple):
+    """An operation in the graph, and the parameters whose rows are products of its inputs and output gradients."""
+
+    operand: Operand
+    node: Node
+    parameters: list[Tensor]
+    """The weight and, where it has one, the bias."""
+
+
+class Factors:
+    """The factors ``D_i`` and ``A`` of k rows ``D_iᵀ A``, one micro-batch's positions after the other's.
+
+    Args:
+        parameters: The weight and, where it has one, the bias.
+        memory: Of an earlier step, for the output gradients.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], memory: Tensor | None = None) -> None:
+        self.parameters = parameters
+        self.operand: Operand | None = None
+        """``A``, of all micro-batches so far."""
+        self.memory = memory
+        """The output gradients, ``[k, positions, q]`` or more positions; those of a single batch may lie elsewhere."""
+        self._single: Tensor | None = None
+        self._of: list[tuple[int, int]] = []
+
+    @property
+    def positions(self) -> int:
+        """How many positions there are so far."""
+        return 0 if self.operand is None else self.operand.positions
+
+    def goes_with(self, operand: Operand, parameters: Sequence[Tensor]) -> bool:
+        """Return whether an operation's positions can stand behind those so far."""
+        same = [id(p) for p in parameters] == [id(p) for p in self.parameters]
+        return same and (self.operand is None or self.operand.kind == operand.kind)
+
+    def room(self, k: int, operand: Operand, like: Tensor) -> Tensor:
+        """Return memory for the output gradients of a further operand, with arbitrary content."""
+        old, before = self.memory, self.positions
+        end, q = before + operand.positions, operand.q
+        known = None if old is None else (old.shape[0], old.shape[2], old.dtype, old.device)
+        if old is None or known != (k, q, like.dtype, like.device) or old.shape[1] < end:
+            self.memory = like.new_empty(k, end, q)
+            if old is not None and before:
+                self.memory[:, :before] = old[:, :before]
+        assert self.memory is not None
+        return self.memory[:, before:end]
+
+    def append(self, operand: Operand, micro_batch: int, gradients: Tensor | None = None) -> None:
+        """Add a micro-batch.
+
+        Args:
+            operand: Its ``A``.
+            micro_batch: Its number.
+            gradients: Those of a single batch; by default they lie in the :meth:`room`.
+        """
+        if self.operand is None:
+            self.operand = operand
+        else:
+            self.operand = self.operand.on(torch.cat([self.operand.stored, operand.stored]))
+        self._single = gradients
+        self._of.append((micro_batch, operand.positions))
+
+    def weigh(self, shares: Shares) -> None:
+        """Multiply the output gradients by the part of their micro-batch in the mean of their row, once."""
+        if all(share == 1.0 for micro_batch, _ in self._of for share in shares[micro_batch]):
+            return
+        D = self.gradients
+        numbers, counts = zip(*self._of, strict=True)
+        factors = torch.tensor([shares[number] for number in numbers], dtype=D.dtype)
+        factors = factors.repeat_interleave(torch.tensor(counts), 0)
+        D.mul_(sent(factors, D.device).T[..., None])
+
+    @property
+    def gradients(self) -> Tensor:
+        """The output gradients of all micro-batches so far, ``[k, positions, q]``."""
+        if self._single is not None:
+            return self._single
+        assert self.memory is not None
+        return self.memory[:, : self.positions]
+
+    def block(self, rows: Sequence[int], like: Tensor) -> StoredGradients:
+        """Return some rows, once they are weighed; zeros of the dtype and device of ``like`` if there are none."""
+        if self.operand is None:
+            return RowGradients(like.new_zeros(len(rows), numbers(self.parameters)), self.parameters)
+        return ProductBlock(self.operand, self.chosen(rows), self.parameters)
+
+    def chosen(self, rows: Sequence[int]) -> Tensor:
+        """Return the output gradients of some rows."""
+        D = self.gradients
+        return (D if len(rows) == len(D) else D[list(rows)]).contiguous()
+
+    def formed(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield row, parameter and gradient of all rows, once they are weighed."""
+        if self.operand is not None:
+            rows = range(len(self.gradients))
+            each = ProductBlock(self.operand, self.chosen(rows), self.parameters).formed()
+            for parameter, of_parameter in zip(self.parameters, each, strict=True):
+                for row, gradient in zip(rows, of_parameter, strict=True):
+                    yield row, parameter, gradient
+
+
+class Kept(Place):
+    """An operation whose output gradients are kept.
+
+    Args:
+        operand: The operation.
+        factors: Where they are kept.
+        k: How many rows there are.
+        like: A tensor of their dtype and device.
+        alone: Whether no micro-batch follows or went before, so that nothing has to be copied.
+    """
+
+    def __init__(self, operand: Operand, factors: Factors, k: int, like: Tensor, alone: bool) -> None:
+        super().__init__([])
+        self._operand = operand
+        self._factors = factors
+        self._k = k
+        self._like = like
+        self._alone = alone
+        self._room: Tensor | None = None
+        self._single: Tensor | None = None
+        self._missing = set(range(k))
+
+    def take(self, row: int, gradient: Tensor | None) -> Sequence[Tensor | None]:
+        """Keep the gradient of a row; its rows of parameters are not formed."""
+        if gradient is not None:
+            self._get_room()[row].copy_(self._operand.matrix(gradient[None])[0])
+            self._missing.discard(row)
+        return []
+
+    def take_all(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
+        """Keep the gradients of several rows; see :meth:`take`."""
+        D = self._operand.matrix(gradients)
+        if self._alone and len(D) == self._k:
+            self._single = D
+        else:
+            self._get_room()[list(rows)] = D.to(self._like.dtype)
+        self._missing -= set(rows)
+        return []
+
+    def end(self, micro_batch: int, announced: bool) -> None:
+        """Add the micro-batch of this number to the factors.
+
+        Args:
+            micro_batch: The number.
+            announced: Whether other processes count on its positions, even if no gradient has arrived.
+        """
+        operand, stored = self._operand, self._operand.stored
+        if len(self._missing) == self._k:
+            if not announced:
+                return
+            stored = torch.zeros_like(stored)  # no gradient: what comes in may be NaN
+        elif not self._alone:
+            # What is not the graph's own may be overwritten before the step ends.
+            stored = stored.clone()
+        if self._missing and self._single is None:
+            self._get_room()[list(self._missing)] = 0.0
+        self._factors.append(operand.on(stored), micro_batch, self._single)
+
+    def _get_room(self) -> Tensor:
+        if self._room is None:
+            self._room = self._factors.room(self._k, self._operand, self._like)
+        return self._room
+
+
+def is_cheaper(operand: Operand, k: int, positions: int, micro_batches: int = 1, processes: int = 1) -> bool:
+    """Return whether a layer's factors take fewer operations than its k rows, and over micro-batches no more memory.
+
+    Args:
+        operand: The layer.
+        k: How many rows there are.
+        positions: Those of all micro-batches and processes.
+        micro_batches: How often rows would be added up.
+        processes: How many share the work, and exchange rows or factors.
+    """
+    if micro_batches > 1 and positions > operand.p:
+        return False
+    n, p, q, others = positions / processes, operand.p, operand.q, processes - 1
+    row = n * p * q if operand.dense else 0.0
+    gramian = operations(positions) * (p + k * q / processes) if operand.dense else 0.0
+    size = k * p * q
+    rows = k * row + (k + 1) * size / processes + 3 * _MEMORY * size * micro_batches
+    rows += _SENT * size * others / processes
+    factors = gramian + k * k * n * q + row + _MEMORY * (positions**2 + positions * p + 3 * k * n * q)
+    width = operand.stored.shape[1:].numel() / operand.each
+    factors += _SENT * n * (width + k * q / processes) * others
+    return factors < rows

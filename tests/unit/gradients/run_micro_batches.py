@@ -1,0 +1,38 @@
+"""Takes steps of every network on two gloo processes: ``python -m tests.unit.gradients.run_micro_batches OUT``."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from tests.unit.gradients.micro_batches import MicroBatch, chosen, network_of, take, window_of
+from tests.unit.gradients.test_zoo import ZOO
+
+CASES: dict[str, tuple[int, tuple[tuple[int, ...], tuple[int, ...]], float]] = {
+    "factors": (3, ((2, 4), (5,)), torch.inf),
+    "some rows": (2, ((3,), (1, 2)), 8),
+}
+"""How many losses there are, each process's micro-batches, and up to how many positions factors are kept."""
+
+
+def windows_of(
+    name: str, m: int, sizes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> tuple[list[MicroBatch], list[MicroBatch], list[MicroBatch]]:
+    """Return the micro-batches of each process and of both."""
+    first, second = (window_of(name, m, of_process, seed) for seed, of_process in enumerate(sizes))
+    return first, second, [*first, *second]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = int(os.environ["RANK"])
+    found = {}
+    for name in ZOO:
+        for case, (m, sizes, most) in CASES.items():
+            if name != "hook that clips":
+                with chosen(most):
+                    found[name, case] = take(network_of(name, m), windows_of(name, m, sizes)[rank])[:2]
+    torch.save(found, f"{sys.argv[1]}.{rank}")
+    dist.destroy_process_group()

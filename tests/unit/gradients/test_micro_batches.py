@@ -1,0 +1,65 @@
+"""Factors over micro-batches and processes are those of one batch."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.unit.gradients.micro_batches import MicroBatch, chosen, network_of, take, whole, window_of
+from tests.unit.gradients.reference import assert_usable, expected, leaves_of, real, rows
+from tests.unit.gradients.run_micro_batches import CASES, windows_of
+from tests.unit.gradients.test_zoo import ZOO, losses_of
+from tests.unit.two_processes import found_by
+
+# Elsewhere the gradient of a mean is the mean of gradients.
+LINEAR = [name for name in ZOO if name != "hook that clips"]
+ROUNDING = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def assert_whole(
+    network: nn.Module, window: list[MicroBatch], seen: Tensor | None, found: list[Tensor | None]
+) -> None:
+    parameters = leaves_of(network)
+    losses = whole(network, window)
+    reached: list[set[int]] = [set() for _ in parameters]
+    for x, _ in window:  # absent losses reach parameters too
+        for i, loss in enumerate(losses_of(network, x, "task").values()):
+            each = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+            for of_parameter, gradient in zip(reached, each, strict=True):
+                of_parameter |= set() if gradient is None else {i}
+    shared = [{0, 1} if len(of_parameter) > 1 else set() for of_parameter in reached]
+    gramian, gradients = expected(rows(losses, parameters), parameters, len(losses), shared)
+    assert seen is not None
+    torch.testing.assert_close(seen, gramian, **ROUNDING)
+    for place, (p, gradient, wanted) in enumerate(zip(parameters, found, gradients, strict=True)):
+        if wanted is None:
+            assert gradient is None or not gradient.any()
+        else:
+            assert gradient is not None
+            p.grad = gradient
+            torch.testing.assert_close(real(gradient), wanted, msg=lambda m, n=place: f"{n}: {m}", **ROUNDING)
+    assert_usable(parameters)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_micro_batches_are_one_batch(name: str) -> None:
+    """By factors, and by factors whose rows are formed in between."""
+    for m, most in ((4, torch.inf), (3, 12)):
+        network, window = network_of(name, m), window_of(name, m, (2, 5, 1, 3))
+        with chosen(most):
+            assert_whole(network, window, *take(network, window)[:2])
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    return found_by("tests.unit.gradients.run_micro_batches", tmp_path_factory.mktemp("two") / "found")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", LINEAR)
+def test_two_processes_are_one(two_processes: list[dict], name: str, case: str) -> None:
+    first, second = (found[name, case] for found in two_processes)
+    m, windows, _ = CASES[case]
+    for one, other in zip(first[1], second[1], strict=True):
+        assert one is other is None or torch.equal(one, other)
+    assert_whole(network_of(name, m), windows_of(name, m, windows)[2], *first)

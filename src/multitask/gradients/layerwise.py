@@ -40,6 +40,8 @@ class Layerwise(Rows):
 
     def __init__(self) -> None:
         super().__init__()
+        self._plain = Rows()
+        """For single batches that have rows throughout."""
         self._gather = Gatherer()
         self._all_rows: tuple[object, ...] | None = None
         """The shape of a graph for which rows are best throughout. They are right wherever they are used, so
@@ -52,14 +54,18 @@ class Layerwise(Rows):
 
     def clear(self) -> None:
         """Start a new mean."""
+        if not self._shares:
+            return
         super().clear()
         self._memory |= {p: found.memory for p, found in self._kept.items() if found.memory is not None}
         self._kept, self._shares, self._exchange = {}, [], None
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Pull every row; see :class:`Engine`."""
+        """Compute every row; see :class:`Engine`."""
+        if not parameters or self._look(pulls, parameters) == self._all_rows:
+            return self._plain.differentiate(pulls, parameters)
         self.clear()
-        if pulls.losses.of_examples and parameters and self._look(pulls, parameters) != self._all_rows:
+        if pulls.losses.of_examples:
             found = rows_of_examples(pulls, parameters, sole_uses(pulls.graph, parameters), self._gather)
             if found is not None:
                 return found

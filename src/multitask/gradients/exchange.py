@@ -46,7 +46,8 @@ class Exchange:
     def products(self, kept: Mapping[Tensor, Factors], rows: Sequence[int]) -> "ExchangedProducts":
         """Exchange the factors of some rows, once they are weighed; every process exchanges the same."""
         rank, count = dist.get_rank(), processes()
-        local = [(p, found.operand, found.chosen(rows)) for p, found in kept.items() if found.operand]
+        # In the order of the parameters: the processes may have met their layers in different orders.
+        local = [(p, kept[p].operand, kept[p].chosen(rows)) for p in self.weights]
         like = local[0][2]
         outgoing = [
             piece.to(like.dtype).flatten()

@@ -41,7 +41,9 @@ class AutoMemory(Streamed):
             mib = f"rows need {needed / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB are free on {device}"
             _log.log(level, "weighting.memory=auto takes %s: %s.", taken, mib)
         if self.choice.get("taken") == "rows":
-            return self._layerwise.differentiate(pulls, parameters)
+            found = self._layerwise.differentiate(pulls, parameters)
+            self._layerwise.clear()  # else it would hold inputs of layers through the next forward pass
+            return found
         return super().differentiate(pulls, parameters)
 
 

@@ -4,6 +4,7 @@ A server process imports the heavy libraries and the package once; each program 
 program's file from its first line: with its own arguments, environment, output, signals and exit code.
 """
 
+import gc
 import multiprocessing
 import os
 import pkgutil
@@ -44,11 +45,12 @@ def server() -> BaseContext:
 
 
 def into(output: Path) -> None:
-    """Write this process's output into files, and take signals as a new interpreter does."""
+    """Write this process's output into files; take signals and collect garbage as a new interpreter does."""
     for stream, suffix in ((sys.stdout, ".out"), (sys.stderr, ".err")):
         stream.flush()
         file = os.open(f"{output}{suffix}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(file, stream.fileno())
+    gc.freeze()  # what the server has imported is garbage to no program, and takes long to look through
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 

@@ -36,7 +36,7 @@ class Cell:
     @classmethod
     def read(cls, row: Mapping[str, str]) -> Self:
         """Return the cell of a row of the CSV file."""
-        return cls(**{field.name: field.type(row[field.name]) for field in fields(cls)})  # type: ignore[operator, misc]
+        return cls(**{field.name: field.type(row[field.name]) for field in fields(cls)})  # type: ignore[operator]
 
 
 COLUMNS = tuple(field.name for field in fields(Cell))

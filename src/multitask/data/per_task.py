@@ -155,6 +155,7 @@ def join(parts: Sequence[_Part]) -> Split:
     blanks = {key: blank for part in parts for key, blank in part.blanks.items()}
     joined: dict[str, list[Tensor]] = {key: [] for key in ("inputs", *blanks)}
     for part in parts:
+        assert isinstance(part.split, Mapping)
         missing = {key: blank.expand(part.size, *blank.shape) for key, blank in blanks.items()}
         for key, values in (missing | part.renamed(part.split)).items():
             joined[key].append(values)

@@ -47,7 +47,8 @@ class Exchange:
         """Exchange the factors of some rows, once they are weighed; every process exchanges the same."""
         rank, count = dist.get_rank(), processes()
         # In the order of the parameters: the processes may have met their layers in different orders.
-        local = [(p, kept[p].operand, kept[p].chosen(rows)) for p in self.weights]
+        each = ((p, kept[p].operand, kept[p].chosen(rows)) for p in self.weights)
+        local = [(p, operand, D) for p, operand, D in each if operand is not None]
         like = local[0][2]
         outgoing = [
             piece.to(like.dtype).flatten()

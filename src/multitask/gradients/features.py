@@ -12,6 +12,7 @@ from multitask.gradients.losses import Pulls, gradients_at
 from multitask.gradients.rows import (
     RowGradients,
     Rows,
+    StoredGradients,
     add_to_gradients,
     dense,
     numbers,
@@ -20,7 +21,6 @@ from multitask.gradients.rows import (
     sent,
     split_like,
 )
-from multitask.gradients.task_gradients import TaskGradients
 
 Frontier = dict[GradientEdge, torch.Size]
 """The edges into the shared graph of a micro-batch, and the shapes of their gradients."""
@@ -112,7 +112,7 @@ class Features(Rows):
                 for columns in self._columns
             ]
 
-    def gradients(self, rows: Sequence[int]) -> TaskGradients:
+    def gradients(self, rows: Sequence[int]) -> StoredGradients:
         """Return the gradients of some rows, over all processes."""
         means = torch.cat(self._columns, 1)
         means = means if len(rows) == len(means) else means[list(rows)]

@@ -89,7 +89,7 @@ class Layerwise(Rows):
         have = {*self._parameters, *(p for _, p, _ in rows)}
         super().lay_out([p for p in parameters if p in have], rows)
 
-    def gradients(self, rows: Sequence[int]) -> TaskGradients:
+    def gradients(self, rows: Sequence[int]) -> StoredGradients:
         """Return the means of some rows, over all processes."""
         if not self._kept:
             return super().gradients(rows)

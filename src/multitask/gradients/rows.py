@@ -199,7 +199,7 @@ class Rows(Engine):
         for row, p, gradient in moved:
             write([self._views[row][place[p]]], [gradient])
 
-    def gradients(self, rows: Sequence[int]) -> TaskGradients:
+    def gradients(self, rows: Sequence[int]) -> StoredGradients:
         """Return the means of some rows, over all processes."""
         if self._sharded is not None:
             self._sharded.choose(rows)
@@ -300,7 +300,7 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def write(row: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+def write(row: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
     """Write gradients into views of a row, and zeros for those that are ``None``."""
     arrived = [dense(gradient) for gradient in gradients if gradient is not None]
     if len(arrived) < len(row):

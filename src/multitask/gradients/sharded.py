@@ -21,6 +21,7 @@ from multitask.gradients.losses import Inputs, Losses, Pull, Pulls, Roots
 from multitask.gradients.rows import (
     RowGradients,
     Rows,
+    StoredGradients,
     add_to_gradients,
     inner_products,
     is_sharded,
@@ -222,7 +223,7 @@ class ShardedEngine(Rows):
         """Add columns for parameters that have become shared; see :class:`Rows`."""
         super().lay_out(self._held_first(parameters), *args)
 
-    def gradients(self, rows: Sequence[int]) -> TaskGradients:
+    def gradients(self, rows: Sequence[int]) -> StoredGradients:
         """Return the means of some rows."""
         means = self._rows[list(rows), : numbers(self._parameters)]
         held = numbers(p for p in self._parameters if self._shards.holds(p))

@@ -49,7 +49,7 @@ def compare(
     baselines: str | None = None,
     console: Console | None = None,
 ) -> list[Comparison]:
-    """Compare, print, and write summary.csv, figures.csv, pairs.csv, …, ``figures/*.png`` and index.html.
+    """Compare, print, and write summary.csv, figures.csv, pairs.csv, …, ``plots/*.png`` and index.html.
 
     Raises:
         ComparisonError: the sources contain nothing to compare, or a setting names something that they lack.
@@ -60,15 +60,15 @@ def compare(
         why = f" ({'; '.join(sorted(reasons))})" if reasons else ""
         raise ComparisonError(f"source={source} contains no results to compare{why}; give finished runs.")
     folder = Path(output)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
     for name in CAPTIONS:  # files of an earlier comparison
-        for path in (folder / "figures").glob(f"*_{name}.png"):
+        for path in (folder / "plots").glob(f"*_{name}.png"):
             path.unlink()
     drawn: list[list[Picture]] = []
     for slug, comparison in zip(page.slugs(comparisons), comparisons, strict=True):
         drawn.append(pictures(comparison, read_curves(comparison.counted_runs)))
         for picture in drawn[-1]:
-            (folder / "figures" / f"{slug}_{picture.name}.png").write_bytes(picture.png)
+            (folder / "plots" / f"{slug}_{picture.name}.png").write_bytes(picture.png)
     tables.write(comparisons, folder)
     (folder / "index.html").write_text(page.render(comparisons, drawn), encoding="utf-8", newline="\n")
     if console is not None:

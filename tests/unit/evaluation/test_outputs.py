@@ -76,13 +76,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_every_picture_is_drawn(made: tuple[Path, str]) -> None:
-    names = {path.name for path in (made[0] / "figures").iterdir()}
+    names = {path.name for path in (made[0] / "plots").iterdir()}
     assert names == {
         *(f"toy_{name}.png" for name in ("delta_m", "delta_m_cost", "tasks", "pareto")),
         *(f"toy_{name}.png" for name in ("train_loss", "val_loss", "weights", "conflict")),
         "celeba-published_delta_m.png",
     }
-    for path in (made[0] / "figures").iterdir():
+    for path in (made[0] / "plots").iterdir():
         picture = Image.open(path)
         assert picture.width == 1150  # 4.6 inches at 250 dots each
         assert len(picture.convert("L").getcolors() or []) > 20
@@ -95,7 +95,7 @@ def test_the_page_is_one_file_and_well_formed(made: tuple[Path, str]) -> None:
     assert "url(" not in text
     assert "<script" not in text
     shown = {base64.b64decode(str(image["src"]).split(",")[1]) for image in page.images}
-    assert shown == {path.read_bytes() for path in (made[0] / "figures").iterdir()}
+    assert shown == {path.read_bytes() for path in (made[0] / "plots").iterdir()}
     assert all(image["alt"] for image in page.images)
 
 
@@ -147,7 +147,7 @@ def test_the_csv_files_hold_the_numbers_unrounded(made: tuple[Path, str]) -> Non
 def test_twice_gives_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
     runs = sorted(str(path) for path in sweep.iterdir())
     compare(str(sweep), tmp_path / "once")
-    before = tmp_path / "again" / "figures"
+    before = tmp_path / "again" / "plots"
     before.mkdir(parents=True)
     (before / "of_the_last_comparison_pareto.png").touch()
     (before / "of_a_user.png").touch()
@@ -165,7 +165,7 @@ def test_many_tasks_are_drawn_as_a_map_and_one_curve(tmp_path: Path) -> None:
             ]
             write_run(tmp_path / "runs" / f"{method}{seed}", method, seed, figures, curves=curves)
     compare(str(tmp_path / "runs"), tmp_path / "out")
-    names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    names = {path.name for path in (tmp_path / "out" / "plots").iterdir()}
     assert names == {"toy_delta_m.png", "toy_tasks.png", "toy_weights.png"}
 
 
@@ -235,7 +235,7 @@ def test_experiments_of_similar_names_keep_their_pictures(tmp_path: Path) -> Non
     names = ("a b", "a-b", "A/b")
     sources = [str(_table(tmp_path / f"{i}.csv", ("left", "acc"), experiment=e)) for i, e in enumerate(names)]
     compare(sources, tmp_path / "out")
-    found = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    found = sorted(path.name for path in (tmp_path / "out" / "plots").iterdir())
     assert found == ["A-b_tasks.png", "a-b-2_tasks.png", "a-b-3_tasks.png"]
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from multitask.benchmark import machine, tables
+from multitask.benchmark.accumulated import MICRO_BATCHES, accumulated_methods
 from multitask.benchmark.cells import COLUMNS, Cell, measure
 from multitask.benchmark.framework import measure_framework
 from multitask.benchmark.methods import compiled_methods, instance_methods, step_methods, text_methods
@@ -26,8 +27,10 @@ from multitask.run.schema import BENCHMARK, check_values
 from multitask.terminal import terminal
 
 _METHODS = {"step": step_methods, "compile": compiled_methods, "text": text_methods}
-CASES = ("step", "instance_wise", "solver", "framework", "scaling", "compile", "text")
+CASES = ("step", "instance_wise", "solver", "framework", "scaling", "accumulate", "compile", "text")
 _INSTANCE_TASKS = 2
+# Batch normalization computes another function of micro-batches than of the whole batch.
+_ACCUMULATED = ("mlp", "lenet", "transformer")
 # The scaling cases change one of these values; only some methods are plotted.
 _SCALED = {"tasks": 8, "batch": 128, "width": 512}
 _PLOTTED = ("weighted_sum", "ours", "torchjd_autojac")
@@ -36,6 +39,7 @@ _FULL: dict[str, Sequence[Any]] = {
     "tasks": [2, 3, 8, 40],
     "text_tasks": [2, 3, 8],
     "compile_tasks": [3, 8],
+    "accumulate_tasks": [8],
     "instances": [32, 128, 256],
     "solver_tasks": [2, 8, 40, 128],
     "framework_tasks": [2, 8, 40],
@@ -137,6 +141,12 @@ def _cells(case: str, config: DictConfig) -> Iterator[Cell]:
         for trunk in TEXTS if case == "text" else values["trunks"]:
             for m in tasks:
                 yield from measure(case, make(trunk, m, **options), _METHODS[case](weighting), effort)
+    elif case == "accumulate":
+        for trunk in (trunk for trunk in _ACCUMULATED if trunk in values["trunks"]):
+            for m in config.tasks or values["accumulate_tasks"]:
+                for batch in (TRUNKS[trunk].batch, MICRO_BATCHES * TRUNKS[trunk].batch):
+                    problem = make(trunk, m, batch=batch, **options)
+                    yield from measure(case, problem, accumulated_methods(weighting), effort)
     elif case == "instance_wise":
         for n in values["instances"]:
             problem = make("mlp", _INSTANCE_TASKS, batch=n // _INSTANCE_TASKS, **options)

@@ -19,6 +19,7 @@ _TITLES = {
     "instance_wise": "Instance-wise, one row per example and task, relative to the weighted sum's step",
     "solver_few_conflicts": "The weights of a Gramian with few conflicts, relative to TorchJD's solver",
     "solver_many_conflicts": "The weights of a Gramian with many conflicts, relative to TorchJD's solver",
+    "accumulate": "One step of four micro-batches, which make up the batch, relative to the weighted sum's",
     "compile": "One step with a compiled trunk, relative to the weighted sum's without",
     "text": "Text: one step of a transformer of 30 million parameters, whole and by LoRA",
     "framework": "A step of training, everything logged, relative to a hand-written loop that logs nothing",

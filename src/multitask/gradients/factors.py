@@ -8,7 +8,8 @@ from torch import Tensor
 
 from multitask.gradients.blocks import ProductBlock
 from multitask.gradients.graph import Node
-from multitask.gradients.operands import Operand, operations
+from multitask.gradients.kernels import entries
+from multitask.gradients.operands import Operand
 from multitask.gradients.rows import RowGradients, StoredGradients, numbers, sent
 from multitask.gradients.taps import Place
 
@@ -199,7 +200,7 @@ def is_cheaper(operand: Operand, k: int, positions: int, micro_batches: int = 1,
         return False
     n, p, q, others = positions / processes, operand.p, operand.q, processes - 1
     row = n * p * q if operand.dense else 0.0
-    gramian = operations(positions) * (p + k * q / processes) if operand.dense else 0.0
+    gramian = entries(positions) * (p + k * q / processes) if operand.dense else 0.0
     size = k * p * q
     rows = k * row + (k + 1) * size / processes + 3 * _MEMORY * size * micro_batches
     rows += _SENT * size * others / processes

@@ -116,7 +116,7 @@ class Layerwise(Rows):
         self._order = parameters
         k = len(pulls.rows) or len(shares)
         layers = self._layers(pulls, parameters)
-        kept = {p: layer for p, layer in layers.items() if self._is_kept(layer, k, alone)}
+        kept = cheaper = {p: layer for p, layer in layers.items() if self._is_kept(layer, k, alone)}
         if parts is not None:
             self._exchange = Exchange(self._announced(kept), parameters, len(shares))
             kept = {p: layer for p, layer in kept.items() if p in self._exchange.weights}
@@ -129,7 +129,7 @@ class Layerwise(Rows):
             if p not in kept
             and (together is not None or (layer.operand.wasteful and len(pulls.rows) >= _MANY))
         }
-        if not kept and not formed and not self._shares:
+        if not cheaper and not formed and not self._shares:
             self._all_rows = self._look(pulls, parameters)
 
         apart = {p for layer in kept.values() for p in layer.parameters}
@@ -157,7 +157,9 @@ class Layerwise(Rows):
             self._shares = [[a * b for a, b in zip(old, parts, strict=True)] for old in self._shares]
 
     def _look(self, pulls: Pulls, parameters: Sequence[Tensor]) -> tuple[object, ...]:
-        return len(pulls.rows), len(parameters), len(pulls.graph.reaching)
+        # With the shapes of all outputs: a resumed run, which remembers nothing, has to choose the same.
+        outputs = tuple(output.shape for node in pulls.graph.reaching for output in node._input_metadata)
+        return len(pulls.rows), len(parameters), outputs
 
     def _layers(self, pulls: Pulls, parameters: Sequence[Tensor]) -> dict[Tensor, Layer]:
         """Return the layers that have factors in the graph, by their weights."""

@@ -6,20 +6,18 @@ what it writes, so that the weight is ``[q, p]``.
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from itertools import pairwise
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from multitask.gradients.graph import Node
+from multitask.gradients.kernels import through_kernel
 from multitask.gradients.rows import inner_products
 from multitask.gradients.uses import Use
 
 # From which share of their squares on the inputs' mean is taken off: below it ten roundings are lost at most.
 _FAR = 0.9
-# Positions, and blocks of them, for which products with a symmetric matrix are computed at once.
-_POSITIONS, _BLOCKS = 128, 8
 # Numbers that the patches of a convolution may take where they are no must.
 _LARGEST = 2**23
 
@@ -101,7 +99,7 @@ class Operand(ABC):
         are large: the products of what is far from zero would leave nothing but rounding.
         """
         mean, centred, along = self._centred(D.dtype)
-        gramian = _through_kernel(D, centred, bias if mean is None else 0.0)
+        gramian = through_kernel(D, centred, bias if mean is None else 0.0)
         if mean is None:
             return gramian
         sums = D.sum(1)
@@ -119,29 +117,6 @@ class Operand(ABC):
     def as_weights(self, products: Tensor) -> Tensor:
         """Return products ``[…, q, p]`` in the shape of the weight, ``[…, *shape]``, or of some of its units."""
         return products.unflatten(-1, self.shape[1:])
-
-
-def _through_kernel(D: Tensor, inputs: Tensor, bias: float) -> Tensor:
-    """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, block by block of the lower half of the symmetric matrix."""
-    half = D.new_zeros(len(D), len(D))
-    for start, stop in pairwise(_bounds(len(inputs))):
-        kernel = inputs[start:stop] @ inputs[:stop].T
-        if bias:
-            kernel += bias
-        kernel[:, start:] *= 0.5
-        half += inner_products(D[:, start:stop].flatten(1), (kernel @ D[:, :stop]).flatten(1))
-    return half + half.T
-
-
-def _bounds(positions: int) -> list[int]:
-    """Return where the blocks of positions begin and end."""
-    size = max(_POSITIONS, -(-positions // _BLOCKS))
-    return [*range(0, positions, size), positions]
-
-
-def operations(positions: int) -> float:
-    """Return how many entries of the symmetric matrix of all positions are computed and multiplied by."""
-    return sum((stop - start) * stop for start, stop in pairwise(_bounds(positions)))
 
 
 class LinearOperand(Operand):

@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from multitask.benchmark import problems
+from multitask.benchmark.accumulated import accumulated_methods
 from multitask.benchmark.cells import COLUMNS
 from multitask.benchmark.methods import (
     AutogramRecipe,
@@ -158,6 +159,17 @@ def test_all_methods_agree_with_float64_rows(trunk: str) -> None:
         for parameter in method.problem.shared:
             parameter.grad *= 1.01  # type: ignore[operator]
         assert reference.error(method.problem, method.meaning) > 1e-3, "an error must show"
+
+
+@pytest.mark.parametrize("trunk", ["mlp", "transformer"])
+def test_micro_batches_agree_with_float64_rows(trunk: str) -> None:
+    problem = make(trunk, 3, batch=8)
+    reference = Reference(problem)
+    for name, settings in accumulated_methods(UPGRAD).items():
+        for setting in settings:
+            method = setting(problem.copy())
+            method.step()
+            assert reference.error(method.problem, method.meaning) < ROUNDING, (name, setting)
 
 
 def test_a_compiled_trunk_agrees_with_float64_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,38 @@
+"""Products with the kernel ``A Aᵀ`` of all positions, of whose symmetric matrix the lower half is computed."""
+
+from itertools import pairwise
+
+from torch import Tensor
+
+from multitask.gradients.rows import inner_products
+
+# The positions of a block at least, and how many blocks there are at most: larger products of matrices are faster.
+_POSITIONS, _BLOCKS = 128, 8
+
+
+def through_kernel(D: Tensor, inputs: Tensor, bias: float) -> Tensor:
+    """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, shape ``[k, k]``.
+
+    Args:
+        D: Shape ``[k, positions, q]``.
+        inputs: ``A``, shape ``[positions, p]``.
+        bias: What is added to each entry of the kernel.
+    """
+    half = D.new_zeros(len(D), len(D))
+    for start, stop in pairwise(_bounds(len(inputs))):
+        kernel = inputs[start:stop] @ inputs[:stop].T
+        if bias:
+            kernel += bias
+        kernel[:, start:] *= 0.5
+        half += inner_products(D[:, start:stop].flatten(1), (kernel @ D[:, :stop]).flatten(1))
+    return half + half.T
+
+
+def entries(positions: int) -> int:
+    """Return how many entries of the kernel are computed."""
+    return sum((stop - start) * stop for start, stop in pairwise(_bounds(positions)))
+
+
+def _bounds(positions: int) -> list[int]:
+    size = max(_POSITIONS, -(-positions // _BLOCKS))
+    return [*range(0, positions, size), positions]

@@ -96,11 +96,7 @@ class Layerwise(Rows):
         for found in self._kept.values():
             found.weigh(self._shares)
         self._shares = [[1.0] * len(of) for of in self._shares]
-        blocks: list[StoredGradients] = []
-        if self._parameters:
-            formed = super().gradients(rows)
-            assert isinstance(formed, StoredGradients)
-            blocks.append(formed)
+        blocks = [super().gradients(rows)] if self._parameters else []
         if self._exchange is not None:
             blocks.append(self._exchange.products(self._kept, rows))
         else:

@@ -58,7 +58,9 @@ class AccumulatedOurs(Accumulated):
     def __init__(self, problem: Problem, weighting: Mapping[str, Any]) -> None:
         super().__init__(problem)
         device = next(problem.trunk.parameters()).device
-        self._step = Step(build_weighting(dict(weighting), list(problem.tasks())).to(device))
+        self._step = Step(
+            build_weighting(dict(weighting), [f"t{i}" for i in range(len(problem.heads))]).to(device)
+        )
 
     def fill(self) -> None:
         """Add the micro-batches, and take the step with the last one."""

@@ -17,7 +17,7 @@ from multitask.gradients.exchange import Exchange
 from multitask.gradients.factors import Factors, Kept, Layer, is_cheaper
 from multitask.gradients.instances import rows_of_examples
 from multitask.gradients.losses import Pulls
-from multitask.gradients.operands import operand_of
+from multitask.gradients.operands import OPERATIONS, operand_of
 from multitask.gradients.rows import Rows, StoredGradients, row_like
 from multitask.gradients.taps import Formed, Gatherer, Place, Tap, TappedPulls
 from multitask.gradients.task_gradients import TaskGradients
@@ -157,9 +157,10 @@ class Layerwise(Rows):
             self._shares = [[a * b for a, b in zip(old, parts, strict=True)] for old in self._shares]
 
     def _look(self, pulls: Pulls, parameters: Sequence[Tensor]) -> tuple[object, ...]:
-        # With the shapes of all outputs: a resumed run, which remembers nothing, has to choose the same.
-        outputs = tuple(output.shape for node in pulls.graph.reaching for output in node._input_metadata)
-        return len(pulls.rows), len(parameters), outputs
+        # Factors are chosen by these shapes: a resumed run, which remembers nothing, must choose the same.
+        layers = [node for node in pulls.graph.reaching if type(node).__name__ in OPERATIONS]
+        shapes = [node._input_metadata[0].shape for node in layers]
+        return len(pulls.rows), len(parameters), shapes
 
     def _layers(self, pulls: Pulls, parameters: Sequence[Tensor]) -> dict[Tensor, Layer]:
         """Return the layers that have factors in the graph, by their weights."""

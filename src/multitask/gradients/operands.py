@@ -293,6 +293,10 @@ class EmbeddingOperand(Operand):
         return products.mT
 
 
+OPERATIONS = {"AddmmBackward0", "MmBackward0", "ConvolutionBackward0", "EmbeddingBackward0"}
+"""The operations for which :func:`operand_of` may return inputs."""
+
+
 def operand_of(use: Use, shape: torch.Size) -> Operand | None:
     """Return the inputs that go with a weight of this shape, ``None`` where its gradient is no such product.
 

@@ -49,7 +49,8 @@ def test_embedded_and_generated_sets_run(scripts: Scripts, tmp_path: Path, metho
     assert set(runs) == {(experiment, method) for experiment in EMBEDDED}
     assert all(math.isfinite(float(row["value"])) for rows in runs.values() for row in rows)
     rooms = runs["rooms", method]
-    assert {row["task"] for row in rooms} == {"segmentation", "depth", "normals"}
+    combined = {"combined"} if method == "weighted_sum" else set()
+    assert {row["task"] for row in rooms} == {"segmentation", "depth", "normals"} | combined
     better = {row["metric"]: row["higher_is_better"] for row in rooms}
     assert better["miou"] == better["pixel_accuracy"] == better["within_11"] == "True"
     assert better["absolute_error"] == better["relative_error"] == better["median_angle"] == "False"

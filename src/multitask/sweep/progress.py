@@ -32,17 +32,18 @@ def _follow(name: str, jobs: Sequence[Job], total: int, over: threading.Event) -
     first: int | None = None
     last = None
     while True:
+        ends = over.is_set()  # before the folders are read, so that the last line counts every job
         statuses = {job: ended.get(job) or status_of(job.folder) for job in list(jobs)}
         ended |= {job: status for job, status in statuses.items() if status == COMPLETED}
         counts = Counter(statuses.values())
         done = counts[COMPLETED] + counts[FAILED]
         first = done if first is None else first
         # Between two jobs of one process, none runs for a moment.
-        between = not counts[RUNNING] and done < total and not over.is_set()
+        between = not counts[RUNNING] and done < total and not ends
         if counts != last and not between:
             print(line(name, counts, total, time.monotonic() - start, done - first), flush=True)
             last = counts
-        if over.is_set():
+        if ends:
             return
         over.wait(PAUSE)
 

@@ -61,7 +61,7 @@ def bytes_for_rows(pulls: Pulls, parameters: Sequence[Tensor]) -> int:
     # Gradients, and the two moments that an optimizer such as Adam makes after the first step.
     kept = 3 * (n + numbers(own.values()))
     products = k * k * n // 1024  # of blocks of columns, before their sum is the Gramian
-    # A pass holds up to three gradients of outputs at a time: the one that comes, that goes on and that goes past.
+    # A pass holds up to three gradients of outputs at a time: the incoming one, the outgoing one and a residual one.
     outputs = (node._input_metadata for node in pulls.graph.following)
     passing = 3 * max(sum(math.prod(o.shape) * o.dtype.itemsize for o in of_node) for of_node in outputs)
     # A tenth more, since an allocator cannot use all that is free.

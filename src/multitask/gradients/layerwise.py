@@ -69,19 +69,8 @@ class Layerwise(Rows):
             found = rows_of_examples(pulls, parameters, sole_uses(pulls.graph, parameters), self._gather)
             if found is not None:
                 return found
-        self._add(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True)
+        self.add(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True)
         return self.gradients(pulls.rows)
-
-    def add(
-        self,
-        pulls: Pulls,
-        parameters: Sequence[Tensor],
-        shares: Sequence[float],
-        parts: Sequence[float] | None = None,
-        wanted: Sequence[int] | None = None,
-    ) -> None:
-        """Add a micro-batch; see :class:`Rows`."""
-        self._add(pulls, parameters, shares, parts, wanted)
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
         """Give the means columns for what has become shared since and has a gradient already; see :class:`Rows`."""
@@ -103,7 +92,7 @@ class Layerwise(Rows):
             blocks += [found.block(rows, row_like(self._order)) for found in self._kept.values()]
         return BlockGradients(blocks, self._order)
 
-    def _add(
+    def add(
         self,
         pulls: Pulls,
         parameters: Sequence[Tensor],
@@ -112,7 +101,7 @@ class Layerwise(Rows):
         wanted: Sequence[int] | None = None,
         alone: bool = False,
     ) -> None:
-        """Add a micro-batch; ``alone`` if it is the whole step."""
+        """Add a micro-batch, ``alone`` if it is the whole step; see :class:`Rows`."""
         self._order = parameters
         k = len(pulls.rows) or len(shares)
         layers = self._layers(pulls, parameters)

@@ -62,7 +62,7 @@ class ExampleBlock(StoredGradients):
         self._operand = operand
         self._layout = layout
         # [example, task, position, q]
-        self._gradients = layout.by_example(gradients, 1).transpose(0, 1)
+        self._gradients = layout.by_example(gradients, 1).transpose(0, 1).contiguous()
 
     def gramian(self) -> Tensor:
         """Return the products of all rows, by whichever way takes fewer operations."""

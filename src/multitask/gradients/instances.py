@@ -8,6 +8,7 @@ scale, or a pair of scales, of its own.)
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -95,11 +96,10 @@ def _layouts(
     into another.
     """
     losses = pulls.losses
-    generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(losses.parts, generator=generator) for _ in pulls.tasks]
 
     def probe(scale: Tensor | float) -> list[Tensor | None]:
-        columns = [losses.column(task, w * scale) for task, w in zip(pulls.tasks, weights, strict=True)]
+        weights = _weights(losses.parts, len(pulls.tasks)) * scale
+        columns = [losses.column(task, w) for task, w in zip(pulls.tasks, weights, strict=True)]
         edges = [edge for of_task, _ in columns for edge in of_task]
         seeds = [seed for _, of_task in columns for seed in of_task]
         return tap.listen(_pass((edges, seeds), retain_graph=True))
@@ -109,22 +109,30 @@ def _layouts(
     scales = _scales(losses.parts, _NARROW if half else _WIDE)
     probes = dict(zip(nodes, zip(plain, *map(probe, scales), strict=True), strict=True))
     layouts: list[ExampleLayout | None] = []
+    found: dict[tuple[Node, int], ExampleLayout | None] = {}
     for parameter, use, _ in known:
         there = [gradient for gradient in probes[use.node] if gradient is not None]
         if not there:
             layouts.append(None)
             continue
         lead = leading_dimensions(use, parameter.shape, there[0].ndim)
-        layout = None
-        if lead > 0:
+        if lead > 0 and (use.node, lead) not in found:
             one, *others = (g.flatten(0, lead - 1)[..., None].flatten(1) for g in there)
-            layout = _layout(one, others, [scale.to(one.device) for scale in scales])
+            found[use.node, lead] = _layout(one, others, [scale.to(one.device) for scale in scales])
+        layout = found.get((use.node, lead))
         if layout is None:
             return None
         layouts.append(layout)
     return layouts
 
 
+@cache
+def _weights(examples: int, tasks: int) -> Tensor:
+    """Return random weights ``[tasks, examples]``, the same in every step."""
+    return torch.randn(tasks, examples, generator=torch.Generator().manual_seed(0))
+
+
+@cache
 def _scales(examples: int, base: int) -> list[Tensor]:
     """Return scales ``[examples]``, powers of two of both signs, that together differ from example to example."""
     scales: list[Tensor] = []

@@ -75,7 +75,8 @@ class Window:
     def rows(self) -> list[int]:
         """The rows of the present losses, part by part."""
         parts, m = (0, 0) if self.losses is None else self.losses.shape
-        return [part * m + i for part in range(parts) for i in self.present]
+        present = self.present
+        return [part * m + i for part in range(parts) for i in present]
 
     def add(self, losses: Losses, counts: Counts, last: bool) -> None:
         """Add a micro-batch; the last one also synchronizes the processes.

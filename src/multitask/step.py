@@ -130,6 +130,8 @@ class Step:
             check_streamed(self.weighting, memory=made.memory)
         if self._shards is not None:
             _check_sharded(self._method, engine, made)  # type: ignore[arg-type]
+        if isinstance(made, Rows):
+            made.by_gramian = not (self._method.of_parameters or self._method.reads_jacobian)
         self._auto_memory = made if isinstance(made, AutoMemory) else None
         self._window = Window(made, self.ownership, self._shards)
         self._m = 0

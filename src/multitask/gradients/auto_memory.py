@@ -30,6 +30,7 @@ class AutoMemory(Streamed):
         self.choice: dict[str, Any] = {}
         """What was ``taken``, rows or stream, the ``bytes_needed`` by rows and the ``bytes_free``; empty before."""
         self._layerwise = Layerwise()
+        self._layerwise.by_gramian = True
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
         """Pull every row, the way that was chosen; see :class:`Engine`."""

@@ -91,6 +91,7 @@ class Features(Rows):
         shares: Sequence[float],
         parts: Sequence[float] | None = None,
         wanted: Sequence[int] | None = None,
+        alone: bool = False,
     ) -> None:
         """Add a micro-batch, which sends nothing; see :class:`Rows`.
 

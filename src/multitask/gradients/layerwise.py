@@ -54,6 +54,7 @@ class Layerwise(Rows):
 
     def clear(self) -> None:
         """Start a new mean."""
+        self._plain.clear()
         if not self._shares:
             return
         super().clear()
@@ -63,6 +64,7 @@ class Layerwise(Rows):
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
         """Compute every row; see :class:`Engine`."""
         if not parameters or self._look(pulls, parameters) == self._all_rows:
+            self._plain.by_gramian = self.by_gramian
             return self._plain.differentiate(pulls, parameters)
         self.clear()
         if pulls.losses.of_examples:
@@ -138,7 +140,7 @@ class Layerwise(Rows):
                 places.append(Kept(layer.operand, factors, len(shares), like, alone))
             places += [self._formed(layer, like, found is None) for layer in formed.values()]
             sources = TappedPulls(pulls, tap, places[: len(tapped)], found) if tapped else pulls
-            super().add(sources, rest, shares, parts if rest else None, wanted)
+            super().add(sources, rest, shares, parts if rest else None, wanted, alone)
         for place in places:
             if isinstance(place, Kept):
                 place.end(len(self._shares) - 1, parts is not None)

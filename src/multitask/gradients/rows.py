@@ -1,7 +1,7 @@
 """Rows of the Jacobian in one buffer, averaged over micro-batches and distributed over processes."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,10 @@ from multitask.gradients.task_gradients import Engine, TaskGradients
 _BLOCK = 1024
 # Up to this length the rounding error of one long sum is that of its terms.
 _SHORT = 2**16
+# Rows of at least this length stay as autograd returns them: in a buffer there would be one gradient more.
+_LARGE = 2**19
+# Numbers of separate rows that are put side by side at a time.
+_SIDE_BY_SIDE = 2**18
 # torch 2.13 renamed the collectives.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -59,6 +63,56 @@ class RowGradients(StoredGradients):
     def jacobian(self) -> Tensor:
         """Return ``J``, shape ``[k, n]``."""
         return self._jacobian
+
+
+class SeparateRows(StoredGradients):
+    """Rows as autograd returned them, which take no memory beside the gradients themselves.
+
+    Args:
+        rows: The k rows: the gradient of each parameter, or ``None``.
+        parameters: The shared parameters, with n elements in total.
+    """
+
+    fresh = True
+
+    def __init__(self, rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._rows = rows
+        self._like = row_like(parameters)
+        self._width = _SIDE_BY_SIDE // len(rows)
+
+    def gramian(self) -> Tensor:
+        """Return ``J Jᵀ``, shape ``[k, k]``."""
+        total = self._like.new_zeros(len(self._rows), len(self._rows))
+        for place in range(len(self.parameters)):
+            for columns in self._columns(place):
+                total += inner_products(columns, columns)
+        return total
+
+    def combine(self, weights: Tensor) -> None:
+        """Add ``weightsᵀ J`` to the gradients of the shared parameters."""
+        weights = weights.to(self._like.dtype)
+        for place, parameter in enumerate(self.parameters):
+            combined = self._like.new_empty(real_shape(parameter))
+            parts = combined.view(-1).split(self._width)
+            for part, columns in zip(parts, self._columns(place), strict=True):
+                torch.mv(columns.T, weights, out=part)
+            add_to_gradients([parameter], [combined])
+
+    def jacobian(self) -> Tensor:
+        """Return ``J``, shape ``[k, n]``."""
+        jacobian = self._like.new_empty(len(self._rows), numbers(self.parameters))
+        for row, gradients in zip(jacobian, self._rows, strict=True):
+            write(split_like(row, self.parameters), gradients)
+        return jacobian
+
+    def _columns(self, place: int) -> Iterator[Tensor]:
+        """Yield the columns of one parameter, ``[k, some]``, a few at a time."""
+        zeros = self._like.new_zeros(()).expand(real_shape(self.parameters[place]).numel())
+        each = [row[place] for row in self._rows]
+        flat = [zeros if g is None else dense(g).reshape(-1).to(self._like.dtype) for g in each]
+        for some in zip(*(gradient.split(self._width) for gradient in flat), strict=True):
+            yield torch.stack(some)
 
 
 class ShardedRows(StoredGradients):
@@ -113,8 +167,11 @@ class ShardedRows(StoredGradients):
 class Rows(Engine):
     """Exact for any graph: one backward pass per row, written into a buffer that is kept between steps.
 
-    It also averages the rows of micro-batches, as running means.
+    It also averages the rows of micro-batches, as running means. Large rows of a single batch stay as they are.
     """
+
+    by_gramian = False
+    """Whether the rows are only combined and multiplied with each other, and need not form a matrix."""
 
     def __init__(self) -> None:
         self._parameters: list[Tensor] = []
@@ -125,16 +182,17 @@ class Rows(Engine):
         """Each row's view of each parameter: in a small network, making views takes as long as computing."""
         self._scratch: tuple[Tensor, list[Tensor]] | None = None
         self._sharded: ShardedRows | None = None
+        self._separate: SeparateRows | None = None
         self._begun = False
 
     def clear(self) -> None:
         """Start a new mean."""
-        self._begun, self._sharded = False, None
+        self._begun, self._sharded, self._separate = False, None, None
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
         """Compute every row; see :class:`Engine`."""
         self.clear()
-        self.add(pulls, parameters, [1.0] * pulls.losses.values.numel())
+        self.add(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True)
         return self.gradients(pulls.rows)
 
     def add(
@@ -144,6 +202,7 @@ class Rows(Engine):
         shares: Sequence[float],
         parts: Sequence[float] | None = None,
         wanted: Sequence[int] | None = None,
+        alone: bool = False,
     ) -> None:
         """Add a micro-batch.
 
@@ -154,7 +213,16 @@ class Rows(Engine):
             parts: With the last micro-batch on several processes, this process's weight in the mean of each row.
                 Each row is sent as soon as it is complete, while the next one is computed.
             wanted: The rows that are sent; all by default.
+            alone: Whether it is the whole step.
         """
+        # A function written in Python may return memory that is still in use.
+        large = alone and self.by_gramian and numbers(parameters) >= _LARGE
+        if large and not pulls.graph.runs_python():
+            self._parameters = list(parameters)
+            self._separate = SeparateRows(
+                [pulls.pass_of(row)(parameters) for row in pulls.rows], self._parameters
+            )
+            return
         self._allocate(len(shares), parameters)
         if self._begun and self._scratch is None:
             scratch = torch.zeros_like(self._rows[0])  # the padding too
@@ -201,6 +269,8 @@ class Rows(Engine):
 
     def gradients(self, rows: Sequence[int]) -> StoredGradients:
         """Return the means of some rows, over all processes."""
+        if self._separate is not None:
+            return self._separate
         if self._sharded is not None:
             self._sharded.choose(rows)
             return self._sharded

@@ -24,6 +24,9 @@ class TaskGradients(ABC):
     """How many operations lie at most between the losses and each parameter of the layout; ``None`` for
     those that not all losses reach."""
 
+    fresh: bool = False
+    """Whether the gradients lie in memory that is to be freed when the step ends."""
+
     @property
     def local(self) -> "TaskGradients":
         """The columns that this process keeps: all, unless parameters are split over processes.

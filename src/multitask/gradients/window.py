@@ -48,9 +48,10 @@ class Window:
     def clear(self) -> None:
         """Start a new step."""
         self.own.clear()
-        # On a CPU, freeing and allocating memory is slow: the next step reuses what this one leaves.
-        on_cpu = self._whole is not None and self.losses is not None and self.losses.device.type == "cpu"
-        self._before, self._whole = self._whole if on_cpu else None, None
+        whole, self._whole, self._before = self._whole, None, None
+        if whole is not None and not whole.fresh and self.last is not None:
+            # On a CPU, freeing and allocating memory is slow: the next step reuses what this one leaves.
+            self._before = whole if self.last.values.device.type == "cpu" else None
         self.losses: Tensor | None = None
         """Mean losses, shape ``[parts, m]``."""
         self.counts: list[float] = []

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torchjd.aggregation import TrimmedMean, UPGradWeighting
 
+from multitask.benchmark.timing import peak_mib
 from multitask.gradients import rows as rows_module
-from multitask.gradients.rows import Rows
+from multitask.gradients.rows import RowGradients, Rows, SeparateRows
+from multitask.step import Step
 from tests.unit.gradients.rows_of import losses_of, pulls_of
 from tests.unit.gradients.test_layerwise import assert_same, mlp, naive, random_cotangents, shared
 
@@ -94,3 +97,33 @@ def test_each_row_is_sent_before_the_next_is_differentiated(
     assert torch.equal(torch.stack(sent), found)
     assert found.shape == (3, 16)
     assert not found[:, 15:].any()
+
+
+def test_large_rows_take_no_memory_beside_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the whole graph is needed, two rows of three are in memory, in later steps, too."""
+
+    def peak(large: int) -> float:
+        monkeypatch.setattr(rows_module, "_LARGE", large)
+        net = nn.ModuleList([nn.Linear(1024, 1024), *(nn.Linear(1024, 1) for _ in range(3))])
+        inputs, step = torch.randn(8192, 1024), Step(UPGradWeighting(), net, engine="rows")
+
+        def steps() -> None:
+            for _ in range(2):
+                net.zero_grad()
+                features = torch.tanh(net[0](inputs))
+                step.backward([head(features).square().mean() for head in list(net)[1:]])
+
+        return peak_mib(steps)
+
+    row = 1025 * 1024 * 4 / 2**20
+    assert peak(0) < peak(2**40) - 0.9 * row
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_rows_of_methods_that_read_them_form_a_matrix(reads: bool) -> None:
+    net = nn.ModuleList([nn.Linear(1024, 1024), nn.Linear(1024, 1), nn.Linear(1024, 1)])
+    step = Step(TrimmedMean(0) if reads else UPGradWeighting(), net, engine="rows")
+    features = net[0](torch.randn(4, 1024))
+    gradients = step.backward([head(features).square().mean() for head in list(net)[1:]]).gradients
+    assert gradients is not None
+    assert isinstance(gradients._gradients, RowGradients if reads else SeparateRows)

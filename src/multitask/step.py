@@ -40,25 +40,25 @@ class StepResult:
     """The outcome of a step."""
 
     present: list[int]
-    """The losses with at least one labelled element; if empty, no step was taken."""
+    """The losses with a labelled element; if empty, no step was taken."""
     losses: Tensor | None = None
-    """The mean losses of the present rows over the whole step, detached, ``[parts · k]``, part by part."""
+    """The mean losses of the present rows over the whole step, detached, ``[parts · k]``."""
     weights: Tensor | None = None
-    """The weight of each row; ``None`` if the method has no weights, or if no parameter is shared. On the CPU if the
-    method computes there."""
+    """The weight of each row, on the CPU if the method computes there; ``None`` if the method has no weights, or if no
+    parameter is shared."""
     gradients: TaskGradients | None = None
-    """The rows' gradients, valid until the next step; ``None`` for a scalarization, if no parameter is shared, or if
-    not all rows were computed."""
+    """The gradients of all rows, valid until the next step; ``None`` for a scalarization, if no parameter is shared, or
+    if some were not computed."""
     overflow: bool = False
-    """Whether the scaled gradients overflowed, so that the loss scaler skips the optimizer's step."""
+    """Whether the scaled gradients overflowed; the loss scaler then skips the optimizer's step."""
 
 
 class Step:
     """Computes the ``.grad`` of all parameters from several losses, by any weighting.
 
     A parameter that several losses reach is shared: its gradient is the weighting's combination of the losses'
-    gradients. A parameter that only one loss reaches (a head's) gets the gradient of that loss. Both are determined
-    from the graph of each step, and a parameter that has once been shared remains shared::
+    gradients. A parameter that only one loss reaches (a head's) gets the gradient of that loss. The graph of each step
+    decides, and a parameter that has been shared once remains shared::
 
         step = Step(UPGrad(), model)
         for batch in loader:
@@ -71,15 +71,15 @@ class Step:
 
     Args:
         weighting: A combiner of this package, or a torchjd scalarizer, weighting or aggregator.
-        model: The trained module, or tensors by name. It gives parameters the order and the names that
-            several processes and ``state_dict`` need. Its parameters may be sharded over all processes by
+        model: The trained module, or tensors by name: order and names of the parameters, which several processes
+            and ``state_dict`` need. Parameters may be sharded over all processes by
             ``torch.distributed.fsdp.fully_shard``, before the step is created.
         heads: Whether a parameter that only one loss reaches gets its gradient unchanged (``own``) or multiplied
             by the loss's weight (``weighted``). A scalarization always multiplies.
         engine: How gradients are computed: ``auto``, ``layerwise``, ``rows`` or ``features`` (approximate).
-        memory: ``rows`` keeps m gradients, or what stands for them; ``stream`` keeps the numbers of two at most, takes
-            more time, and wants the whole batch in one call on one process; ``auto`` takes ``rows`` if they fit into
-            the memory that is free in the first step, else ``stream``.
+        memory: ``rows`` keeps m gradients or their factors; ``stream`` keeps at most the equivalent of two, takes more
+            time, and needs the whole batch in one call on one process; ``auto`` takes ``rows`` if they fit into the
+            memory that is free in the first step, else ``stream``.
         shared: The shared parameters, instead of those found from the graph; all others get the sum of the
             gradients of the losses that reach them.
         scaler: The loss scaler of 16-bit training; gradients are left scaled, for ``scaler.step``.
@@ -115,10 +115,10 @@ class Step:
         self.scaler = scaler
         self.seed = seed
         self.steps = 0
-        """The number of steps taken; the weighting's random numbers depend on it."""
+        """The number of steps taken, on which the weighting's random numbers depend."""
         self.now: Callable[[], float] = time.perf_counter
         self.times: dict[str, float] = {}
-        """Seconds spent in each section of steps; the reader clears them."""
+        """Seconds spent in each section of steps, to be cleared by the reader."""
         scalar = isinstance(self.weighting, Scalarization)
         self._method = Differentiated(self.weighting) if scalar else self.weighting  # type: ignore[arg-type]
         self._uses = hooks_of(self._method)
@@ -147,8 +147,8 @@ class Step:
         Args:
             losses: Mean losses over the micro-batch, with their graph: a tensor ``[m]`` or one scalar per loss,
                 by name or in order. A weighting of halves or examples needs one row per part, ``[parts, m]``.
-            counts: The number of elements that each mean is over, or one number for all; by default all
-                micro-batches and processes count the same. A loss whose count is zero is absent.
+            counts: The number of elements of each mean, or one number for all; by default all micro-batches and
+                processes count the same. A loss whose count is zero is absent.
 
         Raises:
             FloatingPointError: If a loss or a gradient is not finite.
@@ -212,8 +212,8 @@ class Step:
         """Return a scalarization's scalar with its graph; the caller runs ``backward``.
 
         On several processes the value is that of the whole batch, and the gradients average to those of the whole
-        batch. :meth:`close` ends the step. Until then, further calls are evaluations of the same step, as L-BFGS needs
-        them: the scalarization draws the same random numbers, and only the first evaluation is logged and remembered.
+        batch. Until :meth:`close`, further calls evaluate the same step again, as L-BFGS does: with the same random
+        numbers, and only the first evaluation is logged and remembered.
 
         Args:
             losses: As for :meth:`backward`, ``[m]``.
@@ -285,8 +285,7 @@ class Step:
         """Show the same batch to a weighting that uses it after the optimizer's step.
 
         Args:
-            recompute: Returns the mean losses of the whole batch, ``[m]``, or whatever the weighting's ``recomputed``
-                names.
+            recompute: Returns what the weighting's ``recomputed`` names, by default the batch's mean losses, ``[m]``.
             present: The losses that were present in the step.
         """
         if not self.looks_after or not present:
@@ -298,7 +297,7 @@ class Step:
             self._shards.release()
 
     def rows_of(self, losses: Losses) -> tuple[Tensor, bool]:
-        """Return the losses' gradients over the shared parameters, ``[m, n]``, and whether there are any."""
+        """Return the losses' Jacobian over the shared parameters, ``[m, n]``, and whether n > 0."""
         if self._shards is not None:
             raise ValueError("rows outside of a step are not sharded; leave callbacks.conflict out.")
         graph = Graph(losses.edges())
@@ -312,7 +311,7 @@ class Step:
         return self.weighting.parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state: the weighting's, the shared parameters, the number of steps, the memory that was chosen."""
+        """Return the weighting's state, the ownership of parameters, the number of steps and the choice of memory."""
         return {
             "weighting": self.weighting.state_dict(),
             "ownership": self.ownership.state_dict(),
@@ -331,10 +330,7 @@ class Step:
 
     @contextmanager
     def as_present(self, present: list[int], number: int | None = None) -> Iterator[None]:
-        """Restrict the weighting to the present losses, and seed its random numbers by seed and step.
-
-        They are then the same on every process, and after a resume.
-        """
+        """Restrict the weighting to the present losses, and seed its random numbers by seed and step."""
         restricted: AbstractContextManager[None] = nullcontext()
         if len(present) < self._m:
             mask = torch.zeros(self._m, dtype=torch.bool)
@@ -395,7 +391,7 @@ class Step:
         self._spent("task gradients", start)
 
     def _wanted(self, losses: Losses, counts: Counts, last: bool) -> list[int] | None:
-        """Return the losses whose rows the weighting needs; ``None`` for all, or if not all counts are known yet."""
+        """Return the losses whose rows the weighting needs; ``None`` for all, or if counts are still unknown."""
         assert isinstance(self._method, JacobianMethod)
         present = list(range(losses.m))
         if counts is not None and not isinstance(counts, int | float):
@@ -409,7 +405,7 @@ class Step:
         return None if wants is None else [present[i] for i in wants]
 
     def _finish_linear(self, present: list[int], losses: Tensor) -> StepResult:
-        """End a step whose weights were fixed before its losses were known."""
+        """End a step of a linear scalarization."""
         if not all(are_finite([losses])):
             raise not_finite(losses, _names(self._window.last, present), self.steps)
         self._write(self._window.own_gradients({0: 1.0}), self.ownership.trained)
@@ -422,7 +418,7 @@ class Step:
         window, scale, shared, method = self._window, self._scale(), self._window.shares, self._method
         gradients = window.gradients(scale)
         sums = [gradient.sum() for gradient in window.own.all()] if scale is not None else []
-        # The only time that a step waits for the device: the weighting needs the Gramian now.
+        # The step waits for the device here only: the weighting needs the Gramian now.
         copies = on_cpu([losses, *([gradients.gramian()] if shared else []), *sums])
         of_losses, *of_gradients = are_finite(copies)
         if not of_losses:
@@ -466,7 +462,7 @@ class Step:
         start, uses, weights = self.now(), self._uses, None
         with self.as_present(present):
             factors = method.head_weights(losses) if "head_weights" in uses else None
-            # If nothing is shared there is nothing to combine, and a zero Gramian would give arbitrary weights.
+            # If nothing is shared, a zero Gramian would give arbitrary weights.
             if shared or isinstance(method, Differentiated):
                 if "combine" in uses:
                     weights = method.combine(losses, gradients)
@@ -483,7 +479,7 @@ class Step:
         return weights, factors
 
     def _backward(self, scalar: Tensor) -> None:
-        """Run the backward pass of a scalar that the weighting adds, such as a loss of its own parameters."""
+        """Run the backward pass of a weighting's scalar, such as a loss of its own parameters."""
         scale = self._scale()
         if scalar.requires_grad:
             (scalar if scale is None else scalar * scale).backward()
@@ -492,7 +488,7 @@ class Step:
         self.times[section] = self.times.get(section, 0.0) + self.now() - start
 
     def _write_own(self, weights: Tensor) -> None:
-        """Write the gradients of the own parameters of each loss, times the weight of each row, ``[parts · k]``."""
+        """Write the own parameters' gradients times the weight of each row, ``[parts · k]``."""
         window = self._window
         assert window.losses is not None
         assert window.last is not None
@@ -559,7 +555,7 @@ def _names(losses: Losses | None, present: Sequence[int]) -> list[str]:
 
 
 def _cut(losses: LossesLike, present: Sequence[bool]) -> Tensor:
-    """Return losses ``[m]`` through which no gradient flows into absent ones, where 0 · inf would be NaN."""
+    """Return losses ``[m]`` with no gradient flowing into absent ones, where 0 · inf would be NaN."""
     if not isinstance(losses, Tensor):
         each = list(losses.values()) if isinstance(losses, Mapping) else list(losses)
         return torch.stack(

@@ -1,8 +1,8 @@
-"""Factors of several processes as those of one: each process gets those of some units of every layer.
+"""Factors of several processes, exchanged so that each process has those of some units of every layer.
 
-The Gramian of a sum over processes has products of one process's factors with another's. So each sends its inputs to
-all, and to each the output gradients of some units. These units' columns of the Jacobian are then products over the
-positions of all processes; where rows are formed, :class:`ShardedRows` has such columns as numbers.
+The Gramian of a sum over processes contains products of different processes' factors. Each process therefore sends
+its inputs to all, and the output gradients of some units to each. The columns of these units are then products over
+the positions of all processes.
 """
 
 import zlib
@@ -18,12 +18,12 @@ from multitask.gradients.rows import StoredGradients, _all_gather, add_to_gradie
 
 
 class Exchange:
-    """The weights whose factors all processes have, where it is cheaper to exchange these than rows.
+    """The weights whose factors all processes have, if exchanging them is cheaper than exchanging rows.
 
     Args:
-        layers: The layers of which this process has factors, with the entries of their operands, by weight.
+        layers: This process's layers with factors, and the number of entries of their operands, by weight.
         parameters: The shared parameters, the same on all processes.
-        k: How many rows there are.
+        k: The number of rows.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Exchange:
         there = here.new_empty(processes() * len(here), 2)
         _all_gather(there, here)
         self.weights: dict[Tensor, list[int]] = {}
-        """The entries of each process, by weight."""
+        """The number of entries on each process, by weight."""
         kinds, entries = there.cpu().view(processes(), -1, 2).permute(2, 1, 0).long().tolist()
         for p, of_weight, each in zip(parameters, kinds, entries, strict=True):
             if 0 not in of_weight and len(set(of_weight)) == 1:
@@ -44,9 +44,9 @@ class Exchange:
                     self.weights[p] = each
 
     def products(self, kept: Mapping[Tensor, Factors], rows: Sequence[int]) -> "ExchangedProducts":
-        """Exchange the factors of some rows, once they are weighed; every process exchanges the same."""
+        """Exchange the factors of some rows, the same on every process."""
         rank, count = dist.get_rank(), processes()
-        # In the order of the parameters: the processes may have met their layers in different orders.
+        # In the order of the parameters, since processes may meet layers in different orders.
         each = ((p, kept[p].operand, kept[p].chosen(rows)) for p in self.weights)
         local = [(p, operand, D) for p, operand, D in each if operand is not None]
         like = local[0][2]
@@ -84,12 +84,7 @@ class Exchange:
 
 
 class ExchangedProducts(StoredGradients):
-    """Products over all processes' positions, of which each process has the columns of some units.
-
-    Args:
-        blocks: These columns.
-        parameters: The parameters of the blocks.
-    """
+    """Products over all processes' positions; each process has the ``blocks`` of columns of some units."""
 
     def __init__(self, blocks: Sequence[ProductBlock], parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
@@ -137,8 +132,8 @@ class ExchangedProducts(StoredGradients):
 
 
 def _kind(layer: Layer, like: Tensor) -> int:
-    """Return a number for what the processes' layers have in common; zero where factors cannot be sent as numbers."""
+    """Return a number that layers of all processes must share; zero if factors cannot be sent as numbers."""
     operand = layer.operand
     if not operand.dense and operand.p * torch.finfo(like.dtype).eps > 1:
-        return 0  # indices that would be rounded
+        return 0  # indices would be rounded
     return 1 + zlib.crc32(repr((operand.kind, len(layer.parameters))).encode())

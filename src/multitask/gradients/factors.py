@@ -1,4 +1,4 @@
-"""What stands for the rows of one weight: inputs and output gradients of its operation, over micro-batches."""
+"""Factors of one weight's rows: inputs and output gradients of its operation, over micro-batches."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from multitask.gradients.operands import Operand
 from multitask.gradients.rows import RowGradients, StoredGradients, numbers, sent
 from multitask.gradients.taps import Place
 
-# What writing, copying and reading a number costs, and sending one, in multiplications of a matrix product.
+# The cost of writing, copying and reading a number, and of sending one, in multiplications of a matrix product.
 _MEMORY, _SENT = 10, 100
 
 Shares = Sequence[Sequence[float]]
-"""Of each micro-batch its part in the mean of each row."""
+"""The share of each micro-batch in the mean of each row."""
 
 
 class Layer(NamedTuple):
@@ -30,34 +30,34 @@ class Layer(NamedTuple):
 
 
 class Factors:
-    """The factors ``D_i`` and ``A`` of k rows ``D_iᵀ A``, one micro-batch's positions after the other's.
+    """The factors ``D_i`` and ``A`` of k rows ``D_iᵀ A``, concatenated over micro-batches.
 
     Args:
-        parameters: The weight and, where it has one, the bias.
-        memory: Of an earlier step, for the output gradients.
+        parameters: The weight and the bias, if any.
+        memory: For the output gradients, from an earlier step.
     """
 
     def __init__(self, parameters: Sequence[Tensor], memory: Tensor | None = None) -> None:
         self.parameters = parameters
         self.operand: Operand | None = None
-        """``A``, of all micro-batches so far."""
+        """``A`` of all micro-batches so far."""
         self.memory = memory
-        """The output gradients, ``[k, positions, q]`` or more positions; those of a single batch may lie elsewhere."""
+        """Memory of the output gradients, ``[k, positions or more, q]``; those of a single batch may lie elsewhere."""
         self._single: Tensor | None = None
         self._of: list[tuple[int, int]] = []
 
     @property
     def positions(self) -> int:
-        """How many positions there are so far."""
+        """The number of positions so far."""
         return 0 if self.operand is None else self.operand.positions
 
     def goes_with(self, operand: Operand, parameters: Sequence[Tensor]) -> bool:
-        """Return whether an operation's positions can stand behind those so far."""
+        """Return whether an operation's positions can be appended."""
         same = [id(p) for p in parameters] == [id(p) for p in self.parameters]
         return same and (self.operand is None or self.operand.kind == operand.kind)
 
     def room(self, k: int, operand: Operand, like: Tensor) -> Tensor:
-        """Return memory for the output gradients of a further operand, with arbitrary content."""
+        """Return memory for the output gradients of another operand, with arbitrary content."""
         old, before = self.memory, self.positions
         end, q = before + operand.positions, operand.q
         known = None if old is None else (old.shape[0], old.shape[2], old.dtype, old.device)
@@ -69,13 +69,7 @@ class Factors:
         return self.memory[:, before:end]
 
     def append(self, operand: Operand, micro_batch: int, gradients: Tensor | None = None) -> None:
-        """Add a micro-batch.
-
-        Args:
-            operand: Its ``A``.
-            micro_batch: Its number.
-            gradients: Those of a single batch; by default they lie in the :meth:`room`.
-        """
+        """Add a micro-batch with its number, and with gradients if they do not lie in the :meth:`room`."""
         if self.operand is None:
             self.operand = operand
         else:
@@ -84,7 +78,7 @@ class Factors:
         self._of.append((micro_batch, operand.positions))
 
     def weigh(self, shares: Shares) -> None:
-        """Multiply the output gradients by the part of their micro-batch in the mean of their row, once."""
+        """Multiply the output gradients, once, by their micro-batch's share in the mean of their row."""
         if all(share == 1.0 for micro_batch, _ in self._of for share in shares[micro_batch]):
             return
         D = self.gradients
@@ -102,7 +96,7 @@ class Factors:
         return self.memory[:, : self.positions]
 
     def block(self, rows: Sequence[int], like: Tensor) -> StoredGradients:
-        """Return some rows, once they are weighed; zeros of the dtype and device of ``like`` if there are none."""
+        """Return some rows, after :meth:`weigh`; without an operand, zeros like ``like``."""
         if self.operand is None:
             return RowGradients(like.new_zeros(len(rows), numbers(self.parameters)), self.parameters)
         return ProductBlock(self.operand, self.chosen(rows), self.parameters)
@@ -113,7 +107,7 @@ class Factors:
         return (D if len(rows) == len(D) else D[list(rows)]).contiguous()
 
     def formed(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield row, parameter and gradient of all rows, once they are weighed."""
+        """Yield row, parameter and gradient of all rows, after :meth:`weigh`."""
         if self.operand is not None:
             rows = range(len(self.gradients))
             each = ProductBlock(self.operand, self.chosen(rows), self.parameters).formed()
@@ -128,9 +122,9 @@ class Kept(Place):
     Args:
         operand: The operation.
         factors: Where they are kept.
-        k: How many rows there are.
+        k: The number of rows.
         like: A tensor of their dtype and device.
-        alone: Whether no micro-batch follows or went before, so that nothing has to be copied.
+        alone: Whether the micro-batch is the whole step, so that nothing has to be copied.
     """
 
     def __init__(self, operand: Operand, factors: Factors, k: int, like: Tensor, alone: bool) -> None:
@@ -145,7 +139,7 @@ class Kept(Place):
         self._missing = set(range(k))
 
     def take(self, row: int, gradient: Tensor | None) -> Sequence[Tensor | None]:
-        """Keep the gradient of a row; its rows of parameters are not formed."""
+        """Keep the gradient of a row, whose parameters' rows are not formed."""
         if gradient is not None:
             self._get_room()[row].copy_(self._operand.matrix(gradient[None])[0])
             self._missing.discard(row)
@@ -162,20 +156,14 @@ class Kept(Place):
         return []
 
     def end(self, micro_batch: int, announced: bool) -> None:
-        """Add the micro-batch of this number to the factors.
-
-        Args:
-            micro_batch: The number.
-            announced: Whether other processes count on its positions, even if no gradient has arrived.
-        """
+        """Add the micro-batch of this number to the factors; without a gradient, only if ``announced`` to others."""
         operand, stored = self._operand, self._operand.stored
         if len(self._missing) == self._k:
             if not announced:
                 return
-            stored = torch.zeros_like(stored)  # no gradient: what comes in may be NaN
+            stored = torch.zeros_like(stored)  # no gradient: the inputs may be NaN
         elif not self._alone:
-            # What is not the graph's own may be overwritten before the step ends.
-            stored = stored.clone()
+            stored = stored.clone()  # an input of the network may be overwritten before the step ends
         if self._missing and self._single is None:
             self._get_room()[list(self._missing)] = 0.0
         self._factors.append(operand.on(stored), micro_batch, self._single)
@@ -191,10 +179,10 @@ def is_cheaper(operand: Operand, k: int, positions: int, micro_batches: int = 1,
 
     Args:
         operand: The layer.
-        k: How many rows there are.
-        positions: Those of all micro-batches and processes.
-        micro_batches: How often rows would be added up.
-        processes: How many share the work, and exchange rows or factors.
+        k: The number of rows.
+        positions: The number of positions of all micro-batches and processes.
+        micro_batches: The number of times that rows would be added up.
+        processes: The number of processes that share the work, and exchange rows or factors.
     """
     if micro_batches > 1 and positions > operand.p:
         return False

@@ -12,18 +12,16 @@ Node = Any  # torch.autograd.graph.Node, with the saved values of its operation 
 
 
 class Graph:
-    """All nodes of the graph of some losses, with the set of losses that reach each node.
+    """The nodes of the graph of some losses, with the set of losses that reach each node.
 
-    A set is an integer whose bit i stands for loss i, so that one pass over the nodes in topological order
-    computes all sets.
+    A set is an integer whose bit i stands for loss i: one pass in topological order computes all sets.
 
     Args:
         losses: The edges at which each loss enters the graph; none for a loss that requires no gradient.
         kept: Maps a leaf to the parameter that it stands for, where they differ.
 
     Raises:
-        ValueError: If part of the graph lies behind a re-entrant checkpoint, through which autograd cannot
-            compute gradients with respect to chosen parameters.
+        ValueError: If part of the graph lies behind a re-entrant checkpoint.
     """
 
     def __init__(
@@ -32,7 +30,7 @@ class Graph:
         self._kept = kept
         self.roots = [(edge, i) for i, of_loss in enumerate(losses) for edge in of_loss]
         self.following = _topological([edge.node for edge, _ in self.roots])
-        """The nodes in topological order, from the losses down, with their outgoing edges (``next_functions``)."""
+        """The nodes in topological order from the losses on, with their outgoing edges (``next_functions``)."""
         self.reaching: dict[Node, int] = dict.fromkeys(self.following, 0)
         """The set of losses that reach each node."""
         for edge, i in self.roots:
@@ -53,15 +51,14 @@ class Graph:
         return any(isinstance(node, BackwardCFunction) for node in self.following)
 
     def reached_alone(self, parameters: Sequence[Tensor]) -> bool:
-        """Return whether some of the parameters are reached by a single loss in this graph."""
+        """Return whether a single loss reaches one of the parameters in this graph."""
         alone = {id(leaf) for leaf, losses in self.leaves if not _several(losses)}
         return any(id(p) in alone for p in parameters)
 
     def distances(self, parameters: Iterable[Tensor]) -> list[int | None]:
         """Return the number of operations between the losses and each parameter; ``None`` unless all losses reach it.
 
-        The path to an operation is the longest one, so that a residual connection is no shortcut; of the operations
-        that use a parameter, the nearest counts.
+        The longest path to the nearest operation that uses the parameter counts: a residual connection is no shortcut.
         """
         farthest, every = dict.fromkeys(self.following, 0), 0
         for edge, _ in self.roots:
@@ -84,11 +81,11 @@ class Graph:
         return (node for node, losses in self.reaching.items() if _several(losses))
 
     def frontier(self) -> dict[tuple[Node, int], list[tuple[Node | None, int]]]:
-        """Return the edges from nodes that one loss reaches, or from a loss itself, to nodes that several reach.
+        """Return the edges into nodes that several losses reach, from nodes that one loss reaches or from a loss.
 
         Returns:
             The target of each edge, a node and the index of its output, mapped to its sources: a node (``None``
-            for a loss itself) and the one loss that reaches it.
+            for a loss itself) and its loss.
         """
         edges: dict[tuple[Node, int], list[tuple[Node | None, int]]] = {}
         reaching = self.reaching
@@ -150,14 +147,13 @@ class Ownership:
     """The set of losses that have reached each parameter so far.
 
     A parameter is shared once a second loss has reached it, in any micro-batch, on any process, in this step
-    or an earlier one. Routing may differ from batch to batch: a parameter that belongs to one task in one batch
-    can be shared in the next.
+    or an earlier one, since routing may differ from batch to batch.
 
     Args:
         model: The trained module, or tensors by name; gives the parameters their order and names.
-            Every ``nn.Parameter`` that a loss reaches counts, named or not; other tensors only if named.
-        shared: The shared parameters, in place of those found from the graph. Each other parameter then belongs
-            to every loss that reaches it.
+            Every ``nn.Parameter`` that a loss reaches counts; other tensors only if named.
+        shared: The shared parameters, instead of those found from the graph. Every other parameter then belongs
+            to all losses that reach it.
         kept: Maps the tensors that stand for parameters in the graph to these parameters.
     """
 
@@ -171,7 +167,7 @@ class Ownership:
         self._model = model
         self._given = None if shared is None else list(shared)
         self._reaching: dict[Tensor, int] = {}
-        """The losses that have reached each parameter, in the order in which they were first reached."""
+        """The losses that have reached each parameter, in the order of discovery."""
         self._names: dict[Tensor, str] = {}
         self._shared: list[Tensor] | None = None
         self._leaves: list[tuple[Tensor, int]] = []
@@ -180,7 +176,7 @@ class Ownership:
         self._m = 0
         self._grew = False
         self.agreed = True
-        """Whether the last :meth:`exchange` included everything that this process knows."""
+        """Whether all processes know what this one does."""
 
     def find(self, graph: Graph, m: int) -> None:
         """Record which of m losses reach which parameters in a graph."""
@@ -203,7 +199,7 @@ class Ownership:
 
     def _is_trained(self, leaf: Tensor) -> bool:
         parameter = isinstance(leaf, nn.Parameter)
-        # Inputs that require a gradient are other tensors in every step, and no part of a module.
+        # Inputs that require a gradient are new tensors in every step, and not part of a module.
         if leaf not in self._names and (parameter or not isinstance(self._model, nn.Module)):
             self._name_all()
         return parameter or leaf in self._names
@@ -212,7 +208,7 @@ class Ownership:
         self._names = {p: name for name, p in self.named()}
 
     def _divide(self) -> None:
-        """List for each loss the parameters that it reaches and that are not shared."""
+        """List the parameters of each loss that are not shared."""
         shared = set(self.shared())
         self._own = [[] for _ in range(self._m)]
         for leaf, losses in self._leaves:
@@ -225,7 +221,7 @@ class Ownership:
         """Add what all other processes know.
 
         Raises:
-            ValueError: If parameters have no names by which processes could identify them.
+            ValueError: If a parameter has no name.
         """
         self._name_all()
         known = {*self._names, *(self._given or ())}
@@ -253,14 +249,14 @@ class Ownership:
         """Return the model's parameters.
 
         Raises:
-            ValueError: If there is no model to identify parameters across processes.
+            ValueError: If there is no model.
         """
         if self._model is None:
             raise ValueError("several processes need a name for each parameter; pass model= to Step.")
         return [p for _, p in self.named()]
 
     def own(self) -> list[list[Tensor]]:
-        """Return for each loss the parameters that it reaches in the last graph and that are not shared."""
+        """Return the parameters that each loss reaches in the last graph and that are not shared."""
         return self._own
 
     def leaves(self) -> list[Tensor]:
@@ -277,7 +273,7 @@ class Ownership:
         return [p for _, p in self.named() if p not in shared and p.requires_grad]
 
     def shared(self) -> list[Tensor]:
-        """Return the shared parameters in the model's order, then those without a name as they were found."""
+        """Return the shared parameters in the model's order, then those without a name."""
         if self._shared is None:
             several = [p for p, losses in self._reaching.items() if _several(losses)]
             order = {p: i for i, p in enumerate(self._names)}
@@ -290,10 +286,10 @@ class Ownership:
         return self._names.get(parameter) or str([id(p) for p in self._reaching].index(id(parameter)))
 
     def state_dict(self) -> dict[str, int]:
-        """Return the set of losses that have reached each parameter, as an integer, by name.
+        """Return the sets of losses by the parameters' names.
 
         Raises:
-            ValueError: If the sets depend on the data, and parameters have no names.
+            ValueError: If the sets have changed between steps, and parameters have no names.
         """
         if self._given is not None:
             return {}

@@ -1,4 +1,4 @@
-"""Products with the kernel ``A Aᵀ`` of all positions, of whose symmetric matrix the lower half is computed."""
+"""Products with the kernel ``A Aᵀ`` of all positions, a symmetric matrix of which half is computed."""
 
 from itertools import pairwise
 
@@ -6,18 +6,12 @@ from torch import Tensor
 
 from multitask.gradients.rows import inner_products
 
-# The positions of a block at least, and how many blocks there are at most: larger products of matrices are faster.
+# The fewest positions of a block, and the most blocks: larger matrix products are faster.
 _POSITIONS, _BLOCKS = 128, 8
 
 
 def through_kernel(D: Tensor, inputs: Tensor, bias: float) -> Tensor:
-    """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, shape ``[k, k]``.
-
-    Args:
-        D: Shape ``[k, positions, q]``.
-        inputs: ``A``, shape ``[positions, p]``.
-        bias: What is added to each entry of the kernel.
-    """
+    """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, ``[k, k]``; D is ``[k, positions, q]``, A ``[positions, p]``."""
     half = D.new_zeros(len(D), len(D))
     for start, stop in pairwise(_bounds(len(inputs))):
         kernel = inputs[start:stop] @ inputs[:stop].T
@@ -29,7 +23,7 @@ def through_kernel(D: Tensor, inputs: Tensor, bias: float) -> Tensor:
 
 
 def entries(positions: int) -> int:
-    """Return how many entries of the kernel are computed."""
+    """Return the number of entries of the kernel that are computed."""
     return sum((stop - start) * stop for start, stop in pairwise(_bounds(positions)))
 
 

@@ -1,9 +1,8 @@
 """The exact Gramian without the Jacobian, for the layers where that is cheaper.
 
-Of ``x Wᵀ`` the graph remembers the inputs ``A`` anyway, and a backward pass of row i yields the output gradients
-``D_i``. They hold the row ``D_iᵀ A`` of the weight: its products with other rows and its combination with them
-need no more than that. So one backward pass per row skips the larger half of itself wherever the positions
-(examples, tokens, pixels) are fewer than the weight is wide.
+The graph of ``x Wᵀ`` keeps the inputs ``A``, and a backward pass of row i yields the output gradients ``D_i``. These
+are enough for the products of rows ``D_iᵀ A`` and for their combination. Wherever positions (examples, tokens, pixels)
+are fewer than the weight is wide, each backward pass skips its larger half.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,29 +22,28 @@ from multitask.gradients.taps import Formed, Gatherer, Place, Tap, TappedPulls
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.gradients.uses import sole_uses
 
-# From how many rows on it pays to lay out the patches of a convolution, once for all of them.
+# With at least so many rows, laying out the patches of a convolution once for all of them saves time.
 _MANY = 6
 
 
 class Layerwise(Rows):
     """Exact for any graph: factors where the shapes make them cheaper, rows for everything else.
 
-    A layer is treated by its factors only where the graph of this very forward pass shows that its weight
-    enters one linear layer, convolution or embedding and nothing else. Everything else (reused and tied
-    weights, penalties, hooks, compiled regions, checkpoints, layers of other kinds) gets rows.
+    A weight has factors only if the graph of this step shows that it enters one linear layer, convolution or
+    embedding and nothing else. Reused and tied weights, penalties, hooks, compiled regions, checkpoints and other
+    layers get rows.
 
-    Over micro-batches the factors of a weight are put together as those of one batch, as long as that is cheaper;
-    then its rows are formed, and those of further micro-batches are added to them.
+    Factors of micro-batches are concatenated as long as that is cheaper; then rows are formed, and those of further
+    micro-batches are added to them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._plain = Rows()
-        """For single batches that have rows throughout."""
+        """For single batches with rows throughout."""
         self._gather = Gatherer()
         self._all_rows: tuple[object, ...] | None = None
-        """The shape of a graph for which rows are best throughout. They are right wherever they are used, so
-        that it costs speed at most where this looks the same and is not."""
+        """The shapes of a graph for which rows are best throughout; a graph that only looks the same costs speed."""
         self._kept: dict[Tensor, Factors] = {}
         """The factors of each weight that has no rows."""
         self._shares: list[list[float]] = []
@@ -75,7 +73,7 @@ class Layerwise(Rows):
         return self.gradients(pulls.rows)
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
-        """Give the means columns for what has become shared since and has a gradient already; see :class:`Rows`."""
+        """Add columns for what has become shared and has a gradient already; see :class:`Rows`."""
         rows = list(moved)
         have = {*self._parameters, *(p for _, p, _ in rows)}
         super().lay_out([p for p in parameters if p in have], rows)
@@ -148,13 +146,13 @@ class Layerwise(Rows):
             self._shares = [[a * b for a, b in zip(old, parts, strict=True)] for old in self._shares]
 
     def _look(self, pulls: Pulls, parameters: Sequence[Tensor]) -> tuple[object, ...]:
-        # Factors are chosen by these shapes: a resumed run, which remembers nothing, must choose the same.
+        # These shapes decide between factors and rows: a resumed run, which remembers nothing, must choose the same.
         layers = [node for node in pulls.graph.reaching if type(node).__name__ in OPERATIONS]
         shapes = [node._input_metadata[0].shape for node in layers]
         return len(pulls.rows), len(parameters), shapes
 
     def _layers(self, pulls: Pulls, parameters: Sequence[Tensor]) -> dict[Tensor, Layer]:
-        """Return the layers that have factors in the graph, by their weights."""
+        """Return the layers that can have factors, by weight."""
         if not parameters or self._look(pulls, parameters) == self._all_rows:
             return {}
         uses = zip(parameters, sole_uses(pulls.graph, parameters), strict=True)
@@ -169,7 +167,7 @@ class Layerwise(Rows):
         }
 
     def _is_kept(self, layer: Layer, k: int, alone: bool) -> bool:
-        """Return whether factors of a layer are kept: rather than rows, of which it has none in this step so far."""
+        """Return whether a layer, which must have no rows in this step so far, gets factors."""
         operand, (weight, *_) = layer.operand, layer.parameters
         if alone:
             return is_cheaper(operand, k, operand.positions)
@@ -184,7 +182,7 @@ class Layerwise(Rows):
         return is_cheaper(operand, k, positions, len(self._shares) + 1)
 
     def _announced(self, kept: Mapping[Tensor, Layer]) -> dict[Tensor, tuple[Layer, int]]:
-        """Return the entries of the operand of each layer at the end of the step."""
+        """Return each layer with the number of entries of its operand at the end of the step."""
         found = {}
         for p, layer in kept.items():
             before = self._kept[p].operand if p in self._kept else None
@@ -192,7 +190,7 @@ class Layerwise(Rows):
         return found
 
     def _spilled(self, kept: Mapping[Tensor, object]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Form and yield the rows of the weights whose factors are not kept any more."""
+        """Form and yield the rows of weights whose factors are no longer kept."""
         for weight in [p for p in self._kept if p not in kept]:
             factors = self._kept.pop(weight)
             factors.weigh(self._shares)
@@ -202,7 +200,7 @@ class Layerwise(Rows):
         inputs = None
         if one_by_one:
             operand = layer.operand
-            # Fresh memory in each step takes longer to get than to fill.
+            # Allocating memory in each step takes longer than filling it.
             memory = self._gather.buffer(
                 ("inputs", id(layer.parameters[0])), (operand.positions, operand.p), like
             )

@@ -19,10 +19,9 @@ LossesLike = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
 class Losses:
-    """The losses of m tasks, each on one or several parts of the batch, and the edge at which each enters the graph.
+    """The losses of m tasks on one or several parts of the batch, and the edge at which each enters the graph.
 
-    A tensor made by ``torch.stack`` is split again, since otherwise everything behind it would count as reached
-    by every loss.
+    A tensor made by ``torch.stack`` is split again; otherwise every loss would reach all that is behind it.
 
     Args:
         losses: One scalar per loss, or one row of losses per part of the batch (half, example).
@@ -33,7 +32,7 @@ class Losses:
 
     def __init__(self, losses: LossesLike) -> None:
         self.names: list[str] = list(losses) if isinstance(losses, Mapping) else []
-        # Of the flattened losses, edge i of e carries every e-th one from index i on, in a tensor of this shape.
+        # Edge i of e carries every e-th of the flattened losses from index i on, in a tensor of this shape.
         self._edges: list[GradientEdge | None]
         if isinstance(losses, Tensor):
             if losses.ndim not in (1, 2) or not losses.numel():
@@ -59,9 +58,9 @@ class Losses:
         self.by_column = self.parts > 1 and len(self._edges) == self.m
         """Whether each loss has one edge for all parts."""
         self.scale: Tensor | None = None
-        """The factor that guards half-precision gradients against underflow."""
+        """The loss scale, which guards half-precision gradients against underflow."""
         self.factors: list[float] | None = None
-        """Factors of the gradients, ``[parts · m]``: this process's share, where passes average over processes."""
+        """Factors of the gradients, ``[parts · m]``: this process's share if passes average over processes."""
 
     def edges(self) -> list[list[GradientEdge]]:
         """Return the edges at which each loss enters the graph."""
@@ -69,7 +68,7 @@ class Losses:
         return [[edge for edge in of_loss if edge is not None] for of_loss in each]
 
     def root(self, part: int, task: int) -> Roots:
-        """Return the edge at which a task's loss on a part enters the graph, and the gradient that selects it."""
+        """Return the edge of a task's loss on a part, and the gradient there that selects it."""
         place, i = divmod(part * self.m + task, len(self._edges))
         seed = self._one if self.scale is None else self.scale.to(self.values)
         if self.factors is not None:
@@ -104,7 +103,7 @@ def _roots(edges: Sequence[GradientEdge | None], seeds: Sequence[Tensor]) -> Roo
 def gradients_at(
     edges: Sequence[GradientEdge], seeds: Sequence[Tensor], inputs: Inputs, retain_graph: bool = False
 ) -> list[Tensor | None]:
-    """Return the gradient at each input, given the gradients at some edges; ``None`` if it is not reached."""
+    """Return the gradient at each input, ``None`` if it is not reached, given the gradients at some edges."""
     if not edges or not inputs:
         return [None] * len(inputs)
     return list(torch.autograd.grad(edges, inputs, seeds, retain_graph, allow_unused=True))  # type: ignore[arg-type]
@@ -144,15 +143,14 @@ def _stacked(edge: GradientEdge | None, dim: int, dims: int, count: int) -> list
 
 
 class Pulls:
-    """One backward pass per row, from its loss.
+    """One backward pass per row, from its loss; row ``part · m + task`` is a task's loss on a part of the batch.
 
-    Row ``part · m + task`` is a task's loss on a part of the batch. A pass also leaves in ``own`` the gradients of
-    the parameters that only its task reaches, so that the graph of a head is traversed once.
+    A pass also stores the gradients of the parameters that only its task reaches: a head is traversed once.
 
     Args:
         losses: The losses.
-        graph: The graph behind them.
-        own: For each task the parameters that it alone reaches; none by default.
+        graph: Their graph.
+        own: The parameters that each task alone reaches; none by default.
         tasks: The tasks that have rows; all by default.
         retain_graph: Whether the graph is needed after the last pass.
     """
@@ -171,16 +169,11 @@ class Pulls:
         self.rows = [part * losses.m + task for part in range(losses.parts) for task in self.tasks]
         self.parameters = [[]] * losses.m if own is None else own
         self.own: dict[int, list[Tensor | None]] = {}
-        """For each row computed so far, the gradients of its task's own parameters."""
+        """The gradients of its task's own parameters, by row."""
         self.retain_graph = retain_graph
 
     def pass_of(self, row: int, last: bool | None = None) -> Pull:
-        """Return the backward pass of a row, a function from inputs to their gradients.
-
-        Args:
-            row: The row.
-            last: Whether it is the last pass through the graph; by default, whether this is the last row.
-        """
+        """Return the backward pass of a row, ``last`` if no other follows; by default that of the last row."""
         part, task = divmod(row, self.losses.m)
         retain_graph = self.retain_graph or not (row == self.rows[-1] if last is None else last)
 

@@ -11,13 +11,12 @@ from multitask.gradients.window import ByParameter
 
 
 def mean_over_processes(losses: Tensor, counts: Sequence[float]) -> tuple[Tensor, list[float]]:
-    """Return the whole batch's mean losses, with gradients that average to the whole batch's, and its counts.
+    """Return the mean losses of all processes, ``[m]``, with gradients that average to theirs, and the counts.
 
-    The value is the mean over all processes, by which a scalarization weighs. The gradient is this process's
-    share times the number of processes, so that averaging over processes gives the gradient of the mean.
+    The gradient is this process's share times the number of processes.
 
     Args:
-        losses: This process's mean losses, shape ``[m]``.
+        losses: This process's mean losses, ``[m]``.
         counts: The number of elements that each is a mean over on this process, ``[m]``.
     """
     own = torch.tensor(counts).to(losses)
@@ -40,9 +39,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 def sum_over_processes(gradients: ByParameter, candidates: Sequence[Tensor]) -> ByParameter:
     """Return the sums over processes; a process without a gradient counts as zero.
 
-    Args:
-        gradients: This process's.
-        candidates: All parameters that could have one, in the same order on every process.
+    ``candidates`` are all parameters that could have one, in the same order on every process.
     """
     if not candidates:
         return {}

@@ -116,10 +116,10 @@ class SeparateRows(StoredGradients):
 
 
 class ShardedRows(StoredGradients):
-    """The exact sum of all processes' Jacobians, of which each process keeps a slice of every row.
+    """The sum of all processes' Jacobians, of which each process keeps a slice of every row.
 
-    Reduce-scattering the rows moves m·n numbers per process and gathering the combined gradient n; an
-    all-reduce of the Jacobian would move 2·m·n.
+    Reduce-scattering the rows moves k·n numbers per process and gathering the combined gradient n; an
+    all-reduce of the Jacobian would move 2·k·n.
 
     Args:
         rows: This process's rows, ``[k, n + padding]``, equally wide on all processes. A row must not change
@@ -155,7 +155,7 @@ class ShardedRows(StoredGradients):
         add_to_gradients(self.parameters, split_like(vector, self.parameters))
 
     def jacobian(self) -> Tensor:
-        """Gather the whole Jacobian, shape ``[k, n]``, which moves another m·n numbers."""
+        """Gather the Jacobian, shape ``[k, n]``, which moves another k·n numbers."""
         return torch.stack([self._gathered(shard) for shard in self._shards])
 
     def _gathered(self, shard: Tensor) -> Tensor:
@@ -165,9 +165,9 @@ class ShardedRows(StoredGradients):
 
 
 class Rows(Engine):
-    """Exact for any graph: one backward pass per row, written into a buffer that is kept between steps.
+    """Exact for any graph: one backward pass per row, written into a buffer that is reused by later steps.
 
-    It also averages the rows of micro-batches, as running means. Large rows of a single batch stay as they are.
+    Rows of micro-batches are averaged as running means. Large rows of a single batch stay as they are.
     """
 
     by_gramian = False
@@ -179,7 +179,7 @@ class Rows(Engine):
         """The means, padded with zeros so that all processes' slices are equally wide."""
         self._shapes: list[torch.Size] = []
         self._views: list[list[Tensor]] = []
-        """Each row's view of each parameter: in a small network, making views takes as long as computing."""
+        """Each row's view of each parameter; in a small network, making views takes as long as computing."""
         self._scratch: tuple[Tensor, list[Tensor]] | None = None
         self._sharded: ShardedRows | None = None
         self._separate: SeparateRows | None = None
@@ -210,10 +210,10 @@ class Rows(Engine):
             pulls: The backward passes of the micro-batch's rows.
             parameters: The shared parameters.
             shares: The micro-batch's weight in the running mean of each of the k rows.
-            parts: With the last micro-batch on several processes, this process's weight in the mean of each row.
-                Each row is sent as soon as it is complete, while the next one is computed.
+            parts: With the last micro-batch on several processes, this process's weight in the mean of each row,
+                which is sent while the next one is computed.
             wanted: The rows that are sent; all by default.
-            alone: Whether it is the whole step.
+            alone: Whether the micro-batch is the whole step.
         """
         # A function written in Python may return memory that is still in use.
         large = alone and self.by_gramian and numbers(parameters) >= _LARGE
@@ -246,12 +246,7 @@ class Rows(Engine):
         self._begun = True
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
-        """Add columns for parameters that have become shared since the last micro-batch.
-
-        Args:
-            parameters: The shared parameters.
-            moved: For each such parameter: a row, the parameter and its gradient in the row.
-        """
+        """Add columns for parameters that have become shared, given row, parameter and gradient so far."""
         if not self._begun or (
             len(parameters) == len(self._parameters)
             and all(p is o for p, o in zip(parameters, self._parameters, strict=True))
@@ -300,7 +295,7 @@ def real_shape(parameter: Tensor) -> torch.Size:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is a ``torch.distributed.tensor.DTensor``, which costs seconds to import."""
+    """Return whether a tensor is a ``torch.distributed.tensor.DTensor``, whose import takes seconds."""
     return type(tensor) is not torch.nn.Parameter and hasattr(tensor, "device_mesh")
 
 
@@ -310,13 +305,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def within(parameter: Tensor, part: Tensor, before: int = 0) -> Any:
-    """Return a tensor sharded like a parameter, given this process's part of it.
-
-    Args:
-        parameter: The parameter, sharded over processes.
-        part: The part, in the shape of the parameter's, with further leading dimensions.
-        before: The number of these.
-    """
+    """Return a tensor sharded like a parameter, given this process's part, with ``before`` leading dimensions."""
     from torch.distributed.tensor import DTensor, Shard
 
     shape = torch.Size([*part.shape[:before], *parameter.shape, *part.shape[before + parameter.ndim :]])
@@ -332,7 +321,7 @@ def numbers(parameters: Iterable[Tensor]) -> int:
 
 
 def row_like(parameters: Sequence[Tensor]) -> Tensor:
-    """Return an empty tensor of the rows' dtype and device; the dtype is real and can hold all parameters."""
+    """Return an empty tensor of the rows' device and dtype, which is real and can represent all parameters."""
     dtype = parameters[0].dtype if parameters else torch.get_default_dtype()
     for p in parameters[1:]:
         if p.dtype != dtype:
@@ -383,9 +372,8 @@ def write(row: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
 def inner_products(rows: Tensor, others: Tensor) -> Tensor:
     """Return the inner products of rows, ``[k, n]``, with others, ``[l, n]``: shape ``[k, l]``.
 
-    A matrix product sums the n terms of an entry one after the other, so that its rounding error grows with n: to
-    4e-5 in float32 for the millions of parameters of a convolutional trunk. A sum of the sums of blocks stays at
-    1e-7, and takes half the time for a few rows.
+    A matrix product sums the n terms of an entry one after the other: with the millions of parameters of a
+    convolutional trunk, its error grows to 4e-5 in float32. Sums of blocks keep it at 1e-7, in half the time.
     """
     n = rows.shape[1]
     if n <= _SHORT:
@@ -405,7 +393,7 @@ def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to a device without waiting: CUDA first copies pageable memory to a buffer of its own."""
+    """Copy a CPU tensor to a device without waiting; CUDA first copies pageable memory to a buffer of its own."""
     return tensor.to(device, non_blocking=device.type != "mps")
 
 

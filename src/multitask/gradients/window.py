@@ -23,13 +23,13 @@ Counts = float | Tensor | Sequence[float | Tensor] | Mapping[str, float | Tensor
 class Window:
     """Accumulates the micro-batches of a step.
 
-    Every mean is a running mean: a micro-batch of count c after others of count C moves it by c / (C + c)
-    of the difference. So no total needs to be known in advance, and a single micro-batch is left unchanged.
+    All means are running means: a micro-batch of count c after others of count C moves them by c / (C + c)
+    of the difference. No total needs to be known in advance, and a single micro-batch is left unchanged.
 
     Args:
         engine: Computes the Jacobian of a single batch.
-        ownership: Tells which parameters are shared.
-        shards: The parameters sharded over processes. Each micro-batch is then one of all processes.
+        ownership: Knows which parameters are shared.
+        shards: The parameters sharded over processes, each micro-batch of which is one of all processes.
     """
 
     def __init__(self, engine: Engine, ownership: Ownership, shards: Shards | None = None) -> None:
@@ -53,14 +53,14 @@ class Window:
             # On a CPU, freeing and allocating memory is slow: the next step reuses what this one leaves.
             self._before = whole if self.last.values.device.type == "cpu" else None
         self.losses: Tensor | None = None
-        """Mean losses, shape ``[parts, m]``."""
+        """Mean losses, ``[parts, m]``."""
         self.counts: list[float] = []
-        """Their counts, ``[parts · m]``: this process's, and from the last micro-batch on those of all processes."""
+        """Their counts, ``[parts · m]``: this process's; with the last micro-batch, those of all processes."""
         self.last: Losses | None = None
         """The losses of the last micro-batch, with their graph."""
         self.graph: Graph | None = None
         self.shares = False
-        """Whether any parameter is shared."""
+        """Whether a parameter is shared."""
         self.wanted: list[int] | None = None
         """The losses whose rows are computed; ``None`` for all."""
         self._parts: list[float] | None = None
@@ -68,7 +68,7 @@ class Window:
 
     @property
     def present(self) -> list[int]:
-        """The losses with at least one element in every part."""
+        """The losses with an element in every part."""
         m = 0 if self.losses is None else self.losses.shape[1]
         return [i for i in range(m) if all(count > 0 for count in self.counts[i::m])]
 
@@ -83,8 +83,8 @@ class Window:
         """Add a micro-batch; the last one also synchronizes the processes.
 
         Raises:
-            ValueError: If losses of single examples, or those of a step without rows, come in several micro-batches
-                or on several processes, or if the number of losses changed.
+            ValueError: If losses of examples, or those of a streamed step, come in several micro-batches or on several
+                processes, or if the number of losses changed.
         """
         of_batch = counts_of(counts, losses)
         if self.losses is not None and self.losses.shape != losses.values.shape:
@@ -101,7 +101,7 @@ class Window:
                 "weighting.memory=rows."
             )
         graph, of_batch, shares = self._look(losses, of_batch, last and not whole)
-        # The own parameters of examples' losses get their gradients at the end, all at once.
+        # With losses of examples, own parameters get their gradients at the end, in one pass.
         own = None if losses.of_examples else self._ownership.own()
         shared = self._ownership.shared()
         tasks = [i for i in range(losses.m) if all(count > 0 for count in of_batch[i :: losses.m])]
@@ -124,9 +124,9 @@ class Window:
         self._add_losses(losses, shares)
 
     def add_weighted(self, losses: Losses, counts: float | None, last: bool, weights: Tensor) -> None:
-        """Add a micro-batch by one backward pass, if weights are fixed and all losses have the same count.
+        """Add a micro-batch, whose losses all have one count, by one backward pass of the weighted losses.
 
-        The gradients of all parameters are stored in row 0 of ``own``.
+        Row 0 of ``own`` gets the gradients of all parameters.
         """
         of_batch = counts_of(counts, losses)
         _, _, shares = self._look(losses, of_batch, last)
@@ -140,14 +140,14 @@ class Window:
         self._add_losses(losses, shares)
 
     def _count(self, of_batch: list[float]) -> list[float]:
-        """Add a micro-batch's counts, and return its share in the mean of each row."""
+        """Add counts, and return the micro-batch's share in the mean of each row."""
         self.counts = [a + b for a, b in zip(self.counts or [0.0] * len(of_batch), of_batch, strict=True)]
         return [count / max(total, _TINY) for count, total in zip(of_batch, self.counts, strict=True)]
 
     def _look(
         self, losses: Losses, of_batch: list[float], on_all: bool
     ) -> tuple[Graph, list[float], list[float]]:
-        """Determine which losses reach which parameters; with the last micro-batch, on all processes.
+        """Find which losses reach which parameters, with the last micro-batch on all processes.
 
         Returns:
             The graph, the micro-batch's counts, and its share in the mean of each row.
@@ -175,7 +175,7 @@ class Window:
         self.losses = values if self.losses is None else self.losses.lerp(values, share)
 
     def _agree(self, device: torch.device) -> None:
-        """Exchange with all processes: the counts of the step, and which parameters are shared."""
+        """Exchange the counts of the step, and which parameters are shared."""
         own = self.counts
         message = torch.tensor([*own, float(not self._ownership.agreed)], device=device, dtype=torch.float64)
         dist.all_reduce(message)
@@ -197,7 +197,7 @@ class Window:
         dist.all_reduce(self.losses)
 
     def gradients(self, scale: Tensor | None) -> "ShownGradients":
-        """Return the gradients of the present losses' rows, divided by the scalar tensor ``scale``."""
+        """Return the gradients of the present losses, divided by the scalar tensor ``scale``."""
         assert self.graph is not None
         rows = self.rows if self.wanted is None else self.wanted
         gradients = self._rows.gradients(rows) if self._whole is None else self._whole
@@ -205,7 +205,7 @@ class Window:
         return ShownGradients(gradients, scale, self._ownership, self.graph, self.losses.device)
 
     def own_gradients(self, factors: Mapping[int, float | Tensor]) -> "ByParameter":
-        """Return the sum over rows of the gradients of their own parameters, times the factor of each row."""
+        """Return the sum over rows of the own parameters' gradients, times the factor of each row."""
         if self._parts is not None:
             factors = {row: factor * self._parts[row] for row, factor in factors.items()}
         return self.own.weighted(factors)
@@ -239,13 +239,13 @@ ByParameter = Mapping[int, tuple[Tensor, Tensor]]
 
 
 class OwnGradients:
-    """The gradients of each row's own parameters: means over micro-batches, kept until the step ends."""
+    """The means over micro-batches of the gradients of each row's own parameters."""
 
     def __init__(self) -> None:
         self._rows: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
         self._memory: set[int] = set()
         self.from_python = False
-        """Whether gradients come from functions written in Python, which may return memory that is still in use."""
+        """Whether functions written in Python compute gradients: they may return memory that is still in use."""
 
     def clear(self) -> None:
         """Forget everything."""
@@ -254,14 +254,7 @@ class OwnGradients:
     def add(
         self, row: int, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], share: float = 1.0
     ) -> None:
-        """Add a micro-batch's gradients.
-
-        Args:
-            row: The row.
-            parameters: The parameters of its task.
-            gradients: Their gradients; ``None`` for a parameter that was not reached.
-            share: The share of this micro-batch in the mean so far.
-        """
+        """Add a micro-batch's gradients of a row, ``None`` if not reached, given its share in the mean so far."""
         new = {id(p): (p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None}
         if share == 1.0:
             self._rows[row] = {key: (p, self._apart(p, g)) for key, (p, g) in new.items()}
@@ -275,14 +268,14 @@ class OwnGradients:
         means |= {key: (p, _full(g) * share) for key, (p, g) in new.items() if key not in means}
 
     def take(self, shared: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Remove the gradients of parameters that have become shared; yields row, parameter and gradient."""
+        """Remove and yield row, parameter and gradient of parameters that have become shared."""
         keys = {id(p) for p in shared}
         for row, gradients in self._rows.items():
             for key in keys & gradients.keys():
                 yield row, *gradients.pop(key)
 
     def weighted(self, factors: Mapping[int, float | Tensor]) -> ByParameter:
-        """Return the sum over rows of the gradients times the row's factor, by parameter."""
+        """Return the sum over rows of gradient times factor, by parameter."""
         total: dict[int, tuple[Tensor, Tensor]] = {}
         for row, factor in factors.items():
             for key, (p, gradient) in self._rows.get(row, {}).items():
@@ -299,10 +292,7 @@ class OwnGradients:
         return [dense(g._values() if g.is_sparse else g) for g in each]
 
     def _apart(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """Return a gradient in its own memory, with its parameter's strides.
-
-        Autograd may return views, and the same tensor for both parameters of a sum.
-        """
+        """Return a gradient with its parameter's strides in memory of its own: autograd may return views."""
         if gradient.is_sparse:
             return gradient.clone()
         new = gradient.data_ptr() not in self._memory and not self.from_python
@@ -325,7 +315,7 @@ class ShownGradients(TaskGradients):
         gradients: The gradients of losses multiplied by ``scale``.
         scale: The loss scale, a scalar tensor; ``None`` for one.
         ownership: Names the parameters.
-        graph: The graph of the step's last micro-batch.
+        graph: The graph of the last micro-batch.
         device: The device of the losses.
     """
 
@@ -356,7 +346,7 @@ class ShownGradients(TaskGradients):
 
     @property
     def local(self) -> TaskGradients:
-        """This process's columns. With sharded parameters, whose losses have no scale, they are fewer than all."""
+        """This process's columns, with sharded parameters fewer than all; their losses have no scale."""
         own = self._gradients.local
         if not isinstance(own, StoredGradients) or own is self._gradients:
             return self
@@ -365,7 +355,7 @@ class ShownGradients(TaskGradients):
         return own
 
     def gramian(self) -> Tensor:
-        """Return the unscaled Gramian, computed once; it is divided twice, as the square of the scale may overflow."""
+        """Return the unscaled Gramian, divided twice since the square of the scale may overflow."""
         if self._gramian is None:
             gramian = self._gradients.gramian()
             self._gramian = gramian if self._scale is None else gramian / self._scale / self._scale

@@ -63,11 +63,9 @@ def _size(sizes: Array, mode: ScaleMode) -> float:
 
 
 def _singular(matrix: Array) -> tuple[Array, Array, Array]:
-    """Return singular values ``[r]`` and vectors ``[k, r]``, ``[r, r]`` with high relative accuracy.
-
-    Jacobi's method is accurate even if the norms of the rows differ greatly ("New Fast and Accurate Jacobi SVD
-    Algorithm", Drmač & Veselić, 2008).
-    """
+    """Return singular values ``[r]`` and vectors ``[k, r]``, ``[r, r]``."""
+    # Jacobi's method is accurate even if the norms of the rows differ greatly ("New Fast and Accurate Jacobi SVD
+    # Algorithm", Drmač & Veselić, 2008).
     sizes, U, W, work, _, failed = dgejsv(matrix, joba=2, jobu=0, jobv=0, jobp=0)
     if failed:
         raise ValueError(

@@ -18,8 +18,8 @@ class CAGrad(CosineMethod):
     "Conflict-Averse Gradient Descent for Multi-task Learning" (Liu et al., 2021), Algorithm 1.
 
     Args:
-        c: Radius of the ball around the mean gradient, in units of its norm.
-        norm_eps: Threshold below which ‖g_w‖ counts as zero, relative to the smallest gradient norm.
+        c: Radius of the ball around the mean gradient, in units of its norm, at least zero.
+        norm_eps: Threshold below which ‖g_w‖ counts as zero, relative to the smallest gradient norm, above zero.
     """
 
     def __init__(self, c: float = 0.4, norm_eps: float = 1e-4) -> None:
@@ -62,11 +62,9 @@ class CAGrad(CosineMethod):
     def _direction(
         self, C: Array, norms: Array, slope: Array, length: float, ridge: float
     ) -> tuple[Array, float] | None:
-        """Return β with ‖Σ β u‖ = 1 of the direction, and its objective; ``None`` if g_w is zero.
-
-        For fixed η, minimizing g_wᵀg₀ + c‖g₀‖ (‖g_w‖²/η + η)/2 is a quadratic program. Its minimum is convex in η
-        and smallest at η = ‖g_w‖, in units of the smallest gradient norm.
-        """
+        """Return β with ‖Σ β u‖ = 1 of the direction, and its objective; ``None`` if g_w is zero."""
+        # For fixed η, minimizing g_wᵀg₀ + c‖g₀‖ (‖g_w‖²/η + η)/2 is a quadratic program. Its minimum is convex in η
+        # and smallest at η = ‖g_w‖, in units of the smallest gradient norm.
         radius = self.c * length
         shares = norms.min() / norms
         if radius <= ridge:

@@ -13,13 +13,9 @@ class ConFIG(CosineMethod):
     """The direction whose cosines with the gradients are proportional to the preferences.
 
     Its length is the sum of the gradients' projections on it. It is computed from the Gramian, by pinv(U) p =
-    Uᵀ pinv(U Uᵀ) p for the unit gradients U, without the Jacobian or its pseudoinverse.
+    Uᵀ pinv(U Uᵀ) p for the unit gradients U and the preferences p (``pref_vector``, ``[m]``; equal by default).
 
-    "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks" (Liu, Chu & Thuerey,
-    2024), Equation 2.
-
-    Args:
-        pref_vector: The preferences p, shape ``[m]``; equal by default.
+    "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks" (Liu, Chu & Thuerey, 2024), Equation 2.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"pref_vector": "vector"}

@@ -18,12 +18,8 @@ class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):
     "On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond" (Zhou et al., 2022).
 
     Args:
-        tasks: The tasks' names.
-        method: The other method.
-        alpha: α, the decay of the previous weights.
-
-    Raises:
-        ValueError: If the method gives no weights.
+        method: The other method, which must give one weight per task.
+        alpha: α, the decay of the previous weights, in [0, 1].
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"smoothed": "vector"}

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import JacobianMethod
+from multitask.weighting.gramian import checked
 from multitask.weighting.present import Layout
-from multitask.weighting.tracked import check_finite, fitting
+from multitask.weighting.tracked import fitting
 
 _EPSILON = 1e-8
 
@@ -18,13 +19,12 @@ class DBMTL(JacobianMethod):
     """The sum of the averaged gradients of log L, all rescaled to the largest norm.
 
     The average is ĝ ← g + β/t^σ (ĝ − g), where t counts the steps of the task. The heads get the gradient of
-    log L. The averages need the memory of m copies of the trunk.
+    log L; a negative loss is a ``ValueError``. The averages need the memory of m copies of the trunk.
 
     "Dual-Balancing for Multi-Task Learning" (Lin et al., 2023), Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
-        beta: β, the decay of the average, below 1.
+        beta: β, the decay of the average, in [0, 1).
         beta_sigma: σ, the rate at which the decay decreases.
     """
 
@@ -51,8 +51,7 @@ class DBMTL(JacobianMethod):
         self.steps = self.steps + 1
         decay = (self.beta / self.steps**self.beta_sigma).to(jacobian)
         average = rows + decay[:, None] * (fitting(self.average, jacobian, "db_mtl") - rows)
-        norms = average.norm(dim=1)
-        check_finite(norms, "db_mtl")
+        norms = checked(average.norm(dim=1))
         self.average = average
         gradients.assign(torch.where(norms > 0, norms.max() / norms, 0.0) @ average)
 

@@ -18,17 +18,11 @@ class DWA(Scalarization):
     "End-to-End Multi-Task Learning with Attention" (Liu, Johns & Davison, 2019).
 
     Args:
-        tasks: The tasks' names.
-        temperature: Larger values give more equal weights.
+        temperature: Above zero; larger values give more equal weights.
     """
 
     linear = True  # the weights depend on earlier epochs only
-    per_task: ClassVar[dict[str, Layout]] = {
-        "sums": "vector",
-        "counts": "vector",
-        "older": "vector",
-        "newer": "vector",
-    }
+    per_task: ClassVar[dict[str, Layout]] = dict.fromkeys(("sums", "counts", "older", "newer"), "vector")
     sums: Tensor
     counts: Tensor
     older: Tensor

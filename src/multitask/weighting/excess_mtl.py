@@ -8,8 +8,9 @@ from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
+from multitask.weighting.gramian import checked
 from multitask.weighting.present import Layout
-from multitask.weighting.tracked import check_finite, fitting
+from multitask.weighting.tracked import fitting
 
 
 class ExcessMTL(WeightedMethod):
@@ -21,8 +22,7 @@ class ExcessMTL(WeightedMethod):
     "Robust Multi-Task Learning with Excess Risks" (He et al., 2024), Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
-        robust_step_size: η.
+        robust_step_size: η, above zero.
         warmup_epochs: Number of warm-up epochs; with 0, E₀ is the E of the first step.
     """
 
@@ -61,8 +61,7 @@ class ExcessMTL(WeightedMethod):
         jacobian = gradients.jacobian()
         squares = fitting(self.squares, jacobian, "excess_mtl") + jacobian**2
         self.squares = squares
-        excess = (jacobian**2 / (squares + 1e-7).sqrt()).sum(1)
-        check_finite(excess, "excess_mtl")
+        excess = checked((jacobian**2 / (squares + 1e-7).sqrt()).sum(1))
         warm = int(self.epochs) < self.warmup_epochs
         begins = torch.ones_like(self.counts) if warm else (self.counts == 0).to(self.counts)
         self.first = self.first + begins * excess.to(self.first)

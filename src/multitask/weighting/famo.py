@@ -17,13 +17,12 @@ class FAMO(Scalarization):
     """c Σ z log(L − b), with z = softmax(logits) and c such that the gradients' weights sum to one.
 
     After each optimizer step the losses are recomputed, and Adam updates the logits so that tasks whose log-loss
-    decreased less get larger weights.
+    decreased less get larger weights. A loss below its bound b is a ``ValueError``.
 
     "FAMO: Fast Adaptive Multitask Optimization" (Liu et al., 2023), Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
-        min_losses: Lower bound b of each loss, zero by default.
+        min_losses: Lower bound b of each loss, shape ``[m]``; zero by default.
         lr: Learning rate of the logits.
         weight_decay: Weight decay of the logits.
     """
@@ -48,11 +47,7 @@ class FAMO(Scalarization):
         self.adam = TaskAdam(len(tasks), lr, weight_decay)
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``.
-
-        Raises:
-            ValueError: If a loss is below its bound.
-        """
+        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         above = self._above(losses)
         z = torch.softmax(self.logits, 0)
         scale = 1 / (z / above.detach()).sum()

@@ -21,17 +21,13 @@ class GradNorm(WeightedMethod):
     gradients. Norms are taken at the last layer that all losses reach. Each step uses the current weights, also for the
     heads, and then updates them by Adam on Σ |w ‖g‖ − target|.
 
-    "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks" (Chen et
-    al., 2018), Algorithm 1.
+    "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks" (Chen et al., 2018),
+    Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
         alpha: α, the strength of the balancing.
-        lr: Learning rate of the weights.
+        lr: Learning rate of the weights, at least zero.
         layer: Full name of a layer, module or parameter whose gradient norms to use instead.
-
-    Raises:
-        ValueError: If the learning rate is negative.
     """
 
     of_parameters = True
@@ -59,7 +55,7 @@ class GradNorm(WeightedMethod):
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the current weights, and update them."""
-        checked(gradients)
+        checked(gradients.gramian())
         norms = last_layer(gradients, self.layer, "weighting.layer").gramian().diagonal().clamp(min=0).sqrt()
         used = self.factors
         self.first = torch.where(self.first.isnan(), losses.to(self.first), self.first)

@@ -14,14 +14,10 @@ from multitask.weighting.present import Layout
 class GradVac(CosineMethod):
     """The sum of gradients, each rotated towards each other until their cosine reaches the pair's moving average.
 
-    The order of the others is random.
+    The order of the others is random. ``beta`` is the step size of the averages, in [0, 1].
 
-    "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual
-    Models" (Wang et al., 2021), Algorithm 1.
-
-    Args:
-        tasks: The tasks' names.
-        beta: Step size of the averages.
+    "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models" (Wang et
+    al., 2021), Algorithm 1.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"targets": "matrix"}

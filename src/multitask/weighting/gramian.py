@@ -24,7 +24,10 @@ class CosineMethod(WeightedMethod):
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weight of each row from :meth:`solve`, shape ``[k]``."""
-        gramian = checked(gradients)
+        return self.of_gramian(checked(gradients.gramian()), losses)
+
+    def of_gramian(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Return the weight of each row, given the Gramian, ``[k, k]``."""
         return like(gramian, self.solve(*cosines(gramian), rounding(gramian), losses))
 
     @abstractmethod
@@ -39,16 +42,11 @@ class CosineMethod(WeightedMethod):
         """
 
 
-def checked(gradients: TaskGradients) -> Tensor:
-    """Return the Gramian, shape ``[k, k]``.
-
-    Raises:
-        FloatingPointError: If an entry is NaN or infinite.
-    """
-    gramian = gradients.gramian()
-    if not all(are_finite([gramian])):
+def checked(values: Tensor) -> Tensor:
+    """Return the values, computed from the gradients; raise ``FloatingPointError`` if one is NaN or infinite."""
+    if not all(are_finite([values])):
         raise not_finite()
-    return gramian
+    return values
 
 
 def not_finite() -> FloatingPointError:
@@ -68,8 +66,7 @@ def over_trace(gramian: Tensor) -> Tensor:
 def cosines(gramian: Tensor) -> tuple[Array, Array]:
     """Return cosines ``[k, k]`` and norms ``[k]`` of the rows, in float64 on the CPU.
 
-    With cosines, a method is as accurate for losses of 1e-8 and 1e8 as for equal ones. A row of zeros has cosine zero
-    with every row, including itself.
+    A row of zeros has cosine zero with every row, including itself.
     """
     G = gramian.detach().double().cpu().numpy()
     norms = np.sqrt(np.clip(np.diagonal(G), 0.0, None))

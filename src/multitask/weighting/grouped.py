@@ -18,14 +18,8 @@ class Grouped(Wrapper[JacobianMethod]):
     """Applies another method separately to each layer's or tensor's part of the gradients.
 
     Each group has its own copy of the method, with its own state. The returned weights are the mean over groups,
-    weighted by their numbers of parameters.
-
-    Args:
-        method: The other method.
-        by: Whether a group is a layer or a tensor.
-
-    Raises:
-        ValueError: If the method has trainable parameters, which groups cannot share.
+    weighted by their numbers of parameters. A method with trainable parameters, which groups cannot share, is a
+    ``ValueError``.
     """
 
     def __init__(self, method: JacobianMethod, by: By) -> None:
@@ -52,7 +46,7 @@ class Grouped(Wrapper[JacobianMethod]):
             self._present = None
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
-        """Combine the columns of each group and concatenate the results."""
+        """Combine the columns of each group."""
         jacobian = gradients.jacobian()
         vector = torch.empty_like(jacobian[0])
         total: Tensor | None = torch.zeros_like(losses)

@@ -1,7 +1,4 @@
-"""IMTL: impartial to the scale of losses (IMTL-L), of gradients (IMTL-G), or of both.
-
-"Towards Impartial Multi-task Learning" (Liu et al., 2021).
-"""
+"""IMTL, "Towards Impartial Multi-task Learning" (Liu et al., 2021): impartial to losses, gradients, or both."""
 
 import numpy as np
 import torch
@@ -13,10 +10,9 @@ from multitask.weighting.task_parameters import Learned, TaskParameters
 
 
 class IMTLL(Learned, Scalarization):
-    """Σ exp(s) L − s, with one log-scale s per task, trained by the optimizer (Algorithm 1).
+    """IMTL-L: Σ exp(s) L − s, with one log-scale s per task, trained by the optimizer.
 
-    Args:
-        tasks: The tasks' names.
+    "Towards Impartial Multi-task Learning" (Liu et al., 2021), Algorithm 1.
     """
 
     learned = "log_scale"
@@ -30,10 +26,12 @@ class IMTLL(Learned, Scalarization):
 
 
 class IMTLG(CosineMethod):
-    """The combination with weights of sum one that has equal projections on all gradients (Equation 6).
+    """IMTL-G: the combination with weights of sum one that has equal projections on all gradients.
 
     If the gradients are linearly dependent, the projections are equal in the least-squares sense. The combination is
     zero if equal projections are impossible or need weights of sum zero.
+
+    "Towards Impartial Multi-task Learning" (Liu et al., 2021), Equation 6.
     """
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
@@ -42,13 +40,12 @@ class IMTLG(CosineMethod):
 
 
 class IMTL(Learned, CosineMethod):
-    """Losses scaled as in IMTL-L, whose gradients in the trunk are combined as in IMTL-G (Algorithm 1).
+    """IMTL: losses scaled as in IMTL-L, whose gradients in the trunk are combined as in IMTL-G.
 
     The sum of the scaled losses exp(s) L − s trains the heads and s; the combination of their gradients with equal
     projections trains the trunk.
 
-    Args:
-        tasks: The tasks' names.
+    "Towards Impartial Multi-task Learning" (Liu et al., 2021), Algorithm 1.
     """
 
     on_cpu = False  # the optimizer trains the scales, on the model's device

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import WeightedMethod
-from multitask.weighting.gramian import not_finite
+from multitask.weighting.gramian import checked
 from multitask.weighting.present import Layout
 
 
@@ -22,12 +22,8 @@ class LRAnnealing(WeightedMethod):
     Perdikaris, 2021), Algorithm 1, with α as the decay of the previous weights, as in the authors' code.
 
     Args:
-        tasks: The tasks' names.
         residual: Name of the residual's loss, whose weight is one; the first by default.
-        alpha: α, the decay of the previous weights.
-
-    Raises:
-        ValueError: If no task has that name, or α is not between 0 and 1.
+        alpha: α, the decay of the previous weights, in [0, 1].
     """
 
     of_parameters = True
@@ -49,17 +45,11 @@ class LRAnnealing(WeightedMethod):
         self.keep("factors", torch.ones(len(tasks)))
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the updated weights.
-
-        Raises:
-            FloatingPointError: If a gradient is not finite.
-        """
+        """Return the updated weights."""
         gradients = gradients.local
         sizes = gradients.jacobian().abs()
         count = gradients.total(sizes.new_tensor(sizes.shape[1]))
-        means = (gradients.total(sizes.sum(1)) / count).to(self.factors)
-        if not torch.isfinite(means).all():
-            raise not_finite()
+        means = checked((gradients.total(sizes.sum(1)) / count).to(self.factors))
         largest = sizes.amax(1) if sizes.shape[1] else sizes.sum(1)
         # Zero if the residual is absent.
         greatest = (gradients.greatest(largest).to(self.factors) * self.is_residual).sum()

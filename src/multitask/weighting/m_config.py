@@ -10,7 +10,7 @@ from multitask.gradients.rows import inner_products
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import JacobianMethod
 from multitask.weighting.conflict_free import ConFIG
-from multitask.weighting.gramian import cosines, like, not_finite, rounding
+from multitask.weighting.gramian import checked
 from multitask.weighting.present import Layout
 from multitask.weighting.tracked import fitting
 
@@ -30,22 +30,13 @@ class MConFIG(JacobianMethod):
     Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
-        beta: β, the optimizer's β₁.
-
-    Raises:
-        ValueError: If β is not in [0, 1).
+        beta: β, the optimizer's β₁, in [0, 1).
     """
 
     of_parameters = True
     remembers_rows = True
     draws = False
-    per_task: ClassVar[dict[str, Layout]] = {
-        "moments": "vector",
-        "steps": "vector",
-        "taken": "vector",
-        "places": "vector",
-    }
+    per_task: ClassVar[dict[str, Layout]] = dict.fromkeys(("moments", "steps", "taken", "places"), "vector")
     steps: Tensor
     taken: Tensor
     moments: Tensor | None
@@ -86,16 +77,12 @@ class MConFIG(JacobianMethod):
         self.steps, self.taken, self.count = state["steps"].cpu(), state["taken"].cpu(), state["count"]
 
     def wants(self) -> list[int]:
-        """Return the losses to compute: all without a moment yet, otherwise the one that has waited longest."""
+        """Return all losses without a moment yet, otherwise the one that has waited longest."""
         new = (self.steps == 0).nonzero().flatten().tolist()
         return new or [int(self.taken.argmin())]
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Update the moment of the next loss, and assign the gradient.
-
-        Raises:
-            FloatingPointError: If a gradient is not finite.
-        """
+        """Update the moment of the next loss, and assign the gradient."""
         turn, jacobian, m = self.wants(), gradients.jacobian(), len(self.steps)
         taken = jacobian if len(jacobian) == len(turn) else [jacobian[i] for i in turn]
         if self.moments is not None and self.moments.shape[1] != jacobian.shape[1]:
@@ -107,7 +94,8 @@ class MConFIG(JacobianMethod):
             moments[i].lerp_(gradient, 1 - self.beta)
         begun = [i for i, n in enumerate(steps.tolist()) if n]
         rows = torch.stack([moments[i] / (1 - self.beta ** float(steps[i])) for i in begun])
-        direction = self._weights(rows, losses if len(begun) == m else losses[begun]) @ rows
+        gramian = checked(inner_products(rows, rows))
+        direction = self.config.of_gramian(gramian, losses if len(begun) == m else losses[begun]) @ rows
         before = None if self.average is None else self.average[None]
         average = direction * (1 - self.beta**count)
         gradient = average - self.beta * fitting(before, average[None], "m_config")[0]
@@ -116,9 +104,3 @@ class MConFIG(JacobianMethod):
         self.taken = self.taken.clone()
         self.taken[turn] = count + self.places[turn]
         gradients.assign(gradient / (1 - self.beta))
-
-    def _weights(self, rows: Tensor, losses: Tensor) -> Tensor:
-        gramian = inner_products(rows, rows)
-        if not torch.isfinite(gramian).all():
-            raise not_finite()
-        return like(gramian, self.config.solve(*cosines(gramian), rounding(gramian), losses))

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import JacobianMethod
+from multitask.weighting.gramian import checked
 from multitask.weighting.present import Layout
 from multitask.weighting.simplex import project_onto_simplex
-from multitask.weighting.tracked import check_finite, fitting
+from multitask.weighting.tracked import fitting
 
 
 class MoCo(JacobianMethod):
@@ -19,16 +20,15 @@ class MoCo(JacobianMethod):
     Π is the projection onto the simplex. The step sizes decrease as β / t^βσ, where t counts the steps of the task,
     and γ / t^γσ. The tracked gradients need the memory of m copies of the trunk.
 
-    "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach" (Fernando et
-    al., 2023), Algorithm 1.
+    "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach" (Fernando et al., 2023),
+    Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
-        beta: β, the step size of the tracking.
+        beta: β, the step size of the tracking, in (0, 1].
         beta_sigma: βσ, the rate at which it decreases.
-        gamma: γ, the step size of the weights.
+        gamma: γ, the step size of the weights, above zero.
         gamma_sigma: γσ, the rate at which it decreases.
-        rho: Regularization of the weights.
+        rho: ρ, the regularization of the weights, at least zero.
     """
 
     of_parameters = True
@@ -69,8 +69,7 @@ class MoCo(JacobianMethod):
         tracked = tracked + rates[:, None] * (jacobian - tracked)
         shares = self.shares.to(jacobian)
         rate = self.gamma / float(self.steps.max()) ** self.gamma_sigma
-        step = tracked @ (shares @ tracked) + self.rho * shares
-        check_finite(step, "moco")
+        step = checked(tracked @ (shares @ tracked) + self.rho * shares)
         shares = project_onto_simplex(shares - rate * step)
         self.tracked, self.shares = tracked, shares.to(self.shares)
         gradients.assign(shares @ tracked)

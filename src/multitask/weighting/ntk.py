@@ -20,13 +20,6 @@ class NTK(Scalarization):
     first step are ones, as in the authors' code. The weight of a loss without gradient does not change.
 
     "When and Why PINNs Fail to Train: A Neural Tangent Kernel Perspective" (Wang, Yu & Perdikaris, 2022), Algorithm 1.
-
-    Args:
-        tasks: The tasks' names.
-        steps: Number of steps between updates of the traces.
-
-    Raises:
-        ValueError: If ``steps`` is less than one.
     """
 
     on_cpu = True

@@ -25,14 +25,10 @@ class PCD(CosineMethod):
     Optimization" (2026).
 
     Args:
-        tasks: The tasks' names.
         primary: Name of the primary task; the first by default.
-        tau: τ, between 0 and 1.
+        tau: τ, in [0, 1].
         beta: β, the decay of the averages, in [0, 1).
-        eps: ε, added to the averages.
-
-    Raises:
-        ValueError: If no task has that name, or a number is out of range.
+        eps: ε, added to the averages, at least zero.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"squares": "vector", "steps": "vector", "index": "vector"}
@@ -80,13 +76,10 @@ class PCD(CosineMethod):
         return weights
 
     def _direction(self, C: Array, first: int, others: Array, gains: Array, ridge: float) -> Array:
-        """Return the direction closest to unit gradient ``first`` that improves the others by at least ``gains``.
-
-        It is given as weights of the unit gradients, shape ``[k]``. The program is solved in orthonormal coordinates
-        of their span, where it is best conditioned.
-        """
+        """Return the weights of the unit gradients in the direction closest to ``first`` with at least ``gains``."""
         weights = np.zeros(len(C))
         weights[first] = 1.0
+        # In orthonormal coordinates of the gradients' span the program is best conditioned.
         values, V = factored(C, ridge)
         units = V * np.sqrt(values)
         if len(others) and (units[others] @ units[first] < gains).any():

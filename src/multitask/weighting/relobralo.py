@@ -25,13 +25,9 @@ class ReLoBRaLo(Scalarization):
     "Multi-Objective Loss Balancing for Physics-Informed Deep Learning" (Bischof & Kraus, 2021), Equation 11.
 
     Args:
-        tasks: The tasks' names.
-        alpha: α, the decay of the previous weights.
+        alpha: α, the decay of the previous weights, in [0, 1].
         rho: The mean of ρ, the share of steps that do not look back.
-        tau: τ, the temperature; larger values give more equal weights.
-
-    Raises:
-        ValueError: If a number is out of range.
+        tau: τ, the temperature, above zero; larger values give more equal weights.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"factors": "factor", "first": "vector", "last": "vector"}

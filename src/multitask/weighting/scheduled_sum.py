@@ -17,12 +17,8 @@ class ScheduledSum(Scalarization):
     """Σ w(t) L, each weight interpolated linearly between the points of its schedule and constant outside them.
 
     Args:
-        tasks: The tasks' names.
         schedule: Points ``[[time, weight], …]`` with increasing times, by task name; the weight of other tasks is one.
         unit: The unit of time: optimizer steps or epochs, from zero.
-
-    Raises:
-        ValueError: If a schedule has no point, or its times do not increase.
     """
 
     on_cpu = True
@@ -70,7 +66,7 @@ def points(key: str, given: Sequence[Sequence[float]]) -> tuple[list[float], lis
     """Return the times and the weights of points ``[[time, weight], …]``.
 
     Raises:
-        ValueError: If they are no pairs of finite numbers, or the times do not rise, naming the key.
+        ValueError: Naming the key, if they are not pairs of finite numbers, or the times do not rise.
     """
     key = f"{key}={given}"
     try:

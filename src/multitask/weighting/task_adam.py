@@ -1,4 +1,4 @@
-"""Adam for one number per task, with a step count of its own for each task."""
+"""Adam for one number per task."""
 
 from typing import ClassVar
 
@@ -12,12 +12,9 @@ from multitask.weighting.state import Memory
 class TaskAdam(Memory):
     """Adam with moments and step counts per task, which do not change for absent tasks.
 
-    "Adam: A Method for Stochastic Optimization" (Kingma & Ba, 2015).
+    ``tasks`` is their number, and ``weight_decay`` an L2 penalty, added to the gradient.
 
-    Args:
-        tasks: Number of tasks.
-        lr: Learning rate.
-        weight_decay: L2 penalty, added to the gradient.
+    "Adam: A Method for Stochastic Optimization" (Kingma & Ba, 2015).
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"mean": "vector", "square": "vector", "steps": "vector"}

@@ -12,11 +12,7 @@ from multitask.weighting.state import Memory
 
 
 class TaskParameters(Memory):
-    """Scalars initialized to zero, separate so that an optimizer can skip those of absent tasks.
-
-    Args:
-        tasks: Number of tasks.
-    """
+    """Scalars initialized to zero, separate so that an optimizer can skip those of absent tasks."""
 
     per_task: ClassVar[dict[str, Layout]] = {"index": "vector"}
 
@@ -32,17 +28,12 @@ class TaskParameters(Memory):
 
     def reset(self) -> None:
         """Set every value to zero."""
-        with torch.no_grad():
-            for value in self.values:
-                value.zero_()
+        for value in self.values:
+            nn.init.zeros_(value)
 
 
 class Learned(Combiner):
-    """A combiner with one trainable number per task, in the attribute named by ``learned``.
-
-    Args:
-        tasks: The tasks' names.
-    """
+    """A combiner with one trainable number per task, in the attribute named by ``learned``."""
 
     learned: ClassVar[str]
 

@@ -101,7 +101,7 @@ class GramianMethod(OfTorchjd, WeightedMethod):
         """Return the Gramian that the method needs, shape ``[k, k]``."""
         if isinstance(getattr(self.method, "projector", None), ExactProjector):
             return gradients.gramian()  # the projector checks for NaN and divides by the trace itself
-        gramian = checked(gradients)
+        gramian = checked(gradients.gramian())
         return over_trace(gramian) if _is_scale_free(self.method) else gramian
 
 
@@ -113,7 +113,7 @@ class MatrixMethod(OfTorchjd, WeightedMethod):
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weights of the rows from their Jacobian."""
-        checked(gradients)
+        checked(gradients.gramian())
         return self.method(gradients.jacobian())
 
 

@@ -9,7 +9,7 @@ _log = logging.getLogger(__name__)
 
 
 def fitting(rows: Tensor | None, jacobian: Tensor, method: str) -> Tensor:
-    """Return the stored rows, ``[k, n]``, or zeros if there are none for these parameters.
+    """Return the stored rows, ``[k, n]``, or zeros if there are none for these n parameters.
 
     Freezing or unfreezing a parameter changes n; the stored rows are then discarded with a warning.
     """
@@ -23,9 +23,3 @@ def fitting(rows: Tensor | None, jacobian: Tensor, method: str) -> Tensor:
             rows.shape[1],
         )
     return torch.zeros_like(jacobian)
-
-
-def check_finite(values: Tensor, method: str) -> None:
-    """Raise ``FloatingPointError`` if a value is NaN or infinite."""
-    if not torch.isfinite(values).all():
-        raise FloatingPointError(f"weighting={method} got a gradient that is not finite; lower optimizer.lr.")

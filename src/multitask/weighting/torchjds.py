@@ -12,7 +12,7 @@ from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
 from multitask.weighting.gramian import checked, over_trace
 from multitask.weighting.projection import ExactProjector
-from multitask.weighting.state import materialize_buffers, memory, move_plain_tensors, remember
+from multitask.weighting.state import memory, move_plain_tensors, remember
 
 _LINEAR = (Constant, Mean, Sum, Random)
 # These draw no random numbers, so the generators need no seed.
@@ -51,10 +51,6 @@ class OfTorchjd(Combiner):
         super()._apply(fn, recurse)
         move_plain_tensors(self.method, self.moved(fn))
         return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        materialize_buffers(self.method, state_dict, f"{prefix}method.")
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class TorchjdScalarization(OfTorchjd, Scalarization):
@@ -95,14 +91,13 @@ class GramianMethod(OfTorchjd, WeightedMethod):
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weights of the rows from their Gramian."""
-        return self.method(self.gramian(gradients))
-
-    def gramian(self, gradients: TaskGradients) -> Tensor:
-        """Return the Gramian that the method needs, shape ``[k, k]``."""
-        if isinstance(getattr(self.method, "projector", None), ExactProjector):
-            return gradients.gramian()  # the projector checks for NaN and divides by the trace itself
-        gramian = checked(gradients.gramian())
-        return over_trace(gramian) if _is_scale_free(self.method) else gramian
+        gramian = gradients.gramian()
+        # An exact projector checks for NaN and divides by the trace itself.
+        if not isinstance(getattr(self.method, "projector", None), ExactProjector):
+            checked(gramian)
+            if _is_scale_free(self.method):
+                gramian = over_trace(gramian)
+        return self.method(gramian)
 
 
 class MatrixMethod(OfTorchjd, WeightedMethod):
@@ -128,8 +123,7 @@ class AggregatorMethod(OfTorchjd, JacobianMethod):
         if isinstance(self.method, TrimmedMean):
             gradients = gradients.local  # it acts on each column separately
         vector = self.method(gradients.jacobian())
-        finite = gradients.total((~vector.isfinite()).sum()) == 0
-        if not finite:
+        if gradients.total((~vector.isfinite()).sum()) > 0:
             raise FloatingPointError(
                 f"weighting: {type(self.method).__name__} of the task gradients is not finite: one is NaN or "
                 "infinite; lower optimizer.lr, or train with trainer.precision=32-true."

@@ -16,11 +16,7 @@ M = TypeVar("M", bound=JacobianMethod)
 
 
 class Around(Combiner, Generic[C]):
-    """Delegates all hooks to a combiner.
-
-    Args:
-        method: The wrapped combiner.
-    """
+    """Delegates all hooks to a combiner."""
 
     def __init__(self, method: C) -> None:
         super().__init__()
@@ -53,11 +49,7 @@ class Around(Combiner, Generic[C]):
 
 
 class Wrapper(Around[M], JacobianMethod):
-    """Wraps a Jacobian method, and is one.
-
-    Args:
-        method: The wrapped method.
-    """
+    """Wraps a Jacobian method, and is one."""
 
     def __init__(self, method: M) -> None:
         super().__init__(method)
@@ -76,17 +68,9 @@ class Wrapper(Around[M], JacobianMethod):
 
 
 class Every(Wrapper[WeightedMethod], WeightedMethod):
-    """Recomputes another method's weights only every ``steps`` optimizer steps.
+    """Recomputes another method's weights only every ``steps`` optimizer steps, or if a present task has none yet.
 
-    They are also recomputed if a present task was absent the last time.
-
-    Args:
-        tasks: The tasks' names.
-        method: The other method.
-        steps: Number of steps between updates of the weights.
-
-    Raises:
-        ValueError: If the method does not give one weight per task.
+    The method must give one weight per task.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"kept": "vector", "factors": "vector"}
@@ -130,11 +114,7 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
 
 
 class Differentiated(Around[Scalarization], WeightedMethod):
-    """Weights the rows by the derivatives of a scalarization: the same update, from one gradient per task.
-
-    Args:
-        method: The scalarization.
-    """
+    """Weights the rows by the derivatives of a scalarization: the same update, from one gradient per task."""
 
     def __init__(self, method: Scalarization) -> None:
         super().__init__(method)
@@ -164,14 +144,10 @@ class Differentiated(Around[Scalarization], WeightedMethod):
 class InstanceWise(Wrapper[WeightedMethod], WeightedMethod):
     """Applies a Gramian weighting to the losses of every example and task, ``[batch · m]`` rows.
 
-    "Jacobian Descent for Multi-Objective Optimization" (Quinton & Rey, 2024), Section 5, and torchjd's
-    instance-wise multi-task learning.
+    The weighting must have neither state nor numbers per task, since examples change.
 
-    Args:
-        method: The weighting, without state and without numbers per task, since examples change.
-
-    Raises:
-        ValueError: If the method has either.
+    "Jacobian Descent for Multi-Objective Optimization" (Quinton & Rey, 2024), Section 5, and torchjd's instance-wise
+    multi-task learning.
     """
 
     def __init__(self, method: WeightedMethod) -> None:
@@ -195,11 +171,8 @@ class InstanceWise(Wrapper[WeightedMethod], WeightedMethod):
 
 
 def _keeps(module: nn.Module) -> bool:
-    vectors = [
-        v for v in [*vars(module).values(), *module.buffers(), *module.parameters()] if isinstance(v, Tensor)
-    ]
-    declared = [getattr(module, name) for name in getattr(module, "per_task", ())]
-    return bool(vectors) or isinstance(module, Stateful) or any(value is not None for value in declared)
+    values = [*vars(module).values(), *module.buffers(), *module.parameters()]
+    return isinstance(module, Stateful) or any(isinstance(value, Tensor) for value in values)
 
 
 class Rescaled(Wrapper[JacobianMethod]):
@@ -207,32 +180,25 @@ class Rescaled(Wrapper[JacobianMethod]):
 
     Methods differ in the norm of their combined gradients; with equal norms, one learning rate fits all. A zero
     gradient is not rescaled.
-
-    Args:
-        method: The other method.
     """
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
         """Add the rescaled combined gradient."""
         recorder = _Recorder(gradients)
         weights = self.method.combine(losses, recorder)
-        recorder.write()
-        return None if weights is None else weights * recorder.factor.to(weights)
+        factor = recorder.write()
+        return None if weights is None else weights * factor.to(weights)
 
 
 class _Recorder(TaskGradients):
     """Passes gradients to a method and records its result."""
 
     def __init__(self, gradients: TaskGradients) -> None:
+        self.layout = gradients.layout
         self._gradients = gradients
         self._gramian: Tensor | None = None
         self._weights: Tensor | None = None
         self._vector: Tensor | None = None
-        self.factor = torch.ones(())
-
-    @property
-    def layout(self) -> Sequence[tuple[str, int]]:  # type: ignore[override]
-        return self._gradients.layout
 
     @property
     def distances(self) -> Sequence[int | None]:  # type: ignore[override]
@@ -252,18 +218,20 @@ class _Recorder(TaskGradients):
     def assign(self, vector: Tensor) -> None:
         self._vector = vector
 
-    def write(self) -> None:
-        """Write the recorded result, rescaled."""
+    def write(self) -> Tensor:
+        """Write the recorded result, rescaled, and return its factor."""
         G = self.gramian()
         norm = G.sum().clamp(min=0).sqrt() / len(G)
+        factor = torch.ones(())
         if self._weights is not None:
             w = self._weights.to(G)
             length = (w @ G @ w).clamp(min=0).sqrt()
             # The rounding error of a combination that cancels.
             noise = torch.finfo(G.dtype).eps ** 0.5 * (w.abs() @ G.diagonal().clamp(min=0).sqrt())
-            self.factor = torch.where(length > noise, norm / length, 1.0)
-            self._gradients.combine(self._weights * self.factor.to(self._weights))
+            factor = torch.where(length > noise, norm / length, 1.0)
+            self._gradients.combine(self._weights * factor.to(self._weights))
         elif self._vector is not None:
             length = self._vector.norm()
-            self.factor = torch.where(length > 0, norm.to(length) / length, 1.0)
-            self._gradients.assign(self._vector * self.factor.to(self._vector))
+            factor = torch.where(length > 0, norm.to(length) / length, 1.0)
+            self._gradients.assign(self._vector * factor.to(self._vector))
+        return factor

@@ -1,5 +1,3 @@
-"""Aligned-MTL: principal components of the gradients scaled to equal size."""
-
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -35,7 +33,6 @@ class AlignedMTL(CosineMethod):
         self.scale_mode = scale_mode
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows."""
         k = len(C)
         preferences = (
             np.full(k, 1 / k) if self.pref_vector is None else self.pref_vector.double().cpu().numpy()

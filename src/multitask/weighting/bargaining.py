@@ -25,7 +25,6 @@ class NashMTL(CosineMethod):
         self.solver = SolverStats("nash_mtl")
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the bargaining weights."""
         weights = _weights(C, norms, 1.0, ridge, self.solver)
         units = weights * norms
         length = np.sqrt(max(float(units @ C @ units), 0.0))
@@ -50,7 +49,6 @@ class FairGrad(CosineMethod):
         self.solver = SolverStats("fairgrad")
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the fair weights."""
         if self.alpha == 0:
             return np.full(len(C), 1 / len(C))
         return _weights(C, norms, 1 / self.alpha, ridge, self.solver)

@@ -1,5 +1,3 @@
-"""CAGrad: the best worst case near the mean gradient."""
-
 import numpy as np
 from scipy.optimize import brentq
 from torch import Tensor

@@ -1,5 +1,3 @@
-"""ConFIG: the direction with equal cosines to all gradients."""
-
 from typing import ClassVar
 
 import numpy as np
@@ -25,7 +23,6 @@ class ConFIG(CosineMethod):
         self.pref_vector = pref_vector
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows."""
         p = np.ones_like(norms) if self.pref_vector is None else self.pref_vector.double().cpu().numpy()
         beta = with_products(C, np.where(norms > 0, p, 0.0), ridge)
         products = C @ beta

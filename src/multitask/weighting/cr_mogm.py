@@ -1,5 +1,3 @@
-"""CR-MOGM: weights smoothed over steps."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -35,7 +33,6 @@ class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):
         self.keep("smoothed", torch.full((len(tasks), 2 if method.rows == "half" else 1), torch.nan))
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the smoothed weights."""
         new = self.method.weigh(losses, gradients)
         by_task = new.view(-1, len(self.smoothed)).T.to(self.smoothed)
         old = torch.where(self.smoothed.isnan(), by_task, self.smoothed)

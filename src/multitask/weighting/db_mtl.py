@@ -1,5 +1,3 @@
-"""DB-MTL: balancing of both losses and gradients."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -45,7 +43,6 @@ class DBMTL(JacobianMethod):
         self.keep("average", None)
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Average the gradients and assign their balanced sum."""
         jacobian = gradients.jacobian()
         rows = jacobian * self.head_weights(losses).to(jacobian)[:, None]
         self.steps = self.steps + 1

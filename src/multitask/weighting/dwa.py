@@ -1,5 +1,3 @@
-"""Dynamic weight average."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -11,14 +9,12 @@ from multitask.weighting.present import Layout
 
 
 class DWA(Scalarization):
-    """Σ w L with w = k softmax(r / temperature), where r is the ratio of a task's mean losses in the last two epochs.
+    """Dynamic weight average: Σ w L with w = k softmax(r / temperature).
 
-    The ratio is one until a task has completed two epochs.
+    r is the ratio of a task's mean losses in the last two epochs, one until the task has completed two. Larger
+    temperatures, all above zero, give more equal weights.
 
     "End-to-End Multi-Task Learning with Attention" (Liu, Johns & Davison, 2019).
-
-    Args:
-        temperature: Above zero; larger values give more equal weights.
     """
 
     linear = True  # the weights depend on earlier epochs only
@@ -37,12 +33,10 @@ class DWA(Scalarization):
             self.keep(name, torch.full((len(tasks),), start))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         ratios = torch.nan_to_num(self.newer / self.older, nan=1.0)
         return len(losses) * (torch.softmax(ratios / self.temperature, 0) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Add the losses of a step to the epoch's sums."""
         self.sums = self.sums + losses.detach().to(self.sums)
         self.counts = self.counts + 1
 

@@ -1,5 +1,3 @@
-"""ExcessMTL: weights by each task's estimated distance to its optimum."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -57,7 +55,6 @@ class ExcessMTL(WeightedMethod):
         self.keep("squares", None)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the shares, updated after the warm-up."""
         jacobian = gradients.jacobian()
         squares = fitting(self.squares, jacobian, "excess_mtl") + jacobian**2
         self.squares = squares
@@ -72,5 +69,4 @@ class ExcessMTL(WeightedMethod):
         return self.shares.to(jacobian)
 
     def on_epoch_end(self) -> None:
-        """Count an epoch."""
         self.epochs += 1

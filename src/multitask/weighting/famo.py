@@ -1,5 +1,3 @@
-"""FAMO: equal rates of improvement with one extra forward pass per step."""
-
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -47,14 +45,12 @@ class FAMO(Scalarization):
         self.adam = TaskAdam(len(tasks), lr, weight_decay)
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         above = self._above(losses)
         z = torch.softmax(self.logits, 0)
         scale = 1 / (z / above.detach()).sum()
         return scale * (z * torch.log(above)).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Store the losses before the step."""
         self.before = losses.detach().to(self.before)
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
@@ -64,7 +60,6 @@ class FAMO(Scalarization):
         self.logits = self.adam.step(self.logits, z * (delta - (z * delta).sum()))
 
     def figures(self) -> dict[str, Tensor]:
-        """Return the logits."""
         return {"logits": self.logits}
 
     def _above(self, losses: Tensor) -> Tensor:

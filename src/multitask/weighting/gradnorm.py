@@ -1,5 +1,3 @@
-"""GradNorm: learned weights for equal training rates."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -48,13 +46,11 @@ class GradNorm(WeightedMethod):
         self.adam = TaskAdam(len(tasks), lr)
 
     def check_parameters(self, names: Sequence[str]) -> None:
-        """Check that the model has the layer."""
         if self.layer is not None and not any(is_part(name, self.layer) for name in names):
             known = closest(self.layer, map(layer_of, names))
             raise ValueError(f"weighting.layer={self.layer} is not a layer of the model; choose {known}.")
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the current weights, and update them."""
         checked(gradients.gramian())
         norms = last_layer(gradients, self.layer, "weighting.layer").gramian().diagonal().clamp(min=0).sqrt()
         used = self.factors
@@ -69,5 +65,4 @@ class GradNorm(WeightedMethod):
         return used.to(norms)
 
     def head_weights(self, losses: Tensor) -> Tensor:
-        """Return the current weights."""
         return self.factors

@@ -1,5 +1,3 @@
-"""Gradient Vaccine: cosines raised to their moving averages."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -31,7 +29,6 @@ class GradVac(CosineMethod):
         self.keep("targets", torch.zeros(len(tasks), len(tasks)))
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows."""
         targets = self.targets.double().cpu().numpy()
         total = np.zeros(len(C))
         for i in range(len(C)):

@@ -1,5 +1,3 @@
-"""Separate aggregation of each group of shared parameters."""
-
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -69,7 +67,6 @@ class Grouped(Wrapper[JacobianMethod]):
         return total
 
     def head_weights(self, losses: Tensor) -> Tensor | None:
-        """Return the mean of the groups' factors."""
         factors = []
         for member in self._all():
             with self._restricted(member):
@@ -78,24 +75,20 @@ class Grouped(Wrapper[JacobianMethod]):
         return torch.stack(known).mean(0) if known else None
 
     def observe(self, losses: Tensor) -> None:
-        """Pass the losses of the step to each group's copy."""
         for member in self._all():
             with self._restricted(member):
                 member.observe(losses)
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        """Call ``after_step`` of each group's copy."""
         for member in self._all():
             with self._restricted(member):
                 member.after_step(recompute)
 
     def reset(self) -> None:
-        """Reset all groups."""
         super().reset()
         self.members.clear()
 
     def on_epoch_end(self) -> None:
-        """End the epoch of each group's copy."""
         for member in {id(member): member for member in (self.method, *self._all())}.values():
             member.on_epoch_end()
 

@@ -64,7 +64,6 @@ class MoDo(HalvesMethod):
         self.rho = rho
 
     def move(self, product: Array, shares: Array) -> tuple[Array, Array]:
-        """Return the updated shares, which are also the weights."""
         step = product @ shares + self.rho * shares
         shares = nearest_on_simplex(shares - self.gamma * step)
         return shares, shares
@@ -111,7 +110,6 @@ class SDMGrad(HalvesMethod):
         self.pref_vector = equal if pref_vector is None else pref_vector / pref_vector.sum()
 
     def move(self, product: Array, shares: Array) -> tuple[Array, Array]:
-        """Return the updated shares, and the weights including the preference."""
         size = np.sqrt(np.clip(np.diagonal(product), 0.0, None)).mean()
         if size > 0:
             product = product / size / size

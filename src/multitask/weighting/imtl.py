@@ -20,7 +20,6 @@ class IMTLL(Learned, Scalarization):
     linear = True
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         s = self.log_scale()
         return (torch.exp(s) * losses - s).sum()
 
@@ -35,7 +34,6 @@ class IMTLG(CosineMethod):
     """
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights, which sum to one."""
         return _of_sum_one(_equal_projections(C, norms, ridge), 1.0, ridge)
 
 
@@ -59,11 +57,9 @@ class IMTL(Learned, CosineMethod):
         return _of_sum_one(_equal_projections(C, norms, ridge), 1 / scale, ridge)
 
     def head_weights(self, losses: Tensor) -> Tensor:
-        """Return the scales."""
         return torch.exp(self.log_scale().detach())
 
     def own_loss(self, losses: Tensor) -> Tensor:
-        """Return Σ exp(s) L − s."""
         s = self.log_scale()
         return (torch.exp(s) * losses - s).sum()
 

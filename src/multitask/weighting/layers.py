@@ -115,7 +115,6 @@ class Part(TaskGradients):
         return [by_name[name] for name, _ in self.layout]
 
     def gramian(self) -> Tensor:
-        """Return ``J Jᵀ``, shape ``[k, k]``."""
         gramian = self._gradients.total(inner_products(self._jacobian, self._jacobian))
         return gramian.cpu() if self._on_cpu else gramian
 
@@ -124,7 +123,6 @@ class Part(TaskGradients):
         self.assign(sent(weights.to(self._jacobian.dtype), self._jacobian.device) @ self._jacobian)
 
     def jacobian(self) -> Tensor:
-        """Return ``J``, shape ``[k, n]``."""
         return self._jacobian
 
     def assign(self, vector: Tensor) -> None:

@@ -1,5 +1,3 @@
-"""Learning-rate annealing: weights that match the gradients' magnitudes to that of the residual."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -13,10 +11,11 @@ from multitask.weighting.present import Layout
 
 
 class LRAnnealing(WeightedMethod):
-    """The residual's gradient plus Σ λ g, with λ ← α λ + (1 − α) max |g_r| / mean |g| over all shared parameters.
+    """Learning-rate annealing: the residual's gradient plus Σ λ g, with λ ← α λ + (1 − α) max |g_r| / mean |g|.
 
-    λ starts at ones and is updated before use. It does not change for a task whose gradient is zero, nor without the
-    residual. ``weighting.every=k`` updates it every k steps; the authors' code uses ten.
+    The maximum of the residual's gradient and the mean of the other are over all shared parameters. λ starts at ones
+    and is updated before use. It does not change for a task whose gradient is zero, nor without the residual.
+    ``weighting.every=k`` updates it every k steps; the authors' code uses ten.
 
     "Understanding and Mitigating Gradient Flow Pathologies in Physics-Informed Neural Networks" (Wang, Teng &
     Perdikaris, 2021), Algorithm 1, with α as the decay of the previous weights, as in the authors' code.
@@ -45,7 +44,6 @@ class LRAnnealing(WeightedMethod):
         self.keep("factors", torch.ones(len(tasks)))
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the updated weights."""
         gradients = gradients.local
         sizes = gradients.jacobian().abs()
         count = gradients.total(sizes.new_tensor(sizes.shape[1]))

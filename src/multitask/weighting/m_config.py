@@ -1,5 +1,3 @@
-"""M-ConFIG: ConFIG of momenta that are updated one loss at a time."""
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -64,16 +62,13 @@ class MConFIG(JacobianMethod):
         """Number of steps."""
 
     def reset(self) -> None:
-        """Reset the state to that before the first step."""
         super().reset()
         self._begin(len(self.steps))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the counts for the checkpoint."""
         return {"steps": self.steps.clone(), "taken": self.taken.clone(), "count": self.count}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore the counts from a checkpoint."""
         self.steps, self.taken, self.count = state["steps"].cpu(), state["taken"].cpu(), state["count"]
 
     def wants(self) -> list[int]:
@@ -82,7 +77,6 @@ class MConFIG(JacobianMethod):
         return new or [int(self.taken.argmin())]
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Update the moment of the next loss, and assign the gradient."""
         turn, jacobian, m = self.wants(), gradients.jacobian(), len(self.steps)
         taken = jacobian if len(jacobian) == len(turn) else [jacobian[i] for i in turn]
         if self.moments is not None and self.moments.shape[1] != jacobian.shape[1]:

@@ -1,5 +1,3 @@
-"""MGDA: the shortest combination of the gradients."""
-
 from typing import Literal
 
 import numpy as np
@@ -36,7 +34,6 @@ class MGDA(CosineMethod):
         self.solver = SolverStats("mgda")
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows."""
         divisors = self._divisors(losses, norms)
         with self.solver.timed():
             return shortest(C, norms / divisors, ridge) / divisors

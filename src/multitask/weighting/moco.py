@@ -1,5 +1,3 @@
-"""MoCo: tracked gradients that correct the bias of mini-batches."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -61,7 +59,6 @@ class MoCo(JacobianMethod):
         self.keep("tracked", None)
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Track the gradients and assign their combination."""
         jacobian = gradients.jacobian()
         self.steps = self.steps + 1
         rates = (self.beta / self.steps**self.beta_sigma).to(jacobian)

@@ -1,5 +1,3 @@
-"""Weights from traces of the neural tangent kernel, for equal convergence rates of the losses."""
-
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -38,7 +36,6 @@ class NTK(Scalarization):
         self.keep("age", torch.zeros((), dtype=torch.long))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the weighted sum; ``losses`` is ``[k]``."""
         return (sent(self.factors.to(losses.dtype), losses.device) * losses).sum()
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:

@@ -1,5 +1,3 @@
-"""Priority-constrained descent."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -61,7 +59,6 @@ class PCD(CosineMethod):
         self.keep("steps", torch.zeros(len(tasks), dtype=torch.float64))
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows."""
         sizes = norms * self._scales(norms)
         index = self.index.tolist()
         weights = np.zeros_like(norms)

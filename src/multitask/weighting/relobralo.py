@@ -1,5 +1,3 @@
-"""ReLoBRaLo: progress relative to the last step, occasionally to the first."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -54,7 +52,6 @@ class ReLoBRaLo(Scalarization):
         self.keep("stays", torch.ones(()))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         return (self._moved(losses.detach()).to(losses) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:

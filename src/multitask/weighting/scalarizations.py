@@ -18,7 +18,6 @@ class SI(Scalarization):
     """
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``, all above zero."""
         return torch.log(positive(losses, "si")).sum()
 
 
@@ -30,7 +29,6 @@ class GLS(Scalarization):
     """
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``, all above zero."""
         return torch.exp(torch.log(positive(losses, "gls")).mean())
 
 
@@ -41,7 +39,6 @@ class LossBalanced(Scalarization):
     """
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``, all above zero."""
         return (losses / positive(losses.detach(), "loss_balanced")).mean()
 
 
@@ -75,7 +72,6 @@ class COSMOS(Scalarization):
         self.register_buffer("preference", weights / weights.sum(), persistent=False)
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         r = self.preference.to(losses)
         return (r * losses).sum() - self.lambda_ * cosine_similarity(r, losses, dim=0)
 
@@ -92,6 +88,5 @@ class UW(Learned, Scalarization):
     linear = True
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         s = self.log_variance()
         return 0.5 * (torch.exp(-s) * losses + s).sum()

@@ -1,5 +1,3 @@
-"""Weights that follow a schedule."""
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -46,18 +44,15 @@ class ScheduledSum(Scalarization):
         self.keep("time", torch.zeros((), dtype=torch.long))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         now = float(self.time)
         weights = [np.interp(now, *self.points[i]) for i in self.index.tolist()]
         return (sent(torch.tensor(weights, dtype=losses.dtype), losses.device) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Count a step."""
         if self.unit == "step":
             self.time += 1
 
     def on_epoch_end(self) -> None:
-        """Count an epoch."""
         if self.unit == "epoch":
             self.time += 1
 

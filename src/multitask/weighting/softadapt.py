@@ -1,5 +1,3 @@
-"""SoftAdapt: larger weights for losses that decrease less."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -50,11 +48,9 @@ class SoftAdapt(Scalarization):
         self.keep("history", torch.full((len(tasks), order), torch.nan))  # newest first
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         return (self._weights(losses.detach()) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Store the losses of a step."""
         newest = losses.detach().to(self.history)[:, None]
         self.history = torch.cat([newest, self.history[:, :-1]], 1)
 

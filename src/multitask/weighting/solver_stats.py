@@ -1,5 +1,3 @@
-"""Counts and time of a solver."""
-
 import logging
 import time
 from collections.abc import Iterator

@@ -1,5 +1,3 @@
-"""Adam for one number per task."""
-
 from typing import ClassVar
 
 import torch

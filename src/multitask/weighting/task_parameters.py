@@ -23,11 +23,9 @@ class TaskParameters(Memory):
         self.index = torch.arange(tasks)
 
     def forward(self) -> Tensor:
-        """Return the values of the present tasks, shape ``[k]``."""
         return torch.stack([self.values[i] for i in self.index.tolist()])
 
     def reset(self) -> None:
-        """Set every value to zero."""
         for value in self.values:
             nn.init.zeros_(value)
 
@@ -48,9 +46,7 @@ class Learned(Combiner):
         return numbers
 
     def parameters_of(self, task: int) -> list[nn.Parameter]:
-        """Return the task's number."""
         return [self._numbers.values[task]]
 
     def figures(self) -> dict[str, Tensor]:
-        """Return the numbers."""
         return {self.learned: self._numbers().detach()}

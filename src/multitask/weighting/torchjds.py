@@ -64,7 +64,6 @@ class TorchjdScalarization(OfTorchjd, Scalarization):
         self.fixed = not isinstance(method, Stateful | Random)
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         if not isinstance(self.method, Stateful):
             return self.method(losses)
         kept = memory(self.method)
@@ -78,7 +77,6 @@ class TorchjdScalarization(OfTorchjd, Scalarization):
             self.method(losses)
 
     def on_epoch_end(self) -> None:
-        """End the epoch of DWA."""
         if isinstance(self.method, DWA):
             self.method.step()
 
@@ -90,7 +88,6 @@ class GramianMethod(OfTorchjd, WeightedMethod):
     method: Weighting
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the weights of the rows from their Gramian."""
         gramian = gradients.gramian()
         # An exact projector checks for NaN and divides by the trace itself.
         if not isinstance(getattr(self.method, "projector", None), ExactProjector):
@@ -107,7 +104,6 @@ class MatrixMethod(OfTorchjd, WeightedMethod):
     reads_jacobian = True
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the weights of the rows from their Jacobian."""
         checked(gradients.gramian())
         return self.method(gradients.jacobian())
 
@@ -119,7 +115,6 @@ class AggregatorMethod(OfTorchjd, JacobianMethod):
     reads_jacobian = True
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Assign the aggregation of the Jacobian."""
         if isinstance(self.method, TrimmedMean):
             gradients = gradients.local  # it acts on each column separately
         vector = self.method(gradients.jacobian())

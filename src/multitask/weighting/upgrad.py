@@ -23,7 +23,6 @@ class UPGrad(UPGradWeighting):
         super().__init__(pref_vector, ExactProjector() if projector is None else projector)
 
     def forward(self, gramian: PSDMatrix, /) -> Tensor:
-        """Return the weights of the tasks, shape ``[m]``."""
         m, preferences = len(gramian), self.pref_vector
         if not isinstance(self.projector, ExactProjector) or (
             preferences is not None and preferences.shape != (m,)
@@ -42,7 +41,6 @@ class UPGradMethod(GramianMethod):
         self._exact = isinstance(method.projector, ExactProjector)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the weights of the rows from their Gramian."""
         if not self._exact:
             return super().weigh(losses, gradients)
         assert isinstance(self.method, UPGrad)

@@ -24,27 +24,21 @@ class Around(Combiner, Generic[C]):
         self.draws, self.recomputed = method.draws, method.recomputed
 
     def check_parameters(self, names: Sequence[str]) -> None:
-        """Check the wrapped combiner."""
         self.method.check_parameters(names)
 
     def observe(self, losses: Tensor) -> None:
-        """Pass the losses of the step to the combiner."""
         self.method.observe(losses)
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        """Call the combiner's ``after_step``."""
         self.method.after_step(recompute)
 
     def on_epoch_end(self) -> None:
-        """End the combiner's epoch."""
         self.method.on_epoch_end()
 
     def parameters_of(self, task: int) -> list[nn.Parameter]:
-        """Return the combiner's own parameters of a task."""
         return self.method.parameters_of(task)
 
     def figures(self) -> dict[str, Tensor]:
-        """Return the combiner's values to log."""
         return self.method.figures()
 
 
@@ -59,11 +53,9 @@ class Wrapper(Around[M], JacobianMethod):
         self.gives_weights = method.gives_weights
 
     def head_weights(self, losses: Tensor) -> Tensor | None:
-        """Return the method's head weights."""
         return self.method.head_weights(losses)
 
     def own_loss(self, losses: Tensor) -> Tensor | None:
-        """Return the scalar that trains the method's own parameters."""
         return self.method.own_loss(losses)
 
 
@@ -101,7 +93,6 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
         return None if bool(self.factors.isnan().any()) else self.factors.to(losses)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the stored weights, recomputed if they are due."""
         if self._is_due():
             self.age = torch.zeros_like(self.age)
             weights = self.method.weigh(losses, gradients)
@@ -126,13 +117,11 @@ class Differentiated(Around[Scalarization], WeightedMethod):
         return self._weights
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the derivatives, shape ``[k]``."""
         weights = self._derivatives(losses) if self._weights is None else self._weights
         self._weights = None
         return weights
 
     def own_loss(self, losses: Tensor) -> Tensor | None:
-        """Return the scalar if the scalarization has parameters."""
         return self.method(losses) if any(True for _ in self.method.parameters()) else None
 
     @torch.enable_grad()
@@ -183,7 +172,6 @@ class Rescaled(Wrapper[JacobianMethod]):
     """
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
-        """Add the rescaled combined gradient."""
         recorder = _Recorder(gradients)
         weights = self.method.combine(losses, recorder)
         factor = recorder.write()

@@ -4,8 +4,8 @@ import numpy as np
 from scipy.linalg.lapack import dgejsv
 from torch import Tensor
 
+from multitask.weighting.base import Layout
 from multitask.weighting.gramian import Array, CosineMethod, factored
-from multitask.weighting.present import Layout
 
 ScaleMode = Literal["min", "median", "rmse"]
 

@@ -13,7 +13,7 @@ class Krum(CosineMethod):
     """The mean of the ``n_selected`` gradients closest to their k − ``n_byzantine`` − 2 nearest neighbours.
 
     ``n_byzantine`` is the number of gradients that may be arbitrary. Fewer tasks than ``n_byzantine + 3`` or
-    ``n_selected`` are a ``ValueError``.
+    ``n_selected`` raise ``ValueError``.
 
     "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent" (Blanchard et al., 2017).
     """

@@ -32,27 +32,24 @@ class CAGrad(CosineMethod):
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return 1/k + c ‖g₀‖ w / ‖g_w‖."""
-        with self.solver.timed():
-            return self._weights(C, norms, ridge)
-
-    def _weights(self, C: Array, norms: Array, ridge: float) -> Array:
         k = len(C)
-        mean = np.full(k, 1 / k)
+        weights = np.full(k, 1 / k)
+        if self.c == 0:
+            return weights
         moving = norms > 0
-        if self.c == 0 or not moving.any():
-            return mean if self.c == 0 else np.zeros(k)
+        if not moving.any():
+            return np.zeros(k)
         unit = norms / norms.max()
         length = np.sqrt(max(float(unit @ C @ unit), 0.0)) / k
-        direction = self._direction(
-            C[np.ix_(moving, moving)], norms[moving], (C @ unit)[moving] / k, length, ridge
-        )
+        slope = (C @ unit)[moving] / k
+        with self.solver.timed():
+            direction = self._direction(C[np.ix_(moving, moving)], norms[moving], slope, length, ridge)
         if direction is None:
             return np.zeros(k)
         beta, value = direction
         if not moving.all() and value >= 0:
             # The optimal combination is the zero gradient of a task.
             return np.zeros(k)
-        weights = mean
         # g_w / ‖g_w‖ = Σ β u / ‖Σ β u‖, for unit gradients u = g / ‖g‖.
         weights[moving] += self.c * length * norms.max() * beta / norms[moving]
         return weights

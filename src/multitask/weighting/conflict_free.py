@@ -3,8 +3,8 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from multitask.weighting.base import Layout
 from multitask.weighting.gramian import Array, CosineMethod, per_unit, with_products
-from multitask.weighting.present import Layout
 
 
 class ConFIG(CosineMethod):

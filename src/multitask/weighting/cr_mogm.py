@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, WeightedMethod
 from multitask.weighting.wrapper import Wrapper
 
 

@@ -5,17 +5,16 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
+from multitask.weighting.base import Layout, WeightedMethod
 from multitask.weighting.gramian import checked
-from multitask.weighting.present import Layout
-from multitask.weighting.tracked import fitting
+from multitask.weighting.tracked import Tracking
 
 
-class ExcessMTL(WeightedMethod):
+class ExcessMTL(Tracking, WeightedMethod):
     """Shares multiplied by exp(η E / E₀) in each step, where E = gᵀ H⁻¹ g estimates a task's excess risk.
 
     H is the root of the sum of all squared gradients, as in AdaGrad. During warm-up the shares stay equal, and E₀ is
-    the mean of E. The squares need the memory of m copies of the trunk.
+    the mean of E.
 
     "Robust Multi-Task Learning with Excess Risks" (He et al., 2024), Algorithm 1.
 
@@ -24,8 +23,6 @@ class ExcessMTL(WeightedMethod):
         warmup_epochs: Number of warm-up epochs; with 0, E₀ is the E of the first step.
     """
 
-    of_parameters = True
-    remembers_rows = True
     per_task: ClassVar[dict[str, Layout]] = {
         "squares": "vector",
         "shares": "share",
@@ -51,12 +48,11 @@ class ExcessMTL(WeightedMethod):
         self.keep("first", torch.zeros(len(tasks)))
         self.keep("counts", torch.zeros(len(tasks)))
         self.keep("epochs", torch.zeros((), dtype=torch.long))
-        # Last, since it is initialized later and callbacks that average weights pair buffers by order.
         self.keep("squares", None)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         jacobian = gradients.jacobian()
-        squares = fitting(self.squares, jacobian, "excess_mtl") + jacobian**2
+        squares = self.fitting(self.squares, jacobian) + jacobian**2
         self.squares = squares
         excess = checked((jacobian**2 / (squares + 1e-7).sqrt()).sum(1))
         warm = int(self.epochs) < self.warmup_epochs

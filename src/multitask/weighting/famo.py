@@ -4,8 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, Scalarization
 from multitask.weighting.task_adam import TaskAdam
 
 _EPSILON = 1e-8
@@ -15,7 +14,7 @@ class FAMO(Scalarization):
     """c Σ z log(L − b), with z = softmax(logits) and c such that the gradients' weights sum to one.
 
     After each optimizer step the losses are recomputed, and Adam updates the logits so that tasks whose log-loss
-    decreased less get larger weights. A loss below its bound b is a ``ValueError``.
+    decreased less get larger weights. A loss below its bound b raises ``ValueError``.
 
     "FAMO: Fast Adaptive Multitask Optimization" (Liu et al., 2023), Algorithm 1.
 

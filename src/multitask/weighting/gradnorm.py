@@ -5,10 +5,9 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
+from multitask.weighting.base import Layout, WeightedMethod
 from multitask.weighting.gramian import checked
 from multitask.weighting.layers import closest, is_part, last_layer, layer_of
-from multitask.weighting.present import Layout
 from multitask.weighting.task_adam import TaskAdam
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.weighting.gramian import Array, CosineMethod, per_unit
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout
+from multitask.weighting.gramian import Array, CosineMethod, like, per_unit
 
 
 class GradVac(CosineMethod):
@@ -35,7 +35,7 @@ class GradVac(CosineMethod):
             others = [j for j in range(len(C)) if j != i]
             order = [others[j] for j in torch.randperm(len(others)).tolist()]
             total += norms[i] * _rotated(C, i, order, targets[i], self.beta)
-        self.targets = torch.as_tensor(targets).to(self.targets)
+        self.targets = like(self.targets, targets)
         return per_unit(total, norms)
 
 

@@ -28,7 +28,8 @@ class CosineMethod(WeightedMethod):
 
     def of_gramian(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the weight of each row, given the Gramian, ``[k, k]``."""
-        return like(gramian, self.solve(*cosines(gramian), rounding(gramian), losses))
+        ridge = 4.0 * len(gramian) * torch.finfo(gramian.dtype).eps
+        return like(gramian, self.solve(*cosines(gramian), ridge, losses))
 
     @abstractmethod
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
@@ -70,14 +71,14 @@ def cosines(gramian: Tensor) -> tuple[Array, Array]:
     """
     G = gramian.detach().double().cpu().numpy()
     norms = np.sqrt(np.clip(np.diagonal(G), 0.0, None))
-    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    inverse = per_unit(1.0, norms)
     C = G * inverse[:, None] * inverse
     C = np.clip((C + C.T) / 2, -1.0, 1.0)
     np.fill_diagonal(C, (norms > 0).astype(float))
     return C, norms
 
 
-def per_unit(weights: Array, norms: Array) -> Array:
+def per_unit(weights: Array | float, norms: Array) -> Array:
     """Convert weights of the normalized rows to weights of the rows; zero for rows of zeros."""
     return np.divide(weights, norms, out=np.zeros_like(norms), where=norms > 0)
 
@@ -104,11 +105,6 @@ def with_products(C: Array, products: Array, ridge: float) -> Array:
     return V @ (parts / values)
 
 
-def rounding(gramian: Tensor) -> float:
-    """Return a bound on how far rounding can make the cosines of a Gramian indefinite."""
-    return 4.0 * len(gramian) * torch.finfo(gramian.dtype).eps
-
-
-def like(gramian: Tensor, weights: Array) -> Tensor:
-    """Return weights as a tensor with the Gramian's dtype and device."""
-    return torch.as_tensor(weights, dtype=gramian.dtype, device=gramian.device)
+def like(tensor: Tensor, values: Array) -> Tensor:
+    """Return values as a tensor with another's dtype and device."""
+    return torch.as_tensor(values, dtype=tensor.dtype, device=tensor.device)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import Rows, WeightedMethod
+from multitask.weighting.base import Layout, Rows, WeightedMethod
 from multitask.weighting.gramian import Array, checked, like
-from multitask.weighting.present import Layout
 from multitask.weighting.simplex import nearest_on_simplex
 
 
@@ -33,7 +32,7 @@ class HalvesMethod(WeightedMethod):
         k = len(gramian) // 2
         product = gramian[:k, k:].double().cpu().numpy()
         shares, weights = self.move(product, self.shares.double().cpu().numpy())
-        self.shares = torch.as_tensor(shares).to(self.shares)
+        self.shares = like(self.shares, shares)
         return like(gramian, np.tile(weights / 2, 2))
 
     @abstractmethod

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from multitask.weighting.base import Scalarization
 from multitask.weighting.gramian import Array, CosineMethod, per_unit, with_products
-from multitask.weighting.task_parameters import Learned, TaskParameters
+from multitask.weighting.task_parameters import Learned
 
 
 class IMTLL(Learned, Scalarization):
@@ -16,11 +16,10 @@ class IMTLL(Learned, Scalarization):
     """
 
     learned = "log_scale"
-    log_scale: TaskParameters
     linear = True
 
     def forward(self, losses: Tensor) -> Tensor:
-        s = self.log_scale()
+        s = self.numbers()
         return (torch.exp(s) * losses - s).sum()
 
 
@@ -48,19 +47,18 @@ class IMTL(Learned, CosineMethod):
 
     on_cpu = False  # the optimizer trains the scales, on the model's device
     learned = "log_scale"
-    log_scale: TaskParameters
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the weights of IMTL-G for the scaled gradients, times the scales."""
         # Scaling does not change cosines; the sum is over the weights of the scaled gradients.
-        scale = np.exp(self.log_scale().detach().double().cpu().numpy())
+        scale = np.exp(self.numbers().detach().double().cpu().numpy())
         return _of_sum_one(_equal_projections(C, norms, ridge), 1 / scale, ridge)
 
     def head_weights(self, losses: Tensor) -> Tensor:
-        return torch.exp(self.log_scale().detach())
+        return torch.exp(self.numbers().detach())
 
     def own_loss(self, losses: Tensor) -> Tensor:
-        s = self.log_scale()
+        s = self.numbers()
         return (torch.exp(s) * losses - s).sum()
 
 

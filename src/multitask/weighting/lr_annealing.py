@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
+from multitask.weighting.base import Layout, WeightedMethod
 from multitask.weighting.gramian import checked
-from multitask.weighting.present import Layout
 
 
 class LRAnnealing(WeightedMethod):

@@ -6,14 +6,13 @@ from torch import Tensor
 
 from multitask.gradients.rows import inner_products
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import JacobianMethod
+from multitask.weighting.base import Layout
 from multitask.weighting.conflict_free import ConFIG
 from multitask.weighting.gramian import checked
-from multitask.weighting.present import Layout
-from multitask.weighting.tracked import fitting
+from multitask.weighting.tracked import Tracking
 
 
-class MConFIG(JacobianMethod):
+class MConFIG(Tracking):
     """The gradient whose moving average is ConFIG's direction of the losses' first moments.
 
     Each step computes the gradient of only one loss and updates its moment: the loss that has waited longest, with
@@ -22,7 +21,7 @@ class MConFIG(JacobianMethod):
 
     Let d_t be (1 − βᵗ) times ConFIG's direction of the bias-corrected moments. The gradient is
     (d_t − β d_{t−1}) / (1 − β), which Adam with β₁ = β turns into the algorithm's update: that direction divided by the
-    root of the second moment of this gradient. The moments need the memory of m copies of the trunk.
+    root of the second moment of this gradient.
 
     "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks" (Liu, Chu & Thuerey, 2024),
     Algorithm 1.
@@ -31,8 +30,6 @@ class MConFIG(JacobianMethod):
         beta: β, the optimizer's β₁, in [0, 1).
     """
 
-    of_parameters = True
-    remembers_rows = True
     draws = False
     per_task: ClassVar[dict[str, Layout]] = dict.fromkeys(("moments", "steps", "taken", "places"), "vector")
     steps: Tensor
@@ -81,7 +78,7 @@ class MConFIG(JacobianMethod):
         taken = jacobian if len(jacobian) == len(turn) else [jacobian[i] for i in turn]
         if self.moments is not None and self.moments.shape[1] != jacobian.shape[1]:
             self._begin(m)
-        moments = fitting(self.moments, jacobian[:1].expand(m, -1), "m_config").clone()
+        moments = self.fitting(self.moments, jacobian[:1].expand(m, -1)).clone()
         steps, count = self.steps.clone(), self.count + 1
         steps[turn] += 1
         for i, gradient in zip(turn, taken, strict=True):
@@ -92,7 +89,7 @@ class MConFIG(JacobianMethod):
         direction = self.config.of_gramian(gramian, losses if len(begun) == m else losses[begun]) @ rows
         before = None if self.average is None else self.average[None]
         average = direction * (1 - self.beta**count)
-        gradient = average - self.beta * fitting(before, average[None], "m_config")[0]
+        gradient = average - self.beta * self.fitting(before, average[None])[0]
         self.moments, self.average = moments, average
         self.steps, self.count = steps, count
         self.taken = self.taken.clone()

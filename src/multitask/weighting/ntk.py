@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.rows import sent
-from multitask.weighting.base import Recomputed, Scalarization
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, Recomputed, Scalarization
 
 
 class NTK(Scalarization):

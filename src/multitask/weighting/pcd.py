@@ -6,8 +6,8 @@ import quadprog
 import torch
 from torch import Tensor
 
+from multitask.weighting.base import Layout
 from multitask.weighting.gramian import Array, CosineMethod, factored, per_unit
-from multitask.weighting.present import Layout
 from multitask.weighting.solver_stats import SolverStats
 
 
@@ -94,4 +94,4 @@ class PCD(CosineMethod):
         self.squares = self.beta * self.squares + (1 - self.beta) * squares
         average = (self.squares / (1 - self.beta**self.steps)).cpu().numpy()
         roots = np.sqrt(average + self.eps)
-        return np.divide(1.0, roots, out=np.zeros_like(roots), where=roots > 0)
+        return per_unit(1.0, roots)

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.rows import sent
-from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, Scalarization
 
 # They keep ratios to a former loss of zero finite in float32.
 _EPSILON = 1e-20

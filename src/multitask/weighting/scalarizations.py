@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Layout
-from multitask.weighting.task_parameters import Learned, TaskParameters
+from multitask.weighting.base import Layout, Scalarization
+from multitask.weighting.task_parameters import Learned
 
 
 class SI(Scalarization):
     """Σ log L, the scale-invariant baseline of "Multi-Task Learning as a Bargaining Game" (Navon et al., 2022).
 
-    A loss that is not above zero is a ``ValueError``.
+    A loss that is not above zero raises ``ValueError``.
     """
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -22,7 +21,7 @@ class SI(Scalarization):
 
 
 class GLS(Scalarization):
-    """(Π L)^(1/k); a loss that is not above zero is a ``ValueError``.
+    """(Π L)^(1/k); a loss that is not above zero raises ``ValueError``.
 
     "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task Learning" (Chennupati et
     al., 2019).
@@ -35,7 +34,7 @@ class GLS(Scalarization):
 class LossBalanced(Scalarization):
     """Mean of L / L̄, where L̄ is L without gradient, so that each task contributes a loss of one.
 
-    The gradient is that of the mean of log L. A loss that is not above zero is a ``ValueError``.
+    The gradient is that of the mean of log L. A loss that is not above zero raises ``ValueError``.
     """
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -84,9 +83,8 @@ class UW(Learned, Scalarization):
     """
 
     learned = "log_variance"
-    log_variance: TaskParameters
     linear = True
 
     def forward(self, losses: Tensor) -> Tensor:
-        s = self.log_variance()
+        s = self.numbers()
         return 0.5 * (torch.exp(-s) * losses + s).sum()

@@ -3,7 +3,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout
 from multitask.weighting.state import Memory
 
 

@@ -6,8 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from multitask.weighting.base import Combiner
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Combiner, Layout
 from multitask.weighting.state import Memory
 
 
@@ -40,13 +39,14 @@ class Learned(Combiner):
         setattr(self, self.learned, TaskParameters(len(tasks)))
 
     @property
-    def _numbers(self) -> TaskParameters:
+    def numbers(self) -> TaskParameters:
+        """The trainable numbers; a call returns those of the present tasks, shape ``[k]``."""
         numbers = getattr(self, self.learned)
         assert isinstance(numbers, TaskParameters)
         return numbers
 
     def parameters_of(self, task: int) -> list[nn.Parameter]:
-        return [self._numbers.values[task]]
+        return [self.numbers.values[task]]
 
     def figures(self) -> dict[str, Tensor]:
-        return {self.learned: self._numbers().detach()}
+        return {self.learned: self.numbers().detach()}

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torchjd import Stateful
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Combiner, JacobianMethod, Layout, Scalarization, WeightedMethod
 
 C = TypeVar("C", bound=Combiner)
 M = TypeVar("M", bound=JacobianMethod)

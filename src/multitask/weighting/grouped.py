@@ -89,7 +89,7 @@ class Grouped(Wrapper[JacobianMethod]):
         self.members.clear()
 
     def on_epoch_end(self) -> None:
-        for member in {id(member): member for member in (self.method, *self._all())}.values():
+        for member in dict.fromkeys([self.method, *self._all()]):
             member.on_epoch_end()
 
     def _restricted(self, member: JacobianMethod) -> AbstractContextManager[None]:

@@ -63,9 +63,11 @@ class MConFIG(Tracking):
         self._begin(len(self.steps))
 
     def get_extra_state(self) -> dict[str, Any]:
+        """Return the counts for the checkpoint."""
         return {"steps": self.steps.clone(), "taken": self.taken.clone(), "count": self.count}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore the counts from a checkpoint."""
         self.steps, self.taken, self.count = state["steps"].cpu(), state["taken"].cpu(), state["count"]
 
     def wants(self) -> list[int]:

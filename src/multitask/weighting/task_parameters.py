@@ -22,6 +22,7 @@ class TaskParameters(Memory):
         self.index = torch.arange(tasks)
 
     def forward(self) -> Tensor:
+        """Return the values of the present tasks, shape ``[k]``."""
         return torch.stack([self.values[i] for i in self.index.tolist()])
 
     def reset(self) -> None:

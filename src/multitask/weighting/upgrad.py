@@ -23,6 +23,7 @@ class UPGrad(UPGradWeighting):
         super().__init__(pref_vector, ExactProjector() if projector is None else projector)
 
     def forward(self, gramian: PSDMatrix, /) -> Tensor:
+        """Return the weights of the tasks, shape ``[m]``."""
         m, preferences = len(gramian), self.pref_vector
         if not isinstance(self.projector, ExactProjector) or (
             preferences is not None and preferences.shape != (m,)

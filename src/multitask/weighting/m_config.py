@@ -51,12 +51,9 @@ class MConFIG(Tracking):
 
     def _begin(self, m: int) -> None:
         # Not buffers: they stay on the CPU, so that choosing the loss does not wait for the device.
-        self.steps = torch.zeros(m, dtype=torch.float64)
-        """Number of gradients in the moment of each loss."""
-        self.taken = torch.zeros(m, dtype=torch.float64)
-        """Time of the last gradient of each loss."""
-        self.count = 0
-        """Number of steps."""
+        self.steps = torch.zeros(m, dtype=torch.float64)  # gradients in the moment of each loss
+        self.taken = torch.zeros(m, dtype=torch.float64)  # time of the last gradient of each loss
+        self.count = 0  # steps
 
     def reset(self) -> None:
         super().reset()

@@ -118,7 +118,8 @@ class AggregatorMethod(OfTorchjd, JacobianMethod):
         if isinstance(self.method, TrimmedMean):
             gradients = gradients.local  # it acts on each column separately
         vector = self.method(gradients.jacobian())
-        if gradients.total((~vector.isfinite()).sum()) > 0:
+        finite = gradients.total((~vector.isfinite()).sum()) == 0
+        if not finite:
             raise FloatingPointError(
                 f"weighting: {type(self.method).__name__} of the task gradients is not finite: one is NaN or "
                 "infinite; lower optimizer.lr, or train with trainer.precision=32-true."

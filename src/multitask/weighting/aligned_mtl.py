@@ -1,13 +1,11 @@
-"""Aligned-MTL: principal components of the gradients scaled to equal size."""
-
 from typing import ClassVar, Literal
 
 import numpy as np
 from scipy.linalg.lapack import dgejsv
 from torch import Tensor
 
+from multitask.weighting.base import Layout
 from multitask.weighting.gramian import Array, CosineMethod, factored
-from multitask.weighting.present import Layout
 
 ScaleMode = Literal["min", "median", "rmse"]
 
@@ -35,7 +33,6 @@ class AlignedMTL(CosineMethod):
         self.scale_mode = scale_mode
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows."""
         k = len(C)
         preferences = (
             np.full(k, 1 / k) if self.pref_vector is None else self.pref_vector.double().cpu().numpy()
@@ -63,11 +60,9 @@ def _size(sizes: Array, mode: ScaleMode) -> float:
 
 
 def _singular(matrix: Array) -> tuple[Array, Array, Array]:
-    """Return singular values ``[r]`` and vectors ``[k, r]``, ``[r, r]`` with high relative accuracy.
-
-    Jacobi's method is accurate even if the norms of the rows differ greatly ("New Fast and Accurate Jacobi SVD
-    Algorithm", Drmač & Veselić, 2008).
-    """
+    """Return singular values ``[r]`` and vectors ``[k, r]``, ``[r, r]``."""
+    # Jacobi's method is accurate even if the norms of the rows differ greatly ("New Fast and Accurate Jacobi SVD
+    # Algorithm", Drmač & Veselić, 2008).
     sizes, U, W, work, _, failed = dgejsv(matrix, joba=2, jobu=0, jobv=0, jobp=0)
     if failed:
         raise ValueError(

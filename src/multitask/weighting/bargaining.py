@@ -10,14 +10,11 @@ from multitask.weighting.solver_stats import SolverStats
 class NashMTL(CosineMethod):
     """The weights α with G α = 1 / α, the Nash bargaining solution.
 
-    The combined gradient has norm √k whatever the scale of the losses, and is rescaled to ``max_norm`` if it
-    is longer, as in the authors' code. The equation is solved exactly, instead of by the paper's sequence of
-    convex programs that converges to the same point. A task whose gradient is zero has weight zero.
+    The combined gradient has norm √k at any scale of the losses, and is rescaled to ``max_norm`` if it is longer, as in
+    the authors' code; 0 means no limit. The equation is solved exactly, instead of by the paper's sequence of convex
+    programs that converges to the same point. A task whose gradient is zero has weight zero.
 
     "Multi-Task Learning as a Bargaining Game" (Navon et al., 2022), Algorithm 1.
-
-    Args:
-        max_norm: Maximum norm of the combined gradient; 0 for no limit.
     """
 
     def __init__(self, max_norm: float = 1.0) -> None:
@@ -28,7 +25,6 @@ class NashMTL(CosineMethod):
         self.solver = SolverStats("nash_mtl")
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the bargaining weights."""
         weights = _weights(C, norms, 1.0, ridge, self.solver)
         units = weights * norms
         length = np.sqrt(max(float(units @ C @ units), 0.0))
@@ -36,16 +32,13 @@ class NashMTL(CosineMethod):
 
 
 class FairGrad(CosineMethod):
-    """The weights w with G w = w^(−1/α).
+    """The weights w with G w = w^(−1/α), α ≥ 0.
 
     Larger α favours the tasks that gain least: α = 0 is the mean, α = 1 proportional fairness (Nash-MTL without
     maximum norm), and α → ∞ max-min fairness. The equation is solved exactly. A task whose gradient is zero has
     weight zero.
 
     "Fair Resource Allocation in Multi-Task Learning" (Ban & Ji, 2024), Equation 4.
-
-    Args:
-        alpha: α, the degree of fairness.
     """
 
     def __init__(self, alpha: float = 2.0) -> None:
@@ -56,7 +49,6 @@ class FairGrad(CosineMethod):
         self.solver = SolverStats("fairgrad")
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the fair weights."""
         if self.alpha == 0:
             return np.full(len(C), 1 / len(C))
         return _weights(C, norms, 1 / self.alpha, ridge, self.solver)
@@ -76,17 +68,13 @@ def _weights(C: Array, norms: Array, power: float, ridge: float, solver: SolverS
 
 
 def bargain(C: Array, right: Array, power: float, ridge: float, stats: SolverStats) -> Array:
-    """Return the unique v > 0 with C v = right · v^(−power), shape ``[k]``.
+    """Return the unique v > 0 with (C + ridge I) v = right · v^(−power), shape ``[k]``.
 
     It minimizes the strictly convex ½ vᵀCv − Σ right v^(1 − power) / (1 − power) (with a logarithm for power 1), by
-    Newton's method with line search in float64.
+    Newton's method with line search in float64. ``stats`` counts a failure if it is not solved to 1e-6.
 
-    Args:
-        C: Cosines of nonzero gradients, shape ``[k, k]``.
-        right: Positive, shape ``[k]``.
-        power: Positive.
-        ridge: Added to the diagonal of ``C``, so that gradients that cancel have a solution.
-        stats: Counts a failure if the equation is not solved to 1e-6.
+    ``C``, ``[k, k]``, are cosines of nonzero gradients, which can cancel, but not with a ridge; ``right``, ``[k]``, and
+    ``power`` are positive.
     """
     C = C + max(ridge, 1e-12) * np.eye(len(C))
     v = right ** (1 / (1 + power))

@@ -18,7 +18,8 @@ Recomputed = Literal["losses", "traces"]
 class Combiner(Memory, ABC):
     """Turns the losses of all tasks into one update of the shared parameters.
 
-    A combiner's state is in buffers created by ``keep``, which ``reset`` restores to their initial values;
+    A constructor gets the tasks' names as ``tasks`` if it needs them, and raises ``ValueError``, naming the config key,
+    for an argument outside of its documented range. State is in buffers created by ``keep``, which ``reset`` restores;
     ``per_task`` declares their layout over the tasks. All hooks do nothing by default.
 
     One optimizer step calls the following, inside ``restricted_to`` and with entries for the present tasks only.
@@ -33,7 +34,7 @@ class Combiner(Memory, ABC):
 
     on_cpu: bool = False
     """Whether its numbers stay on the CPU, wherever the model is. A Jacobian method then gets losses and Gramian there,
-    which a step copies both at once, so that it waits for the device once; one that takes the Jacobian cannot."""
+    both copied at once, so that the step waits for the device once; one that takes the Jacobian cannot."""
 
     recomputed: Recomputed = "losses"
     """What :meth:`after_step` sees: the mean losses, or the traces of their residuals' kernel."""
@@ -45,8 +46,7 @@ class Combiner(Memory, ABC):
     def restricted_to(self, present: Tensor) -> Iterator[None]:
         """Restrict the combiner to the present tasks; the state of the others does not change.
 
-        Args:
-            present: Mask of the tasks that take part, shape ``[m]``.
+        ``present`` is their mask, shape ``[m]``.
 
         Raises:
             ValueError: If a part of the combiner has state whose layout over tasks is unknown.
@@ -105,10 +105,8 @@ class Combiner(Memory, ABC):
         return super()._apply(self.moved(fn), recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state = f"{prefix}_extra_state"
-        if type(self).get_extra_state is nn.Module.get_extra_state and not any(
-            state_dict.get(state, {}).values()
-        ):
+        state, has_none = f"{prefix}_extra_state", type(self).get_extra_state is nn.Module.get_extra_state
+        if has_none and not any(state_dict.get(state, {}).values()):
             # Before 0.2 some methods were torchjd's, which have no state.
             state_dict.pop(state, None)
         materialize_buffers(self, state_dict, prefix)
@@ -126,11 +124,7 @@ class Scalarization(Combiner):
 
     @abstractmethod
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize.
-
-        Args:
-            losses: Mean loss of each present task, shape ``[k]``.
-        """
+        """Return the scalar to minimize; ``losses`` are the mean losses of the present tasks, shape ``[k]``."""
 
 
 class JacobianMethod(Combiner):
@@ -156,19 +150,18 @@ class JacobianMethod(Combiner):
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
         """Add the combined gradient to the shared parameters.
 
-        Args:
-            losses: Detached mean loss of each row, shape ``[k]``.
-            gradients: The rows' gradients.
+        ``losses`` are the detached mean losses of the rows, shape ``[k]``. Returns the weight of each row, shape
+        ``[k]``, or ``None`` if the method has no weights.
 
-        Returns:
-            The weight of each row, shape ``[k]``, or ``None`` if the method has no weights.
+        Raises:
+            FloatingPointError: If a gradient is not finite.
         """
 
     def wants(self) -> list[int] | None:
         """Return the indices of the rows that this step needs, among the present losses; ``None`` for all.
 
-        Only these are computed and passed to :meth:`combine`, in ascending order. If the present losses are known only
-        at the end of a step, this is not called and all rows are computed.
+        Only these are computed and passed to :meth:`combine`, in ascending order. Not called if the present losses are
+        known only at the end of a step, which then computes all rows.
         """
         return None
 
@@ -204,29 +197,27 @@ class WeightedMethod(JacobianMethod):
 
 
 def check_streamed(weighting: Combiner, name: str | None = None, memory: str = "stream") -> None:
-    """Refuse combiners that need more than the Gramian of the tasks' gradients, where no rows are kept.
+    """Refuse a combiner that needs more than the Gramian of the tasks' gradients, where no rows are kept.
 
-    Args:
-        weighting: The combiner.
-        name: Names it in the error; by default its class does.
-        memory: ``stream``, or ``auto`` where rows are kept if they fit.
+    ``name`` is the combiner's in the error, by default its class; ``memory`` is ``stream``, or ``auto``, which keeps
+    rows if they fit.
 
     Raises:
         ValueError: Naming the key.
     """
-    why = ""
     if not isinstance(weighting, JacobianMethod):
         why = "is a scalarization and has no rows to keep"
     elif weighting.rows == "example":
         why = "has a row per example, all of which it compares at once"
     elif weighting.of_parameters or weighting.reads_jacobian:
         why = "reads the rows themselves"
-    if why:
-        where = " where rows would not fit" if memory == "auto" else ""
-        raise ValueError(
-            f"weighting.memory={memory} keeps no row of the Jacobian{where}, and {name or type(weighting).__name__} "
-            f"{why}; set weighting.memory=rows."
-        )
+    else:
+        return
+    where = " where rows would not fit" if memory == "auto" else ""
+    raise ValueError(
+        f"weighting.memory={memory} keeps no row of the Jacobian{where}, and {name or type(weighting).__name__} "
+        f"{why}; set weighting.memory=rows."
+    )
 
 
 def hooks_of(combiner: Combiner) -> frozenset[str]:

@@ -12,15 +12,10 @@ from multitask.weighting.gramian import Array, CosineMethod
 class Krum(CosineMethod):
     """The mean of the ``n_selected`` gradients closest to their k − ``n_byzantine`` − 2 nearest neighbours.
 
+    ``n_byzantine`` is the number of gradients that may be arbitrary. Fewer tasks than ``n_byzantine + 3`` or
+    ``n_selected`` raise ``ValueError``.
+
     "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent" (Blanchard et al., 2017).
-
-    Args:
-        tasks: The tasks' names.
-        n_byzantine: Number of gradients that may be arbitrary.
-        n_selected: Number of gradients to average.
-
-    Raises:
-        ValueError: If there are fewer tasks than ``n_byzantine + 3`` or ``n_selected``.
     """
 
     def __init__(self, tasks: Sequence[str], n_byzantine: int = 0, n_selected: int = 1) -> None:

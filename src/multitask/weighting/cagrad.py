@@ -1,5 +1,3 @@
-"""CAGrad: the best worst case near the mean gradient."""
-
 import numpy as np
 from scipy.optimize import brentq
 from torch import Tensor
@@ -18,8 +16,8 @@ class CAGrad(CosineMethod):
     "Conflict-Averse Gradient Descent for Multi-task Learning" (Liu et al., 2021), Algorithm 1.
 
     Args:
-        c: Radius of the ball around the mean gradient, in units of its norm.
-        norm_eps: Threshold below which ‖g_w‖ counts as zero, relative to the smallest gradient norm.
+        c: Radius of the ball around the mean gradient, in units of its norm, at least zero.
+        norm_eps: Threshold below which ‖g_w‖ counts as zero, relative to the smallest gradient norm, above zero.
     """
 
     def __init__(self, c: float = 0.4, norm_eps: float = 1e-4) -> None:
@@ -34,27 +32,24 @@ class CAGrad(CosineMethod):
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return 1/k + c ‖g₀‖ w / ‖g_w‖."""
-        with self.solver.timed():
-            return self._weights(C, norms, ridge)
-
-    def _weights(self, C: Array, norms: Array, ridge: float) -> Array:
         k = len(C)
-        mean = np.full(k, 1 / k)
+        weights = np.full(k, 1 / k)
+        if self.c == 0:
+            return weights
         moving = norms > 0
-        if self.c == 0 or not moving.any():
-            return mean if self.c == 0 else np.zeros(k)
+        if not moving.any():
+            return np.zeros(k)
         unit = norms / norms.max()
         length = np.sqrt(max(float(unit @ C @ unit), 0.0)) / k
-        direction = self._direction(
-            C[np.ix_(moving, moving)], norms[moving], (C @ unit)[moving] / k, length, ridge
-        )
+        slope = (C @ unit)[moving] / k
+        with self.solver.timed():
+            direction = self._direction(C[np.ix_(moving, moving)], norms[moving], slope, length, ridge)
         if direction is None:
             return np.zeros(k)
         beta, value = direction
         if not moving.all() and value >= 0:
             # The optimal combination is the zero gradient of a task.
             return np.zeros(k)
-        weights = mean
         # g_w / ‖g_w‖ = Σ β u / ‖Σ β u‖, for unit gradients u = g / ‖g‖.
         weights[moving] += self.c * length * norms.max() * beta / norms[moving]
         return weights
@@ -62,11 +57,9 @@ class CAGrad(CosineMethod):
     def _direction(
         self, C: Array, norms: Array, slope: Array, length: float, ridge: float
     ) -> tuple[Array, float] | None:
-        """Return β with ‖Σ β u‖ = 1 of the direction, and its objective; ``None`` if g_w is zero.
-
-        For fixed η, minimizing g_wᵀg₀ + c‖g₀‖ (‖g_w‖²/η + η)/2 is a quadratic program. Its minimum is convex in η
-        and smallest at η = ‖g_w‖, in units of the smallest gradient norm.
-        """
+        """Return β with ‖Σ β u‖ = 1 of the direction, and its objective; ``None`` if g_w is zero."""
+        # For fixed η, minimizing g_wᵀg₀ + c‖g₀‖ (‖g_w‖²/η + η)/2 is a quadratic program. Its minimum is convex in η
+        # and smallest at η = ‖g_w‖, in units of the smallest gradient norm.
         radius = self.c * length
         shares = norms.min() / norms
         if radius <= ridge:

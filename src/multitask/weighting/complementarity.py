@@ -1,9 +1,5 @@
 """Linear complementarity problems with one positive definite matrix and many right-hand sides.
 
-For each row ``u`` of ``U``, find ``x`` with ``x ≥ 0``, ``y = G (u + x) ≥ 0`` and ``x · y = 0``: the optimality
-conditions of minimizing ``wᵀG w`` over ``w = u + x ≥ u``. The solution is exact up to rounding, since ``x`` solves a
-linear system on its positive (*free*) entries, and the algorithms search for the set of these.
-
 The same code runs on NumPy arrays, which are much faster for small problems on the CPU, and on tensors, which stay on
 their device.
 """
@@ -32,11 +28,13 @@ _LARGEST_BATCH = 2**25
 
 
 def solve(G: Array, U: Array, Q: Array, tolerance: float) -> tuple[Array, Array | None]:
-    """Solve the complementarity problem of every row of ``U``.
+    """Return the ``x ≥ 0`` with ``y = G (u + x) ≥ 0`` and ``x · y = 0`` for each row ``u`` of ``U``.
 
-    The initially free entries are the negative entries of ``G u``, or for large problems those guessed by a
-    first-order method. All wrong signs of all rows are exchanged at once (block principal pivoting); rows that remain
-    unsolved after a few exchanges are solved one by one by an active-set method, which always terminates.
+    These are the optimality conditions of minimizing ``wᵀG w`` over ``w = u + x ≥ u``. The solution is exact up to
+    rounding, since ``x`` solves a linear system on its positive (*free*) entries. At first these are the negative
+    entries of ``G u``, or for large problems those guessed by a first-order method. All wrong signs of all rows are
+    exchanged at once (block principal pivoting); rows that remain unsolved after a few exchanges are solved one by one
+    by an active-set method, which always terminates.
 
     Args:
         G: Positive definite, shape ``[m, m]``, float64.
@@ -134,18 +132,15 @@ def _negative_identity(m: int) -> np.ndarray:
 
 
 def _on_processor(free: np.ndarray, G: np.ndarray, u: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Solve ``G x = −q`` on the free entries of each row, with zeros elsewhere; NaN if that fails.
-
-    If most entries are free, the system of the others is smaller: solve ``G⁻¹ y = u`` there, with ``y`` zero on the
-    free entries; then ``x = G⁻¹ y − u``.
-    """
+    """Solve ``G x = −q`` on the free entries of each row, with zeros elsewhere; NaN if that fails."""
+    # If most entries are free, the system of the others is smaller: solve G⁻¹ y = u there, with y zero on the free
+    # entries; then x = G⁻¹ y − u.
     m = len(G)
     many = (free.sum(1) > m // 2)[:, None]
     inverted = inverse(G) if many.any() else G
     chosen, right = free ^ many, np.where(many, u, -q)
-    values = (
-        right * chosen / np.where(many, inverted.diagonal(), G.diagonal())
-    )  # exact for a single chosen entry
+    # Exact for a single chosen entry.
+    values = right * chosen / np.where(many, inverted.diagonal(), G.diagonal())
     rows, part = np.empty((m, m)), np.empty(m * m)  # reused, since allocating is slow
     for row in (chosen.sum(1) > 1).nonzero()[0]:
         places = chosen[row].nonzero()[0]

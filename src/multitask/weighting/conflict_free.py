@@ -1,25 +1,19 @@
-"""ConFIG: the direction with equal cosines to all gradients."""
-
 from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from multitask.weighting.base import Layout
 from multitask.weighting.gramian import Array, CosineMethod, per_unit, with_products
-from multitask.weighting.present import Layout
 
 
 class ConFIG(CosineMethod):
     """The direction whose cosines with the gradients are proportional to the preferences.
 
     Its length is the sum of the gradients' projections on it. It is computed from the Gramian, by pinv(U) p =
-    Uᵀ pinv(U Uᵀ) p for the unit gradients U, without the Jacobian or its pseudoinverse.
+    Uᵀ pinv(U Uᵀ) p for the unit gradients U and the preferences p (``pref_vector``, ``[m]``; equal by default).
 
-    "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks" (Liu, Chu & Thuerey,
-    2024), Equation 2.
-
-    Args:
-        pref_vector: The preferences p, shape ``[m]``; equal by default.
+    "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks" (Liu, Chu & Thuerey, 2024), Equation 2.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"pref_vector": "vector"}
@@ -29,7 +23,6 @@ class ConFIG(CosineMethod):
         self.pref_vector = pref_vector
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows."""
         p = np.ones_like(norms) if self.pref_vector is None else self.pref_vector.double().cpu().numpy()
         beta = with_products(C, np.where(norms > 0, p, 0.0), ridge)
         products = C @ beta

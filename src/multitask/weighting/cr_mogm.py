@@ -1,5 +1,3 @@
-"""CR-MOGM: weights smoothed over steps."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -7,8 +5,7 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, WeightedMethod
 from multitask.weighting.wrapper import Wrapper
 
 
@@ -18,12 +15,8 @@ class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):
     "On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond" (Zhou et al., 2022).
 
     Args:
-        tasks: The tasks' names.
-        method: The other method.
-        alpha: α, the decay of the previous weights.
-
-    Raises:
-        ValueError: If the method gives no weights.
+        method: The other method, which must give one weight per task.
+        alpha: α, the decay of the previous weights, in [0, 1].
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"smoothed": "vector"}
@@ -39,7 +32,6 @@ class CRMOGM(Wrapper[WeightedMethod], WeightedMethod):
         self.keep("smoothed", torch.full((len(tasks), 2 if method.rows == "half" else 1), torch.nan))
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the smoothed weights."""
         new = self.method.weigh(losses, gradients)
         by_task = new.view(-1, len(self.smoothed)).T.to(self.smoothed)
         old = torch.where(self.smoothed.isnan(), by_task, self.smoothed)

@@ -1,5 +1,3 @@
-"""DB-MTL: balancing of both losses and gradients."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -7,29 +5,26 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import JacobianMethod
-from multitask.weighting.present import Layout
-from multitask.weighting.tracked import check_finite, fitting
+from multitask.weighting.base import Layout
+from multitask.weighting.gramian import checked
+from multitask.weighting.tracked import Tracking
 
 _EPSILON = 1e-8
 
 
-class DBMTL(JacobianMethod):
+class DBMTL(Tracking):
     """The sum of the averaged gradients of log L, all rescaled to the largest norm.
 
     The average is ĝ ← g + β/t^σ (ĝ − g), where t counts the steps of the task. The heads get the gradient of
-    log L. The averages need the memory of m copies of the trunk.
+    log L. A negative loss raises ``ValueError``.
 
     "Dual-Balancing for Multi-Task Learning" (Lin et al., 2023), Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
-        beta: β, the decay of the average, below 1.
+        beta: β, the decay of the average, in [0, 1).
         beta_sigma: σ, the rate at which the decay decreases.
     """
 
-    of_parameters = True
-    remembers_rows = True
     per_task: ClassVar[dict[str, Layout]] = {"average": "vector", "steps": "vector"}
     average: Tensor | None
     steps: Tensor
@@ -41,18 +36,15 @@ class DBMTL(JacobianMethod):
         self.beta = beta
         self.beta_sigma = beta_sigma
         self.keep("steps", torch.zeros(len(tasks)))
-        # Last, since it is initialized later and callbacks that average weights pair buffers by order.
         self.keep("average", None)
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Average the gradients and assign their balanced sum."""
         jacobian = gradients.jacobian()
         rows = jacobian * self.head_weights(losses).to(jacobian)[:, None]
         self.steps = self.steps + 1
         decay = (self.beta / self.steps**self.beta_sigma).to(jacobian)
-        average = rows + decay[:, None] * (fitting(self.average, jacobian, "db_mtl") - rows)
-        norms = average.norm(dim=1)
-        check_finite(norms, "db_mtl")
+        average = rows + decay[:, None] * (self.fitting(self.average, jacobian) - rows)
+        norms = checked(average.norm(dim=1))
         self.average = average
         gradients.assign(torch.where(norms > 0, norms.max() / norms, 0.0) @ average)
 

@@ -1,34 +1,23 @@
-"""Dynamic weight average."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, Scalarization
 
 
 class DWA(Scalarization):
-    """Σ w L with w = k softmax(r / temperature), where r is the ratio of a task's mean losses in the last two epochs.
+    """Dynamic weight average: Σ w L with w = k softmax(r / temperature).
 
-    The ratio is one until a task has completed two epochs.
+    r is the ratio of a task's mean losses in the last two epochs, one until the task has completed two. Larger
+    temperatures, all above zero, give more equal weights.
 
     "End-to-End Multi-Task Learning with Attention" (Liu, Johns & Davison, 2019).
-
-    Args:
-        tasks: The tasks' names.
-        temperature: Larger values give more equal weights.
     """
 
     linear = True  # the weights depend on earlier epochs only
-    per_task: ClassVar[dict[str, Layout]] = {
-        "sums": "vector",
-        "counts": "vector",
-        "older": "vector",
-        "newer": "vector",
-    }
+    per_task: ClassVar[dict[str, Layout]] = dict.fromkeys(("sums", "counts", "older", "newer"), "vector")
     sums: Tensor
     counts: Tensor
     older: Tensor
@@ -43,12 +32,10 @@ class DWA(Scalarization):
             self.keep(name, torch.full((len(tasks),), start))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         ratios = torch.nan_to_num(self.newer / self.older, nan=1.0)
         return len(losses) * (torch.softmax(ratios / self.temperature, 0) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Add the losses of a step to the epoch's sums."""
         self.sums = self.sums + losses.detach().to(self.sums)
         self.counts = self.counts + 1
 

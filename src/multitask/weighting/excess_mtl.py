@@ -1,5 +1,3 @@
-"""ExcessMTL: weights by each task's estimated distance to its optimum."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -7,27 +5,24 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.present import Layout
-from multitask.weighting.tracked import check_finite, fitting
+from multitask.weighting.base import Layout, WeightedMethod
+from multitask.weighting.gramian import checked
+from multitask.weighting.tracked import Tracking
 
 
-class ExcessMTL(WeightedMethod):
+class ExcessMTL(Tracking, WeightedMethod):
     """Shares multiplied by exp(η E / E₀) in each step, where E = gᵀ H⁻¹ g estimates a task's excess risk.
 
     H is the root of the sum of all squared gradients, as in AdaGrad. During warm-up the shares stay equal, and E₀ is
-    the mean of E. The squares need the memory of m copies of the trunk.
+    the mean of E.
 
     "Robust Multi-Task Learning with Excess Risks" (He et al., 2024), Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
-        robust_step_size: η.
+        robust_step_size: η, above zero.
         warmup_epochs: Number of warm-up epochs; with 0, E₀ is the E of the first step.
     """
 
-    of_parameters = True
-    remembers_rows = True
     per_task: ClassVar[dict[str, Layout]] = {
         "squares": "vector",
         "shares": "share",
@@ -53,16 +48,13 @@ class ExcessMTL(WeightedMethod):
         self.keep("first", torch.zeros(len(tasks)))
         self.keep("counts", torch.zeros(len(tasks)))
         self.keep("epochs", torch.zeros((), dtype=torch.long))
-        # Last, since it is initialized later and callbacks that average weights pair buffers by order.
         self.keep("squares", None)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the shares, updated after the warm-up."""
         jacobian = gradients.jacobian()
-        squares = fitting(self.squares, jacobian, "excess_mtl") + jacobian**2
+        squares = self.fitting(self.squares, jacobian) + jacobian**2
         self.squares = squares
-        excess = (jacobian**2 / (squares + 1e-7).sqrt()).sum(1)
-        check_finite(excess, "excess_mtl")
+        excess = checked((jacobian**2 / (squares + 1e-7).sqrt()).sum(1))
         warm = int(self.epochs) < self.warmup_epochs
         begins = torch.ones_like(self.counts) if warm else (self.counts == 0).to(self.counts)
         self.first = self.first + begins * excess.to(self.first)
@@ -73,5 +65,4 @@ class ExcessMTL(WeightedMethod):
         return self.shares.to(jacobian)
 
     def on_epoch_end(self) -> None:
-        """Count an epoch."""
         self.epochs += 1

@@ -1,13 +1,10 @@
-"""FAMO: equal rates of improvement with one extra forward pass per step."""
-
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, Scalarization
 from multitask.weighting.task_adam import TaskAdam
 
 _EPSILON = 1e-8
@@ -17,13 +14,12 @@ class FAMO(Scalarization):
     """c Σ z log(L − b), with z = softmax(logits) and c such that the gradients' weights sum to one.
 
     After each optimizer step the losses are recomputed, and Adam updates the logits so that tasks whose log-loss
-    decreased less get larger weights.
+    decreased less get larger weights. A loss below its bound b raises ``ValueError``.
 
     "FAMO: Fast Adaptive Multitask Optimization" (Liu et al., 2023), Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
-        min_losses: Lower bound b of each loss, zero by default.
+        min_losses: Lower bound b of each loss, shape ``[m]``; zero by default.
         lr: Learning rate of the logits.
         weight_decay: Weight decay of the logits.
     """
@@ -48,18 +44,12 @@ class FAMO(Scalarization):
         self.adam = TaskAdam(len(tasks), lr, weight_decay)
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``.
-
-        Raises:
-            ValueError: If a loss is below its bound.
-        """
         above = self._above(losses)
         z = torch.softmax(self.logits, 0)
         scale = 1 / (z / above.detach()).sum()
         return scale * (z * torch.log(above)).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Store the losses before the step."""
         self.before = losses.detach().to(self.before)
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
@@ -69,7 +59,6 @@ class FAMO(Scalarization):
         self.logits = self.adam.step(self.logits, z * (delta - (z * delta).sum()))
 
     def figures(self) -> dict[str, Tensor]:
-        """Return the logits."""
         return {"logits": self.logits}
 
     def _above(self, losses: Tensor) -> Tensor:

@@ -1,5 +1,3 @@
-"""GradNorm: learned weights for equal training rates."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -7,10 +5,9 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
+from multitask.weighting.base import Layout, WeightedMethod
 from multitask.weighting.gramian import checked
 from multitask.weighting.layers import closest, is_part, last_layer, layer_of
-from multitask.weighting.present import Layout
 from multitask.weighting.task_adam import TaskAdam
 
 
@@ -21,17 +18,13 @@ class GradNorm(WeightedMethod):
     gradients. Norms are taken at the last layer that all losses reach. Each step uses the current weights, also for the
     heads, and then updates them by Adam on Σ |w ‖g‖ − target|.
 
-    "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks" (Chen et
-    al., 2018), Algorithm 1.
+    "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks" (Chen et al., 2018),
+    Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
         alpha: α, the strength of the balancing.
-        lr: Learning rate of the weights.
+        lr: Learning rate of the weights, at least zero.
         layer: Full name of a layer, module or parameter whose gradient norms to use instead.
-
-    Raises:
-        ValueError: If the learning rate is negative.
     """
 
     of_parameters = True
@@ -52,14 +45,12 @@ class GradNorm(WeightedMethod):
         self.adam = TaskAdam(len(tasks), lr)
 
     def check_parameters(self, names: Sequence[str]) -> None:
-        """Check that the model has the layer."""
         if self.layer is not None and not any(is_part(name, self.layer) for name in names):
             known = closest(self.layer, map(layer_of, names))
             raise ValueError(f"weighting.layer={self.layer} is not a layer of the model; choose {known}.")
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the current weights, and update them."""
-        checked(gradients)
+        checked(gradients.gramian())
         norms = last_layer(gradients, self.layer, "weighting.layer").gramian().diagonal().clamp(min=0).sqrt()
         used = self.factors
         self.first = torch.where(self.first.isnan(), losses.to(self.first), self.first)
@@ -73,5 +64,4 @@ class GradNorm(WeightedMethod):
         return used.to(norms)
 
     def head_weights(self, losses: Tensor) -> Tensor:
-        """Return the current weights."""
         return self.factors

@@ -1,5 +1,3 @@
-"""Gradient Vaccine: cosines raised to their moving averages."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -7,21 +5,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.weighting.gramian import Array, CosineMethod, per_unit
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout
+from multitask.weighting.gramian import Array, CosineMethod, like, per_unit
 
 
 class GradVac(CosineMethod):
     """The sum of gradients, each rotated towards each other until their cosine reaches the pair's moving average.
 
-    The order of the others is random.
+    The order of the others is random. ``beta`` is the step size of the averages, in [0, 1].
 
-    "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual
-    Models" (Wang et al., 2021), Algorithm 1.
-
-    Args:
-        tasks: The tasks' names.
-        beta: Step size of the averages.
+    "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models" (Wang et
+    al., 2021), Algorithm 1.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"targets": "matrix"}
@@ -35,14 +29,13 @@ class GradVac(CosineMethod):
         self.keep("targets", torch.zeros(len(tasks), len(tasks)))
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows."""
         targets = self.targets.double().cpu().numpy()
         total = np.zeros(len(C))
         for i in range(len(C)):
             others = [j for j in range(len(C)) if j != i]
             order = [others[j] for j in torch.randperm(len(others)).tolist()]
             total += norms[i] * _rotated(C, i, order, targets[i], self.beta)
-        self.targets = torch.as_tensor(targets).to(self.targets)
+        self.targets = like(self.targets, targets)
         return per_unit(total, norms)
 
 

@@ -24,8 +24,12 @@ class CosineMethod(WeightedMethod):
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weight of each row from :meth:`solve`, shape ``[k]``."""
-        gramian = checked(gradients)
-        return like(gramian, self.solve(*cosines(gramian), rounding(gramian), losses))
+        return self.of_gramian(checked(gradients.gramian()), losses)
+
+    def of_gramian(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Return the weight of each row, given the Gramian, ``[k, k]``."""
+        ridge = 4.0 * len(gramian) * torch.finfo(gramian.dtype).eps
+        return like(gramian, self.solve(*cosines(gramian), ridge, losses))
 
     @abstractmethod
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
@@ -39,16 +43,11 @@ class CosineMethod(WeightedMethod):
         """
 
 
-def checked(gradients: TaskGradients) -> Tensor:
-    """Return the Gramian, shape ``[k, k]``.
-
-    Raises:
-        FloatingPointError: If an entry is NaN or infinite.
-    """
-    gramian = gradients.gramian()
-    if not all(are_finite([gramian])):
+def checked(values: Tensor) -> Tensor:
+    """Return the values, computed from the gradients; raise ``FloatingPointError`` if one is NaN or infinite."""
+    if not all(are_finite([values])):
         raise not_finite()
-    return gramian
+    return values
 
 
 def not_finite() -> FloatingPointError:
@@ -68,19 +67,18 @@ def over_trace(gramian: Tensor) -> Tensor:
 def cosines(gramian: Tensor) -> tuple[Array, Array]:
     """Return cosines ``[k, k]`` and norms ``[k]`` of the rows, in float64 on the CPU.
 
-    With cosines, a method is as accurate for losses of 1e-8 and 1e8 as for equal ones. A row of zeros has cosine zero
-    with every row, including itself.
+    A row of zeros has cosine zero with every row, including itself.
     """
     G = gramian.detach().double().cpu().numpy()
     norms = np.sqrt(np.clip(np.diagonal(G), 0.0, None))
-    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    inverse = per_unit(1.0, norms)
     C = G * inverse[:, None] * inverse
     C = np.clip((C + C.T) / 2, -1.0, 1.0)
     np.fill_diagonal(C, (norms > 0).astype(float))
     return C, norms
 
 
-def per_unit(weights: Array, norms: Array) -> Array:
+def per_unit(weights: Array | float, norms: Array) -> Array:
     """Convert weights of the normalized rows to weights of the rows; zero for rows of zeros."""
     return np.divide(weights, norms, out=np.zeros_like(norms), where=norms > 0)
 
@@ -107,11 +105,6 @@ def with_products(C: Array, products: Array, ridge: float) -> Array:
     return V @ (parts / values)
 
 
-def rounding(gramian: Tensor) -> float:
-    """Return a bound on how far rounding can make the cosines of a Gramian indefinite."""
-    return 4.0 * len(gramian) * torch.finfo(gramian.dtype).eps
-
-
-def like(gramian: Tensor, weights: Array) -> Tensor:
-    """Return weights as a tensor with the Gramian's dtype and device."""
-    return torch.as_tensor(weights, dtype=gramian.dtype, device=gramian.device)
+def like(tensor: Tensor, values: Array) -> Tensor:
+    """Return values as a tensor with another's dtype and device."""
+    return torch.as_tensor(values, dtype=tensor.dtype, device=tensor.device)

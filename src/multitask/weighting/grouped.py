@@ -1,5 +1,3 @@
-"""Separate aggregation of each group of shared parameters."""
-
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,14 +16,8 @@ class Grouped(Wrapper[JacobianMethod]):
     """Applies another method separately to each layer's or tensor's part of the gradients.
 
     Each group has its own copy of the method, with its own state. The returned weights are the mean over groups,
-    weighted by their numbers of parameters.
-
-    Args:
-        method: The other method.
-        by: Whether a group is a layer or a tensor.
-
-    Raises:
-        ValueError: If the method has trainable parameters, which groups cannot share.
+    weighted by their numbers of parameters. A method with trainable parameters, which groups cannot share, is a
+    ``ValueError``.
     """
 
     def __init__(self, method: JacobianMethod, by: By) -> None:
@@ -52,7 +44,7 @@ class Grouped(Wrapper[JacobianMethod]):
             self._present = None
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
-        """Combine the columns of each group and concatenate the results."""
+        """Combine the columns of each group."""
         jacobian = gradients.jacobian()
         vector = torch.empty_like(jacobian[0])
         total: Tensor | None = torch.zeros_like(losses)
@@ -75,7 +67,6 @@ class Grouped(Wrapper[JacobianMethod]):
         return total
 
     def head_weights(self, losses: Tensor) -> Tensor | None:
-        """Return the mean of the groups' factors."""
         factors = []
         for member in self._all():
             with self._restricted(member):
@@ -84,25 +75,21 @@ class Grouped(Wrapper[JacobianMethod]):
         return torch.stack(known).mean(0) if known else None
 
     def observe(self, losses: Tensor) -> None:
-        """Pass the losses of the step to each group's copy."""
         for member in self._all():
             with self._restricted(member):
                 member.observe(losses)
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        """Call ``after_step`` of each group's copy."""
         for member in self._all():
             with self._restricted(member):
                 member.after_step(recompute)
 
     def reset(self) -> None:
-        """Reset all groups."""
         super().reset()
         self.members.clear()
 
     def on_epoch_end(self) -> None:
-        """End the epoch of each group's copy."""
-        for member in {id(member): member for member in (self.method, *self._all())}.values():
+        for member in dict.fromkeys([self.method, *self._all()]):
             member.on_epoch_end()
 
     def _restricted(self, member: JacobianMethod) -> AbstractContextManager[None]:

@@ -9,18 +9,13 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import Rows, WeightedMethod
+from multitask.weighting.base import Layout, Rows, WeightedMethod
 from multitask.weighting.gramian import Array, checked, like
-from multitask.weighting.present import Layout
 from multitask.weighting.simplex import nearest_on_simplex
 
 
 class HalvesMethod(WeightedMethod):
-    """A method with one share per task, updated in each step by ``J₁ J₂ᵀ`` of the two halves, in float64.
-
-    Args:
-        tasks: The tasks' names.
-    """
+    """A method with one share per task, updated in each step by ``J₁ J₂ᵀ`` of the two halves, in float64."""
 
     on_cpu = True
     rows: Rows = "half"
@@ -33,11 +28,11 @@ class HalvesMethod(WeightedMethod):
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         """Return the weights of the rows of both halves, shape ``[2k]``."""
-        gramian = checked(gradients)
+        gramian = checked(gradients.gramian())
         k = len(gramian) // 2
         product = gramian[:k, k:].double().cpu().numpy()
         shares, weights = self.move(product, self.shares.double().cpu().numpy())
-        self.shares = torch.as_tensor(shares).to(self.shares)
+        self.shares = like(self.shares, shares)
         return like(gramian, np.tile(weights / 2, 2))
 
     @abstractmethod
@@ -50,13 +45,12 @@ class MoDo(HalvesMethod):
 
     The combined gradient is that of the mean of the halves' losses, weighted by λ.
 
-    "Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization and
-    Conflict-Avoidance" (Chen et al., 2023), Equation 2.9.
+    "Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization and Conflict-Avoidance" (Chen et al.,
+    2023), Equation 2.9.
 
     Args:
-        tasks: The tasks' names.
-        gamma: Step size of the weights.
-        rho: Regularization of the weights.
+        gamma: γ, the step size of the weights, above zero.
+        rho: ρ, the regularization of the weights, at least zero.
     """
 
     def __init__(self, tasks: Sequence[str], gamma: float = 0.1, rho: float = 0.1) -> None:
@@ -69,7 +63,6 @@ class MoDo(HalvesMethod):
         self.rho = rho
 
     def move(self, product: Array, shares: Array) -> tuple[Array, Array]:
-        """Return the updated shares, which are also the weights."""
         step = product @ shares + self.rho * shares
         shares = nearest_on_simplex(shares - self.gamma * step)
         return shares, shares
@@ -80,15 +73,14 @@ class SDMGrad(HalvesMethod):
 
     A is the product J₁ J₂ᵀ of the halves' Jacobians, divided by the square of the mean root of its diagonal.
 
-    "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms" (Xiao,
-    Ban & Ji, 2023), Algorithm 1, with the inner steps of the authors' code.
+    "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms" (Xiao, Ban & Ji, 2023),
+    Algorithm 1, with the inner steps of the authors' code.
 
     Args:
-        tasks: The tasks' names.
-        lr: Step size of w.
-        momentum: Momentum of the steps.
-        n_iter: Number of steps.
-        lambda_: λ, the strength of the preference.
+        lr: Step size of w, above zero.
+        momentum: Momentum of the steps, in [0, 1).
+        n_iter: Number of steps, at least one.
+        lambda_: λ, the strength of the preference, at least zero.
         pref_vector: The preference p, shape ``[m]``; 1/m each by default.
     """
 
@@ -117,7 +109,6 @@ class SDMGrad(HalvesMethod):
         self.pref_vector = equal if pref_vector is None else pref_vector / pref_vector.sum()
 
     def move(self, product: Array, shares: Array) -> tuple[Array, Array]:
-        """Return the updated shares, and the weights including the preference."""
         size = np.sqrt(np.clip(np.diagonal(product), 0.0, None)).mean()
         if size > 0:
             product = product / size / size

@@ -1,7 +1,4 @@
-"""IMTL: impartial to the scale of losses (IMTL-L), of gradients (IMTL-G), or of both.
-
-"Towards Impartial Multi-task Learning" (Liu et al., 2021).
-"""
+"""IMTL, "Towards Impartial Multi-task Learning" (Liu et al., 2021): impartial to losses, gradients, or both."""
 
 import numpy as np
 import torch
@@ -9,65 +6,59 @@ from torch import Tensor
 
 from multitask.weighting.base import Scalarization
 from multitask.weighting.gramian import Array, CosineMethod, per_unit, with_products
-from multitask.weighting.task_parameters import Learned, TaskParameters
+from multitask.weighting.task_parameters import Learned
 
 
 class IMTLL(Learned, Scalarization):
-    """Σ exp(s) L − s, with one log-scale s per task, trained by the optimizer (Algorithm 1).
+    """IMTL-L: Σ exp(s) L − s, with one log-scale s per task, trained by the optimizer.
 
-    Args:
-        tasks: The tasks' names.
+    "Towards Impartial Multi-task Learning" (Liu et al., 2021), Algorithm 1.
     """
 
     learned = "log_scale"
-    log_scale: TaskParameters
     linear = True
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
-        s = self.log_scale()
+        s = self.numbers()
         return (torch.exp(s) * losses - s).sum()
 
 
 class IMTLG(CosineMethod):
-    """The combination with weights of sum one that has equal projections on all gradients (Equation 6).
+    """IMTL-G: the combination with weights of sum one that has equal projections on all gradients.
 
     If the gradients are linearly dependent, the projections are equal in the least-squares sense. The combination is
     zero if equal projections are impossible or need weights of sum zero.
+
+    "Towards Impartial Multi-task Learning" (Liu et al., 2021), Equation 6.
     """
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights, which sum to one."""
         return _of_sum_one(_equal_projections(C, norms, ridge), 1.0, ridge)
 
 
 class IMTL(Learned, CosineMethod):
-    """Losses scaled as in IMTL-L, whose gradients in the trunk are combined as in IMTL-G (Algorithm 1).
+    """IMTL: losses scaled as in IMTL-L, whose gradients in the trunk are combined as in IMTL-G.
 
     The sum of the scaled losses exp(s) L − s trains the heads and s; the combination of their gradients with equal
     projections trains the trunk.
 
-    Args:
-        tasks: The tasks' names.
+    "Towards Impartial Multi-task Learning" (Liu et al., 2021), Algorithm 1.
     """
 
     on_cpu = False  # the optimizer trains the scales, on the model's device
     learned = "log_scale"
-    log_scale: TaskParameters
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
         """Return the weights of IMTL-G for the scaled gradients, times the scales."""
         # Scaling does not change cosines; the sum is over the weights of the scaled gradients.
-        scale = np.exp(self.log_scale().detach().double().cpu().numpy())
+        scale = np.exp(self.numbers().detach().double().cpu().numpy())
         return _of_sum_one(_equal_projections(C, norms, ridge), 1 / scale, ridge)
 
     def head_weights(self, losses: Tensor) -> Tensor:
-        """Return the scales."""
-        return torch.exp(self.log_scale().detach())
+        return torch.exp(self.numbers().detach())
 
     def own_loss(self, losses: Tensor) -> Tensor:
-        """Return Σ exp(s) L − s."""
-        s = self.log_scale()
+        s = self.numbers()
         return (torch.exp(s) * losses - s).sum()
 
 

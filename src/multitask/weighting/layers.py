@@ -44,13 +44,10 @@ def groups(gradients: TaskGradients, by: By, key: str = "weighting.groups") -> d
 
 
 def last_layer(gradients: TaskGradients, layer: str | None, key: str) -> TaskGradients:
-    """Return the gradients of one layer: the named one, or the last that all losses reach.
+    """Return the gradients of one layer, given those of all shared parameters.
 
-    Args:
-        gradients: The gradients of all shared parameters.
-        layer: Full name of a parameter, layer or module; ``None`` for the layer with the fewest operations between
-            it and the losses.
-        key: The config key, for errors.
+    ``layer`` is the full name of a parameter, layer or module; ``None`` is the layer that all losses reach with the
+    fewest operations in between. ``key`` is the config key, for errors.
 
     Raises:
         ValueError: If no shared layer has that name.
@@ -85,7 +82,7 @@ def closest(layer: str, known: Iterable[str]) -> str:
 
 
 def _nearest(gradients: TaskGradients, key: str) -> str:
-    """Return the layer with the fewest operations between it and the losses, the last one if there are several."""
+    """Return the layer with the fewest operations between it and the losses, the last of several."""
     fewest: dict[str, int] = {}
     for (name, _), distance in zip(gradients.layout, gradients.distances, strict=True):
         if distance is not None:
@@ -98,14 +95,7 @@ def _nearest(gradients: TaskGradients, key: str) -> str:
 
 
 class Part(TaskGradients):
-    """The columns of one group in a Jacobian; their combined gradient is stored in ``vector``.
-
-    Args:
-        gradients: Those of all shared parameters.
-        jacobian: All columns, shape ``[k, n]``.
-        columns: The group's.
-        on_cpu: Whether the Gramian is wanted on the CPU.
-    """
+    """The columns of one group in the Jacobian ``[k, n]`` of ``gradients``; the combined gradient is in ``vector``."""
 
     def __init__(
         self, gradients: TaskGradients, jacobian: Tensor, columns: list[Columns], on_cpu: bool = False
@@ -125,16 +115,14 @@ class Part(TaskGradients):
         return [by_name[name] for name, _ in self.layout]
 
     def gramian(self) -> Tensor:
-        """Return ``J Jᵀ``, shape ``[k, k]``."""
         gramian = self._gradients.total(inner_products(self._jacobian, self._jacobian))
         return gramian.cpu() if self._on_cpu else gramian
 
     def combine(self, weights: Tensor) -> None:
-        """Keep ``weightsᵀ J``."""
+        """Store ``weightsᵀ J``; ``weights`` is ``[k]``."""
         self.assign(sent(weights.to(self._jacobian.dtype), self._jacobian.device) @ self._jacobian)
 
     def jacobian(self) -> Tensor:
-        """Return ``J``, shape ``[k, n]``."""
         return self._jacobian
 
     def assign(self, vector: Tensor) -> None:

@@ -1,5 +1,3 @@
-"""Learning-rate annealing: weights that match the gradients' magnitudes to that of the residual."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -7,27 +5,23 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import WeightedMethod
-from multitask.weighting.gramian import not_finite
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, WeightedMethod
+from multitask.weighting.gramian import checked
 
 
 class LRAnnealing(WeightedMethod):
-    """The residual's gradient plus Σ λ g, with λ ← α λ + (1 − α) max |g_r| / mean |g| over all shared parameters.
+    """Learning-rate annealing: the residual's gradient plus Σ λ g, with λ ← α λ + (1 − α) max |g_r| / mean |g|.
 
-    λ starts at ones and is updated before use. It does not change for a task whose gradient is zero, nor without the
-    residual. ``weighting.every=k`` updates it every k steps; the authors' code uses ten.
+    The maximum of the residual's gradient and the mean of the other are over all shared parameters. λ starts at ones
+    and is updated before use. It does not change for a task whose gradient is zero, nor without the residual.
+    ``weighting.every=k`` updates it every k steps; the authors' code uses ten.
 
     "Understanding and Mitigating Gradient Flow Pathologies in Physics-Informed Neural Networks" (Wang, Teng &
     Perdikaris, 2021), Algorithm 1, with α as the decay of the previous weights, as in the authors' code.
 
     Args:
-        tasks: The tasks' names.
         residual: Name of the residual's loss, whose weight is one; the first by default.
-        alpha: α, the decay of the previous weights.
-
-    Raises:
-        ValueError: If no task has that name, or α is not between 0 and 1.
+        alpha: α, the decay of the previous weights, in [0, 1].
     """
 
     of_parameters = True
@@ -49,17 +43,10 @@ class LRAnnealing(WeightedMethod):
         self.keep("factors", torch.ones(len(tasks)))
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the updated weights.
-
-        Raises:
-            FloatingPointError: If a gradient is not finite.
-        """
         gradients = gradients.local
         sizes = gradients.jacobian().abs()
         count = gradients.total(sizes.new_tensor(sizes.shape[1]))
-        means = (gradients.total(sizes.sum(1)) / count).to(self.factors)
-        if not torch.isfinite(means).all():
-            raise not_finite()
+        means = checked((gradients.total(sizes.sum(1)) / count).to(self.factors))
         largest = sizes.amax(1) if sizes.shape[1] else sizes.sum(1)
         # Zero if the residual is absent.
         greatest = (gradients.greatest(largest).to(self.factors) * self.is_residual).sum()

@@ -1,5 +1,3 @@
-"""M-ConFIG: ConFIG of momenta that are updated one loss at a time."""
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -8,14 +6,13 @@ from torch import Tensor
 
 from multitask.gradients.rows import inner_products
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import JacobianMethod
+from multitask.weighting.base import Layout
 from multitask.weighting.conflict_free import ConFIG
-from multitask.weighting.gramian import cosines, like, not_finite, rounding
-from multitask.weighting.present import Layout
-from multitask.weighting.tracked import fitting
+from multitask.weighting.gramian import checked
+from multitask.weighting.tracked import Tracking
 
 
-class MConFIG(JacobianMethod):
+class MConFIG(Tracking):
     """The gradient whose moving average is ConFIG's direction of the losses' first moments.
 
     Each step computes the gradient of only one loss and updates its moment: the loss that has waited longest, with
@@ -24,28 +21,17 @@ class MConFIG(JacobianMethod):
 
     Let d_t be (1 − βᵗ) times ConFIG's direction of the bias-corrected moments. The gradient is
     (d_t − β d_{t−1}) / (1 − β), which Adam with β₁ = β turns into the algorithm's update: that direction divided by the
-    root of the second moment of this gradient. The moments need the memory of m copies of the trunk.
+    root of the second moment of this gradient.
 
     "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks" (Liu, Chu & Thuerey, 2024),
     Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
-        beta: β, the optimizer's β₁.
-
-    Raises:
-        ValueError: If β is not in [0, 1).
+        beta: β, the optimizer's β₁, in [0, 1).
     """
 
-    of_parameters = True
-    remembers_rows = True
     draws = False
-    per_task: ClassVar[dict[str, Layout]] = {
-        "moments": "vector",
-        "steps": "vector",
-        "taken": "vector",
-        "places": "vector",
-    }
+    per_task: ClassVar[dict[str, Layout]] = dict.fromkeys(("moments", "steps", "taken", "places"), "vector")
     steps: Tensor
     taken: Tensor
     moments: Tensor | None
@@ -65,15 +51,11 @@ class MConFIG(JacobianMethod):
 
     def _begin(self, m: int) -> None:
         # Not buffers: they stay on the CPU, so that choosing the loss does not wait for the device.
-        self.steps = torch.zeros(m, dtype=torch.float64)
-        """Number of gradients in the moment of each loss."""
-        self.taken = torch.zeros(m, dtype=torch.float64)
-        """Time of the last gradient of each loss."""
-        self.count = 0
-        """Number of steps."""
+        self.steps = torch.zeros(m, dtype=torch.float64)  # gradients in the moment of each loss
+        self.taken = torch.zeros(m, dtype=torch.float64)  # time of the last gradient of each loss
+        self.count = 0  # steps
 
     def reset(self) -> None:
-        """Reset the state to that before the first step."""
         super().reset()
         self._begin(len(self.steps))
 
@@ -86,39 +68,29 @@ class MConFIG(JacobianMethod):
         self.steps, self.taken, self.count = state["steps"].cpu(), state["taken"].cpu(), state["count"]
 
     def wants(self) -> list[int]:
-        """Return the losses to compute: all without a moment yet, otherwise the one that has waited longest."""
+        """Return all losses without a moment yet, otherwise the one that has waited longest."""
         new = (self.steps == 0).nonzero().flatten().tolist()
         return new or [int(self.taken.argmin())]
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Update the moment of the next loss, and assign the gradient.
-
-        Raises:
-            FloatingPointError: If a gradient is not finite.
-        """
         turn, jacobian, m = self.wants(), gradients.jacobian(), len(self.steps)
         taken = jacobian if len(jacobian) == len(turn) else [jacobian[i] for i in turn]
         if self.moments is not None and self.moments.shape[1] != jacobian.shape[1]:
             self._begin(m)
-        moments = fitting(self.moments, jacobian[:1].expand(m, -1), "m_config").clone()
+        moments = self.fitting(self.moments, jacobian[:1].expand(m, -1)).clone()
         steps, count = self.steps.clone(), self.count + 1
         steps[turn] += 1
         for i, gradient in zip(turn, taken, strict=True):
             moments[i].lerp_(gradient, 1 - self.beta)
         begun = [i for i, n in enumerate(steps.tolist()) if n]
         rows = torch.stack([moments[i] / (1 - self.beta ** float(steps[i])) for i in begun])
-        direction = self._weights(rows, losses if len(begun) == m else losses[begun]) @ rows
+        gramian = checked(inner_products(rows, rows))
+        direction = self.config.of_gramian(gramian, losses if len(begun) == m else losses[begun]) @ rows
         before = None if self.average is None else self.average[None]
         average = direction * (1 - self.beta**count)
-        gradient = average - self.beta * fitting(before, average[None], "m_config")[0]
+        gradient = average - self.beta * self.fitting(before, average[None])[0]
         self.moments, self.average = moments, average
         self.steps, self.count = steps, count
         self.taken = self.taken.clone()
         self.taken[turn] = count + self.places[turn]
         gradients.assign(gradient / (1 - self.beta))
-
-    def _weights(self, rows: Tensor, losses: Tensor) -> Tensor:
-        gramian = inner_products(rows, rows)
-        if not torch.isfinite(gramian).all():
-            raise not_finite()
-        return like(gramian, self.config.solve(*cosines(gramian), rounding(gramian), losses))

@@ -1,5 +1,3 @@
-"""MGDA: the shortest combination of the gradients."""
-
 from typing import Literal
 
 import numpy as np
@@ -19,12 +17,11 @@ class MGDA(CosineMethod):
     gradient is zero. The quadratic program is solved exactly, instead of by the paper's Frank-Wolfe iteration,
     which converges to the same point.
 
-    "Multi-Task Learning as Multi-Objective Optimization" (Sener & Koltun, 2018).
+    ``normalization`` divides each gradient by nothing (``none``), its norm (``l2``), its loss (``loss``), which must be
+    above zero, or both (``loss+``), as in the authors' code. The result combines the normalized gradients, so that it
+    remains a descent direction for every loss.
 
-    Args:
-        normalization: Divides each gradient by nothing (``none``), its norm (``l2``), its loss (``loss``) or both
-            (``loss+``), as in the authors' code. The result is the combination of the normalized gradients, so that
-            it remains a descent direction for every loss.
+    "Multi-Task Learning as Multi-Objective Optimization" (Sener & Koltun, 2018).
     """
 
     def __init__(self, normalization: Normalization = "none") -> None:
@@ -37,7 +34,6 @@ class MGDA(CosineMethod):
         self.solver = SolverStats("mgda")
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the shortest combination of normalized gradients, for the original gradients."""
         divisors = self._divisors(losses, norms)
         with self.solver.timed():
             return shortest(C, norms / divisors, ridge) / divisors

@@ -1,5 +1,3 @@
-"""MoCo: tracked gradients that correct the bias of mini-batches."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -7,32 +5,29 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import JacobianMethod
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout
+from multitask.weighting.gramian import checked
 from multitask.weighting.simplex import project_onto_simplex
-from multitask.weighting.tracked import check_finite, fitting
+from multitask.weighting.tracked import Tracking
 
 
-class MoCo(JacobianMethod):
+class MoCo(Tracking):
     """y ← y − β (y − g) for each task, λ ← Π(λ − γ (Y Yᵀ + ρ I) λ), and the combined gradient is Yᵀ λ.
 
     Π is the projection onto the simplex. The step sizes decrease as β / t^βσ, where t counts the steps of the task,
-    and γ / t^γσ. The tracked gradients need the memory of m copies of the trunk.
+    and γ / t^γσ.
 
-    "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach" (Fernando et
-    al., 2023), Algorithm 1.
+    "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach" (Fernando et al., 2023),
+    Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
-        beta: β, the step size of the tracking.
+        beta: β, the step size of the tracking, in (0, 1].
         beta_sigma: βσ, the rate at which it decreases.
-        gamma: γ, the step size of the weights.
+        gamma: γ, the step size of the weights, above zero.
         gamma_sigma: γσ, the rate at which it decreases.
-        rho: Regularization of the weights.
+        rho: ρ, the regularization of the weights, at least zero.
     """
 
-    of_parameters = True
-    remembers_rows = True
     per_task: ClassVar[dict[str, Layout]] = {"tracked": "vector", "steps": "vector", "shares": "share"}
     tracked: Tensor | None
     steps: Tensor
@@ -57,20 +52,17 @@ class MoCo(JacobianMethod):
         self.rho = rho
         self.keep("steps", torch.zeros(len(tasks)))
         self.keep("shares", torch.full((len(tasks),), 1 / len(tasks)))
-        # Last, since it is initialized later and callbacks that average weights pair buffers by order.
         self.keep("tracked", None)
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Track the gradients and assign their combination."""
         jacobian = gradients.jacobian()
         self.steps = self.steps + 1
         rates = (self.beta / self.steps**self.beta_sigma).to(jacobian)
-        tracked = fitting(self.tracked, jacobian, "moco")
+        tracked = self.fitting(self.tracked, jacobian)
         tracked = tracked + rates[:, None] * (jacobian - tracked)
         shares = self.shares.to(jacobian)
         rate = self.gamma / float(self.steps.max()) ** self.gamma_sigma
-        step = tracked @ (shares @ tracked) + self.rho * shares
-        check_finite(step, "moco")
+        step = checked(tracked @ (shares @ tracked) + self.rho * shares)
         shares = project_onto_simplex(shares - rate * step)
         self.tracked, self.shares = tracked, shares.to(self.shares)
         gradients.assign(shares @ tracked)

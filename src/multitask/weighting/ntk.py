@@ -1,5 +1,3 @@
-"""Weights from traces of the neural tangent kernel, for equal convergence rates of the losses."""
-
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -7,8 +5,7 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.rows import sent
-from multitask.weighting.base import Recomputed, Scalarization
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, Recomputed, Scalarization
 
 
 class NTK(Scalarization):
@@ -20,13 +17,6 @@ class NTK(Scalarization):
     first step are ones, as in the authors' code. The weight of a loss without gradient does not change.
 
     "When and Why PINNs Fail to Train: A Neural Tangent Kernel Perspective" (Wang, Yu & Perdikaris, 2022), Algorithm 1.
-
-    Args:
-        tasks: The tasks' names.
-        steps: Number of steps between updates of the traces.
-
-    Raises:
-        ValueError: If ``steps`` is less than one.
     """
 
     on_cpu = True
@@ -45,7 +35,6 @@ class NTK(Scalarization):
         self.keep("age", torch.zeros((), dtype=torch.long))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the weighted sum; ``losses`` is ``[k]``."""
         return (sent(self.factors.to(losses.dtype), losses.device) * losses).sum()
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:

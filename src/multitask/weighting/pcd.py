@@ -1,5 +1,3 @@
-"""Priority-constrained descent."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -8,8 +6,8 @@ import quadprog
 import torch
 from torch import Tensor
 
+from multitask.weighting.base import Layout
 from multitask.weighting.gramian import Array, CosineMethod, factored, per_unit
-from multitask.weighting.present import Layout
 from multitask.weighting.solver_stats import SolverStats
 
 
@@ -25,14 +23,10 @@ class PCD(CosineMethod):
     Optimization" (2026).
 
     Args:
-        tasks: The tasks' names.
         primary: Name of the primary task; the first by default.
-        tau: τ, between 0 and 1.
+        tau: τ, in [0, 1].
         beta: β, the decay of the averages, in [0, 1).
-        eps: ε, added to the averages.
-
-    Raises:
-        ValueError: If no task has that name, or a number is out of range.
+        eps: ε, added to the averages, at least zero.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"squares": "vector", "steps": "vector", "index": "vector"}
@@ -65,7 +59,6 @@ class PCD(CosineMethod):
         self.keep("steps", torch.zeros(len(tasks), dtype=torch.float64))
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows."""
         sizes = norms * self._scales(norms)
         index = self.index.tolist()
         weights = np.zeros_like(norms)
@@ -80,13 +73,10 @@ class PCD(CosineMethod):
         return weights
 
     def _direction(self, C: Array, first: int, others: Array, gains: Array, ridge: float) -> Array:
-        """Return the direction closest to unit gradient ``first`` that improves the others by at least ``gains``.
-
-        It is given as weights of the unit gradients, shape ``[k]``. The program is solved in orthonormal coordinates
-        of their span, where it is best conditioned.
-        """
+        """Return the weights of the unit gradients in the direction closest to ``first`` with at least ``gains``."""
         weights = np.zeros(len(C))
         weights[first] = 1.0
+        # In orthonormal coordinates of the gradients' span the program is best conditioned.
         values, V = factored(C, ridge)
         units = V * np.sqrt(values)
         if len(others) and (units[others] @ units[first] < gains).any():
@@ -104,4 +94,4 @@ class PCD(CosineMethod):
         self.squares = self.beta * self.squares + (1 - self.beta) * squares
         average = (self.squares / (1 - self.beta**self.steps)).cpu().numpy()
         roots = np.sqrt(average + self.eps)
-        return np.divide(1.0, roots, out=np.zeros_like(roots), where=roots > 0)
+        return per_unit(1.0, roots)

@@ -1,5 +1,3 @@
-"""PCGrad: gradients without their conflicting components."""
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,7 +15,6 @@ class PCGrad(CosineMethod):
     """
 
     def solve(self, C: Array, norms: Array, ridge: float, losses: Tensor) -> Array:
-        """Return the weights of the rows."""
         total = np.zeros(len(C))
         for i in range(len(C)):
             weights = np.zeros(len(C))

@@ -1,9 +1,8 @@
 """Absent tasks: restriction of a combiner to the tasks that are present in a step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +14,12 @@ first two. A ``share`` is a vector of non-negative numbers with sum one, and a `
 tasks' entries are rescaled to that, and scaled back to their former sum afterwards."""
 
 
-class _Restriction(NamedTuple):
-    """A tensor that is replaced by its part for the present tasks."""
-
-    whole: Tensor | None
-    put: Callable[[Tensor | None], None]
-    get: Callable[[], Tensor | None]
-    layout: Layout
-
-
 @contextmanager
 def restrict(root: nn.Module, present: Tensor) -> Iterator[None]:
     """Restrict the per-task tensors of all modules under ``root`` to the present tasks, and merge them back.
 
-    Inside, each module behaves like one created for the present tasks. Afterwards its changes are written into the
-    full tensors, and the entries of absent tasks are unchanged. After an exception, all tensors are unchanged.
+    Inside, each module behaves like one created for the present tasks. Afterwards the entries of absent tasks are
+    unchanged; after an exception, all entries are.
 
     Args:
         root: Modules that declare ``per_task``, or stateless torchjd modules, whose vectors of length m are taken as
@@ -59,37 +49,35 @@ def _enter(module: nn.Module, present: Tensor, stack: ExitStack) -> None:
 
 @contextmanager
 def _restricted(module: nn.Module, present: Tensor) -> Iterator[None]:
-    tensors = list(_restrictions(module, present))
-    after = [t.whole for t in tensors]
+    layouts = _layouts(module, present)
+    before: dict[str, Tensor | None] = {name: getattr(module, name) for name in layouts}
+    after = before
     try:
-        for t in tensors:
-            if t.whole is not None:
-                t.put(_part(t.whole, present, t.layout))
+        for name, whole in before.items():
+            if whole is not None:
+                setattr(module, name, _part(whole, present, layouts[name]))
         yield
-        after = [_merged(t.whole, t.get(), present, t.layout) for t in tensors]
+        after = {
+            name: _merged(whole, getattr(module, name), present, layouts[name])
+            for name, whole in before.items()
+        }
     finally:
-        for t, whole in zip(tensors, after, strict=True):
-            t.put(whole)
+        for name, whole in after.items():
+            setattr(module, name, whole)
 
 
-def _restrictions(module: nn.Module, present: Tensor) -> Iterator[_Restriction]:
-    declared: dict[str, Layout] | None = getattr(type(module), "per_task", None)
+def _layouts(module: nn.Module, present: Tensor) -> Mapping[str, Layout]:
+    """Return the names of the module's own tensors with one entry per task, and their layouts."""
+    declared: Mapping[str, Layout] | None = getattr(type(module), "per_task", None)
     if declared is not None:
-        for name, layout in declared.items():
-            yield _Restriction(
-                getattr(module, name), partial(setattr, module, name), partial(getattr, module, name), layout
-            )
-    elif isinstance(module, Stateful):
+        return declared
+    if isinstance(module, Stateful):
         raise ValueError(
             f"weighting: {type(module).__name__} of torchjd has state for all tasks, "
             "but one is absent from this batch; choose a weighting of this package, or data with all labels."
         )
-    else:
-        for name, value in [*vars(module).items(), *module.named_buffers(recurse=False)]:
-            if isinstance(value, Tensor) and value.shape == present.shape:
-                yield _Restriction(
-                    value, partial(setattr, module, name), partial(getattr, module, name), "vector"
-                )
+    values = [*vars(module).items(), *module.named_buffers(recurse=False)]
+    return {name: "vector" for name, v in values if isinstance(v, Tensor) and v.shape == present.shape}
 
 
 def _part(whole: Tensor, present: Tensor, layout: Layout) -> Tensor:
@@ -106,23 +94,20 @@ def _merged(whole: Tensor | None, part: Tensor | None, present: Tensor, layout: 
     if part is None:
         return whole
     present = present.to(part.device)
-    m = len(present)
     if whole is None:
         # Initialized in this step: absent tasks start at zero.
-        whole = part.new_zeros((m, m) if layout == "matrix" else (m, *part.shape[1:]))
-        return _written(whole, part, present, layout)
-    if layout in ("share", "factor"):
-        part = _with_sum(part, float(whole[present].sum()))
-    return _written(whole.clone(), part, present, layout)
-
-
-def _written(whole: Tensor, part: Tensor, present: Tensor, layout: Layout) -> Tensor:
+        m = len(present)
+        merged = part.new_zeros((m, m) if layout == "matrix" else (m, *part.shape[1:]))
+    else:
+        merged = whole.clone()
+        if layout in ("share", "factor"):
+            part = _with_sum(part, float(whole[present].sum()))
     if layout == "matrix":
         chosen = present.nonzero().flatten()
-        whole[chosen[:, None], chosen] = part
+        merged[chosen[:, None], chosen] = part
     else:
-        whole[present] = part
-    return whole
+        merged[present] = part
+    return merged
 
 
 def _with_sum(part: Tensor, total: float) -> Tensor:

@@ -36,19 +36,19 @@ class ExactProjector(DualConeProjector):
     - the Gramian is always divided by its trace, so that scaling all losses does not change the weights; for a zero
       Gramian ``w = u``;
     - a row without conflict (``G u ≥ 0``) needs no solver, since ``w = u``;
-    - up to four tasks are solved row by row in Python numbers (one or two conflicting tasks in closed form), more
-      tasks for all rows together by block pivoting, which for many tasks starts from a first-order guess;
+    - up to four tasks are solved row by row in Python numbers, more tasks for all rows together by block pivoting;
     - it computes in float64, on the CPU or, for more than sixteen tasks, on the Gramian's CUDA device;
     - every solution is checked against the optimality conditions; rows that violate them are counted in ``failures``
       and solved again by quadprog.
 
     The statistics ``solves`` (calls), ``programs`` (rows with a conflict), ``failures`` and ``seconds`` (wall clock)
-    can be read without synchronizing with the device.
-
-    :param reg_eps: Added to the diagonal of the Gramian after division by its trace, so that it is positive definite;
-        at least ``m`` times the epsilon of the Gramian's dtype is added.
+    are on the CPU.
 
     "Jacobian Descent For Multi-Objective Optimization" (Quinton and Rey, 2024), Proposition 1.
+
+    Args:
+        reg_eps: Added to the diagonal of the Gramian after division by its trace, so that it is positive definite;
+            at least ``m`` times the epsilon of the Gramian's dtype is added.
     """
 
     def __init__(self, *, reg_eps: float = 1e-4) -> None:
@@ -66,8 +66,9 @@ class ExactProjector(DualConeProjector):
     def __call__(self, U: Tensor, G: PSDMatrix) -> Tensor:
         """Return the weights of the projections, in the shape of ``U`` (``[..., m]``) and the dtype of ``G``.
 
-        :raises FloatingPointError: If the Gramian ``G`` (``[m, m]``) has an entry that is NaN or infinite.
-        :raises ValueError: If it is so indefinite that quadprog fails as well.
+        Raises:
+            FloatingPointError: If the Gramian ``G``, ``[m, m]``, has an entry that is NaN or infinite.
+            ValueError: If it is so indefinite that quadprog fails as well.
         """
         start = time.perf_counter()
         m = len(G)
@@ -88,8 +89,7 @@ class ExactProjector(DualConeProjector):
     def project_tasks(self, preferences: Sequence[float], G: PSDMatrix) -> Tensor:
         """Return the sum of the rows of ``projector(torch.diag(preferences), G)``, shape ``[m]``, in less time.
 
-        :raises FloatingPointError: See :meth:`__call__`.
-        :raises ValueError: See :meth:`__call__`.
+        It raises the same errors.
         """
         start = time.perf_counter()
         m = len(G)
@@ -124,11 +124,14 @@ class ExactProjector(DualConeProjector):
         trace = sum([row[i] for i, row in enumerate(gramian)])
         if _is_zero(trace, sum(map(sum, gramian)), G):
             return None
-        gramian = normalize(gramian, trace, self._regularization(G))
+        gramian = [[value / trace for value in row] for row in gramian]
+        regularization = self._regularization(G)
+        for i, row in enumerate(gramian):
+            row[i] += regularization
         steps = [[0.0] * len(u) for u in rows]
         conflicts = 0
         for i, u in enumerate(rows):
-            q = multiply(u, gramian)
+            q = _add(u, range(len(u)), gramian, [0.0] * len(u))
             if min(q) < 0.0:
                 conflicts += 1
                 x = solve_row(gramian, q, _TOLERANCE)
@@ -175,11 +178,7 @@ class ExactProjector(DualConeProjector):
 
 
 def _is_zero(trace: float, total: float, G: Tensor) -> bool:
-    """Return whether all entries of the Gramian are zero.
-
-    :raises FloatingPointError: If an entry is not finite.
-    :raises ValueError: If the trace is not positive but the Gramian is not zero.
-    """
+    """Return whether all entries of the Gramian are zero; refuse one that is not finite or has a negative trace."""
     if not math.isfinite(trace + total):
         raise not_finite()
     if trace > 0.0:
@@ -204,19 +203,6 @@ def _as_tensor(array: Array, G: Tensor) -> Tensor:
     return (array if isinstance(array, Tensor) else torch.from_numpy(array)).to(G)
 
 
-def normalize(G: Matrix, trace: float, regularization: float) -> Matrix:
-    """Return ``G`` divided by its trace, plus the regularization on the diagonal."""
-    normalized = [[value / trace for value in row] for row in G]
-    for i, row in enumerate(normalized):
-        row[i] += regularization
-    return normalized
-
-
-def multiply(u: list[float], G: Matrix) -> list[float]:
-    """Return ``G u`` for symmetric ``G``."""
-    return _add(u, range(len(u)), G, [0.0] * len(u))
-
-
 def _add(values: list[float], free: Iterable[int], G: Matrix, start: list[float]) -> list[float]:
     """Return ``start + G x``, where ``x`` has the given values at the free entries and zeros elsewhere."""
     for value, i in zip(values, free, strict=True):
@@ -226,21 +212,14 @@ def _add(values: list[float], free: Iterable[int], G: Matrix, start: list[float]
 
 
 def solve_row(G: Matrix, q: list[float], tolerance: float) -> list[float] | None:
-    """Return the ``x ≥ 0`` with ``y = q + G x ≥ 0`` and ``x · y = 0``.
+    """Return the ``x ≥ 0`` with ``y = q + G x ≥ 0`` and ``x · y = 0``, shape ``[m]``.
 
-    One or two free entries are solved in closed form. Wrong signs are exchanged all at once, later one at a time,
-    which always terminates.
-
-    Args:
-        G: Positive definite, shape ``[m, m]``.
-        q: Shape ``[m]``.
-        tolerance: Largest ``|min(x, y)|`` of a solution, relative to ``max |q| + max |x|``.
-
-    Returns:
-        The solution; ``None`` if none is found because ``G`` is not positive definite.
+    The tolerance is the largest ``|min(x, y)|`` of a solution, relative to ``max |q| + max |x|``. If ``G`` is not
+    positive definite, the result can be ``None``.
     """
     size = max(max(q), -min(q))
     free = [i for i, value in enumerate(q) if value < 0.0]
+    # Wrong signs are exchanged all at once, later one at a time, which always terminates.
     for exchange in range(2 ** len(q)):
         try:
             values = _solve_on(free, G, q)

@@ -1,5 +1,3 @@
-"""ReLoBRaLo: progress relative to the last step, occasionally to the first."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -7,8 +5,7 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.rows import sent
-from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, Scalarization
 
 # They keep ratios to a former loss of zero finite in float32.
 _EPSILON = 1e-20
@@ -25,13 +22,9 @@ class ReLoBRaLo(Scalarization):
     "Multi-Objective Loss Balancing for Physics-Informed Deep Learning" (Bischof & Kraus, 2021), Equation 11.
 
     Args:
-        tasks: The tasks' names.
-        alpha: α, the decay of the previous weights.
+        alpha: α, the decay of the previous weights, in [0, 1].
         rho: The mean of ρ, the share of steps that do not look back.
-        tau: τ, the temperature; larger values give more equal weights.
-
-    Raises:
-        ValueError: If a number is out of range.
+        tau: τ, the temperature, above zero; larger values give more equal weights.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"factors": "factor", "first": "vector", "last": "vector"}
@@ -58,7 +51,6 @@ class ReLoBRaLo(Scalarization):
         self.keep("stays", torch.ones(()))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         return (self._moved(losses.detach()).to(losses) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:

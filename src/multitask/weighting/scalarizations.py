@@ -6,51 +6,43 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Layout
-from multitask.weighting.task_parameters import Learned, TaskParameters
+from multitask.weighting.base import Layout, Scalarization
+from multitask.weighting.task_parameters import Learned
 
 
 class SI(Scalarization):
-    """Σ log L, the scale-invariant baseline.
+    """Σ log L, the scale-invariant baseline of "Multi-Task Learning as a Bargaining Game" (Navon et al., 2022).
 
-    From "Multi-Task Learning as a Bargaining Game" (Navon et al., 2022).
+    A loss that is not above zero raises ``ValueError``.
     """
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``, all above zero."""
         return torch.log(positive(losses, "si")).sum()
 
 
 class GLS(Scalarization):
-    """(Π L)^(1/k).
+    """(Π L)^(1/k); a loss that is not above zero raises ``ValueError``.
 
-    "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task Learning"
-    (Chennupati et al., 2019).
+    "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task Learning" (Chennupati et
+    al., 2019).
     """
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``, all above zero."""
         return torch.exp(torch.log(positive(losses, "gls")).mean())
 
 
 class LossBalanced(Scalarization):
     """Mean of L / L̄, where L̄ is L without gradient, so that each task contributes a loss of one.
 
-    The gradient is that of the mean of log L.
+    The gradient is that of the mean of log L. A loss that is not above zero raises ``ValueError``.
     """
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``, all above zero."""
         return (losses / positive(losses.detach(), "loss_balanced")).mean()
 
 
 def positive(losses: Tensor, method: str) -> Tensor:
-    """Return the losses unchanged.
-
-    Raises:
-        ValueError: If one is zero or negative, where the method is undefined.
-    """
+    """Return the losses unchanged; raise ``ValueError`` if one is not above zero."""
     if (losses <= 0).any():
         raise ValueError(
             f"weighting={method} needs losses above zero, and one is {float(losses.detach().min()):.3g}; "
@@ -60,14 +52,10 @@ def positive(losses: Tensor, method: str) -> Tensor:
 
 
 class COSMOS(Scalarization):
-    """Σ r L − λ cos(r, L), with the preference r on the simplex.
+    """Σ r L − λ cos(r, L), λ ≥ 0, with the preference r: ``weights``, shape ``[m]``, normalized to sum one.
 
-    "Scalable Pareto Front Approximation for Deep Multi-Objective Learning" (Ruchte & Grabocka, 2021),
-    Equation 6, without its network that is conditioned on the preference.
-
-    Args:
-        lambda_: λ, the weight of the cosine similarity.
-        weights: The preference, shape ``[m]``, normalized to sum one.
+    "Scalable Pareto Front Approximation for Deep Multi-Objective Learning" (Ruchte & Grabocka, 2021), Equation 6,
+    without its network that is conditioned on the preference.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"preference": "share"}
@@ -83,7 +71,6 @@ class COSMOS(Scalarization):
         self.register_buffer("preference", weights / weights.sum(), persistent=False)
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         r = self.preference.to(losses)
         return (r * losses).sum() - self.lambda_ * cosine_similarity(r, losses, dim=0)
 
@@ -91,18 +78,13 @@ class COSMOS(Scalarization):
 class UW(Learned, Scalarization):
     """Σ ½ exp(−s) L + ½ s, with one log-variance s per task, trained by the optimizer.
 
-    "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics" (Kendall,
-    Gal & Cipolla, 2018).
-
-    Args:
-        tasks: The tasks' names.
+    "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics" (Kendall, Gal & Cipolla,
+    2018).
     """
 
     learned = "log_variance"
-    log_variance: TaskParameters
     linear = True
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
-        s = self.log_variance()
+        s = self.numbers()
         return 0.5 * (torch.exp(-s) * losses + s).sum()

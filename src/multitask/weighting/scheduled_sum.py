@@ -1,5 +1,3 @@
-"""Weights that follow a schedule."""
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -9,20 +7,15 @@ import torch
 from torch import Tensor
 
 from multitask.gradients.rows import sent
-from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, Scalarization
 
 
 class ScheduledSum(Scalarization):
     """Σ w(t) L, each weight interpolated linearly between the points of its schedule and constant outside them.
 
     Args:
-        tasks: The tasks' names.
         schedule: Points ``[[time, weight], …]`` with increasing times, by task name; the weight of other tasks is one.
         unit: The unit of time: optimizer steps or epochs, from zero.
-
-    Raises:
-        ValueError: If a schedule has no point, or its times do not increase.
     """
 
     on_cpu = True
@@ -50,18 +43,15 @@ class ScheduledSum(Scalarization):
         self.keep("time", torch.zeros((), dtype=torch.long))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         now = float(self.time)
         weights = [np.interp(now, *self.points[i]) for i in self.index.tolist()]
         return (sent(torch.tensor(weights, dtype=losses.dtype), losses.device) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Count a step."""
         if self.unit == "step":
             self.time += 1
 
     def on_epoch_end(self) -> None:
-        """Count an epoch."""
         if self.unit == "epoch":
             self.time += 1
 
@@ -70,7 +60,7 @@ def points(key: str, given: Sequence[Sequence[float]]) -> tuple[list[float], lis
     """Return the times and the weights of points ``[[time, weight], …]``.
 
     Raises:
-        ValueError: If they are no pairs of finite numbers, or the times do not rise, naming the key.
+        ValueError: Naming the key, if they are not pairs of finite numbers, or the times do not rise.
     """
     key = f"{key}={given}"
     try:

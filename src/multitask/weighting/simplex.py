@@ -2,16 +2,14 @@
 
 import numpy as np
 import quadprog
-import torch
 from torch import Tensor
 
-from multitask.weighting.gramian import Array
+from multitask.weighting.gramian import Array, like
 
 
 def project_onto_simplex(vector: Tensor) -> Tensor:
     """Return the projection of ``vector`` onto the simplex, shape ``[k]``."""
-    nearest = nearest_on_simplex(vector.detach().double().cpu().numpy())
-    return torch.as_tensor(nearest, dtype=vector.dtype, device=vector.device)
+    return like(vector, nearest_on_simplex(vector.detach().double().cpu().numpy()))
 
 
 def nearest_on_simplex(vector: Array) -> Array:
@@ -23,16 +21,12 @@ def nearest_on_simplex(vector: Array) -> Array:
 
 
 def least(C: Array, shares: Array, linear: Array, ridge: float) -> Array:
-    """Return the β ≥ 0 with sharesᵀβ = 1 that minimizes ½ βᵀCβ + linearᵀβ, shape ``[k]``.
+    """Return the β ≥ 0 with sharesᵀβ = 1 that minimizes ½ βᵀ(C + ridge I)β + linearᵀβ, shape ``[k]``.
 
-    Args:
-        C: Cosines of the gradients, shape ``[k, k]``.
-        shares: Positive, shape ``[k]``.
-        linear: Shape ``[k]``.
-        ridge: Added to the diagonal of ``C``, which rounding could make indefinite.
+    ``C`` is ``[k, k]``; ``shares``, all positive, and ``linear`` are ``[k]``.
 
     Raises:
-        ValueError: If the program cannot be solved.
+        ValueError: If the program cannot be solved, since rounding made the matrix indefinite.
     """
     k = len(C)
     constraints = np.concatenate([shares[:, None], np.eye(k)], 1)

@@ -1,13 +1,10 @@
-"""SoftAdapt: larger weights for losses that decrease less."""
-
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from multitask.weighting.base import Scalarization
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout, Scalarization
 
 _EPSILON = 1e-8
 
@@ -22,15 +19,11 @@ class SoftAdapt(Scalarization):
     (Heydari, Thompson & Mehmood, 2019), Algorithm 1.
 
     Args:
-        tasks: The tasks' names.
         beta: β; positive values favour losses that decrease least, negative values those that decrease most.
-        order: Order of the difference, the number of earlier losses in it.
+        order: Order of the difference, the number of earlier losses in it, at least one.
         normalized: Whether to divide the rates by the sum of their absolute values, so that the weights do not depend
             on the losses' scale.
-        loss_weighted: Whether to multiply the weights by the mean of these losses.
-
-    Raises:
-        ValueError: If the order is less than one.
+        loss_weighted: Whether to multiply the weights by the mean of these losses, which must not be negative.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"history": "vector"}
@@ -54,15 +47,9 @@ class SoftAdapt(Scalarization):
         self.keep("history", torch.full((len(tasks), order), torch.nan))  # newest first
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``.
-
-        Raises:
-            ValueError: If a loss is negative and ``loss_weighted``.
-        """
         return (self._weights(losses.detach()) * losses).sum()
 
     def observe(self, losses: Tensor) -> None:
-        """Store the losses of a step."""
         newest = losses.detach().to(self.history)[:, None]
         self.history = torch.cat([newest, self.history[:, :-1]], 1)
 

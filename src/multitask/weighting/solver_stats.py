@@ -1,5 +1,3 @@
-"""Statistics of a solver, for telemetry."""
-
 import logging
 import time
 from collections.abc import Iterator
@@ -9,11 +7,7 @@ _log = logging.getLogger(__name__)
 
 
 class SolverStats:
-    """Number of calls, number of failures and run time of a solver.
-
-    Args:
-        name: The method's name, for the log.
-    """
+    """Number of calls, number of failures and run time of a solver, whose name is for the log."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -35,10 +29,5 @@ class SolverStats:
         """Count a failure, and log the first three and then every power of ten."""
         self.failures += 1
         if self.failures <= 3 or str(self.failures).strip("0") == "1":
-            _log.warning(
-                "%s: %s (failure %d of %d solves)",
-                self.name,
-                why,
-                self.failures,
-                max(self.solves, self.failures),
-            )
+            solves = max(self.solves, self.failures)
+            _log.warning("%s: %s (failure %d of %d solves)", self.name, why, self.failures, solves)

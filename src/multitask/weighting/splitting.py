@@ -1,8 +1,4 @@
-"""First-order guess of the positive entries in the solutions of complementarity problems, for all rows at once.
-
-Each iteration is one matrix product, which is fast on CPUs and GPUs. The sets of positive entries are correct for most
-rows long before the values converge; exact solutions on these sets follow.
-"""
+"""First-order guess of the positive entries in the solutions of complementarity problems."""
 
 from types import ModuleType
 from typing import Any
@@ -24,19 +20,15 @@ _RELAXATION = 1.8
 def likely_free(G: Array, Q: Array) -> Array:
     """Return where ``x`` is likely to be positive in ``x ≥ 0``, ``y = q + G x ≥ 0``, ``x · y = 0``.
 
+    Each row of ``Q`` is one ``q``; ``Q`` and the result are ``[rows, m]``, and ``G``, positive definite, is ``[m, m]``.
+
     Runs ten to sixty iterations of the alternating direction method of multipliers with over-relaxation, on the matrix
     scaled to unit diagonal, with the geometric mean of its eigenvalues as the penalty. Its two variables are the
-    positive and the negative part of ``s``, so that an iteration is ``s ← |s| M + a s + c``.
+    positive and the negative part of ``s``, so that an iteration is ``s ← |s| M + a s + c``, one matrix product for all
+    rows. The signs are correct for most rows long before the values converge.
 
-    Args:
-        G: Positive definite, shape ``[m, m]``.
-        Q: One right-hand side ``q`` per row, shape ``[rows, m]``.
-
-    Returns:
-        Boolean, shape ``[rows, m]``.
-
-    "Distributed Optimization and Statistical Learning via the Alternating Direction Method of Multipliers" (Boyd
-    et al., 2011), Sections 3.4.3 and 5.2.
+    "Distributed Optimization and Statistical Learning via the Alternating Direction Method of Multipliers" (Boyd et
+    al., 2011), Sections 3.4.3 and 5.2.
     """
     xp = namespace(Q)
     lengths = abs(G.diagonal()) ** 0.5

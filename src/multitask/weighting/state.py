@@ -39,8 +39,7 @@ _MODULE_ATTRIBUTES = {name.lstrip("_") for name in vars(nn.Module())}
 def memory(root: nn.Module) -> dict[str, dict[str, Any]]:
     """Return the plain attributes of a module tree by module name, loadable with ``weights_only=True``.
 
-    torchjd stores histories, step counts and previous solutions as plain attributes, which ``state_dict`` does not
-    include. Arguments of the constructor are configuration and excluded.
+    torchjd keeps state in them, which ``state_dict`` does not include. Arguments of the constructor are excluded.
     """
     attributes: dict[str, dict[str, Any]] = {}
     for name, module in root.named_modules():

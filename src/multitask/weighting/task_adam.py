@@ -1,23 +1,18 @@
-"""Adam for one number per task, with a step count of its own for each task."""
-
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Layout
 from multitask.weighting.state import Memory
 
 
 class TaskAdam(Memory):
     """Adam with moments and step counts per task, which do not change for absent tasks.
 
-    "Adam: A Method for Stochastic Optimization" (Kingma & Ba, 2015).
+    ``tasks`` is their number, and ``weight_decay`` an L2 penalty, added to the gradient.
 
-    Args:
-        tasks: Number of tasks.
-        lr: Learning rate.
-        weight_decay: L2 penalty, added to the gradient.
+    "Adam: A Method for Stochastic Optimization" (Kingma & Ba, 2015).
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"mean": "vector", "square": "vector", "steps": "vector"}

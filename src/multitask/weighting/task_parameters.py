@@ -6,17 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from multitask.weighting.base import Combiner
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Combiner, Layout
 from multitask.weighting.state import Memory
 
 
 class TaskParameters(Memory):
-    """Scalars initialized to zero, separate so that an optimizer can skip those of absent tasks.
-
-    Args:
-        tasks: Number of tasks.
-    """
+    """Scalars initialized to zero, separate so that an optimizer can skip those of absent tasks."""
 
     per_task: ClassVar[dict[str, Layout]] = {"index": "vector"}
 
@@ -31,18 +26,12 @@ class TaskParameters(Memory):
         return torch.stack([self.values[i] for i in self.index.tolist()])
 
     def reset(self) -> None:
-        """Set every value to zero."""
-        with torch.no_grad():
-            for value in self.values:
-                value.zero_()
+        for value in self.values:
+            nn.init.zeros_(value)
 
 
 class Learned(Combiner):
-    """A combiner with one trainable number per task, in the attribute named by ``learned``.
-
-    Args:
-        tasks: The tasks' names.
-    """
+    """A combiner with one trainable number per task, in the attribute named by ``learned``."""
 
     learned: ClassVar[str]
 
@@ -51,15 +40,14 @@ class Learned(Combiner):
         setattr(self, self.learned, TaskParameters(len(tasks)))
 
     @property
-    def _numbers(self) -> TaskParameters:
+    def numbers(self) -> TaskParameters:
+        """The trainable numbers; a call returns those of the present tasks, shape ``[k]``."""
         numbers = getattr(self, self.learned)
         assert isinstance(numbers, TaskParameters)
         return numbers
 
     def parameters_of(self, task: int) -> list[nn.Parameter]:
-        """Return the task's number."""
-        return [self._numbers.values[task]]
+        return [self.numbers.values[task]]
 
     def figures(self) -> dict[str, Tensor]:
-        """Return the numbers."""
-        return {self.learned: self._numbers().detach()}
+        return {self.learned: self.numbers().detach()}

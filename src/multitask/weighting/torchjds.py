@@ -12,7 +12,7 @@ from multitask.gradients.task_gradients import TaskGradients
 from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
 from multitask.weighting.gramian import checked, over_trace
 from multitask.weighting.projection import ExactProjector
-from multitask.weighting.state import materialize_buffers, memory, move_plain_tensors, remember
+from multitask.weighting.state import memory, move_plain_tensors, remember
 
 _LINEAR = (Constant, Mean, Sum, Random)
 # These draw no random numbers, so the generators need no seed.
@@ -52,10 +52,6 @@ class OfTorchjd(Combiner):
         move_plain_tensors(self.method, self.moved(fn))
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        materialize_buffers(self.method, state_dict, f"{prefix}method.")
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
 
 class TorchjdScalarization(OfTorchjd, Scalarization):
     """A torchjd scalarizer."""
@@ -68,7 +64,6 @@ class TorchjdScalarization(OfTorchjd, Scalarization):
         self.fixed = not isinstance(method, Stateful | Random)
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the scalar to minimize; ``losses`` is ``[k]``."""
         if not isinstance(self.method, Stateful):
             return self.method(losses)
         kept = memory(self.method)
@@ -82,7 +77,6 @@ class TorchjdScalarization(OfTorchjd, Scalarization):
             self.method(losses)
 
     def on_epoch_end(self) -> None:
-        """End the epoch of DWA."""
         if isinstance(self.method, DWA):
             self.method.step()
 
@@ -94,15 +88,13 @@ class GramianMethod(OfTorchjd, WeightedMethod):
     method: Weighting
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the weights of the rows from their Gramian."""
-        return self.method(self.gramian(gradients))
-
-    def gramian(self, gradients: TaskGradients) -> Tensor:
-        """Return the Gramian that the method needs, shape ``[k, k]``."""
-        if isinstance(getattr(self.method, "projector", None), ExactProjector):
-            return gradients.gramian()  # the projector checks for NaN and divides by the trace itself
-        gramian = checked(gradients)
-        return over_trace(gramian) if _is_scale_free(self.method) else gramian
+        gramian = gradients.gramian()
+        # An exact projector checks for NaN and divides by the trace itself.
+        if not isinstance(getattr(self.method, "projector", None), ExactProjector):
+            checked(gramian)
+            if _is_scale_free(self.method):
+                gramian = over_trace(gramian)
+        return self.method(gramian)
 
 
 class MatrixMethod(OfTorchjd, WeightedMethod):
@@ -112,8 +104,7 @@ class MatrixMethod(OfTorchjd, WeightedMethod):
     reads_jacobian = True
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the weights of the rows from their Jacobian."""
-        checked(gradients)
+        checked(gradients.gramian())
         return self.method(gradients.jacobian())
 
 
@@ -124,7 +115,6 @@ class AggregatorMethod(OfTorchjd, JacobianMethod):
     reads_jacobian = True
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> None:
-        """Assign the aggregation of the Jacobian."""
         if isinstance(self.method, TrimmedMean):
             gradients = gradients.local  # it acts on each column separately
         vector = self.method(gradients.jacobian())

@@ -1,31 +1,34 @@
-"""Gradients stored between steps, one row per task."""
-
 import logging
 
 import torch
 from torch import Tensor
 
+from multitask.weighting.base import JacobianMethod
+
 _log = logging.getLogger(__name__)
 
 
-def fitting(rows: Tensor | None, jacobian: Tensor, method: str) -> Tensor:
-    """Return the stored rows, ``[k, n]``, or zeros if there are none for these parameters.
+class Tracking(JacobianMethod):
+    """A method that stores a gradient per task between steps, in the memory of m copies of the trunk.
 
-    Freezing or unfreezing a parameter changes n; the stored rows are then discarded with a warning.
+    Its buffer is kept last, since it is initialized later and callbacks that average weights pair buffers by order.
     """
-    if rows is not None and rows.shape == jacobian.shape:
-        return rows.to(jacobian)
-    if rows is not None:
-        _log.warning(
-            "%s: the shared parameters have %d elements instead of %d; the stored gradients are reset.",
-            method,
-            jacobian.shape[1],
-            rows.shape[1],
-        )
-    return torch.zeros_like(jacobian)
 
+    of_parameters = True
+    remembers_rows = True
 
-def check_finite(values: Tensor, method: str) -> None:
-    """Raise ``FloatingPointError`` if a value is NaN or infinite."""
-    if not torch.isfinite(values).all():
-        raise FloatingPointError(f"weighting={method} got a gradient that is not finite; lower optimizer.lr.")
+    def fitting(self, rows: Tensor | None, jacobian: Tensor) -> Tensor:
+        """Return the stored rows, ``[k, n]``, or zeros if there are none for these n parameters.
+
+        Freezing or unfreezing a parameter changes n; the stored rows are then discarded with a warning.
+        """
+        if rows is not None and rows.shape == jacobian.shape:
+            return rows.to(jacobian)
+        if rows is not None:
+            _log.warning(
+                "%s: the shared parameters have %d elements instead of %d; the stored gradients are reset.",
+                type(self).__name__,
+                jacobian.shape[1],
+                rows.shape[1],
+            )
+        return torch.zeros_like(jacobian)

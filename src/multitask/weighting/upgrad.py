@@ -12,11 +12,11 @@ from multitask.weighting.torchjds import GramianMethod
 class UPGrad(UPGradWeighting):
     """torchjd's UPGrad without its small tensors, which would take most of the time for a few tasks.
 
-    Args:
-        pref_vector: The preferences, shape ``[m]``; ``None`` for ``1 / m`` each.
-        projector: The projector; ``None`` for the exact one.
-
     "Jacobian Descent For Multi-Objective Optimization" (Quinton and Rey, 2024).
+
+    Args:
+        pref_vector: The preferences, shape ``[m]``; 1/m each by default.
+        projector: The projector; by default the exact one.
     """
 
     def __init__(self, pref_vector: Tensor | None = None, projector: DualConeProjector | None = None) -> None:
@@ -35,18 +35,13 @@ class UPGrad(UPGradWeighting):
 
 
 class UPGradMethod(GramianMethod):
-    """UPGrad as a combiner; its projector checks and normalizes the Gramian itself.
-
-    Args:
-        method: The weighting.
-    """
+    """UPGrad as a combiner; its projector checks and normalizes the Gramian itself."""
 
     def __init__(self, method: UPGrad) -> None:
         super().__init__(method)
         self._exact = isinstance(method.projector, ExactProjector)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the weights of the rows from their Gramian."""
         if not self._exact:
             return super().weigh(losses, gradients)
         assert isinstance(self.method, UPGrad)

@@ -8,19 +8,14 @@ from torch import Tensor, nn
 from torchjd import Stateful
 
 from multitask.gradients.task_gradients import TaskGradients
-from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, WeightedMethod
-from multitask.weighting.present import Layout
+from multitask.weighting.base import Combiner, JacobianMethod, Layout, Scalarization, WeightedMethod
 
 C = TypeVar("C", bound=Combiner)
 M = TypeVar("M", bound=JacobianMethod)
 
 
 class Around(Combiner, Generic[C]):
-    """Delegates all hooks to a combiner.
-
-    Args:
-        method: The wrapped combiner.
-    """
+    """Delegates all hooks to a combiner."""
 
     def __init__(self, method: C) -> None:
         super().__init__()
@@ -28,36 +23,26 @@ class Around(Combiner, Generic[C]):
         self.draws, self.recomputed = method.draws, method.recomputed
 
     def check_parameters(self, names: Sequence[str]) -> None:
-        """Check the wrapped combiner."""
         self.method.check_parameters(names)
 
     def observe(self, losses: Tensor) -> None:
-        """Pass the losses of the step to the combiner."""
         self.method.observe(losses)
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        """Call the combiner's ``after_step``."""
         self.method.after_step(recompute)
 
     def on_epoch_end(self) -> None:
-        """End the combiner's epoch."""
         self.method.on_epoch_end()
 
     def parameters_of(self, task: int) -> list[nn.Parameter]:
-        """Return the combiner's own parameters of a task."""
         return self.method.parameters_of(task)
 
     def figures(self) -> dict[str, Tensor]:
-        """Return the combiner's values to log."""
         return self.method.figures()
 
 
 class Wrapper(Around[M], JacobianMethod):
-    """Wraps a Jacobian method, and is one.
-
-    Args:
-        method: The wrapped method.
-    """
+    """Wraps a Jacobian method, and is one."""
 
     def __init__(self, method: M) -> None:
         super().__init__(method)
@@ -67,26 +52,16 @@ class Wrapper(Around[M], JacobianMethod):
         self.gives_weights = method.gives_weights
 
     def head_weights(self, losses: Tensor) -> Tensor | None:
-        """Return the method's head weights."""
         return self.method.head_weights(losses)
 
     def own_loss(self, losses: Tensor) -> Tensor | None:
-        """Return the scalar that trains the method's own parameters."""
         return self.method.own_loss(losses)
 
 
 class Every(Wrapper[WeightedMethod], WeightedMethod):
-    """Recomputes another method's weights only every ``steps`` optimizer steps.
+    """Recomputes another method's weights only every ``steps`` optimizer steps, or if a present task has none yet.
 
-    They are also recomputed if a present task was absent the last time.
-
-    Args:
-        tasks: The tasks' names.
-        method: The other method.
-        steps: Number of steps between updates of the weights.
-
-    Raises:
-        ValueError: If the method does not give one weight per task.
+    The method must give one weight per task.
     """
 
     per_task: ClassVar[dict[str, Layout]] = {"kept": "vector", "factors": "vector"}
@@ -117,7 +92,6 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
         return None if bool(self.factors.isnan().any()) else self.factors.to(losses)
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the stored weights, recomputed if they are due."""
         if self._is_due():
             self.age = torch.zeros_like(self.age)
             weights = self.method.weigh(losses, gradients)
@@ -130,11 +104,7 @@ class Every(Wrapper[WeightedMethod], WeightedMethod):
 
 
 class Differentiated(Around[Scalarization], WeightedMethod):
-    """Weights the rows by the derivatives of a scalarization: the same update, from one gradient per task.
-
-    Args:
-        method: The scalarization.
-    """
+    """Weights the rows by the derivatives of a scalarization: the same update, from one gradient per task."""
 
     def __init__(self, method: Scalarization) -> None:
         super().__init__(method)
@@ -146,13 +116,11 @@ class Differentiated(Around[Scalarization], WeightedMethod):
         return self._weights
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
-        """Return the derivatives, shape ``[k]``."""
         weights = self._derivatives(losses) if self._weights is None else self._weights
         self._weights = None
         return weights
 
     def own_loss(self, losses: Tensor) -> Tensor | None:
-        """Return the scalar if the scalarization has parameters."""
         return self.method(losses) if any(True for _ in self.method.parameters()) else None
 
     @torch.enable_grad()
@@ -164,14 +132,10 @@ class Differentiated(Around[Scalarization], WeightedMethod):
 class InstanceWise(Wrapper[WeightedMethod], WeightedMethod):
     """Applies a Gramian weighting to the losses of every example and task, ``[batch · m]`` rows.
 
-    "Jacobian Descent for Multi-Objective Optimization" (Quinton & Rey, 2024), Section 5, and torchjd's
-    instance-wise multi-task learning.
+    The weighting must have neither state nor numbers per task, since examples change.
 
-    Args:
-        method: The weighting, without state and without numbers per task, since examples change.
-
-    Raises:
-        ValueError: If the method has either.
+    "Jacobian Descent for Multi-Objective Optimization" (Quinton & Rey, 2024), Section 5, and torchjd's instance-wise
+    multi-task learning.
     """
 
     def __init__(self, method: WeightedMethod) -> None:
@@ -195,11 +159,8 @@ class InstanceWise(Wrapper[WeightedMethod], WeightedMethod):
 
 
 def _keeps(module: nn.Module) -> bool:
-    vectors = [
-        v for v in [*vars(module).values(), *module.buffers(), *module.parameters()] if isinstance(v, Tensor)
-    ]
-    declared = [getattr(module, name) for name in getattr(module, "per_task", ())]
-    return bool(vectors) or isinstance(module, Stateful) or any(value is not None for value in declared)
+    values = [*vars(module).values(), *module.buffers(), *module.parameters()]
+    return isinstance(module, Stateful) or any(isinstance(value, Tensor) for value in values)
 
 
 class Rescaled(Wrapper[JacobianMethod]):
@@ -207,32 +168,24 @@ class Rescaled(Wrapper[JacobianMethod]):
 
     Methods differ in the norm of their combined gradients; with equal norms, one learning rate fits all. A zero
     gradient is not rescaled.
-
-    Args:
-        method: The other method.
     """
 
     def combine(self, losses: Tensor, gradients: TaskGradients) -> Tensor | None:
-        """Add the rescaled combined gradient."""
         recorder = _Recorder(gradients)
         weights = self.method.combine(losses, recorder)
-        recorder.write()
-        return None if weights is None else weights * recorder.factor.to(weights)
+        factor = recorder.write()
+        return None if weights is None else weights * factor.to(weights)
 
 
 class _Recorder(TaskGradients):
     """Passes gradients to a method and records its result."""
 
     def __init__(self, gradients: TaskGradients) -> None:
+        self.layout = gradients.layout
         self._gradients = gradients
         self._gramian: Tensor | None = None
         self._weights: Tensor | None = None
         self._vector: Tensor | None = None
-        self.factor = torch.ones(())
-
-    @property
-    def layout(self) -> Sequence[tuple[str, int]]:  # type: ignore[override]
-        return self._gradients.layout
 
     @property
     def distances(self) -> Sequence[int | None]:  # type: ignore[override]
@@ -252,18 +205,20 @@ class _Recorder(TaskGradients):
     def assign(self, vector: Tensor) -> None:
         self._vector = vector
 
-    def write(self) -> None:
-        """Write the recorded result, rescaled."""
+    def write(self) -> Tensor:
+        """Write the recorded result, rescaled, and return its factor."""
         G = self.gramian()
         norm = G.sum().clamp(min=0).sqrt() / len(G)
+        factor = torch.ones(())
         if self._weights is not None:
             w = self._weights.to(G)
             length = (w @ G @ w).clamp(min=0).sqrt()
             # The rounding error of a combination that cancels.
             noise = torch.finfo(G.dtype).eps ** 0.5 * (w.abs() @ G.diagonal().clamp(min=0).sqrt())
-            self.factor = torch.where(length > noise, norm / length, 1.0)
-            self._gradients.combine(self._weights * self.factor.to(self._weights))
+            factor = torch.where(length > noise, norm / length, 1.0)
+            self._gradients.combine(self._weights * factor.to(self._weights))
         elif self._vector is not None:
             length = self._vector.norm()
-            self.factor = torch.where(length > 0, norm.to(length) / length, 1.0)
-            self._gradients.assign(self._vector * self.factor.to(self._vector))
+            factor = torch.where(length > 0, norm.to(length) / length, 1.0)
+            self._gradients.assign(self._vector * factor.to(self._vector))
+        return factor

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class AutoMemory(Streamed):
-    """:class:`Layerwise` if rows fit into free memory, else :class:`Streamed`.
+    """:class:`Layerwise` if rows fit into free memory, else :class:`Streamed`; exact either way.
 
     Chosen once, in the first step in which parameters are shared, when its graph is in memory and no row is.
     """

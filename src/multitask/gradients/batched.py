@@ -21,14 +21,9 @@ Key = tuple[Node, int]
 # For fewer rows, vmap costs as much as it saves.
 _FEWEST = 3
 # Operations for which a batch of gradients is one larger gradient. Convolutions and batch normalization are slower so.
-_BATCHED = {
-    "torch::autograd::AccumulateGrad",
-    *(f"{name}Backward0" for name in ("Add", "Addmm", "Mm", "Mul", "ReshapeAlias", "T", "View")),
-    *(
-        f"{name}Backward0"
-        for name in ("Elu", "Gelu", "LeakyRelu", "Relu", "Sigmoid", "Silu", "Softplus", "Tanh")
-    ),
-}
+_MATRIX = ("Add", "Addmm", "Mm", "Mul", "ReshapeAlias", "T", "View")
+_ACTIVATIONS = ("Elu", "Gelu", "LeakyRelu", "Relu", "Sigmoid", "Silu", "Softplus", "Tanh")
+_BATCHED = {"torch::autograd::AccumulateGrad", *(f"{name}Backward0" for name in _MATRIX + _ACTIVATIONS)}
 
 
 def stacked(
@@ -61,7 +56,7 @@ def _arrivals(
 ) -> dict[Key, Tensor]:
     """Return all losses' gradients at the edges where every loss arrives, ``[k, *shape]``, from one backward pass.
 
-    Hooks at the nodes from which a single loss enters tell the losses' gradients apart.
+    Hooks at the nodes before these edges, each reached by a single loss, separate the losses' gradients.
     """
     rows: dict[Key, Tensor] = {}
     arrived: dict[Key, set[int]] = {key: set() for key in frontier}
@@ -90,11 +85,10 @@ def _arrivals(
         node.register_hook(partial(hear, loss, pulls.graph.following[node]))
         for node, loss in entering.items()
     ]
-    own = [p for task in pulls.tasks for p in pulls.parameters[task]]
+    inputs = [GradientEdge(*key) for key in frontier]
+    inputs += [p for task in pulls.tasks for p in pulls.parameters[task]]
     try:
-        found = gradients_at(
-            edges, seeds, [*(GradientEdge(*key) for key in frontier), *own], retain_graph=True
-        )
+        found = gradients_at(edges, seeds, inputs, retain_graph=True)
     finally:
         for handle in handles:
             handle.remove()
@@ -113,13 +107,9 @@ def is_hooked(edge: GradientEdge, gradient: Tensor) -> bool:
 def pull(
     tap: Tap, edges: Sequence[GradientEdge], gradients: Sequence[Tensor], dtype: torch.dtype
 ) -> list[Tensor | None] | None:
-    """Return all rows' gradients at a tap, ``[k, *shape]``; ``None`` if a user's hook does not support vmap.
+    """Return all rows' gradients at a tap, ``[k, *shape]`` in ``dtype``, given those at edges; see :func:`stacked`.
 
-    Args:
-        tap: The operations and leaves.
-        edges: The edges at which the pass starts.
-        gradients: The rows' gradients there, ``[k, *shape]``.
-        dtype: The dtype of the result.
+    ``None`` if a user's hook does not support vmap.
     """
     reached: list[bool] = []
 

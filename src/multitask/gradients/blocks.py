@@ -14,7 +14,7 @@ class ProductBlock(StoredGradients):
 
     Args:
         operand: ``A``, ``[positions, p]``.
-        gradients: All ``D_i``, shape ``[k, positions, q]``.
+        gradients: All ``D_i``, ``[k, positions, q]``.
         parameters: The weight and, if the operation has one, the bias.
     """
 

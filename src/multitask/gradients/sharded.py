@@ -74,7 +74,7 @@ class Shards:
         Args:
             losses: This process's losses.
             counts: Their counts, ``[parts · m]``.
-            reached: The names of the parameters, with the set of losses that reach each.
+            reached: The names of the parameters with the set of losses that reach each.
 
         Returns:
             The counts over all processes.
@@ -157,11 +157,7 @@ def sharded_modules(model: nn.Module) -> list[Any]:
 def shards_of(
     model: nn.Module | Mapping[str, Tensor] | None, sharded: nn.Module | None = None
 ) -> Shards | None:
-    """Return the shards of a model; ``None`` if none of its parameters is sharded.
-
-    Args:
-        model: A module, or tensors by name.
-        sharded: The module that these tensors belong to.
+    """Return the shards of a model, or of the module ``sharded`` that named tensors belong to; ``None`` if it has none.
 
     Raises:
         ValueError: If sharded tensors are given without their module.

@@ -1,4 +1,4 @@
-"""Backward passes to operations, and the gradients of parameters formed from those of the operations' outputs."""
+"""Backward passes to operations, from whose output gradients the gradients of their parameters are formed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -59,10 +59,7 @@ class Gatherer:
         self._buffers: dict[object, Tensor] = {}
 
     def __call__(self, tap: Tap, passes: Sequence[Pull], like: Tensor) -> list[Tensor | None]:
-        """Return the gradients of k backward passes at each operation of a tap; ``None`` if none arrives.
-
-        They have the shape ``[k, *output]`` and the dtype of ``like``.
-        """
+        """Return the gradients of k passes at each operation, ``[k, *output]``, like ``like``; ``None`` if none arrive."""
         gathered: list[Tensor | None] = [None] * len(tap.nodes)
         for row, pull in enumerate(passes):
             for slot, (gradient, rows) in enumerate(zip(tap.listen(pull), gathered, strict=True)):
@@ -85,11 +82,7 @@ class Gatherer:
 
 
 class Place(ABC):
-    """Receives the gradients that arrive at an operation.
-
-    Args:
-        parameters: The parameters whose rows it returns.
-    """
+    """Receives the gradients that arrive at an operation, and returns those of some of its parameters."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = parameters
@@ -104,13 +97,7 @@ class Place(ABC):
 
 
 class Formed(Place):
-    """Forms each row of an operation's parameters from its gradient.
-
-    Args:
-        operand: The operation.
-        parameters: The weight and, if the operation has one, the bias.
-        inputs: The operand's inputs, required by :meth:`take`.
-    """
+    """Forms the rows of an operation's weight and bias; :meth:`take` requires the ``inputs`` of the operand."""
 
     def __init__(self, operand: Operand, parameters: Sequence[Tensor], inputs: Tensor | None = None) -> None:
         super().__init__(parameters)
@@ -129,7 +116,7 @@ class Formed(Place):
 
 
 class TappedPulls(Pulls):
-    """Backward passes to a tap, whose places form the gradients of further parameters.
+    """Backward passes to the leaves of a tap, and to parameters at its operations.
 
     Args:
         pulls: The backward passes.

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multitask.gradients.losses import Inputs, Losses, Pull, Pulls, Roots
+from multitask.gradients.losses import Inputs, Losses, Pulls, Roots
 from multitask.gradients.rows import (
     RowGradients,
     Rows,
@@ -71,13 +71,8 @@ class Shards:
     ) -> list[float]:
         """Replace losses by those of the whole batch, and scale gradients so that FSDP's mean is the whole batch's.
 
-        Args:
-            losses: This process's losses.
-            counts: Their counts, ``[parts · m]``.
-            reached: The names of the parameters with the set of losses that reach each.
-
-        Returns:
-            The counts over all processes.
+        Given are this process's counts, ``[parts · m]``, and the losses that reach each parameter; returned are the
+        counts over all processes.
 
         Raises:
             ValueError: If losses reach other parameters than on another process, which would wait for them forever.
@@ -108,11 +103,7 @@ class Shards:
     ) -> list[Tensor | None]:
         """Return this process's part of the mean gradient of each parameter; all processes call it together.
 
-        Args:
-            roots: The edges at which the gradients enter the graph, and the gradients.
-            inputs: The parameters.
-            retain_graph: Whether another pass follows.
-            absent: Whether this process contributes zero: a loss without labels may have NaN gradients.
+        A process on which the loss is ``absent`` contributes zero: without labels its gradients may be NaN.
         """
         edges, seeds = roots
         if not inputs or not edges:
@@ -178,21 +169,12 @@ class ShardedPulls(Pulls):
         super().__init__(*args, **options)
         self._shards = shards
 
-    def pass_of(self, row: int, last: bool | None = None) -> Pull:
-        """Return the backward pass of a row; see :class:`Pulls`."""
-        part, task = divmod(row, self.losses.m)
-        retain_graph = self.retain_graph or not (row == self.rows[-1] if last is None else last)
+    def gradients_of(self, row: int, inputs: Inputs, retain_graph: bool) -> list[Tensor | None]:
+        """Return a row's gradient at each input; see :class:`Pulls`."""
         assert self.losses.factors is not None
-        absent = self.losses.factors[row] == 0
-
-        def pull(inputs: Inputs) -> list[Tensor | None]:
-            everything: list[Any] = [*inputs, *self.parameters[task]]
-            roots = self.losses.root(part, task)
-            gradients = self._shards.gradients_at(roots, everything, retain_graph, absent)
-            self.own[row] = gradients[len(inputs) :]
-            return gradients[: len(inputs)]
-
-        return pull
+        parameters: Any = inputs
+        roots, absent = self.losses.root(*divmod(row, self.losses.m)), self.losses.factors[row] == 0
+        return self._shards.gradients_at(roots, parameters, retain_graph, absent)
 
 
 class ShardedEngine(Rows):
@@ -224,13 +206,9 @@ class ShardedEngine(Rows):
 
 
 class _ShardedGradients(RowGradients):
-    """This process's columns of a Jacobian.
+    """This process's columns of a Jacobian, the leading ones of which are ``counted`` in the Gramian.
 
-    Args:
-        jacobian: Shape ``[k, n]``, where n is the number of elements that this process keeps.
-        parameters: The shared parameters in the order of the columns.
-        order: The same parameters in the order of the whole Jacobian.
-        counted: The number of leading columns that count in this process's Gramian.
+    ``parameters`` are in the order of these columns, ``order`` are the same in that of the whole Jacobian.
     """
 
     def __init__(

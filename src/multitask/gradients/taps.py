@@ -59,7 +59,7 @@ class Gatherer:
         self._buffers: dict[object, Tensor] = {}
 
     def __call__(self, tap: Tap, passes: Sequence[Pull], like: Tensor) -> list[Tensor | None]:
-        """Return the gradients of k passes at each operation, ``[k, *output]``, like ``like``; ``None`` if none arrive."""
+        """Return the gradients of k passes at each operation, ``[k, *output]``; ``None`` if none arrive."""
         gathered: list[Tensor | None] = [None] * len(tap.nodes)
         for row, pull in enumerate(passes):
             for slot, (gradient, rows) in enumerate(zip(tap.listen(pull), gathered, strict=True)):

@@ -29,29 +29,22 @@ _WIDE, _NARROW = 128, 16
 
 @dataclass(frozen=True)
 class ExampleLayout:
-    """The order of an operation's positions."""
+    """The order of an operation's positions, ``[runs, examples, positions of a run]``.
+
+    One run if each example's positions are adjacent, several if examples are interleaved, as in ``[tokens, batch]``.
+    """
 
     examples: int
-    first: bool
-    """Whether the positions of an example are adjacent, rather than interleaved as in ``[tokens, batch]``."""
-    leading: int
-    """The number of leading positions (images, tokens), each of which may comprise several (pixels)."""
+    runs: int
 
     def by_example(self, positions: Tensor, dim: int) -> Tensor:
         """Split a dimension of all positions into two, the examples and the positions of each."""
-        each = positions.shape[dim] // self.examples
-        if self.first:
-            return positions.unflatten(dim, (self.examples, each))
-        inner = positions.shape[dim] // self.leading
-        split = positions.unflatten(dim, (each // inner, self.examples, inner)).transpose(dim, dim + 1)
-        return split.flatten(dim + 1, dim + 2)
+        split = positions.unflatten(dim, (self.runs, self.examples, -1))
+        return split.transpose(dim, dim + 1).flatten(dim + 1, dim + 2)
 
     def flat(self, values: Tensor) -> Tensor:
         """Return the inverse of :meth:`by_example` for the first two dimensions."""
-        if self.first:
-            return values.flatten(0, 1)
-        inner = values.shape[0] * values.shape[1] // self.leading
-        return values.unflatten(1, (-1, inner)).transpose(0, 1).flatten(0, 2)
+        return values.unflatten(1, (self.runs, -1)).transpose(0, 1).flatten(0, 2)
 
 
 class ExampleBlock(StoredGradients):
@@ -250,8 +243,8 @@ def _layout(gradients: Sequence[Tensor], lead: int, scales: Sequence[Tensor]) ->
         return None
     # Powers of two commute with rounding, so that a larger difference comes from another example.
     allowed = min(1e-5, 64 * torch.finfo(plain.dtype).eps) * plain.abs().amax(1, keepdim=True)
-    for first in (True, False):
-        layout = ExampleLayout(examples, first, positions)
+    for runs in (1, positions // examples):
+        layout = ExampleLayout(examples, runs)
         each = [s.to(plain.device)[:, None].expand(-1, positions // examples) for s in scales]
         factors = [layout.flat(s).to(plain)[:, None] for s in each]
         if all(

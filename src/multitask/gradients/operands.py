@@ -17,9 +17,9 @@ from multitask.gradients.kernels import through_kernel
 from multitask.gradients.rows import inner_products
 from multitask.gradients.uses import Use
 
-# The share of the inputs' squares from which their mean is subtracted; a smaller mean costs at most one digit.
+# Inputs are centred if their mean makes up this share of their squares; a smaller mean costs at most one digit.
 _FAR = 0.9
-# Up to this size, the patches of a convolution are formed only because it is faster.
+# The most elements of a convolution's patches that are formed for speed alone.
 _LARGEST = 2**23
 
 

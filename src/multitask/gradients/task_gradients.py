@@ -15,7 +15,7 @@ class TaskGradients(ABC):
     """
 
     layout: Sequence[tuple[str, int]] = ()
-    """Name and size of each shared parameter in the order of the columns; empty if columns are no parameters."""
+    """Name and size of each shared parameter in the order of the columns; empty if columns have other meanings."""
 
     distances: Sequence[int | None] = ()
     """The number of operations between the losses and each parameter of the layout; ``None`` for a parameter that not

@@ -15,7 +15,7 @@ class Use:
     node: Node
     """The operation's node in the graph."""
     place: int
-    """The index of the operation's argument."""
+    """The index of the parameter among the operation's arguments."""
     transposed: bool
     """Whether the parameter is transposed before."""
 

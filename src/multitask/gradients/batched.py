@@ -85,7 +85,7 @@ def _arrivals(
         node.register_hook(partial(hear, loss, pulls.graph.following[node]))
         for node, loss in entering.items()
     ]
-    inputs = [GradientEdge(*key) for key in frontier]
+    inputs: list[Tensor | GradientEdge] = [GradientEdge(*key) for key in frontier]
     inputs += [p for task in pulls.tasks for p in pulls.parameters[task]]
     try:
         found = gradients_at(edges, seeds, inputs, retain_graph=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from multitask.gradients.affine import affine_columns, leading_dimensions
 from multitask.gradients.blocks import BlockGradients
+from multitask.gradients.graph import Node
 from multitask.gradients.losses import Pulls, gradients_at
 from multitask.gradients.operands import Operand, operand_of
 from multitask.gradients.rows import RowGradients, StoredGradients, add_to_gradients, row_like
@@ -205,15 +206,19 @@ def _layouts(
     half = any(gradient is not None and gradient.dtype == torch.float16 for gradient in plain)
     scales = _scales(losses.parts, _NARROW if half else _WIDE)
     probes = dict(zip(tap.nodes, zip(plain, *map(probe, scales), strict=True), strict=True))
+    found: dict[tuple[Node, int], ExampleLayout | None] = {}
     layouts: dict[Tensor, ExampleLayout] = {}
     for parameter, use, _ in known:
         gradients = [gradient for gradient in probes[use.node] if gradient is not None]
-        if gradients:
-            lead = leading_dimensions(use, parameter.shape, gradients[0].ndim)
-            layout = _layout(gradients, lead, scales) if lead > 0 else None
-            if layout is None:
-                return None
-            layouts[parameter] = layout
+        if not gradients:
+            continue
+        key = use.node, leading_dimensions(use, parameter.shape, gradients[0].ndim)
+        if key not in found:
+            found[key] = _layout(gradients, key[1], scales)
+        layout = found[key]
+        if layout is None:
+            return None
+        layouts[parameter] = layout
     return layouts
 
 
@@ -237,16 +242,18 @@ def _scales(examples: int, base: int) -> list[Tensor]:
 
 def _layout(gradients: Sequence[Tensor], lead: int, scales: Sequence[Tensor]) -> ExampleLayout | None:
     """Return the layout in which the further gradients are the first one times the scales of the examples."""
+    if lead < 1:
+        return None
     plain, *scaled = (g.flatten(0, lead - 1)[..., None].flatten(1) for g in gradients)  # [positions, …]
     examples, positions = len(scales[0]), len(plain)
     if positions % examples:
         return None
     # Powers of two commute with rounding, so that a larger difference comes from another example.
     allowed = min(1e-5, 64 * torch.finfo(plain.dtype).eps) * plain.abs().amax(1, keepdim=True)
+    by_position = [s.to(plain.device)[:, None].expand(-1, positions // examples) for s in scales]
     for runs in (1, positions // examples):
         layout = ExampleLayout(examples, runs)
-        each = [s.to(plain.device)[:, None].expand(-1, positions // examples) for s in scales]
-        factors = [layout.flat(s).to(plain)[:, None] for s in each]
+        factors = [layout.flat(s).to(plain)[:, None] for s in by_position]
         if all(
             bool(((other - factor * plain).abs() <= factor.abs() * allowed).all())
             for factor, other in zip(factors, scaled, strict=True)

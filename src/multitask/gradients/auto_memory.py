@@ -1,4 +1,4 @@
-"""``memory="auto"``: rows where they fit into free memory, and none where they do not."""
+"""``memory="auto"``: rows if they fit into free memory, else the streamed Gramian."""
 
 import logging
 import math
@@ -21,19 +21,19 @@ _log = logging.getLogger(__name__)
 class AutoMemory(Streamed):
     """:class:`Layerwise` if rows fit into free memory, else :class:`Streamed`; exact either way.
 
-    Chosen once, in the first step in which parameters are shared: its graph is in memory, and no row is yet.
+    Chosen once, in the first step in which parameters are shared, when its graph is in memory and no row is.
     """
 
     memory = "auto"
 
     def __init__(self) -> None:
         self.choice: dict[str, Any] = {}
-        """What was ``taken``, rows or stream, the ``bytes_needed`` by rows and the ``bytes_free``; empty before."""
+        """``taken`` (rows or stream), ``bytes_needed`` by rows and ``bytes_free``; empty before the choice."""
         self._layerwise = Layerwise()
         self._layerwise.by_gramian = True
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Pull every row, the way that was chosen; see :class:`Engine`."""
+        """Compute every row the way that was chosen; see :class:`Engine`."""
         if parameters and not self.choice:
             needed, device = bytes_for_rows(pulls, parameters), parameters[0].device
             free = free_memory(device)
@@ -43,37 +43,33 @@ class AutoMemory(Streamed):
             _log.log(level, "weighting.memory=auto takes %s: %s.", taken, mib)
         if self.choice.get("taken") == "rows":
             found = self._layerwise.differentiate(pulls, parameters)
-            self._layerwise.clear()  # else it would hold inputs of layers through the next forward pass
+            self._layerwise.clear()  # or it would hold inputs of layers during the next forward pass
             return found
         return super().differentiate(pulls, parameters)
 
 
 def bytes_for_rows(pulls: Pulls, parameters: Sequence[Tensor]) -> int:
-    """Return what steps with rows will hold in memory beside the graph that is there.
+    """Return how many bytes steps with rows take besides the graph, whose memory is already allocated.
 
-    Rows of all losses are counted whole, also where layer-wise factors would be smaller.
-
-    Args:
-        pulls: The backward passes of the first step.
-        parameters: The shared parameters.
+    Rows count in full, even if layer-wise factors would be smaller.
     """
     k, n = pulls.losses.values.numel(), numbers(parameters)
     own = {id(p): p for of_task in pulls.parameters for p in of_task}
-    # Gradients, and the two moments that an optimizer such as Adam makes after the first step.
+    # Gradients, and the two moments that an optimizer such as Adam allocates after the first step.
     kept = 3 * (n + numbers(own.values()))
-    products = k * k * n // 1024  # of blocks of columns, before their sum is the Gramian
-    # A pass holds up to three gradients of outputs at a time: the incoming one, the outgoing one and a residual one.
+    products = k * k * n // 1024  # of blocks of columns, whose sum is the Gramian
+    # A pass holds up to three gradients of outputs at a time: incoming, outgoing and that of a residual connection.
     outputs = (node._input_metadata for node in pulls.graph.following)
     passing = 3 * max(sum(math.prod(o.shape) * o.dtype.itemsize for o in of_node) for of_node in outputs)
-    # A tenth more, since an allocator cannot use all that is free.
+    # A tenth more, since an allocator cannot use all free memory.
     return int(1.1 * ((k * n + kept + products) * row_like(parameters).itemsize + passing))
 
 
 def free_memory(device: torch.device) -> int:
-    """Return how many bytes tensors on a device can still take.
+    """Return how many more bytes can be allocated on a device.
 
     Raises:
-        ValueError: If neither torch nor the system says so.
+        ValueError: If neither torch nor the system reports it.
     """
     module: Any = getattr(torch, device.type, None)
     free = available_memory() if device.type == "cpu" else None
@@ -81,7 +77,7 @@ def free_memory(device: torch.device) -> int:
         free = module.recommended_max_memory() - module.current_allocated_memory()
     elif hasattr(module, "mem_get_info"):
         of_device, total = module.mem_get_info(device)
-        # What torch's allocator holds back is free too, up to the process's fraction of the device.
+        # Memory that torch's allocator caches is free too, up to the process's fraction of the device.
         fraction = getattr(module, "get_per_process_memory_fraction", lambda _: 1.0)(device)
         most = min(of_device + module.memory_reserved(device), int(fraction * total))
         free = most - module.memory_allocated(device)

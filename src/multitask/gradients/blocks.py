@@ -1,4 +1,4 @@
-"""A Jacobian by parameters, the columns of each stored in whichever form is small."""
+"""A Jacobian in blocks of columns, some stored as the factors of products."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,12 @@ from multitask.gradients.rows import StoredGradients, add_to_gradients, real_sha
 
 
 class ProductBlock(StoredGradients):
-    """Rows ``D_iᵀ A`` of one weight, which are never formed, and ``D_iᵀ 1`` of the bias beside it.
-
-    ``⟨D_iᵀ A, D_jᵀ A⟩ + ⟨D_iᵀ 1, D_jᵀ 1⟩ = ⟨D_i, (A Aᵀ + 1 1ᵀ) D_j⟩``, and ``Σ w_i D_iᵀ A = (Σ w_i D_i)ᵀ A``.
+    """Rows ``D_iᵀ A`` of a weight and ``D_iᵀ 1`` of its bias, which are not formed.
 
     Args:
-        operand: ``A``.
-        gradients: All ``D_i``, shape ``[k, positions, q]``.
-        parameters: The weight and, where it has one, the bias.
+        operand: ``A``, ``[positions, p]``.
+        gradients: All ``D_i``, ``[k, positions, q]``.
+        parameters: The weight and, if the operation has one, the bias.
     """
 
     def __init__(self, operand: Operand, gradients: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -31,29 +29,29 @@ class ProductBlock(StoredGradients):
         return self.operand.gramian(self._gradients, 1.0 if len(self.parameters) > 1 else 0.0)
 
     def combine(self, weights: Tensor) -> None:
-        """Add ``(Σ w_i D_i)ᵀ A``, and ``(Σ w_i D_i)ᵀ 1``."""
+        """Add ``(Σ w_i D_i)ᵀ A`` and ``(Σ w_i D_i)ᵀ 1``."""
         add_to_gradients(self.parameters, self.combined(weights))
 
     def combined(self, weights: Tensor) -> list[Tensor]:
-        """Return the combination, one tensor per parameter."""
+        """Return the combination of the rows, one tensor per parameter."""
         D = (weights.to(self._gradients) @ self._gradients.flatten(1)).view(self._gradients.shape[1:])
-        return [self.operand.product(D), D.sum(0)][: len(self.parameters)]
+        return self.operand.gradients(D, self.parameters)
 
     def formed(self) -> list[Tensor]:
-        """Return all ``D_iᵀ A``, and all ``D_iᵀ 1``, ``[k, *shape]``: here the rows are formed."""
-        return [self.operand.products(self._gradients), self._gradients.sum(1)][: len(self.parameters)]
+        """Form the rows, ``[k, *shape]`` per parameter."""
+        return self.operand.gradients(self._gradients, self.parameters)
 
     def jacobian(self) -> Tensor:
-        """Return the rows, shape ``[k, n]``."""
+        """Form the rows, ``[k, n]``."""
         return torch.cat([rows.flatten(1) for rows in self.formed()], 1)
 
 
 class BlockGradients(StoredGradients):
-    """A Jacobian whose columns are spread over blocks.
+    """A Jacobian whose columns are divided into blocks.
 
     Args:
-        blocks: Each parameter is in one of them.
-        parameters: The shared parameters, n numbers in all.
+        blocks: Blocks that together have the columns of all parameters.
+        parameters: The shared parameters, with n elements in total.
     """
 
     def __init__(self, blocks: Sequence[StoredGradients], parameters: Sequence[Tensor]) -> None:
@@ -74,7 +72,7 @@ class BlockGradients(StoredGradients):
             block.combine(weights)
 
     def jacobian(self) -> Tensor:
-        """Return ``J``, shape ``[k, n]``: every row is formed."""
+        """Form ``J``, shape ``[k, n]``."""
         columns: dict[Tensor, Tensor] = {}
         for block in self._blocks:
             sizes = [real_shape(p).numel() for p in block.parameters]

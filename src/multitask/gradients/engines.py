@@ -16,15 +16,14 @@ ENGINES: dict[str, type[Engine]] = {
 
 
 def make_engine(engine: str | Engine, memory: str = "rows") -> Engine:
-    """Return the engine of a name; engines pass as they are.
+    """Return an engine.
 
     Args:
-        engine: A name among ``ENGINES``.
-        memory: ``stream`` for the one that keeps no rows, ``auto`` for the one that keeps them where they fit into
-            memory, ``rows`` for any other.
+        engine: An engine, or a key of ``ENGINES``.
+        memory: ``rows``, ``stream`` for the engine without rows, or ``auto`` to choose by free memory.
 
     Raises:
-        ValueError: If there is none of this name, or it keeps rows.
+        ValueError: If a name is unknown, or an engine is given for ``stream`` or ``auto``.
     """
     if memory in ("stream", "auto"):
         if engine != "auto":

@@ -1,4 +1,4 @@
-"""Approximate task gradients: with respect to the shared features, in place of the shared parameters."""
+"""Approximate task gradients: with respect to shared features instead of shared parameters."""
 
 from collections.abc import Iterable, Sequence
 
@@ -23,20 +23,15 @@ from multitask.gradients.rows import (
 )
 
 Frontier = dict[GradientEdge, torch.Size]
-"""The edges into the shared graph of a micro-batch, and the shapes of their gradients."""
+"""The edges into the shared graph of a micro-batch with the shapes of the gradients there."""
 
 
-class FeatureGradients(RowGradients):
-    """The rows are the losses' gradients at the features.
+class _FeatureGradients(RowGradients):
+    """Gradients of the losses at the features.
 
     Their Gramian only bounds that of the parameters (Sener and Koltun, Multi-Task Learning as Multi-Objective
-    Optimization, 2018, MGDA-UB); the combined gradient is exact for its weights. Each example has features of its
-    own, so that the Gramians of micro-batches and processes add up.
-
-    Args:
-        jacobian: This process's rows, ``[k, f]``, the micro-batches' columns side by side.
-        frontiers: One per micro-batch; none if this process has no label.
-        parameters: The shared parameters.
+    Optimization, 2018, MGDA-UB); the combined gradient is exact for its weights. Examples have separate features, so
+    that the Gramians of micro-batches and processes add up.
     """
 
     def __init__(self, jacobian: Tensor, frontiers: Sequence[Frontier], parameters: Sequence[Tensor]) -> None:
@@ -44,14 +39,12 @@ class FeatureGradients(RowGradients):
         self._frontiers = frontiers
 
     def gramian(self) -> Tensor:
-        """Return the Gramian of the feature gradients, shape ``[k, k]``, over all processes."""
         gramian = super().gramian()
         if processes() > 1:
             dist.all_reduce(gramian)
         return gramian
 
     def combine(self, weights: Tensor) -> None:
-        """Propagate the combined feature gradient to the parameters."""
         self.assign(weights.to(self._jacobian) @ self._jacobian)
 
     def assign(self, vector: Tensor) -> None:
@@ -72,15 +65,15 @@ class FeatureGradients(RowGradients):
 
 
 class Features(Rows):
-    """Approximate and cheap: one backward pass through the shared graph for any number of losses."""
+    """Approximate: one backward pass through the shared graph for any number of losses."""
 
     def clear(self) -> None:
         """Start a new step."""
         self._frontiers: list[Frontier] = []
-        self._columns: list[Tensor] = []
+        self._means: Tensor | None = None
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
-        """Reject a parameter that has become shared within the step: features have no columns of parameters."""
+        """Reject parameters that become shared within a step, whose gradients have no columns here."""
         if list(moved):
             raise _direct()
 
@@ -93,39 +86,39 @@ class Features(Rows):
         wanted: Sequence[int] | None = None,
         alone: bool = False,
     ) -> None:
-        """Add a micro-batch, which sends nothing; see :class:`Rows`.
+        """Add a micro-batch; see :class:`Rows`.
 
         Raises:
             ValueError: If a loss reaches a shared parameter directly, as a penalty does, or a hook changes the
                 gradients at the features.
         """
         self._parameters = list(parameters)
-        like = row_like(parameters)
-        share = sent(torch.tensor(shares, dtype=like.dtype), like.device)[:, None]
-        self._columns = [columns * (1 - share) for columns in self._columns] or [
-            share.new_zeros(len(share), 0)
-        ]
-        if pulls.rows and parameters:
-            self._pull(pulls, share)
+        share = self._column(shares)
+        means = share.new_zeros(len(share), 0) if self._means is None else self._means * (1 - share)
+        columns = self._pull(pulls, share) if pulls.rows and parameters else []
+        self._means = torch.cat([means, *columns], 1)
         if parts is not None:
-            self._columns = [
-                columns * sent(torch.tensor(parts, dtype=share.dtype), share.device)[:, None]
-                for columns in self._columns
-            ]
+            self._means *= self._column(parts)
 
     def gradients(self, rows: Sequence[int]) -> StoredGradients:
         """Return the gradients of some rows, over all processes."""
-        means = torch.cat(self._columns, 1)
-        means = means if len(rows) == len(means) else means[list(rows)]
-        return FeatureGradients(means, self._frontiers, self._parameters)
+        assert self._means is not None
+        means = self._means if len(rows) == len(self._means) else self._means[list(rows)]
+        return _FeatureGradients(means, self._frontiers, self._parameters)
 
-    def _pull(self, pulls: Pulls, share: Tensor) -> None:
+    def _column(self, values: Sequence[float]) -> Tensor:
+        like = row_like(self._parameters)
+        return sent(torch.tensor(values, dtype=like.dtype), like.device)[:, None]
+
+    def _pull(self, pulls: Pulls, share: Tensor) -> list[Tensor]:
+        """Return a micro-batch's gradients times its share, ``[k, …]`` per edge of the frontier."""
         edges = [GradientEdge(node, output) for node, output in pulls.graph.frontier()]
         direct = any(edge.node.name() == "torch::autograd::AccumulateGrad" for edge in edges)
         if direct or not edges or pulls.graph.reached_alone(self._parameters):
             raise _direct()
         by_row = {row: pulls.pass_of(row, last=False)(edges) for row in pulls.rows}
-        shapes = []
+        frontier: Frontier = {}
+        columns = []
         for place, edge in enumerate(edges):
             arrived = {row: g for row, of_row in by_row.items() if (g := of_row[place]) is not None}
             example = next(iter(arrived.values()))
@@ -136,9 +129,10 @@ class Features(Rows):
             column = share.new_zeros(len(share), example.numel())
             for row, gradient in arrived.items():
                 column[row] = gradient.flatten()
-            shapes.append(example.shape)
-            self._columns.append(column * share)
-        self._frontiers.append(dict(zip(edges, shapes, strict=True)))
+            frontier[edge] = example.shape
+            columns.append(column * share)
+        self._frontiers.append(frontier)
+        return columns
 
 
 def _direct() -> ValueError:

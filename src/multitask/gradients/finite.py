@@ -1,4 +1,4 @@
-"""Checks that losses are finite."""
+"""Checks whether losses are finite."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class FiniteLosses:
-    """Checks whether losses are finite without waiting for the device until :meth:`check`.
+    """Checks whether losses are finite, and waits for the device only in :meth:`check`.
 
     Args:
         losses: Shape ``[k]``.
-        tasks: Their names.
+        tasks: The names of the tasks.
         step: The number of the step.
     """
 
@@ -22,17 +22,17 @@ class FiniteLosses:
         self._finite = self._losses.isfinite().all()
         self._arrived: torch.cuda.Event | None = None
         if self._finite.is_cuda:
-            # The copy into pinned memory is asynchronous, and only check() waits for it.
+            # A copy into pinned memory is asynchronous.
             pinned = torch.empty((), dtype=torch.bool, pin_memory=True)
             self._finite = pinned.copy_(self._finite, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
     def check(self) -> None:
-        """Raise if a loss is not finite.
+        """Raise an error that names task and step if a loss is not finite.
 
         Raises:
-            FloatingPointError: If a loss is NaN or infinite, naming task and step.
+            FloatingPointError: If so.
         """
         if self._arrived is not None:
             self._arrived.synchronize()
@@ -41,8 +41,8 @@ class FiniteLosses:
 
 
 def not_finite(losses: Tensor, tasks: Sequence[str], step: int) -> FloatingPointError:
-    """Return the error that names the tasks whose loss is NaN or infinite, and the step."""
-    # In reverse, so that the first bad row of a task wins.
+    """Return an error that names the step and the tasks whose loss is NaN or infinite."""
+    # In reverse, so that a task's first such row wins.
     bad = {
         tasks[i % len(tasks)]: losses[i].item()
         for i in (~losses.isfinite()).nonzero().flatten().tolist()[::-1]

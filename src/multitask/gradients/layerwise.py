@@ -12,9 +12,9 @@ from torch import Tensor
 from multitask.gradients.affine import is_bias
 from multitask.gradients.batched import pull, stacked
 from multitask.gradients.blocks import BlockGradients
+from multitask.gradients.examples import rows_of_examples
 from multitask.gradients.exchange import Exchange
 from multitask.gradients.factors import Factors, Kept, Layer, is_cheaper
-from multitask.gradients.instances import rows_of_examples
 from multitask.gradients.losses import Pulls
 from multitask.gradients.operands import OPERATIONS, operand_of
 from multitask.gradients.rows import Rows, StoredGradients, row_like

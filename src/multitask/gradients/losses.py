@@ -174,13 +174,16 @@ class Pulls:
 
     def pass_of(self, row: int, last: bool | None = None) -> Pull:
         """Return the backward pass of a row, ``last`` if no other follows; by default that of the last row."""
-        part, task = divmod(row, self.losses.m)
+        parameters = self.parameters[row % self.losses.m]
         retain_graph = self.retain_graph or not (row == self.rows[-1] if last is None else last)
 
         def pull(inputs: Inputs) -> list[Tensor | None]:
-            roots = self.losses.root(part, task)
-            gradients = gradients_at(*roots, [*inputs, *self.parameters[task]], retain_graph)
+            gradients = self.gradients_of(row, [*inputs, *parameters], retain_graph)
             self.own[row] = gradients[len(inputs) :]
             return gradients[: len(inputs)]
 
         return pull
+
+    def gradients_of(self, row: int, inputs: Inputs, retain_graph: bool) -> list[Tensor | None]:
+        """Return a row's gradient at each input; ``None`` if it is not reached."""
+        return gradients_at(*self.losses.root(*divmod(row, self.losses.m)), inputs, retain_graph)

@@ -1,8 +1,8 @@
 """Gradients of parameters sharded by FSDP2: each process keeps its part of every row.
 
-``fully_shard`` gathers a module's parameters for its passes, and each ``backward`` leaves every process its part of
-the gradient, averaged over processes; ``torch.autograd.grad`` would return whole gradients of one process's batch.
-So a row is a ``backward`` whose result is taken out of ``.grad``, the Gramian is one all-reduce of ``[m, m]``, and
+``fully_shard`` gathers a module's parameters for its passes, and ``backward`` leaves on each process its part of the
+gradient, averaged over processes; ``torch.autograd.grad`` would return the whole gradient of one process's batch.
+So a row is computed by ``backward`` and taken out of ``.grad``, the Gramian takes one all-reduce of ``[m, m]``, and
 combining rows needs no communication.
 """
 
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multitask.gradients.losses import Inputs, Losses, Pull, Pulls, Roots
+from multitask.gradients.losses import Inputs, Losses, Pulls, Roots
 from multitask.gradients.rows import (
     RowGradients,
     Rows,
@@ -37,7 +37,7 @@ from multitask.gradients.task_gradients import TaskGradients
 
 
 class Shards:
-    """A model's parameters as they appear in the graph, whole, and as each process keeps them, sharded.
+    """A model's parameters whole, as they appear in the graph, and sharded, as the processes keep them.
 
     Args:
         model: A model with modules sharded by ``torch.distributed.fsdp.fully_shard``.
@@ -57,9 +57,10 @@ class Shards:
             after = dict(module.named_parameters(remove_duplicate=False))
             self.kept |= {p: before[name] for name, p in after.items() if p is not before[name]}
             module.reshard()
-        self._whole = {kept: whole for whole, kept in self.kept.items()}
+        self.whole = {kept: whole for whole, kept in self.kept.items()}
+        """The inverse of ``kept``."""
         for name, p in model.named_parameters():
-            if is_sharded(p) and (is_sharded(self._whole.get(p, p)) or _parts(p) != processes()):
+            if is_sharded(p) and (is_sharded(self.whole.get(p, p)) or _parts(p) != processes()):
                 raise ValueError(
                     f"{name} is in {_parts(p)} parts on {processes()} processes, and gradients of single losses need "
                     "torch.distributed.fsdp.fully_shard over all of them; shard it so, or leave it whole."
@@ -70,16 +71,11 @@ class Shards:
     ) -> list[float]:
         """Replace losses by those of the whole batch, and scale gradients so that FSDP's mean is the whole batch's.
 
-        Args:
-            losses: This process's losses.
-            counts: Their counts, ``[parts · m]``.
-            reached: The names of the parameters, with the set of losses that reach each.
-
-        Returns:
-            The counts over all processes.
+        Given are this process's counts, ``[parts · m]``, and the losses that reach each parameter; returned are the
+        counts over all processes.
 
         Raises:
-            ValueError: If they reach other parameters than on another process, which would wait for them forever.
+            ValueError: If losses reach other parameters than on another process, which would wait for them forever.
         """
         mark = zlib.crc32(repr(reached).encode()) % 2**20  # the sum of squares over processes is exact
         own = torch.tensor(counts).to(losses.values)
@@ -95,7 +91,7 @@ class Shards:
                 "process takes part in every loss; compute each loss everywhere, with a count of zero where it "
                 "has no label."
             )
-        known = torch.tensor(totals, device=sums.device, dtype=torch.float64).clamp(min=1e-300)
+        known = message[:k].clamp(min=1e-300)
         losses.values = (message[k + 2 :] / known).to(losses.values).view_as(losses.values)
         losses.factors = [
             processes() * a / total if total else 0.0 for a, total in zip(counts, totals, strict=True)
@@ -107,35 +103,27 @@ class Shards:
     ) -> list[Tensor | None]:
         """Return this process's part of the mean gradient of each parameter; all processes call it together.
 
-        Args:
-            roots: The edges at which the gradients enter the graph, and the gradients.
-            inputs: The parameters.
-            retain_graph: Whether another pass follows.
-            absent: Whether this process contributes zero: a loss without labels may have NaN gradients.
+        A process on which the loss is ``absent`` contributes zero: without labels its gradients may be NaN.
         """
         edges, seeds = roots
         if not inputs or not edges:
             return [None] * len(inputs)
-        before = [p.grad for p in inputs]
-        leaves = [self._whole.get(p, p) for p in inputs]
-        try:
+        leaves = [self.whole.get(p, p) for p in inputs]
+        with ExitStack() as restored:
             for p in inputs:
+                restored.callback(setattr, p, "grad", p.grad)
                 p.grad = None
-            with ExitStack() as hooks:
-                for leaf in leaves if absent else ():
-                    hooks.callback(leaf.register_hook(torch.zeros_like).remove)
-                torch.autograd.backward(edges, seeds, retain_graph, inputs=leaves)
+            for leaf in leaves if absent else ():
+                restored.callback(leaf.register_hook(torch.zeros_like).remove)
+            torch.autograd.backward(edges, seeds, retain_graph, inputs=leaves)
             gradients = [None if p.grad is None else local(p.grad).detach() for p in inputs]
-        finally:
-            for p, gradient in zip(inputs, before, strict=True):
-                p.grad = gradient
-        alone = [i for i, p in enumerate(inputs) if p not in self._whole]
+        alone = [i for i, p in enumerate(inputs) if p not in self.whole]
         if alone and processes() > 1:
-            flat = torch.cat([inputs[i].new_zeros(inputs[i].numel()) for i in alone])
-            write(split_like(flat, [inputs[i] for i in alone]), [gradients[i] for i in alone])
+            unsharded = [inputs[i] for i in alone]
+            flat = torch.cat([p.new_zeros(p.numel()) for p in unsharded])
+            write(split_like(flat, unsharded), [gradients[i] for i in alone])
             dist.all_reduce(flat)
-            views = split_like(flat / processes(), [inputs[i] for i in alone])
-            for i, mean in zip(alone, views, strict=True):
+            for i, mean in zip(alone, split_like(flat / processes(), unsharded), strict=True):
                 gradients[i] = mean
         return gradients
 
@@ -143,10 +131,6 @@ class Shards:
         """Free the whole parameters: a module without a backward pass would keep and use them forever."""
         for module in self._modules:
             module.reshard()
-
-    def holds(self, parameter: Tensor) -> bool:
-        """Return whether this process is the first one that has its elements of a parameter."""
-        return parameter in self._whole or not dist.get_rank()
 
 
 def _parts(parameter: Any) -> int:
@@ -164,11 +148,7 @@ def sharded_modules(model: nn.Module) -> list[Any]:
 def shards_of(
     model: nn.Module | Mapping[str, Tensor] | None, sharded: nn.Module | None = None
 ) -> Shards | None:
-    """Return the shards of a model; ``None`` if none of its parameters is sharded.
-
-    Args:
-        model: A module, or tensors by name.
-        sharded: The module that these tensors belong to.
+    """Return the shards of a model, or of the module ``sharded`` that named tensors belong to; ``None`` if it has none.
 
     Raises:
         ValueError: If sharded tensors are given without their module.
@@ -189,25 +169,16 @@ class ShardedPulls(Pulls):
         super().__init__(*args, **options)
         self._shards = shards
 
-    def pass_of(self, row: int, last: bool | None = None) -> Pull:
-        """Return the backward pass of a row; see :class:`Pulls`."""
-        part, task = divmod(row, self.losses.m)
-        retain_graph = self.retain_graph or not (row == self.rows[-1] if last is None else last)
+    def gradients_of(self, row: int, inputs: Inputs, retain_graph: bool) -> list[Tensor | None]:
+        """Return a row's gradient at each input; see :class:`Pulls`."""
         assert self.losses.factors is not None
-        absent = self.losses.factors[row] == 0
-
-        def pull(inputs: Inputs) -> list[Tensor | None]:
-            everything: list[Any] = [*inputs, *self.parameters[task]]
-            roots = self.losses.root(part, task)
-            gradients = self._shards.gradients_at(roots, everything, retain_graph, absent)
-            self.own[row] = gradients[len(inputs) :]
-            return gradients[: len(inputs)]
-
-        return pull
+        parameters: Any = inputs
+        roots, absent = self.losses.root(*divmod(row, self.losses.m)), self.losses.factors[row] == 0
+        return self._shards.gradients_at(roots, parameters, retain_graph, absent)
 
 
 class ShardedEngine(Rows):
-    """Rows of this process's parts; sharded parameters come before those that every process has."""
+    """Rows of this process's parts, with the columns of sharded parameters first."""
 
     def __init__(self, shards: Shards) -> None:
         super().__init__()
@@ -217,54 +188,49 @@ class ShardedEngine(Rows):
     def add(self, pulls: Pulls, parameters: Sequence[Tensor], *args: Any) -> None:
         """Add a micro-batch; see :class:`Rows`."""
         self._order = parameters
-        super().add(pulls, self._held_first(parameters), *args)
+        super().add(pulls, self._sharded_first(parameters), *args)
 
     def lay_out(self, parameters: Sequence[Tensor], *args: Any) -> None:
         """Add columns for parameters that have become shared; see :class:`Rows`."""
-        super().lay_out(self._held_first(parameters), *args)
+        super().lay_out(self._sharded_first(parameters), *args)
 
     def gradients(self, rows: Sequence[int]) -> StoredGradients:
         """Return the means of some rows."""
         means = self._rows[list(rows), : numbers(self._parameters)]
-        held = numbers(p for p in self._parameters if self._shards.holds(p))
-        return ShardedGradients(means, self._parameters, self._order, held)
+        # The first process alone counts the columns that all processes have.
+        counted = numbers(p for p in self._parameters if p in self._shards.whole or not dist.get_rank())
+        return _ShardedGradients(means, self._parameters, self._order, counted)
 
-    def _held_first(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        return sorted(parameters, key=lambda p: p not in self._shards._whole)
+    def _sharded_first(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        return sorted(parameters, key=lambda p: p not in self._shards.whole)
 
 
-class ShardedGradients(RowGradients):
-    """This process's columns of a Jacobian.
+class _ShardedGradients(RowGradients):
+    """This process's columns of a Jacobian, the leading ones of which are ``counted`` in the Gramian.
 
-    Args:
-        jacobian: Shape ``[k, n]``, where n is the number of elements that this process keeps.
-        parameters: The shared parameters in the order of the columns.
-        order: The same parameters in the order of the Jacobian of one process.
-        held: The number of leading columns that no earlier process has.
+    ``parameters`` are in the order of these columns, ``order`` are the same in that of the whole Jacobian.
     """
 
     def __init__(
-        self, jacobian: Tensor, parameters: Sequence[Tensor], order: Sequence[Tensor], held: int
+        self, jacobian: Tensor, parameters: Sequence[Tensor], order: Sequence[Tensor], counted: int
     ) -> None:
         super().__init__(jacobian, parameters)
         self._order = order
-        self._held = held
-
-    def gramian(self) -> Tensor:
-        """Return ``J Jᵀ`` over all processes' columns."""
-        held = self._jacobian[:, : self._held]
-        gramian = inner_products(held, held)
-        dist.all_reduce(gramian)
-        return gramian
+        self._counted = counted
 
     @property
     def local(self) -> TaskGradients:
-        """This process's columns, if all parameters are sharded."""
         split = all(is_sharded(p) for p in self.parameters)
-        return LocalGradients(self._jacobian, self.parameters) if split else self
+        return _LocalGradients(self._jacobian, self.parameters) if split else self
+
+    def gramian(self) -> Tensor:
+        counted = self._jacobian[:, : self._counted]
+        gramian = inner_products(counted, counted)
+        dist.all_reduce(gramian)
+        return gramian
 
     def jacobian(self) -> Tensor:
-        """Gather all processes' columns, which moves m · n numbers, and stores as many on each process."""
+        """Gather all processes' columns, which moves m · n numbers and stores them on each process."""
         pieces = {}
         sizes = [real_shape(p).numel() for p in self.parameters]
         for p, piece in zip(self.parameters, self._jacobian.split(sizes, 1), strict=True):
@@ -273,38 +239,46 @@ class ShardedGradients(RowGradients):
         return torch.cat([pieces[p].flatten(1) for p in self._order], 1)
 
     def assign(self, vector: Tensor) -> None:
-        """Add this process's part of ``vector``, shape ``[n]`` of the whole Jacobian."""
         for p, piece in zip(self._order, vector.split([p.numel() for p in self._order]), strict=True):
-            add_to_gradients([p], [part_of(p, piece.view(p.shape)).clone()])
+            add_to_gradients([p], [_part_of(p, piece.view(p.shape)).clone()])
 
 
-class LocalGradients(RowGradients):
-    """One process's columns, for methods that treat columns one by one or sum over them."""
+class _LocalGradients(RowGradients):
+    """One process's columns, if all parameters are sharded."""
 
     def total(self, part: Tensor) -> Tensor:
-        """Return the sum over processes of sums over their columns."""
-        return self._reduced(part, dist.ReduceOp.SUM)
+        return _reduced(part, dist.ReduceOp.SUM)
 
     def greatest(self, part: Tensor) -> Tensor:
-        """Return the maximum over processes of maxima over their columns."""
-        return self._reduced(part, dist.ReduceOp.MAX)
-
-    @staticmethod
-    def _reduced(part: Tensor, operation: Any) -> Tensor:
-        part = part.clone()
-        dist.all_reduce(part, op=operation)
-        return part
+        return _reduced(part, dist.ReduceOp.MAX)
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ`` over all processes' columns."""
         return self.total(super().gramian())
 
 
+def _reduced(part: Tensor, operation: Any) -> Tensor:
+    part = part.clone()
+    dist.all_reduce(part, op=operation)
+    return part
+
+
+def _part_of(parameter: Tensor, whole: Tensor) -> Tensor:
+    """Return this process's part of a tensor of a parameter's shape."""
+    if not is_sharded(parameter):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    everywhere = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(placements=placements).to_local()
+
+
 def check_hooks(losses: Tensor) -> None:
-    """Reject losses that were stacked within a sharded module.
+    """Check that losses were not stacked within a sharded module.
 
     Raises:
-        ValueError: If so: FSDP2's hooks are on the stack, and backward passes start behind it.
+        ValueError: If they were: FSDP2's hooks are at the stack, and backward passes start behind it.
     """
     stacked = losses.grad_fn is not None and losses.grad_fn.name() == "StackBackward0"
     if stacked and losses._backward_hooks:
@@ -319,14 +293,3 @@ def one_sided(counts: Sequence[float], device: torch.device) -> bool:
     absent = torch.tensor([float(count == 0) for count in counts], device=device)
     dist.all_reduce(absent)
     return bool(((absent > 0) & (absent < processes())).any())
-
-
-def part_of(parameter: Tensor, whole: Tensor) -> Tensor:
-    """Return this process's part of a tensor that is to be sharded like a parameter."""
-    if not is_sharded(parameter):
-        return whole
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    everywhere = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return everywhere.redistribute(placements=placements).to_local()

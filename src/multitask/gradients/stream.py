@@ -1,15 +1,13 @@
-"""Computes the Gramian in the memory of one gradient, for any graph; combining is one more backward pass.
+"""The Gramian in the memory of one gradient, for any graph; combining takes one more backward pass.
 
-The shared parameters are taken in bands of n / (k + 1) numbers, from the losses down. The k rows of one band are
-computed one after the other, enter the Gramian and are dropped. The passes of the next band start at the nearest cut
-through the graph at which the gradients of all rows take no more than n numbers; without one, at the losses.
+The shared parameters are divided into bands of n / (k + 1) elements, from the losses down. The k rows of a band are
+computed, enter the Gramian and are dropped. The passes of the next band start at the nearest cut through the graph
+where the gradients of all rows have at most n elements, or at the losses if there is none.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,14 +28,8 @@ from multitask.gradients.rows import (
 from multitask.gradients.task_gradients import Engine, TaskGradients
 
 
-class StreamedGradients(StoredGradients):
-    """A Gramian without its rows, and the graph, which is kept until the rows are combined.
-
-    Args:
-        gramian: Shape ``[k, k]``.
-        pulls: The backward passes of the rows.
-        parameters: The shared parameters.
-    """
+class _StreamedGradients(StoredGradients):
+    """A Gramian without its rows, and the graph, which is kept until the rows are combined."""
 
     def __init__(self, gramian: Tensor, pulls: Pulls, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
@@ -45,25 +37,23 @@ class StreamedGradients(StoredGradients):
         self._pulls: Pulls | None = pulls
 
     def gramian(self) -> Tensor:
-        """Return ``J Jᵀ``, shape ``[k, k]``."""
         return self._gramian
 
     def combine(self, weights: Tensor) -> None:
-        """Add ``weightsᵀ J``: the gradient of the weighted losses, which frees the graph.
-
-        Raises:
-            ValueError: If the combined gradient does not have the norm that the Gramian implies.
-        """
+        """Add the gradient of the weighted losses, whose pass frees the graph, and check its norm by the Gramian."""
         if self._pulls is None:
             raise _gone("combines the rows twice")
         pulls, self._pulls = self._pulls, None
         before = [p.grad for p in self.parameters]
         for p in self.parameters:
             p.grad = None
-        roots = [pulls.losses.root(*divmod(row, pulls.losses.m)) for row in pulls.rows]
-        weighted = zip(roots, weights.unbind(), strict=True)
-        seeds = [seed * weight.to(seed) for (_, of_row), weight in weighted for seed in of_row]
-        torch.autograd.backward([edge for edges, _ in roots for edge in edges], seeds, inputs=self.parameters)
+        edges: list[GradientEdge] = []
+        seeds: list[Tensor] = []
+        for row, weight in zip(pulls.rows, weights.unbind(), strict=True):
+            edges_of_row, seeds_of_row = pulls.losses.root(*divmod(row, pulls.losses.m))
+            edges += edges_of_row
+            seeds += [seed * weight.to(seed) for seed in seeds_of_row]
+        torch.autograd.backward(edges, seeds, inputs=self.parameters)
         self._check(weights.to(self._gramian), _epsilon(pulls.graph))
         for p, gradient in zip(self.parameters, before, strict=True):
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -74,7 +64,7 @@ class StreamedGradients(StoredGradients):
         norms = [dense(p.grad).norm().to(weights) for p in self.parameters if p.grad is not None]
         squared = torch.stack([*norms, weights.new_zeros(())]).square().sum()
         lengths = weights.abs() @ self._gramian.diagonal().clamp(min=0).sqrt()
-        # Infinite and NaN gradients are for the loss scaler to handle: the comparison is false then.
+        # False for infinite and NaN gradients, which are left to the loss scaler.
         if (squared - weights @ self._gramian @ weights).abs() > epsilon**0.5 * lengths.square():
             raise ValueError(
                 "the combined gradient is not the weighted sum of the losses' gradients: a hook, or a function of "
@@ -82,18 +72,16 @@ class StreamedGradients(StoredGradients):
             )
 
     def jacobian(self) -> Tensor:
-        """Raise, since the rows are not kept."""
         raise _gone("reads the rows themselves")
 
     def assign(self, vector: Tensor) -> None:
-        """Raise: such a vector can only be computed from the rows, which are not kept."""
         raise _gone("reads the rows themselves")
 
 
 def _epsilon(graph: Graph) -> float:
     """Return the largest machine epsilon of a graph's gradients."""
     dtypes = {output.dtype for node in graph.following for output in node._input_metadata}
-    # TF32, which a CUDA device may use instead of float32.
+    # A CUDA device may use TF32 instead of float32.
     least = 2.0**-10 if any(leaf.is_cuda for leaf, _ in graph.leaves) else 0.0
     return max([least, *(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)])
 
@@ -104,82 +92,78 @@ def _gone(what: str) -> ValueError:
     )
 
 
-class Cut(NamedTuple):
-    """The edges from the operations before a place in topological order to those after it."""
-
-    place: int
-    edges: list[GradientEdge]
-
-
 Band = list[tuple[Tensor, int, int]]
-"""Parameters, with the range of their elements that belong to the band."""
+"""Parameters, with the range of their elements that belongs to the band."""
 
 
 class Streamed(Engine):
-    """Exact for any graph whose backward pass is linear, as it is for all of torch's operations."""
+    """Exact for any graph whose backward pass is linear, as it is for all operations of torch."""
 
     memory = "stream"
-    """The value of ``memory`` that names it."""
+    """The value of ``memory`` that selects the engine."""
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Compute the rows band by band; see :class:`Engine`."""
+        """Compute the Gramian band by band; see :class:`Engine`."""
         k, n, like = len(pulls.rows), numbers(parameters), row_like(parameters)
         places, cuts = _places(pulls.graph, n // k)
         reached = sorted((p for p in parameters if id(p) in places), key=lambda p: places[id(p)])
         width = -(-n // (k + 1))
-        bands = list(_bands(reached, width)) or [[]]
+        bands = _bands(reached, width)
         starts = [places[id(band[0][0])] for band in bands[1:]]
-        gramian, rows, here = like.new_zeros(k, k), like.new_empty(k, width), 0
+        gramian, buffer, here = like.new_zeros(k, k), like.new_empty(k, width), 0
         at = {row: pulls.losses.root(*divmod(row, pulls.losses.m)) for row in pulls.rows}
         for number, (band, start) in enumerate(zip(bands, [*starts, 0], strict=True)):
-            inputs = list(dict.fromkeys(p for p, _, _ in band))
-            cut = _last(cuts, here, start)
-            edges = [] if cut is None else cut.edges
-            for row, numbers_of_row in zip(pulls.rows, rows, strict=True):
+            between = (place for place in reversed(cuts) if here < place <= start)
+            cut = next((place for place in between if not any(map(_has_hook, cuts[place]))), None)
+            edges = [] if cut is None else cuts[cut]
+            rows = buffer[:, : sum(end - first for _, first, end in band)]
+            for row, elements in zip(pulls.rows, rows, strict=True):
                 # The first pass also computes the gradients of the task's own parameters.
                 from_cut: Pull = partial(gradients_at, *at[row], retain_graph=True)
                 pull = from_cut if number else pulls.pass_of(row, last=False)
-                arrived = _fill(numbers_of_row, band, inputs, edges, pull)
+                arrived = _fill(elements, band, edges, pull)
                 if cut is not None:
                     at[row] = arrived
-            here = here if cut is None else cut.place
-            used = rows[:, : sum(end - first for _, first, end in band)]
-            gramian += inner_products(used, used)
-        return StreamedGradients(gramian, pulls, parameters)
+            here = here if cut is None else cut
+            gramian += inner_products(rows, rows)
+        return _StreamedGradients(gramian, pulls, parameters)
 
 
-def _fill(
-    row: Tensor, band: Band, inputs: Sequence[Tensor], edges: Sequence[GradientEdge], pull: Pull
-) -> Roots:
-    """Write a row's elements in a band, and return its gradients at edges, from which further passes start."""
+def _fill(row: Tensor, band: Band, edges: Sequence[GradientEdge], pull: Pull) -> Roots:
+    """Write a row's elements of a band, and return its gradients at edges, where further passes start."""
+    inputs = list(dict.fromkeys(p for p, _, _ in band))
     arrived = pull([*inputs, *edges])
-    gradients = dict(zip(map(id, inputs), arrived, strict=False))
-    views = row[: sum(end - first for _, first, end in band)].split([end - first for _, first, end in band])
+    gradients = dict(zip(inputs, arrived, strict=False))
+    views = row.split([end - first for _, first, end in band])
     for view, (p, first, end) in zip(views, band, strict=True):
-        gradient = gradients[id(p)]
+        gradient = gradients[p]
         write([view], [None if gradient is None else dense(gradient).flatten()[first:end]])
     roots = [(e, g) for e, g in zip(edges, arrived[len(inputs) :], strict=True) if g is not None]
     return [edge for edge, _ in roots], [gradient for _, gradient in roots]
 
 
-def _bands(parameters: Sequence[Tensor], width: int) -> Iterator[Band]:
-    """Divide parameters, one after the other, into bands of so many numbers."""
-    sizes = [numbers([p]) for p in parameters]
-    ends = list(accumulate(sizes))
-    for low in range(0, sum(sizes), max(width, 1)):
-        places = [(p, end - size, end) for p, size, end in zip(parameters, sizes, ends, strict=True)]
-        yield [
-            (p, max(low - start, 0), min(low + width, end) - start)
-            for p, start, end in places
-            if start < low + width and end > low
-        ]
+def _bands(parameters: Sequence[Tensor], width: int) -> list[Band]:
+    """Divide the elements of parameters into bands of ``width``; the last may be narrower."""
+    bands: list[Band] = [[]]
+    left = width
+    for p in parameters:
+        first, end = 0, numbers([p])
+        while first < end:
+            if not left:
+                bands.append([])
+                left = width
+            taken = min(left, end - first)
+            bands[-1].append((p, first, first + taken))
+            first, left = first + taken, left - taken
+    return bands
 
 
-def _places(graph: Graph, most: int) -> tuple[dict[int, int], list[Cut]]:
+def _places(graph: Graph, most: int) -> tuple[dict[int, int], dict[int, list[GradientEdge]]]:
     """Return the first place at which each parameter is used, by its id, and the cuts of at most ``most`` elements.
 
-    At a cut the gradient of every edge is complete: no operation after it has an edge to the same output. Operations
-    that only transpose or cast a parameter count as part of it.
+    A place is an index into the operations in topological order. A cut is the edges from the operations before a place
+    to those after it, by place, if the gradient of each edge is complete. Operations on a parameter alone, such as
+    casts and transpositions, count as part of it.
     """
     order = graph.following
     leaves: dict[Node, Tensor] = {}
@@ -200,7 +184,7 @@ def _places(graph: Graph, most: int) -> tuple[dict[int, int], list[Cut]]:
     for edge, _ in graph.roots:
         if edge.node not in leaves:
             open_edges.setdefault(edge.node, set()).add(edge.output_nr)
-    cuts = []
+    cuts: dict[int, list[GradientEdge]] = {}
     for place, (node, following) in enumerate(order.items()):
         if node in leaves:
             continue
@@ -210,7 +194,7 @@ def _places(graph: Graph, most: int) -> tuple[dict[int, int], list[Cut]]:
             ]
             sizes = [math.prod(edge.node._input_metadata[edge.output_nr].shape) for edge in edges]
             if sum(sizes) <= most:
-                cuts.append(Cut(place, edges))
+                cuts[place] = edges
         del open_edges[node]
         for other, output in following:
             if other in leaves:
@@ -222,13 +206,7 @@ def _places(graph: Graph, most: int) -> tuple[dict[int, int], list[Cut]]:
 
 
 def _has_hook(edge: GradientEdge) -> bool:
-    """Return whether a hook changes the gradient at an edge: a pass that starts from it would apply the hook twice."""
+    """Return whether a hook changes the gradient at an edge."""
     metadata = edge.node._input_metadata[edge.output_nr]
     nothing = torch.zeros((), dtype=metadata.dtype, device=metadata.device)
     return is_hooked(edge, nothing.expand(metadata.shape))
-
-
-def _last(cuts: Sequence[Cut], after: int, place: int) -> Cut | None:
-    """Return the last cut after one place and up to another at which no hook changes gradients."""
-    between = (cut for cut in reversed(cuts) if after < cut.place <= place)
-    return next((cut for cut in between if not any(map(_has_hook, cut.edges))), None)

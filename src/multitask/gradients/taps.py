@@ -1,7 +1,7 @@
-"""Backward passes that stop at operations and leaves, and what is kept of the gradients that arrive there."""
+"""Backward passes to operations, from whose output gradients the gradients of their parameters are formed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,29 +14,27 @@ from multitask.gradients.operands import Operand
 
 
 class Tap:
-    """Listens at operations and leaves during backward passes.
+    """Reads the gradients of backward passes at operations and leaves.
 
     Args:
-        nodes: Operations; the gradient of the first output of each is asked for.
+        nodes: Operations; the gradient is that of the first output.
         leaves: Parameters.
     """
 
     def __init__(self, nodes: Sequence[Node], leaves: Sequence[Tensor] = ()) -> None:
-        self._nodes = list(nodes)
-        self.nodes = len(self._nodes)
+        self.nodes = list(nodes)
         self.leaves = list(leaves)
-        self._inputs: list[Tensor | GradientEdge] = [GradientEdge(node, 0) for node in nodes]
-        self._inputs += leaves
+        self._inputs: list[Tensor | GradientEdge] = [*(GradientEdge(node, 0) for node in nodes), *leaves]
         self._arrived: dict[Node, Tensor] = {}
 
     @contextmanager
     def open(self) -> Iterator["Tap"]:
-        """Listen at the operations.
+        """Register hooks at the operations.
 
-        Where an operation runs because something before it is asked for too, autograd reports the gradient
-        as it was before the hooks of the operation's output; the operation itself gets the right one.
+        If a pass continues behind an operation, autograd reports the gradient before hooks of the operation's output;
+        only the operation itself gets the one after.
         """
-        handles = [node.register_prehook(partial(self._hear, node)) for node in self._nodes]
+        handles = [node.register_prehook(partial(self._hear, node)) for node in self.nodes]
         try:
             yield self
         finally:
@@ -47,11 +45,11 @@ class Tap:
         self._arrived[node] = gradients[0]
 
     def listen(self, pull: Pull) -> list[Tensor | None]:
-        """Return the gradient of a pass at each operation, then at each leaf; ``None`` where it does not arrive."""
+        """Return the gradient of a pass at each operation, then at each leaf; ``None`` if none arrives."""
         self._arrived.clear()
         found = pull(self._inputs)
-        nodes = zip(self._nodes, found, strict=False)
-        return [self._arrived.get(node, seen) for node, seen in nodes] + list(found[len(self._nodes) :])
+        at_nodes = [self._arrived.get(node, seen) for node, seen in zip(self.nodes, found, strict=False)]
+        return at_nodes + list(found[len(at_nodes) :])
 
 
 class Gatherer:
@@ -61,17 +59,8 @@ class Gatherer:
         self._buffers: dict[object, Tensor] = {}
 
     def __call__(self, tap: Tap, passes: Sequence[Pull], like: Tensor) -> list[Tensor | None]:
-        """Let the rows flow back, one after the other.
-
-        Args:
-            tap: Where to listen.
-            passes: The backward passes, one per row.
-            like: A tensor of the results' dtype and device.
-
-        Returns:
-            The gradients at each operation, ``[k, *shape]``; ``None`` where none arrives.
-        """
-        gathered: list[Tensor | None] = [None] * tap.nodes
+        """Return the gradients of k passes at each operation, ``[k, *output]``; ``None`` if none arrive."""
+        gathered: list[Tensor | None] = [None] * len(tap.nodes)
         for row, pull in enumerate(passes):
             for slot, (gradient, rows) in enumerate(zip(tap.listen(pull), gathered, strict=True)):
                 if gradient is not None:
@@ -85,7 +74,7 @@ class Gatherer:
         return gathered
 
     def buffer(self, name: object, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return the memory of this name, with arbitrary content."""
+        """Return the buffer of a name, with arbitrary content."""
         old = self._buffers.get(name)
         if old is None or old.shape != shape or old.dtype != like.dtype or old.device != like.device:
             old = self._buffers[name] = like.new_empty(shape)
@@ -93,61 +82,47 @@ class Gatherer:
 
 
 class Place(ABC):
-    """What becomes of the gradients that arrive at an operation.
-
-    Args:
-        parameters: Those whose rows it returns.
-    """
+    """Receives the gradients that arrive at an operation, and returns those of some of its parameters."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = parameters
 
     @abstractmethod
-    def take(self, row: int, gradient: Tensor | None) -> Sequence[Tensor | None]:
-        """Take the gradient of a row, and return that row of each parameter."""
+    def take(self, row: int, gradient: Tensor) -> Sequence[Tensor | None]:
+        """Return a row of each parameter, given the row's gradient at the operation."""
 
     @abstractmethod
     def take_all(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
-        """Take the gradients of several rows, ``[k, *output]``, and return these rows of each parameter."""
+        """Return rows of each parameter, given their gradients at the operation, ``[k, *output]``."""
 
 
 class Formed(Place):
-    """An operation at which each row of its weight is formed as soon as its gradient is known.
-
-    Args:
-        operand: The operation.
-        parameters: The weight and, where it has one, the bias.
-        inputs: The operand's inputs, which rows that arrive one by one need.
-    """
+    """Forms the rows of an operation's weight and bias; :meth:`take` requires the ``inputs`` of the operand."""
 
     def __init__(self, operand: Operand, parameters: Sequence[Tensor], inputs: Tensor | None = None) -> None:
         super().__init__(parameters)
         self._operand = operand
         self._inputs = inputs
 
-    def take(self, row: int, gradient: Tensor | None) -> Sequence[Tensor | None]:
-        """Return ``Dᵀ A``, and ``Dᵀ 1``, in the shapes of weight and bias."""
-        if gradient is None:
-            return [None] * len(self.parameters)
+    def take(self, row: int, gradient: Tensor) -> Sequence[Tensor]:
+        """Return the row's ``Dᵀ A`` and ``Dᵀ 1``."""
         assert self._inputs is not None
         (D,) = self._operand.matrix(gradient[None])
-        D = D.to(self._inputs.dtype)
-        return [self._operand.as_weights(D.T @ self._inputs), D.sum(0)][: len(self.parameters)]
+        return self._operand.gradients(D.to(self._inputs.dtype), self.parameters, self._inputs)
 
     def take_all(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
-        """Return all ``D_iᵀ A``, and all ``D_iᵀ 1``."""
-        D = self._operand.matrix(gradients)
-        return [self._operand.products(D), D.sum(1)][: len(self.parameters)]
+        """Return all ``D_iᵀ A`` and ``D_iᵀ 1``."""
+        return self._operand.gradients(self._operand.matrix(gradients), self.parameters)
 
 
 class TappedPulls(Pulls):
-    """Backward passes to some parameters that stop at operations and leaves.
+    """Backward passes to the leaves of a tap, and to parameters at its operations.
 
     Args:
-        pulls: The whole passes.
-        tap: Where they stop.
-        places: What becomes of the gradients at each operation.
-        found: The gradients of all rows at operations and leaves, where they have flowed back at once.
+        pulls: The backward passes.
+        tap: The operations and leaves.
+        places: One per operation.
+        found: The gradients of all rows at operations and leaves, if they are known.
     """
 
     def __init__(
@@ -160,27 +135,29 @@ class TappedPulls(Pulls):
         self._places = places
         self._rows: dict[Tensor, Tensor | None] | None = None
         if found is not None:
-            self._rows = dict(zip(tap.leaves, found[tap.nodes :], strict=True))
-            for place, gradients in zip(places, found[: tap.nodes], strict=True):
-                rows = (
-                    [None] * len(place.parameters)
-                    if gradients is None
-                    else place.take_all(self.rows, gradients)
-                )
-                self._rows |= zip(place.parameters, rows, strict=True)
+            self._rows = self._by_parameter(found, lambda place, g: place.take_all(self.rows, g))
 
     def pass_of(self, row: int, last: bool | None = None) -> Pull:
         """Return the backward pass of a row, from parameters to its gradients there."""
-        if self._rows is not None:
-            place, there = self.rows.index(row), self._rows
-            each = {p: None if rows is None else rows[place] for p, rows in there.items()}
-            return lambda parameters: [each[p] for p in parameters]  # type: ignore[index]
 
         def pull(parameters: Inputs) -> list[Tensor | None]:
-            found = self._tap.listen(self._pulls.pass_of(row, last))
-            each = dict(zip(self._tap.leaves, found[self._tap.nodes :], strict=True))
-            for place, gradient in zip(self._places, found[: self._tap.nodes], strict=True):
-                each |= zip(place.parameters, place.take(row, gradient), strict=True)
-            return [each[p] for p in parameters]  # type: ignore[index]
+            if self._rows is None:
+                found = self._tap.listen(self._pulls.pass_of(row, last))
+                each = self._by_parameter(found, lambda place, g: place.take(row, g))
+            else:
+                i = self.rows.index(row)
+                each = {p: None if rows is None else rows[i] for p, rows in self._rows.items()}
+            return [each.get(p) for p in parameters]  # type: ignore[arg-type]
 
         return pull
+
+    def _by_parameter(
+        self, found: Sequence[Tensor | None], take: Callable[[Place, Tensor], Sequence[Tensor | None]]
+    ) -> dict[Tensor, Tensor | None]:
+        """Return the gradients of the parameters, given those at operations and leaves."""
+        count = len(self._tap.nodes)
+        each = dict(zip(self._tap.leaves, found[count:], strict=True))
+        for place, gradient in zip(self._places, found[:count], strict=True):
+            if gradient is not None:
+                each |= zip(place.parameters, take(place, gradient), strict=True)
+        return each

@@ -1,4 +1,4 @@
-"""The interface between what computes task gradients and what combines them."""
+"""The interface between engines, which compute the losses' gradients, and weightings, which combine them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,39 +9,35 @@ from multitask.gradients.losses import Pulls
 
 
 class TaskGradients(ABC):
-    """Gradients of k losses with respect to n shared parameters, however they are stored.
+    """The Jacobian of k losses with respect to n shared parameters, however it is stored.
 
-    A combiner sees them through four verbs; rows, layer-wise factors or shards on several
-    processes are implementations of the same interface. ``combine`` and ``assign`` add to the
-    ``.grad`` of the shared parameters, as ``backward`` does.
+    ``combine`` and ``assign`` add to the ``.grad`` of the shared parameters, as ``backward`` does.
     """
 
     layout: Sequence[tuple[str, int]] = ()
-    """Name and size of each shared parameter in the order of the Jacobian's columns; empty where
-    the columns are something else. Whoever makes the gradients sets it."""
+    """Name and size of each shared parameter in the order of the columns; empty if columns have other meanings."""
 
     distances: Sequence[int | None] = ()
-    """How many operations lie at most between the losses and each parameter of the layout; ``None`` for
-    those that not all losses reach."""
+    """The number of operations between the losses and each parameter of the layout; ``None`` for a parameter that not
+    all losses reach."""
 
     fresh: bool = False
     """Whether the gradients lie in memory that is to be freed when the step ends."""
 
     @property
     def local(self) -> "TaskGradients":
-        """The columns that this process keeps: all, unless parameters are split over processes.
+        """The columns of this process; all columns, unless parameters are sharded.
 
-        A method that treats each column by itself, or takes sums and maxima over columns by :meth:`total` and
-        :meth:`greatest`, needs no more.
+        They suffice for a method that treats columns separately, or reduces them by :meth:`total` or :meth:`greatest`.
         """
         return self
 
     def total(self, part: Tensor) -> Tensor:
-        """Return the sum over all columns, given that over this process's."""
+        """Return the sum over all columns, given the sum over this process's."""
         return part
 
     def greatest(self, part: Tensor) -> Tensor:
-        """Return the maximum over all columns, given that over this process's."""
+        """Return the maximum over all columns, given the maximum over this process's."""
         return part
 
     @abstractmethod
@@ -54,7 +50,7 @@ class TaskGradients(ABC):
 
     @abstractmethod
     def jacobian(self) -> Tensor:
-        """Return ``J``, shape ``[k, n]``, parameters flattened and concatenated in their order."""
+        """Return ``J``, shape ``[k, n]``, with the parameters' columns in their order."""
 
     @abstractmethod
     def assign(self, vector: Tensor) -> None:
@@ -62,13 +58,13 @@ class TaskGradients(ABC):
 
 
 class Engine(ABC):
-    """One way to compute the Jacobian of a step's losses."""
+    """Computes the Jacobian of the losses of a batch."""
 
     @abstractmethod
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Pull every row back to the shared parameters, and to the own parameters of its task on the way.
+        """Return the gradients with respect to the shared parameters; those of own parameters remain in ``pulls.own``.
 
         Args:
-            pulls: The backward passes, k in all.
-            parameters: The shared parameters, n numbers in all.
+            pulls: The backward passes, one per row.
+            parameters: The shared parameters, with n elements in total.
         """

@@ -1,4 +1,4 @@
-"""The operation of a graph that each parameter enters."""
+"""The operation of a graph that uses each parameter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,34 +10,30 @@ from multitask.gradients.graph import Graph, Node
 
 @dataclass(frozen=True)
 class Use:
-    """The one operation that a parameter enters.
-
-    Args:
-        node: The operation's node in the graph.
-        place: The number of the operation's argument.
-        transposed: Whether the parameter enters transposed.
-    """
+    """The only operation that uses a parameter."""
 
     node: Node
+    """The operation's node in the graph."""
     place: int
+    """The index of the parameter among the operation's arguments."""
     transposed: bool
+    """Whether the parameter is transposed before."""
 
     @property
     def operation(self) -> str:
-        """The name of the operation's node, such as ``AddmmBackward0``."""
+        """The name of the node, such as ``AddmmBackward0``."""
         return self.node.name()
 
 
 def sole_uses(graph: Graph, parameters: Sequence[Tensor]) -> list[Use | None]:
-    """Return the operation that each parameter enters, ``None`` unless there is exactly one.
+    """Return the only operation that uses each parameter.
 
-    A parameter that is reused or tied, penalized, changed by a hook, unreached, or hidden in a compiled
-    region's single node together with others has no such operation that one could look into.
+    ``None`` for a parameter that is unused, used more than once (reused, tied, penalized), or has hooks.
     """
     consumers: dict[Node, list[tuple[Node, int]]] = {node: [] for node in graph.following}
     leaves: dict[int, Node] = {}
     for edge, _ in graph.roots:
-        # A root is consumed from outside: a parameter must not be seen through it.
+        # A loss is used outside of the graph.
         consumers[edge.node].append((None, -1))
     for node, following in graph.following.items():
         if not following and (leaf := getattr(node, "variable", None)) is not None:
@@ -51,27 +47,22 @@ def sole_uses(graph: Graph, parameters: Sequence[Tensor]) -> list[Use | None]:
 
 
 def _climb(node: Node | None, consumers: dict[Node, list[tuple[Node, int]]], matrix: bool) -> Use | None:
+    """Follow a leaf through casts and transpositions to the operation that uses it."""
     transposed = False
-    while node is not None:
-        if len(consumers[node]) != 1:
-            return None
+    while node is not None and len(consumers[node]) == 1:
         node, place = consumers[node][0]
         if node is None:
-            return None
+            break
         turned = _turns(node, matrix)
         if turned is None:
-            return None if _is_complex(node) else Use(node, place, transposed)
+            is_complex = any(output.dtype.is_complex for output in node._input_metadata)
+            return None if is_complex else Use(node, place, transposed)
         transposed ^= turned
     return None
 
 
-def _is_complex(node: Node) -> bool:
-    """Return whether an operation writes complex numbers, whose products are other ones."""
-    return any(output.dtype.is_complex for output in node._input_metadata)
-
-
 def _turns(node: Node, matrix: bool) -> bool | None:
-    """Return whether an operation only transposes (True) or only casts (False) a matrix; None for others."""
+    """Return ``True`` for a transposition of a matrix, ``False`` for a cast, ``None`` for other operations."""
     match node.name():
         case "ToCopyBackward0":
             return False

@@ -39,6 +39,8 @@ class Layerwise(Rows):
 
     def __init__(self) -> None:
         super().__init__()
+        self._plain = Rows()
+        """For single batches with rows throughout."""
         self._gather = Gatherer()
         self._all_rows: tuple[object, ...] | None = None
         """The shapes of a graph for which rows are best throughout; a graph that only looks the same costs speed."""
@@ -50,22 +52,24 @@ class Layerwise(Rows):
 
     def clear(self) -> None:
         """Start a new mean."""
+        self._plain.clear()
+        if not self._shares:
+            return
         super().clear()
         self._memory |= {p: found.memory for p, found in self._kept.items() if found.memory is not None}
         self._kept, self._shares, self._exchange = {}, [], None
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
         """Compute every row; see :class:`Engine`."""
-        self.clear()
-        shares = [1.0] * pulls.losses.values.numel()
         if not parameters or self._look(pulls, parameters) == self._all_rows:
-            super().add(pulls, parameters, shares, alone=True)
-            return super().gradients(pulls.rows)
+            self._plain.by_gramian = self.by_gramian
+            return self._plain.differentiate(pulls, parameters)
+        self.clear()
         if pulls.losses.of_examples:
             found = rows_of_examples(pulls, parameters, sole_uses(pulls.graph, parameters), self._gather)
             if found is not None:
                 return found
-        self.add(pulls, parameters, shares, alone=True)
+        self.add(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True)
         return self.gradients(pulls.rows)
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:

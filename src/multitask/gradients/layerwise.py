@@ -52,7 +52,6 @@ class Layerwise(Rows):
 
     def clear(self) -> None:
         """Start a new mean."""
-        self._plain.clear()
         if not self._shares:
             return
         super().clear()

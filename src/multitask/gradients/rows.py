@@ -265,7 +265,8 @@ class Rows(Engine):
     def gradients(self, rows: Sequence[int]) -> StoredGradients:
         """Return the means of some rows, over all processes."""
         if self._separate is not None:
-            return self._separate
+            found, self._separate = self._separate, None  # the memory is free as soon as the caller's is
+            return found
         if self._sharded is not None:
             self._sharded.choose(rows)
             return self._sharded

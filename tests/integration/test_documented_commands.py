@@ -150,3 +150,14 @@ def test_commands_of_the_readme_run(arguments: str, scripts: Scripts) -> None:
     ran = scripts.run(*QUICK, *shlex.split(arguments, comments=True))
     assert ran.code == 0, ran.err
     assert ran.record["status"] == "completed"
+
+
+@pytest.mark.parametrize(("weighting", "files", "changes"), [("upgrad", 12, 45), ("weighted_sum", 10, 30)])
+def test_a_step_runs_through_few_files(weighting: str, files: int, changes: int, scripts: Scripts) -> None:
+    ran = scripts.run(f"weighting={weighting}", script="trace")
+    assert ran.code == 0, ran.err
+    printed = ran.out.splitlines()[-1]
+    assert printed in (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    found = [int(number) for number in re.findall(r"\d+", printed)]
+    assert found[0] <= files
+    assert found[1] <= changes

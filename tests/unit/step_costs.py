@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils._pytree import tree_leaves
 
 from multitask import Step
 from multitask.gradients import rows as rows_of_processes
@@ -111,11 +112,11 @@ def measured(weighting: str, sharded: bool, **model: int) -> dict[str, float]:
     parameters = list(net.parameters())
     found = result.gradients
     kept = getattr(found, "_gradients", None)
-    matrices = [getattr(kept, name) for name in ("_jacobian", "_rows", "_shards") if hasattr(kept, name)]
+    stored = [getattr(kept, name) for name in ("_jacobian", "_rows", "_shards") if hasattr(kept, name)]
     return {
         "parameters": float(sum(_bytes(local(p)) for p in parameters)),
         "gradients": float(sum(_bytes(local(p.grad)) for p in parameters if p.grad is not None)),
-        "rows": float(sum(_bytes(matrix) for matrix in matrices)),
+        "rows": float(sum(_bytes(tensor) for tensor in tree_leaves(stored))),
         **counts,
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multitask.lightning.figures import Figures, logged
+from multitask.lightning.metric_keys import TaskMetrics, to_keys
 from multitask.lightning.module import LossAndCount, MultiLossModule
 from multitask.private import keep_buffers_of_backward
 from multitask.task.measurement import Measurement
@@ -203,7 +203,7 @@ class MultiTaskModule(MultiLossModule):
             [(loss, examples if count is None else count) for loss, count in terms],
         )
 
-    def measured(self) -> Figures:
+    def measured(self) -> TaskMetrics:
         """Return losses and metrics since the last call, over all processes."""
         figures = self._measurement.finish(self.by_name, self.terms)
         penalties = [name for name, task in self.tasks.items() if isinstance(task, Penalty)]
@@ -215,7 +215,7 @@ class MultiTaskModule(MultiLossModule):
             name: ["loss", *self.by_name[name].metrics] if name in self.by_name else ["loss"]
             for name in names
         }
-        return set(logged({(name, metric): 0.0 for name, own in metrics.items() for metric in own}, "val"))
+        return set(to_keys({(name, metric): 0.0 for name, own in metrics.items() for metric in own}, "val"))
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
         """Return whether higher values of a metric are better; ``None`` if the metric does not define it."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
 from multitask.gradients.pointwise import Pointwise
-from multitask.lightning.figures import Figures, logged
+from multitask.lightning.metric_keys import TaskMetrics, to_keys
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.parts import LossAndCount
 from multitask.metrics.precision import Exact
@@ -132,7 +132,7 @@ class PINN(MultiLossModule):
         for i, field in enumerate(self.problem.fields):
             self._metrics_of(field).update(fields[:, i], solution[:, i])
 
-    def measured(self) -> Figures:
+    def measured(self) -> TaskMetrics:
         """Return losses and metrics since the last call, over all processes."""
         figures = dict(super().measured())
         for field in self.problem.fields:
@@ -144,7 +144,7 @@ class PINN(MultiLossModule):
     def keys_of(self, names: Iterable[str]) -> set[str]:
         """Return the keys that validation logs."""
         metrics = [(field, name) for field in self.problem.fields for name in ("relative_l2", "mse")]
-        return set(logged(dict.fromkeys([*((name, "loss") for name in names), *metrics], 0.0), "val"))
+        return set(to_keys(dict.fromkeys([*((name, "loss") for name in names), *metrics], 0.0), "val"))
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
         """Return ``False``: all metrics are errors."""

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from multitask.callbacks.checkpoints import Checkpoints
 from multitask.callbacks.switching import check_switching
 from multitask.errors import ConfigError, check_names, choices
-from multitask.lightning.figures import logged
+from multitask.lightning.metric_keys import to_keys
 from multitask.lightning.module import MultiLossModule
 
 
@@ -70,7 +70,7 @@ class PerTask(Callback):
         check_names("callbacks.per_task.metrics", self.metrics, module.names)
         for name in module.names:
             metric = self.metrics.get(name, self.metric)
-            key = next(iter(logged({(name, metric): 0.0}, "val")))
+            key = next(iter(to_keys({(name, metric): 0.0}, "val")))
             where = f"callbacks.per_task.{f'metrics.{name}' if name in self.metrics else 'metric'}={metric}"
             if key not in module.validation_keys:
                 own = {key.rpartition("/")[2] for key in module.keys_of([name]) if f"/{name}/" in key}

@@ -15,14 +15,14 @@ _FIRST = ("step", "epoch")
 
 
 class MetricsCsv(Logger):
-    """Logger that writes one row per call.
+    """Logger that writes one row per call to metrics.csv in a folder, appending to an existing file.
 
     Each row is passed to the operating system immediately, so that killing the process loses nothing. A new
     column rewrites the file atomically.
-
-    Args:
-        folder: The folder of metrics.csv; rows are appended to an existing file.
     """
+
+    name = "csv"
+    version = ""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -32,16 +32,6 @@ class MetricsCsv(Logger):
         self._begun = False
         self.rows = 0
         """Number of rows in the file."""
-
-    @property
-    def name(self) -> str:
-        """Name of the logger."""
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        """Version of the run: empty."""
-        return ""
 
     @property
     def save_dir(self) -> str:
@@ -76,14 +66,9 @@ class MetricsCsv(Logger):
 
 
 def carry_over(source: Path, target: Path, count: int) -> None:
-    """Start the metrics.csv of a resumed run with the rows from before its checkpoint.
+    """Start the metrics.csv of a resumed run, ``target``, with the first ``count`` rows of ``source``, if it exists.
 
     If the target has other rows, it is first copied to ``metrics.before-<n>.csv``.
-
-    Args:
-        source: metrics.csv of the interrupted run; nothing happens if it does not exist.
-        target: metrics.csv of the resumed run.
-        count: Number of rows when the checkpoint was saved.
     """
     if not source.is_file():
         return
@@ -99,8 +84,6 @@ def carry_over(source: Path, target: Path, count: int) -> None:
 
 
 def _columns(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
     with path.open(newline="", encoding="utf-8") as file:
         return next(csv.reader(file), [])
 

@@ -17,9 +17,7 @@ def losses_of_halves(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return each loss on the two halves of a batch, ``[2]``, with its counts, ``[2]``.
 
-    Args:
-        losses: Batch → mean losses by name. The count of a loss that is absent from a half is zero.
-        batch: The batch.
+    The count of a loss that is absent from a half is zero.
     """
     by_half = [(examples_in(half), losses(half)) for half in halves(batch)]
     like = next(_with_count(loss, 0)[0].detach() for _, given in by_half for loss in given.values())

@@ -15,6 +15,11 @@ def home(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type in _WITHOUT_FLOAT64 else device
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 if the device lacks it."""
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
+
+
 def exact(values: Tensor) -> Tensor:
     """Move values to the device for metrics, floats as float64."""
     values = values.to(home(values.device))

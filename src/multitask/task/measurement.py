@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from multitask.lightning.figures import Figures
+from multitask.lightning.metric_keys import TaskMetrics
 from multitask.metrics.precision import Exact, exact
 from multitask.task.task import Outcome, Task
 
@@ -46,7 +46,7 @@ class Measurement(nn.Module):
                 self._losses["losses"].update(i, outcome.loss.detach(), count)
                 task.measure(outcome)
 
-    def finish(self, tasks: Mapping[str, Task], others: Iterable[str] = ()) -> Figures:
+    def finish(self, tasks: Mapping[str, Task], others: Iterable[str] = ()) -> TaskMetrics:
         """Return losses and metrics over all processes, and reset them.
 
         Tasks without a label in the split are omitted. So is a metric that is NaN although the loss is not, such as a

@@ -25,8 +25,7 @@ class Schedule(Callback):
             the first that no longer does; and ``weight``, the factor of its loss as points ``[[epoch, factor], …]``,
             linear between them and constant outside. A task with factor 0 is off.
 
-    Raises:
-        ConfigError: If there are no tasks, a key is unknown, or a value is invalid.
+    Raises ``ConfigError`` if there are no tasks, a key is unknown, or a value is invalid.
     """
 
     def __init__(self, tasks: Mapping[str, Mapping[str, Any]] | None) -> None:
@@ -80,9 +79,7 @@ class Schedule(Callback):
         """Apply the schedule at the first batch."""
         self._epoch = None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Switch and weigh losses at the start of an epoch."""
         if self._epoch == trainer.current_epoch:
             return

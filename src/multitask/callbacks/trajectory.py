@@ -41,9 +41,7 @@ class Trajectory(Callback):
                 f"callbacks.trajectory.lower={list(lower)} must be below "
                 f"callbacks.trajectory.upper={list(upper)}."
             )
-        self.lower = lower
-        self.upper = upper
-        self.resolution = resolution
+        self.lower, self.upper, self.resolution = lower, upper, resolution
         self.points: list[list[float]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,11 +53,7 @@ class Trajectory(Callback):
         self.points = [list(point) for point in state_dict["points"]]
 
     def check(self, module: LightningModule) -> None:
-        """Refuse models that cannot be drawn.
-
-        Raises:
-            ValueError: Unless the trunk is a point in the plane and the tasks are two objectives.
-        """
+        """Raise ``ValueError`` unless the trunk is a point in the plane and the tasks are two objectives."""
         if not isinstance(module, MultiTaskModule):
             raise ValueError("callbacks=trajectory draws trunk=point, and the model has no trunk; remove it.")
         losses = _losses(module)
@@ -79,7 +73,7 @@ class Trajectory(Callback):
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse models that cannot be drawn."""
+        """Check the model."""
         self.check(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,9 +81,7 @@ class Trajectory(Callback):
         if not self.points:
             self._note(pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Record the point after the step."""
         self._note(pl_module)
 

@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption(Callback):
     """Answers the first SIGINT or SIGTERM during a fit with a checkpoint after the current step.
 
-    Outside a fit, and on a second SIGINT, the run stops at once. ``window`` is the number of batches per optimizer step.
+    Outside a fit, and on a second SIGINT, the run stops at once. ``window`` is the number of batches per step.
     """
 
     def __init__(self, checkpoints: Checkpoints | None, window: int = 1) -> None:

@@ -26,7 +26,8 @@ class PerTask(Callback):
         min_delta: The smallest change that counts as an improvement.
         freeze: Whether a task that has ended stops training; otherwise it trains until all have ended.
 
-    Raises ``ConfigError`` if ``patience`` is not positive, or ``min_delta`` negative.
+    Raises:
+        ConfigError: If ``patience`` is not positive, or ``min_delta`` negative.
     """
 
     def __init__(

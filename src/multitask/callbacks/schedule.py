@@ -25,7 +25,8 @@ class Schedule(Callback):
             the first that no longer does; and ``weight``, the factor of its loss as points ``[[epoch, factor], …]``,
             linear between them and constant outside. A task with factor 0 is off.
 
-    Raises ``ConfigError`` if there are no tasks, a key is unknown, or a value is invalid.
+    Raises:
+        ConfigError: If there are no tasks, a key is unknown, or a value is invalid.
     """
 
     def __init__(self, tasks: Mapping[str, Mapping[str, Any]] | None) -> None:

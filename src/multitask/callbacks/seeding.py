@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 
 from multitask.randomness import derived_seed, seed
 

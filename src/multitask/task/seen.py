@@ -36,7 +36,7 @@ class Seen:
             gradients if a loss takes derivatives with respect to them.
         output: The trunk's output.
         tasks: The tasks that predict, by name.
-        examples: Number of examples in the batch; by default the length of its first tensor.
+        examples: Number of examples; by default the length of the batch's first tensor.
     """
 
     def __init__(

@@ -10,11 +10,7 @@ from multitask.nn.copies import Make, several
 
 
 class Gate(nn.Module):
-    """Softmax gate, one linear layer: ``[batch, …]`` → weights of the experts ``[batch, experts]``.
-
-    Args:
-        experts: Number of experts.
-    """
+    """Softmax gate, one linear layer: ``[batch, …]`` → weights of the experts ``[batch, experts]``."""
 
     def __init__(self, experts: int) -> None:
         super().__init__()
@@ -62,12 +58,12 @@ class Extraction(nn.Module):
         expert: Factory for an expert.
         own: Number of experts per task.
         shared: Number of shared experts.
-        hand_on: Whether another layer follows, which needs shared features.
+        last: Whether no layer follows that needs shared features.
         key: The config key of the expert, for errors.
     """
 
     def __init__(
-        self, tasks: Sequence[str], expert: Make, own: int, shared: int, hand_on: bool, key: str
+        self, tasks: Sequence[str], expert: Make, own: int, shared: int, last: bool, key: str
     ) -> None:
         super().__init__()
         experts = several(expert, own * len(tasks) + shared, key)
@@ -76,7 +72,7 @@ class Extraction(nn.Module):
         )
         self.shared = nn.ModuleList(experts[own * len(tasks) :])
         self.gates = nn.ModuleDict({task: Gate(own + shared) for task in tasks})
-        self.shared_gate = Gate(len(experts)) if hand_on else None
+        self.shared_gate = None if last else Gate(len(experts))
 
     def forward(
         self, inputs: Mapping[str, Tensor], shared: Tensor
@@ -97,8 +93,7 @@ class Extraction(nn.Module):
 class PLE(nn.Module):
     """Layers of task-specific and shared experts; with one layer this is CGC.
 
-    (Progressive Layered Extraction: A Novel Multi-Task Learning Model for Personalized
-    Recommendations, 2020.)
+    (Progressive Layered Extraction: A Novel Multi-Task Learning Model for Personalized Recommendations, 2020.)
 
     Args:
         tasks: The tasks' names.
@@ -110,7 +105,7 @@ class PLE(nn.Module):
     def __init__(self, tasks: Sequence[str], layers: Sequence[Make], own: int = 2, shared: int = 2) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            Extraction(tasks, expert, own, shared, i < len(layers) - 1, f"trunk.layers.{i}")
+            Extraction(tasks, expert, own, shared, i == len(layers) - 1, f"trunk.layers.{i}")
             for i, expert in enumerate(layers)
         )
         self._tasks = list(tasks)

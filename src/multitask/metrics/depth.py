@@ -5,7 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multitask.metrics.pooling import Pooled, same_shape
+from multitask.losses.pixels import same_shape
+from multitask.metrics.pooling import Pooled
 
 
 class _DepthError(Pooled):

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from multitask.metrics.pooling import Pooled, same_shape
+from multitask.losses.pixels import same_shape
+from multitask.metrics.pooling import Pooled
 
 
 def angles(prediction: Tensor, target: Tensor) -> Tensor:

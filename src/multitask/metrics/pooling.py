@@ -56,12 +56,3 @@ class Pooled(Metric):
         """Return the metric of all batches, a scalar."""
         state: Tensor = getattr(self, self._state)
         return (self.value(state) if self.pooling == "pixels" else state[0] / state[1]).float()
-
-
-def same_shape(name: str, prediction: Tensor, target: Tensor) -> None:
-    """Raise ``ValueError`` if the shapes differ, since broadcasting would give a wrong result."""
-    if prediction.shape != target.shape:
-        raise ValueError(
-            f"{name} got predictions of shape {list(prediction.shape)} for targets of shape "
-            f"{list(target.shape)}; make tasks.*.head give the shape of the target."
-        )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from multitask.lightning.metric_keys import TaskMetrics, val_keys
 from multitask.lightning.module import LossAndCount, MultiLossModule
+from multitask.lightning.parts import stacked
 from multitask.private import keep_buffers_of_backward
 from multitask.task.measurement import Measurement
 from multitask.task.penalty import Penalty
@@ -145,12 +146,9 @@ class MultiTaskModule(MultiLossModule):
                 losses[name] = (self.penalty(name).expand(2), torch.ones(2))
                 continue
             prediction = seen.predictions[name]
-            # Alternating, so that halves of micro-batches join to halves of the whole batch.
-            groups = torch.arange(seen.examples, device=prediction.device) % 2
             with naming(name):
-                by_half = self.by_name[name].by_group(prediction, batch, groups, 2)
-            counts = [torch.as_tensor(half.count, dtype=torch.float64).cpu() for half in by_half]
-            losses[name] = (torch.stack([half.loss for half in by_half]), torch.stack(counts))
+                by_half = self.by_name[name].by_half(prediction, batch)
+            losses[name] = stacked(*((half.loss, half.count) for half in by_half))
         return losses
 
     def _losses_of_examples(self, seen: Seen) -> dict[str, LossAndCount]:
@@ -216,7 +214,7 @@ class MultiTaskModule(MultiLossModule):
 
 
 def inputs_of(batch: Batch, keys: str | Sequence[str]) -> Any:
-    """Return the trunk's inputs: the value of one key, or a dict of several."""
+    """Return the trunk's inputs: the value of one key, or a dict of several; ``KeyError`` if the batch lacks one."""
     return batch[keys] if isinstance(keys, str) else {key: batch[key] for key in keys}
 
 

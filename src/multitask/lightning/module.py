@@ -252,15 +252,12 @@ class MultiLossModule(MeasuredModule):
     def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:
         """Return the losses of a batch in the order of :attr:`names`, and their counts."""
         rows = self._rows
-        return self._in_order(
-            batch, self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows)
-        )
+        losses = self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows)
+        return self._in_order(batch, losses)
 
-    def _in_order(
-        self, batch: Any, losses_given: Mapping[str, LossAndCount]
-    ) -> tuple[dict[str, Tensor], Counts]:
+    def _in_order(self, batch: Any, by_name: Mapping[str, LossAndCount]) -> tuple[dict[str, Tensor], Counts]:
         given: dict[str, tuple[Tensor, float | Tensor | None]] = {
-            name: loss if isinstance(loss, tuple) else (loss, None) for name, loss in losses_given.items()
+            name: loss if isinstance(loss, tuple) else (loss, None) for name, loss in by_name.items()
         }
         if not self.names:
             self.names = self._all_names(given)
@@ -298,8 +295,7 @@ class MultiLossModule(MeasuredModule):
     def examples(self, batch: Any) -> float:
         """Return the number of examples in a batch, the count of losses that come without one.
 
-        Raises:
-            ValueError: If the batch has no tensor, and is weighted against other batches.
+        Raises ``ValueError`` if the batch has no tensor, and is weighted against other batches.
         """
         count = examples_in(batch)
         if count is None and (self.window > 1 or self.processes > 1):
@@ -368,10 +364,13 @@ class MultiLossModule(MeasuredModule):
         result, self._result = self._result, None
         if result is None:
             return
-        self.record_labelled(result.present)
+        present, k = result.present, len(result.present)
+        if self.can_be_absent:
+            labelled = torch.zeros(len(self.names))
+            labelled[present] = 1.0
+            self.telemetry.add("train/labelled", labelled, self.names)
         if result.losses is None or result.overflow:
             return
-        present, k = result.present, len(result.present)
         # Average the rows of each loss, and sum their weights.
         self.telemetry.add("train/loss", result.losses.view(-1, k).mean(0), self.names, present)
         if result.weights is not None:
@@ -406,13 +405,6 @@ class MultiLossModule(MeasuredModule):
         A loss is trained unless some caller has switched it off.
         """
         self._off[by] = frozenset(names)
-
-    def record_labelled(self, present: list[int]) -> None:
-        """Record for the loggers which losses were present in a step."""
-        if self.can_be_absent:
-            labelled = torch.zeros(len(self.names))
-            labelled[present] = 1.0
-            self.telemetry.add("train/labelled", labelled, self.names)
 
     def _after_step(self, result: StepResult) -> None:
         batches, traces = self._batches, self.weighting.recomputed == "traces"
@@ -512,11 +504,7 @@ class MultiLossModule(MeasuredModule):
         self._warned.add(key)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return one optimizer for the parameters of the model and of the weighting.
-
-        Raises:
-            ValueError: If no optimizer was given.
-        """
+        """Return one optimizer for the parameters of model and weighting; raise ``ValueError`` if none was given."""
         if self._optimizer is None:
             raise ValueError(
                 f"{type(self).__name__} has no optimizer; pass optimizer= to its base class, or define "

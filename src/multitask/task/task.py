@@ -225,10 +225,14 @@ class Task(nn.Module):
             known = over_examples(rows, target).expand(target.shape)
         return prediction, target, known
 
-    def by_group(self, prediction: Tensor, batch: Batch, groups: Tensor, count: int) -> list[Outcome]:
-        """Return the outcome of each of ``count`` groups of examples; ``groups`` ``[batch]`` has their indices."""
+    def by_half(self, prediction: Tensor, batch: Batch) -> list[Outcome]:
+        """Return the outcomes of the even and of the odd examples.
+
+        In this way, halves of micro-batches join to halves of the whole batch.
+        """
         target, known = self._aligned(prediction, batch)
-        masks = [groups == group for group in range(count)]
+        index = torch.arange(len(prediction), device=prediction.device) % 2
+        masks = (index == 0, index == 1)
         return [
             self.compare(prediction[mask], target[mask], None if known is None else known[mask])
             for mask in masks

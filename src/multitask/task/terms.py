@@ -22,7 +22,7 @@ class Term(nn.Module):
             ``[batch]``; or a mean and its count. See :class:`multitask.task.seen.Seen` for what it can use.
         weight: A constant factor of the loss, applied before the weighting.
         count: ``batch`` for a loss that is not a mean over examples (contrastive pairs, the balance of experts);
-            several batches are then averaged by their counts.
+            several batches are then averaged by their counts. Other values raise ``ValueError``.
         missing: Whether the loss can be absent from a batch; its count is then 0 and its value arbitrary.
         derivatives: Whether the loss calls :meth:`multitask.task.seen.Seen.derivative`.
     """

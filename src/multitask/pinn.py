@@ -31,11 +31,8 @@ class PINN(MultiLossModule):
 
     Args:
         problem: The problem.
-        losses: The terms of each loss by name; by default one loss per term.
+        losses: The terms of each loss by name; by default one loss per term. ``ValueError`` unless each is in one loss.
         widths: Widths of the hidden layers.
-
-    Raises:
-        ValueError: If a term is not in exactly one loss.
     """
 
     def __init__(

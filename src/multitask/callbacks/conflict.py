@@ -28,10 +28,10 @@ class Conflict(Callback):
     - ``negative_share``: share of the pairs whose cosine is negative;
     - ``magnitude_similarity``: 2‖a‖‖b‖ / (‖a‖² + ‖b‖²), mean over pairs (Gradient Surgery for
       Multi-Task Learning, 2020);
-    - ``condition``: condition number of the Gramian at the interval's last step;
-    - ``norm_ratio``: norm of the combined gradient over that of the mean gradient;
-    - ``weight_entropy``: entropy of the weights' shares, in units of that of equal weights;
-    - ``solver_seconds`` and ``solver_failures`` per step.
+    - ``gramian/condition``: condition number of the Gramian at the interval's last step;
+    - ``weights/norm_ratio``: norm of the combined gradient over that of the mean gradient;
+    - ``weights/entropy``: entropy of the weights' shares, in units of that of equal weights;
+    - ``solver/seconds`` and ``solver/failures`` per step.
 
     Args:
         most_pairs: The largest number of pairs of tasks for which each cosine is logged.

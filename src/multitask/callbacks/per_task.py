@@ -22,12 +22,12 @@ class PerTask(Callback):
     Args:
         metric: The validation metric of each task, ``loss`` or a name in ``tasks.*.metrics``.
         metrics: Other metrics, by task.
-        patience: The number of validations without improvement after which a task ends; ``None`` for never.
-        min_delta: The smallest change that counts as an improvement.
+        patience: The number of validations without improvement, at least 1, after which a task ends; ``None``: never.
+        min_delta: The smallest change, at least 0, that counts as an improvement.
         freeze: Whether a task that has ended stops training; otherwise it trains until all have ended.
 
     Raises:
-        ConfigError: If ``patience`` is not positive, or ``min_delta`` negative.
+        ConfigError: If a value is out of range.
     """
 
     def __init__(

@@ -20,16 +20,14 @@ _COLUMNS = ("step", "x1", "x2")
 
 
 class Trajectory(Callback):
-    """Saves ``trajectory.csv``, ``trajectory.png`` and ``landscape.npz`` to the run's folder when training ends, even
-    after an error.
+    """Saves ``trajectory.csv``, ``trajectory.png`` and ``landscape.npz`` when training ends, even after an error.
 
     The left plot shows the trajectory over the contours of the mean objective, with the Pareto set; the right one
     shows it in the plane of both objectives, with the Pareto front. Set and front are computed on the plot's grid.
     ``landscape.npz`` contains contours and Pareto set, for plots of many runs (``scripts/trajectories.py``).
 
     Args:
-        lower: Lower left corner of the plot.
-        upper: Upper right corner.
+        lower, upper: Lower left and upper right corner of the plot.
         resolution: The number of grid points along each side.
     """
 
@@ -138,11 +136,9 @@ def draw(
     """Draw a trajectory over two objectives.
 
     Args:
-        points: The points, ``[steps, 2]``.
-        values: The objectives at the points, ``[steps, 2]``.
+        points, values: The points, and the objectives at them, each ``[steps, 2]``.
         axes: The coordinates of the grid.
-        grid: The points of the grid, ``[n, 2]``; the first coordinate varies slowest.
-        field: The objectives on the grid, ``[n, 2]``.
+        grid, field: The points of the grid, the first coordinate slowest, and the objectives there, each ``[n, 2]``.
         names: The names of the objectives.
     """
     figure = Figure(figsize=(10, 4.5), layout="constrained")

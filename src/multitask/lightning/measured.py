@@ -102,12 +102,8 @@ class MeasuredModule(LightningModule):
         """Return losses and metrics of the current model on a split, by task and metric.
 
         Values that a subclass logs as ``test/<task>/<metric>`` and ``test/loss/<task>`` are included. Splits other than
-        ``test`` are logged under ``final/<split>``, separately from their curves.
-
-        Args:
-            trainer: The trainer.
-            data: The split's loader, or a data module whose test split it is.
-            split: The split's name.
+        ``test`` are logged under ``final/<split>``, separately from their curves. ``data`` is the split's loader, or a
+        data module whose test split it is.
         """
         source = {"datamodule" if isinstance(data, LightningDataModule) else "dataloaders": data}
         extra = [_LossesOfOwnTest()] if is_overridden("test_step", self, MeasuredModule) else []

@@ -55,7 +55,7 @@ def has_count(loss: object) -> bool:
 
 
 def ignored_by(loss: object) -> int | None:
-    """Return the loss's ``ignore_index``; ``None`` for torch's default, −100, which nobody chose."""
+    """Return the loss's ``ignore_index``; ``None`` for torch's default, −100."""
     ignored = getattr(loss, "ignore_index", None)
     return ignored if isinstance(ignored, int) and ignored != DEFAULT_IGNORE_INDEX else None
 

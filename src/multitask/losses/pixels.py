@@ -134,13 +134,7 @@ class Pinball(nn.Module):
     """Mean over examples and quantiles of max(q·d, (q − 1)·d), d = target − prediction (Regression Quantiles, 1978).
 
     ``prediction``: ``[batch, quantiles]``; ``target``: ``[batch]`` or ``[batch, 1]``. Its task needs
-    ``loss_checks_shapes: true``.
-
-    Args:
-        quantiles: Numbers in (0, 1), one per column of the prediction.
-
-    Raises:
-        ValueError: If a quantile is not in (0, 1); when called, if the shapes do not match.
+    ``loss_checks_shapes: true``. Raises ``ValueError`` if a quantile is not in (0, 1), or the shapes do not match.
     """
 
     quantiles: Tensor

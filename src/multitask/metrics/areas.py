@@ -32,10 +32,7 @@ def classes_of(metric: Metric) -> int:
 def occurrences(metric: Metric, target: Tensor, known: Tensor | None) -> Tensor:
     """Return the number of positives and of negatives of each class or label, ``[2, classes]`` in float64.
 
-    Args:
-        metric: A metric of a curve.
-        target: Classes ``[batch, …]``, or labels ``[batch, labels, …]``.
-        known: Which values are labelled; ``None`` for all.
+    The target has classes ``[batch, …]``, or labels ``[batch, labels, …]``.
     """
     counted = torch.ones_like(target, dtype=torch.bool) if known is None else known
     if metric.ignore_index is not None:
@@ -54,9 +51,7 @@ def occurrences(metric: Metric, target: Tensor, known: Tensor | None) -> Tensor:
 def area(metric: Metric, counts: Tensor) -> Tensor:
     """Return a metric averaged over the classes or labels for which it is defined; NaN if there are none.
 
-    Args:
-        metric: A metric of a curve.
-        counts: The sum of :func:`occurrences` over everything the metric has seen.
+    ``counts`` is the sum of :func:`occurrences` over all updates of the metric.
     """
     positives, negatives = counts
     average = getattr(metric, "average", None)

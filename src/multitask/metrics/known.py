@@ -62,16 +62,13 @@ class OfKnown(Metric):
         self.relative = is_relative(self.metric, prediction, target)
         self.way = self._way(prediction, target, known) if self._missing or self.relative else "rows"
         columns = target.shape[1] if target.ndim > 1 and self.way != "values" else 1
-
-        def per_column(value: float) -> Tensor:
-            return torch.full((columns,), value, dtype=torch.float64, device=target.device)
-
+        zeros = torch.zeros(columns, dtype=torch.float64, device=target.device)
         if self.way == "columns":
             self._columns.extend(self.metric.clone() for _ in range(columns))
-            self.add_state("counts", per_column(0), "sum")
+            self.add_state("counts", zeros, "sum")
         if self.relative:
-            self.add_state("lowest", per_column(torch.inf), "min")
-            self.add_state("highest", per_column(-torch.inf), "max")
+            self.add_state("lowest", zeros + torch.inf, "min")
+            self.add_state("highest", zeros - torch.inf, "max")
         return self.way
 
     def update(
@@ -80,8 +77,7 @@ class OfKnown(Metric):
         """Update the metric with the labelled part of a batch.
 
         Args:
-            prediction: ``[batch, …]``.
-            target: ``[batch, …]``.
+            prediction, target: ``[batch, …]``.
             known: Which target values are labelled; ``None`` for all.
             origin: Subtracted from both for metrics that are invariant to shifts, since sums of squares of values far
                 from zero cancel. Broadcasts over the target, and must be the same for all batches.

@@ -10,9 +10,7 @@ from multitask.extras import imported
 
 
 class Encoder(nn.Module):
-    """Tokenizer outputs → the last hidden state of each token, ``[batch, tokens, width]``.
-
-    Nothing is downloaded.
+    """Tokenizer outputs → the last hidden state of each token, ``[batch, tokens, width]``; nothing is downloaded.
 
     Args:
         folder: A local folder with a model saved by ``save_pretrained``.

@@ -33,8 +33,7 @@ class MMoE(nn.Module):
 
     Args:
         tasks: The tasks' names.
-        expert: Factory for an expert: inputs → features.
-        experts: Number of experts.
+        expert, experts: Factory for an expert, inputs → features, and their number.
     """
 
     def __init__(self, tasks: Sequence[str], expert: Make, experts: int = 4) -> None:
@@ -51,15 +50,8 @@ class MMoE(nn.Module):
 class Extraction(nn.Module):
     """One layer of customized gate control, with task-specific and shared experts.
 
-    A task's gate combines its own and the shared experts; the gate of the shared path combines all experts.
-
-    Args:
-        tasks: The tasks' names.
-        expert: Factory for an expert.
-        own: Number of experts per task.
-        shared: Number of shared experts.
-        last: Whether no layer follows that needs shared features.
-        key: The config key of the expert, for errors.
+    A task's gate combines its own and the shared experts; the gate of the shared path, which the last layer lacks,
+    combines all experts. ``key`` is the config key of the expert, for errors.
     """
 
     def __init__(
@@ -98,8 +90,7 @@ class PLE(nn.Module):
     Args:
         tasks: The tasks' names.
         layers: Factories for the experts of each layer: inputs → features, features → features, ….
-        own: Number of experts per task and layer.
-        shared: Number of shared experts per layer.
+        own, shared: Number of experts per task, and of shared experts, in each layer.
     """
 
     def __init__(self, tasks: Sequence[str], layers: Sequence[Make], own: int = 2, shared: int = 2) -> None:

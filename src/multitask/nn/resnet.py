@@ -38,13 +38,11 @@ def resnet(
     pool: bool = True,
     norm: Norm = "batch",
 ) -> nn.Sequential:
-    """Return a residual network, by default ResNet-18; each stage doubles the width and halves the size.
-
-    (Deep Residual Learning for Image Recognition, 2016.)
+    """Return a residual network, by default ResNet-18 (Deep Residual Learning for Image Recognition, 2016).
 
     Args:
         blocks: Number of blocks of each stage.
-        width: Channels of the first stage.
+        width: Channels of the first stage; each further stage doubles them and halves the size.
         stem: ``large`` for photographs, a 7×7 convolution with stride 2 and max pooling; ``small`` for images of
             about 32×32, one 3×3 convolution; others raise ``ValueError``.
         pool: Whether to average over positions: features ``[batch, width · 2^(stages − 1)]``, otherwise maps.

@@ -140,8 +140,7 @@ class Distillation(nn.Module):
     "Distilling the Knowledge in a Neural Network" (Hinton et al., 2015).
 
     Args:
-        student: The task that learns, with scores ``[batch, classes]``.
-        teacher: The task that it learns from.
+        student, teacher: The task that learns, and the task that it learns from, with scores ``[batch, classes]``.
         temperature: T; positive.
         mutual: Whether to add KL(student ‖ teacher) and train both, for consistency between two heads.
     """

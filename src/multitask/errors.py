@@ -73,11 +73,11 @@ def one_sentence(error: BaseException) -> str | None:
         case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
             return _unknown_key(error.__cause__) or on_one_line(f"{error} {error.__cause__}")
         case OmegaConfBaseException():
-            return _unknown_key(error) or on_one_line(str(error))
+            return _unknown_key(error) or on_one_line(error)
         case HydraException():
-            return on_one_line(str(error))
+            return on_one_line(error)
         case Exception() if type(error).__name__ == "MisconfigurationException":
-            return on_one_line(str(error))  # Lightning's, matched by name since importing it takes seconds
+            return on_one_line(error)  # Lightning's, matched by name since importing it takes seconds
         case OSError() if error.errno in _UNWRITABLE:
             return (
                 f"cannot write {error.filename or 'a file'}: {error.strerror}; choose another folder with "
@@ -99,7 +99,7 @@ def _instantiation(error: InstantiationException) -> str:
     if isinstance(cause, ConfigError):
         return str(cause)
     _, marked, key = str(error).partition("full_key: ")
-    sentence = on_one_line(str(cause))
+    sentence = on_one_line(cause)
     return f"{key.strip()}: {sentence}" if marked and not sentence.startswith(key.strip()) else sentence
 
 

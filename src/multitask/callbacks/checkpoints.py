@@ -119,9 +119,10 @@ class Checkpoints(Checkpoint):
                     "selection.metric",
                     f"={self.monitor} has no finite value in epoch {trainer.current_epoch + 1}, which is skipped.",
                 )
-        elif self.best_model_score is None or self._better(score):
-            self.best_model_score = score
-            self._best_step = trainer.global_step
+            return
+        best, better = self.best_model_score, torch.lt if self.mode == "min" else torch.gt
+        if best is None or better(score, best.to(score.device)):
+            self.best_model_score, self._best_step = score, trainer.global_step
             self._keep(trainer, BEST)
 
     def keep(self, trainer: Trainer, name: str) -> None:
@@ -136,11 +137,6 @@ class Checkpoints(Checkpoint):
             self._due.append(name)
         else:
             self._save(trainer, self.folder / name)
-
-    def _better(self, score: Tensor) -> bool:
-        assert self.best_model_score is not None
-        best = self.best_model_score.to(score.device)
-        return bool(score < best if self.mode == "min" else score > best)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state, and link the files that keep it."""

@@ -49,8 +49,8 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one row."""
         if not self._begun and self.path.is_file():
-            self._columns = _columns(self.path)
-            self.rows = len(_rows(self.path))
+            self._columns, rows = _read(self.path)
+            self.rows = len(rows)
         self._begun = True
         row = {"step": step, **{key: float(value) for key, value in metrics.items()}}
         if "epoch" in row:
@@ -59,7 +59,7 @@ class MetricsCsv(Logger):
         if new:
             rest = sorted({*self._columns, *new} - set(_FIRST))
             self._columns = [*_FIRST, *rest]
-            _write(self.path, self._columns, _rows(self.path) if self.path.is_file() else [])
+            _write(self.path, self._columns, _read(self.path)[1] if self.path.is_file() else [])
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, restval="").writerow(row)
         self.rows += 1
@@ -72,7 +72,7 @@ def carry_over(source: Path, target: Path, count: int) -> None:
     """
     if not source.is_file():
         return
-    rows = _rows(source)
+    columns, rows = _read(source)
     if target.is_file():
         if source.samefile(target) and len(rows) <= count:
             return
@@ -80,18 +80,14 @@ def carry_over(source: Path, target: Path, count: int) -> None:
         while (kept := target.with_name(f"metrics.before-{number}.csv")).exists():
             number += 1
         shutil.copyfile(target, kept)
-    _write(target, _columns(source), rows[:count])
+    _write(target, columns, rows[:count])
 
 
-def _columns(path: Path) -> list[str]:
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns, and the rows except a truncated last one."""
     with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), [])
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows, excluding a truncated last one."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+        reader = csv.DictReader(file)
+        return list(reader.fieldnames or []), [row for row in reader if None not in row.values()]
 
 
 def _write(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -72,7 +72,7 @@ def _computed(name: str, task: Task) -> dict[str, float]:
 
 
 class _Losses(Metric):
-    """Sums over a split, per task: of its mean losses times their counts, and of the counts."""
+    """Sums over a split, ``[2, tasks]``: of a task's mean losses times their counts, and of the counts."""
 
     full_state_update = False
     sums: Tensor
@@ -82,10 +82,8 @@ class _Losses(Metric):
         self.add_state("sums", torch.zeros(2, tasks), dist_reduce_fx="sum")
 
     def update(self, task: int, loss: Tensor, count: Tensor | float) -> None:
-        """Add a task's mean loss over one batch."""
         loss, count = exact(loss), exact(torch.as_tensor(count)).to(self.sums)
         self.sums[:, task] += torch.stack([loss * count, count])
 
     def compute(self) -> Tensor:
-        """Return both sums, ``[2, tasks]``."""
         return self.sums

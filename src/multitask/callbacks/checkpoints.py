@@ -87,9 +87,7 @@ class Checkpoints(Checkpoint):
         """Record that the state at the start is saved already."""
         self._saved_step = trainer.global_step
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Save every ``every_n_train_steps`` steps, and copy the buffers, which a forward pass changes."""
         if batch_idx % self.window:
             return

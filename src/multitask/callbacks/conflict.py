@@ -67,17 +67,11 @@ class Conflict(Callback):
             self._observe(module, result.gradients.gramian(), result.weights, result.present)
         self._probed = False
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Compute a Gramian every ``probe_every`` steps if the weighting has none."""
         assert isinstance(pl_module, MultiLossModule)
-        if (
-            self.probe_every
-            and trainer.global_step % self.probe_every == 0
-            and batch_idx % pl_module.window == 0
-            and pl_module.has_no_gramian
-        ):
+        due = self.probe_every and trainer.global_step % self.probe_every == 0
+        if due and batch_idx % pl_module.window == 0 and pl_module.has_no_gramian:
             self._probed = True
             if (probed := probe(pl_module, batch)) is not None:
                 self._observe(pl_module, *probed)

@@ -109,9 +109,7 @@ class PerTask(Callback):
             )
         self._stop_if_done(trainer)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Switch off tasks that have ended, at the start of an optimizer step."""
         assert isinstance(pl_module, MultiLossModule)
         if self.freeze and batch_idx % pl_module.window == 0:

@@ -37,9 +37,7 @@ class UpdateDirection(Callback):
         self.every = every
         self._before: tuple[int, list[Tensor], Tensor, Tensor, list[int]] | None = None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Compute the tasks' gradients before a step to be compared; see :func:`task_gradients`."""
         assert isinstance(pl_module, MultiLossModule)
         if trainer.global_step % self.every == 0 and batch_idx % pl_module.window == 0:

@@ -198,9 +198,8 @@ class MultiLossModule(MeasuredModule):
     @property
     def needs_no_gramian(self) -> bool:
         """Whether a step computes no Gramian of the losses' gradients."""
-        return isinstance(self.weighting, Scalarization) and (
-            self.automatic_optimization or self.weighting.linear
-        )
+        weighting = self.weighting
+        return isinstance(weighting, Scalarization) and (self.automatic_optimization or weighting.linear)
 
     def by_hand(self, accumulate: int) -> bool:
         """Return whether optimization is manual, given the number of micro-batches per step.

@@ -342,18 +342,3 @@ def _aligned(target: Tensor, prediction: Tensor, key: str) -> Tensor:
         + (", or give classes as integers" if classes else "")
         + ", or set loss_checks_shapes=true if the loss accepts these shapes"
     )
-
-
-def split_features(features: object, tasks: list[str]) -> list[Tensor]:
-    """Return each task's features from the trunk's output: one tensor for all tasks, or a mapping with one per task.
-
-    Raises ``ValueError`` if the output is anything else.
-    """
-    if isinstance(features, Tensor):
-        return [features] * len(tasks)
-    if isinstance(features, Mapping) and set(tasks) <= set(features):
-        return [features[name] for name in tasks]
-    raise ValueError(
-        f"trunk gives a {type(features).__name__}; it must give one tensor, or a mapping with one for each "
-        f"of the tasks {', '.join(tasks)}."
-    )

@@ -50,7 +50,7 @@ class UpdateDirection(Callback):
         assert isinstance(pl_module, MultiLossModule)
         if self._before is None or trainer.global_step == self._before[0]:
             return
-        _, shared, before, rows, present = self._before
+        shared, before, rows, present = self._before[1:]
         self._before = None
         update = _flat(shared) - before
         lengths = (rows.norm(dim=1) * update.norm()).clamp(min=_TINY)

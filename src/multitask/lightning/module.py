@@ -528,7 +528,7 @@ class MultiLossModule(MeasuredModule):
         if self.automatic_optimization:
             # step_plateau_schedulers steps them, before the checkpoint.
             config["reduce_on_plateau"] = False
-        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value, typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
 
 
 def _legacy_state(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from types import ModuleType
 # For each module, its short names (as in a task's YAML) and its former names.
 _ALIASES = {
     "losses.class_weights": "class_weights",
+    "metrics.areas": "metrics.classification",
     "task.derived": "derived",
     "task.penalty": "penalty",
     "task.seen": "seen",

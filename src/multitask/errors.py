@@ -38,34 +38,21 @@ class RunFailed(Exception):
 
 
 class RunInterrupted(BaseException):
-    """A run that stopped on a signal after saving a checkpoint.
+    """A run that a signal stopped, and the checkpoint to resume from; ``None`` if nothing was saved yet.
 
     Like ``KeyboardInterrupt`` it is not an ``Exception``, so that library code that handles its own errors does not
     catch it.
-
-    Args:
-        number: The signal.
-        checkpoint: The checkpoint to resume from; ``None`` if nothing was saved yet.
     """
 
     def __init__(self, number: int, checkpoint: str | None) -> None:
         self.number = number
-        more = (
-            f"resume with ckpt_path={checkpoint} and the same overrides"
-            if checkpoint
-            else "nothing was saved yet"
-        )
+        resume = f"resume with ckpt_path={checkpoint} and the same overrides"
+        more = resume if checkpoint else "nothing was saved yet"
         super().__init__(f"stopped by {signal.Signals(number).name}; {more}")
 
 
 def choices(wrong: str, known: Iterable[str], most: int = 1) -> str:
-    """Return ``did you mean …? Choices: …``, or the choices alone, for an unknown name.
-
-    Args:
-        wrong: The unknown name.
-        known: The known names.
-        most: Maximum number of suggestions.
-    """
+    """Return ``did you mean …? Choices: …``, with at most ``most`` suggestions, or the choices alone."""
     names = sorted(known)
     close = [f"'{name}'" for name in difflib.get_close_matches(wrong, names, n=most)]
     listed = f"hoices: {', '.join(names)}."
@@ -86,11 +73,11 @@ def one_sentence(error: BaseException) -> str | None:
         case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
             return _unknown_key(error.__cause__) or on_one_line(f"{error} {error.__cause__}")
         case OmegaConfBaseException():
-            return _unknown_key(error) or on_one_line(str(error))
+            return _unknown_key(error) or on_one_line(error)
         case HydraException():
-            return on_one_line(str(error))
+            return on_one_line(error)
         case Exception() if type(error).__name__ == "MisconfigurationException":
-            return on_one_line(str(error))  # Lightning's, matched by name since importing it takes seconds
+            return on_one_line(error)  # Lightning's, matched by name since importing it takes seconds
         case OSError() if error.errno in _UNWRITABLE:
             return (
                 f"cannot write {error.filename or 'a file'}: {error.strerror}; choose another folder with "
@@ -106,13 +93,13 @@ def explained(error: BaseException, *library: type[Exception]) -> str | None:
 
 def _instantiation(error: InstantiationException) -> str:
     cause: BaseException = error
-    # What was raised says more than what it was raised from, but for what cannot be imported.
+    # An error says more than its cause, unless it is an import error.
     while isinstance(cause, InstantiationException | ImportError) and cause.__cause__ is not None:
         cause = cause.__cause__
     if isinstance(cause, ConfigError):
         return str(cause)
     _, marked, key = str(error).partition("full_key: ")
-    sentence = on_one_line(str(cause))
+    sentence = on_one_line(cause)
     return f"{key.strip()}: {sentence}" if marked and not sentence.startswith(key.strip()) else sentence
 
 

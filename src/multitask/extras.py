@@ -5,15 +5,9 @@ from typing import Any
 
 
 def imported(package: str, extra: str, needed_by: str) -> Any:
-    """Import a package of an extra.
+    """Import a package that an extra installs and the config key ``needed_by`` needs.
 
-    Args:
-        package: The package.
-        extra: The extra that installs it.
-        needed_by: The config key that needs it.
-
-    Raises:
-        ValueError: If the package is not installed.
+    Raises ``ValueError`` if it is not installed.
     """
     try:
         return import_module(package)

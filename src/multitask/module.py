@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multitask.lightning.figures import Figures, logged
+from multitask.lightning.metric_keys import TaskMetrics, val_keys
 from multitask.lightning.module import LossAndCount, MultiLossModule
+from multitask.lightning.parts import stacked
 from multitask.private import keep_buffers_of_backward
 from multitask.task.measurement import Measurement
 from multitask.task.penalty import Penalty
@@ -145,26 +146,22 @@ class MultiTaskModule(MultiLossModule):
                 losses[name] = (self.penalty(name).expand(2), torch.ones(2))
                 continue
             prediction = seen.predictions[name]
-            # Alternating, so that halves of micro-batches join to halves of the whole batch.
-            groups = torch.arange(seen.examples, device=prediction.device) % 2
             with naming(name):
-                by_half = self.by_name[name].by_group(prediction, batch, groups, 2)
-            counts = [torch.as_tensor(half.count, dtype=torch.float64).cpu() for half in by_half]
-            losses[name] = (torch.stack([half.loss for half in by_half]), torch.stack(counts))
+                by_half = self.by_name[name].by_half(prediction, batch)
+            losses[name] = stacked(*((half.loss, half.count) for half in by_half))
         return losses
 
     def _losses_of_examples(self, seen: Seen) -> dict[str, LossAndCount]:
+        if any(isinstance(task, Penalty) for task in self.tasks.values()):
+            raise ValueError("a penalty has no loss per example, but the weighting has one row per example.")
         losses: dict[str, LossAndCount] = {}
-        for name, task in self.tasks.items():
-            if isinstance(task, Penalty):
-                raise ValueError(
-                    "a penalty has no loss per example, but the weighting has one row per example."
-                )
+        for name in self.names:
             with naming(name):
-                if isinstance(task, Term):
-                    losses[name] = task.each(seen)
-                else:
-                    losses[name] = self.by_name[name].each(seen.predictions[name], seen.batch)
+                losses[name] = (
+                    self.terms[name].each(seen)
+                    if name in self.terms
+                    else self.by_name[name].each(seen.predictions[name], seen.batch)
+                )
         return losses
 
     def _graph(self) -> AbstractContextManager[object]:
@@ -197,25 +194,19 @@ class MultiTaskModule(MultiLossModule):
             outcomes = seen.outcomes()
             terms = [self.term(name, seen) for name in self.terms]
         examples = float(seen.examples)
-        self._measurement.update(
-            self.by_name,
-            outcomes.values(),
-            [(loss, examples if count is None else count) for loss, count in terms],
-        )
+        others = [(loss, examples if count is None else count) for loss, count in terms]
+        self._measurement.update(self.by_name, outcomes.values(), others)
 
-    def measured(self) -> Figures:
+    def measured(self) -> TaskMetrics:
         """Return losses and metrics since the last call, over all processes."""
-        figures = self._measurement.finish(self.by_name, self.terms)
+        metrics = self._measurement.finish(self.by_name, self.terms)
         penalties = [name for name, task in self.tasks.items() if isinstance(task, Penalty)]
-        return {**figures} | {(name, "loss"): float(self.penalty(name)) for name in penalties}
+        return {**metrics} | {(name, "loss"): float(self.penalty(name)) for name in penalties}
 
     def keys_of(self, names: Iterable[str]) -> set[str]:
         """Return the keys that validation logs if these tasks have labels."""
-        metrics = {
-            name: ["loss", *self.by_name[name].metrics] if name in self.by_name else ["loss"]
-            for name in names
-        }
-        return set(logged({(name, metric): 0.0 for name, own in metrics.items() for metric in own}, "val"))
+        own = {name: self.by_name[name].metrics if name in self.by_name else () for name in names}
+        return val_keys((name, metric) for name in own for metric in ("loss", *own[name]))
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
         """Return whether higher values of a metric are better; ``None`` if the metric does not define it."""
@@ -223,11 +214,7 @@ class MultiTaskModule(MultiLossModule):
 
 
 def inputs_of(batch: Batch, keys: str | Sequence[str]) -> Any:
-    """Return the trunk's inputs: the value of one key, or a dict of several.
-
-    Raises:
-        KeyError: If the batch lacks a key.
-    """
+    """Return the trunk's inputs: the value of one key, or a dict of several; ``KeyError`` if the batch lacks one."""
     return batch[keys] if isinstance(keys, str) else {key: batch[key] for key in keys}
 
 
@@ -235,10 +222,7 @@ def call_with_inputs(trunk: Any, batch: Batch, inputs: str | Sequence[str]) -> A
     """Call the trunk with its inputs in a batch.
 
     Several keys are passed as keyword arguments. The value of one key is passed as the only argument, except a mapping
-    whose keys the trunk accepts as keyword arguments.
-
-    Raises:
-        KeyError: If the batch lacks a key.
+    whose keys the trunk accepts as keyword arguments. Raises ``KeyError`` if the batch lacks a key.
     """
     given = inputs_of(batch, inputs)
     if not isinstance(inputs, str) or (isinstance(given, Mapping) and _takes(trunk, given)):

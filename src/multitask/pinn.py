@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
 from multitask.gradients.pointwise import Pointwise
-from multitask.lightning.figures import Figures, logged
+from multitask.lightning.metric_keys import TaskMetrics, val_keys
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.parts import LossAndCount
 from multitask.metrics.precision import Exact
@@ -31,11 +31,8 @@ class PINN(MultiLossModule):
 
     Args:
         problem: The problem.
-        losses: The terms of each loss by name; by default one loss per term.
+        losses: The terms of each loss by name; by default one loss per term. ``ValueError`` unless each is in one loss.
         widths: Widths of the hidden layers.
-
-    Raises:
-        ValueError: If a term is not in exactly one loss.
     """
 
     def __init__(
@@ -55,12 +52,8 @@ class PINN(MultiLossModule):
             )
         self.names = list(self.terms)
         self.net = tanh_network(len(problem.axes), widths, len(problem.fields))
-        self.metrics = nn.ModuleDict(
-            {
-                field: Exact({"relative_l2": RelativeL2(), "mse": MeanSquaredError()})
-                for field in problem.fields
-            }
-        )
+        metrics = [Exact({"relative_l2": RelativeL2(), "mse": MeanSquaredError()}) for _ in problem.fields]
+        self.metrics = nn.ModuleDict(dict(zip(problem.fields, metrics, strict=True)))
 
     @property
     def labels_can_be_missing(self) -> bool:
@@ -74,8 +67,7 @@ class PINN(MultiLossModule):
     def losses(self, batch: Batch) -> dict[str, LossAndCount]:
         """Return the mean losses, in evaluation with their numbers of points; in training these are constant.
 
-        Raises:
-            ValueError: If the batch has no points in training.
+        Raises ``ValueError`` if the batch has no points in training.
         """
         if self.training and not len(batch[INSIDE]):
             raise ValueError("the batch has no points")
@@ -129,30 +121,28 @@ class PINN(MultiLossModule):
         with torch.no_grad():
             fields = self(batch["grid"].flatten(0, 1)).double()
         solution = batch["solution"].flatten(0, 1)
-        for i, field in enumerate(self.problem.fields):
-            self._metrics_of(field).update(fields[:, i], solution[:, i])
+        for i, (_, metrics) in enumerate(self._by_field()):
+            metrics.update(fields[:, i], solution[:, i])
 
-    def measured(self) -> Figures:
+    def measured(self) -> TaskMetrics:
         """Return losses and metrics since the last call, over all processes."""
-        figures = dict(super().measured())
-        for field in self.problem.fields:
-            metrics = self._metrics_of(field)
-            figures |= {(field, name): float(value) for name, value in metrics.compute().items()}
+        measured = dict(super().measured())
+        for field, metrics in self._by_field():
+            measured |= {(field, name): float(value) for name, value in metrics.compute().items()}
             metrics.reset()
-        return figures
+        return measured
 
     def keys_of(self, names: Iterable[str]) -> set[str]:
         """Return the keys that validation logs."""
         metrics = [(field, name) for field in self.problem.fields for name in ("relative_l2", "mse")]
-        return set(logged(dict.fromkeys([*((name, "loss") for name in names), *metrics], 0.0), "val"))
+        return val_keys([*((name, "loss") for name in names), *metrics])
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
         """Return ``False``: all metrics are errors."""
         return False
 
-    def _metrics_of(self, field: str) -> Exact:
-        metrics: Any = self.metrics[field]
-        return metrics
+    def _by_field(self) -> Iterable[tuple[str, Any]]:
+        return self.metrics.items()
 
 
 def tanh_network(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential:

@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 
 
 def compose_once(check: Callable[[ConfigLoader, list[str]], None]) -> None:
-    """Let Hydra raise what goes wrong while it composes the config to find its mode, and keep what it composed.
+    """Let Hydra raise errors while it composes the config to find its mode, and keep the composed config.
 
-    hydra-core 1.3.8 composes for ``hydra.mode``, swallows any error, and composes again to run, to the same config or
-    error: https://github.com/hydra-ecosystem/hydra/issues/3440.
-
-    Args:
-        check: What to check before, given the loader and the overrides.
+    ``check`` is called first, with the loader and the overrides. hydra-core 1.3.8 composes for ``hydra.mode``, swallows
+    any error, and composes again to run, to the same config or error:
+    https://github.com/hydra-ecosystem/hydra/issues/3440.
     """
     from hydra._internal.hydra import Hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -76,14 +74,10 @@ def log_results(trainer: Trainer, results: Mapping[str, float]) -> None:
 
 @contextmanager
 def before_batches(trainer: Trainer, taken: int) -> Iterator[None]:
-    """Rewind the progress by the current batch and its unfinished window, so that a checkpoint resumes with them.
+    """Rewind the progress by the current batch and ``taken`` earlier ones, so that a checkpoint resumes with them.
 
     lightning 2.6.6 resumes after the last fetched batch, whether or not a step followed:
     https://github.com/Lightning-AI/pytorch-lightning/issues/18060.
-
-    Args:
-        trainer: The trainer, before the batch.
-        taken: Number of earlier batches in the window.
     """
     loop = trainer.fit_loop.epoch_loop
 

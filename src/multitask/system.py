@@ -35,11 +35,7 @@ _GROUPS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.u
 def lock(file: TextIO) -> bool | None:
     """Lock an open file without waiting; closing it or the end of the process releases the lock.
 
-    Returns:
-        Whether the lock was acquired; ``None`` if the system or file system does not support locks.
-
-    Raises:
-        OSError: For any other reason.
+    Returns whether the lock was acquired; ``None`` if the system or file system does not support locks.
     """
     try:
         if fcntl is not None:
@@ -94,7 +90,7 @@ def lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 
@@ -122,10 +118,9 @@ def peak_memory_mib() -> float | None:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Return how many bytes this process can take within the limits of its control groups; ``None`` outside Linux.
+    """Return how many bytes this process can allocate within the limits of its control groups; ``None`` outside Linux.
 
-    Args:
-        root: The folder of ``proc`` and ``sys``.
+    ``root`` is the folder of ``proc`` and ``sys``.
     """
     try:
         machine, process = (_text(root / "proc" / name) for name in ("meminfo", "self/cgroup"))
@@ -138,9 +133,9 @@ def available_memory(root: Path = Path("/")) -> int | None:
             for limit, used in _GROUPS:
                 try:
                     most, now, stat = (_text(group / name) for name in (limit, used, "memory.stat"))
-                    figures = dict(line.split() for line in stat.splitlines())
-                    # Files that are cached are dropped where memory is needed.
-                    cached = figures.get("total_inactive_file", figures.get("inactive_file", 0))
+                    used_by = dict(line.split() for line in stat.splitlines())
+                    # Cached files are dropped when memory is needed.
+                    cached = used_by.get("total_inactive_file", used_by.get("inactive_file", 0))
                     left.append(int(most) - int(now) + int(cached))
                 except (OSError, ValueError):  # no such file, or no limit
                     continue

@@ -11,7 +11,7 @@ from torchjd.aggregation import UPGradWeighting
 from torchjd.scalarization import Mean
 
 from multitask.run.sharing import shared_in
-from multitask.task.task import split_features
+from multitask.task.seen import split_features
 from multitask.weighting.adapter import adapt
 from multitask.weighting.wrapper import InstanceWise
 from tests.conftest import Arrays, arrays, build, fit

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,9 @@ class Checkpoints(Checkpoint):
     Args:
         dirpath: The folder.
         monitor: The metric that decides what is best; ``None`` keeps only the last state.
-        mode: ``min`` or ``max``.
-        every_n_train_steps: Also save last.ckpt every this many optimizer steps.
+        mode: ``min`` or ``max``; others raise ``ValueError``.
+        every_n_train_steps: Also save last.ckpt every this many optimizer steps; below 1 raises ``ValueError``.
         window: The number of batches per optimizer step.
-
-    Raises:
-        ValueError: If ``mode`` is unknown, or a number is not positive.
     """
 
     def __init__(
@@ -52,8 +49,7 @@ class Checkpoints(Checkpoint):
                 f"callbacks.checkpoint.every_n_train_steps={every_n_train_steps} must be at least 1, or null."
             )
         self.folder = Path(dirpath)
-        self.monitor = monitor
-        self.mode = mode
+        self.monitor, self.mode = monitor, mode
         self.every_n_train_steps = every_n_train_steps
         self.window = window
         self.best_model_score: Tensor | None = None
@@ -78,32 +74,32 @@ class Checkpoints(Checkpoint):
         """Return the best score, its step and the kept files."""
         return {"score": self.best_model_score, "step": self._best_step, "kept": self.kept}
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Save the number of rows of metrics.csv; a resumed run writes later rows again."""
-        checkpoint["rows"] = sum(each.rows for each in trainer.loggers if isinstance(each, MetricsCsv))
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, its step and the kept files."""
-        self.best_model_score = state_dict["score"]
-        self._best_step = state_dict["step"]
+        self.best_model_score, self._best_step = state_dict["score"], state_dict["step"]
         self.kept = dict(state_dict.get("kept", {}))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Save the number of rows of metrics.csv; a resumed run writes later rows again."""
+        checkpoint["rows"] = sum(each.rows for each in trainer.loggers if isinstance(each, MetricsCsv))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record that the state at the start is saved already."""
         self._saved_step = trainer.global_step
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Save every ``every_n_train_steps`` steps, and copy the buffers, which a forward pass changes."""
         if batch_idx % self.window:
             return
         every = self.every_n_train_steps
         if every and trainer.global_step % every == 0 and trainer.global_step != self._saved_step:
             self.save_before_batch(trainer)
-        self._note_buffers(pl_module)
+        # A bad batch changes running statistics before its loss is known.
+        buffers = list(pl_module.buffers())
+        if len(buffers) != len(self._before_forward):
+            self._before_forward = [buffer.detach().clone() for buffer in buffers]
+        else:
+            _copy(buffers, self._before_forward)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the score with the best so far, and keep the weights if they are better."""
@@ -121,9 +117,10 @@ class Checkpoints(Checkpoint):
                     "selection.metric",
                     f"={self.monitor} has no finite value in epoch {trainer.current_epoch + 1}, which is skipped.",
                 )
-        elif self.best_model_score is None or self._better(score):
-            self.best_model_score = score
-            self._best_step = trainer.global_step
+            return
+        best, better = self.best_model_score, torch.lt if self.mode == "min" else torch.gt
+        if best is None or better(score, best.to(score.device)):
+            self.best_model_score, self._best_step = score, trainer.global_step
             self._keep(trainer, BEST)
 
     def keep(self, trainer: Trainer, name: str) -> None:
@@ -133,16 +130,11 @@ class Checkpoints(Checkpoint):
             self._keep(trainer, name)
 
     def _keep(self, trainer: Trainer, name: str) -> None:
-        """Save the weights now within an epoch; at its end, link to the last state once it is saved."""
+        """Save the weights at once within an epoch; at its end, link to the last state once it is saved."""
         if trainer.is_last_batch:
             self._due.append(name)
         else:
             self._save(trainer, self.folder / name)
-
-    def _better(self, score: Tensor) -> bool:
-        assert self.best_model_score is not None
-        best = self.best_model_score.to(score.device)
-        return bool(score < best if self.mode == "min" else score > best)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state, and link the files that keep it."""
@@ -167,12 +159,7 @@ class Checkpoints(Checkpoint):
             self._due = []
 
     def save_before_batch(self, trainer: Trainer, taken: int = 0) -> None:
-        """Save the state before the next batch, with which a resumed run starts.
-
-        Args:
-            trainer: The trainer.
-            taken: The number of batches of an unfinished window to take again.
-        """
+        """Save the state before the next batch, and before the ``taken`` earlier batches of an unfinished window."""
         loader = _loader(trainer)
         if loader is not None:
             loader.give_back(taken + 1)
@@ -186,26 +173,13 @@ class Checkpoints(Checkpoint):
         """Save the state before a step with a non-finite loss, unless the weights are not finite either."""
         if not isinstance(exception, FloatingPointError):
             return
-        self._restore_buffers(pl_module)
-        values = [*pl_module.parameters(), *(b for b in pl_module.buffers() if b.is_floating_point())]
+        buffers = list(pl_module.buffers())
+        if len(buffers) == len(self._before_forward):
+            _copy(self._before_forward, buffers)
+        values = [*pl_module.parameters(), *(b for b in buffers if b.is_floating_point())]
         if all(bool(v.isfinite().all()) for v in values):
             completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
             self.save_before_batch(trainer, completed % self.window)
-
-    def _note_buffers(self, module: LightningModule) -> None:
-        """Copy running statistics: the forward pass of a bad batch changes them before its loss is known."""
-        buffers = list(module.buffers())
-        if len(buffers) != len(self._before_forward):
-            self._before_forward = [buffer.detach().clone() for buffer in buffers]
-        else:
-            for saved, buffer in zip(self._before_forward, buffers, strict=True):
-                saved.copy_(buffer)
-
-    def _restore_buffers(self, module: LightningModule) -> None:
-        buffers = list(module.buffers())
-        if len(buffers) == len(self._before_forward):
-            for saved, buffer in zip(self._before_forward, buffers, strict=True):
-                buffer.copy_(saved)
 
     def _save(self, trainer: Trainer, path: Path) -> None:
         if _dry(trainer):
@@ -216,6 +190,11 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             temporary.replace(path)
         trainer.strategy.barrier("checkpoint")
+
+
+def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
+    for old, new in zip(target, source, strict=True):
+        old.copy_(new)
 
 
 def _dry(trainer: Trainer) -> bool:
@@ -230,14 +209,9 @@ def _loader(trainer: Trainer) -> Loader | None:
 
 
 def find_kept(source: Path, states: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the files of weights that a checkpoint's run has kept so far, by name.
+    """Return the files of weights that the run of a checkpoint, with these states of callbacks, has kept, by name.
 
-    Args:
-        source: The checkpoint.
-        states: The states of its callbacks.
-
-    Raises:
-        ConfigError: If a file is no longer beside the checkpoint.
+    Raises ``ConfigError`` if a file is no longer beside the checkpoint.
     """
     state = states.get(Checkpoints.__name__, {})
     steps = {BEST: state.get("step", -1), **state.get("kept", {})}
@@ -248,8 +222,10 @@ def _kept(source: Path, name: str, step: int) -> Path:
     best = source.parent / name
     # A run killed between the two writes leaves an older file; then the checkpoint itself is the best.
     for candidate in (best, source):
-        if candidate.is_file() and _step(candidate) == step:
-            return candidate
+        if candidate.is_file():
+            content = torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
+            if content["global_step"] == step:
+                return candidate
     raise ConfigError(
         f"ckpt_path={source} resumes a run whose best weights, of step {step}, are no longer in {best}; restore "
         "them, or start a new run from its weights with init_from."
@@ -261,10 +237,6 @@ def copy_checkpoint(found: Path, target: Path) -> None:
     if not (target.is_file() and target.samefile(found)):
         target.parent.mkdir(parents=True, exist_ok=True)
         _replace(found, target, link=False)
-
-
-def _step(path: Path) -> int:
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def _replace(source: Path, target: Path, *, link: bool) -> None:

@@ -1,6 +1,7 @@
 """Logs conflict between the tasks' gradients, from the Gramian of the step."""
 
 import math
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -27,10 +28,10 @@ class Conflict(Callback):
     - ``negative_share``: share of the pairs whose cosine is negative;
     - ``magnitude_similarity``: 2‖a‖‖b‖ / (‖a‖² + ‖b‖²), mean over pairs (Gradient Surgery for
       Multi-Task Learning, 2020);
-    - ``condition``: condition number of the Gramian at the interval's last step;
-    - ``norm_ratio``: norm of the combined gradient over that of the mean gradient;
-    - ``weight_entropy``: entropy of the weights' shares, in units of that of equal weights;
-    - ``solver_seconds`` and ``solver_failures`` per step.
+    - ``gramian/condition``: condition number of the Gramian at the interval's last step;
+    - ``weights/norm_ratio``: norm of the combined gradient over that of the mean gradient;
+    - ``weights/entropy``: entropy of the weights' shares, in units of that of equal weights;
+    - ``solver/seconds`` and ``solver/failures`` per step.
 
     Args:
         most_pairs: The largest number of pairs of tasks for which each cosine is logged.
@@ -45,11 +46,7 @@ class Conflict(Callback):
         self._probed = False
 
     def check(self, module: LightningModule) -> None:
-        """Refuse names of tasks that give two pairs the same key.
-
-        Raises:
-            ValueError: If there are such pairs, naming both.
-        """
+        """Raise ``ValueError`` if the names of the tasks give two pairs the same key."""
         assert isinstance(module, MultiLossModule)
         pairs: dict[str, tuple[str, str]] = {}
         for pair in combinations(module.names, 2):
@@ -62,38 +59,28 @@ class Conflict(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register an observer of the module's steps."""
         assert isinstance(pl_module, MultiLossModule)
-        module = pl_module
-        self._solver = (module.weighting.solver_seconds, module.weighting.failures)
+        self._solver = (pl_module.weighting.solver_seconds, pl_module.weighting.failures)
+        pl_module.observers.append(partial(self._after_step, pl_module))
 
-        def observe(result: StepResult) -> None:
-            if result.gradients is not None and not self._probed:
-                self._observe(module, result.gradients.gramian(), result.weights, result.present)
-            self._probed = False
+    def _after_step(self, module: MultiLossModule, result: StepResult) -> None:
+        if result.gradients is not None and not self._probed:
+            self._observe(module, result.gradients.gramian(), result.weights, result.present)
+        self._probed = False
 
-        module.observers.append(observe)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Compute a Gramian every ``probe_every`` steps if the weighting has none."""
         assert isinstance(pl_module, MultiLossModule)
-        if (
-            self.probe_every
-            and trainer.global_step % self.probe_every == 0
-            and batch_idx % pl_module.window == 0
-            and pl_module.has_no_gramian
-        ):
-            found = probe(pl_module, batch)
+        due = self.probe_every and trainer.global_step % self.probe_every == 0
+        if due and batch_idx % pl_module.window == 0 and pl_module.has_no_gramian:
             self._probed = True
-            if found is not None:
-                self._observe(pl_module, *found)
+            if (probed := probe(pl_module, batch)) is not None:
+                self._observe(pl_module, *probed)
 
     @torch.no_grad()
     def _observe(
         self, module: MultiLossModule, gramian: Tensor, weights: Tensor | None, present: list[int]
     ) -> None:
-        k = len(present)
-        add = module.telemetry.add
+        k, add = len(present), module.telemetry.add
         # Rows of parts of the batch are averaged to those of each task's mean gradient.
         parts = len(gramian) // k
         gramian = gramian.detach().view(parts, k, parts, k).mean((0, 2))
@@ -102,9 +89,8 @@ class Conflict(Callback):
         if weights is not None:
             shares = weights.detach().view(parts, k).sum(0)
             mean = torch.full_like(shares, 1.0 / k)
-            ratio = (shares @ gramian @ shares).clamp(min=0).sqrt() / (mean @ gramian @ mean).clamp(
-                min=_TINY
-            ).sqrt()
+            combined, of_mean = shares @ gramian @ shares, mean @ gramian @ mean
+            ratio = combined.clamp(min=0).sqrt() / of_mean.clamp(min=_TINY).sqrt()
             p = shares.abs() / shares.abs().sum().clamp(min=_TINY)
             entropy = -(p * p.clamp(min=_TINY).log()).sum() / math.log(max(k, 2))
             add("conflict/weights", torch.stack([ratio, entropy]), ["norm_ratio", "entropy"])
@@ -114,24 +100,20 @@ class Conflict(Callback):
         add("conflict/solver", torch.tensor(spent, dtype=torch.float64), ["seconds", "failures"])
 
     def _geometry(self, module: MultiLossModule, gramian: Tensor, present: list[int]) -> None:
-        k = len(present)
-        add = module.telemetry.add
+        k, add = len(present), module.telemetry.add
         squares = gramian.diagonal().clamp(min=0)
         norms = squares.sqrt()
         first, second = torch.triu_indices(k, k, 1, device=gramian.device)
         cosines = gramian[first, second] / (norms[first] * norms[second]).clamp(min=_TINY)
-        similar = (
-            2 * norms[first] * norms[second] / (squares[first] + squares[second]).clamp(min=_TINY)
-        ).mean()
+        sums = (squares[first] + squares[second]).clamp(min=_TINY)
+        similar = (2 * norms[first] * norms[second] / sums).mean()
         negative = (cosines < 0).to(cosines.dtype).mean()
         add("conflict", torch.stack([negative, similar]), ["negative_share", "magnitude_similarity"])
-        m = len(module.names)
-        pairs = list(combinations(range(m), 2))
+        pairs = list(combinations(range(len(module.names)), 2))
         if len(pairs) <= self.most_pairs:
-            names = [f"{module.names[a]}__{module.names[b]}" for a, b in pairs]
-            place = {pair: i for i, pair in enumerate(pairs)}
-            among = [place[pair] for pair in combinations(present, 2)]
-            add("conflict/cosine", cosines, names, among)
+            names = ["__".join(pair) for pair in combinations(module.names, 2)]
+            index = {pair: i for i, pair in enumerate(pairs)}
+            add("conflict/cosine", cosines, names, [index[pair] for pair in combinations(present, 2)])
         every: int = module.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (module.trainer.global_step + 1) % every == 0:
             values = torch.linalg.eigvalsh(gramian.double())
@@ -142,19 +124,14 @@ class Conflict(Callback):
 def probe(module: MultiLossModule, batch: Any) -> tuple[Tensor, Tensor | None, list[int]] | None:
     """Compute the Gramian of the losses on a batch of all processes, without side effects.
 
-    Args:
-        module: The module, whose weighting has no Gramian; its buffers (running statistics) are restored.
-        batch: The batch.
-
     Returns:
         The Gramian of the labelled losses, shape ``[k, k]``; the weights that a scalarization gives them, shape
         ``[k]``, or ``None``; and the indices of these losses. ``None`` if no loss is labelled or nothing is shared.
     """
-    combiner = module.weighting
-    step = module.step
+    combiner, step = module.weighting, module.step
     with unobtrusive(module, train=True), torch.enable_grad():
-        found, counts = module.named_losses(batch)
-        losses = Losses(found)
+        by_name, counts = module.named_losses(batch)
+        losses = Losses(by_name)
         labelled = torch.tensor(counts_of(counts, losses), dtype=torch.float64)
         rows, shared = step.rows_of(losses)
     values = losses.values[0].where(labelled.to(losses.values) > 0, 0.0)

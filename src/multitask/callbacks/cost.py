@@ -55,17 +55,13 @@ class Cost(Callback):
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the time since the last batch as waiting for data."""
         self._began = self._now()
         if self._ended is not None and batch_idx > 0:
             self._waited += self._began - self._ended
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log the step's times; those of micro-batches add up until the optimizer step."""
         assert isinstance(pl_module, MultiLossModule)
         self._ended = self._now()
@@ -75,12 +71,10 @@ class Cost(Callback):
         self._steps_taken = trainer.global_step
         self.steps.append(self._in_step)
         spent = {**pl_module.times, "data": self._waited, "step": self._in_step}
-        figures = [spent.get(section, 0.0) for section in _SECTIONS]
-        names = [section.replace(" ", "_") for section in _SECTIONS]
+        costs = {section.replace(" ", "_"): spent.get(section, 0.0) for section in _SECTIONS}
         if (peak := self._peak_memory_mib()) is not None:
-            figures.append(peak)
-            names.append("peak_memory_mib")
-        pl_module.telemetry.add("cost", torch.tensor(figures, dtype=torch.float64), names)
+            costs["peak_memory_mib"] = peak
+        pl_module.telemetry.add("cost", torch.tensor([*costs.values()], dtype=torch.float64), [*costs])
         pl_module.times.clear()
         self._waited = self._in_step = 0.0
 

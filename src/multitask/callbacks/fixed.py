@@ -12,19 +12,15 @@ from multitask.private import averages_statistics
 class Fixed(Callback):
     """Checks before each batch that accumulation and clipping are those of the config.
 
-    Manual optimization, checkpoints and schedulers use the config; some would silently ignore a change.
-
-    Args:
-        options: The Trainer's arguments; empty with manual optimization, in which the module handles these keys.
+    Manual optimization, checkpoints and schedulers use the config; some would silently ignore a change. ``options`` are
+    the Trainer's arguments.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._window = options.get("accumulate_grad_batches", 1)
         self._clip = options.get("gradient_clip_val")
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Compare the Trainer's values with the config's."""
         # In manual optimization the module handles them, and has reset the Trainer's.
         window, clip = (self._window, self._clip) if pl_module.automatic_optimization else (1, None)

@@ -33,16 +33,14 @@ class Frozen(Callback):
         self._trained = _trained(pl_module)  # the parameters that DistributedDataParallel averages
         if self._saved is None:
             return
-        frozen, evaluating, unmeasured = (
-            set(self._saved[key]) for key in ("parameters", "evaluating", "unmeasured")
-        )
+        saved = {key: set(names) for key, names in self._saved.items()}
         for name, parameter in pl_module.named_parameters():
             if parameter.is_floating_point() or parameter.is_complex():
-                parameter.requires_grad_(name not in frozen)
+                parameter.requires_grad_(name not in saved["parameters"])
         for name, module in pl_module.named_modules():
-            module.training = name not in evaluating
+            module.training = name not in saved["evaluating"]
             if hasattr(module, "track_running_stats"):
-                module.track_running_stats = name not in unmeasured
+                module.track_running_stats = name not in saved["unmeasured"]
         self._saved = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,41 +49,34 @@ class Frozen(Callback):
         Raises:
             ConfigError: If the processes would train a parameter without averaging its gradient.
         """
-        if (
-            pl_module.automatic_optimization
-            and trainer.world_size > 1
-            and _trained(pl_module) - self._trained
-        ):
+        several = pl_module.automatic_optimization and trainer.world_size > 1
+        if several and _trained(pl_module) - self._trained:
             raise ConfigError(
                 "a callback unfreezes parameters during the run, and torch's DistributedDataParallel "
                 "averages only the gradients of parameters that were trained from the start; set "
                 "trainer.devices=1, or choose a Jacobian method, such as weighting=upgrad."
             )
-        self._evaluating = [name for name, module in pl_module.named_modules() if not module.training]
+        self._evaluating = _evaluating(pl_module)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save the names of frozen parameters and of modules in evaluation mode."""
-        modules = dict(pl_module.named_modules())
         if trainer.training:
-            self._evaluating = [name for name, module in modules.items() if not module.training]
+            self._evaluating = _evaluating(pl_module)
+        modules = pl_module.named_modules()
         checkpoint["frozen"] = {
             "parameters": [name for name, p in pl_module.named_parameters() if not p.requires_grad],
             "evaluating": self._evaluating,
-            "unmeasured": [
-                name
-                for name, module in modules.items()
-                if getattr(module, "track_running_stats", True) is False
-            ],
+            "unmeasured": [n for n, m in modules if getattr(m, "track_running_stats", True) is False],
         }
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Keep the saved names until training starts."""
         self._saved = checkpoint.get("frozen")
 
 
 def _trained(module: LightningModule) -> set[str]:
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _evaluating(module: LightningModule) -> list[str]:
+    return [name for name, part in module.named_modules() if not part.training]

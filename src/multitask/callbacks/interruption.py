@@ -4,7 +4,7 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,11 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption(Callback):
     """Answers the first SIGINT or SIGTERM during a fit with a checkpoint after the current step.
 
-    Outside a fit, and on a second SIGINT, the run stops at once.
-
-    Args:
-        checkpoints: The callback that saves.
-        window: The number of batches per optimizer step.
+    Outside a fit, and on a second SIGINT, the run stops at once. ``window`` is the number of batches per step.
     """
 
     def __init__(self, checkpoints: Checkpoints | None, window: int = 1) -> None:
@@ -56,7 +52,7 @@ class Interruption(Callback):
         again = self._received is not None and number == signal.SIGINT
         self._received = number
         if not self._closing and (again or not self._fitting):
-            raise self._interrupted(number)
+            self._stop(number)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -64,8 +60,8 @@ class Interruption(Callback):
         last = self._checkpoints.last if self._checkpoints else None
         return last if last and last.is_file() else None
 
-    def _interrupted(self, number: int) -> RunInterrupted:
-        return RunInterrupted(number, str(self.checkpoint) if self.checkpoint else None)
+    def _stop(self, number: int) -> NoReturn:
+        raise RunInterrupted(number, str(self.checkpoint) if self.checkpoint else None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish the current step on a signal from now on."""
@@ -75,24 +71,18 @@ class Interruption(Callback):
             self._processes = dist.new_group(backend="gloo")
         self._fitting = True
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Save and stop before the next step if a signal was received."""
-        if batch_idx % self._window:
-            return
-        number = self._agreed()
-        if number:
+        if batch_idx % self._window == 0 and (number := self._agreed()):
             if self._checkpoints is not None:
                 self._checkpoints.save_before_batch(trainer)
-            raise self._interrupted(number)
+            self._stop(number)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop if a signal was received after the last step, whose epoch is saved."""
         self._fitting = False
-        number = self._agreed()
-        if number:
-            raise self._interrupted(number)
+        if number := self._agreed():
+            self._stop(number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop at once on a signal from now on."""

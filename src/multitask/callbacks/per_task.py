@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from multitask.callbacks.checkpoints import Checkpoints
 from multitask.callbacks.switching import check_switching
 from multitask.errors import ConfigError, check_names, choices
-from multitask.lightning.figures import logged
+from multitask.lightning.metric_keys import to_keys
 from multitask.lightning.module import MultiLossModule
 
 
@@ -22,12 +22,12 @@ class PerTask(Callback):
     Args:
         metric: The validation metric of each task, ``loss`` or a name in ``tasks.*.metrics``.
         metrics: Other metrics, by task.
-        patience: The number of validations without improvement after which a task ends; ``None`` for never.
-        min_delta: The smallest change that counts as an improvement.
+        patience: The number of validations without improvement, at least 1, after which a task ends; ``None``: never.
+        min_delta: The smallest change, at least 0, that counts as an improvement.
         freeze: Whether a task that has ended stops training; otherwise it trains until all have ended.
 
     Raises:
-        ConfigError: If ``patience`` is not positive, or ``min_delta`` negative.
+        ConfigError: If a value is out of range.
     """
 
     def __init__(
@@ -44,25 +44,25 @@ class PerTask(Callback):
             raise ConfigError(f"callbacks.per_task.min_delta={min_delta} must be at least 0.")
         self.metric = metric
         self.metrics = dict(metrics or {})
-        self.patience = patience
+        self.patience = math.inf if patience is None else patience
         self.min_delta = min_delta
         self.freeze = freeze and patience is not None
         self._watched: dict[str, tuple[str, float]] = {}
+        """The key of each task's metric, and 1 if higher is better, otherwise −1."""
         self._best: dict[str, float] = {}
         self._mark: dict[str, float] = {}
+        """The value from which the next improvement is measured."""
         self._waited: dict[str, int] = {}
 
     @property
     def ended(self) -> list[str]:
         """The tasks that have ended."""
-        most = math.inf if self.patience is None else self.patience
-        return [name for name in self._watched if self._waited.get(name, 0) >= most]
+        return [name for name in self._watched if self._waited.get(name, 0) >= self.patience]
 
     def check(self, module: LightningModule) -> None:
         """Find the metric of each task, and whether higher is better.
 
-        Raises:
-            ConfigError: If a task has no such metric, or the metric does not define whether higher is better.
+        Raises ``ConfigError`` if a task has no such metric, or the metric does not define whether higher is better.
         """
         assert isinstance(module, MultiLossModule)
         if self.freeze:
@@ -70,7 +70,7 @@ class PerTask(Callback):
         check_names("callbacks.per_task.metrics", self.metrics, module.names)
         for name in module.names:
             metric = self.metrics.get(name, self.metric)
-            key = next(iter(logged({(name, metric): 0.0}, "val")))
+            key, *_ = to_keys({(name, metric): 0.0}, "val")
             where = f"callbacks.per_task.{f'metrics.{name}' if name in self.metrics else 'metric'}={metric}"
             if key not in module.validation_keys:
                 own = {key.rpartition("/")[2] for key in module.keys_of([name]) if f"/{name}/" in key}
@@ -85,11 +85,7 @@ class PerTask(Callback):
             self._watched[name] = (key, 1.0 if higher else -1.0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the module, unless it was checked before.
-
-        Raises:
-            ConfigError: If no callback saves checkpoints.
-        """
+        """Check the module, unless it was checked before; raise ``ConfigError`` if no callback saves checkpoints."""
         if not self._watched:
             self.check(pl_module)
         if stage == "fit":
@@ -106,20 +102,14 @@ class PerTask(Callback):
         return found[0]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once if the run had ended before the checkpoint.
-
-        Raises:
-            ConfigError: If there is no validation.
-        """
+        """Stop at once if the run had ended before the checkpoint; raise ``ConfigError`` without validation."""
         if not trainer.enable_validation:
             raise ConfigError(
                 "callbacks.per_task needs validation, and there is none; set callbacks.per_task=null, or validate."
             )
         self._stop_if_done(trainer)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Switch off tasks that have ended, at the start of an optimizer step."""
         assert isinstance(pl_module, MultiLossModule)
         if self.freeze and batch_idx % pl_module.window == 0:

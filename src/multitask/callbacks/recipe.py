@@ -10,27 +10,17 @@ from multitask.weighting.base import Combiner
 
 
 class Recipe(Callback):
-    """Saves the resolved config in every checkpoint, so that evaluation needs only this file.
-
-    Args:
-        config: The resolved config.
-    """
+    """Saves the resolved config in every checkpoint, so that evaluation needs only this file."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = dict(config)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add the config."""
         checkpoint["config"] = self._config
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse several optimizers, and one that does not train the weighting's own parameters.
-
-        Raises:
-            ConfigError: If the model's own ``configure_optimizers`` returns such optimizers.
-        """
+        """Raise ``ConfigError`` for several optimizers, and for one without the weighting's own parameters."""
         count = len(trainer.optimizers)
         if count != 1:
             raise ConfigError(

@@ -80,9 +80,7 @@ class Schedule(Callback):
         """Apply the schedule at the first batch."""
         self._epoch = None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Switch and weigh losses at the start of an epoch."""
         if self._epoch == trainer.current_epoch:
             return

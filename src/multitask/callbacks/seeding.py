@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 
 from multitask.randomness import derived_seed, seed
 
@@ -12,17 +12,12 @@ class StepSeed(Callback):
 
     Dropout, noise and sampled weights are then the same in an uninterrupted and a resumed run, without saving random
     states.
-
-    Args:
-        seed: The run's seed.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Seed torch's generators."""
         number = derived_seed("step", self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
         seed(number, pl_module.device)

@@ -17,13 +17,7 @@ class Solution(Callback):
     """Saves ``solution.png`` with the evaluated weights to the run's folder, and logs it to W&B.
 
     Each field has one row with prediction, solution and absolute error over the first two axes; other axes are fixed
-    at their midpoints.
-
-    Args:
-        resolution: The number of grid points along each axis.
-
-    Raises:
-        ValueError: If there are fewer than two.
+    at their midpoints. ``resolution`` is the number of grid points along each axis; below 2 it raises ``ValueError``.
     """
 
     def __init__(self, resolution: int = 200) -> None:
@@ -33,11 +27,7 @@ class Solution(Callback):
         self._loggers: list[Logger] = []
 
     def check(self, module: LightningModule) -> None:
-        """Refuse models that cannot be drawn.
-
-        Raises:
-            ValueError: Unless the model is a :class:`multitask.pinn.PINN` with at least two axes.
-        """
+        """Raise ``ValueError`` unless the model is a :class:`multitask.pinn.PINN` with at least two axes."""
         if not isinstance(module, PINN) or len(module.problem.axes) < 2:
             raise ValueError(
                 "callbacks=solution draws a model=pinn with at least two axes; choose callbacks=default."

@@ -12,12 +12,7 @@ from multitask.lightning.module import MultiLossModule
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's early stopping; a run that it has ended stays ended when resumed.
-
-    Args:
-        monitor: A logged metric.
-        keywords: Other arguments of Lightning's class.
-    """
+    """Lightning's early stopping by a logged metric; a run that it has ended stays ended when resumed."""
 
     def __init__(self, monitor: str, **keywords: Any) -> None:
         # An unknown metric is reported below, in one sentence; the metric is checked only after validation.
@@ -26,26 +21,26 @@ class EarlyStopping(callbacks.EarlyStopping):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count epochs without improvement; an epoch in which the metric has no value does not count.
 
-        Raises:
-            ConfigError: If the metric is not logged.
+        Raises ``ConfigError`` if the metric is not logged.
         """
-        if not trainer.sanity_checking and self.monitor not in trainer.callback_metrics:
+        if trainer.sanity_checking:
+            return
+        key, epoch = "callbacks.early_stopping.monitor", trainer.current_epoch + 1
+        if self.monitor not in trainer.callback_metrics:
             raise ConfigError(
-                f"callbacks.early_stopping.monitor={self.monitor} is not logged; "
-                f"{choices(self.monitor, trainer.callback_metrics)}"
+                f"{key}={self.monitor} is not logged; {choices(self.monitor, trainer.callback_metrics)}"
             )
-        if isinstance(pl_module, MultiLossModule) and not trainer.sanity_checking:
-            if self.monitor not in pl_module.validated:
+        if isinstance(pl_module, MultiLossModule):
+            value = pl_module.validated.get(self.monitor)
+            if value is None:
                 pl_module.warn_once(
-                    "callbacks.early_stopping.monitor",
-                    f"={self.monitor} has no value in epoch {trainer.current_epoch + 1}, which does not count.",
+                    key, f"={self.monitor} has no value in epoch {epoch}, which does not count."
                 )
                 return
-            value = pl_module.validated[self.monitor]
             if self.check_finite and not math.isfinite(value):
                 pl_module.warn_once(
-                    "callbacks.early_stopping.monitor",
-                    f"={self.monitor} is {value} in epoch {trainer.current_epoch + 1}, and the run stops there; set "
+                    key,
+                    f"={self.monitor} is {value} in epoch {epoch}, and the run stops there; set "
                     "+callbacks.early_stopping.check_finite=false to count such epochs as worse.",
                 )
         super().on_validation_end(trainer, pl_module)

@@ -8,14 +8,9 @@ from multitask.weighting.base import JacobianMethod
 
 
 def check_switching(key: str, module: LightningModule) -> None:
-    """Refuse a weighting that needs every loss; tell the module that losses may be absent.
+    """Allow the module to switch losses off; raise ``ConfigError`` if the weighting needs every loss.
 
-    Args:
-        key: The callback's key.
-        module: The module to train.
-
-    Raises:
-        ConfigError: If the weighting weighs the losses of single examples.
+    ``key`` is the callback's key in the config.
     """
     assert isinstance(module, MultiLossModule)
     if isinstance(module.weighting, JacobianMethod) and module.weighting.rows == "example":

@@ -20,16 +20,14 @@ _COLUMNS = ("step", "x1", "x2")
 
 
 class Trajectory(Callback):
-    """Saves ``trajectory.csv``, ``trajectory.png`` and ``landscape.npz`` to the run's folder when training ends, even
-    after an error.
+    """Saves ``trajectory.csv``, ``trajectory.png`` and ``landscape.npz`` when training ends, even after an error.
 
     The left plot shows the trajectory over the contours of the mean objective, with the Pareto set; the right one
     shows it in the plane of both objectives, with the Pareto front. Set and front are computed on the plot's grid.
     ``landscape.npz`` contains contours and Pareto set, for plots of many runs (``scripts/trajectories.py``).
 
     Args:
-        lower: Lower left corner of the plot.
-        upper: Upper right corner.
+        lower, upper: Lower left and upper right corner of the plot.
         resolution: The number of grid points along each side.
     """
 
@@ -41,9 +39,7 @@ class Trajectory(Callback):
                 f"callbacks.trajectory.lower={list(lower)} must be below "
                 f"callbacks.trajectory.upper={list(upper)}."
             )
-        self.lower = lower
-        self.upper = upper
-        self.resolution = resolution
+        self.lower, self.upper, self.resolution = lower, upper, resolution
         self.points: list[list[float]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,11 +51,7 @@ class Trajectory(Callback):
         self.points = [list(point) for point in state_dict["points"]]
 
     def check(self, module: LightningModule) -> None:
-        """Refuse models that cannot be drawn.
-
-        Raises:
-            ValueError: Unless the trunk is a point in the plane and the tasks are two objectives.
-        """
+        """Raise ``ValueError`` unless the trunk is a point in the plane and the tasks are two objectives."""
         if not isinstance(module, MultiTaskModule):
             raise ValueError("callbacks=trajectory draws trunk=point, and the model has no trunk; remove it.")
         losses = _losses(module)
@@ -79,7 +71,7 @@ class Trajectory(Callback):
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse models that cannot be drawn."""
+        """Check the model."""
         self.check(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,9 +79,7 @@ class Trajectory(Callback):
         if not self.points:
             self._note(pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Record the point after the step."""
         self._note(pl_module)
 
@@ -146,11 +136,9 @@ def draw(
     """Draw a trajectory over two objectives.
 
     Args:
-        points: The points, ``[steps, 2]``.
-        values: The objectives at the points, ``[steps, 2]``.
+        points, values: The points, and the objectives at them, each ``[steps, 2]``.
         axes: The coordinates of the grid.
-        grid: The points of the grid, ``[n, 2]``; the first coordinate varies slowest.
-        field: The objectives on the grid, ``[n, 2]``.
+        grid, field: The points of the grid, the first coordinate slowest, and the objectives there, each ``[n, 2]``.
         names: The names of the objectives.
     """
     figure = Figure(figsize=(10, 4.5), layout="constrained")

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
+from multitask.lightning.parts import LossAndCount
 from multitask.lightning.probing import unobtrusive
+from multitask.metrics.precision import widest_float
 
 _TINY = 1e-30
 
@@ -25,11 +27,8 @@ class UpdateDirection(Callback):
     over all processes; with micro-batches, those of the first one.
 
     Args:
-        every: The number of optimizer steps between two values. Each value takes one more backward pass and the
-            memory of one gradient per task.
-
-    Raises:
-        ConfigError: If ``every`` is not positive.
+        every: The number of optimizer steps between two values; below 1 raises ``ConfigError``. Each value takes one
+            more backward pass and the memory of one gradient per task.
     """
 
     def __init__(self, every: int = 20) -> None:
@@ -38,28 +37,20 @@ class UpdateDirection(Callback):
         self.every = every
         self._before: tuple[int, list[Tensor], Tensor, Tensor, list[int]] | None = None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Compute the tasks' gradients before a step to be compared.
-
-        Raises:
-            ConfigError: If parameters are sharded over processes.
-        """
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Compute the tasks' gradients before a step to be compared; see :func:`task_gradients`."""
         assert isinstance(pl_module, MultiLossModule)
         if trainer.global_step % self.every == 0 and batch_idx % pl_module.window == 0:
             shared, rows, present = task_gradients(pl_module, batch)
             self._before = (trainer.global_step, shared, _flat(shared), rows, present) if shared else None
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log the cosines once the optimizer step is taken."""
         assert isinstance(pl_module, MultiLossModule)
         if self._before is None or trainer.global_step == self._before[0]:
             return
-        _, shared, before, rows, present = self._before
+        shared, before, rows, present = self._before[1:]
         self._before = None
         update = _flat(shared) - before
         lengths = (rows.norm(dim=1) * update.norm()).clamp(min=_TINY)
@@ -68,10 +59,6 @@ class UpdateDirection(Callback):
 
 def task_gradients(module: MultiLossModule, batch: Any) -> tuple[list[Tensor], Tensor, list[int]]:
     """Return each loss's gradient with respect to the shared parameters, without side effects.
-
-    Args:
-        module: The module, in training mode.
-        batch: A batch.
 
     Returns:
         The parameters; the gradients of the losses that are labelled on any process, ``[k, n]`` in float64; and the
@@ -88,20 +75,15 @@ def task_gradients(module: MultiLossModule, batch: Any) -> tuple[list[Tensor], T
         )
     with unobtrusive(module, train=True), torch.enable_grad():
         given = module.losses(batch)
-        losses, counts = [], []
-        for name in module.names:
-            loss = given.get(name)
-            losses.append(loss[0] if isinstance(loss, tuple) else loss)
-            count = 0.0 if loss is None else loss[1] if isinstance(loss, tuple) else None
-            counts.append(1.0 if count is None else float(count))
+        losses = [_with_count(given.get(name)) for name in module.names]
         found = [
             torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
             if loss is not None and loss.requires_grad
             else [None] * len(trained)
-            for loss in losses
+            for loss, _ in losses
         ]
     device = trained[0].device if trained else module.device
-    weight = torch.tensor(counts, device=device)
+    weight = torch.tensor([float(count) for _, count in losses], device=device)
     reached = torch.tensor([[g is not None for g in row] for row in found], dtype=torch.int64, device=device)
     total = weight.clone()
     if module.processes > 1:
@@ -118,7 +100,14 @@ def task_gradients(module: MultiLossModule, batch: Any) -> tuple[list[Tensor], T
     return shared, rows[present], present
 
 
+def _with_count(loss: LossAndCount | None) -> tuple[Tensor | None, float | Tensor]:
+    """Return a loss and its count: 0 if it is absent, 1 if it comes without one."""
+    if loss is None:
+        return None, 0.0
+    return loss if isinstance(loss, tuple) else (loss, 1.0)
+
+
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     """Return a copy in one dimension and float64."""
-    precise = torch.float32 if any(t.device.type == "mps" for t in tensors) else torch.float64
-    return torch.cat([t.detach().to_dense().flatten().to(precise) for t in tensors] or [torch.empty(0)])
+    flat = [t.detach().to_dense().flatten().to(widest_float(t.device)) for t in tensors]
+    return torch.cat(flat or [torch.empty(0)])

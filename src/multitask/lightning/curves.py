@@ -15,14 +15,14 @@ _FIRST = ("step", "epoch")
 
 
 class MetricsCsv(Logger):
-    """Logger that writes one row per call.
+    """Logger that writes one row per call to metrics.csv in a folder, appending to an existing file.
 
     Each row is passed to the operating system immediately, so that killing the process loses nothing. A new
     column rewrites the file atomically.
-
-    Args:
-        folder: The folder of metrics.csv; rows are appended to an existing file.
     """
+
+    name = "csv"
+    version = ""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -32,16 +32,6 @@ class MetricsCsv(Logger):
         self._begun = False
         self.rows = 0
         """Number of rows in the file."""
-
-    @property
-    def name(self) -> str:
-        """Name of the logger."""
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        """Version of the run: empty."""
-        return ""
 
     @property
     def save_dir(self) -> str:
@@ -59,8 +49,8 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one row."""
         if not self._begun and self.path.is_file():
-            self._columns = _columns(self.path)
-            self.rows = len(_rows(self.path))
+            self._columns, rows = _read(self.path)
+            self.rows = len(rows)
         self._begun = True
         row = {"step": step, **{key: float(value) for key, value in metrics.items()}}
         if "epoch" in row:
@@ -69,25 +59,20 @@ class MetricsCsv(Logger):
         if new:
             rest = sorted({*self._columns, *new} - set(_FIRST))
             self._columns = [*_FIRST, *rest]
-            _write(self.path, self._columns, _rows(self.path) if self.path.is_file() else [])
+            _write(self.path, self._columns, _read(self.path)[1] if self.path.is_file() else [])
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, restval="").writerow(row)
         self.rows += 1
 
 
 def carry_over(source: Path, target: Path, count: int) -> None:
-    """Start the metrics.csv of a resumed run with the rows from before its checkpoint.
+    """Start the metrics.csv of a resumed run, ``target``, with the first ``count`` rows of ``source``, if it exists.
 
     If the target has other rows, it is first copied to ``metrics.before-<n>.csv``.
-
-    Args:
-        source: metrics.csv of the interrupted run; nothing happens if it does not exist.
-        target: metrics.csv of the resumed run.
-        count: Number of rows when the checkpoint was saved.
     """
     if not source.is_file():
         return
-    rows = _rows(source)
+    columns, rows = _read(source)
     if target.is_file():
         if source.samefile(target) and len(rows) <= count:
             return
@@ -95,20 +80,14 @@ def carry_over(source: Path, target: Path, count: int) -> None:
         while (kept := target.with_name(f"metrics.before-{number}.csv")).exists():
             number += 1
         shutil.copyfile(target, kept)
-    _write(target, _columns(source), rows[:count])
+    _write(target, columns, rows[:count])
 
 
-def _columns(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns, and the rows except a truncated last one."""
     with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), [])
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows, excluding a truncated last one."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+        reader = csv.DictReader(file)
+        return list(reader.fieldnames or []), [row for row in reader if None not in row.values()]
 
 
 def _write(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Mean losses and metrics on the validation split and other splits."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,9 +12,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from multitask.gradients.window import Counts
-from multitask.lightning.figures import Figures, logged, read
-from multitask.lightning.losses_beside import LossesBeside
 from multitask.lightning.means import MeanLosses
+from multitask.lightning.metric_keys import TaskMetrics, from_keys, to_keys, val_keys
+from multitask.metrics.precision import widest_float
 from multitask.private import log_results
 
 
@@ -55,17 +56,16 @@ class MeasuredModule(LightningModule):
     def add_measured(self, batch: Any) -> None:
         """Add a batch to the measurement."""
         with self._graph():
-            losses, counts = self.named_losses(batch)
-        self._means.add({name: loss.detach() for name, loss in losses.items()}, counts)
+            self._means.add(*self.named_losses(batch))
 
-    def measured(self) -> Figures:
+    def measured(self) -> TaskMetrics:
         """Return the measurement since the last call, over all processes."""
-        means, self._means = self._means.by_name(), MeanLosses()
-        return {(name, "loss"): value for name, value in means.items()}
+        metrics, self._means = self._means.metrics(), MeanLosses()
+        return metrics
 
     def on_validation_epoch_end(self) -> None:
         """Log losses and metrics of the validation split, and keep them for schedulers and callbacks."""
-        values = logged(self.measured(), "val")
+        values = to_keys(self.measured(), "val")
         if not self.trainer.sanity_checking:
             self.validated = {"epoch": self.current_epoch} | values
         self._log(values)
@@ -81,12 +81,11 @@ class MeasuredModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log losses and metrics of the tested split."""
-        self._log(logged(self.measured(), "test"))
+        self._log(to_keys(self.measured(), "test"))
 
     def _log(self, values: Mapping[str, float]) -> None:
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        tensors = torch.tensor(list(values.values()), dtype=dtype, device=self.device)
-        # lightning 2.6.6 logs at the number of batches under manual optimization, even where fewer steps were taken.
+        tensors = torch.tensor(list(values.values()), dtype=widest_float(self.device), device=self.device)
+        # lightning 2.6.6 logs at the number of batches under manual optimization, even if fewer steps were taken.
         by_step = self.trainer.state.fn == "fit"
         self.log_dict(
             dict(zip(values, tensors, strict=True)),
@@ -103,32 +102,26 @@ class MeasuredModule(LightningModule):
         """Return losses and metrics of the current model on a split, by task and metric.
 
         Values that a subclass logs as ``test/<task>/<metric>`` and ``test/loss/<task>`` are included. Splits other than
-        ``test`` are logged under ``final/<split>``, separately from their curves.
-
-        Args:
-            trainer: The trainer.
-            data: The split's loader, or a data module whose test split it is.
-            split: The split's name.
+        ``test`` are logged under ``final/<split>``, separately from their curves. ``data`` is the split's loader, or a
+        data module whose test split it is.
         """
-        where = {"datamodule" if isinstance(data, LightningDataModule) else "dataloaders": data}
+        source = {"datamodule" if isinstance(data, LightningDataModule) else "dataloaders": data}
+        extra = [_LossesOfOwnTest()] if is_overridden("test_step", self, MeasuredModule) else []
         loggers, trainer.loggers = trainer.loggers, []
-        extra: list[Callback] = [LossesBeside()] if is_overridden("test_step", self, MeasuredModule) else []
         trainer.callbacks += extra  # type: ignore[attr-defined]
         try:
-            by_loader = trainer.test(self, verbose=False, **where)
+            by_loader = trainer.test(self, verbose=False, **source)
         finally:
             trainer.loggers = loggers
             for callback in extra:
                 trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
         values: dict[str, float] = {}
-        for callback in extra:
-            values |= logged(callback.figures, "test")  # type: ignore[attr-defined]
-        for results in by_loader:
+        for results in (*(to_keys(callback.metrics, "test") for callback in extra), *by_loader):
             values |= results
         if split != "test":
             values = {f"final/{split}/{key.removeprefix('test/')}": value for key, value in values.items()}
         log_results(trainer, values)
-        return read(values)
+        return from_keys(values)
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
         """Return whether higher values of a metric are better; ``None`` if unknown."""
@@ -136,7 +129,7 @@ class MeasuredModule(LightningModule):
 
     def keys_of(self, names: Iterable[str]) -> set[str]:
         """Return the known keys that validation logs if these losses have labels."""
-        return set(logged({(name, "loss"): 0.0 for name in names}, "val"))
+        return val_keys((name, "loss") for name in names)
 
     @property
     def validation_keys(self) -> set[str]:
@@ -144,3 +137,35 @@ class MeasuredModule(LightningModule):
         own = is_overridden("validation_step", self, MeasuredModule)
         known = (self.seen_keys or set()) if own else self.keys_of(self.names)
         return known | (self.validated.keys() - {"epoch"})
+
+
+class _LossesOfOwnTest(Callback):
+    """Computes the losses after a module's own test step, so that every run records them.
+
+    If the losses of a batch cannot be computed, for example without labels, they are omitted with one warning.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: TaskMetrics = {}
+        self._means = MeanLosses()
+        self._failed = False
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        if self._failed:
+            return
+        try:
+            with torch.enable_grad():
+                losses, counts = pl_module.named_losses(batch)
+        except (KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
+            self._failed = True
+            print(
+                f"warning: the model has its own test step, and losses(batch) fails on its batches "
+                f"({type(error).__name__}: {error}); the record has no losses of this split.",
+                file=sys.stderr,
+            )
+            return
+        self._means.add(losses, counts)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._failed:
+            self.metrics = self._means.metrics()

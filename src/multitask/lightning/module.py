@@ -3,7 +3,9 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from functools import partial
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -96,7 +98,7 @@ class MultiLossModule(MeasuredModule):
         scheduler: Callable[[Optimizer], Any] | None = None,
         scheduler_options: Mapping[str, Any] | None = None,
         weighting_learning_rate: float | None = None,
-        heads: str = "own",
+        heads: Literal["own", "weighted"] = "own",
         engine: str | Engine = "auto",
         memory: str = "rows",
         shared: Iterable[nn.Parameter] | None = None,
@@ -112,10 +114,7 @@ class MultiLossModule(MeasuredModule):
             scheduler: Optimizer → scheduler, or ``None``.
             scheduler_options: ``interval``, ``frequency`` and ``monitor`` as in Lightning.
             weighting_learning_rate: Learning rate of the weighting's own parameters; ``None`` for the optimizer's.
-            heads: See :class:`multitask.Step`.
-            engine: See :class:`multitask.Step`.
-            memory: See :class:`multitask.Step`.
-            shared: See :class:`multitask.Step`.
+            heads, engine, memory, shared: See :class:`multitask.Step`.
             names: The losses' names in the weighting's order.
             manual: Whether to use manual optimization; by default only if weighting or accumulation need it.
             seed: Seed of the weighting's random numbers.
@@ -123,21 +122,15 @@ class MultiLossModule(MeasuredModule):
         Raises:
             TypeError: If the class overrides a hook without calling ``super()``.
         """
-        if complaint := replaced_hook(type(self), MultiLossModule):
-            raise TypeError(complaint)
+        if message := replaced_hook(type(self), MultiLossModule):
+            raise TypeError(message)
         self.weighting: Combiner = adapt(weighting)
         self._optimizer, self._scheduler = optimizer, scheduler
         self.scheduler_options = dict(scheduler_options or {})
         self._weighting_learning_rate = weighting_learning_rate
         self.engine = make_engine(engine, memory)
-        self._step_options: dict[str, Any] = {
-            "heads": heads,
-            "engine": self.engine,
-            "shared": shared,
-            "seed": seed,
-        }
-        self._manual = manual
-        self._step = None
+        self._make_step = partial(Step, heads=heads, engine=self.engine, shared=shared, seed=seed)
+        self._manual, self._step = manual, None
         if names is not None:
             self.names = list(names)
         self.automatic_optimization = not self.by_hand(1)
@@ -152,10 +145,8 @@ class MultiLossModule(MeasuredModule):
     def losses_by_part(self, batch: Any, rows: Rows) -> Mapping[str, LossAndCount]:
         """Return losses of halves, ``[2]``, or of examples, ``[batch]``, for weightings that need them.
 
-        By default, the losses of each half come from a separate forward pass.
-
-        Raises:
-            ValueError: If the weighting needs losses of examples and the subclass does not define them.
+        By default, the losses of each half come from a separate forward pass. Raises ``ValueError`` if the weighting
+        needs losses of examples and the subclass does not define them.
         """
         if rows == "example":
             raise ValueError(
@@ -167,10 +158,8 @@ class MultiLossModule(MeasuredModule):
     def traces(self, batch: Any) -> Mapping[str, LossAndCount]:
         """Return the trace of the neural tangent kernel of each loss's residuals, for ``ntk``, like :meth:`losses`.
 
-        If a loss is the mean of squared residuals, it is the mean of their gradients' squared norms.
-
-        Raises:
-            ValueError: If the subclass does not define it.
+        If a loss is the mean of squared residuals, it is the mean of their gradients' squared norms. Raises
+        ``ValueError`` if the subclass does not define it.
         """
         raise ValueError(
             f"the weighting needs the traces of the residuals' kernel; define traces in {type(self).__name__}, or "
@@ -182,7 +171,7 @@ class MultiLossModule(MeasuredModule):
         """The step, created on first use."""
         if self._step is None:
             named = {n: p for n, p in self.named_parameters() if not n.startswith("weighting.")}
-            self._step = Step(self.weighting, named, sharded=self, **self._step_options)
+            self._step = self._make_step(self.weighting, named, sharded=self)
             self._step.now, self._step.times = self.now, self.times
             if self._resumed is not None:
                 self._step.load_state_dict({"ownership": self._step.ownership.state_dict(), **self._resumed})
@@ -209,9 +198,8 @@ class MultiLossModule(MeasuredModule):
     @property
     def needs_no_gramian(self) -> bool:
         """Whether a step computes no Gramian of the losses' gradients."""
-        return isinstance(self.weighting, Scalarization) and (
-            self.automatic_optimization or self.weighting.linear
-        )
+        weighting = self.weighting
+        return isinstance(weighting, Scalarization) and (self.automatic_optimization or weighting.linear)
 
     def by_hand(self, accumulate: int) -> bool:
         """Return whether optimization is manual, given the number of micro-batches per step.
@@ -247,8 +235,13 @@ class MultiLossModule(MeasuredModule):
             return []
         self._keys = TrainerKeys()
         self._keys.take(self.trainer)
-        self._window = self._keys.accumulate_grad_batches
+        self._window = self._keys.window
         return [self._keys]
+
+    @property
+    def _scaler(self) -> Any:
+        """The scaler of the losses under half precision; ``None`` without one."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
 
     @property
     def _rows(self) -> Rows:
@@ -258,15 +251,12 @@ class MultiLossModule(MeasuredModule):
     def named_losses(self, batch: Any) -> tuple[dict[str, Tensor], Counts]:
         """Return the losses of a batch in the order of :attr:`names`, and their counts."""
         rows = self._rows
-        return self._in_order(
-            batch, self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows)
-        )
+        losses = self.losses(batch) if rows == "task" else self.losses_by_part(batch, rows)
+        return self._in_order(batch, losses)
 
-    def _in_order(
-        self, batch: Any, losses_given: Mapping[str, LossAndCount]
-    ) -> tuple[dict[str, Tensor], Counts]:
+    def _in_order(self, batch: Any, by_name: Mapping[str, LossAndCount]) -> tuple[dict[str, Tensor], Counts]:
         given: dict[str, tuple[Tensor, float | Tensor | None]] = {
-            name: loss if isinstance(loss, tuple) else (loss, None) for name, loss in losses_given.items()
+            name: loss if isinstance(loss, tuple) else (loss, None) for name, loss in by_name.items()
         }
         if not self.names:
             self.names = self._all_names(given)
@@ -296,27 +286,22 @@ class MultiLossModule(MeasuredModule):
 
     def _all_names(self, names: Iterable[str]) -> list[str]:
         """Return the names of the first batch's losses on all processes."""
-        by_process: list[Any] = [list(names)]
+        by_process = [list(names)] * self.processes
         if self.processes > 1:
-            by_process = [None] * self.processes
             dist.all_gather_object(by_process, list(names))
-        return list(dict.fromkeys(name for names in by_process for name in names))
+        return list(dict.fromkeys(chain.from_iterable(by_process)))
 
     def examples(self, batch: Any) -> float:
         """Return the number of examples in a batch, the count of losses that come without one.
 
-        Raises:
-            ValueError: If the batch has no tensor, and is weighted against other batches.
+        Raises ``ValueError`` if the batch has no tensor, and is weighted against other batches.
         """
         count = examples_in(batch)
-        if count is None:
-            if self.window > 1 or self.processes > 1:
-                raise ValueError(
-                    "the batch has no tensor to infer its number of examples from; let losses return "
-                    "(loss, count)."
-                )
-            return 1.0
-        return float(count)
+        if count is None and (self.window > 1 or self.processes > 1):
+            raise ValueError(
+                "the batch has no tensor to infer its number of examples from; let losses return (loss, count)."
+            )
+        return 1.0 if count is None else float(count)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Return the scalar to minimize, or take a step under manual optimization."""
@@ -325,7 +310,7 @@ class MultiLossModule(MeasuredModule):
             losses, counts = self.named_losses(batch)
             scalar = self.step.scalarize(losses, counts)
             self._spent("forward", start)
-            if scalar is None and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            if scalar is None and self._scaler is None:
                 # Without labels there is no gradient, but an optimizer's closure must still return a number.
                 return torch.zeros((), device=self.device, requires_grad=True)
             return scalar
@@ -350,9 +335,8 @@ class MultiLossModule(MeasuredModule):
             with torch.no_grad(), self._graph():
                 self.named_losses(batch)
             return
-        step = self.step
-        step.scaler = getattr(trainer.precision_plugin, "scaler", None)
-        start = self.now()
+        step, start = self.step, self.now()
+        step.scaler = self._scaler
         losses, counts = self.named_losses(batch)
         self._spent("forward", start)
         if step.looks_after:
@@ -360,8 +344,7 @@ class MultiLossModule(MeasuredModule):
         if (batch_idx + 1) % self.window and not trainer.is_last_batch:
             step.add(losses, counts)
             return
-        result = step.backward(losses, counts)
-        self._result = result
+        self._result = result = step.backward(losses, counts)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)  # Lightning has refused several
         if result.present:
@@ -380,16 +363,18 @@ class MultiLossModule(MeasuredModule):
         result, self._result = self._result, None
         if result is None:
             return
-        self.record_labelled(result.present)
+        present, k = result.present, len(result.present)
+        if self.can_be_absent:
+            labelled = torch.zeros(len(self.names))
+            labelled[present] = 1.0
+            self.telemetry.add("train/labelled", labelled, self.names)
         if result.losses is None or result.overflow:
             return
-        k = len(result.present)
-        losses, weights = result.losses, result.weights
         # Average the rows of each loss, and sum their weights.
-        losses = losses.view(-1, k).mean(0)
-        self.telemetry.add("train/loss", losses, self.names, result.present)
-        if weights is not None:
-            self.telemetry.add("weight", weights.detach().view(-1, k).sum(0), self.names, result.present)
+        self.telemetry.add("train/loss", result.losses.view(-1, k).mean(0), self.names, present)
+        if result.weights is not None:
+            weights = result.weights.detach().view(-1, k).sum(0)
+            self.telemetry.add("weight", weights, self.names, present)
         for observer in self.observers:
             observer(result)
 
@@ -414,20 +399,11 @@ class MultiLossModule(MeasuredModule):
         return frozenset().union(*self._off.values()) if training else frozenset()
 
     def switch_off(self, by: str, names: Iterable[str]) -> None:
-        """Exclude losses from training steps until the next call with the same ``by``.
+        """Exclude all ``names`` from training steps until the next call by the same caller, ``by``.
 
-        Args:
-            by: Name of the caller; a loss takes part unless some caller has switched it off.
-            names: All losses that this caller switches off.
+        A loss is trained unless some caller has switched it off.
         """
         self._off[by] = frozenset(names)
-
-    def record_labelled(self, present: list[int]) -> None:
-        """Record for the loggers which losses were present in a step."""
-        if self.can_be_absent:
-            labelled = torch.zeros(len(self.names))
-            labelled[present] = 1.0
-            self.telemetry.add("train/labelled", labelled, self.names)
 
     def _after_step(self, result: StepResult) -> None:
         batches, traces = self._batches, self.weighting.recomputed == "traces"
@@ -460,16 +436,18 @@ class MultiLossModule(MeasuredModule):
         This is one step of the weighting, however often the optimizer evaluates the losses.
         """
         self.step.discard()
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        scale = scaler.get_scale() if scaler and self.automatic_optimization else 0.0
+        if not self.automatic_optimization:
+            super().optimizer_step(*args, **kwargs)
+            return
+        scaler = self._scaler
+        scale = scaler.get_scale() if scaler else 0.0
         super().optimizer_step(*args, **kwargs)
-        if self.automatic_optimization:
-            self._spent("optimizer", self._mark)
-            if self.step.is_open:
-                self._result = self.step.close()
+        self._spent("optimizer", self._mark)
+        if self.step.is_open:
+            self._result = self.step.close()
         # A scaler that lowers its scale has skipped the step because of an overflow.
         skipped = scaler is not None and scaler.get_scale() < scale
-        if self.automatic_optimization and not skipped and self._result is not None:
+        if not skipped and self._result is not None:
             self._after_step(self._result)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -525,11 +503,7 @@ class MultiLossModule(MeasuredModule):
         self._warned.add(key)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return one optimizer for the parameters of the model and of the weighting.
-
-        Raises:
-            ValueError: If no optimizer was given.
-        """
+        """Return one optimizer for the parameters of model and weighting; raise ``ValueError`` if none was given."""
         if self._optimizer is None:
             raise ValueError(
                 f"{type(self).__name__} has no optimizer; pass optimizer= to its base class, or define "
@@ -537,7 +511,8 @@ class MultiLossModule(MeasuredModule):
             )
         own = list(self.weighting.parameters())
         # Integer parameters, as in a quantized encoder, are not trained.
-        model = [p for p in self.parameters() if _is_real(p) and not any(p is other for other in own)]
+        trained = (p for p in self.parameters() if p.is_floating_point() or p.is_complex())
+        model = [p for p in trained if not any(p is other for other in own)]
         groups: list[dict[str, Any]] = [{"params": model}]
         if own:
             rate = self._weighting_learning_rate
@@ -545,25 +520,23 @@ class MultiLossModule(MeasuredModule):
         optimizer = self._optimizer(groups)
         if self._scheduler is None:
             return optimizer
-        options = {key: self.scheduler_options.get(key, default) for key, default in _SCHEDULER.items()}
+        config: dict[str, Any] = {
+            "scheduler": self._scheduler(optimizer),
+            "interval": self.scheduler_options.get("interval", "epoch"),
+            "frequency": self.scheduler_options.get("frequency", 1),
+        }
         if self.automatic_optimization:
             # step_plateau_schedulers steps them, before the checkpoint.
-            options["reduce_on_plateau"] = False
-        return {  # type: ignore[return-value]
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._scheduler(optimizer), **options},
-        }
+            config["reduce_on_plateau"] = False
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
 
 
 def _legacy_state(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the state from a checkpoint of version 0.1; the graph shows again which parameters are shared."""
     if "telemetry" not in checkpoint:
         return None
-    return {
-        "step": {"steps": checkpoint["global_step"]},
-        "names": [],
-        **{key: checkpoint[key] for key in ("telemetry", "validated")},
-    }
+    step = {"steps": checkpoint["global_step"]}
+    return {"step": step, "names": [], **{key: checkpoint[key] for key in ("telemetry", "validated")}}
 
 
 def _single_closure(optimizer: Optimizer) -> Callable[[], None]:
@@ -584,10 +557,3 @@ def _single_closure(optimizer: Optimizer) -> Callable[[], None]:
         called = True
 
     return closure
-
-
-def _is_real(parameter: nn.Parameter) -> bool:
-    return parameter.is_floating_point() or parameter.is_complex()
-
-
-_SCHEDULER = {"interval": "epoch", "frequency": 1}

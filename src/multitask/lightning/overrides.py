@@ -25,15 +25,10 @@ HOOKS = (
 def replaced_hook(cls: type, base: type) -> str | None:
     """Return an error message if a class overrides a hook without calling ``super()``; otherwise ``None``.
 
-    Lightning's own hooks are empty, so overrides often omit that call, which would silently disable the base class.
-
-    Args:
-        cls: The class.
-        base: The base class whose hooks must run.
+    Lightning's own hooks are empty, so overrides often omit that call, which would silently disable ``base``.
     """
-    owners = cls.__mro__[: cls.__mro__.index(base)]
     bases = {"super", *(c.__name__ for c in cls.__mro__[1:])}
-    for owner in owners:
+    for owner in cls.__mro__[: cls.__mro__.index(base)]:
         for name in HOOKS:
             own = unwrap(owner.__dict__[name]) if name in owner.__dict__ else None
             if isinstance(own, FunctionType) and not bases & set(own.__code__.co_names):

@@ -17,9 +17,7 @@ def losses_of_halves(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return each loss on the two halves of a batch, ``[2]``, with its counts, ``[2]``.
 
-    Args:
-        losses: Batch → mean losses by name. The count of a loss that is absent from a half is zero.
-        batch: The batch.
+    The count of a loss that is absent from a half is zero.
     """
     by_half = [(examples_in(half), losses(half)) for half in halves(batch)]
     like = next(_with_count(loss, 0)[0].detach() for _, given in by_half for loss in given.values())
@@ -27,10 +25,15 @@ def losses_of_halves(
     joined = {}
     for name in dict.fromkeys(name for _, given in by_half for name in given):
         pairs = [_with_count(given.get(name, absent), examples) for examples, given in by_half]
-        pairs += [absent] * (2 - len(pairs))
-        counts = [torch.as_tensor(count, dtype=torch.float64).cpu() for _, count in pairs]
-        joined[name] = (torch.stack([loss for loss, _ in pairs]), torch.stack(counts))
+        joined[name] = stacked(*pairs, *[absent] * (2 - len(pairs)))
     return joined
+
+
+def stacked(*parts: tuple[Tensor, float | Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a loss on parts of a batch and its counts, each ``[parts]``."""
+    losses, counts = zip(*parts, strict=True)
+    numbers = [torch.as_tensor(count, dtype=torch.float64).cpu() for count in counts]
+    return torch.stack(losses), torch.stack(numbers)
 
 
 def _with_count(loss: LossAndCount, examples: int | None) -> tuple[Tensor, float | Tensor]:

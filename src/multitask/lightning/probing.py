@@ -11,8 +11,6 @@ from torch.utils import checkpoint
 
 
 class _NoCheckpoint:
-    """Replaces ``torch.utils.checkpoint.CheckpointFunction`` and runs the function directly."""
-
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
         return function(*args)
@@ -22,21 +20,17 @@ class _NoCheckpoint:
 def unobtrusive(*modules: nn.Module, train: bool = False) -> Iterator[None]:
     """Run forward passes without side effects: restores modes, buffers and random states.
 
-    In evaluation mode, re-entrant checkpointing is disabled, since it hides parts of the graph.
-
-    Args:
-        modules: The modules, switched to evaluation mode.
-        train: Whether to keep the modes of the modules.
+    Unless ``train`` is set, the modules are in evaluation mode, and re-entrant checkpointing, which hides parts of the
+    graph, is disabled.
     """
     parts = [part for module in modules for part in module.modules()]
     modes = [(part, part.training) for part in parts]
     kept = [(b, b.detach().clone()) for module in modules for b in module.buffers() if not is_lazy(b)]
     devices = {b.device.index for b, _ in kept if b.device.type == "cuda"}
+    reentrant = checkpoint.CheckpointFunction
     if not train:
         for module in modules:
             module.eval()
-    reentrant = checkpoint.CheckpointFunction
-    if not train:
         checkpoint.CheckpointFunction = _NoCheckpoint  # type: ignore[assignment, misc]
     try:
         with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):

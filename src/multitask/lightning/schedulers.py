@@ -30,15 +30,8 @@ def step_plateau_schedulers(
     """Step the schedulers that monitor a metric: after an epoch with validation, or after batches once validated.
 
     Lightning steps them after the checkpoint, so that a resumed run would miss a step;
-    ``MultiLossModule.lr_scheduler_step`` therefore skips them.
-
-    Args:
-        module: The module.
-        interval: Whether an epoch or a step has ended.
-        count: Number of epochs that have ended, or of batches in the epoch.
-
-    Raises:
-        KeyError: If validation does not log the metric ``scheduler.monitor``.
+    ``MultiLossModule.lr_scheduler_step`` therefore skips them. ``count`` is the number of epochs that have ended, or of
+    batches in the epoch. Raises ``KeyError`` if validation does not log the metric ``scheduler.monitor``.
     """
     known = module.validated
     if not known or (interval == "epoch" and known["epoch"] != module.current_epoch):

@@ -22,13 +22,9 @@ def shards(trainer: Trainer) -> bool:
 
 
 def shard(modules: Iterable[nn.Module], mesh: Any) -> None:
-    """Shard modules and, as separate units, the blocks in their lists of modules.
+    """Shard modules, each called by its ``forward``, and, as separate units, the blocks in their lists of modules.
 
     Tied and integer parameters are not sharded.
-
-    Args:
-        modules: The modules, each called by its ``forward``.
-        mesh: The device mesh.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -61,12 +57,9 @@ def load_whole(module: nn.Module, weights: Mapping[str, Any]) -> None:
 
 
 def clip(parameters: Iterable[Tensor], value: float, algorithm: str | None) -> None:
-    """Clip gradients that may be sharded, equivalently to torch's clipping of full gradients.
+    """Clip gradients that may be sharded, as torch clips whole ones.
 
-    Args:
-        parameters: The parameters; replicated ones have the same gradients on every process.
-        value: Maximum of the total norm, or of each element's absolute value.
-        algorithm: ``norm``, the default, or ``value``.
+    ``value`` is the maximum of the total norm, or with ``algorithm="value"`` of each element's absolute value.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     parts = [local(gradient) for gradient in gradients]

@@ -24,7 +24,7 @@ class TrainerKeys(Callback):
         """Whether gradients are clipped."""
 
     @property
-    def accumulate_grad_batches(self) -> int:
+    def window(self) -> int:
         """Number of micro-batches per step."""
         return int(self._kept["accumulate_grad_batches"] or 1)
 

@@ -8,12 +8,7 @@ class BalancedCrossEntropy(nn.CrossEntropyLoss):
     """Cross-entropy with balanced class weights: all classes have the same total weight in the training split.
 
     The weight of a class is n / (classes · n_class), as in Logistic Regression in Rare Events Data (2001); classes
-    that do not occur in training have the average weight, 1.
-
-    Args:
-        num_classes: Number of classes.
-        ignore_index: The integer that marks missing classes.
-        label_smoothing: See :class:`torch.nn.CrossEntropyLoss`.
+    that do not occur in training have the average weight, 1. See :class:`torch.nn.CrossEntropyLoss` for the arguments.
     """
 
     weight: Tensor
@@ -23,11 +18,7 @@ class BalancedCrossEntropy(nn.CrossEntropyLoss):
         self._counts = torch.zeros(num_classes, dtype=torch.int64)
 
     def observe(self, targets: Tensor) -> None:
-        """Count a batch of training classes.
-
-        Raises:
-            ValueError: If a class is not in [0, classes).
-        """
+        """Count a batch of training classes; raise ``ValueError`` if one is not in [0, classes)."""
         labelled = targets[targets != self.ignore_index]
         if labelled.numel() and not 0 <= int(labelled.min()) <= int(labelled.max()) < len(self._counts):
             raise ValueError(
@@ -37,11 +28,7 @@ class BalancedCrossEntropy(nn.CrossEntropyLoss):
         self._counts += torch.bincount(labelled.flatten(), minlength=len(self._counts)).cpu()
 
     def finish(self) -> None:
-        """Set the class weights.
-
-        Raises:
-            ValueError: If no class was observed.
-        """
+        """Set the class weights; raise ``ValueError`` if no class was observed."""
         counts, occurs = self._counts.double(), self._counts > 0
         if not occurs.any():
             raise ValueError("the training split has no labelled class to compute class weights from")

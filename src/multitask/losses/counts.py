@@ -21,13 +21,11 @@ def count_of(loss: object, how: Count | None, target: Tensor, known: Tensor | No
 
     Args:
         loss: The loss.
-        how: The task's ``count``; by default the loss's ``count(target)``, or the denominator of torch's losses.
+        how: The task's ``count``. ``None``: the loss's ``count(target)``, or the denominator of torch's losses;
+            ``examples``: the number of labelled values; ``weights``: the sum of their class weights; ``batch``: the
+            number of examples.
         target: The transformed target.
         known: Which values are labelled, in the target's shape; ``None`` for all.
-
-    Returns:
-        The result of the loss's own method; for ``weights`` the sum of the labelled values' class weights; for
-        ``batch`` the number of examples; otherwise the number of labelled values.
     """
     if how == "batch":
         return float(len(target)) if known is None else labelled_examples(known).sum()
@@ -57,7 +55,7 @@ def has_count(loss: object) -> bool:
 
 
 def ignored_by(loss: object) -> int | None:
-    """Return the loss's ``ignore_index``; ``None`` for torch's default, −100, which nobody chose."""
+    """Return the loss's ``ignore_index``; ``None`` for torch's default, −100."""
     ignored = getattr(loss, "ignore_index", None)
     return ignored if isinstance(ignored, int) and ignored != DEFAULT_IGNORE_INDEX else None
 
@@ -73,8 +71,7 @@ def weighs_classes(loss: object, how: Count | None) -> bool:
 def marked(loss: object, target: Tensor, known: Tensor) -> Tensor:
     """Return the target with missing values marked, for a loss that excludes them itself.
 
-    Raises:
-        ValueError: If the target is integer and the loss has no ``ignore_index``.
+    Raises ``ValueError`` if the target is integer and the loss has no ``ignore_index``.
     """
     if target.is_floating_point():
         return target.masked_fill(~known, torch.nan)

@@ -32,22 +32,13 @@ def labelled_values(prediction: Tensor, target: Tensor, known: Tensor) -> tuple[
 def loss_over_known(
     loss: object, how: Count | None, prediction: Tensor, target: Tensor, known: Tensor
 ) -> tuple[Tensor, Tensor | float]:
-    """Return a mean loss over the labelled values alone, and its count.
+    """Return a mean loss over the labelled values alone, and its count; see :func:`count_of` for the arguments.
 
     A loss with a method ``count`` excludes missing values itself, marked by NaN or its ``ignore_index``. One with
     ``reduction="mean"`` is computed without reduction, so that arguments with one entry per column (``pos_weight``)
-    stay aligned. Any other loss gets the labelled values in one dimension. Checks before training verify that both
-    agree with the loss itself on complete targets.
-
-    Args:
-        loss: ``loss(prediction, target)`` → a scalar.
-        how: The task's ``count``; see :func:`multitask.losses.counts.count_of`.
-        prediction: The head's output.
-        target: The transformed target.
-        known: Which values are labelled, in the target's shape.
-
-    Raises:
-        ValueError: If the loss without reduction does not have the target's shape.
+    stay aligned; it raises ``ValueError`` if the result does not have the target's shape. Any other loss gets the
+    labelled values in one dimension. Checks before training verify that both agree with the loss itself on complete
+    targets.
     """
     assert callable(loss)
     if how is None and has_count(loss):
@@ -66,9 +57,8 @@ def loss_over_known(
             "ones; mark such examples as missing as a whole (mask/<target>), or choose another loss"
         )
     total = values.where(known, 0).sum()
-    return total / torch.as_tensor(count, device=total.device).to(total.dtype).clamp(
-        min=torch.finfo(total.dtype).tiny
-    ), count
+    denominator = torch.as_tensor(count, device=total.device).to(total.dtype)
+    return total / denominator.clamp(min=torch.finfo(total.dtype).tiny), count
 
 
 def redrawn(
@@ -76,13 +66,8 @@ def redrawn(
 ) -> tuple[Tensor, Tensor]:
     """Return a complete batch resampled from the labelled values of each column.
 
-    It shows whether a loss or metric computed for partly labelled rows agrees with itself on complete rows.
-
-    Args:
-        prediction: ``[batch, …]``.
-        target: ``[batch, …]``, with at least one labelled value.
-        known: Which values are labelled; ``None`` for all.
-        size: Number of examples to return; fewer if they are large.
+    It shows whether a loss or metric computed for partly labelled rows agrees with itself on complete rows. At least
+    one value of the target must be labelled. The batch has ``size`` examples, or fewer if they are large.
     """
     size = size if target[0].numel() <= 4096 else 4
     generator = torch.Generator().manual_seed(0)

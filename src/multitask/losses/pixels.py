@@ -7,6 +7,15 @@ import torch
 from torch import Tensor, nn
 
 
+def same_shape(name: str, prediction: Tensor, target: Tensor) -> None:
+    """Raise ``ValueError`` if the shapes differ, since broadcasting would give a wrong result."""
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"{name} got predictions of shape {list(prediction.shape)} for targets of shape "
+            f"{list(target.shape)}; make tasks.*.head give the shape of the target."
+        )
+
+
 class Reduced(nn.Module):
     """A loss with ``reduction``: ``mean``, or ``none`` for one value per example; others raise ``ValueError``."""
 
@@ -39,11 +48,7 @@ class ValidPixels(Reduced):
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the loss of predictions ``[batch, channels, height, width]``."""
-        if prediction.shape != target.shape:
-            raise ValueError(
-                f"{type(self).__name__} got predictions of shape {list(prediction.shape)} for targets of "
-                f"shape {list(target.shape)}; make tasks.*.head give the shape of the target."
-            )
+        same_shape(type(self).__name__, prediction, target)
         valid = self.valid(target)
         # Invalid targets may be NaN, which multiplication by a mask would not remove.
         target = target.masked_fill(~valid.unsqueeze(1), 0)
@@ -129,13 +134,7 @@ class Pinball(nn.Module):
     """Mean over examples and quantiles of max(q·d, (q − 1)·d), d = target − prediction (Regression Quantiles, 1978).
 
     ``prediction``: ``[batch, quantiles]``; ``target``: ``[batch]`` or ``[batch, 1]``. Its task needs
-    ``loss_checks_shapes: true``.
-
-    Args:
-        quantiles: Numbers in (0, 1), one per column of the prediction.
-
-    Raises:
-        ValueError: If a quantile is not in (0, 1); when called, if the shapes do not match.
+    ``loss_checks_shapes: true``. Raises ``ValueError`` if a quantile is not in (0, 1), or the shapes do not match.
     """
 
     quantiles: Tensor

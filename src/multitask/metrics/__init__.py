@@ -1,6 +1,6 @@
 """Metrics that torchmetrics lacks: dense prediction as reported by multi-task papers, and R² without cancellation."""
 
-from multitask.metrics.classification import BinaryAUROC
+from multitask.metrics.areas import BinaryAUROC
 from multitask.metrics.depth import DepthAbsoluteError, DepthRelativeError
 from multitask.metrics.normals import AngleMean, AngleMedian, AngleWithin
 from multitask.metrics.regression import R2, RelativeL2

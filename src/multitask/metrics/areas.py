@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torchmetrics import Metric, classification
+from torchmetrics.utilities import dim_zero_cat
 
 _BINARY = classification.BinaryPrecisionRecallCurve
 _BY_LABEL = classification.MultilabelPrecisionRecallCurve
@@ -31,10 +32,7 @@ def classes_of(metric: Metric) -> int:
 def occurrences(metric: Metric, target: Tensor, known: Tensor | None) -> Tensor:
     """Return the number of positives and of negatives of each class or label, ``[2, classes]`` in float64.
 
-    Args:
-        metric: A metric of a curve.
-        target: Classes ``[batch, …]``, or labels ``[batch, labels, …]``.
-        known: Which values are labelled; ``None`` for all.
+    The target has classes ``[batch, …]``, or labels ``[batch, labels, …]``.
     """
     counted = torch.ones_like(target, dtype=torch.bool) if known is None else known
     if metric.ignore_index is not None:
@@ -53,9 +51,7 @@ def occurrences(metric: Metric, target: Tensor, known: Tensor | None) -> Tensor:
 def area(metric: Metric, counts: Tensor) -> Tensor:
     """Return a metric averaged over the classes or labels for which it is defined; NaN if there are none.
 
-    Args:
-        metric: A metric of a curve.
-        counts: The sum of :func:`occurrences` over everything the metric has seen.
+    ``counts`` is the sum of :func:`occurrences` over all updates of the metric.
     """
     positives, negatives = counts
     average = getattr(metric, "average", None)
@@ -83,3 +79,17 @@ def _by_class(metric: Metric, average: str) -> Tensor:
         return torch.as_tensor(metric.compute())
     finally:
         metric.average, metric._computed = average, computed
+
+
+class BinaryAUROC(classification.BinaryAUROC):
+    """``torchmetrics.classification.BinaryAUROC``, but NaN instead of 0 if all targets are of one class."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # as in torchmetrics
+        """Return the area under the curve, a scalar in [0, 1]."""
+        if self.thresholds is None:
+            target = dim_zero_cat(self.target)
+            positive = target == 1
+            both = bool(positive.any() and (target == 0).any())
+        else:
+            both = bool(self.confmat[0].sum(-1).all())  # rows are the true classes
+        return super().compute() if both else torch.tensor(torch.nan, device=self.device)

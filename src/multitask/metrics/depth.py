@@ -1,21 +1,19 @@
 """Absolute and relative error of depth."""
 
-from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from multitask.metrics.pooling import Pooled, same_shape
+from multitask.losses.pixels import same_shape
+from multitask.metrics.pooling import Pooled
 
 
 class _DepthError(Pooled):
-    """Mean error over the valid pixels, whose target is neither 0 nor NaN.
+    """Mean error over the valid pixels, whose target is neither 0 nor NaN."""
 
-    ``prediction`` and ``target``: ``[batch, 1, height, width]`` in the same unit.
-    """
-
-    is_differentiable = False
     higher_is_better = False
+    relative: ClassVar[bool]
 
     def __init__(self, pooling: str = "pixels") -> None:
         super().__init__(type(self).__name__, 2, pooling)
@@ -25,25 +23,19 @@ class _DepthError(Pooled):
         same_shape(type(self).__name__, prediction, target)
         valid = target > 0
         target = target[valid].double()
-        errors = self.error(prediction[valid].double(), target)
+        errors = (prediction[valid].double() - target).abs()
+        if self.relative:
+            errors = errors / target
         return torch.stack([errors.sum(), valid.sum().double()])
-
-    @abstractmethod
-    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the error of each valid pixel."""
 
 
 class DepthAbsoluteError(_DepthError):
-    """Mean of |prediction − target|, in the target's unit."""
+    """Mean of |prediction − target| for depths ``[batch, 1, height, width]``, in the target's unit."""
 
-    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return |prediction − target|."""
-        return (prediction - target).abs()
+    relative = False
 
 
 class DepthRelativeError(_DepthError):
-    """Mean of |prediction − target| / target, dimensionless."""
+    """Mean of |prediction − target| / target for depths ``[batch, 1, height, width]`` in the same unit."""
 
-    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return |prediction − target| / target."""
-        return (prediction - target).abs() / target
+    relative = True

@@ -1,6 +1,5 @@
 """Metrics of partly labelled targets, over the columns and classes for which they are defined."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -57,28 +56,19 @@ class OfKnown(Metric):
         return self.metric.higher_is_better
 
     def settle(self, prediction: Tensor, target: Tensor, known: Tensor | None = None) -> str:
-        """Determine how to exclude missing values, once, and return the name of the way.
-
-        Args:
-            prediction: The metric's prediction, ``[batch, …]``.
-            target: The metric's target, ``[batch, …]``.
-            known: Which target values are labelled; ``None`` for all.
-        """
+        """Determine how to exclude missing values, once, and return the name of the way; see :meth:`update`."""
         if self.way is not None:
             return self.way
         self.relative = is_relative(self.metric, prediction, target)
         self.way = self._way(prediction, target, known) if self._missing or self.relative else "rows"
         columns = target.shape[1] if target.ndim > 1 and self.way != "values" else 1
-
-        def per_column(value: float) -> Tensor:
-            return torch.full((columns,), value, dtype=torch.float64, device=target.device)
-
+        zeros = torch.zeros(columns, dtype=torch.float64, device=target.device)
         if self.way == "columns":
             self._columns.extend(self.metric.clone() for _ in range(columns))
-            self.add_state("counts", per_column(0), "sum")
+            self.add_state("counts", zeros, "sum")
         if self.relative:
-            self.add_state("lowest", per_column(torch.inf), "min")
-            self.add_state("highest", per_column(-torch.inf), "max")
+            self.add_state("lowest", zeros + torch.inf, "min")
+            self.add_state("highest", zeros - torch.inf, "max")
         return self.way
 
     def update(
@@ -87,8 +77,7 @@ class OfKnown(Metric):
         """Update the metric with the labelled part of a batch.
 
         Args:
-            prediction: ``[batch, …]``.
-            target: ``[batch, …]``.
+            prediction, target: ``[batch, …]``.
             known: Which target values are labelled; ``None`` for all.
             origin: Subtracted from both for metrics that are invariant to shifts, since sums of squares of values far
                 from zero cancel. Broadcasts over the target, and must be the same for all batches.
@@ -115,10 +104,9 @@ class OfKnown(Metric):
                     metric.update(prediction[:, j][mask[:, j]], target[:, j][mask[:, j]])
             self.counts += mask.movedim(1, -1).flatten(0, -2).sum(0)
             return
-        rows = None if known is None else whole_rows(known)
         if known is None:
             self.metric.update(prediction, target)
-        elif rows is not None:
+        elif (rows := whole_rows(known)) is not None:
             self.metric.update(prediction[rows], target[rows])
         elif way == "values":
             self.metric.update(*labelled_values(prediction, target, known))
@@ -177,15 +165,14 @@ class OfKnown(Metric):
             v.double() if v.is_floating_point() else v for v in redrawn(prediction, target, known)
         )
         everything = torch.ones_like(complete, dtype=torch.bool)
-        expected = tried(lambda metric: metric.update(whole, complete), self.metric)
+        expected = tried(self.metric, whole, complete)
         if expected is None:
             return "rows"
-        pooled = labelled_values(whole, complete, everything)
-        if same(tried(lambda metric: metric.update(*pooled), self.metric), expected):
+        if same(tried(self.metric, *labelled_values(whole, complete, everything)), expected):
             return "values"
         if not has_scores:
             by_column = [
-                tried(partial(_update, whole[:, j].flatten(), complete[:, j].flatten()), self.metric)
+                tried(self.metric, whole[:, j].flatten(), complete[:, j].flatten())
                 for j in range(target.shape[1])
             ]
             if all(value is not None and value.numel() == 1 for value in by_column):
@@ -203,26 +190,16 @@ class OfKnown(Metric):
         marks = self._marked(target, known)
         by_value = known if known.shape == prediction.shape else known.unsqueeze(1)
         other = prediction.where(by_value, prediction.roll(1, 0))
-        marking = self._marking()
-        first = tried(lambda metric: metric.update(prediction, marks), marking)
-        second = tried(lambda metric: metric.update(other, marks), marking)
+        marking = self.metric.clone()
+        if getattr(marking, "ignore_index", 0) is None:
+            marking.ignore_index = self._mark
+        first, second = tried(marking, prediction, marks), tried(marking, other, marks)
         if first is None or not first.isfinite().all() or not same(first, second):
             return False
         self.metric = marking
         return True
 
-    def _marking(self) -> Metric:
-        """Return a copy of the metric, with ``ignore_index`` set if it has one that is ``None``."""
-        marking = self.metric.clone()
-        if getattr(marking, "ignore_index", 0) is None:
-            marking.ignore_index = self._mark
-        return marking
-
     def _marked(self, target: Tensor, known: Tensor) -> Tensor:
         own = getattr(self.metric, "ignore_index", None)
         mark: Any = torch.nan if target.is_floating_point() else self._mark if own is None else own
         return target.masked_fill(~known, mark)
-
-
-def _update(prediction: Tensor, target: Tensor, metric: Metric) -> None:
-    metric.update(prediction, target)

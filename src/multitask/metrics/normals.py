@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from multitask.metrics.pooling import Pooled, same_shape
+from multitask.losses.pixels import same_shape
+from multitask.metrics.pooling import Pooled
 
 
 def angles(prediction: Tensor, target: Tensor) -> Tensor:
@@ -15,19 +17,13 @@ def angles(prediction: Tensor, target: Tensor) -> Tensor:
     """
     same_shape("Normal metrics", prediction, target)
     valid = (target != 0).any(dim=1) & target.isfinite().all(dim=1)
-    u = _unit(prediction.movedim(1, -1)[valid].double())
-    v = _unit(target.movedim(1, -1)[valid].double())
+    u, v = (normalize(x.movedim(1, -1)[valid].double(), dim=-1) for x in (prediction, target))
     return torch.rad2deg(2 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1)))
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(vectors, dim=-1)
 
 
 class AngleMean(Pooled):
     """Mean angle in degrees."""
 
-    is_differentiable = False
     higher_is_better = False
 
     def __init__(self, pooling: str = "pixels") -> None:
@@ -46,7 +42,6 @@ class AngleMedian(Pooled):
     set).
     """
 
-    is_differentiable = False
     higher_is_better = False
 
     def __init__(self, pooling: str = "pixels", bin_width: float = 0.005) -> None:
@@ -59,7 +54,7 @@ class AngleMedian(Pooled):
         cells = (angles(prediction, target) * (self.bins / 180)).long().clamp(max=self.bins - 1)
         return torch.bincount(cells, minlength=self.bins)
 
-    def figure(self, sums: Tensor) -> Tensor:
+    def value(self, sums: Tensor) -> Tensor:
         """Return the centre of the bin of the lower median, as in ``torch.median``."""
         total = sums.sum()
         if total == 0:
@@ -71,7 +66,6 @@ class AngleMedian(Pooled):
 class AngleWithin(Pooled):
     """Share of pixels whose angle is below ``degrees`` (11.25, 22.5 and 30 in the papers)."""
 
-    is_differentiable = False
     higher_is_better = True
 
     def __init__(self, degrees: float, pooling: str = "pixels") -> None:

@@ -21,6 +21,7 @@ class Pooled(Metric):
     """
 
     full_state_update = False
+    is_differentiable = False
 
     def __init__(self, sums: str, size: int, pooling: str = "pixels") -> None:
         super().__init__()
@@ -30,17 +31,14 @@ class Pooled(Metric):
         # MetricCollection merges metrics whose states of the same name are equal after the first batch, which can
         # happen with two thresholds: the name has to distinguish them.
         self._state = sums if pooling == "pixels" else f"{type(self).__name__}_{sums}"
-        self.add_state(
-            self._state,
-            torch.zeros(size if pooling == "pixels" else 2, dtype=torch.float64),
-            dist_reduce_fx="sum",
-        )
+        size = size if pooling == "pixels" else 2
+        self.add_state(self._state, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
     @abstractmethod
     def count(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the sums over the valid pixels of one batch, ``[size]``."""
 
-    def figure(self, sums: Tensor) -> Tensor:
+    def value(self, sums: Tensor) -> Tensor:
         """Return the metric given the sums, by default the mean ``sums[0] / sums[1]``; NaN if no pixel is valid."""
         return sums[0] / sums[1]
 
@@ -49,21 +47,12 @@ class Pooled(Metric):
         state: Tensor = getattr(self, self._state)
         sums = self.count(prediction.detach(), target.detach()).to(state)
         if self.pooling == "batches":
-            figure = self.figure(sums)
-            known = ~figure.isnan()
-            sums = torch.stack([figure.where(known, 0.0), known.to(figure)])
+            value = self.value(sums)
+            known = ~value.isnan()
+            sums = torch.stack([value.where(known, 0.0), known.to(value)])
         setattr(self, self._state, state + sums)
 
     def compute(self) -> Tensor:
         """Return the metric of all batches, a scalar."""
         state: Tensor = getattr(self, self._state)
-        return (self.figure(state) if self.pooling == "pixels" else state[0] / state[1]).float()
-
-
-def same_shape(name: str, prediction: Tensor, target: Tensor) -> None:
-    """Raise ``ValueError`` if the shapes differ, since broadcasting would give a wrong result."""
-    if prediction.shape != target.shape:
-        raise ValueError(
-            f"{name} got predictions of shape {list(prediction.shape)} for targets of shape "
-            f"{list(target.shape)}; make tasks.*.head give the shape of the target."
-        )
+        return (self.value(state) if self.pooling == "pixels" else state[0] / state[1]).float()

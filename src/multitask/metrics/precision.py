@@ -15,6 +15,11 @@ def home(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type in _WITHOUT_FLOAT64 else device
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 if the device lacks it."""
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
+
+
 def exact(values: Tensor) -> Tensor:
     """Move values to the device for metrics, floats as float64."""
     values = values.to(home(values.device))
@@ -27,13 +32,10 @@ class Exact(MetricCollection):
     Sums of squares of values far from zero cancel: in float32, R² of targets with mean 100,000 and deviation 3 has no
     correct digit. Casting the module that contains them (``half()``, ``to(torch.bfloat16)``, Lightning's ``*-true``
     precisions) does not change the states, and on devices without float64 (MPS) they stay on the CPU.
-
-    Args:
-        metrics: The metrics by name. Compute groups are disabled, since they merge metrics whose states agree on the
-            first batch even if their arguments differ.
     """
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
+        # Compute groups merge metrics whose states agree on the first batch even if their arguments differ.
         super().__init__(dict(metrics), compute_groups=False)
         super()._apply(exact)
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from multitask.metrics.pooling import same_shape
+from multitask.losses.pixels import same_shape
 from multitask.metrics.trials import varies
 
 

@@ -13,7 +13,6 @@ class _Confusion(Pooled):
     where unlabelled. Raises ``ValueError`` if the shapes do not match or a class is out of range.
     """
 
-    is_differentiable = False
     higher_is_better = True
 
     def __init__(self, num_classes: int, ignore_index: int = -1, pooling: str = "pixels") -> None:
@@ -39,17 +38,13 @@ class _Confusion(Pooled):
         cells = target * self.num_classes + prediction.argmax(dim=1)[valid]
         return torch.bincount(cells, minlength=self.num_classes**2)
 
-    def matrix(self, sums: Tensor) -> Tensor:
-        """Return the confusion matrix ``[target class, predicted class]``."""
-        return sums.view(self.num_classes, self.num_classes)
-
 
 class MeanIoU(_Confusion):
     """Mean over classes of |prediction ∩ target| / |prediction ∪ target|, without classes that occur in neither."""
 
-    def figure(self, sums: Tensor) -> Tensor:
+    def value(self, sums: Tensor) -> Tensor:
         """Return the mean intersection over union, in [0, 1]."""
-        matrix = self.matrix(sums)
+        matrix = sums.view(self.num_classes, self.num_classes)
         union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
         return (matrix.diagonal() / union)[union > 0].mean()
 
@@ -57,6 +52,6 @@ class MeanIoU(_Confusion):
 class PixelAccuracy(_Confusion):
     """Share of the labelled pixels that are classified correctly."""
 
-    def figure(self, sums: Tensor) -> Tensor:
+    def value(self, sums: Tensor) -> Tensor:
         """Return the accuracy, in [0, 1]."""
-        return self.matrix(sums).trace() / sums.sum()
+        return sums.view(self.num_classes, self.num_classes).trace() / sums.sum()

@@ -1,23 +1,20 @@
 """Properties of a metric, determined by evaluating a copy of it in float64."""
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 
-def tried(update: Callable[[Metric], object], metric: Metric) -> Tensor | None:
-    """Return the value of a copy of a metric after an update; ``None`` if the update fails."""
+def tried(metric: Metric, prediction: Tensor, target: Tensor) -> Tensor | None:
+    """Return the value of a copy of a metric after one update; ``None`` if that fails."""
     metric = metric.clone().set_dtype(torch.float64)
     metric.reset()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # the values are random; validation shows the warnings that matter
-            update(metric)
+            warnings.simplefilter("ignore")  # about random values; validation shows those that matter
+            metric.update(prediction, target)
             value = metric.compute()
     except Exception:  # a user's metric may raise anything on random values
         return None
@@ -35,12 +32,8 @@ def is_relative(metric: Metric, prediction: Tensor, target: Tensor) -> bool:
     """Return whether a metric is invariant to scaling and shifting predictions and targets.
 
     Such a metric (R², a correlation, an error relative to the spread) divides by the variation of the target and is
-    undefined for constant targets. It is evaluated on random values of the given shapes.
-
-    Args:
-        metric: The metric.
-        prediction: The metric's prediction, ``[batch, …]``.
-        target: The metric's target, ``[batch, …]``.
+    undefined for constant targets. It is evaluated on random values of the shapes of prediction and target,
+    ``[batch, …]``.
     """
     if not target.is_floating_point() or prediction.shape[1:] != target.shape[1:]:
         return False
@@ -50,8 +43,7 @@ def is_relative(metric: Metric, prediction: Tensor, target: Tensor) -> bool:
     generator = torch.Generator().manual_seed(2)
     drawn = 1 + torch.rand(shape, generator=generator, dtype=torch.float64).to(target.device)
     near = drawn + 0.2 * torch.rand(shape, generator=generator, dtype=torch.float64).to(target.device)
-    first = tried(lambda metric: metric.update(near, drawn), metric)
-    second = tried(lambda metric: metric.update(3 * near + 5, 3 * drawn + 5), metric)
+    first, second = tried(metric, near, drawn), tried(metric, 3 * near + 5, 3 * drawn + 5)
     return first is not None and bool(first.isfinite().all()) and same(first, second)
 
 

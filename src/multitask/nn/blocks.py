@@ -9,13 +9,10 @@ Norm = Literal["batch", "group", "none"]
 
 
 def normalization(kind: Norm, channels: int) -> nn.Module:
-    """Return a normalization layer for maps ``[batch, channels, h, w]``.
+    """Return a normalization layer for maps ``[batch, channels, h, w]``; raise ``ValueError`` for an unknown kind.
 
     With ``batch``, an example's features depend on the rest of its batch, so that accumulated micro-batches
     differ from one large batch; with ``group`` they do not.
-
-    Raises:
-        ValueError: If the kind is unknown.
     """
     match kind:
         case "batch":
@@ -28,15 +25,9 @@ def normalization(kind: Norm, channels: int) -> nn.Module:
 
 
 def convolution(channels: int, kernel: int = 3, stride: int = 1, norm: Norm = "batch") -> nn.Sequential:
-    """Return convolution, normalization and ReLU.
+    """Return convolution, normalization and ReLU: ``[batch, c, h, w]`` → ``[batch, channels, h / stride, w / stride]``.
 
-    ``[batch, c, h, w]`` → ``[batch, channels, h / stride, w / stride]``.
-
-    Args:
-        channels: Output channels; the input channels are inferred at the first call.
-        kernel: Kernel size; the padding is half of it.
-        stride: Stride.
-        norm: See :func:`normalization`.
+    The input channels are inferred at the first call; the padding is half of the kernel size.
     """
     return nn.Sequential(
         nn.LazyConv2d(channels, kernel, stride=stride, padding=kernel // 2, bias=norm == "none"),
@@ -48,3 +39,9 @@ def convolution(channels: int, kernel: int = 3, stride: int = 1, norm: Norm = "b
 def pooled_convolution(channels: int, kernel: int = 3, norm: Norm = "batch") -> nn.Sequential:
     """Return :func:`convolution` with 2×2 max pooling: → ``[batch, channels, h / 2, w / 2]``."""
     return nn.Sequential(convolution(channels, kernel, norm=norm), nn.MaxPool2d(2))
+
+
+def grouped_convolution(channels: int, stride: int = 1) -> list[nn.Module]:
+    """Return the layers of a 3×3 convolution with group normalization, in four groups, and ReLU."""
+    convolution = nn.LazyConv2d(channels, kernel_size=3, stride=stride, padding=1, bias=False)
+    return [convolution, nn.GroupNorm(4, channels), nn.ReLU()]

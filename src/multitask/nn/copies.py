@@ -8,16 +8,9 @@ Make = Callable[[], nn.Module]
 
 
 def several(make: Make, count: int, key: str) -> list[nn.Module]:
-    """Return ``count`` networks from a factory.
+    """Return ``count`` networks from a factory, in YAML a node with ``_partial_: true``.
 
-    Args:
-        make: Factory for a network; in YAML a node with ``_partial_: true``.
-        count: Number of networks.
-        key: The config key, for errors.
-
-    Raises:
-        ValueError: If ``make`` is not a factory, or its networks share parameters: a node nested in a
-            ``_partial_`` node is instantiated once and passed to every call.
+    Raises ``ValueError``, naming the config key, if ``make`` is not a factory, or its networks share parameters.
     """
     if isinstance(make, nn.Module) or not callable(make):
         raise ValueError(f"{key} must be instantiated separately for each copy; add _partial_: true to it.")

@@ -12,9 +12,7 @@ from multitask.nn.copies import Make, several
 class Stitch(LazyModuleMixin, nn.Module):
     """Learned linear combination of the tasks' features, one square matrix per channel.
 
-    Args:
-        tasks: Number of tasks.
-        own: Initial weight of a task's own features; the others share the rest equally.
+    ``own`` is the initial weight of a task's own features; the others share the rest equally.
     """
 
     cls_to_become = None
@@ -47,17 +45,14 @@ class Stitch(LazyModuleMixin, nn.Module):
 
 
 class CrossStitch(nn.Module):
-    """One network of several stages per task, with a cross-stitch unit after every stage.
+    """One network of several stages per task, with a unit that mixes their features after every stage.
 
     (Cross-stitch Networks for Multi-task Learning, 2016.)
 
     Args:
         tasks: The tasks' names.
         stages: Factories for the stages, in order; features are ``[batch, channels, …]``.
-        own: Initial weight of a task's own features, in [0, 1].
-
-    Raises:
-        ValueError: If ``own`` is outside [0, 1].
+        own: Initial weight of a task's own features; outside [0, 1] it raises ``ValueError``.
     """
 
     def __init__(self, tasks: Sequence[str], stages: Sequence[Make], own: float = 0.9) -> None:
@@ -74,6 +69,6 @@ class CrossStitch(nn.Module):
         """Return each task's features."""
         features: Sequence[Tensor] = [inputs] * len(self._tasks)
         for stage, stitch in zip(self.stages, self.stitches, strict=True):
-            columns = zip(stage.children(), features, strict=True)
-            features = stitch(torch.stack([column(x) for column, x in columns])).unbind()
+            by_task = zip(stage.children(), features, strict=True)
+            features = stitch(torch.stack([network(x) for network, x in by_task])).unbind()
         return dict(zip(self._tasks, features, strict=True))

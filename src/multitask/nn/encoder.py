@@ -10,9 +10,7 @@ from multitask.extras import imported
 
 
 class Encoder(nn.Module):
-    """Tokenizer outputs → the last hidden state of each token, ``[batch, tokens, width]``.
-
-    Nothing is downloaded.
+    """Tokenizer outputs → the last hidden state of each token, ``[batch, tokens, width]``; nothing is downloaded.
 
     Args:
         folder: A local folder with a model saved by ``save_pretrained``.
@@ -36,7 +34,7 @@ class Encoder(nn.Module):
                 "trunk needs either the folder of a model or the config of a new one; set exactly one."
             )
         transformers = imported("transformers", "huggingface", "trunk")
-        if folder is not None:
+        if config is None:
             try:
                 settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             except (
@@ -45,19 +43,20 @@ class Encoder(nn.Module):
             ) as error:  # ValueError: neither a folder nor the name of a repository
                 raise ValueError(f"trunk.folder={folder} has no model saved by save_pretrained.") from error
         else:
-            kind = (config or {}).get("model_type")
+            kind = config.get("model_type")
             if kind not in transformers.CONFIG_MAPPING:
                 raise ValueError(
                     f"trunk.config.model_type={kind} is not an encoder of transformers; set one, such as bert."
                 )
-            settings = transformers.AutoConfig.for_model(**dict(config or {}))
+            settings = transformers.AutoConfig.for_model(**config)
         model = transformers.MODEL_MAPPING[type(settings)]
         # A pooling layer's parameters would get no gradient.
         options = {"add_pooling_layer": False} if "add_pooling_layer" in signature(model).parameters else {}
-        if folder is not None:
-            self.model: nn.Module = model.from_pretrained(folder, local_files_only=True, **options)
-        else:
-            self.model = model(settings, **options)
+        self.model: nn.Module = (
+            model.from_pretrained(folder, local_files_only=True, **options)
+            if config is None
+            else model(settings, **options)
+        )
         if lora is not None:
             peft = imported("peft", "huggingface", "trunk.lora")
             peft.inject_adapter_in_model(peft.LoraConfig(**lora), self.model)

@@ -10,11 +10,7 @@ from multitask.nn.copies import Make, several
 
 
 class Gate(nn.Module):
-    """Softmax gate, one linear layer: ``[batch, …]`` → weights of the experts ``[batch, experts]``.
-
-    Args:
-        experts: Number of experts.
-    """
+    """Softmax gate, one linear layer: ``[batch, …]`` → weights of the experts ``[batch, experts]``."""
 
     def __init__(self, experts: int) -> None:
         super().__init__()
@@ -37,8 +33,7 @@ class MMoE(nn.Module):
 
     Args:
         tasks: The tasks' names.
-        expert: Factory for an expert: inputs → features.
-        experts: Number of experts.
+        expert, experts: Factory for an expert, inputs → features, and their number.
     """
 
     def __init__(self, tasks: Sequence[str], expert: Make, experts: int = 4) -> None:
@@ -55,19 +50,12 @@ class MMoE(nn.Module):
 class Extraction(nn.Module):
     """One layer of customized gate control, with task-specific and shared experts.
 
-    A task's gate combines its own and the shared experts; the gate of the shared path combines all experts.
-
-    Args:
-        tasks: The tasks' names.
-        expert: Factory for an expert.
-        own: Number of experts per task.
-        shared: Number of shared experts.
-        hand_on: Whether another layer follows, which needs shared features.
-        key: The config key of the expert, for errors.
+    A task's gate combines its own and the shared experts; the gate of the shared path, which the last layer lacks,
+    combines all experts. ``key`` is the config key of the expert, for errors.
     """
 
     def __init__(
-        self, tasks: Sequence[str], expert: Make, own: int, shared: int, hand_on: bool, key: str
+        self, tasks: Sequence[str], expert: Make, own: int, shared: int, last: bool, key: str
     ) -> None:
         super().__init__()
         experts = several(expert, own * len(tasks) + shared, key)
@@ -76,7 +64,7 @@ class Extraction(nn.Module):
         )
         self.shared = nn.ModuleList(experts[own * len(tasks) :])
         self.gates = nn.ModuleDict({task: Gate(own + shared) for task in tasks})
-        self.shared_gate = Gate(len(experts)) if hand_on else None
+        self.shared_gate = None if last else Gate(len(experts))
 
     def forward(
         self, inputs: Mapping[str, Tensor], shared: Tensor
@@ -97,20 +85,18 @@ class Extraction(nn.Module):
 class PLE(nn.Module):
     """Layers of task-specific and shared experts; with one layer this is CGC.
 
-    (Progressive Layered Extraction: A Novel Multi-Task Learning Model for Personalized
-    Recommendations, 2020.)
+    (Progressive Layered Extraction: A Novel Multi-Task Learning Model for Personalized Recommendations, 2020.)
 
     Args:
         tasks: The tasks' names.
         layers: Factories for the experts of each layer: inputs → features, features → features, ….
-        own: Number of experts per task and layer.
-        shared: Number of shared experts per layer.
+        own, shared: Number of experts per task, and of shared experts, in each layer.
     """
 
     def __init__(self, tasks: Sequence[str], layers: Sequence[Make], own: int = 2, shared: int = 2) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            Extraction(tasks, expert, own, shared, i < len(layers) - 1, f"trunk.layers.{i}")
+            Extraction(tasks, expert, own, shared, i == len(layers) - 1, f"trunk.layers.{i}")
             for i, expert in enumerate(layers)
         )
         self._tasks = list(tasks)

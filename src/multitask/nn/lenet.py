@@ -8,9 +8,7 @@ from torch import nn
 def lenet(width: int = 50, channels: Sequence[int] = (10, 20)) -> nn.Sequential:
     """Return two convolutions and a linear layer (Multi-Task Learning as Multi-Objective Optimization, 2018).
 
-    Args:
-        width: Width of the linear layer: images ``[batch, 1, 28, 28]`` → features ``[batch, width]``.
-        channels: Channels of the two convolutions.
+    Images ``[batch, 1, 28, 28]`` → features ``[batch, width]``.
     """
     first, second = channels
     return nn.Sequential(

@@ -14,11 +14,9 @@ class MLP(nn.Sequential):
 
 
 def mlp(widths: Sequence[int] = (512, 512), activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Return linear layers, each followed by an activation; the input width is inferred.
+    """Return linear layers, each followed by an activation: inputs ``[batch, …]`` → features ``[batch, widths[-1]]``.
 
-    Args:
-        widths: Widths of the layers: flattened inputs ``[batch, …]`` → features ``[batch, widths[-1]]``.
-        activation: Factory for the activations, which must be smooth for losses of second derivatives.
+    The input width is inferred. Losses of second derivatives need a smooth activation.
     """
     layers: list[nn.Module] = []
     for width in widths:

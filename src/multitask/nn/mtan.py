@@ -11,14 +11,7 @@ from multitask.nn.copies import Make, one_per_task
 
 
 class Block(nn.Module):
-    """Two shared convolutions, and one mask per task on the output of the second.
-
-    Args:
-        tasks: The tasks' names.
-        channels: Output channels.
-        norm: See :func:`multitask.nn.blocks.normalization`.
-        first: Whether this is the first block, which gets no attended features.
-    """
+    """Two shared convolutions, and one mask per task on the output of the second; the first gets no task's features."""
 
     def __init__(self, tasks: Sequence[str], channels: int, norm: Norm, first: bool) -> None:
         super().__init__()
@@ -49,14 +42,11 @@ class MTAN(nn.Module):
 
     Args:
         tasks: The tasks' names.
-        channels: Channels of each level, finest first; each level halves the size.
+        channels: Channels of each level, finest first; each level halves the size. ``ValueError`` if there are none.
         dense: Whether to upsample back to the input size: features ``[batch, channels[0], h, w]``.
         branch: Factory for a network that follows for each task, such as a Flatten and a linear layer; ``None``
             returns the maps.
         norm: See :func:`multitask.nn.blocks.normalization`.
-
-    Raises:
-        ValueError: If there are no channels.
     """
 
     def __init__(
@@ -89,7 +79,6 @@ class MTAN(nn.Module):
 
 
 def _mask(channels: int, norm: Norm) -> nn.Sequential:
-    """Return two 1×1 convolutions followed by a sigmoid."""
     return nn.Sequential(
         convolution(channels, kernel=1, norm=norm),
         nn.Conv2d(channels, channels, kernel_size=1, bias=norm == "none"),

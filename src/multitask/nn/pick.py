@@ -12,9 +12,6 @@ class Pick(nn.Module):
     Args:
         module: A module that returns a tuple, a mapping or an object with attributes.
         key: Index, key or attribute of the part.
-
-    Raises:
-        ValueError: When called, if the output has no such part.
     """
 
     def __init__(self, module: nn.Module, key: int | str) -> None:
@@ -23,7 +20,7 @@ class Pick(nn.Module):
         self.key = key
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the part."""
+        """Return the part; raise ``ValueError`` if the output has no such part."""
         output: Any = self.module(inputs)
         try:
             by_key = isinstance(self.key, int) or isinstance(output, Mapping)

@@ -7,11 +7,7 @@ from torch import Tensor, nn
 
 
 class Point(nn.Module):
-    """A trainable point: displacements ``[batch, d]`` → displaced points ``[batch, d]``.
-
-    Args:
-        start: The initial point, d numbers.
-    """
+    """A trainable point, initially ``start``, ``[d]``: displacements → displaced points, both ``[batch, d]``."""
 
     def __init__(self, start: Sequence[float]) -> None:
         super().__init__()

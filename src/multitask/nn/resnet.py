@@ -9,16 +9,7 @@ from multitask.nn.blocks import Norm, normalization
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions with a shortcut.
-
-    ``[batch, c, h, w]`` → ``[batch, channels, h / stride, w / stride]``.
-
-    Args:
-        entering: Input channels.
-        channels: Output channels.
-        stride: Stride of the first convolution.
-        norm: See :func:`multitask.nn.blocks.normalization`.
-    """
+    """Two 3×3 convolutions with a shortcut: ``[batch, c, h, w]`` → ``[batch, channels, h / stride, w / stride]``."""
 
     def __init__(self, entering: int, channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -31,9 +22,8 @@ class Residual(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or entering != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(entering, channels, 1, stride=stride, bias=False), normalization(norm, channels)
-            )
+            resized = nn.Conv2d(entering, channels, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(resized, normalization(norm, channels))
         self.relu = nn.ReLU()
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -48,20 +38,15 @@ def resnet(
     pool: bool = True,
     norm: Norm = "batch",
 ) -> nn.Sequential:
-    """Return a residual network, by default ResNet-18; each stage doubles the width and halves the size.
-
-    (Deep Residual Learning for Image Recognition, 2016.)
+    """Return a residual network, by default ResNet-18 (Deep Residual Learning for Image Recognition, 2016).
 
     Args:
         blocks: Number of blocks of each stage.
-        width: Channels of the first stage.
+        width: Channels of the first stage; each further stage doubles them and halves the size.
         stem: ``large`` for photographs, a 7×7 convolution with stride 2 and max pooling; ``small`` for images of
-            about 32×32, one 3×3 convolution.
+            about 32×32, one 3×3 convolution; others raise ``ValueError``.
         pool: Whether to average over positions: features ``[batch, width · 2^(stages − 1)]``, otherwise maps.
         norm: See :func:`multitask.nn.blocks.normalization`.
-
-    Raises:
-        ValueError: If the stem is unknown.
     """
     if stem not in ("large", "small"):
         raise ValueError(f"trunk.stem={stem} is unknown; choose large or small.")

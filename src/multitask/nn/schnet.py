@@ -10,15 +10,13 @@ class SchNet(nn.Module):
     """Atoms ``[batch, atoms, 4]`` (atomic number, position in ångström) → features ``[batch, width]``.
 
     For derivatives with respect to the positions, ``numbers`` ``[batch, atoms]`` and ``positions``
-    ``[batch, atoms, 3]`` are separate inputs.
-
-    Each layer updates an atom's features by those of all other atoms, filtered by distance; the molecule's features
-    are the sum over its atoms. They are invariant to translation, rotation and permutation. (SchNet: A
-    Continuous-Filter Convolutional Neural Network for Modeling Quantum Interactions, 2017.)
+    ``[batch, atoms, 3]`` are separate inputs. Each layer updates an atom's features by those of all other atoms,
+    filtered by distance; the molecule's features are the sum over its atoms. They are invariant to translation,
+    rotation and permutation. (SchNet: A Continuous-Filter Convolutional Neural Network for Modeling Quantum
+    Interactions, 2017.)
 
     Args:
-        width: Width of the features.
-        layers: Number of layers.
+        width, layers: Width of the features, and number of layers.
         cutoff: Distance in ångström beyond which atoms do not interact.
         centres: Number of radial basis functions between 0 and the cutoff.
     """

@@ -16,11 +16,8 @@ class SegNet(nn.Module):
 
     Args:
         channels: Channels of each level, finest first; each level halves the size.
-        depths: Number of convolutions of each level.
+        depths: Number of convolutions of each level, at least one level; another length raises ``ValueError``.
         norm: See :func:`multitask.nn.blocks.normalization`.
-
-    Raises:
-        ValueError: If there are no levels, or the numbers of channels and depths differ.
     """
 
     def __init__(

@@ -8,11 +8,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 class Patches(LazyModuleMixin, nn.Module):
     """Images ``[batch, c, h, w]`` → tokens ``[batch, patches, width]`` with learned position embeddings.
 
-    (An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale, 2020.)
-
-    Args:
-        size: Height and width of a patch in pixels.
-        width: Width of a token.
+    Patches are ``size`` × ``size`` pixels. (An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale,
+    2020.)
     """
 
     cls_to_become = None

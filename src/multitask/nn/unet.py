@@ -5,30 +5,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from multitask.nn.blocks import grouped_convolution
+
 
 def _block(channels: int) -> nn.Sequential:
-    """Return two 3×3 convolutions with group normalization, so that examples do not depend on their batch."""
-    layers: list[nn.Module] = []
-    for _ in range(2):
-        layers += [
-            nn.LazyConv2d(channels, kernel_size=3, padding=1, bias=False),
-            nn.GroupNorm(4, channels),
-            nn.ReLU(),
-        ]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*grouped_convolution(channels), *grouped_convolution(channels))
 
 
 class UNet(nn.Module):
     """Images ``[batch, c, h, w]`` → features ``[batch, channels[0], h, w]`` (U-Net, 2015).
 
     Each level halves the size by max pooling; the decoder upsamples by nearest neighbours, with skip connections.
-    Images may have any size.
+    Images may have any size. Group normalization keeps examples independent of their batch.
 
     Args:
-        channels: Channels of each level, finest first; multiples of 4.
-
-    Raises:
-        ValueError: If there is no level, or a number of channels is not a multiple of 4.
+        channels: Channels of each level, finest first: one or more multiples of 4, or it raises ``ValueError``.
     """
 
     def __init__(self, channels: Sequence[int] = (16, 32, 64)) -> None:

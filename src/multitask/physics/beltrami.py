@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multitask.physics.problem import Problem, slopes
+from multitask.physics.problem import Problem, positive, slopes
 
 
 class Beltrami(Problem):
@@ -18,10 +18,7 @@ class Beltrami(Problem):
     the start. "Exact Fully 3D Navier–Stokes Solutions for Benchmarking" (Ethier & Steinman, 1994), a = d = 1.
 
     Args:
-        reynolds: The Reynolds number Re.
-
-    Raises:
-        ValueError: If Re is not positive.
+        reynolds: The Reynolds number Re, positive.
     """
 
     axes: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -38,9 +35,7 @@ class Beltrami(Problem):
     }
 
     def __init__(self, reynolds: float = 1.0) -> None:
-        if reynolds <= 0:
-            raise ValueError(f"data.problem.reynolds={reynolds} must be positive.")
-        self.reynolds = reynolds
+        self.reynolds = positive("reynolds", reynolds)
 
     def residuals(self, values: Tensor, points: Tensor) -> dict[str, Tensor]:
         """Return the residuals of the three momentum equations together, ``[n, 3]``, and that of continuity."""

@@ -18,10 +18,7 @@ class Helmholtz(Problem):
 
     Args:
         k: The wave number.
-        modes: The whole numbers a and b.
-
-    Raises:
-        ValueError: If the modes are not two whole numbers, so that u were not zero at the boundary.
+        modes: The integers a and b, at least 1; others raise ``ValueError``, since u is not zero at the boundary.
     """
 
     axes: ClassVar[Mapping[str, tuple[float, float]]] = {"x": (-1.0, 1.0), "y": (-1.0, 1.0)}

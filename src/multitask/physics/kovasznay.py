@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multitask.physics.problem import Problem, slopes
+from multitask.physics.problem import Problem, positive, slopes
 
 
 class Kovasznay(Problem):
@@ -17,10 +17,7 @@ class Kovasznay(Problem):
     given on all four sides. "Laminar Flow Behind a Two-Dimensional Grid" (Kovasznay, 1948).
 
     Args:
-        reynolds: The Reynolds number Re.
-
-    Raises:
-        ValueError: If Re is not positive.
+        reynolds: The Reynolds number Re, positive.
     """
 
     axes: ClassVar[Mapping[str, tuple[float, float]]] = {"x": (-0.5, 1.0), "y": (-0.5, 1.5)}
@@ -31,9 +28,7 @@ class Kovasznay(Problem):
     }
 
     def __init__(self, reynolds: float = 40.0) -> None:
-        if reynolds <= 0:
-            raise ValueError(f"data.problem.reynolds={reynolds} must be positive.")
-        self.reynolds = reynolds
+        self.reynolds = positive("reynolds", reynolds)
         self.decay = reynolds / 2 - math.sqrt(reynolds**2 / 4 + 4 * math.pi**2)
 
     def residuals(self, values: Tensor, points: Tensor) -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ INSIDE = "inside"
 class Problem(ABC):
     """Equations on a box, conditions on its faces, and the solution that satisfies them.
 
-    A term is the sum of squares of residuals at points of one place: those of the equations ``inside``, or those of a
-    condition on the faces of its own name. Points are ``[n, d]``, in the order of the axes, values ``[n, f]``, in that
-    of the fields.
+    A term is the sum of squared residuals at points of one place: of equations ``inside``, or of a condition on the
+    faces of its own name. Points are ``[n, d]``, in the order of the axes; values are ``[n, f]``, in the order of the
+    fields.
     """
 
     axes: ClassVar[Mapping[str, tuple[float, float]]]
@@ -32,9 +32,7 @@ class Problem(ABC):
     def residuals(self, values: Tensor, points: Tensor) -> Mapping[str, Tensor]:
         """Return the residuals of the equations at each point, ``[n]`` or several ``[n, c]``, by the name of the term.
 
-        Args:
-            values: What the network predicts, with its graph.
-            points: Where, requiring gradients.
+        ``values`` are the network's predictions at ``points``, which require gradients.
         """
 
     @abstractmethod
@@ -42,12 +40,19 @@ class Problem(ABC):
         """Return the solution, ``[n, f]``, at points in float64."""
 
     def condition(self, name: str, points: Tensor) -> Tensor:
-        """Return the values that a condition asks for at points of its faces; by default those of the solution."""
+        """Return the values of a condition at points of its faces, by default the solution."""
         return self.solution(points)
 
     def places(self) -> dict[str, str]:
         """Return where the points of each term lie, by the term's name."""
         return dict.fromkeys(self.equations, INSIDE) | {name: name for name in self.faces}
+
+
+def positive(name: str, value: float) -> float:
+    """Return a parameter of a problem; raise ``ValueError`` if it is not positive."""
+    if value <= 0:
+        raise ValueError(f"data.problem.{name}={value} must be positive.")
+    return value
 
 
 def slopes(values: Tensor, points: Tensor) -> Sequence[Tensor]:

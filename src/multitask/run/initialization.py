@@ -26,9 +26,9 @@ from multitask.run.model_choice import TRUNK_AND_HEADS, is_own
 from multitask.run.resolvers import plain
 from multitask.task.derived import Derivative
 from multitask.task.penalty import Penalty
-from multitask.task.seen import Seen
+from multitask.task.seen import Seen, split_features
 from multitask.task.targets import Transform
-from multitask.task.task import Batch, Task, split_features
+from multitask.task.task import Batch, Task
 
 
 def seeded(seed: int, name: str, make: Callable[[], Any]) -> Any:

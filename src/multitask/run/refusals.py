@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from multitask.data.base import Split
 from multitask.errors import ConfigError, choices
-from multitask.lightning.figures import read
+from multitask.lightning.metric_keys import from_keys
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
 from multitask.run.data import Data, OtherData, batches_in
@@ -108,8 +108,8 @@ def check_against_data(config: DictConfig, data: Data, module: MultiLossModule) 
 
 def _check_multiplicative(config: DictConfig, module: MultiLossModule) -> None:
     """Refuse a name that is not a metric's; with ``only``, names of the other tasks are allowed."""
-    figures = read(dict.fromkeys(module.keys_of(module.names) | module.validation_keys, 0.0))
-    known = {name for task, metric in figures for name in (metric, f"{task}/{metric}")}
+    metrics = from_keys(dict.fromkeys(module.keys_of(module.names) | module.validation_keys, 0.0))
+    known = {name for task, metric in metrics for name in (metric, f"{task}/{metric}")}
     for name in config.evaluation.multiplicative if config.get("only") is None else ():
         if name not in known:
             raise ConfigError(

@@ -8,11 +8,7 @@ from multitask.task.seen import Derived, Seen
 
 
 class PredictionOf(Derived):
-    """The prediction of another task, for several tasks that compare one output with different targets or losses.
-
-    Args:
-        task: The other task.
-    """
+    """The prediction of another task, for several tasks that compare one output with different targets or losses."""
 
     def __init__(self, task: str) -> None:
         super().__init__()

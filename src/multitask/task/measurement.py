@@ -1,6 +1,6 @@
 """Losses and metrics of a split, accumulated over its batches."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import isnan
 
 import torch
@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from multitask.lightning.figures import Figures
+from multitask.lightning.metric_keys import TaskMetrics
 from multitask.metrics.precision import Exact, exact
 from multitask.task.task import Outcome, Task
 
@@ -16,13 +16,12 @@ from multitask.task.task import Outcome, Task
 class Measurement(nn.Module):
     """The mean loss of each task over the labelled part of a split, and the tasks' metrics.
 
-    Args:
-        tasks: The names of the tasks that predict, followed by those of the other losses.
+    ``names`` are those of the tasks that predict, followed by those of the other losses.
     """
 
-    def __init__(self, tasks: Iterable[str]) -> None:
+    def __init__(self, names: Collection[str]) -> None:
         super().__init__()
-        self._losses = Exact({"losses": _Losses(len(list(tasks)))})
+        self._losses = Exact({"losses": _Losses(len(names))})
 
     def update(
         self,
@@ -30,41 +29,33 @@ class Measurement(nn.Module):
         outcomes: Iterable[Outcome],
         others: Iterable[tuple[Tensor, Tensor | float]] = (),
     ) -> None:
-        """Add a batch.
-
-        Args:
-            tasks: The tasks that predict.
-            outcomes: Their outcomes on the batch.
-            others: Mean and count of each other loss.
-        """
+        """Add the outcomes of the tasks on a batch, and mean and count of each other loss."""
         for i, (loss, count) in enumerate(others, start=len(tasks)):
             if count:
                 self._losses["losses"].update(i, loss.detach(), count)
         for i, (task, outcome) in enumerate(zip(tasks.values(), outcomes, strict=True)):
-            count = outcome.count
-            if count:
+            if count := outcome.count:
                 self._losses["losses"].update(i, outcome.loss.detach(), count)
                 task.measure(outcome)
 
-    def finish(self, tasks: Mapping[str, Task], others: Iterable[str] = ()) -> Figures:
+    def finish(self, tasks: Mapping[str, Task], others: Iterable[str] = ()) -> TaskMetrics:
         """Return losses and metrics over all processes, and reset them.
 
         Tasks without a label in the split are omitted. So is a metric that is NaN although the loss is not, such as a
         correlation of constant predictions. A metric that raises is omitted with a warning.
         """
-        figures: dict[tuple[str, str], float] = {}
+        metrics: dict[tuple[str, str], float] = {}
         sums, counts = self._losses["losses"].compute().tolist()
         for name, total, count in zip([*tasks, *others], sums, counts, strict=True):
-            metrics = _computed(name, tasks[name]) if count and name in tasks else {}
             if count:
-                loss = figures[name, "loss"] = total / count
-                for metric, value in metrics.items():
+                loss = metrics[name, "loss"] = total / count
+                for metric, value in _computed(name, tasks[name]).items() if name in tasks else ():
                     if isnan(loss) or not isnan(value):
-                        figures[name, metric] = value
+                        metrics[name, metric] = value
             if name in tasks:
                 tasks[name].metrics.reset()
         self._losses.reset()
-        return figures
+        return metrics
 
 
 def _computed(name: str, task: Task) -> dict[str, float]:
@@ -81,7 +72,7 @@ def _computed(name: str, task: Task) -> dict[str, float]:
 
 
 class _Losses(Metric):
-    """Sums over a split, per task: of its mean losses times their counts, and of the counts."""
+    """Sums over a split, ``[2, tasks]``: of a task's mean losses times their counts, and of the counts."""
 
     full_state_update = False
     sums: Tensor
@@ -91,10 +82,8 @@ class _Losses(Metric):
         self.add_state("sums", torch.zeros(2, tasks), dist_reduce_fx="sum")
 
     def update(self, task: int, loss: Tensor, count: Tensor | float) -> None:
-        """Add a task's mean loss over one batch."""
         loss, count = exact(loss), exact(torch.as_tensor(count)).to(self.sums)
         self.sums[:, task] += torch.stack([loss * count, count])
 
     def compute(self) -> Tensor:
-        """Return both sums, ``[2, tasks]``."""
         return self.sums

@@ -44,29 +44,17 @@ class Penalty(nn.Module):
         self.weight = weight
 
     def forward(self, named: Iterable[tuple[str, nn.Parameter]]) -> Tensor:
-        """Return the penalty, a scalar.
-
-        Args:
-            named: All parameters of the model, as ``named_parameters()`` gives them.
-
-        Raises:
-            ValueError: If a pattern matches no parameter.
-        """
+        """Return the penalty, a scalar, given the model's ``named_parameters()``; see :meth:`chosen`."""
         return self.weight * self.loss(self.chosen(named))
 
     def chosen(self, named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
-        """Return the parameters that match the patterns.
-
-        Raises:
-            ValueError: If a pattern matches no parameter.
-        """
+        """Return the parameters that match a pattern; raise ``ValueError`` if a pattern matches none."""
         known = dict(named)
+        chosen: set[str] = set()
         for pattern in self.patterns:
-            if not any(fnmatchcase(name, pattern) for name in known):
+            matched = {name for name in known if fnmatchcase(name, pattern)}
+            if not matched:
                 some = ", ".join(list(known)[:6]) + (", …" if len(known) > 6 else "")
                 raise ValueError(f"parameters: no name matches '{pattern}'; there are {some}")
-        return {
-            name: parameter
-            for name, parameter in known.items()
-            if any(fnmatchcase(name, pattern) for pattern in self.patterns)
-        }
+            chosen |= matched
+        return {name: parameter for name, parameter in known.items() if name in chosen}

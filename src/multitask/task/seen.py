@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from multitask.data.batches import examples_in, mapped, tensors_of
 from multitask.nn.with_losses import WithLosses
-from multitask.task.task import Batch, Outcome, Task, split_features
+from multitask.task.task import Batch, Outcome, Task
 
 
 class Derived(nn.Module):
@@ -36,7 +36,7 @@ class Seen:
             gradients if a loss takes derivatives with respect to them.
         output: The trunk's output.
         tasks: The tasks that predict, by name.
-        examples: Number of examples in the batch; by default the length of its first tensor.
+        examples: Number of examples; by default the length of the batch's first tensor.
     """
 
     def __init__(
@@ -176,6 +176,21 @@ class _LazyPredictions(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def split_features(features: object, tasks: list[str]) -> list[Tensor]:
+    """Return each task's features from the trunk's output: one tensor for all tasks, or a mapping with one per task.
+
+    Raises ``ValueError`` if the output is anything else.
+    """
+    if isinstance(features, Tensor):
+        return [features] * len(tasks)
+    if isinstance(features, Mapping) and set(tasks) <= set(features):
+        return [features[name] for name in tasks]
+    raise ValueError(
+        f"trunk gives a {type(features).__name__}; it must give one tensor, or a mapping with one for each "
+        f"of the tasks {', '.join(tasks)}."
+    )
 
 
 def with_gradients(inputs: Any) -> Any:

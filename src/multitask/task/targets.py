@@ -29,19 +29,13 @@ class Transform(nn.Module):
         return target
 
     def shown(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return prediction and target as the metrics receive them.
-
-        Args:
-            prediction: The head's output for a batch.
-            target: The transformed target; arbitrary where missing.
-        """
+        """Return prediction and target as the metrics receive them, given the transformed target."""
         return prediction, target
 
     def origin(self, shown: Tensor) -> Tensor | None:
         """Return an origin that translation-invariant metrics may subtract for precision; ``None`` for zero.
 
-        Args:
-            shown: Targets as the metrics receive them; the result broadcasts over them.
+        It broadcasts over ``shown``, targets as the metrics receive them.
         """
         return None
 
@@ -73,11 +67,7 @@ class Standardized(Transform):
         self._moments.add(_columns(targets))
 
     def finish(self) -> None:
-        """Set mean and deviation.
-
-        Raises:
-            ValueError: If a column has no labelled value, is constant, or is not finite.
-        """
+        """Set mean and deviation; raise ``ValueError`` if a column has no labelled value, is constant or not finite."""
         mean, std = self._moments.result()
         self._moments = _Moments()
         self.mean = (mean if self.center else torch.zeros_like(mean)).to(self.mean.device)
@@ -143,11 +133,7 @@ class Classes(Transform):
 
 
 class Shown(Transform):
-    """Applies a function to the prediction for the metrics, but not for the loss.
-
-    Args:
-        function: Prediction → the metrics' prediction.
-    """
+    """Applies a function to the prediction for the metrics, but not for the loss."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -173,20 +159,18 @@ class _Moments:
     """
 
     def __init__(self) -> None:
-        self._count: Tensor | float = 0.0
-        self._mean: Tensor | float = 0.0
-        self._squares: Tensor | float = 0.0
+        self._count = self._mean = self._squares = torch.zeros((), dtype=torch.float64)
         self._lowest = torch.tensor(torch.inf, dtype=torch.float64)
-        self._highest = torch.tensor(-torch.inf, dtype=torch.float64)
+        self._highest = -self._lowest
 
     def add(self, rows: Tensor) -> None:
         """Add values ``[n, columns]``, NaN where missing."""
-        known = ~rows.isnan()
+        known, rows = ~rows.isnan(), rows.double()
         count = known.sum(0).double()
         self._lowest, self._highest = self._lowest.to(rows.device), self._highest.to(rows.device)
-        self._lowest = torch.minimum(self._lowest, rows.double().where(known, torch.inf).amin(0))
-        self._highest = torch.maximum(self._highest, rows.double().where(known, -torch.inf).amax(0))
-        rows = rows.double().nan_to_num()
+        self._lowest = torch.minimum(self._lowest, rows.where(known, torch.inf).amin(0))
+        self._highest = torch.maximum(self._highest, rows.where(known, -torch.inf).amax(0))
+        rows = rows.nan_to_num()
         mean = rows.sum(0) / count.clamp(min=1)
         squares = ((rows - mean).square() * known).sum(0)
         total = self._count + count
@@ -197,9 +181,9 @@ class _Moments:
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each column."""
-        if not isinstance(self._mean, Tensor) or not (torch.as_tensor(self._count) > 0).all():
+        if not (self._count > 0).all():
             raise ValueError("the training split has no labelled value to compute mean and deviation from")
-        std = (torch.as_tensor(self._squares) / self._count).sqrt()
+        std = (self._squares / self._count).sqrt()
         if not (self._mean.float().isfinite() & std.float().isfinite()).all():
             raise ValueError("the training targets are infinite, or too large for 32 bits; fix the data")
         if not varies(self._lowest, self._highest).all():

@@ -125,18 +125,13 @@ class Task(nn.Module):
         """Whether the loss can exclude single values of an example; the checks before training may set it to False."""
 
     def forward(self, features: Tensor, batch: Batch) -> Outcome:
-        """Predict and compare with the batch's target.
-
-        Raises:
-            ValueError: If the shapes of prediction and target do not match, which a loss might silently broadcast.
-        """
+        """Predict and compare with the batch's target; see :meth:`outcome`."""
         return self.outcome(self.predict(features), batch)
 
     def predict(self, features: Tensor) -> Tensor:
         """Return the head's prediction, without modifying features that other heads share.
 
-        Raises:
-            ValueError: If the head modifies its features in place in some batches only.
+        Raises ``ValueError`` if the head modifies its features in place in some batches only.
         """
         assert self.head is not None
         changes = self._changes_features.get(self.training)
@@ -155,17 +150,14 @@ class Task(nn.Module):
     def outcome(self, prediction: Tensor, batch: Batch) -> Outcome:
         """Compare a prediction with the batch's target.
 
-        Raises:
-            ValueError: See :meth:`forward`.
+        Raises ``ValueError`` if their shapes do not match, which a loss might silently broadcast.
         """
         return self.compare(prediction, *self._aligned(prediction, batch))
 
     def count(self, batch: Batch, chosen: Tensor | None = None) -> Tensor | float:
         """Return the count of a batch's mean loss, before any forward pass.
 
-        Args:
-            batch: The batch.
-            chosen: Mask or indices of the examples to count; all by default.
+        ``chosen`` is a mask or the indices of the examples to count, by default all.
         """
         target, known = self._compared(batch)
         if chosen is not None:
@@ -178,15 +170,13 @@ class Task(nn.Module):
     @property
     def counts_examples(self) -> bool:
         """Whether the count is proportional to the number of examples in every batch."""
-        ignored = getattr(self.loss, "ignore_index", None)
-        return (
-            self.counts_by == "batch"
-            or (
-                not (has_count(self.loss) and self.counts_by is None)
-                and not weighs_classes(self.loss, self.counts_by)
-                and ignored in (None, DEFAULT_IGNORE_INDEX)
-            )
-        ) and not self.missing
+        if self.missing:
+            return False
+        if self.counts_by == "batch":
+            return True
+        if weighs_classes(self.loss, self.counts_by) or (self.counts_by is None and has_count(self.loss)):
+            return False
+        return getattr(self.loss, "ignore_index", None) in (None, DEFAULT_IGNORE_INDEX)
 
     @property
     def fitted(self) -> list[Fitted]:
@@ -235,23 +225,18 @@ class Task(nn.Module):
             known = over_examples(rows, target).expand(target.shape)
         return prediction, target, known
 
-    def by_group(self, prediction: Tensor, batch: Batch, groups: Tensor, count: int) -> list[Outcome]:
-        """Return one outcome per group of examples.
+    def by_half(self, prediction: Tensor, batch: Batch) -> list[Outcome]:
+        """Return the outcomes of the even and of the odd examples.
 
-        Args:
-            prediction: This task's prediction.
-            batch: The batch.
-            groups: The group of each example, shape ``[batch]``.
-            count: Number of groups.
+        In this way, halves of micro-batches join to halves of the whole batch.
         """
         target, known = self._aligned(prediction, batch)
-        outcomes = []
-        for group in range(count):
-            chosen = groups == group
-            outcomes.append(
-                self.compare(prediction[chosen], target[chosen], None if known is None else known[chosen])
-            )
-        return outcomes
+        index = torch.arange(len(prediction), device=prediction.device) % 2
+        masks = (index == 0, index == 1)
+        return [
+            self.compare(prediction[mask], target[mask], None if known is None else known[mask])
+            for mask in masks
+        ]
 
     def each(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Return the loss of each example, shape ``[batch]``."""
@@ -262,12 +247,11 @@ class Task(nn.Module):
             unreduced.reduction = "none"  # type: ignore[attr-defined]
             values = unreduced(prediction, target)
             return self.weight * (values.flatten(1).mean(1) if values.ndim > 1 else values)
-        singles = [(one, its) for one, its in zip(prediction.split(1), target.split(1), strict=True)]
-        losses = torch.stack([self.loss(one, its) for one, its in singles])
+        targets = target.split(1)
+        losses = torch.stack([self.loss(p, t) for p, t in zip(prediction.split(1), targets, strict=True)])
         if weighted:  # the weighted mean over one example does not depend on its weight
-            counts = torch.stack(
-                [torch.as_tensor(count_of(self.loss, self.counts_by, its)) for _, its in singles]
-            )
+            by_example = [count_of(self.loss, self.counts_by, one) for one in targets]
+            counts = torch.stack([torch.as_tensor(count) for count in by_example])
             losses = losses * counts / counts.mean()
         return self.weight * losses
 
@@ -281,9 +265,7 @@ class Task(nn.Module):
     def _compared(self, batch: Batch, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
         """Return the transformed target, and which of its values are labelled (``None`` for all).
 
-        Args:
-            batch: The batch, whose targets may be float64 so that the transform loses no digits.
-            dtype: The predictions' dtype; the target is float64 only if they are.
+        Targets may be float64, so that the transform loses no digits; the result is float64 only if ``dtype`` is.
         """
         target = batch[self.target]
         known = self.labelled(target, batch) if self.missing else None
@@ -308,13 +290,7 @@ class Task(nn.Module):
         return known
 
     def compare(self, prediction: Tensor, target: Tensor, known: Tensor | None) -> Outcome:
-        """Return the loss of a prediction.
-
-        Args:
-            prediction: The head's output.
-            target: The transformed target.
-            known: Which target values are labelled; ``None`` for all.
-        """
+        """Return the outcome of a prediction, given the transformed target and which of its values are labelled."""
         if known is not None and known.all():
             known = None
         rows = None if known is None else whole_rows(known)
@@ -365,20 +341,4 @@ def _aligned(target: Tensor, prediction: Tensor, key: str) -> Tensor:
         "head's output as wide as the target"
         + (", or give classes as integers" if classes else "")
         + ", or set loss_checks_shapes=true if the loss accepts these shapes"
-    )
-
-
-def split_features(features: object, tasks: list[str]) -> list[Tensor]:
-    """Return each task's features from the trunk's output: one tensor for all tasks, or a mapping with one per task.
-
-    Raises:
-        ValueError: If the output is anything else.
-    """
-    if isinstance(features, Tensor):
-        return [features] * len(tasks)
-    if isinstance(features, Mapping) and set(tasks) <= set(features):
-        return [features[name] for name in tasks]
-    raise ValueError(
-        f"trunk gives a {type(features).__name__}; it must give one tensor, or a mapping with one for each "
-        f"of the tasks {', '.join(tasks)}."
     )

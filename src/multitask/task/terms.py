@@ -22,12 +22,9 @@ class Term(nn.Module):
             ``[batch]``; or a mean and its count. See :class:`multitask.task.seen.Seen` for what it can use.
         weight: A constant factor of the loss, applied before the weighting.
         count: ``batch`` for a loss that is not a mean over examples (contrastive pairs, the balance of experts);
-            several batches are then averaged by their counts.
+            several batches are then averaged by their counts. Other values raise ``ValueError``.
         missing: Whether the loss can be absent from a batch; its count is then 0 and its value arbitrary.
         derivatives: Whether the loss calls :meth:`multitask.task.seen.Seen.derivative`.
-
-    Raises:
-        ValueError: If ``count`` is unknown.
     """
 
     def __init__(
@@ -50,8 +47,7 @@ class Term(nn.Module):
     def forward(self, seen: Seen) -> tuple[Tensor, float | Tensor | None]:
         """Return the mean loss, a scalar, and its count; ``None`` for the number of examples.
 
-        Raises:
-            ValueError: If the loss returns anything else.
+        Raises ``ValueError`` if the loss returns something else than :data:`LossOfSeen`.
         """
         values, count = self._evaluated(seen)
         if values.ndim:
@@ -61,11 +57,7 @@ class Term(nn.Module):
         return self.weight * values, count
 
     def each(self, seen: Seen) -> Tensor:
-        """Return the loss of each example, ``[batch]``.
-
-        Raises:
-            ValueError: If the loss is one number per batch.
-        """
+        """Return the loss of each example, ``[batch]``; raise ``ValueError`` if it is one number per batch."""
         values, _ = self._evaluated(seen)
         if not values.ndim:
             raise ValueError(
@@ -77,11 +69,8 @@ class Term(nn.Module):
     def _evaluated(self, seen: Seen) -> tuple[Tensor, float | Tensor | None]:
         given: Any = self.loss(seen)
         values, count = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-        fits = isinstance(values, Tensor) and (
-            values.ndim == 0 or (count is None and values.shape == (seen.examples,))
-        )
-        if not fits:
-            shape = list(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        shape = list(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        if shape != [] and (count is not None or shape != [seen.examples]):
             raise ValueError(
                 f"the loss gives {shape}, but must give one number, one value per example, or a number and its count"
             )
@@ -100,11 +89,7 @@ class Auxiliary(nn.Module):
         self.name = name
 
     def forward(self, seen: Seen) -> LossOfSeen:
-        """Return the trunk's loss.
-
-        Raises:
-            ValueError: If the trunk returns no such loss.
-        """
+        """Return the trunk's loss; raise ``ValueError`` if the trunk returns no such loss."""
         if self.name not in seen.losses:
             raise ValueError(
                 f"loss.name: the trunk returns no loss '{self.name}'; it returns "
@@ -126,10 +111,8 @@ class SupervisedContrastive(nn.Module):
 
     def __init__(self, target: str, temperature: float = 0.1, task: str | None = None) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"tasks.*.loss.temperature={temperature} must be above 0.")
         self.target = target
-        self.temperature = temperature
+        self.temperature = _positive(temperature)
         self.task = task
 
     def forward(self, seen: Seen) -> tuple[Tensor, Tensor]:
@@ -157,19 +140,16 @@ class Distillation(nn.Module):
     "Distilling the Knowledge in a Neural Network" (Hinton et al., 2015).
 
     Args:
-        student: The task that learns, with scores ``[batch, classes]``.
-        teacher: The task that it learns from.
+        student, teacher: The task that learns, and the task that it learns from, with scores ``[batch, classes]``.
         temperature: T; positive.
         mutual: Whether to add KL(student ‖ teacher) and train both, for consistency between two heads.
     """
 
     def __init__(self, student: str, teacher: str, temperature: float = 1.0, mutual: bool = False) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"tasks.*.loss.temperature={temperature} must be above 0.")
         self.student = student
         self.teacher = teacher
-        self.temperature = temperature
+        self.temperature = _positive(temperature)
         self.mutual = mutual
 
     def forward(self, seen: Seen) -> Tensor:
@@ -179,6 +159,12 @@ class Distillation(nn.Module):
         if not self.mutual:
             return self.temperature**2 * _divergence(teacher.detach(), student)
         return self.temperature**2 * (_divergence(teacher, student) + _divergence(student, teacher))
+
+
+def _positive(temperature: float) -> float:
+    if temperature <= 0:
+        raise ValueError(f"tasks.*.loss.temperature={temperature} must be above 0.")
+    return temperature
 
 
 def _divergence(p: Tensor, q: Tensor) -> Tensor:

@@ -37,7 +37,6 @@ class Quadratic(Objective):
         centre: The minimizer.
         curvature: Second derivative along each axis; positive.
         scale: Factor of the objective.
-        reduction: See :class:`Objective`.
     """
 
     centre: Tensor
@@ -73,10 +72,7 @@ class Valleys(Objective):
     to the segment with x₁ from −7 to 7 at x₂ = −8.36. With ``scale=0.1`` for the first objective it is the toy
     problem of "Multi-Task Learning as a Bargaining Game" (2022).
 
-    Args:
-        number: 1 or 2.
-        scale: Factor of the objective.
-        reduction: See :class:`Objective`.
+    ``number`` is 1 or 2, and ``scale`` a factor of the objective.
     """
 
     def __init__(self, number: int, scale: float = 1.0, reduction: str = "mean") -> None:

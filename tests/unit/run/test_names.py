@@ -11,7 +11,7 @@ from torchmetrics import MeanAbsoluteError, MetricCollection
 
 from multitask.callbacks.conflict import Conflict
 from multitask.errors import ConfigError
-from multitask.lightning.figures import logged
+from multitask.lightning.metric_keys import to_keys
 from multitask.module import MultiTaskModule
 from multitask.run.names import OF_COLLECTIONS, OF_MODULES, check_names
 from multitask.run.weights import _is_model
@@ -115,7 +115,7 @@ def test_what_is_not_refused_has_a_key_of_its_own(names: list[str], metrics: lis
         for i, name in enumerate(names)
         for j, metric in enumerate(["loss", *metrics])
     }
-    found = logged(figures, "val")
+    found = to_keys(figures, "val")
     assert len(found) == len(figures) + len(metrics) + 1  # each figure, and each metric's mean over tasks
     for (name, metric), value in figures.items():
         assert found[f"val/loss/{name}" if metric == "loss" else f"val/{name}/{metric}"] == value

@@ -16,7 +16,7 @@ from torchmetrics import MeanSquaredError, Metric
 from multitask.callbacks.checkpoints import Checkpoints
 from multitask.callbacks.stopping import EarlyStopping
 from multitask.data.base import Split
-from multitask.lightning.figures import logged
+from multitask.lightning.metric_keys import to_keys
 from multitask.module import MultiTaskModule
 from multitask.task.measurement import Measurement
 from multitask.task.task import Task
@@ -105,7 +105,7 @@ def test_means_are_over_the_tasks_that_have_labels() -> None:
     figures = measured.finish(tasks)
     a, c = (1 + 9 + 25) / 3, 4.0
     assert figures == pytest.approx({("a", "loss"): a, ("a", "mse"): a, ("c", "loss"): c, ("c", "mse"): c})
-    curves = logged(figures, "val")
+    curves = to_keys(figures, "val")
     assert curves["val/loss"] == curves["val/mean/mse"] == pytest.approx((a + c) / 2)
     assert measured.finish(tasks) == {}  # and nothing is left over
 

@@ -16,7 +16,8 @@ from torchmetrics.classification import (
 
 from multitask.losses.pixels import PixelCrossEntropy
 from multitask.metrics import MeanIoU
-from multitask.task.task import Outcome, Task, split_features
+from multitask.task.seen import split_features
+from multitask.task.task import Outcome, Task
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build, fit, regression
 

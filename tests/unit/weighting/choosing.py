@@ -1,4 +1,4 @@
-"""The table of docs/choosing.md, measured: ``python -m tests.unit.weighting.choosing`` writes it."""
+"""Measures the table of docs/choosing.md, which ``python -m tests.unit.weighting.choosing`` rewrites."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -20,7 +20,7 @@ from tests.unit.weighting.members import (
     make,
     names,
     number_of_tasks,
-    run_rows,
+    update_rows,
 )
 
 PAGE = Path(__file__).parents[3] / "docs" / "choosing.md"
@@ -28,17 +28,17 @@ BEGIN = "<!-- table: made by tests/unit/weighting/choosing.py -->\n"
 END = "<!-- end of table -->\n"
 DRAWS = 8
 SAME = 1e-3
-"""Up to which share of the lengths two directions are the same, and a conflict is none."""
+"""Relative tolerance within which directions are equal and a conflict is ignored."""
 
 
 def direction(name: str, losses: Tensor, jacobian: Tensor) -> Tensor:
     """Return the combined gradient of a new member's first step."""
     torch.manual_seed(0)
-    return run_rows(name, losses, jacobian, member(name, len(losses))).vector
+    return update_rows(losses, jacobian, member(name, len(losses))).vector
 
 
 def member(name: str, m: int) -> Combiner:
-    """Return a new member, without the regularization of its Gramian where there is one."""
+    """Return a new member, with the regularization of its Gramian switched off."""
     return deepcopy(_made(name, m))
 
 
@@ -49,7 +49,7 @@ def _made(name: str, m: int) -> Combiner:
 
 
 def problems(name: str) -> list[tuple[Tensor, Tensor]]:
-    """Return losses and Jacobians: of gradients at random, and of such that mostly oppose one another."""
+    """Return losses and Jacobians: random gradients, and gradients that mostly oppose each other."""
     m = number_of_tasks(name)
     found = []
     for seed in range(DRAWS):
@@ -65,7 +65,7 @@ def parallel(first: Tensor, second: Tensor) -> bool:
 
 
 def non_conflicting(name: str) -> bool:
-    """Whether to first order no loss rises."""
+    """Whether no loss increases to first order."""
     for losses, J in problems(name):
         d = direction(name, losses, J)
         if (J @ d < -SAME * J.norm(dim=1) * d.norm()).any():
@@ -74,7 +74,7 @@ def non_conflicting(name: str) -> bool:
 
 
 def ignores_one_scale(name: str) -> bool:
-    """Whether the direction is the same when one loss has other units."""
+    """Whether rescaling one loss leaves the direction unchanged."""
 
     def scaled(losses: Tensor, J: Tensor) -> tuple[Tensor, Tensor]:
         c = torch.ones_like(losses)
@@ -85,12 +85,12 @@ def ignores_one_scale(name: str) -> bool:
 
 
 def ignores_all_scales(name: str) -> bool:
-    """Whether the direction is the same when all losses are multiplied by one number."""
+    """Whether rescaling all losses by one factor leaves the direction unchanged."""
     return _same_direction(name, lambda losses, J: (3 * losses, 3 * J))
 
 
 def ignores_order(name: str) -> bool:
-    """Whether the direction is the same when tasks are listed in another order."""
+    """Whether reordering the tasks leaves the direction unchanged."""
     return _same_direction(name, lambda losses, J: (losses.flip(0), J.flip(0)))
 
 
@@ -116,8 +116,8 @@ def linear_under_scaling(name: str) -> bool:
     return True
 
 
-def rests_where_stationary(name: str) -> bool:
-    """Whether the gradient is zero where a convex combination of the rows is, and no row is."""
+def is_zero_where_stationary(name: str) -> bool:
+    """Whether the update is zero at Pareto-stationary points at which no task gradient is zero."""
     for losses, J in problems(name):
         weights = torch.linspace(1.0, 2.0, len(J) - 1, dtype=torch.float64)
         J[-1] = -(weights @ J[:-1])
@@ -126,24 +126,24 @@ def rests_where_stationary(name: str) -> bool:
     return True
 
 
-def remembers(name: str) -> bool:
-    """Whether a step depends on those before it."""
+def is_stateful(name: str) -> bool:
+    """Whether a step depends on earlier steps or on trainable parameters."""
     losses, J = problems(name)[0]
     combiner = member(name, len(losses))
     first = direction(name, losses, J)
     for i in range(6):  # losses that fall at different rates, each step an epoch
         fallen = losses * torch.linspace(0.5, 1.0, len(losses), dtype=losses.dtype) ** i
         with combiner.restricted_to(torch.ones(len(losses), dtype=torch.bool)):
-            run_rows(name, fallen, J.flip(0), combiner)
+            update_rows(fallen, J.flip(0), combiner)
         combiner.after_step(lambda fallen=fallen: fallen * torch.linspace(0.5, 1.0, len(losses)))
         combiner.on_epoch_end()
     torch.manual_seed(0)
-    again = run_rows(name, losses, J, deepcopy(combiner)).vector
+    again = update_rows(losses, J, deepcopy(combiner)).vector
     return bool((first - again).norm() > 1e-9 * first.norm()) or any(True for _ in combiner.parameters())
 
 
 def needs(name: str) -> str:
-    """Return what a member reads: losses, the Gramian, or the Jacobian itself."""
+    """Return what a member reads: the losses, the Gramian or the Jacobian."""
     losses, J = problems(name)[0]
     combiner = member(name, len(losses))
     if not isinstance(combiner, JacobianMethod):
@@ -156,7 +156,7 @@ def needs(name: str) -> str:
         return whole(rows)
 
     with patch.object(RowGradients, "jacobian", spied):
-        run_rows(name, losses, J, combiner)
+        update_rows(losses, J, combiner)
     return ("Jacobian" if read else "Gramian") + {
         "task": "",
         "half": " of two halves",
@@ -165,7 +165,7 @@ def needs(name: str) -> str:
 
 
 def cost(name: str) -> str:
-    """Return the backward passes through what is shared, in one step."""
+    """Return the number of backward passes through the shared parameters per step."""
     combiner = member(name, number_of_tasks(name))
     if not isinstance(combiner, JacobianMethod):
         if combiner.recomputed == "traces":
@@ -175,10 +175,10 @@ def cost(name: str) -> str:
 
 
 def memory(name: str) -> str:
-    """Return the gradients of the shared parameters that are kept between steps."""
+    """Return how many gradients of the shared parameters are kept between steps."""
     m, n = number_of_tasks(name), 1000
     combiner = member(name, m)
-    run_rows(name, losses_of(m), conflicting(m, n), combiner)
+    update_rows(losses_of(m), conflicting(m, n), combiner)
     kept = sum(value.numel() for value in _tensors(combiner)) // n
     return "" if not kept else "m" if kept == m else str(kept)
 
@@ -194,7 +194,7 @@ PROPERTIES: dict[str, Callable[[str], bool]] = {
     "all scales": ignores_all_scales,
     "order": ignores_order,
     "linear": linear_under_scaling,
-    "rests": rests_where_stationary,
+    "rests": is_zero_where_stationary,
 }
 
 
@@ -209,18 +209,18 @@ def table() -> str:
     head = ["weighting", "reads", "backward passes", "keeps", *PROPERTIES]
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * 4 + [':--'] * len(PROPERTIES))} |"]
     for name in NAMES:
-        marks = "°" * remembers(name) + "~" * (name in STOCHASTIC)
+        marks = "°" * is_stateful(name) + "~" * (name in STOCHASTIC)
         cells = [f"`{name}`{' ' * bool(marks)}{marks}", needs(name), cost(name), memory(name)]
         cells += ["✓" if holds else "" for holds in properties(name).values()]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def renewed(page: str) -> str:
-    """Return the page with the table as measured."""
+def regenerated(page: str) -> str:
+    """Return the page with the table measured again."""
     before, rest = page.split(BEGIN)
     return before + BEGIN + table() + END + rest.split(END, 1)[1]
 
 
 if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text()))
+    PAGE.write_text(regenerated(PAGE.read_text()))

@@ -1,4 +1,4 @@
-"""What the tests of the weightings share: every member from its YAML, and a problem to train without a Trainer."""
+"""Helpers of the weighting tests: every member built from its YAML, and a toy problem without a Trainer."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -23,7 +23,7 @@ NAMES = sorted(path.stem for path in (CONFIGS / "weighting").glob("*.yaml"))
 STOCHASTIC = {"rlw", "random", "pcgrad", "gradvac", "graddrop"}
 NEEDS_THREE = {"krum", "trimmed_mean"}
 FEW = ("weighted_sum", "imtl_l", "upgrad", "modo")
-"""One of each kind: without parameters and with, of the rows of a batch and of its halves."""
+"""One member of each kind: without and with trainable parameters, rows of a batch and of its halves."""
 PARAMETERS = (("0.weight", 6), ("0.bias", 2), ("2.weight", 4))
 N = sum(size for _, size in PARAMETERS)
 
@@ -48,7 +48,7 @@ def config(name: str, tasks: Sequence[str]) -> dict[str, Any]:
 
 
 def number_of_tasks(name: str) -> int:
-    """Return how many tasks a test of a member has: enough for it, and no more."""
+    """Return the smallest number of tasks, at least three, that a member accepts."""
     return 5 if name in NEEDS_THREE else 3
 
 
@@ -75,7 +75,7 @@ def gradients(
 
 @dataclass
 class Update:
-    """What one step of a combiner gives."""
+    """The result of one step of a combiner."""
 
     vector: Tensor
     """The combined gradient, shape ``[n]``."""
@@ -111,7 +111,7 @@ def update(
 
 @dataclass
 class Toy:
-    """m quadratic losses of n parameters, each on ``batch`` examples, that pull in different directions."""
+    """``m`` conflicting quadratic losses of ``N`` parameters, each on ``batch`` examples."""
 
     m: int
     batch: int = 4
@@ -122,7 +122,7 @@ class Toy:
 
     def __post_init__(self) -> None:
         random = torch.Generator().manual_seed(self.seed)
-        # Examples of a task are alike, tasks are not.
+        # Examples of one task are similar, tasks are not.
         base = torch.randn(1, self.m, 3, N, generator=random, dtype=torch.float64)
         self.A = base + 0.2 * torch.randn(self.batch, self.m, 3, N, generator=random, dtype=torch.float64)
         self.b = 2 * torch.randn(1, self.m, 3, generator=random, dtype=torch.float64)
@@ -148,8 +148,8 @@ class Toy:
 
 
 @dataclass
-class Course:
-    """A course of training steps that can be stopped and gone on with."""
+class ToyTraining:
+    """Training steps on a toy problem, which can be stopped and resumed."""
 
     combiner: Combiner
     toy: Toy
@@ -157,8 +157,8 @@ class Course:
     x: Tensor = field(default_factory=lambda: torch.zeros(N, dtype=torch.float64))
     step: int = 0
 
-    def run(self, steps: int, absent: Sequence[int] = (), epoch: int = 3) -> "Course":
-        """Take steps, closing an epoch every so many, some tasks without labels."""
+    def run(self, steps: int, absent: Sequence[int] = (), epoch: int = 3) -> "ToyTraining":
+        """Take steps, with epochs of ``epoch`` steps and without labels of the ``absent`` tasks."""
         present = torch.ones(self.toy.m, dtype=torch.bool)
         present[list(absent)] = False
         rows = self.combiner.rows if isinstance(self.combiner, JacobianMethod) else "task"
@@ -167,11 +167,11 @@ class Course:
             with self.combiner.restricted_to(present):
                 done = update(self.combiner, *self.toy.rows(self.x, rows, present))
                 own = list(self.combiner.parameters())
-                gone = [p for i in absent for p in self.combiner.parameters_of(i)]
+                unlabelled = [p for i in absent for p in self.combiner.parameters_of(i)]
                 with torch.no_grad():
                     self.x = self.x - self.lr * done.vector
                     for p in own:
-                        if p.grad is not None and all(p is not g for g in gone):
+                        if p.grad is not None and all(p is not q for q in unlabelled):
                             p -= 0.1 * p.grad
                         p.grad = None
                 self.combiner.after_step(lambda: self.toy.rows(self.x, rows, present)[0])
@@ -182,7 +182,7 @@ class Course:
 
 
 def conflicting(m: int, n: int = N, seed: int = 1) -> Tensor:
-    """Return a Jacobian of m rows in general position with conflicts among them, float64."""
+    """Return a float64 Jacobian of ``m`` rows in general position, some of which conflict."""
     J = torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return J * torch.linspace(0.5, 2.0, m, dtype=torch.float64)[:, None]
 
@@ -191,8 +191,8 @@ def losses_of(m: int) -> Tensor:
     return torch.linspace(0.5, 2.0, m, dtype=torch.float64)
 
 
-def run_rows(name: str, losses: Tensor, jacobian: Tensor, combiner: Combiner) -> Update:
-    """Update with as many rows as the combiner wants for these tasks: two halves are alike."""
+def update_rows(losses: Tensor, jacobian: Tensor, combiner: Combiner) -> Update:
+    """Call :func:`update`; a combiner of half batches gets the same rows for both halves."""
     if isinstance(combiner, JacobianMethod) and combiner.rows == "half":
         return update(combiner, losses.repeat(2), jacobian.repeat(2, 1))
     return update(combiner, losses, jacobian)

@@ -1,4 +1,4 @@
-"""Which promise holds for which member, and where not, why not: what the tests go by, and the docs show."""
+"""Which promise holds for which member, with notes: read by the tests and by the table of the docs."""
 
 from dataclasses import dataclass
 
@@ -21,16 +21,16 @@ PROMISES = {
     "weighted": "`weighted`",
     "example": "`example`",
 }
-"""The promises, and the keys that lie around a member, with the heads of their columns."""
+"""The promises, and the config keys that wrap a member, with their column heads."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """What is to be said of a promise and a member."""
+    """A note on a promise for one member."""
 
     why: str
     holds: bool = True
-    """Whether it holds all the same; otherwise what cannot work is refused."""
+    """Whether the promise holds; if not, the combination is rejected."""
 
 
 def _of(names: str, why: str, holds: bool = True) -> dict[str, Note]:
@@ -41,7 +41,7 @@ SCALARIZATIONS = [name for name in NAMES if isinstance(make(name, 3), Scalarizat
 HALVES = [name for name in NAMES if getattr(make(name, 5), "rows", "task") == "half"]
 READS_JACOBIAN = "db_mtl excess_mtl graddrop gradnorm lr_annealing m_config moco trimmed_mean"
 POSITIVE = "gls loss_balanced si"
-"""Take the logarithm of a loss, and say so where there is none."""
+"""Members that take the logarithm of a loss, and reject a loss that is not positive."""
 
 NOTES: dict[str, dict[str, Note]] = {
     "batch": _of(
@@ -68,9 +68,11 @@ NOTES: dict[str, dict[str, Note]] = {
     | _of("gradnorm imtl_l relobralo", "equals the sum of the losses in its first step")
     | _of("ntk", "equals the sum of the losses until the model provides traces")
     | _of("softadapt", "equals the mean of the losses in its first step"),
-    "waits": _of(READS_JACOBIAN + " iwmtl", "waits again, for what it computes of the Jacobian on the device")
-    | _of("imtl", "waits again: the numbers that it trains are on the device")
-    | _of(POSITIVE, "waits for its losses too, since one that is not above zero has no logarithm")
+    "waits": _of(
+        READS_JACOBIAN + " iwmtl", "waits again, for values computed from the Jacobian on the device"
+    )
+    | _of("imtl", "waits again: its trainable parameters are on the device")
+    | _of(POSITIVE, "waits for its losses too, because a loss that is not positive has no logarithm")
     | _of("famo", "waits for its losses too, and for those after the step"),
     "every": _of("db_mtl graddrop m_config moco trimmed_mean", "returns a gradient, not weights", False)
     | _of("iwmtl", "weights belong to the examples of one batch", False),
@@ -100,12 +102,12 @@ def keeping(promise: str) -> list[str]:
 
 
 def refusing(promise: str) -> list[str]:
-    """Return the members for which it cannot hold."""
+    """Return the members for which a promise does not hold."""
     return [name for name in NAMES if name not in keeping(promise)]
 
 
 def noted(promise: str, name: str) -> bool:
-    """Return whether there is something to be said."""
+    """Return whether a member has a note on a promise."""
     return name in NOTES.get(promise, {})
 
 

@@ -1,4 +1,4 @@
-"""The tables of the docs' page of weightings: ``python -m tests.unit.weighting.table`` rewrites them."""
+"""The tables of docs/weightings.md, which ``python -m tests.unit.weighting.table`` rewrites."""
 
 from pathlib import Path
 from string import ascii_letters
@@ -11,19 +11,19 @@ PAGE = Path(__file__).parents[3] / "docs" / "weightings.md"
 END = "<!-- end of table -->\n"
 
 
-def begin(what: str) -> str:
+def begin(table: str) -> str:
     """Return the line before a table."""
-    return f"<!-- {what}: made by tests/unit/weighting/table.py -->\n"
+    return f"<!-- {table}: made by tests/unit/weighting/table.py -->\n"
 
 
-def about(name: str) -> str:
-    """Return what a YAML says of itself after its command."""
+def description(name: str) -> str:
+    """Return the description in a YAML: its comment after the command."""
     lines = (CONFIGS / "weighting" / f"{name}.yaml").read_text().splitlines()
     return " ".join(line.removeprefix("#").strip() for line in lines[1:] if line.startswith("#"))
 
 
 def kind(name: str) -> str:
-    """Return how a member comes to its update."""
+    """Return whether a member is a scalarization or a Jacobian method, and of which rows."""
     combiner = make(name, number_of_tasks(name))
     if isinstance(combiner, Scalarization):
         return "scalarization"
@@ -32,13 +32,13 @@ def kind(name: str) -> str:
 
 
 def members() -> str:
-    """Return the table of what there is, one row a YAML."""
-    rows = [f"| `{name}` | {kind(name)} | {about(name)} |" for name in NAMES]
-    return "\n".join(["| weighting | kind | what it is |", "| --- | --- | --- |", *rows]) + "\n"
+    """Return the table of the members, one line per YAML."""
+    rows = [f"| `{name}` | {kind(name)} | {description(name)} |" for name in NAMES]
+    return "\n".join(["| weighting | kind | description |", "| --- | --- | --- |", *rows]) + "\n"
 
 
 def promises() -> str:
-    """Return the table of which promise holds where, and below it why one does not, or on what terms."""
+    """Return the table of the promises by member, followed by the notes."""
     reasons = list(dict.fromkeys(note.why for notes in NOTES.values() for note in notes.values()))
     letters = dict(zip(reasons, ascii_letters, strict=False))
 
@@ -58,13 +58,13 @@ def promises() -> str:
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
-def renewed(page: str) -> str:
-    """Return the page with the tables as the code has them."""
-    for what, table in (("table", members()), ("promises", promises())):
-        before, rest = page.split(begin(what))
-        page = before + begin(what) + table + END + rest.split(END, 1)[1]
+def regenerated(page: str) -> str:
+    """Return the page with its tables generated again."""
+    for name, table in (("table", members()), ("promises", promises())):
+        before, rest = page.split(begin(name))
+        page = before + begin(name) + table + END + rest.split(END, 1)[1]
     return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text()))
+    PAGE.write_text(regenerated(PAGE.read_text()))

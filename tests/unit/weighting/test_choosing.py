@@ -1,8 +1,8 @@
-"""The properties of each weighting are those that docs/choosing.md lists, and those that are proven of it."""
+"""The measured properties of the weightings include those proven for them, and docs/choosing.md lists them."""
 
 import pytest
 
-from tests.unit.weighting.choosing import PAGE, properties, remembers, renewed
+from tests.unit.weighting.choosing import PAGE, is_stateful, properties, regenerated
 
 PROVEN = {
     "upgrad": {"no conflict", "all scales", "order", "linear", "rests"},
@@ -14,7 +14,7 @@ PROVEN = {
     "weighted_sum": {"all scales", "order", "linear"},
     "si": {"one scale", "all scales", "order"},
 }
-"""By the papers, or by a line of algebra."""
+"""Properties proven in the papers, or by a line of algebra."""
 
 
 @pytest.mark.parametrize("name", PROVEN)
@@ -24,17 +24,17 @@ def test_proven_properties_are_measured(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cagrad", "mean", "pcgrad"])
-def test_conflict_is_found_where_it_can_be(name: str) -> None:
+def test_conflict_is_detected(name: str) -> None:
     assert not properties(name)["no conflict"]
 
 
-def test_memory_is_found() -> None:
-    assert remembers("famo")
-    assert remembers("dwa")
-    assert not remembers("upgrad")
+def test_state_is_detected() -> None:
+    assert is_stateful("famo")
+    assert is_stateful("dwa")
+    assert not is_stateful("upgrad")
 
 
 @pytest.mark.slow
-def test_docs_are_those_of_the_code() -> None:
+def test_table_of_the_docs_is_up_to_date() -> None:
     page = PAGE.read_text()
-    assert renewed(page) == page, "run python -m tests.unit.weighting.choosing"
+    assert regenerated(page) == page, "run python -m tests.unit.weighting.choosing"

@@ -1,5 +1,5 @@
-"""Two problems that everybody meets, one step by hand: classification + 0.01·L2, and
-classification 1.0 + reconstruction 0.5 with the gradient's norm clipped at 0.5."""
+"""One step of two common problems, computed by hand: classification + 0.01·L2, and
+classification 1.0 + reconstruction 0.5 with the gradient norm clipped at 0.5."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -37,14 +37,14 @@ def module(method: str, other: Any, **options: Any) -> MultiTaskModule:
 
 
 def step(trained: MultiTaskModule, **options: Any) -> list[Tensor]:
-    """Return the gradient with which one step was taken."""
+    """Take one training step and return its gradient."""
     before = [p.detach().clone() for p in trained.parameters()]
     fit(trained, Arrays(data()), **options)
     return gradients_of_step(before, trained)
 
 
 def reference(module: MultiTaskModule, method: str, losses: list[Tensor]) -> list[Tensor]:
-    """Return the gradient by torchjd: combined where several losses reach a parameter, else its own loss's."""
+    """Return the gradient by torchjd: combined for parameters of several losses, else that of the one loss."""
     parameters = list(module.parameters())
     rows = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
     reached = [sum(gradient is not None for gradient in column) for column in zip(*rows, strict=True)]
@@ -70,8 +70,8 @@ def test_classification_and_penalty(method: str):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_penalized_head_is_shared(method: str):
-    """Two losses reach it, its own and the penalty's."""
+def test_penalized_head_is_shared(method: str):
+    """The head has two losses, its own and the penalty."""
     trained = module(method, Penalty(["tasks.y.head.weight", "trunk.0.*"], weight=0.1))
     same = deepcopy(trained)
     batch = data()
@@ -103,7 +103,7 @@ def test_classification_and_reconstruction_clipped(method: str, limit: float):
         torch.testing.assert_close(ours, factor * theirs, rtol=1e-5, atol=1e-9)
 
 
-def test_experiments_say_the_same():
+def test_experiments_configure_the_same_problems():
     register()
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         penalized = compose("train", overrides=["experiment=classification_l2"])

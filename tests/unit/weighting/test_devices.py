@@ -1,4 +1,4 @@
-"""A step mixes no devices and waits for its device once: shown on torch's meta device, which refuses both."""
+"""A step mixes no devices and waits for its device once, as tested on the meta device, which refuses both."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,17 +21,17 @@ BATCH = 8
 
 
 class Device(TorchDispatchMode):
-    """Lets numbers leave the meta device, and keeps when a CUDA device would have been waited for.
+    """Allows transfers from the meta device, and records those for which a CUDA device would synchronize.
 
-    A matrix arrives as the identity, everything else as ones; of questions, ``any`` is answered by no.
+    A square matrix arrives as the identity, everything else as ones, and the result of ``any`` as false.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[int] = []
-        """How many numbers each transfer from the device had."""
+        """The number of elements of each transfer from the device."""
         self.waits: list[str] = []
-        """What waited for the device: transfers from it, and to it where they are not told to wait for nobody."""
+        """The operations that synchronize: transfers from the device, and blocking transfers to it."""
         self._denied: list[Tensor] = []
 
     def __enter__(self) -> Self:
@@ -51,9 +51,9 @@ class Device(TorchDispatchMode):
             if func in (aten.any.default, aten.any.dim):
                 self._denied.append(made)
             return made
-        there = kwargs.get("device") or value.device
+        target = kwargs.get("device") or value.device
         if not value.is_meta:
-            if torch.device(there).type == "meta" and not kwargs.get("non_blocking"):
+            if torch.device(target).type == "meta" and not kwargs.get("non_blocking"):
                 self.waits.append(f"{value.numel()} to the device")
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
@@ -61,7 +61,7 @@ class Device(TorchDispatchMode):
             if value.dtype == torch.bool:
                 return all(value is not denied for denied in self._denied)
             return 1.0 if value.dtype.is_floating_point else 1
-        if there != torch.device("cpu"):
+        if target != torch.device("cpu"):
             return func(*args, **kwargs)
         self._send(value)
         square = value.ndim == 2 and value.shape[0] == value.shape[1]
@@ -74,7 +74,7 @@ class Device(TorchDispatchMode):
 
 
 class Hidden(TorchFunctionMode):
-    """Keeps the transfers to the meta device that torch does within one function."""
+    """Records the transfers to the meta device that torch makes within one function."""
 
     def __init__(self, waits: list[str]) -> None:
         super().__init__()
@@ -84,18 +84,18 @@ class Hidden(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        there = isinstance(args[0], Tensor) and args[0].is_meta if args else False
+        on_meta = isinstance(args[0], Tensor) and args[0].is_meta if args else False
         if name in ("tensor", "as_tensor") and torch.device(kwargs.get("device") or "cpu").type == "meta":
-            waits = not there
+            waits = not on_meta
         elif name in ("__getitem__", "__setitem__"):
-            places = args[1] if isinstance(args[1], tuple) else (args[1],)
-            waits = there and any(
-                isinstance(place, list)
-                or (isinstance(place, Tensor) and (not place.is_meta or place.dtype == torch.bool))
-                for place in places
+            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+            waits = on_meta and any(
+                isinstance(index, list)
+                or (isinstance(index, Tensor) and (not index.is_meta or index.dtype == torch.bool))
+                for index in indices
             )
         else:
-            waits = name == "new_tensor" and there
+            waits = name == "new_tensor" and on_meta
         if waits:
             self._waits.append(name)
         return func(*args, **kwargs)
@@ -108,7 +108,7 @@ CASES = [(name, 1) for name in NAMES] + [(name, 2) for name in keeping("batch")]
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "accumulate"), CASES)
 def test_a_step_waits_for_its_device_once(name: str, accumulate: int) -> None:
-    """In the first of three steps the weighting itself moves; only a few small numbers leave the device in any."""
+    """The first step also moves the weighting; no transfer is larger than the losses and the Gramian."""
     m = number_of_tasks(name)
     weighting = make(name, m).float()
     trunk = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 40)).to("meta")
@@ -180,14 +180,14 @@ def test_every_engine_waits_once(engine: str, trunk: nn.Module, m: int, inputs: 
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if make(name, 5).on_cpu])
-def test_what_stays_on_the_cpu_changes_its_dtype_alone(name: str) -> None:
+def test_buffers_that_stay_on_the_cpu_change_their_dtype(name: str) -> None:
     weighting = make(name, 5).to("meta", torch.float32)
     numbers = [number for number in weighting.buffers() if number.is_floating_point()]
     assert all(number.device.type == "cpu" and number.dtype == torch.float32 for number in numbers)
 
 
 def test_devices_are_not_mixed() -> None:
-    """The meta device notices: this is what the tests above would meet."""
+    """The meta device raises if devices are mixed, and ``Device`` records each transfer."""
     device = Device()
     with device, pytest.raises(RuntimeError, match="meta"):
         torch.ones(3, device="meta") @ torch.ones(3)

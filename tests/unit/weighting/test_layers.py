@@ -1,4 +1,4 @@
-"""Which layer GradNorm measures at, and groups of parameters by their full names."""
+"""The layer at which GradNorm measures gradients, and groups of parameters by their full names."""
 
 import copy
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from multitask import Step
 from multitask.weighting.grouped import Grouped
-from tests.unit.weighting.members import Course, N, Toy, conflicting, losses_of, make, update
+from tests.unit.weighting.members import N, Toy, ToyTraining, conflicting, losses_of, make, update
 
 
 class Model(nn.Module):
-    """Registers a classifier that nothing uses last in its trunk, and the layers in another order than they run."""
+    """A trunk whose layers run in another order than registered, and whose last one is unused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def factors(model: nn.Module, layer: str | None = None, steps: int = 3) -> Tenso
 
 
 def by_hand(model: Model, parameters: list[nn.Parameter], steps: int = 3) -> Tensor:
-    """Return what GradNorm makes of the gradients of these parameters alone."""
+    """Return GradNorm's weights given the gradients of these parameters only."""
     combiner = make("gradnorm", 2)
     losses = torch.stack(model(batch()))
     rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
@@ -55,7 +55,7 @@ def by_hand(model: Model, parameters: list[nn.Parameter], steps: int = 3) -> Ten
     return combiner.factors
 
 
-def test_gradnorm_measures_where_all_losses_part_whatever_is_registered_last(model: Model) -> None:
+def test_gradnorm_measures_at_the_last_shared_layer_that_runs(model: Model) -> None:
     found = factors(model)
     assert (found != 1).all()
     assert torch.equal(found, by_hand(model, list(model.trunk["last"].parameters())))
@@ -64,7 +64,7 @@ def test_gradnorm_measures_where_all_losses_part_whatever_is_registered_last(mod
 
 
 @pytest.mark.parametrize("layer", ["trunk.first", "trunk.first.weight", "trunk"])
-def test_gradnorm_measures_where_it_is_told_to(model: Model, layer: str) -> None:
+def test_gradnorm_measures_at_the_configured_layer(model: Model, layer: str) -> None:
     chosen = {
         "trunk.first": list(model.trunk["first"].parameters()),
         "trunk.first.weight": [model.trunk["first"].weight],
@@ -73,9 +73,9 @@ def test_gradnorm_measures_where_it_is_told_to(model: Model, layer: str) -> None
     torch.testing.assert_close(factors(model, layer), by_hand(model, chosen[layer]), rtol=1e-12, atol=0.0)
 
 
-def test_a_layer_that_only_some_losses_reach_is_not_the_last(model: Model) -> None:
+def test_layer_of_only_some_losses_is_not_the_last_shared_layer(model: Model) -> None:
     class Tower(Model):
-        """The first two losses go through a layer more than the third."""
+        """The first two losses use one layer more than the third."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -98,16 +98,16 @@ def test_a_layer_that_only_some_losses_reach_is_not_the_last(model: Model) -> No
     assert not torch.equal(found[0].factors, found[2].factors)
 
 
-@pytest.mark.parametrize("every", [{"every": 2}, {"rescale": True}, {"groups": "layer"}])
-def test_wrappers_show_gradnorm_the_layers(model: Model, every: dict) -> None:
-    combiner = make("gradnorm", 2, **every)
+@pytest.mark.parametrize("options", [{"every": 2}, {"rescale": True}, {"groups": "layer"}])
+def test_wrappers_pass_the_layers_to_gradnorm(model: Model, options: dict) -> None:
+    combiner = make("gradnorm", 2, **options)
     step = Step(combiner, model)
     for _ in range(3):
         assert step.backward(model(batch())).weights is not None
     assert all(p.grad is not None for p in model.trunk["first"].parameters())
 
 
-def test_a_layer_that_the_model_does_not_have_is_refused_before_training(model: Model) -> None:
+def test_unknown_layer_is_rejected_before_training(model: Model) -> None:
     wrapped = make("gradnorm", 2, layer="trunk.frist", rescale=True)
     with pytest.raises(
         ValueError,
@@ -116,7 +116,7 @@ def test_a_layer_that_the_model_does_not_have_is_refused_before_training(model: 
         Step(wrapped, model)
 
 
-def test_a_layer_that_is_not_shared_is_refused(model: Model) -> None:
+def test_layer_that_is_not_shared_is_rejected(model: Model) -> None:
     with pytest.raises(
         ValueError,
         match=r"weighting\.layer=trunk\.unused is not shared by two losses; choose trunk\.last, trunk\.first",
@@ -124,9 +124,9 @@ def test_a_layer_that_is_not_shared_is_refused(model: Model) -> None:
         factors(model, "trunk.unused")
 
 
-def test_without_a_layer_that_all_losses_reach_one_must_be_named() -> None:
+def test_layer_must_be_configured_if_none_is_shared_by_all_losses() -> None:
     class Pairs(nn.Module):
-        """Three losses, each two of which share a layer."""
+        """Three losses, of which each pair shares a layer."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -152,28 +152,28 @@ def test_tied_parameters_in_heads_are_groups_too(model: Model) -> None:
 
 
 @pytest.mark.parametrize("by", ["layer", "tensor"])
-def test_groups_of_a_checkpoint_with_names_within_the_trunk(by: str) -> None:
-    """As they were before 0.2: its memory moves to the groups of the full names."""
+def test_groups_load_a_checkpoint_from_before_0_2(by: str) -> None:
+    """Groups named relative to the trunk load their state into the groups of the full names."""
     layout = (("trunk.0.weight", 6), ("trunk.0.bias", 2), ("trunk.weight", 4))
-    course = Course(make("gradvac", 4, groups=by), Toy(4))
+    training = ToyTraining(make("gradvac", 4, groups=by), Toy(4))
     losses, J = losses_of(4), conflicting(4)
     for step in range(3):
         torch.manual_seed(step)
-        update(course.combiner, losses, J, layout)
-    state = {_before(key): value for key, value in course.combiner.state_dict().items()}
-    assert state.keys() != course.combiner.state_dict().keys()
+        update(training.combiner, losses, J, layout)
+    state = {_before(key): value for key, value in training.combiner.state_dict().items()}
+    assert state.keys() != training.combiner.state_dict().keys()
     resumed = make("gradvac", 4, groups=by)
     resumed.load_state_dict(copy.deepcopy(state), strict=True)
     torch.manual_seed(9)
     found = update(resumed, losses, J + 0.1, layout).vector
     torch.manual_seed(9)
-    assert torch.equal(found, update(course.combiner, losses, J + 0.1, layout).vector)
+    assert torch.equal(found, update(training.combiner, losses, J + 0.1, layout).vector)
     assert isinstance(resumed, Grouped)
-    assert set(resumed.members) == set(course.combiner.members)  # type: ignore[arg-type]
+    assert set(resumed.members) == set(training.combiner.members)  # type: ignore[arg-type]
     assert J.shape[1] == N
 
 
 def _before(key: str) -> str:
-    """Return a key as it was when groups had names within the trunk."""
+    """Return a key as before 0.2, with names relative to the trunk."""
     head, sep, tail = key.partition("members./trunk")
     return head + "members." + (tail if tail.startswith("/") else "/" + tail) if sep else key

@@ -1,4 +1,4 @@
-"""Promises that every member of the weighting group keeps."""
+"""Promises that hold for every member of the weighting group."""
 
 import io
 import re
@@ -15,15 +15,15 @@ from tests.unit.weighting.members import (
     NAMES,
     NEEDS_THREE,
     STOCHASTIC,
-    Course,
     N,
     Toy,
+    ToyTraining,
     conflicting,
     losses_of,
     make,
     names,
-    run_rows,
     update,
+    update_rows,
 )
 from tests.unit.weighting.promises import POSITIVE, SCALARIZATIONS, keeping
 
@@ -38,12 +38,12 @@ GROUP = set(
 NO_PAPER = {"weighted_sum", "mean", "scheduled_sum", "loss_balanced"}
 
 
-def test_the_group_is_complete() -> None:
+def test_group_is_complete() -> None:
     assert sorted(GROUP) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_yaml_opens_with_its_command_and_its_paper(name: str) -> None:
+def test_yaml_starts_with_its_command_and_paper(name: str) -> None:
     text = (CONFIGS / "weighting" / f"{name}.yaml").read_text()
     assert re.match(rf"# python scripts/train.py (.* )?weighting={name}\b", text)
     comment = "".join(line.lstrip("# ") for line in text.splitlines(True) if line.startswith("#"))
@@ -58,7 +58,7 @@ def test_any_number_of_tasks(name: str, m: int) -> None:
             make(name, m)
         return
     combiner = make(name, m)
-    done = run_rows(name, losses_of(m), conflicting(m, max(N, m + 4)), combiner)
+    done = update_rows(losses_of(m), conflicting(m, max(N, m + 4)), combiner)
     assert done.vector.isfinite().all()
     assert done.heads.isfinite().all()
     rows = 2 * m if getattr(combiner, "rows", "task") == "half" else m
@@ -67,15 +67,15 @@ def test_any_number_of_tasks(name: str, m: int) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - STOCHASTIC))
-def test_the_order_of_the_tasks_does_not_matter(name: str) -> None:
+def test_permutation_equivariance(name: str) -> None:
     order = [2, 0, 3, 1]
     primary = {"pcd": {"primary": "t1"}, "lr_annealing": {"residual": "t1"}}.get(name, {})
-    straight = Course(make(name, 4, **primary), Toy(4)).run(7)
-    permuted = Course(make(name, [names(4)[i] for i in order], **primary), Toy(4, keep=order)).run(7)
+    straight = ToyTraining(make(name, 4, **primary), Toy(4)).run(7)
+    permuted = ToyTraining(make(name, [names(4)[i] for i in order], **primary), Toy(4, keep=order)).run(7)
     torch.testing.assert_close(permuted.x, straight.x, rtol=1e-8, atol=1e-10)
 
 
-def _alike(m: int) -> Tensor:
+def _equal(m: int) -> Tensor:
     return conflicting(1).repeat(m, 1)
 
 
@@ -92,53 +92,53 @@ def _zero_row(m: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("jacobian", [_zero_row, _alike, _opposed, lambda m: 0 * conflicting(m)])
+@pytest.mark.parametrize("jacobian", [_zero_row, _equal, _opposed, lambda m: 0 * conflicting(m)])
 @pytest.mark.parametrize("name", NAMES)
 def test_degenerate_gradients(name: str, jacobian: object, dtype: torch.dtype) -> None:
     combiner = make(name, 4).to(dtype)
     J = jacobian(4).to(dtype)  # type: ignore[operator]
     for _ in range(3):
-        done = run_rows(name, losses_of(4).to(dtype), J, combiner)
+        done = update_rows(losses_of(4).to(dtype), J, combiner)
         assert done.vector.isfinite().all()
         assert done.heads.isfinite().all()
-        # Exact solvers of cancelling gradients have large weights, and a small combination.
+        # For cancelling gradients, exact solvers return large weights with a small combination.
         assert done.vector.norm() <= 1e3 * max(1.0, float(J.norm()))
     assert combiner.failures == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loss_of_1e_8_beside_one_of_1e8(name: str, dtype: torch.dtype) -> None:
+def test_losses_between_1e_minus_8_and_1e8(name: str, dtype: torch.dtype) -> None:
     scales = torch.tensor([1e-8, 1.0, 1e8], dtype=torch.float64)
     combiner = make(name, 3).to(dtype)
     for _ in range(3):
-        done = run_rows(name, scales.to(dtype), (scales[:, None] * conflicting(3)).to(dtype), combiner)
+        done = update_rows(scales.to(dtype), (scales[:, None] * conflicting(3)).to(dtype), combiner)
         assert done.vector.isfinite().all()
         assert done.heads.isfinite().all()
     assert combiner.failures == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loss_of_zero_is_finite_or_refused(name: str) -> None:
+def test_update_of_a_zero_loss_is_finite_or_rejected(name: str) -> None:
     combiner = make(name, 3)
     losses = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     if name in POSITIVE.split():
         with pytest.raises(ValueError, match=f"weighting={name} needs losses above zero, and one is 0"):
-            run_rows(name, losses, conflicting(3), combiner)
+            update_rows(losses, conflicting(3), combiner)
         return
-    done = run_rows(name, losses, conflicting(3), combiner)
+    done = update_rows(losses, conflicting(3), combiner)
     assert done.vector.isfinite().all()
     assert done.heads.isfinite().all()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-# The trimmed mean drops it as an extreme, as it should.
+# The trimmed mean discards it as an extreme value.
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(SCALARIZATIONS) - {"trimmed_mean"}))
-def test_a_gradient_that_is_not_finite_is_refused(name: str, value: float) -> None:
+def test_non_finite_gradient_is_rejected(name: str, value: float) -> None:
     J = conflicting(3)
     J[1, 2] = value
     with pytest.raises(FloatingPointError, match="not finite"):
-        run_rows(name, losses_of(3), J, make(name, 3))
+        update_rows(losses_of(3), J, make(name, 3))
 
 
 def test_different_members_give_different_updates() -> None:
@@ -149,13 +149,13 @@ def test_different_members_give_different_updates() -> None:
     }
     updates: dict[str, Tensor] = {}
     for name in keeping("own"):
-        course = Course(make(name, 3, **changes.get(name, {})), Toy(3)).run(9)
+        training = ToyTraining(make(name, 3, **changes.get(name, {})), Toy(3)).run(9)
         torch.manual_seed(0)
-        rows = getattr(course.combiner, "rows", "task")
-        losses, J = course.toy.rows(
+        rows = getattr(training.combiner, "rows", "task")
+        losses, J = training.toy.rows(
             torch.zeros(N, dtype=torch.float64), rows, torch.ones(3, dtype=torch.bool)
         )
-        done = update(course.combiner, losses, J)
+        done = update(training.combiner, losses, J)
         heads = done.heads.view(-1, 3).mean(0)
         updates[name] = torch.cat([done.vector, heads])
     same = [
@@ -167,52 +167,52 @@ def test_different_members_give_different_updates() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_state_goes_on_where_it_stopped(name: str) -> None:
-    course = Course(make(name, 4), Toy(4)).run(7)
+def test_training_resumes_from_the_state(name: str) -> None:
+    training = ToyTraining(make(name, 4), Toy(4)).run(7)
     file = io.BytesIO()
-    torch.save(course.combiner.state_dict(), file)
+    torch.save(training.combiner.state_dict(), file)
     file.seek(0)
     again = make(name, 4)
     again.load_state_dict(torch.load(file, weights_only=True), strict=True)
-    resumed = Course(again, Toy(4), x=course.x, step=course.step).run(7)
-    straight = course.run(7)
+    resumed = ToyTraining(again, Toy(4), x=training.x, step=training.step).run(7)
+    straight = training.run(7)
     assert torch.equal(resumed.x, straight.x)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reset_forgets_everything(name: str) -> None:
-    used = Course(make(name, 4), Toy(4)).run(7).combiner
+def test_reset_restores_the_initial_state(name: str) -> None:
+    used = ToyTraining(make(name, 4), Toy(4)).run(7).combiner
     used.reset()
-    assert torch.equal(Course(used, Toy(4)).run(7).x, Course(make(name, 4), Toy(4)).run(7).x)
+    assert torch.equal(ToyTraining(used, Toy(4)).run(7).x, ToyTraining(make(name, 4), Toy(4)).run(7).x)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_a_tasks_labels_the_others_get_what_they_get_without_the_task(name: str) -> None:
+def test_absent_task_does_not_affect_the_others(name: str) -> None:
     left = [0, 2, 3, 4]
-    absent = Course(make(name, 5), Toy(5)).run(8, absent=[1])
-    without = Course(make(name, [names(5)[i] for i in left]), Toy(5, keep=left)).run(8)
+    absent = ToyTraining(make(name, 5), Toy(5)).run(8, absent=[1])
+    without = ToyTraining(make(name, [names(5)[i] for i in left]), Toy(5, keep=left)).run(8)
     torch.testing.assert_close(absent.x, without.x, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_absent_tasks_state_does_not_move(name: str) -> None:
-    course = Course(make(name, 5), Toy(5)).run(7)
-    before = _state_of(course.combiner, 1)
-    course.run(4, absent=[1, 2], epoch=100)
-    for key, value in _state_of(course.combiner, 1).items():
+def test_state_of_an_absent_task_is_unchanged(name: str) -> None:
+    training = ToyTraining(make(name, 5), Toy(5)).run(7)
+    before = _state_of(training.combiner, 1)
+    training.run(4, absent=[1, 2], epoch=100)
+    for key, value in _state_of(training.combiner, 1).items():
         assert torch.equal(value, before[key]), key
-    course.run(4)
-    assert course.x.isfinite().all()
+    training.run(4)
+    assert training.x.isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_task_may_come_late(name: str) -> None:
-    course = Course(make(name, 4), Toy(4)).run(5, absent=[1]).run(5)
-    assert course.x.isfinite().all()
+def test_task_can_be_absent_at_first(name: str) -> None:
+    training = ToyTraining(make(name, 4), Toy(4)).run(5, absent=[1]).run(5)
+    assert training.x.isfinite().all()
 
 
 def _state_of(combiner: object, task: int) -> dict[str, Tensor]:
-    """Return what a combiner keeps of one task: the entries of whatever has the tasks along an axis."""
+    """Return a combiner's state of one task: its entries of the buffers per task, and its parameters."""
     found = {}
     assert isinstance(combiner, torch.nn.Module)
     for path, module in combiner.named_modules():
@@ -225,13 +225,13 @@ def _state_of(combiner: object, task: int) -> dict[str, Tensor]:
     return found | {f"own {i}": p.detach().clone() for i, p in enumerate(parameters)}
 
 
-def test_after_an_error_the_combiner_is_whole_again() -> None:
+def test_error_restores_the_state_of_all_tasks() -> None:
     combiner = make("gradvac", 3)
     J = conflicting(2)
     J[0] = torch.nan
     present = torch.tensor([True, False, True])
     with pytest.raises(FloatingPointError), combiner.restricted_to(present):
-        run_rows("gradvac", losses_of(2), J, combiner)
+        update_rows(losses_of(2), J, combiner)
     assert combiner.targets.shape == (3, 3)
     assert combiner.targets.isfinite().all()
 
@@ -252,9 +252,9 @@ def test_weights_do_not_depend_on_the_scale_of_the_losses(
 ) -> None:
     J, losses = conflicting(4).to(dtype), losses_of(4).to(dtype)
     torch.manual_seed(0)
-    plain = run_rows(name, losses, J, make(name, 4).to(dtype)).weights
+    plain = update_rows(losses, J, make(name, 4).to(dtype)).weights
     torch.manual_seed(0)
-    scaled = run_rows(name, scale * losses, scale * J, make(name, 4).to(dtype)).weights
+    scaled = update_rows(scale * losses, scale * J, make(name, 4).to(dtype)).weights
     assert plain is not None
     assert scaled is not None
     tolerance = 1e-9 if dtype == torch.float64 else 1e-3
@@ -264,23 +264,23 @@ def test_weights_do_not_depend_on_the_scale_of_the_losses(
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 @pytest.mark.parametrize("name", ["nash_mtl", "fairgrad", "pcd", "si", "gls", "loss_balanced", "db_mtl"])
 def test_directions_do_not_depend_on_the_scale_of_the_losses(name: str, scale: float) -> None:
-    """These have other weights for other scales, all of them by the same factor."""
+    """The weights of these members change with the scale, all by the same factor."""
     exact = {"pcd": {"eps": 0.0}, "db_mtl": {}}.get(name, {})
-    plain = run_rows(name, losses_of(4), conflicting(4), make(name, 4, **exact)).vector
-    scaled = run_rows(name, scale * losses_of(4), scale * conflicting(4), make(name, 4, **exact)).vector
+    plain = update_rows(losses_of(4), conflicting(4), make(name, 4, **exact)).vector
+    scaled = update_rows(scale * losses_of(4), scale * conflicting(4), make(name, 4, **exact)).vector
     cosine = torch.nn.functional.cosine_similarity(plain, scaled, dim=0)
     assert cosine > 1 - (1e-4 if name == "db_mtl" else 1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_member_needs_an_extra_solver(name: str) -> None:
-    """A start that imports cvxpy is a second slower; none does."""
+    """No member imports cvxpy, which slows every start by a second."""
     make(name, 4)
     assert not {"cvxpy", "ecos", "clarabel"} & set(sys.modules)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(SCALARIZATIONS)))
-def test_heads_factors_are_called_for_before_the_weights_move(name: str) -> None:
+def test_head_weights_are_available_before_the_first_step(name: str) -> None:
     combiner = make(name, 3)
     assert isinstance(combiner, JacobianMethod)
     heads = combiner.head_weights(losses_of(3))

@@ -1,4 +1,4 @@
-"""Float32 gradients whose norms differ by a factor of 1e6, against fifty digits: no member loses what the data has."""
+"""Every member agrees with fifty-digit arithmetic on float32 gradients whose norms differ by 1e6."""
 
 from itertools import permutations
 
@@ -16,8 +16,8 @@ from tests.unit.weighting.members import (
     conflicting,
     losses_of,
     make,
-    run_rows,
     update,
+    update_rows,
 )
 from tests.unit.weighting.promises import READS_JACOBIAN, SCALARIZATIONS
 
@@ -29,13 +29,13 @@ Vector = list[mpf]
 
 
 def rows(norms: list[float]) -> Tensor:
-    """Return float32 rows of these norms, nearly."""
+    """Return float32 rows of approximately these norms."""
     J = torch.nn.functional.normalize(conflicting(len(norms), seed=2), dim=1)
     return (J * torch.tensor(norms, dtype=torch.float64)[:, None]).float()
 
 
 def exact(J: Tensor) -> tuple[list[Vector], Vector]:
-    """Return the rows and their norms, with fifty digits."""
+    """Return the rows and their norms, in fifty digits."""
     found = [[mpf(x) for x in row] for row in J.tolist()]
     return found, [mpmath.sqrt(dot(g, g)) for g in found]
 
@@ -49,7 +49,7 @@ def combined(weights: Vector, found: list[Vector]) -> Vector:
 
 
 def close(found: Vector, expected: Vector, tolerance: float = 2e-5) -> None:
-    """Compare vectors by the length of their difference, in units of the expected one's."""
+    """Assert that the norm of the difference is small relative to that of ``expected``."""
     difference = [a - b for a, b in zip(found, expected, strict=True)]
     assert mpmath.sqrt(dot(difference, difference)) <= tolerance * mpmath.sqrt(dot(expected, expected))
 
@@ -86,7 +86,7 @@ def test_imtl_g(name: str, norms: list[float]) -> None:
     found, lengths = exact(J)
     weights = equal_cosines(found, lengths)
     total = mpmath.fsum(weights)
-    # The sum of weights of both signs can be smaller than they are.
+    # The sum of weights of both signs can be smaller than the weights.
     cancelled = float(mpmath.fsum(map(abs, weights)) / abs(total))
     expected = combined([w / total for w in weights], found)
     close(combined(weights_of(name, J), found), expected, 2e-5 * cancelled)
@@ -135,7 +135,7 @@ def test_pcgrad(norms: list[float]) -> None:
 
 @pytest.mark.parametrize("norms", NORMS, ids=str)
 def test_gradvac(norms: list[float]) -> None:
-    """The first step, whose wanted cosines are all zero: there it is PCGrad, but for its draws of the order."""
+    """In the first step all target cosines are zero, as in PCGrad with another random order."""
     J = rows(norms)
     found, _ = exact(J)
     torch.manual_seed(0)
@@ -154,7 +154,7 @@ def test_gradvac(norms: list[float]) -> None:
 @pytest.mark.parametrize("norms", NORMS, ids=str)
 @pytest.mark.parametrize(("name", "alpha"), [("nash_mtl", 1.0), ("fairgrad", 0.5), ("fairgrad", 2.0)])
 def test_bargaining(name: str, alpha: float, norms: list[float]) -> None:
-    """Newton's method for G w = w^(−1/α) with fifty digits, from the solution in float64."""
+    """Compare with Newton's method for G w = w^(−1/α) in fifty digits, started at the float64 solution."""
     J = rows(norms)
     found, lengths = exact(J)
     C, k, power = cosines(found, lengths), len(J), 1 / mpf(alpha)
@@ -202,14 +202,14 @@ def test_cagrad(c: float, norms: list[float]) -> None:
     worst = min(range(k), key=lambda i: gains[i])
     for w, n, gain in zip(weights, lengths, gains, strict=True):
         pushes = (w - mpf(1) / k) * n > 1e-5 * radius
-        # No task that the mean is pushed along gains more than the worst, as far as float32 gradients tell.
+        # Only a task whose gain is the smallest, to float32 precision, has more weight than in the mean.
         assert not pushes or gain - gains[worst] <= 1e-5 * size * max(n, lengths[worst])
 
 
 @pytest.mark.parametrize("norms", NORMS, ids=str)
 @pytest.mark.parametrize("name", ["upgrad", "dualproj"])
 def test_projections_onto_the_dual_cone(name: str, norms: list[float]) -> None:
-    """Of the Gramian with 1e-4 of its trace added, as torchjd defines them."""
+    """Compare with torchjd's in float64, which add 1e-4 of the trace to the Gramian."""
     J = rows(norms)
     torchjds = {"upgrad": aggregation.UPGradWeighting, "dualproj": aggregation.DualProjWeighting}[name]()
     expected = torchjds(J.double() @ J.double().T).tolist()
@@ -219,7 +219,7 @@ def test_projections_onto_the_dual_cone(name: str, norms: list[float]) -> None:
 @pytest.mark.parametrize("norms", NORMS, ids=str)
 @pytest.mark.parametrize("tau", [0.02, 0.5])
 def test_pcd(tau: float, norms: list[float]) -> None:
-    """By its optimality conditions: the primary gradient plus what the binding minima push, and no minimum missed."""
+    """Every minimum gain is met, and only the gradients of binding minima are added to the primary one."""
     J = rows(norms)
     found, lengths = exact(J)
     weights = weights_of("pcd", J, tau=tau, eps=0.0)
@@ -250,8 +250,8 @@ def test_krum() -> None:
 
 @pytest.mark.parametrize("norms", [[1e-3, 1.0, 1e3], [1e3, 1.0, 1e-3]], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_float32_gives_what_float64_gives(name: str, norms: list[float]) -> None:
-    """Every member, those without a reference above too: update, factors of the heads, for a few steps."""
+def test_float32_agrees_with_float64(name: str, norms: list[float]) -> None:
+    """The updates and head weights of every member agree for a few steps."""
     if name in NEEDS_THREE:
         norms = [*norms, 2.0, 0.5]
     J = rows(norms)
@@ -259,15 +259,15 @@ def test_float32_gives_what_float64_gives(name: str, norms: list[float]) -> None
     single, double = make(name, len(J)).float(), make(name, len(J))
     for step in range(3):
         torch.manual_seed(step)
-        found = run_rows(name, losses * (1 + step), J, single)
+        found = update_rows(losses * (1 + step), J, single)
         torch.manual_seed(step)
-        expected = run_rows(name, (losses * (1 + step)).double(), J.double(), double)
+        expected = update_rows((losses * (1 + step)).double(), J.double(), double)
         for a, b in ((found.vector, expected.vector), (found.heads, expected.heads)):
-            # For some, an epsilon of their papers makes up for a part of this.
+            # The epsilons of some papers cause part of the difference.
             assert float((a.double() - b).norm()) <= 1e-4 * float(b.norm())
 
 
-def test_every_method_of_the_gramian_has_a_reference_here() -> None:
+def test_every_method_of_the_gramian_has_a_reference() -> None:
     covered = {
         "imtl_g",
         "imtl",

@@ -18,7 +18,7 @@ from multitask.weighting.upgrad import UPGrad
 
 
 def gramian(m: int, rank: int, seed: int, spread: float = 0.0, common: float = 0.0) -> Tensor:
-    """``J Jᵀ`` in float64, with rows whose lengths differ by up to ``10^±spread`` and share a direction."""
+    """Return ``J Jᵀ`` in float64; ``spread`` varies the norms of the rows, ``common`` adds a shared direction."""
     generator = torch.Generator().manual_seed(seed)
     J = torch.randn(m, rank, generator=generator, dtype=torch.float64)
     J = J + common * torch.randn(rank, generator=generator, dtype=torch.float64)
@@ -51,7 +51,7 @@ def regularized(G: Tensor, reg_eps: float) -> Tensor:
 
 
 def reference(U: Tensor, G: Tensor, reg_eps: float = 1e-4) -> Tensor:
-    """quadprog on the definition: the least ``wᵀGw`` with ``w ≥ u``."""
+    """Minimize ``wᵀGw`` subject to ``w ≥ u`` by quadprog."""
     matrix = regularized(G, reg_eps).numpy()
     m = len(matrix)
     rows = [quadprog.solve_qp(matrix, np.zeros(m), np.eye(m), u)[0] for u in U.reshape(-1, m).numpy()]
@@ -59,7 +59,7 @@ def reference(U: Tensor, G: Tensor, reg_eps: float = 1e-4) -> Tensor:
 
 
 def assert_optimal(W: Tensor, U: Tensor, G: Tensor, reg_eps: float = 1e-4) -> None:
-    """``w ≥ u``, ``G w ≥ 0``, and one of the two an equality for every task."""
+    """Assert ``w ≥ u``, ``G w ≥ 0``, and equality in one of the two for every task."""
     step, slope = W - U, W @ regularized(G, reg_eps)
     size = U.abs().max() + W.abs().amax(-1, keepdim=True)
     assert (step >= 0).all()
@@ -85,7 +85,7 @@ def test_hundreds_of_losses(m: int, rank: int) -> None:
     W = projector(U, G)
     assert_optimal(W, U, G)
     assert projector.failures == 0
-    some = slice(0, 4)  # quadprog takes tens of milliseconds a row
+    some = slice(0, 4)  # quadprog takes tens of milliseconds per row
     torch.testing.assert_close(W[some], reference(U[some], G), rtol=1e-7, atol=1e-8)
 
 
@@ -107,7 +107,7 @@ def test_no_regularization(m: int, seed: int) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(gramians, st.sampled_from([1e-300, 1e-12, 1e-6, 1e6, 1e12, 1e290]))
-def test_scale_of_the_gramian_changes_nothing(G: Tensor, scale: float) -> None:
+def test_invariant_to_the_scale_of_the_gramian(G: Tensor, scale: float) -> None:
     G = G / G.trace()
     U = vectors_of("tasks", len(G))
     torch.testing.assert_close(ExactProjector()(U, scale * G), ExactProjector()(U, G), rtol=1e-7, atol=1e-8)
@@ -115,7 +115,7 @@ def test_scale_of_the_gramian_changes_nothing(G: Tensor, scale: float) -> None:
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 @pytest.mark.parametrize("m", [2, 3, 8, 20])
-def test_scale_of_the_losses_changes_no_weight_in_float32(m: int, scale: float) -> None:
+def test_float32_weights_are_invariant_to_the_scale_of_the_losses(m: int, scale: float) -> None:
     J = torch.randn(m, 30, generator=torch.Generator().manual_seed(m))
     weighting = UPGradWeighting(projector=ExactProjector())
     scaled = J * scale
@@ -124,7 +124,7 @@ def test_scale_of_the_losses_changes_no_weight_in_float32(m: int, scale: float) 
 
 @settings(max_examples=40, deadline=None)
 @given(gramians, st.sampled_from([1e-9, 1e9]))
-def test_scale_of_the_vectors_is_passed_on(G: Tensor, scale: float) -> None:
+def test_solution_scales_with_the_vectors(G: Tensor, scale: float) -> None:
     U = vectors_of("tasks", len(G))
     torch.testing.assert_close(
         ExactProjector()(scale * U, G) / scale, ExactProjector()(U, G), rtol=1e-7, atol=1e-8
@@ -151,7 +151,7 @@ def test_vectors_with_negative_entries(G: Tensor, seed: int) -> None:
 
 @pytest.mark.parametrize("m", [2, MOST_TASKS, MOST_TASKS + 1, 30])
 def test_no_conflict_needs_no_program(m: int) -> None:
-    J = torch.rand(m, 50, dtype=torch.float64)  # positive entries: every two rows agree
+    J = torch.rand(m, 50, dtype=torch.float64)  # positive entries: no two rows conflict
     U = vectors_of("preferences", m)
     projector = ExactProjector()
     assert torch.equal(projector(U, J @ J.T), U)
@@ -160,7 +160,7 @@ def test_no_conflict_needs_no_program(m: int) -> None:
 
 @pytest.mark.parametrize("m", [1, 2, MOST_TASKS, MOST_TASKS + 1, 30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_zero_gramian_leaves_the_vectors(m: int, dtype: torch.dtype) -> None:
+def test_zero_gramian_returns_a_copy_of_the_vectors(m: int, dtype: torch.dtype) -> None:
     U = torch.randn(m, dtype=dtype)
     W = ExactProjector()(U, torch.zeros(m, m, dtype=dtype))
     assert torch.equal(W, U)
@@ -170,7 +170,7 @@ def test_zero_gramian_leaves_the_vectors(m: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("m", [2, MOST_TASKS + 1])
 @pytest.mark.parametrize("place", [(0, 0), (0, 1)])
-def test_a_gramian_that_is_not_finite_is_refused(m: int, bad: float, place: tuple[int, int]) -> None:
+def test_non_finite_gramian_is_rejected(m: int, bad: float, place: tuple[int, int]) -> None:
     G = torch.eye(m)
     G[place] = bad
     with pytest.raises(FloatingPointError, match="Gramian of the task gradients is not finite"):
@@ -178,7 +178,7 @@ def test_a_gramian_that_is_not_finite_is_refused(m: int, bad: float, place: tupl
 
 
 @pytest.mark.parametrize("m", [3, MOST_TASKS + 1])
-def test_a_gramian_that_is_not_positive_is_refused(m: int) -> None:
+def test_indefinite_gramian_is_rejected(m: int) -> None:
     with pytest.raises(ValueError, match="not positive semi-definite"):
         ExactProjector()(torch.ones(m), -torch.eye(m))
     indefinite = torch.full((m, m), -1.0) + 1.5 * torch.eye(m)
@@ -186,8 +186,8 @@ def test_a_gramian_that_is_not_positive_is_refused(m: int) -> None:
         ExactProjector()(torch.eye(m), indefinite)
 
 
-def test_losses_that_repeat_are_shared_out_without_regularization() -> None:
-    """Equal losses make the Gramian singular: the least regularization still gives a projection."""
+def test_repeated_losses_without_regularization() -> None:
+    """Equal losses make the Gramian singular; the solution still conflicts with no task."""
     for m in (3, MOST_TASKS + 2):
         J = torch.randn(m, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(m))
         J[1] = J[0]
@@ -198,7 +198,7 @@ def test_losses_that_repeat_are_shared_out_without_regularization() -> None:
 
 
 @pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf")])
-def test_constructor_refuses(value: float) -> None:
+def test_constructor_rejects_invalid_reg_eps(value: float) -> None:
     with pytest.raises(ValueError, match="reg_eps"):
         ExactProjector(reg_eps=value)
 
@@ -208,7 +208,7 @@ def unsolved(G: np.ndarray, U: np.ndarray, Q: np.ndarray, tolerance: float) -> t
 
 
 @pytest.mark.parametrize("m", [4, 12, 30])
-def test_rows_that_fail_the_check_are_counted_and_left_to_quadprog(
+def test_rows_that_fail_the_check_are_counted_and_solved_by_quadprog(
     m: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(projection, "solve_row", lambda *_: None)
@@ -220,8 +220,8 @@ def test_rows_that_fail_the_check_are_counted_and_left_to_quadprog(
 
 
 @pytest.mark.parametrize("m", [12, 30])
-def test_a_wrong_solution_is_seen_and_repaired(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check looks at the optimality conditions, not at what the exchanges say of themselves."""
+def test_wrong_solution_is_detected_and_corrected(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check uses the optimality conditions, not the status of the solver."""
     monkeypatch.setattr(complementarity, "_exchange_at_once", lambda G, Q, tolerance: np.abs(Q))
     monkeypatch.setattr(complementarity, "_exchange_by_row", lambda G, U, Q, tolerance: np.abs(Q))
     G, U = gramian(m, 12, seed=1), vectors_of("tasks", m)
@@ -249,8 +249,8 @@ def test_two_tasks_by_hand() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 2**31))
-def test_tensors_and_arrays_give_the_same(m: int, rank: int, seed: int) -> None:
-    """What runs on CUDA devices are the lines for tensors: here they run on the CPU."""
+def test_tensors_and_arrays_agree(m: int, rank: int, seed: int) -> None:
+    """The code for tensors, which CUDA devices use, runs here on the CPU."""
     G, U = regularized(gramian(m, rank, seed), 1e-4), vectors_of("tasks", m)
     by_tensors, _ = solve(G, U, U @ G, 1e-12)
     by_arrays, _ = solve(G.numpy(), U.numpy(), (U @ G).numpy(), 1e-12)
@@ -258,7 +258,7 @@ def test_tensors_and_arrays_give_the_same(m: int, rank: int, seed: int) -> None:
 
 
 def test_many_tasks_stay_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of CUDA devices from end to end, with float32 in and out."""
+    """The path for CUDA devices end to end, with float32 inputs and outputs."""
     monkeypatch.setattr(projection, "_as_array", lambda tensor: tensor.double())
     G, U = gramian(20, 12, seed=3), vectors_of("tasks", 20)
     W = ExactProjector()(U.float(), G.float())
@@ -268,7 +268,7 @@ def test_many_tasks_stay_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("m", [12, 40])
 @pytest.mark.parametrize("convert", [torch.Tensor.clone, torch.Tensor.numpy])
-def test_what_is_not_positive_definite_has_no_solution(m: int, convert: Callable[[Tensor], object]) -> None:
+def test_indefinite_matrix_has_no_solution(m: int, convert: Callable[[Tensor], object]) -> None:
     bad = torch.diag(torch.tensor([-1.0] + [1.0] * (m - 1), dtype=torch.float64))
     U = torch.ones(2, m, dtype=torch.float64)
     _, failed = solve(convert(bad), convert(U), convert(U @ bad), 1e-12)
@@ -278,8 +278,8 @@ def test_what_is_not_positive_definite_has_no_solution(m: int, convert: Callable
 
 @pytest.mark.parametrize("kind", ["few", "low", "opposed"])
 @pytest.mark.parametrize("m", [24, 40, 100])
-def test_sets_are_guessed_for_nearly_all_rows(m: int, kind: str) -> None:
-    """The first-order guess is what the exact solution starts from: most rows need no second exchange."""
+def test_most_rows_are_guessed_correctly(m: int, kind: str) -> None:
+    """The first-order guess of the free variables is exact for at least 60 % of the rows."""
     generator = torch.Generator().manual_seed(m)
     J = torch.randn(m, m // 2 if kind == "low" else 3000, generator=generator, dtype=torch.float64)
     J = J - 0.9 * J.mean(0) if kind == "opposed" else J
@@ -291,8 +291,8 @@ def test_sets_are_guessed_for_nearly_all_rows(m: int, kind: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(17, 60), st.integers(1, 60), st.integers(0, 2**31), st.sampled_from([1e-4, 1e-6, 1e-8]))
-def test_no_weights_do_better_than_quadprogs(m: int, rank: int, seed: int, reg_eps: float) -> None:
-    """Of a Gramian that is singular but for the regularization, weights say little: the length counts."""
+def test_objective_is_at_most_quadprogs(m: int, rank: int, seed: int, reg_eps: float) -> None:
+    """A nearly singular Gramian determines the objective well, but not the weights."""
     G, U = gramian(m, rank, seed), vectors_of("tasks", m)[:3]
     W, expected = ExactProjector(reg_eps=reg_eps)(U, G), reference(U, G, reg_eps)
     matrix = regularized(G, reg_eps)
@@ -313,7 +313,7 @@ def test_upgrad_is_the_sum_of_the_projections(G: Tensor, preferred: bool, single
     assert weighting(G).dtype == G.dtype
 
 
-def test_upgrad_with_another_projector_or_wrong_preferences_is_torchjds() -> None:
+def test_upgrad_with_another_projector_or_wrong_preferences_equals_torchjds() -> None:
     G = gramian(5, 3, seed=0)
     projector = QuadprogProjector()
     torch.testing.assert_close(UPGrad(projector=projector)(G), UPGradWeighting(projector=projector)(G))
@@ -321,7 +321,7 @@ def test_upgrad_with_another_projector_or_wrong_preferences_is_torchjds() -> Non
         UPGrad(torch.ones(4, dtype=G.dtype))(G)
 
 
-def test_upgrad_does_not_hand_out_the_preferences() -> None:
+def test_upgrad_returns_a_copy_of_the_preferences() -> None:
     preferences = torch.ones(3)
     weights = UPGrad(preferences)(torch.eye(3))
     weights += 1.0
@@ -330,7 +330,7 @@ def test_upgrad_does_not_hand_out_the_preferences() -> None:
 
 @pytest.mark.parametrize("m", [2, 3, 8, 20])
 @pytest.mark.parametrize("make", [UPGradWeighting, DualProjWeighting])
-def test_torchjd_weightings_take_it(make: Callable[..., torch.nn.Module], m: int) -> None:
+def test_torchjd_weightings_accept_the_projector(make: Callable[..., torch.nn.Module], m: int) -> None:
     G = gramian(m, 15, seed=m).float()
     ours = make(projector=ExactProjector())(G)
     theirs = make(projector=QuadprogProjector())(G)
@@ -340,7 +340,7 @@ def test_torchjd_weightings_take_it(make: Callable[..., torch.nn.Module], m: int
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 30), st.integers(0, 2**31))
 def test_the_projection_conflicts_with_no_task(m: int, seed: int) -> None:
-    """The promise of UPGrad: without regularization no task's loss grows to first order."""
+    """Without regularization, UPGrad increases no loss to first order."""
     G = gramian(m, m + 5, seed)
     weights = UPGradWeighting(projector=ExactProjector(reg_eps=0.0))(G)
     assert (G @ weights >= -1e-9 * G.trace() * weights.max()).all()

@@ -1,4 +1,4 @@
-"""What holds for every weighting in the training loop, each member built from its YAML; see ``promises.py``."""
+"""Promises of every weighting in the training loop, built from its YAML; see ``promises.py``."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -45,7 +45,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 class Everything(nn.Module):
-    """Tied, reused, unused, recurrent, normalized, dropped out, changed in place."""
+    """A trunk with tied, reused, unused, recurrent, normalized, dropout and in-place layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Everything(nn.Module):
 
 
 class Autojac(Callback):
-    """Compares each step's gradients with those of torchjd's autojac, before the optimizer takes them."""
+    """Compares each step's gradients with those of torchjd's autojac, before the optimizer step."""
 
     def __init__(self) -> None:
         self.expected: dict[str, Tensor] = {}
@@ -74,7 +74,7 @@ class Autojac(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, MultiTaskModule)
-        # What is frozen changes from step to step.
+        # The frozen parameters change from step to step.
         pl_module.trunk.reused.bias.requires_grad_(batch_idx > 0)  # type: ignore[union-attr]
         pl_module.trunk.inside[0].weight.requires_grad_(batch_idx != 2)  # type: ignore[index,union-attr]
         self.expected = autojac(pl_module, batch, trainer.global_step)
@@ -91,7 +91,7 @@ class Autojac(Callback):
 
 
 def autojac(module: MultiTaskModule, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-    """Return what the gradients of a step must be: torchjd's Jacobian, and the combiner alone."""
+    """Return the expected gradients of a step: the combiner applied to torchjd's Jacobian."""
     copy = MultiTaskModule.__new__(MultiTaskModule)
     nn.Module.__init__(copy)
     copy.trunk, copy.tasks, copy.weighting = deepcopy((module.trunk, module.tasks, module.weighting))
@@ -131,8 +131,8 @@ def autojac(module: MultiTaskModule, batch: dict[str, Tensor], step: int) -> dic
 
 
 @pytest.mark.parametrize("name", keeping("exact"))
-def test_gradients_are_those_of_autojac(name: str) -> None:
-    """With all that a trunk can have, frozen and unfrozen on the way, in three steps."""
+def test_gradients_equal_autojacs(name: str) -> None:
+    """Three steps of a trunk of many kinds of layers, with parameters frozen and unfrozen between them."""
     m = number_of_tasks(name)
     torch.manual_seed(0)
     module = module_of(name, m, trunk=Everything(), engine=Layerwise())
@@ -154,8 +154,8 @@ def test_micro_batches_equal_the_whole_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", keeping("missing"))
-def test_absent_task_leaves_the_others_alone(name: str) -> None:
-    """They go as if it were not there, and it rests: its head, and what is remembered of it."""
+def test_absent_task_does_not_affect_the_others(name: str) -> None:
+    """The others train as without it, and its head does not change."""
     m = number_of_tasks(name) + 1
     data = arrays(m, count=12)
     absent = f"t{m - 1}"
@@ -179,8 +179,8 @@ def test_absent_task_leaves_the_others_alone(name: str) -> None:
 @pytest.mark.smoke(*FEW)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", keeping("resume"))
-def test_interrupted_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """In the middle of the third epoch, when all that counts epochs has begun to count; two more follow."""
+def test_resume_is_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """Interrupted in the middle of the third epoch, once counters of epochs are in use."""
     m = number_of_tasks(name)
     data = Arrays(arrays(m, count=18), batch_size=6)
     whole, first, second = (module_of(name, m) for _ in range(3))
@@ -221,7 +221,7 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("promise", PLANS)
 @pytest.mark.parametrize("name", NAMES)
-def test_what_does_not_go_together_is_refused_at_the_start(name: str, promise: str) -> None:
+def test_incompatible_options_are_rejected_at_the_start(name: str, promise: str) -> None:
     keys, trainer = PLANS[promise]
     missing = {"missing": trainer["missing"]} if "missing" in trainer else {}
     asked = _config(name, keys, {k: v for k, v in trainer.items() if k != "missing"})
@@ -235,7 +235,7 @@ def test_what_does_not_go_together_is_refused_at_the_start(name: str, promise: s
 
 
 @pytest.mark.parametrize(
-    ("name", "keys", "trainer", "said"),
+    ("name", "keys", "trainer", "message"),
     [
         ("iwmtl", {}, {"devices": 2}, "no process has them all; set trainer.devices=1"),
         ("iwmtl", {}, {"num_nodes": 2}, "no process has them all; set trainer.devices=1"),
@@ -255,13 +255,13 @@ def test_what_does_not_go_together_is_refused_at_the_start(name: str, promise: s
         ),
     ],
 )
-def test_refusals_say_what_to_change(
-    name: str, keys: dict[str, Any], trainer: dict[str, Any], said: str
+def test_errors_name_what_to_change(
+    name: str, keys: dict[str, Any], trainer: dict[str, Any], message: str
 ) -> None:
     penalty = {"p": Penalty()} if trainer.pop("penalty", False) else {}
     tasks = {**{n: regression(n) for n in names(3)}, **penalty}
     asked = _config(name, keys, trainer)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         step_options(asked, build_combiner(asked, list(tasks)), tasks)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Every member against torchjd's own class, a closed form, or its paper's algorithm in NumPy, in float64."""
+"""Every member equals torchjd's class, a closed form, or its paper's algorithm in NumPy, in float64."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ from torch import Tensor
 from torchjd import aggregation, scalarization
 
 from multitask.weighting.present import restrict
-from tests.unit.weighting.members import Course, Toy, conflicting, losses_of, make, names, update
+from tests.unit.weighting.members import Toy, ToyTraining, conflicting, losses_of, make, names, update
 
 M = 4
 STEPS = 5
@@ -25,7 +25,7 @@ def jacobians(m: int = M, steps: int = STEPS) -> list[tuple[Tensor, Tensor]]:
 def follow(
     name: str, reference: Callable[[Tensor], Tensor], m: int = M, tolerance: float = 1e-10, **changes: object
 ) -> None:
-    """Check a member's vectors against those of a function of the Jacobian, step for step."""
+    """Assert that a member's updates equal ``reference(J)`` in every step."""
     combiner = make(name, m, **changes)
     for step, (losses, J) in enumerate(jacobians(m)):
         torch.manual_seed(step)
@@ -59,16 +59,16 @@ def test_torchjds_aggregator(name: str, m: int) -> None:
 def test_mgda_is_the_shortest_convex_combination(m: int) -> None:
     J = conflicting(m)
     vector = update(make("mgda", m), losses_of(m), J).vector
-    # Its product with every row is at least its own square: the optimality condition of the program.
+    # Its product with every row is at least its squared norm: the optimality condition.
     assert (J @ vector).min() >= vector @ vector - 1e-9
 
 
-def test_mgda_is_where_torchjds_iteration_goes() -> None:
+def test_torchjds_mgda_converges_to_ours() -> None:
     follow("mgda", aggregation.MGDA(epsilon=1e-9, max_iters=1000), 3, 1e-2)
 
 
 @pytest.mark.parametrize("normalization", ["l2", "loss", "loss+"])
-def test_mgda_normalizes_as_its_authors(normalization: str) -> None:
+def test_mgda_normalizes_as_in_the_paper(normalization: str) -> None:
     losses, J = losses_of(M), conflicting(M)
     divisor = {"l2": J.norm(dim=1), "loss": losses, "loss+": losses * J.norm(dim=1)}[normalization]
     found = update(make("mgda", M, normalization=normalization), losses, J).vector
@@ -76,7 +76,7 @@ def test_mgda_normalizes_as_its_authors(normalization: str) -> None:
     torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
 
 
-def test_gradvac_is_torchjds_up_to_its_epsilon() -> None:
+def test_gradvac_equals_torchjds_up_to_epsilon() -> None:
     follow("gradvac", aggregation.GradVac(beta=0.5, eps=1e-12), tolerance=1e-8, beta=0.5)
     follow("gradvac", aggregation.GradVac(beta=0.01, eps=1e-12), tolerance=1e-8)
 
@@ -136,11 +136,11 @@ def test_cagrad_solves_its_program(m: int, c: float) -> None:
     found = minimize(
         dual, np.full(m, 1 / m), bounds=[(0, 1)] * m, constraints=simplex, options={"ftol": 1e-13}
     )
-    # No gap between the worst gain of the direction and the least value of the dual: both are optimal.
+    # No duality gap: the worst gain equals the minimum of the dual.
     assert (rows @ vector).min() == pytest.approx(found.fun, rel=1e-5, abs=1e-6)
 
 
-def test_cagrad_rests_where_the_gradients_cancel() -> None:
+def test_cagrad_is_zero_where_the_gradients_cancel() -> None:
     J = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
     assert update(make("cagrad", 2), losses_of(2), J).vector.norm() < 1e-9
 
@@ -156,7 +156,7 @@ def test_config_has_equal_cosines() -> None:
 
 
 @pytest.mark.parametrize("name", ["upgrad", "dualproj", "aligned_mtl"])
-def test_preferences_go_by_the_tasks_names(name: str) -> None:
+def test_preferences_are_given_by_task_name(name: str) -> None:
     torchjds = {
         "upgrad": aggregation.UPGrad,
         "dualproj": aggregation.DualProj,
@@ -166,7 +166,7 @@ def test_preferences_go_by_the_tasks_names(name: str) -> None:
     follow(name, torchjds[name](preference), pref_vector={"t3": 0.5, "t1": 3})
 
 
-def test_the_primary_task_goes_by_its_name() -> None:
+def test_primary_task_is_given_by_name() -> None:
     order = [2, 0, 1, 3]
     torchjds = aggregation.PCD()
     follow("pcd", lambda J: torchjds(J[order]), primary="t2")
@@ -190,7 +190,7 @@ def test_modo_and_sdmgrad_use_the_product_of_the_halves() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_excess_mtl_after_its_epochs_of_measuring() -> None:
+def test_excess_mtl_after_its_warmup() -> None:
     torchjds = aggregation.ExcessMTL(robust_step_size=0.01, n_warmup_steps=2)
     combiner = make("excess_mtl", M, warmup_epochs=1)
     for step, (losses, J) in enumerate(jacobians()):
@@ -238,7 +238,7 @@ def test_torchjds_scalarizer(name: str) -> None:
                     parameter += 0.3 * (step + 1) * i
 
 
-def test_dwa_follows_torchjds() -> None:
+def test_dwa_equals_torchjds() -> None:
     combiner, torchjds = make("dwa", M), scalarization.DWA()
     for epoch in range(4):
         for step in range(3):
@@ -249,7 +249,7 @@ def test_dwa_follows_torchjds() -> None:
         torchjds.step()
 
 
-def test_famo_follows_torchjds() -> None:
+def test_famo_equals_torchjds() -> None:
     bounds = {f"t{i}": 0.05 * i for i in range(M)}
     combiner = make("famo", M, min_losses=bounds)
     torchjds = scalarization.FAMO(M, torch.tensor(list(bounds.values()), dtype=torch.float64)).double()
@@ -302,7 +302,7 @@ def test_imtl_balances_losses_for_the_heads_and_gradients_for_the_trunk() -> Non
 
 
 class Adam:
-    """Adam of its paper, in NumPy."""
+    """Adam in NumPy (Kingma and Ba, 2015)."""
 
     def __init__(self, lr: float) -> None:
         self.lr, self.t, self.mean, self.square = lr, 0, 0.0, 0.0
@@ -315,7 +315,7 @@ class Adam:
         return x - self.lr * mean / (np.sqrt(square) + 1e-8)
 
 
-def test_gradnorm_is_its_papers_algorithm() -> None:
+def test_gradnorm_follows_its_paper() -> None:
     alpha, lr = 1.5, 0.025
     combiner, adam = make("gradnorm", M), Adam(lr)
     w, first = np.ones(M), None
@@ -334,7 +334,7 @@ def test_gradnorm_is_its_papers_algorithm() -> None:
 
 
 def simplex(v: np.ndarray) -> np.ndarray:
-    """Return the nearest point of the simplex, by bisection of its multiplier."""
+    """Return the nearest point of the simplex, by bisection of the multiplier."""
     low, high = v.min() - 1, v.max()
     for _ in range(200):
         middle = (low + high) / 2
@@ -342,7 +342,7 @@ def simplex(v: np.ndarray) -> np.ndarray:
     return np.clip(v - low, 0, None)
 
 
-def test_moco_is_its_papers_algorithm() -> None:
+def test_moco_follows_its_paper() -> None:
     combiner = make("moco", M, rho=0.01)
     Y, w = np.zeros((M, 12)), np.full(M, 1 / M)
     for t, (losses, J) in enumerate(jacobians(), start=1):
@@ -351,7 +351,7 @@ def test_moco_is_its_papers_algorithm() -> None:
         np.testing.assert_allclose(update(combiner, losses, J).vector.numpy(), Y.T @ w, rtol=1e-8, atol=1e-10)
 
 
-def test_db_mtl_is_its_papers_algorithm() -> None:
+def test_db_mtl_follows_its_paper() -> None:
     combiner = make("db_mtl", M)
     average = np.zeros((M, 12))
     for t, (losses, J) in enumerate(jacobians(), start=1):
@@ -374,7 +374,7 @@ def rates(seen: list[np.ndarray], order: int) -> np.ndarray:
 @pytest.mark.parametrize("order", [1, 2, 5])
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("loss_weighted", [False, True])
-def test_softadapt_is_its_papers_algorithm(order: int, normalized: bool, loss_weighted: bool) -> None:
+def test_softadapt_follows_its_paper(order: int, normalized: bool, loss_weighted: bool) -> None:
     combiner = make("softadapt", M, order=order, normalized=normalized, loss_weighted=loss_weighted)
     seen: list[np.ndarray] = []
     for step in range(8):
@@ -396,7 +396,7 @@ def test_softadapt_without_temperature_is_the_mean() -> None:
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
-def test_relobralo_is_its_papers_algorithm(rho: float) -> None:
+def test_relobralo_follows_its_paper(rho: float) -> None:
     alpha, tau = 0.7, 0.3
     combiner = make("relobralo", M, alpha=alpha, rho=rho, tau=tau)
     w, first, last, drawn = np.ones(M), None, None, 1.0
@@ -421,7 +421,7 @@ def test_relobralo_is_its_papers_algorithm(rho: float) -> None:
     assert {0.0: sum(looks) == 1, 0.5: 2 < sum(looks) < 11, 1.0: sum(looks) == 12}[rho]
 
 
-def test_relobralos_scalar_is_a_function_of_the_losses() -> None:
+def test_relobralo_draws_once_per_step() -> None:
     combiner = make("relobralo", M, rho=0.5)
     for losses, J in jacobians():
         update(combiner, losses, J)
@@ -429,7 +429,7 @@ def test_relobralos_scalar_is_a_function_of_the_losses() -> None:
 
 
 @pytest.mark.parametrize("residual", [None, "t2"])
-def test_lr_annealing_is_its_papers_algorithm(residual: str | None) -> None:
+def test_lr_annealing_follows_its_paper(residual: str | None) -> None:
     combiner = make("lr_annealing", M, residual=residual, alpha=0.6)
     of_residual = 0 if residual is None else 2
     w = np.ones(M)
@@ -442,7 +442,7 @@ def test_lr_annealing_is_its_papers_algorithm(residual: str | None) -> None:
         np.testing.assert_allclose(done.vector.numpy(), w @ J.numpy(), rtol=1e-10)
 
 
-def test_lr_annealing_rests_without_its_residual() -> None:
+def test_lr_annealing_keeps_its_weights_without_the_residual() -> None:
     combiner = make("lr_annealing", M)
     for losses, J in jacobians():
         update(combiner, losses, J)
@@ -454,7 +454,7 @@ def test_lr_annealing_rests_without_its_residual() -> None:
     assert torch.equal(combiner.factors, before)
 
 
-def test_ntk_weights_are_ratios_of_traces_kept_for_some_steps() -> None:
+def test_ntk_recomputes_its_ratios_of_traces_at_an_interval() -> None:
     combiner, traces = make("ntk", M, steps=2), np.geomspace(0.1, 30.0, M)
     w, asked = np.ones(M), 0
     for i, (losses, J) in enumerate(jacobians()):
@@ -473,7 +473,7 @@ def test_ntk_weights_are_ratios_of_traces_kept_for_some_steps() -> None:
     assert asked == -(-(i + 1) // 2)
 
 
-def test_ntk_rests_where_there_is_no_gradient() -> None:
+def test_ntk_keeps_the_weights_of_tasks_without_a_trace() -> None:
     combiner = make("ntk", M, steps=1)
     present = torch.arange(M) != 1
     with combiner.restricted_to(present):
@@ -490,7 +490,7 @@ def config_direction(rows: np.ndarray) -> np.ndarray:
     return (rows @ direction).sum() * direction
 
 
-def test_m_config_is_its_papers_algorithm_where_adam_takes_its_gradient() -> None:
+def test_m_config_with_adam_follows_its_paper() -> None:
     lr, beta, beta2 = 0.01, 0.9, 0.999
     combiner, toy = make("m_config", M), Toy(M)
     x = torch.zeros(12, dtype=torch.float64, requires_grad=True)
@@ -498,7 +498,7 @@ def test_m_config_is_its_papers_algorithm_where_adam_takes_its_gradient() -> Non
     theirs = np.zeros(12)
     m, s, fake_m, seen = np.zeros((M, 12)), np.zeros(12), np.zeros(12), np.zeros(M)
     for t in range(1, 20):
-        # The authors' operator, given all gradients in the first step and then one at a time.
+        # The authors' operator, given all gradients in the first step and then one per step.
         taken = list(range(M)) if t == 1 else [(t - 2) % M]
         losses, J = toy.rows(torch.from_numpy(theirs), "task", torch.ones(M, dtype=torch.bool))
         m[taken] = beta * m[taken] + (1 - beta) * J.numpy()[taken]
@@ -514,7 +514,7 @@ def test_m_config_is_its_papers_algorithm_where_adam_takes_its_gradient() -> Non
         np.testing.assert_allclose(x.detach().numpy(), theirs, rtol=1e-7, atol=1e-10)
 
 
-def test_m_config_takes_one_gradient_a_step_in_turn() -> None:
+def test_m_config_updates_one_task_per_step_in_turn() -> None:
     combiner = make("m_config", 3)
     update(combiner, losses_of(3), conflicting(3))
     order = []
@@ -525,28 +525,28 @@ def test_m_config_takes_one_gradient_a_step_in_turn() -> None:
     assert order == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_m_config_gives_who_was_absent_the_next_turn() -> None:
-    course = Course(make("m_config", 4), Toy(4)).run(6, absent=[1])
-    steps = course.combiner.steps
-    course.run(1)  # its first gradient
-    assert (course.combiner.steps - steps).tolist() == [0, 1, 0, 0]
-    course.run(3, absent=[2])
-    steps = course.combiner.steps
-    course.run(1)
-    assert (course.combiner.steps - steps).tolist() == [0, 0, 1, 0]
+def test_m_config_updates_a_task_that_was_absent_next() -> None:
+    training = ToyTraining(make("m_config", 4), Toy(4)).run(6, absent=[1])
+    steps = training.combiner.steps
+    training.run(1)  # its first gradient
+    assert (training.combiner.steps - steps).tolist() == [0, 1, 0, 0]
+    training.run(3, absent=[2])
+    steps = training.combiner.steps
+    training.run(1)
+    assert (training.combiner.steps - steps).tolist() == [0, 0, 1, 0]
 
 
-def test_iwmtl_weighs_every_loss_of_every_example() -> None:
+def test_iwmtl_weights_every_loss_of_every_example() -> None:
     toy = Toy(3)
-    course = Course(make("iwmtl", 3), toy)
-    losses, J = toy.rows(course.x, "example", torch.ones(3, dtype=torch.bool))
-    done = update(course.combiner, losses, J)
+    training = ToyTraining(make("iwmtl", 3), toy)
+    losses, J = toy.rows(training.x, "example", torch.ones(3, dtype=torch.bool))
+    done = update(training.combiner, losses, J)
     assert done.weights is not None
     assert done.weights.shape == (12,)
     torch.testing.assert_close(done.vector, aggregation.UPGrad()(J), rtol=1e-8, atol=1e-10)
 
 
-def test_a_torchjd_weighting_without_memory_is_cut_to_the_present_tasks() -> None:
+def test_stateless_torchjd_weighting_is_restricted_to_the_present_tasks() -> None:
     weighting = aggregation.UPGradWeighting(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
     J = conflicting(2)
     with restrict(weighting, torch.tensor([True, False, True])):
@@ -557,7 +557,7 @@ def test_a_torchjd_weighting_without_memory_is_cut_to_the_present_tasks() -> Non
     assert weighting.pref_vector.tolist() == [1.0, 2.0, 3.0]
 
 
-def test_a_torchjd_weighting_with_memory_cannot_miss_a_task() -> None:
+def test_stateful_torchjd_weighting_rejects_absent_tasks() -> None:
     with (
         pytest.raises(ValueError, match="GradVacWeighting of torchjd has state"),
         restrict(aggregation.GradVacWeighting(), torch.tensor([True, False])),

@@ -1,4 +1,4 @@
-"""The small programs behind some members: optimality, counting, refusals."""
+"""The solvers of some members: optimality conditions, and counts of failures."""
 
 import logging
 
@@ -28,8 +28,8 @@ def unit_rows(seed: int, k: int, n: int) -> np.ndarray:
 
 @settings(max_examples=80, deadline=None)
 @given(seed=seeds, k=sizes, power=st.floats(0.1, 3), spread=st.floats(0, 2))
-def test_the_bargaining_equation_is_solved(seed: int, k: int, power: float, spread: float) -> None:
-    """Fewer parameters than gradients too: the equation has its solution as long as they do not cancel."""
+def test_bargaining_equation_is_solved(seed: int, k: int, power: float, spread: float) -> None:
+    """Also with fewer parameters than gradients; there is a solution unless the gradients cancel."""
     U = unit_rows(seed, k, 6)
     U = np.concatenate([U, np.full((k, 1), 0.3)], 1)
     C = U @ U.T
@@ -51,7 +51,7 @@ def test_an_equation_without_a_solution_is_counted_and_logged(caplog: pytest.Log
 
 @settings(max_examples=80, deadline=None)
 @given(seed=seeds, k=sizes)
-def test_the_quadratic_program_meets_its_optimality_conditions(seed: int, k: int) -> None:
+def test_quadratic_program_meets_its_optimality_conditions(seed: int, k: int) -> None:
     random = np.random.default_rng(seed)
     U = unit_rows(seed, k, 12)
     C, shares, linear = U @ U.T, random.uniform(0.01, 1, k), random.standard_normal(k)
@@ -65,7 +65,7 @@ def test_the_quadratic_program_meets_its_optimality_conditions(seed: int, k: int
 
 @settings(max_examples=80, deadline=None)
 @given(seed=seeds, k=sizes, exponents=st.lists(scales, min_size=9, max_size=9))
-def test_no_combination_is_shorter_whatever_the_lengths(seed: int, k: int, exponents: list[float]) -> None:
+def test_combination_is_the_shortest_for_any_norms(seed: int, k: int, exponents: list[float]) -> None:
     U = unit_rows(seed, k, 12)
     lengths = 10.0 ** np.array(exponents[:k])
     alpha = shortest(U @ U.T, lengths, 1e-14)
@@ -78,17 +78,17 @@ def test_no_combination_is_shorter_whatever_the_lengths(seed: int, k: int, expon
 
 @settings(max_examples=80, deadline=None)
 @given(vector=st.lists(st.floats(-10, 10), min_size=1, max_size=12))
-def test_the_projection_onto_the_simplex_is_the_nearest_point(vector: list[float]) -> None:
+def test_projection_onto_the_simplex_is_the_nearest_point(vector: list[float]) -> None:
     v = np.array(vector)
     nearest = nearest_on_simplex(v)
     assert (nearest >= 0).all()
     assert nearest.sum() == pytest.approx(1)
-    # From the nearest point no corner lies at an acute angle to what is left.
+    # No direction to a corner forms an acute angle with the residual.
     assert ((v - nearest) @ (np.eye(len(v)) - nearest).T).max() <= 1e-9
     torch.testing.assert_close(project_onto_simplex(torch.tensor(v)), torch.tensor(nearest))
 
 
-def test_cagrad_without_a_solution_leaves_the_trunk_and_says_so(
+def test_cagrad_without_a_solution_is_zero_and_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*args: object) -> None:
@@ -113,7 +113,7 @@ def test_failures_of_a_wrapped_solver_are_counted(monkeypatch: pytest.MonkeyPatc
     assert combiner.failures == 3
 
 
-def test_rare_failures_are_logged_one_by_one_and_many_by_powers_of_ten(
+def test_failures_are_logged_individually_then_at_powers_of_ten(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     stats = SolverStats("test")
@@ -131,5 +131,5 @@ def test_cosines_and_norms_of_rows_of_very_different_length() -> None:
     np.testing.assert_allclose(norms, J.norm(dim=1).numpy())
 
 
-def test_a_gramian_of_zeros_stays() -> None:
+def test_zero_gramian_is_unchanged() -> None:
     assert over_trace(torch.zeros(2, 2)).tolist() == [[0, 0], [0, 0]]

@@ -1,8 +1,8 @@
-"""The docs list every weighting as its YAML and its class describe it."""
+"""The tables of docs/weightings.md agree with the YAML files and the classes."""
 
-from tests.unit.weighting.table import PAGE, renewed
+from tests.unit.weighting.table import PAGE, regenerated
 
 
-def test_docs_are_those_of_the_code() -> None:
+def test_tables_of_the_docs_are_up_to_date() -> None:
     page = PAGE.read_text()
-    assert renewed(page) == page, "run python -m tests.unit.weighting.table"
+    assert regenerated(page) == page, "run python -m tests.unit.weighting.table"

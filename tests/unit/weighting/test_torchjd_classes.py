@@ -1,4 +1,4 @@
-"""Any class of torchjd by a YAML of the user's own: it goes on where it stopped; its solver's failures are counted."""
+"""Any class of torchjd can be used from a user's YAML, with its state saved."""
 
 import io
 import re
@@ -17,7 +17,7 @@ from multitask.run.weighting import build_weighting
 from multitask.weighting.adapter import adapt
 from multitask.weighting.base import Combiner
 from multitask.weighting.torchjds import AggregatorMethod, GramianMethod, MatrixMethod
-from tests.unit.weighting.members import Course, Toy, conflicting, losses_of, make, names, update
+from tests.unit.weighting.members import Toy, ToyTraining, conflicting, losses_of, make, names, update
 
 M = 4
 BASES = {
@@ -63,21 +63,19 @@ def made(target: str) -> Combiner:
 
 
 @pytest.mark.parametrize("target", sorted(CLASSES - NEEDS_A_SOLVER - TWO_BATCHES))
-def test_it_goes_on_where_it_stopped(target: str) -> None:
-    course = Course(made(target), Toy(M)).run(4)
+def test_training_resumes_from_the_state(target: str) -> None:
+    training = ToyTraining(made(target), Toy(M)).run(4)
     file = io.BytesIO()
-    torch.save(course.combiner.state_dict(), file)
+    torch.save(training.combiner.state_dict(), file)
     file.seek(0)
     again = made(target)
     again.load_state_dict(torch.load(file, weights_only=True))
-    resumed = Course(again, Toy(M), x=course.x, step=course.step).run(4)
-    assert torch.equal(resumed.x, course.run(4).x)
+    resumed = ToyTraining(again, Toy(M), x=training.x, step=training.step).run(4)
+    assert torch.equal(resumed.x, training.run(4).x)
 
 
 @pytest.mark.parametrize("target", sorted(NEEDS_A_SOLVER))
-def test_a_solver_that_is_not_installed_is_named_at_the_start(
-    target: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_solver_is_named_at_the_start(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cvxpy", None)
     with pytest.raises(
         ValueError, match=r'needs a solver .* pip install -c constraints\.txt -e "\.\[solvers\]"'
@@ -86,12 +84,12 @@ def test_a_solver_that_is_not_installed_is_named_at_the_start(
 
 
 @pytest.mark.parametrize("target", sorted(TWO_BATCHES))
-def test_what_wants_two_batches_is_referred_to_our_own(target: str) -> None:
+def test_method_of_two_batches_is_rejected_and_ours_named(target: str) -> None:
     with pytest.raises(ValueError, match=r"needs the Jacobians of two batches; set weighting=(modo|sdmgrad)"):
         made(target)
 
 
-def test_torchjds_composition_is_invariant_to_the_scale_of_the_losses() -> None:
+def test_composed_method_is_invariant_to_the_scale_of_the_losses() -> None:
     J = conflicting(M)
     plain = update(made("torchjd.aggregation.CRMOGMWeighting"), losses_of(M), J).weights
     scaled = update(made("torchjd.aggregation.CRMOGMWeighting"), losses_of(M), 1e-6 * J).weights
@@ -109,7 +107,7 @@ def test_torchjds_composition_is_invariant_to_the_scale_of_the_losses() -> None:
         ("PCGradWeighting", {}, "pcgrad", {}),
     ],
 )
-def test_what_is_exact_here_is_taken_from_here(
+def test_exact_implementation_replaces_torchjds(
     target: str, arguments: dict, name: str, changes: dict
 ) -> None:
     J = conflicting(M) * torch.tensor([[1e-3], [1.0], [1.0], [1e3]])
@@ -121,7 +119,7 @@ def test_what_is_exact_here_is_taken_from_here(
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_nash_mtl_is_solved_exactly_here(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nash_mtl_needs_no_packages_of_torchjds(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the packages that torchjd's class asks for."""
     method = aggregation.NashMTL.__new__(aggregation.NashMTL)
     torch.nn.Module.__init__(method)
@@ -134,7 +132,7 @@ def test_nash_mtl_is_solved_exactly_here(every: int, monkeypatch: pytest.MonkeyP
         assert torch.equal(update(combiner, losses_of(M), J).vector, update(expected, losses_of(M), J).vector)
 
 
-def test_cagrad_is_solved_exactly_here() -> None:
+def test_cagrad_needs_no_packages_of_torchjds() -> None:
     """Without the packages that torchjd's class asks for."""
     method = aggregation.CAGradWeighting.__new__(aggregation.CAGradWeighting)
     torch.nn.Module.__init__(method)
@@ -145,14 +143,14 @@ def test_cagrad_is_solved_exactly_here() -> None:
 
 
 class Rows(Weighting[Matrix]):
-    """A weighting of someone's own that takes the Jacobian."""
+    """A user's weighting of the Jacobian."""
 
     def forward(self, matrix: Matrix, /) -> torch.Tensor:
         return matrix.abs().sum(1)
 
 
 class Derived(Rows):
-    """Takes it too."""
+    """A subclass of it."""
 
 
 @pytest.mark.parametrize(
@@ -171,8 +169,8 @@ class Derived(Rows):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_weighting_gets_what_its_class_is_derived_for(method: object, kind: type) -> None:
-    """By torchjd's public types: a version that derives them from something else fails here, by name."""
+def test_weighting_receives_the_type_of_its_base_class(method: object, kind: type) -> None:
+    """Decided by torchjd's public types: a version that changes their bases fails here."""
     assert type(adapt(method)) is kind
 
 

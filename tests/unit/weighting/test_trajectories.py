@@ -1,6 +1,6 @@
-"""Manual optimization means by every key what automatic optimization means.
+"""Every key has the same effect in manual as in automatic optimization.
 
-A Jacobian method whose weights are constant is a weighted sum: the two have to walk the same path.
+A Jacobian method with constant weights is a weighted sum, so both must follow the same trajectory.
 """
 
 from functools import partial
@@ -21,15 +21,15 @@ BATCHES, EPOCHS = 4, 5
 
 
 class Splits(DataModule):
-    """24 examples to train on, in batches of 6, and the same to validate on."""
+    """24 examples for training, every second of which is also used for validation."""
 
     def load(self) -> dict[str, Split]:
         data = arrays()
         return {"train": data, "val": {key: values[::2] for key, values in data.items()}}
 
 
-class Path(Callback):
-    """Where the parameters and learning rates were after each batch."""
+class Trajectory(Callback):
+    """Records the learning rate before, and the parameters after, each batch."""
 
     def __init__(self) -> None:
         self.parameters: list[torch.Tensor] = []
@@ -42,25 +42,29 @@ class Path(Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def walk(by_hand: bool, weights: list[float], clip: dict[str, Any], scheduler: Any, **options: Any) -> Path:
+def train(
+    manually: bool, weights: list[float], clip: dict[str, Any], scheduler: Any, **options: Any
+) -> Trajectory:
     vector = torch.tensor(weights, dtype=torch.float64)
-    if not by_hand:
+    if not manually:
         module = build(adapt(Constant(vector)))
     else:
         plain = set(weights) == {1.0}
         method = SumWeighting() if plain else ConstantWeighting(vector)
         module = build(adapt(method), weighted_heads=not plain, **clip)
-    assert module.automatic_optimization is not by_hand
+    assert module.automatic_optimization is not manually
     module._optimizer = lambda groups: torch.optim.SGD(groups, lr=0.2, momentum=0.9)
     module._scheduler, module.scheduler_options = scheduler, options
-    path = Path()
-    fit(module, Splits(6, 24), BATCHES * EPOCHS, callbacks=[path], **({} if by_hand else clip))
-    assert len(path.parameters) == BATCHES * EPOCHS
-    return path
+    trajectory = Trajectory()
+    fit(module, Splits(6, 24), BATCHES * EPOCHS, callbacks=[trajectory], **({} if manually else clip))
+    assert len(trajectory.parameters) == BATCHES * EPOCHS
+    return trajectory
 
 
-def assert_same_path(clip: dict[str, Any], scheduler: Any, weights: list[float], **options: Any) -> Path:
-    automatic, manual = (walk(by_hand, weights, clip, scheduler, **options) for by_hand in (False, True))
+def assert_same_trajectory(
+    clip: dict[str, Any], scheduler: Any, weights: list[float], **options: Any
+) -> Trajectory:
+    automatic, manual = (train(manually, weights, clip, scheduler, **options) for manually in (False, True))
     assert automatic.rates == manual.rates
     for one, other in zip(automatic.parameters, manual.parameters, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
@@ -82,20 +86,20 @@ SCHEDULERS = {
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.2, 1.5, 0.7]], ids=["sum", "weighted"])
 def test_clipping(clip: str, weights: list[float]) -> None:
-    path = assert_same_path(CLIPS[clip], None, weights)
+    trajectory = assert_same_trajectory(CLIPS[clip], None, weights)
     if clip != "no clipping":
-        free = walk(True, weights, {}, None)
-        assert not torch.allclose(path.parameters[-1], free.parameters[-1])
+        free = train(True, weights, {}, None)
+        assert not torch.allclose(trajectory.parameters[-1], free.parameters[-1])
 
 
 @pytest.mark.parametrize("frequency", [1, 3])
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("scheduler", ["step", "cosine"])
 def test_schedulers(scheduler: str, interval: str, frequency: int) -> None:
-    path = assert_same_path(
+    trajectory = assert_same_trajectory(
         CLIPS["by norm"], SCHEDULERS[scheduler], [1.0] * 3, interval=interval, frequency=frequency
     )
-    # By hand: the rate of a step after n calls of the scheduler.
+    # The learning rate of a step after n calls of the scheduler.
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
     own = SCHEDULERS[scheduler](optimizer)
     expected = []
@@ -108,15 +112,15 @@ def test_schedulers(scheduler: str, interval: str, frequency: int) -> None:
                 own.step()
             if interval == "epoch" and last and (epoch + 1) % frequency == 0:
                 own.step()
-    assert path.rates == expected
+    assert trajectory.rates == expected
 
 
 @pytest.mark.parametrize("frequency", [1, 3])
 def test_plateau(frequency: int) -> None:
-    """With a threshold that nothing reaches, each look halves the rate."""
-    path = assert_same_path(
+    """A threshold that is never reached halves the learning rate at every check."""
+    trajectory = assert_same_trajectory(
         {}, SCHEDULERS["plateau"], [1.0] * 3, interval="epoch", frequency=frequency, monitor="val/loss"
     )
-    assert path.rates == [
+    assert trajectory.rates == [
         0.2 * 0.5 ** (epoch // frequency) for epoch in range(EPOCHS) for _ in range(BATCHES)
     ]

@@ -1,4 +1,4 @@
-"""What lies around a member: kept weights, rescaling, groups of parameters, rows of examples."""
+"""Wrappers of a member: weights kept for some steps, rescaling, groups of parameters, rows of examples."""
 
 import pytest
 import torch
@@ -12,9 +12,9 @@ from tests.unit.weighting.members import (
     NEEDS_THREE,
     PARAMETERS,
     STOCHASTIC,
-    Course,
     N,
     Toy,
+    ToyTraining,
     conflicting,
     losses_of,
     make,
@@ -45,14 +45,14 @@ def test_weights_are_kept_for_some_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", refusing("every"))
-def test_what_gives_no_weight_a_task_cannot_keep_it(name: str) -> None:
+def test_every_needs_one_weight_per_task(name: str) -> None:
     with pytest.raises(
         ValueError, match=r"weighting\.every=3 needs a weighting that gives one weight per task"
     ):
         make(name, 4, every=3)
 
 
-def test_a_task_without_a_kept_weight_has_all_computed_anew() -> None:
+def test_task_without_a_kept_weight_triggers_recomputation() -> None:
     combiner = make("mgda", 3, every=100)
     losses, J = losses_of(3), conflicting(3)
     present = torch.tensor([True, True, False])
@@ -63,7 +63,7 @@ def test_a_task_without_a_kept_weight_has_all_computed_anew() -> None:
 
 
 @pytest.mark.parametrize("name", keeping("rescale"))
-def test_rescaling_makes_the_gradient_as_long_as_the_mean(name: str) -> None:
+def test_rescaling_gives_the_norm_of_the_mean_gradient(name: str) -> None:
     plain, rescaled = make(name, 4), make(name, 4, rescale=True)
     assert isinstance(rescaled, JacobianMethod)
     losses, J = Toy(4).rows(
@@ -81,26 +81,26 @@ def test_rescaling_makes_the_gradient_as_long_as_the_mean(name: str) -> None:
         torch.testing.assert_close(found.weights @ J, found.vector)
 
 
-def test_rescaling_leaves_a_gradient_of_zero() -> None:
+def test_rescaling_keeps_a_zero_gradient() -> None:
     J = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
     assert update(make("mgda", 2, rescale=True), losses_of(2), J).vector.norm() < 1e-12
 
 
 def by_hand(J: Tensor, by: str) -> Tensor:
-    """Aggregate each group's columns by torchjd's UPGrad, and put the results side by side."""
+    """Aggregate each group's columns by torchjd's UPGrad, and concatenate the results."""
     sizes = [8, 4] if by == "layer" else [size for _, size in PARAMETERS]
     return torch.cat([aggregation.UPGrad()(part) for part in J.split(sizes, 1)])
 
 
 @pytest.mark.parametrize("by", ["layer", "tensor"])
-def test_groups_are_aggregated_on_their_own(by: str) -> None:
+def test_groups_are_aggregated_separately(by: str) -> None:
     J = conflicting(3)
     found = update(make("upgrad", 3, groups=by), losses_of(3), J)
     torch.testing.assert_close(found.vector, by_hand(J, by), rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", keeping("groups"))
-def test_one_group_is_the_whole(name: str) -> None:
+def test_one_group_equals_no_groups(name: str) -> None:
     grouped, plain = make(name, 4, groups="layer"), make(name, 4)
     copies = {"half": 2, "example": 1, "task": 1}[grouped.rows]
     for step in range(5):
@@ -117,7 +117,7 @@ def test_one_group_is_the_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", refusing("groups"))
-def test_groups_cannot_share_out_trained_parameters(name: str) -> None:
+def test_groups_reject_trainable_parameters(name: str) -> None:
     with pytest.raises(ValueError, match=r"weighting\.groups=layer cannot split the trainable parameters"):
         make(name, 4, groups="layer")
 
@@ -126,37 +126,37 @@ def test_groups_cannot_share_out_trained_parameters(name: str) -> None:
 @pytest.mark.parametrize(
     "changes", [{"groups": "tensor"}, {"groups": "layer", "rescale": True}, {"rescale": True}]
 )
-def test_wrapped_members_go_on_where_they_stopped(name: str, changes: dict) -> None:
-    course = Course(make(name, 4, **changes), Toy(4)).run(7)
+def test_wrapped_members_resume_from_the_state(name: str, changes: dict) -> None:
+    training = ToyTraining(make(name, 4, **changes), Toy(4)).run(7)
     again = make(name, 4, **changes)
-    again.load_state_dict(course.combiner.state_dict(), strict=True)
-    resumed = Course(again, Toy(4), x=course.x, step=course.step).run(5)
-    assert torch.equal(resumed.x, course.run(5).x)
+    again.load_state_dict(training.combiner.state_dict(), strict=True)
+    resumed = ToyTraining(again, Toy(4), x=training.x, step=training.step).run(5)
+    assert torch.equal(resumed.x, training.run(5).x)
 
 
 @pytest.mark.parametrize("name", ["mgda", "dwa", "gradvac"])
-def test_kept_weights_are_in_the_state(name: str) -> None:
-    course = Course(make(name, 4, every=4), Toy(4)).run(6)
+def test_kept_weights_are_saved_in_the_state(name: str) -> None:
+    training = ToyTraining(make(name, 4, every=4), Toy(4)).run(6)
     again = make(name, 4, every=4)
-    again.load_state_dict(course.combiner.state_dict(), strict=True)
-    assert torch.equal(Course(again, Toy(4), x=course.x, step=6).run(5).x, course.run(5).x)
+    again.load_state_dict(training.combiner.state_dict(), strict=True)
+    assert torch.equal(ToyTraining(again, Toy(4), x=training.x, step=6).run(5).x, training.run(5).x)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - NEEDS_THREE))
 @pytest.mark.parametrize("changes", [{"every": 2}, {"groups": "tensor"}, {"rescale": True}])
-def test_wrapped_members_can_miss_a_task(name: str, changes: dict) -> None:
+def test_absent_task_does_not_affect_the_others(name: str, changes: dict) -> None:
     if any(name in refusing(key) for key in changes):
         with pytest.raises(ValueError, match="weighting"):
             make(name, 4, **changes)
         return
-    absent = Course(make(name, 5, **changes), Toy(5)).run(5, absent=[1])
+    absent = ToyTraining(make(name, 5, **changes), Toy(5)).run(5, absent=[1])
     left = [0, 2, 3, 4]
-    without = Course(make(name, [names(5)[i] for i in left], **changes), Toy(5, keep=left)).run(5)
+    without = ToyTraining(make(name, [names(5)[i] for i in left], **changes), Toy(5, keep=left)).run(5)
     torch.testing.assert_close(absent.x, without.x, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", keeping("example"))
-def test_any_weighting_of_the_gramian_runs_instance_wise(name: str) -> None:
+def test_weighting_of_the_gramian_runs_instance_wise(name: str) -> None:
     combiner = make(name, 3, rows="example")
     assert combiner.rows == "example"
     toy = Toy(3)
@@ -170,12 +170,12 @@ def test_any_weighting_of_the_gramian_runs_instance_wise(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", refusing("example"))
-def test_what_remembers_tasks_does_not_run_instance_wise(name: str) -> None:
+def test_other_weightings_are_rejected_instance_wise(name: str) -> None:
     with pytest.raises(ValueError, match=r"weighting\.rows=example needs a weighting of the Gramian"):
         make(name, 4, rows="example")
 
 
-def test_preferences_do_not_run_instance_wise() -> None:
+def test_preferences_are_rejected_instance_wise() -> None:
     with pytest.raises(ValueError, match="without state or numbers per task"):
         make("upgrad", 2, rows="example", pref_vector={"t0": 2})
 
@@ -183,9 +183,9 @@ def test_preferences_do_not_run_instance_wise() -> None:
 @pytest.mark.parametrize(
     "name", sorted(name for name in NAMES if not isinstance(make(name, 3), JacobianMethod))
 )
-def test_a_scalarization_among_the_jacobian_methods_gives_the_same_update(name: str) -> None:
-    plain = Course(make(name, 3), Toy(3)).run(7)
-    differentiated = Course(Differentiated(make(name, 3)), Toy(3)).run(7)  # type: ignore[arg-type]
+def test_differentiated_scalarization_gives_the_same_update(name: str) -> None:
+    plain = ToyTraining(make(name, 3), Toy(3)).run(7)
+    differentiated = ToyTraining(Differentiated(make(name, 3)), Toy(3)).run(7)  # type: ignore[arg-type]
     torch.testing.assert_close(differentiated.x, plain.x, rtol=1e-10, atol=1e-12)
     torch.manual_seed(0)
     expected = update(plain.combiner, losses_of(3), conflicting(3))
@@ -195,7 +195,7 @@ def test_a_scalarization_among_the_jacobian_methods_gives_the_same_update(name: 
     torch.testing.assert_close(found.vector, expected.vector)
 
 
-def test_wrappers_pass_on_what_belongs_to_a_task() -> None:
+def test_wrappers_forward_the_parameters_of_the_tasks() -> None:
     combiner = make("imtl", 3, rescale=True, every=2)
     assert combiner.parameters_of(1) == [list(combiner.parameters())[1]]
     assert list(combiner.figures()) == ["log_scale"]

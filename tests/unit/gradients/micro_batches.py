@@ -10,14 +10,14 @@ from multitask.gradients import exchange, factors, layerwise
 from multitask.gradients.operands import Operand
 from multitask.step import Step
 from tests.unit.gradients.reference import Known, leaves_of
-from tests.unit.gradients.test_zoo import ZOO, Network, losses_of
+from tests.unit.gradients.zoo import ZOO, Network, losses_of
 
 MicroBatch = tuple[Tensor, list[int]]
-"""Inputs, and each loss's count."""
+"""The inputs, and the count of each loss."""
 
 
 def network_of(name: str, m: int) -> nn.Module:
-    """Return a network of the zoo, the same at each call."""
+    """Return a network of the zoo, with the same parameters at each call."""
     make, inputs = ZOO[name]
     torch.manual_seed(m)
     x = inputs(4)
@@ -25,7 +25,7 @@ def network_of(name: str, m: int) -> nn.Module:
 
 
 def window_of(name: str, m: int, sizes: Sequence[int], seed: int = 0) -> list[MicroBatch]:
-    """Return a step's micro-batches; of the losses some are absent in some."""
+    """Return a step's micro-batches, some of which lack some losses."""
     torch.manual_seed(seed)
     window = []
     for size in sizes:
@@ -35,7 +35,7 @@ def window_of(name: str, m: int, sizes: Sequence[int], seed: int = 0) -> list[Mi
 
 
 def whole(network: nn.Module, window: Sequence[MicroBatch]) -> dict[str, Tensor]:
-    """Return the step's mean losses, each loss's as one number in one graph; absent ones are missing."""
+    """Return the step's mean losses in one graph, without the absent ones."""
     totals = [sum(counts) for counts in zip(*(counts for _, counts in window), strict=True)]
     found: dict[str, list[Tensor]] = {}
     for x, counts in window:
@@ -48,7 +48,7 @@ def whole(network: nn.Module, window: Sequence[MicroBatch]) -> dict[str, Tensor]
 
 
 def take(network: nn.Module, window: Sequence[MicroBatch]) -> tuple[Tensor | None, list[Tensor | None], Step]:
-    """Take a step; return the Gramian that the weighting saw, and the gradients."""
+    """Take a step and return the weighting's Gramian, the gradients and the step."""
     known = Known()
     step = Step(known, network)
     for number, (x, counts) in enumerate(window):
@@ -61,8 +61,8 @@ def take(network: nn.Module, window: Sequence[MicroBatch]) -> tuple[Tensor | Non
 
 
 @contextmanager
-def chosen(most: float) -> Iterator[None]:
-    """Choose factors up to so many positions, whatever they cost."""
+def factors_up_to(most: float) -> Iterator[None]:
+    """Keep factors for at most this many positions, regardless of the cost."""
 
     def rule(operand: Operand, k: int, positions: int, *args: int, **options: int) -> bool:
         return positions <= most

@@ -1,4 +1,4 @@
-"""A step's rows, one plain backward pass each, and a weighting whose weights are known beforehand."""
+"""The reference for a step: rows by one backward pass each, and a weighting with known weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -12,10 +12,11 @@ from multitask.weighting.base import Rows, WeightedMethod
 
 Losses = Mapping[str, Tensor]
 ROUNDING = {"rtol": 1e-9, "atol": 1e-11}
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
 class Known(WeightedMethod):
-    """Weighs the k rows by ``-1 … 2``, and keeps the Gramian that it was shown."""
+    """Weights the k rows by ``-1 … 2``, and records the Gramian."""
 
     def __init__(self, rows: Rows = "task") -> None:
         super().__init__()
@@ -36,7 +37,7 @@ def leaves_of(model: nn.Module) -> list[Tensor]:
 
 
 def rows(losses: Losses, parameters: Sequence[Tensor]) -> list[list[Tensor | None]]:
-    """One plain backward pass per loss, or per entry of losses ``[parts]``: part by part, tasks within a part."""
+    """Return the gradients of each loss; for losses ``[parts]``, those of all losses part by part."""
     each = [loss.reshape(-1) for loss in losses.values()]
     found: list[list[Tensor | None]] = []
     for part in range(len(each[0])):
@@ -64,14 +65,14 @@ def expected(
     reached: list[set[int]] | None = None,
     weigh: Callable[[Tensor], Tensor] = lambda gramian: Known.of(len(gramian)),
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the Gramian over what several losses reach, and the gradient of every parameter.
+    """Return the Gramian over the shared parameters, and the gradient of every parameter.
 
     Args:
         found: The rows, as :func:`rows` returns them.
         parameters: The parameters.
         m: The number of losses.
-        reached: The losses that have reached each parameter before; this step's are added.
-        weigh: From the Gramian to the weights.
+        reached: The losses that reached each parameter in earlier steps; this step's are added.
+        weigh: Maps the Gramian to the weights.
     """
     reached = [set() for _ in parameters] if reached is None else reached
     for row, gradients in enumerate(found):
@@ -88,51 +89,42 @@ def expected(
     weights = weigh(J @ J.T).double()
     parts = len(found) // m
     gradients: list[Tensor | None] = []
-    for place, is_shared in enumerate(shared):
+    for index, is_shared in enumerate(shared):
         factors = weights if is_shared else torch.full((len(found),), 1.0 / parts).double()
-        there = [factors[i] * matrix[i][place] for i in range(len(found))]
-        nothing = not is_shared and all(row[place] is None for row in found)
-        gradients.append(None if nothing else torch.stack(there).sum(0))
+        terms = [factors[i] * matrix[i][index] for i in range(len(found))]
+        nothing = not is_shared and all(row[index] is None for row in found)
+        gradients.append(None if nothing else torch.stack(terms).sum(0))
     return J @ J.T, gradients
 
 
 def assert_usable(parameters: Sequence[Tensor]) -> None:
-    """``.grad`` has memory of its own: an in-place change of one number changes no other."""
+    """Assert that no gradient overlaps in memory with itself, another gradient or a parameter."""
     grads = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
-    places: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     for grad in grads:
         assert not grad.requires_grad
         if grad.numel():
             strides = sorted((s, n) for s, n in zip(grad.stride(), grad.shape, strict=True) if n > 1)
             assert all(stride > 0 for stride, _ in strides), "expanded"
             span = sum(stride * (n - 1) for stride, n in strides) + 1
-            places.append((grad.data_ptr(), grad.data_ptr() + span * grad.element_size()))
+            ranges.append((grad.data_ptr(), grad.data_ptr() + span * grad.element_size()))
     for p in parameters:
         if p.numel():
-            places.append((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()))
-    places.sort()
-    for (_, end), (start, _) in pairwise(places):
+            ranges.append((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()))
+    ranges.sort()
+    for (_, end), (start, _) in pairwise(ranges):
         assert start >= end, "aliased"
-
-
-def take_step(step: Step, losses: Losses, parameters: Sequence[Tensor]) -> tuple[Tensor | None, StepResult]:
-    """Take a step and return the Gramian that the weighting saw."""
-    known = step.weighting
-    assert isinstance(known, Known)
-    known.seen = None
-    result = step.backward(losses)
-    return known.seen, result
 
 
 def assert_step(
     step: Step, make_losses: Callable[[], Losses], parameters: Sequence[Tensor], **tolerance: float
 ) -> StepResult:
-    """One step against the reference: the Gramian, ``.grad`` of everything, and that ``.grad`` can be used.
+    """Compare a step with the reference: the Gramian, and the ``.grad`` of every parameter.
 
     Args:
         step: With :class:`Known` as its weighting.
-        make_losses: Returns the losses with a graph of their own, the same at each call.
-        parameters: What is trained.
+        make_losses: Returns the same losses at each call, in a new graph.
+        parameters: The trained parameters.
         tolerance: ``rtol`` and ``atol``.
     """
     tolerance = tolerance or ROUNDING
@@ -140,20 +132,24 @@ def assert_step(
     gramian, gradients = expected(rows(losses, parameters), parameters, len(losses))
     for p in parameters:
         p.grad = None
-    seen, result = take_step(step, make_losses(), parameters)
+    known = step.weighting
+    assert isinstance(known, Known)
+    known.seen = None
+    result = step.backward(make_losses())
+    seen = known.seen
     if seen is not None:
         torch.testing.assert_close(seen.double(), gramian, **tolerance)
     else:
         assert not gramian.any()
-    for place, (p, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+    for index, (p, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         if gradient is None:
-            assert p.grad is None or not p.grad.any(), place
+            assert p.grad is None or not p.grad.any(), index
         else:
-            assert p.grad is not None, place
+            assert p.grad is not None, index
             assert p.grad.shape == p.shape
             assert p.grad.dtype == p.dtype
             torch.testing.assert_close(
-                real(p.grad), gradient, msg=lambda m, n=place: f"{n}: {m}", **tolerance
+                real(p.grad), gradient, msg=lambda m, n=index: f"{n}: {m}", **tolerance
             )
     assert_usable(parameters)
     return result

@@ -1,4 +1,4 @@
-"""Takes steps of every network on two gloo processes: ``python -m tests.unit.gradients.run_micro_batches OUT``."""
+"""Takes a step of every network on two Gloo processes: ``python -m tests.unit.gradients.run_micro_batches OUT``."""
 
 import os
 import sys
@@ -6,14 +6,14 @@ import sys
 import torch
 import torch.distributed as dist
 
-from tests.unit.gradients.micro_batches import MicroBatch, chosen, network_of, take, window_of
-from tests.unit.gradients.test_zoo import ZOO
+from tests.unit.gradients.micro_batches import MicroBatch, factors_up_to, network_of, take, window_of
+from tests.unit.gradients.zoo import ZOO
 
 CASES: dict[str, tuple[int, tuple[tuple[int, ...], tuple[int, ...]], float]] = {
     "factors": (3, ((2, 4), (5,)), torch.inf),
     "some rows": (2, ((3,), (1, 2)), 8),
 }
-"""How many losses there are, each process's micro-batches, and up to how many positions factors are kept."""
+"""The number of losses, the sizes of each process's micro-batches, and the most positions kept as factors."""
 
 
 def windows_of(
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     for name in ZOO:
         for case, (m, sizes, most) in CASES.items():
             if name != "hook that clips":
-                with chosen(most):
+                with factors_up_to(most):
                     found[name, case] = take(network_of(name, m), windows_of(name, m, sizes)[rank])[:2]
     torch.save(found, f"{sys.argv[1]}.{rank}")
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""weighting.memory=auto: rows where they fit into free memory, and none where they do not."""
+"""weighting.memory=auto keeps the rows if they fit into free memory, and streams them otherwise."""
 
 import logging
 from collections.abc import Callable
@@ -22,9 +22,8 @@ from multitask.step import Step
 from multitask.system import available_memory
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build, fit
-from tests.unit.gradients.reference import Known, assert_step, leaves_of
-from tests.unit.gradients.test_stream import EXACT, network
-from tests.unit.gradients.test_zoo import ZOO, losses_of
+from tests.unit.gradients.reference import EXACT, Known, assert_step, leaves_of
+from tests.unit.gradients.zoo import ZOO, losses_of, network
 
 PLENTY = 2**50
 Free = Callable[[int], None]
@@ -32,7 +31,7 @@ Free = Callable[[int], None]
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Free:
-    """Sets how many bytes are free."""
+    """Return a function that sets the number of free bytes."""
     return lambda count: monkeypatch.setattr(auto_memory, "free_memory", lambda device: count)
 
 
@@ -46,7 +45,7 @@ def test_exact_for_every_network(free: Free) -> None:
 
 @pytest.mark.parametrize(("count", "taken"), [(0, "stream"), (PLENTY, "rows")])
 @pytest.mark.parametrize("name", ["mlp", "conv", "encoder", "lstm"])
-def test_either_way_is_that_of_its_name(name: str, count: int, taken: Any, free: Free) -> None:
+def test_each_choice_equals_its_mode(name: str, count: int, taken: Any, free: Free) -> None:
     free(count)
     found = []
     for memory in ("auto", taken):
@@ -63,7 +62,7 @@ def gradients(step: Step, net: nn.Module, x: Tensor) -> list[Tensor | None]:
 
 
 @pytest.mark.parametrize(("first", "later"), [(0, PLENTY), (PLENTY, 0)])
-def test_chosen_and_said_once_and_resumed(
+def test_choice_is_logged_once_and_resumed(
     first: int, later: int, free: Free, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -78,16 +77,16 @@ def test_chosen_and_said_once_and_resumed(
         torch.testing.assert_close(gradients(one, net, x), expected, rtol=0, atol=0)
     state = resumed.state_dict()["memory"]
     assert (state["taken"], state["bytes_free"]) == ("rows" if first else "stream", first)
-    (said,) = caplog.records
-    assert said.levelno == (logging.INFO if first else logging.WARNING)
+    (record,) = caplog.records
+    assert record.levelno == (logging.INFO if first else logging.WARNING)
     mib = [f"{count / 2**20:,.1f} MiB" for count in (state["bytes_needed"], first)]
-    assert said.getMessage() == (
+    assert record.getMessage() == (
         f"weighting.memory=auto takes {state['taken']}: rows need {mib[0]}, and {mib[1]} are free on cpu."
     )
 
 
-def test_what_fits_just_so(free: Free) -> None:
-    """A step of another state chooses for itself, and the byte that is missing counts."""
+def test_rows_that_just_fit_are_kept(free: Free) -> None:
+    """After loading a state without a choice, a step chooses again; one missing byte decides."""
     net, x = network("mlp", 3, 7)
     free(0)
     step = Step(Known(), net, memory="auto")
@@ -100,7 +99,7 @@ def test_what_fits_just_so(free: Free) -> None:
         assert step.state_dict()["memory"]["taken"] == taken
 
 
-def test_chosen_where_something_is_shared(free: Free) -> None:
+def test_choice_is_made_once_parameters_are_shared(free: Free) -> None:
     free(0)
     shared, own = nn.Linear(3, 2), nn.ModuleList(nn.Linear(3, 1) for _ in range(2))
     step, x = Step(Known(), nn.ModuleList([shared, *own]), memory="auto"), torch.randn(4, 3)
@@ -111,8 +110,10 @@ def test_chosen_where_something_is_shared(free: Free) -> None:
 
 
 @pytest.mark.parametrize(("trunk", "tasks"), [("transformer", 8), ("mlp", 5), ("lenet", 3)])
-def test_rows_take_what_is_said(trunk: str, tasks: int, free: Free, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps with Adam, whose moments are there in the second, and no factors in place of rows."""
+def test_rows_need_the_predicted_memory(
+    trunk: str, tasks: int, free: Free, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps, with rows instead of factors, and with the moments of Adam in the second step."""
     monkeypatch.setattr(auto_memory, "Layerwise", Rows)
     free(PLENTY)
     problem = make(trunk, tasks)
@@ -135,7 +136,7 @@ def test_rows_take_what_is_said(trunk: str, tasks: int, free: Free, monkeypatch:
         assert 0.8 * needed <= most - graph
 
 
-def test_a_module_trains_alike(free: Free) -> None:
+def test_module_trains_as_with_rows(free: Free) -> None:
     free(0)
     found = {}
     for memory in ("rows", "auto"):
@@ -146,7 +147,7 @@ def test_a_module_trains_alike(free: Free) -> None:
     torch.testing.assert_close(found["auto"], found["rows"], **EXACT)
 
 
-def test_refused_where_no_one_knows() -> None:
+def test_rejected_if_free_memory_is_unknown() -> None:
     with pytest.raises(
         ValueError, match=r"memory=auto cannot tell .* free on meta; set it to rows or stream"
     ):
@@ -154,18 +155,18 @@ def test_refused_where_no_one_knows() -> None:
 
 
 class Accelerator(SimpleNamespace):
-    """What torch tells of a device: 10 000 bytes, of which others take 1 000, and this process holds 4 000 back."""
+    """Stands in for ``torch.cuda``: of 10 000 bytes, others use 1 000, and this process has reserved 4 000."""
 
     def __init__(self, **others: Any) -> None:
-        told = {
+        values = {
             "mem_get_info": (5_000, 10_000),
             "memory_reserved": 4_000,
             "memory_allocated": 3_000,
             **others,
         }
-        super().__init__(**{name: partial(self._told, value) for name, value in told.items()})
+        super().__init__(**{name: partial(self._value, value) for name, value in values.items()})
 
-    def _told(self, value: Any, device: torch.device) -> Any:
+    def _value(self, value: Any, device: torch.device) -> Any:
         assert device.type == "cuda"
         return value
 
@@ -174,20 +175,20 @@ class Accelerator(SimpleNamespace):
     ("others", "left"),
     [({}, 6_000), ({"get_per_process_memory_fraction": 1.0}, 6_000), ({"get_per_process_memory_fraction": 0.5}, 2_000)],
 )  # fmt: skip
-def test_what_is_free_on_a_gpu(others: dict[str, float], left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_of_a_gpu(others: dict[str, float], left: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "cuda", Accelerator(**others))
     assert free_memory(torch.device("cuda")) == left
 
 
-def test_what_is_free_on_apples_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = SimpleNamespace(recommended_max_memory=lambda: 7_000, current_allocated_memory=lambda: 2_000)
-    monkeypatch.setattr(torch, "mps", told)
+def test_free_memory_of_an_apple_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = SimpleNamespace(recommended_max_memory=lambda: 7_000, current_allocated_memory=lambda: 2_000)
+    monkeypatch.setattr(torch, "mps", values)
     assert free_memory(torch.device("mps")) == 5_000
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Callable[[str, str], None]:
-    """Writes a file of a machine on which 4 000 KiB are available."""
+    """Return a function that writes a system file of a machine with 4 000 KiB available."""
 
     def write(name: str, text: str) -> None:
         path = tmp_path / name
@@ -199,7 +200,7 @@ def machine(tmp_path: Path) -> Callable[[str, str], None]:
     return write
 
 
-def test_what_is_free_on_a_machine(machine: Callable[[str, str], None], tmp_path: Path) -> None:
+def test_available_memory_of_a_machine(machine: Callable[[str, str], None], tmp_path: Path) -> None:
     assert available_memory(tmp_path) == 4000 * 1024
     assert available_memory(tmp_path / "nothing") is None
     assert (available_memory() or PLENTY) > 2**20
@@ -216,7 +217,7 @@ def test_what_is_free_on_a_machine(machine: Callable[[str, str], None], tmp_path
 def test_limits_of_control_groups(
     own: str, group: str, files: str, cached: str, machine: Callable[[str, str], None], tmp_path: Path
 ) -> None:
-    """The narrowest limit around the process, where files in cache do not count as used."""
+    """The tightest limit of the process applies, and cached files do not count as used."""
     machine("proc/self/cgroup", f"1:cpu:/\n{own}\n")
     machine("sys/fs/cgroup/job/step/memory.max", "max\n")
     for name, value in zip(files.split(), ("90000", "60000", cached), strict=True):

@@ -1,4 +1,4 @@
-"""Steps at the corners: what losses, parameters and gradients can be, and what a step may leave behind."""
+"""Corner cases of a step: unusual losses, parameters and gradients, and side effects."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -49,7 +49,7 @@ def in_place_after_use(w: Tensor, u: Tensor) -> Losses:
 
 
 def residual(w: Tensor, b: Tensor, u: Tensor) -> Losses:
-    """A boundary loss, and one of the second derivative by the inputs."""
+    """A boundary loss, and a loss of the second derivative with respect to the inputs."""
     x = X[:, :1].clone().requires_grad_()
     value = torch.tanh(x @ w.t() + b) @ u
     (first,) = torch.autograd.grad(value.sum(), x, create_graph=True)
@@ -88,7 +88,7 @@ CASES: dict[str, tuple[Make, Sequence[tuple[int, ...]]]] = {
     "parts of one tensor": (split, [(6, 4), (3,), (3,)]),
     "changed in place by a head": (in_place_views, [(6, 4), (6,)]),
     "changed in place after use": (in_place_after_use, [(6, 4), (6,)]),
-    "derivatives by the inputs": (residual, [(6, 1), (6,), (6,)]),
+    "derivatives with respect to the inputs": (residual, [(6, 1), (6,), (6,)]),
     "1 loss": (many, [(4, 4), (4,)]),
     "2 losses": (many, [(4, 4), *[(4,)] * 2]),
     "40 losses": (many, [(4, 4), *[(4,)] * 40]),
@@ -98,7 +98,7 @@ CASES: dict[str, tuple[Make, Sequence[tuple[int, ...]]]] = {
 
 @pytest.mark.parametrize("engine", ["auto", "rows"])
 @pytest.mark.parametrize("case", CASES)
-def test_step_is_that_of_plain_rows(case: str, engine: str) -> None:
+def test_step_equals_plain_backward_passes(case: str, engine: str) -> None:
     make, shapes = CASES[case]
     torch.manual_seed(0)
     parameters = [numbers(*shape) for shape in shapes]
@@ -107,8 +107,8 @@ def test_step_is_that_of_plain_rows(case: str, engine: str) -> None:
         assert_step(step, lambda: make(*parameters), parameters)
 
 
-class HandsOut(torch.autograd.Function):
-    """Its gradient is a tensor that is still in use."""
+class ReturnsSaved(torch.autograd.Function):
+    """Returns a saved tensor as its gradient."""
 
     @staticmethod
     def forward(ctx, p: Tensor, x: Tensor) -> Tensor:
@@ -120,15 +120,15 @@ class HandsOut(torch.autograd.Function):
         return ctx.saved_tensors[0], None
 
 
-def test_clipping_in_place_leaves_what_a_function_saved() -> None:
+def test_clipping_in_place_does_not_change_saved_tensors() -> None:
     a, b, x = numbers(4), numbers(4), X[0].clone()
-    Step(Known(), named(a, b)).backward({"x": HandsOut.apply(a, x) + b.sum(), "y": b.square().sum()})
+    Step(Known(), named(a, b)).backward({"x": ReturnsSaved.apply(a, x) + b.sum(), "y": b.square().sum()})
     nn.utils.clip_grad_norm_([a, b], 1e-3)
     assert torch.equal(x, X[0])
 
 
 class Kept(Aggregator):
-    """Returns a row of the Jacobian as it is, and keeps it."""
+    """Returns a row of the Jacobian without a copy, and keeps a reference to it."""
 
     row: Tensor
 
@@ -138,7 +138,7 @@ class Kept(Aggregator):
 
 
 @pytest.mark.parametrize("engine", ["auto", "rows"])
-def test_gradients_are_not_the_memory_of_an_aggregator(engine: str) -> None:
+def test_gradients_do_not_share_memory_with_an_aggregator(engine: str) -> None:
     a, b, kept = numbers(4), numbers(4), Kept()
     step = Step(kept, named(a, b), engine=engine)
     step.backward([(a * b).sum(), (a * b).square().sum()])
@@ -161,13 +161,13 @@ def losses_of(model: nn.Module, scale: float = 1.0) -> Losses:
 
 
 def own_losses_of(model: nn.Sequential) -> Losses:
-    """Each of two losses reaches a bias of its own."""
+    """The first loss uses the weight of the last layer, the second loss its bias."""
     hidden = model[1](model[0](X))
     return {"x": (hidden @ model[2].weight[0]).sum(), "y": (hidden.sum() + model[2].bias.sum()).square()}
 
 
 @pytest.mark.parametrize("losses", [losses_of, own_losses_of])
-def test_gradients_are_added_to_what_is_there(losses: Callable[[nn.Module], Losses]) -> None:
+def test_gradients_accumulate(losses: Callable[[nn.Module], Losses]) -> None:
     model, other = network(), network()
     step = Step(UPGrad(), model)
     for p in model.parameters():
@@ -216,7 +216,7 @@ def test_sparse_gradients_of_micro_batches_add_up(make: Callable[[], object]) ->
         torch.testing.assert_close(gradients, found[0])
 
 
-def test_what_is_frozen_and_unfrozen_between_steps() -> None:
+def test_parameters_frozen_and_unfrozen_between_steps() -> None:
     w, k, u, v = numbers(4, 4), numbers(4), numbers(4), numbers(4)
 
     def losses() -> Losses:
@@ -276,7 +276,7 @@ WEIGHTINGS = [UPGrad, lambda: Constant(torch.ones(3).double()), GeometricMean]
 @pytest.mark.parametrize("make", WEIGHTINGS)
 @pytest.mark.parametrize("how", ["named", "listed", "stacked", "in two"])
 def test_no_gradient_comes_from_an_absent_loss(make: Callable[[], object], how: str) -> None:
-    """A zero times NaN would be NaN."""
+    """Multiplying an absent loss of NaN by zero would give NaN."""
     found = []
     for absent in (torch.nan, 1.0):
         model = network()
@@ -297,7 +297,7 @@ def test_no_gradient_comes_from_an_absent_loss(make: Callable[[], object], how: 
 @pytest.mark.parametrize("make", WEIGHTINGS)
 @pytest.mark.parametrize("counts", [0, [0, 0, 0]])
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_a_step_without_labels_is_none(
+def test_a_step_without_labels_gives_no_gradients(
     make: Callable[[], object], counts: float | list[float], micro_batches: int
 ) -> None:
     model = network()
@@ -323,7 +323,7 @@ def test_a_micro_batch_without_labels_changes_nothing(make: Callable[[], object]
 
 
 @pytest.mark.parametrize("make", [Known, lambda: Constant(torch.ones(2).double())])
-def test_a_loss_scaler_sees_overflow_beside_sparse_gradients(make: Callable[[], object]) -> None:
+def test_a_loss_scaler_detects_overflow_beside_sparse_gradients(make: Callable[[], object]) -> None:
     a, table = numbers(4), nn.Embedding(5, 2, sparse=True).double()
     every = [a, table.weight]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -351,7 +351,7 @@ def test_a_loss_scaler_scales_complex_gradients() -> None:
     torch.testing.assert_close(spectrum.grad, 1024 * gradient)
 
 
-def test_a_step_leaves_no_trace() -> None:
+def test_a_step_has_no_side_effects() -> None:
     torch.manual_seed(0)
     trunk = nn.Sequential(
         nn.Linear(4, 40), nn.BatchNorm1d(40), nn.Dropout(0.5), nn.ReLU(), nn.Linear(40, 3)

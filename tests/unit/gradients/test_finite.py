@@ -1,4 +1,4 @@
-"""Finite or not, whatever the sum is."""
+"""Tensors are checked to be finite, even if their sum overflows."""
 
 import torch
 from hypothesis import given
@@ -11,13 +11,13 @@ numbers = st.sampled_from([0.0, 1.0, -1.0, LARGEST, -LARGEST, float("inf"), -flo
 
 
 @given(st.lists(st.lists(numbers, max_size=4), min_size=1, max_size=4))
-def test_each_tensor_is_judged_by_its_own_numbers(values: list[list[float]]) -> None:
+def test_each_tensor_is_checked_separately(values: list[list[float]]) -> None:
     tensors = [torch.tensor(each) for each in values]
     assert are_finite(tensors) == [bool(tensor.isfinite().all()) for tensor in tensors]
 
 
-def test_types_may_differ() -> None:
-    full = torch.tensor([6e4, 6e4], dtype=torch.float16)  # finite, and their sum is not
+def test_dtypes_may_differ() -> None:
+    full = torch.tensor([6e4, 6e4], dtype=torch.float16)  # finite, but their sum is not
     assert are_finite([full, torch.ones(2, 2, dtype=torch.float64), torch.tensor(float("nan"))]) == [
         True,
         True,

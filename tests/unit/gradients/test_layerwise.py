@@ -1,6 +1,6 @@
-"""Layer-wise factors against one naive backward pass a row, in float64 to rounding."""
+"""Layer-wise factors equal one backward pass per row, up to rounding in float64."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,62 +14,8 @@ from multitask.gradients.examples import ExampleBlock
 from multitask.gradients.layerwise import Layerwise
 from multitask.gradients.rows import RowGradients
 from multitask.gradients.task_gradients import TaskGradients
-from tests.unit.gradients.rows_of import Cotangents, differentiate
-
-ROUNDING = {"rtol": 1e-10, "atol": 1e-12}
-
-
-def naive(
-    outputs: Sequence[Tensor],
-    cotangents: Cotangents,
-    parameters: Sequence[nn.Parameter],
-    direct: Sequence[Tensor | None] = (),
-) -> Tensor:
-    """One backward pass a row through scalars."""
-    rows = []
-    for i, gradients in enumerate(cotangents.rows()):
-        terms = [(o * g).sum() for o, g in zip(outputs, gradients, strict=True) if g is not None]
-        if i < len(direct) and (penalty := direct[i]) is not None:
-            terms.append(penalty)
-        total = torch.stack(terms).sum()
-        found = torch.autograd.grad(
-            total, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        rows.append(torch.cat([g.flatten() for g in found]))
-    return torch.stack(rows)
-
-
-def shared(trunk: nn.Module) -> list[nn.Parameter]:
-    return [p for p in trunk.parameters() if p.requires_grad]
-
-
-def random_cotangents(
-    outputs: Sequence[Tensor], m: int, groups: Tensor | None = None, count: int = 1
-) -> Cotangents:
-    generator = torch.Generator().manual_seed(1)
-    by_task: list[list[Tensor | None]] = [
-        [torch.randn(o.shape, generator=generator).to(o) for o in outputs] for _ in range(m)
-    ]
-    return Cotangents(by_task, groups, count)
-
-
-def assert_same(
-    gradients: TaskGradients, J: Tensor, parameters: Sequence[nn.Parameter], **tolerance: float
-) -> None:
-    """All four verbs against the reference Jacobian."""
-    tolerance = tolerance or ROUNDING
-    torch.testing.assert_close(gradients.gramian(), J @ J.T, **tolerance)
-    weights = torch.linspace(-1, 2, len(J), dtype=J.dtype)
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
-    gradients.combine(weights)
-    combined = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-    torch.testing.assert_close(combined, weights @ J + 1, **tolerance)
-    torch.testing.assert_close(gradients.jacobian(), J, **tolerance)
-    for parameter in parameters:
-        parameter.grad = None
-    gradients.assign(J[0])
-    torch.testing.assert_close(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]), J[0])
+from tests.unit.gradients.reference import leaves_of
+from tests.unit.gradients.rows_of import Cotangents, assert_same, differentiate, mlp, naive, random_cotangents
 
 
 def check(
@@ -84,7 +30,7 @@ def check(
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     outputs = [trunk(inputs)]
     cotangents = random_cotangents(outputs, m, groups, count)
-    parameters = shared(trunk)
+    parameters = leaves_of(trunk)
     J = naive(outputs, cotangents, parameters)
     gradients = differentiate(Layerwise(), outputs, cotangents, parameters)
     assert_same(gradients, J, parameters)
@@ -94,21 +40,15 @@ def check(
 
 
 def factors(gradients: TaskGradients) -> int:
-    """How many weights are treated without their rows."""
+    """Return how many weights have factors instead of rows."""
     if isinstance(gradients, RowGradients):
         return 0
     assert isinstance(gradients, BlockGradients)
     return sum(isinstance(block, ProductBlock | ExampleBlock) for block in gradients._blocks)
 
 
-def mlp(inplace: bool = False, bias: bool = True) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(40, 50, bias=bias), nn.ReLU(inplace), nn.Linear(50, 60, bias=bias), nn.ReLU(inplace)
-    )
-
-
 class Transformer(nn.Module):
-    """Tokens, positions, a scale, attention and normalization; features of the first token or of all."""
+    """A transformer that returns the features of the first token, or the mean over tokens."""
 
     def __init__(
         self, batch_first: bool = True, norm_first: bool = False, mean: bool = False, width: int = 16
@@ -218,7 +158,7 @@ def test_tied_weights_get_rows() -> None:
 
 
 class Penalized(nn.Module):
-    """The weight is used once more outside of its layer."""
+    """Uses the weight outside of its layer too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,11 +168,11 @@ class Penalized(nn.Module):
         return self.layer(x) + self.layer.weight.square().sum()
 
 
-def test_a_weight_used_beside_its_layer_gets_rows() -> None:
+def test_a_weight_used_outside_its_layer_gets_rows() -> None:
     check(Penalized(), torch.randn(4, 40), 3, factored=0)
 
 
-def test_a_slice_of_a_weight_is_no_layer() -> None:
+def test_a_slice_of_a_weight_gets_rows() -> None:
     class Sliced(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -257,7 +197,7 @@ def test_weights_that_enter_untransposed_get_rows() -> None:
     check(Untransposed(), torch.randn(3, 40), 3, factored=0)
 
 
-def test_a_bias_that_is_broadcast_both_ways() -> None:
+def test_a_bias_broadcast_in_both_dimensions() -> None:
     class Broadcast(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -290,14 +230,14 @@ def test_parametrized_weights() -> None:
     check(trunk, torch.randn(3, 40), 3, factored=1)
 
 
-def test_hooks_on_weights_and_outputs_count() -> None:
+def test_hooks_on_weights_and_outputs_are_applied() -> None:
     trunk = mlp().double()
     trunk[0].weight.register_hook(lambda g: 2 * g)
     trunk[2].register_forward_hook(lambda module, args, out: out.register_hook(lambda g: 3 * g) and None)
     check(trunk, torch.randn(4, 40), 3, factored=1)
 
 
-def test_full_backward_hooks_count() -> None:
+def test_full_backward_hooks_are_applied() -> None:
     trunk = mlp()
     trunk[2].register_full_backward_hook(lambda module, gradients, outputs: tuple(5 * g for g in gradients))
     check(trunk, torch.randn(4, 40), 3)
@@ -324,7 +264,7 @@ def test_freezing_and_unfreezing() -> None:
             trunk[i].weight.requires_grad_(i not in frozen)
         outputs = [trunk(inputs)]
         cotangents = random_cotangents(outputs, 3)
-        parameters = shared(trunk)
+        parameters = leaves_of(trunk)
         J = naive(outputs, cotangents, parameters)
         assert_same(differentiate(engine, outputs, cotangents, parameters), J, parameters)
 
@@ -333,7 +273,7 @@ def test_unused_parameters_are_zero() -> None:
     trunk = nn.ModuleDict({"used": nn.Linear(40, 30), "unused": nn.Linear(40, 30)}).double()
     outputs = [trunk["used"](torch.randn(4, 40).double())]
     cotangents = random_cotangents(outputs, 3)
-    parameters = shared(trunk)
+    parameters = leaves_of(trunk)
     J = naive(outputs, cotangents, parameters)
     assert_same(differentiate(Layerwise(), outputs, cotangents, parameters), J, parameters)
 
@@ -362,14 +302,14 @@ def test_inputs_changed_in_place_raise_as_in_a_backward_pass() -> None:
         differentiate(Layerwise(), [output], random_cotangents([output], 2), list(layer.parameters()))
 
 
-def test_buffers_are_used_again_and_follow_the_shapes() -> None:
+def test_buffers_are_reused_and_follow_the_shapes() -> None:
     trunk = mlp().double()
     engine = Layerwise()
     for batch, m in [(4, 3), (4, 3), (7, 3), (7, 5), (2, 2)]:
         outputs = [trunk(torch.randn(batch, 40).double())]
         cotangents = random_cotangents(outputs, m)
-        J = naive(outputs, cotangents, shared(trunk))
-        assert_same(differentiate(engine, outputs, cotangents, shared(trunk)), J, shared(trunk))
+        J = naive(outputs, cotangents, leaves_of(trunk))
+        assert_same(differentiate(engine, outputs, cotangents, leaves_of(trunk)), J, leaves_of(trunk))
 
 
 def test_autocast_agrees_to_its_rounding() -> None:
@@ -377,7 +317,7 @@ def test_autocast_agrees_to_its_rounding() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         outputs = [trunk(inputs)]
     cotangents = random_cotangents(outputs, 3)
-    parameters = shared(trunk)
+    parameters = leaves_of(trunk)
     J = naive(outputs, cotangents, parameters)
     gradients = differentiate(Layerwise(), outputs, cotangents, parameters)
     assert factors(gradients) == 2
@@ -393,10 +333,10 @@ def test_compiled_trunks_get_rows() -> None:
     with torch._functorch.config.patch(donated_buffer=False):
         outputs = [compiled(torch.randn(4, 40).double())]
         cotangents = random_cotangents(outputs, 3)
-        J = naive(outputs, cotangents, shared(trunk))
-        gradients = differentiate(Layerwise(), outputs, cotangents, shared(trunk))
+        J = naive(outputs, cotangents, leaves_of(trunk))
+        gradients = differentiate(Layerwise(), outputs, cotangents, leaves_of(trunk))
     assert factors(gradients) == 0
-    assert_same(gradients, J, shared(trunk))
+    assert_same(gradients, J, leaves_of(trunk))
 
 
 def test_float32_is_as_exact_as_rows() -> None:
@@ -405,12 +345,12 @@ def test_float32_is_as_exact_as_rows() -> None:
     inputs = torch.randn(16, 784)
     outputs = [trunk(inputs)]
     cotangents = random_cotangents(outputs, 3)
-    gradients = differentiate(Layerwise(), outputs, cotangents, shared(trunk))
+    gradients = differentiate(Layerwise(), outputs, cotangents, leaves_of(trunk))
     assert factors(gradients) == 2
     exact = trunk.double()
     outputs = [exact(inputs.double())]
     cotangents = Cotangents([[g.double() for g in row if g is not None] for row in cotangents.by_task])
-    J = naive(outputs, cotangents, shared(exact))
+    J = naive(outputs, cotangents, leaves_of(exact))
     G = J @ J.T
     assert (gradients.gramian() - G).abs().max() <= 3e-6 * G.abs().max()
 
@@ -444,7 +384,7 @@ def test_examples_of_convolutions(inplace: bool) -> None:
 @pytest.mark.parametrize("norm_first", [True, False])
 @pytest.mark.parametrize("mean", [True, False])
 def test_examples_of_transformers(batch: int, batch_first: bool, norm_first: bool, mean: bool) -> None:
-    """Whatever the order of tokens and examples inside, also where there are as many of both."""
+    """For any order of tokens and examples inside, also with as many tokens as examples."""
     trunk = Transformer(batch_first, norm_first, mean)
     by_example(trunk, torch.randint(0, 300, (batch, 5)), 2, factored=9)
 
@@ -474,8 +414,8 @@ def test_examples_of_images_as_patches() -> None:
         type("Neighbour", (nn.Module,), {"forward": lambda self, x: x + 1e-3 * x.roll(1, 0)})(),
     ],
 )
-def test_examples_that_depend_on_each_other_are_told(mix: nn.Module) -> None:
-    """One backward pass a task would be wrong there; every example gets a pass of its own."""
+def test_dependent_examples_are_detected(mix: nn.Module) -> None:
+    """One backward pass per task would be wrong, so each example gets its own."""
     trunk = nn.Sequential(nn.Linear(40, 50), mix, nn.Tanh(), nn.Linear(50, 30))
     gradients = by_example(trunk, torch.randn(6, 40), 2)
     assert not any(isinstance(b, ExampleBlock) for b in getattr(gradients, "_blocks", []))
@@ -487,30 +427,30 @@ def test_examples_in_another_order_or_number() -> None:
         assert not any(isinstance(b, ExampleBlock) for b in getattr(gradients, "_blocks", []))
 
 
-def test_examples_leave_what_they_do_not_know_to_rows() -> None:
+def test_examples_of_a_reused_layer_get_rows() -> None:
     gradients = by_example(Reused(), torch.randn(4, 40), 2)
     assert not any(isinstance(b, ExampleBlock) for b in getattr(gradients, "_blocks", []))
 
 
 def test_examples_without_a_gradient() -> None:
-    """Unlabelled examples have zero gradients; nothing else changes."""
+    """Unlabelled examples have zero gradients."""
     trunk = Transformer().double()
     outputs = [trunk(torch.randint(0, 300, (6, 5)))]
     cotangents = random_cotangents(outputs, 2, torch.arange(6), 6)
     for row in cotangents.by_task:
         assert row[0] is not None
         row[0][[0, 1, 3, 4, 5]] = 0.0
-    J = naive(outputs, cotangents, shared(trunk))
-    gradients = differentiate(Layerwise(), outputs, cotangents, shared(trunk))
-    assert_same(gradients, J, shared(trunk))
+    J = naive(outputs, cotangents, leaves_of(trunk))
+    gradients = differentiate(Layerwise(), outputs, cotangents, leaves_of(trunk))
+    assert_same(gradients, J, leaves_of(trunk))
 
 
-def test_random_state_is_left_alone() -> None:
+def test_random_state_is_unchanged() -> None:
     trunk = mlp()
     outputs = [trunk(torch.randn(4, 40))]
     cotangents = random_cotangents(outputs, 2, torch.arange(4), 4)
     before = torch.get_rng_state()
-    differentiate(Layerwise(), outputs, cotangents, shared(trunk))
+    differentiate(Layerwise(), outputs, cotangents, leaves_of(trunk))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -526,7 +466,7 @@ def test_both_ways_to_the_gramian_of_examples(
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count the backward passes that differentiate all rows at once."""
+    """Record the backward passes that differentiate all rows at once."""
     calls: list[int] = []
     vmap = torch.vmap
     monkeypatch.setattr(torch, "vmap", lambda *args: calls.append(1) or vmap(*args))
@@ -541,7 +481,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_all_rows_at_once_through_linear_layers(
     activation: nn.Module, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a small batch by factors, in a large one as rows that are formed at once."""
+    """A small batch gives factors, a large one rows that are formed at once."""
     calls = counted(monkeypatch)
     trunk = nn.Sequential(nn.Linear(40, 50), activation, nn.Linear(50, 60, bias=False), nn.Tanh())
     check(trunk, torch.randn(batch, 40), 3, factored=2 if batch == 6 else 0)
@@ -564,7 +504,7 @@ def test_all_rows_at_once_with_a_scale_and_a_shift(monkeypatch: pytest.MonkeyPat
     assert calls == [1]
 
 
-def test_hooks_see_one_row_at_a_time_even_where_all_flow_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_see_one_row_at_a_time_in_a_pass_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch)
     trunk = mlp()
     trunk[2].register_forward_hook(
@@ -574,17 +514,17 @@ def test_hooks_see_one_row_at_a_time_even_where_all_flow_at_once(monkeypatch: py
     assert calls == [1]
 
 
-def test_hooks_that_read_numbers_get_one_row_at_a_time() -> None:
+def test_hooks_that_read_values_get_one_row_at_a_time() -> None:
     seen: list[float] = []
     trunk = mlp()
     trunk[2].register_forward_hook(
         lambda module, args, out: out.register_hook(lambda g: seen.append(g.norm().item())) and None
     )
     check(trunk, torch.randn(4, 40), 3)
-    assert len(seen) == 2 * 3  # and in the reference
+    assert len(seen) == 2 * 3  # of the step and of the reference
 
 
-def test_rows_that_use_different_outputs_flow_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_different_outputs_are_differentiated_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch)
     layer, inputs = nn.Linear(40, 30).double(), torch.randn(4, 40).double()
     outputs = [layer(inputs), torch.tanh(layer(inputs))]
@@ -597,8 +537,8 @@ def test_rows_that_use_different_outputs_flow_one_by_one(monkeypatch: pytest.Mon
     assert not calls
 
 
-def test_a_situation_that_asked_for_rows_is_remembered() -> None:
-    """By the shapes of the outputs: whatever else has changed, rows are right."""
+def test_the_choice_of_rows_is_cached() -> None:
+    """The cache is keyed by the shapes of the outputs; rows are exact for any network with these shapes."""
     engine = Layerwise()
     for trunk, inputs in [
         (nn.Conv1d(3, 6, 1), torch.randn(4, 3, 9)),
@@ -608,10 +548,10 @@ def test_a_situation_that_asked_for_rows_is_remembered() -> None:
         trunk, inputs = trunk.double(), inputs.double()
         outputs = [trunk(inputs)]
         cotangents = random_cotangents(outputs, 3)
-        J = naive(outputs, cotangents, shared(trunk))
-        gradients = differentiate(engine, outputs, cotangents, shared(trunk))
+        J = naive(outputs, cotangents, leaves_of(trunk))
+        gradients = differentiate(engine, outputs, cotangents, leaves_of(trunk))
         assert isinstance(gradients, RowGradients)
-        assert_same(gradients, J, shared(trunk))
+        assert_same(gradients, J, leaves_of(trunk))
 
 
 @pytest.mark.parametrize(
@@ -620,7 +560,7 @@ def test_a_situation_that_asked_for_rows_is_remembered() -> None:
 def test_convolutions_of_few_channels_are_formed_row_by_row(
     geometry: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where positions are many and channels no multiple of sixteen."""
+    """For many positions, and numbers of channels that are not a multiple of sixteen."""
     formed: list[int] = []
     make = taps.Formed.take
     monkeypatch.setattr(taps.Formed, "take", lambda *args: formed.append(1) or make(*args))
@@ -634,7 +574,7 @@ def test_convolutions_of_few_channels_are_formed_row_by_row(
     check(trunk, torch.randn(5, 3, 20, 20), 7, factored=0)
     assert len(formed) == 7
     check(trunk, torch.randn(5, 3, 20, 20), 2, factored=0)
-    assert len(formed) == 7, "for few rows it does not pay"
+    assert len(formed) == 7, "not worthwhile for few rows"
 
 
 def test_a_row_that_does_not_reach_a_convolution_has_zeros() -> None:

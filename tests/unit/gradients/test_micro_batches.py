@@ -1,21 +1,21 @@
-"""Factors over micro-batches and processes are those of one batch."""
+"""Factors of several micro-batches and processes equal those of one batch."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.unit.gradients.micro_batches import MicroBatch, chosen, network_of, take, whole, window_of
+from tests.unit.gradients.micro_batches import MicroBatch, factors_up_to, network_of, take, whole, window_of
 from tests.unit.gradients.reference import assert_usable, expected, leaves_of, real, rows
 from tests.unit.gradients.run_micro_batches import CASES, windows_of
-from tests.unit.gradients.test_zoo import ZOO, losses_of
+from tests.unit.gradients.zoo import ZOO, losses_of
 from tests.unit.two_processes import found_by
 
-# Elsewhere the gradient of a mean is the mean of gradients.
+# With the clipping hook, the gradient of a mean is not the mean of the gradients.
 LINEAR = [name for name in ZOO if name != "hook that clips"]
 ROUNDING = {"rtol": 1e-10, "atol": 1e-12}
 
 
-def assert_whole(
+def assert_equals_whole(
     network: nn.Module, window: list[MicroBatch], seen: Tensor | None, found: list[Tensor | None]
 ) -> None:
     parameters = leaves_of(network)
@@ -41,12 +41,12 @@ def assert_whole(
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_micro_batches_are_one_batch(name: str) -> None:
-    """By factors, and by factors whose rows are formed in between."""
+def test_micro_batches_equal_one_batch(name: str) -> None:
+    """With all factors kept, and with rows formed from some of them between micro-batches."""
     for m, most in ((4, torch.inf), (3, 12)):
         network, window = network_of(name, m), window_of(name, m, (2, 5, 1, 3))
-        with chosen(most):
-            assert_whole(network, window, *take(network, window)[:2])
+        with factors_up_to(most):
+            assert_equals_whole(network, window, *take(network, window)[:2])
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", LINEAR)
-def test_two_processes_are_one(two_processes: list[dict], name: str, case: str) -> None:
+def test_two_processes_equal_one(two_processes: list[dict], name: str, case: str) -> None:
     first, second = (found[name, case] for found in two_processes)
     m, windows, _ = CASES[case]
     for one, other in zip(first[1], second[1], strict=True):
         assert one is other is None or torch.equal(one, other)
-    assert_whole(network_of(name, m), windows_of(name, m, windows)[2], *first)
+    assert_equals_whole(network_of(name, m), windows_of(name, m, windows)[2], *first)

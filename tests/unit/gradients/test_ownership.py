@@ -1,4 +1,4 @@
-"""What is shared grows: networks that route by the data, over batches, micro-batches and resumes."""
+"""More parameters become shared as data-dependent routes change, also over micro-batches and resumes."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ Window = list[tuple[Tensor, list[tuple[int, int]], list[int]]]
 
 
 class Routed(nn.Module):
-    """Each task takes one expert, by its own gate and the batch; behind it another one by the features."""
+    """Routes each task through two experts, which depend on the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ class Routed(nn.Module):
 
 
 def batches(seed: int, steps: int, micro: int) -> Iterator[Window]:
-    """Yield for each step micro-batches of inputs, routes and counts, of which some are zero."""
+    """Yield the micro-batches of each step, in which some counts are zero."""
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         window = []
         for _ in range(micro):
             x = torch.randn(5, 6, generator=generator).double()
             drawn = torch.randint(0, EXPERTS, (TASKS, 2), generator=generator).tolist()
-            # At first each task has experts of its own.
+            # In the first step, each task has its own experts.
             routes = [(task, task) if step == 0 else (a, b) for task, (a, b) in enumerate(drawn)]
             counts = torch.randint(0, 4, (TASKS,), generator=generator).tolist()
             window.append((x, routes, counts))
@@ -54,7 +54,7 @@ def batches(seed: int, steps: int, micro: int) -> Iterator[Window]:
 
 
 def whole(model: Routed, window: Window) -> dict[str, Tensor]:
-    """The step's mean losses in one graph."""
+    """Return the step's mean losses in one graph."""
     total = {f"t{i}": sum(counts[i] for *_, counts in window) for i in range(TASKS)}
     found: dict[str, Tensor] = {}
     for x, routes, counts in window:
@@ -67,7 +67,7 @@ def whole(model: Routed, window: Window) -> dict[str, Tensor]:
 def gradients_of(
     model: Routed, window: Window, reached: list[set[int]]
 ) -> tuple[list[Tensor | None], list[set[int]]]:
-    """Return TorchJD's gradients over the union of what is shared, and the losses that have reached each parameter."""
+    """Return TorchJD's gradients over all parameters shared so far, and the losses that reached each one."""
     parameters = leaves_of(model)
     reached = [set(losses) for losses in reached]
     for x, routes, _ in window:
@@ -111,7 +111,7 @@ def routed() -> Routed:
 @pytest.mark.parametrize("engine", ["auto", "rows"])
 @pytest.mark.parametrize("micro", [1, 3])
 @pytest.mark.parametrize("resumed", [False, True])
-def test_every_step_is_that_of_the_union(engine: str, micro: int, resumed: bool) -> None:
+def test_every_step_combines_all_parameters_shared_so_far(engine: str, micro: int, resumed: bool) -> None:
     for seed in range(5):
         model = routed()
         step, reached = Step(UPGrad(), model, engine=engine), [set() for _ in model.parameters()]
@@ -125,7 +125,7 @@ def test_every_step_is_that_of_the_union(engine: str, micro: int, resumed: bool)
 
 
 def run(rank: int, store: str, out: str, micro: int, seed: int) -> None:
-    """Take the steps on one of two processes: each has every other micro-batch."""
+    """Take the steps in one of two processes, each with every other micro-batch."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     model, found = routed(), []
@@ -139,7 +139,7 @@ def run(rank: int, store: str, out: str, micro: int, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro", [1, 2])
-def test_every_step_of_two_processes_is_that_of_the_union(micro: int, tmp_path: Path) -> None:
+def test_two_processes_combine_all_parameters_shared_so_far(micro: int, tmp_path: Path) -> None:
     for seed in range(2):
         mp.spawn(run, (str(tmp_path / f"store{seed}"), str(tmp_path / "out"), micro, seed), nprocs=2)
         processes = [torch.load(tmp_path / f"out.{rank}") for rank in range(2)]
@@ -154,7 +154,7 @@ def test_every_step_of_two_processes_is_that_of_the_union(micro: int, tmp_path: 
 
 
 def every_kind() -> dict[str, Tensor]:
-    """Parameters of which one loss alone reaches some: sparse, complex, and of another precision."""
+    """Return a shared parameter, and bfloat16, complex and sparse parameters of one loss each."""
     torch.manual_seed(0)
     return {
         "shared": nn.Parameter(torch.randn(3).double()),

@@ -1,4 +1,4 @@
-"""Layer-wise products in float32 are as exact as rows, also of inputs far from zero and of rows that cancel."""
+"""Layer-wise float32 products are as exact as rows, even for large inputs and rows that nearly cancel."""
 
 from collections.abc import Callable
 
@@ -33,8 +33,8 @@ CASES = [(name, over) for name in LAYERS for over in ("nothing", "batch", "posit
 CASES += [("embedding", over) for over in ("nothing", "batch", "words")]
 
 
-def centred(gradient: Tensor, inputs: Tensor, over: str, by_example: bool) -> Tensor:
-    """Let what the rows sum nearly cancel: over the batch, over all positions, or over those of each word."""
+def centered(gradient: Tensor, inputs: Tensor, over: str, by_example: bool) -> Tensor:
+    """Center a gradient so that its sum over the batch, the positions or each word nearly cancels."""
     first = 1 if by_example else 0
     if over == "words":
         words = nn.functional.one_hot(inputs, 2).float().flatten(0, -2 - first)
@@ -68,7 +68,7 @@ def test_as_exact_as_rows(
     layer, inputs = make(), data(offset)
     gradients = [torch.randn(layer(inputs).shape) for _ in range(2)]
     if over != "nothing":
-        gradients = [centred(gradient, inputs, over, by_example) for gradient in gradients]
+        gradients = [centered(gradient, inputs, over, by_example) for gradient in gradients]
     found = gramian(layer, inputs, gradients, Layerwise(), by_example)
     rows = gramian(layer, inputs, gradients, Rows(), by_example)
     exact = inputs.double() if inputs.is_floating_point() else inputs

@@ -17,7 +17,7 @@ from multitask.gradients.rows import _BLOCK, _SHORT, inner_products
     padding=st.integers(0, 3),
 )
 @settings(max_examples=40, deadline=None)
-def test_they_are_those_of_one_product(k: int, others: int, n: int, padding: int) -> None:
+def test_equal_to_a_single_product(k: int, others: int, n: int, padding: int) -> None:
     generator = torch.Generator().manual_seed(n + 10 * k + others)
     rows = torch.randn(k, n + padding, generator=generator, dtype=torch.float64)[:, :n]
     beside = torch.randn(others, n, generator=generator, dtype=torch.float64)
@@ -25,8 +25,8 @@ def test_they_are_those_of_one_product(k: int, others: int, n: int, padding: int
 
 
 @pytest.mark.parametrize("k", [2, 8])
-def test_millions_of_terms_round_as_a_few(k: int) -> None:
-    # Of one sign, as on the diagonal of a Gramian: there a single long sum drifts.
+def test_rounding_of_millions_of_terms(k: int) -> None:
+    # Terms of one sign, as on the diagonal of a Gramian, where a single long sum drifts.
     rows = torch.rand(k, 3_000_000, generator=torch.Generator().manual_seed(0))
     exact = rows.double() @ rows.double().T
     error = ((inner_products(rows, rows).double() - exact).abs() / exact).max()

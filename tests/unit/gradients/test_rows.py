@@ -9,11 +9,11 @@ from multitask.benchmark.timing import peak_mib
 from multitask.gradients import rows as rows_module
 from multitask.gradients.rows import RowGradients, Rows, SeparateRows
 from multitask.step import Step
-from tests.unit.gradients.rows_of import losses_of, pulls_of
-from tests.unit.gradients.test_layerwise import assert_same, mlp, naive, random_cotangents, shared
+from tests.unit.gradients.reference import leaves_of
+from tests.unit.gradients.rows_of import assert_same, losses_of, mlp, naive, pulls_of, random_cotangents
 
 
-def test_micro_batches_join_to_their_mean_and_buffers_are_used_again() -> None:
+def test_micro_batches_are_averaged_and_buffers_reused() -> None:
     trunk, rows = mlp().double(), Rows()
     for sizes in ([4], [4, 2, 7], [3, 3]):
         rows.clear()
@@ -22,37 +22,37 @@ def test_micro_batches_join_to_their_mean_and_buffers_are_used_again() -> None:
             outputs = [trunk(torch.randn(size, 40).double())]
             cotangents = random_cotangents(outputs, 3)
             share = size / (before + size)
-            J = J * (1 - share) + naive(outputs, cotangents, shared(trunk)) * share
+            J = J * (1 - share) + naive(outputs, cotangents, leaves_of(trunk)) * share
             pulls = pulls_of(losses_of(outputs, cotangents))
-            rows.add(pulls, shared(trunk), [share] * 3)
+            rows.add(pulls, leaves_of(trunk), [share] * 3)
             before += size
-        assert_same(rows.gradients(range(3)), J, shared(trunk))
+        assert_same(rows.gradients(range(3)), J, leaves_of(trunk))
 
 
-def test_a_row_that_a_micro_batch_lacks_keeps_its_mean() -> None:
+def test_a_row_absent_from_a_micro_batch_keeps_its_mean() -> None:
     trunk, rows = mlp().double(), Rows()
     outputs = [trunk(torch.randn(4, 40).double())]
     cotangents = random_cotangents(outputs, 2)
-    J = naive(outputs, cotangents, shared(trunk))
+    J = naive(outputs, cotangents, leaves_of(trunk))
     pulls = pulls_of(losses_of(outputs, cotangents))
     pulls.rows = [0]
-    rows.add(pulls, shared(trunk), [1.0, 0.0])
+    rows.add(pulls, leaves_of(trunk), [1.0, 0.0])
     pulls = pulls_of(losses_of([trunk(torch.randn(4, 40).double())], cotangents))
     pulls.rows = [1]
-    rows.add(pulls, shared(trunk), [0.0, 1.0])
+    rows.add(pulls, leaves_of(trunk), [0.0, 1.0])
     found = rows.gradients([0, 1]).jacobian()
     torch.testing.assert_close(found[0], J[0])
     assert found[1].any()
 
 
-def test_columns_of_more_parameters_start_at_zero() -> None:
+def test_columns_of_new_parameters_start_at_zero() -> None:
     first, second, rows = nn.Linear(3, 2).double(), nn.Linear(3, 2).double(), Rows()
     outputs = [first(torch.randn(4, 3).double())]
     cotangents = random_cotangents(outputs, 2)
-    J = naive(outputs, cotangents, shared(first))
+    J = naive(outputs, cotangents, leaves_of(first))
     pulls = pulls_of(losses_of(outputs, cotangents))
-    rows.add(pulls, shared(first), [1.0, 1.0])
-    every = [*shared(second), *shared(first)]
+    rows.add(pulls, leaves_of(first), [1.0, 1.0])
+    every = [*leaves_of(second), *leaves_of(first)]
     rows.lay_out(every, [(1, second.weight, torch.ones_like(second.weight))])
     pulls.rows = []
     rows.add(pulls, every, [0.0, 0.0])
@@ -88,7 +88,7 @@ def test_each_row_is_sent_before_the_next_is_differentiated(
         outputs[0].register_hook(lambda gradient: events.append("differentiate"))
         pulls = pulls_of(losses_of(outputs, cotangents))
         last = [0.5] * 3 if number == micro_batches - 1 else None
-        rows.add(pulls, shared(trunk), [1 / (number + 1)] * 3, last)
+        rows.add(pulls, leaves_of(trunk), [1 / (number + 1)] * 3, last)
     found = rows.gradients([0, 1, 2]).rows
     assert events == ["differentiate"] * (3 * (micro_batches - 1)) + [
         event for i in range(3) for event in ("differentiate", f"send {i}")
@@ -99,8 +99,8 @@ def test_each_row_is_sent_before_the_next_is_differentiated(
     assert not found[:, 15:].any()
 
 
-def test_large_rows_take_no_memory_beside_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the whole graph is needed, two rows of three are in memory, in later steps, too."""
+def test_large_rows_take_no_memory_besides_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three rows are in memory while the whole graph is needed, also in later steps."""
 
     def peak(large: int) -> float:
         monkeypatch.setattr(rows_module, "_LARGE", large)

@@ -1,4 +1,4 @@
-"""weighting.memory=stream: the gradients of rows without rows, in the memory of a weighted sum and two gradients."""
+"""weighting.memory=stream: the gradients of rows, in the memory of a weighted sum and two gradients."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,27 +22,17 @@ from multitask.weighting.base import WeightedMethod
 from multitask.weighting.gradnorm import GradNorm
 from multitask.weighting.wrapper import InstanceWise, Rescaled
 from tests.conftest import Arrays, arrays, build, fit
-from tests.unit.gradients.reference import Known, assert_step, leaves_of
-from tests.unit.gradients.test_zoo import ZOO, Network, losses_of
+from tests.unit.gradients.reference import EXACT, Known, assert_step, leaves_of
+from tests.unit.gradients.zoo import ZOO, losses_of, network
 from tests.unit.run.test_engines import config
 
-EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
-
-def network(name: str, m: int, batch: int) -> tuple[Network, Tensor]:
-    torch.manual_seed(batch)
-    make_trunk, inputs = ZOO[name]
-    x = inputs(batch)
-    x = x.double() if x.is_floating_point() else x
-    return Network(make_trunk().double(), x, m).double(), x
-
-
-def test_streams_are_rows_for_every_network() -> None:
+def test_exact_for_every_network() -> None:
     for name in ZOO:
         net, x = network(name, 3, 7)
         step = Step(Known(), net, memory="stream")
         losses = partial(losses_of, net, x, "task")
-        if name == "hook that clips":  # no gradient of a sum is then the sum of gradients
+        if name == "hook that clips":  # the gradient of a sum is not the sum of the gradients
             with pytest.raises(ValueError, match="otherwise than by a factor"):
                 step.backward(losses())
         else:
@@ -57,8 +47,8 @@ def test_halves_of_a_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"heads": "weighted"}, {"scaler": torch.amp.GradScaler("cpu", 1024.0)}])
-def test_whatever_else_a_step_does(options: dict[str, Any]) -> None:
-    """Absent losses, gradients that are there already, weighted heads, a loss scaler, a loss by itself."""
+def test_other_options_of_a_step(options: dict[str, Any]) -> None:
+    """Absent losses, existing gradients, weighted heads, a loss scaler, and a loss of the parameters alone."""
     found = {}
     for memory in ("rows", "stream"):
         net, x = network("mlp", 4, 7)
@@ -71,7 +61,7 @@ def test_whatever_else_a_step_does(options: dict[str, Any]) -> None:
     torch.testing.assert_close(found["stream"], found["rows"], **EXACT)
 
 
-def test_a_module_trains_alike() -> None:
+def test_module_trains_as_with_rows() -> None:
     found = {}
     for memory in ("rows", "stream"):
         torch.manual_seed(0)
@@ -83,7 +73,7 @@ def test_a_module_trains_alike() -> None:
 
 
 class Deep(nn.Module):
-    """Twelve layers that are wider than the batch is long, and as many heads."""
+    """Twelve layers wider than the batch, and twelve heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,14 +93,14 @@ class Deep(nn.Module):
         self.seen += 1
 
 
-def test_a_pass_ends_where_the_next_one_starts() -> None:
-    """Of a deep network each layer is differentiated once per row for the Gramian, and once for the combination."""
+def test_number_of_backward_passes_through_a_layer() -> None:
+    """A layer is differentiated at most twice per row, and once for the combination."""
     deep = Deep()
     Step(Known(), deep, memory="stream").backward(deep.losses())
     assert deep.seen <= 2 * 12 + 1
 
 
-def test_never_are_there_m_rows() -> None:
+def test_the_rows_are_never_stored_together() -> None:
     def step(**options: Any) -> Callable[[], object]:
         deep = Deep()
         stepper = Step(Known(), deep, **options)
@@ -123,7 +113,7 @@ def test_never_are_there_m_rows() -> None:
     assert peak_mib(step(memory="stream")) < scalar + 2 * of_one
 
 
-def test_a_transformer_of_eight_tasks_takes_a_weighted_sums_memory_and_a_third_at_most() -> None:
+def test_transformer_needs_at_most_a_third_more_memory_than_a_weighted_sum() -> None:
     problem = make("transformer", 8)
     upgrad = {"_target_": "torchjd.aggregation.UPGradWeighting"}
     streamed = peak_mib(Ours(problem.copy(), upgrad, memory="stream").step)
@@ -131,7 +121,7 @@ def test_a_transformer_of_eight_tasks_takes_a_weighted_sums_memory_and_a_third_a
 
 
 class Reader(WeightedMethod):
-    """Reads the Jacobian, and does not say so."""
+    """Reads the Jacobian without declaring it."""
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         return gradients.jacobian().sum(1)
@@ -146,17 +136,17 @@ class Twice(Known):
 
 
 @pytest.mark.parametrize(
-    ("method", "says"), [(Reader(), "reads the rows"), (Twice(), "combines the rows twice")]
+    ("method", "message"), [(Reader(), "reads the rows"), (Twice(), "combines the rows twice")]
 )
-def test_rows_that_are_gone(method: WeightedMethod, says: str) -> None:
+def test_reading_rows_that_are_not_kept_is_an_error(method: WeightedMethod, message: str) -> None:
     net, x = network("mlp", 2, 4)
-    with pytest.raises(ValueError, match=rf"{says}.*set weighting\.memory=rows"):
+    with pytest.raises(ValueError, match=rf"{message}.*set weighting\.memory=rows"):
         Step(method, net, memory="stream").backward(losses_of(net, x, "task"))
 
 
 @pytest.mark.parametrize("memory", ["stream", "auto"])
 @pytest.mark.parametrize(
-    ("weighting", "options", "says"),
+    ("weighting", "options", "message"),
     [
         (scalarization.Sum(), {}, "is a scalarization"),
         (GradNorm(["a", "b"]), {}, "reads the rows themselves"),
@@ -166,14 +156,14 @@ def test_rows_that_are_gone(method: WeightedMethod, says: str) -> None:
         (aggregation.UPGradWeighting(), {"engine": "rows"}, "leave weighting.engine=auto"),
     ],
 )
-def test_refused_by_the_step_and_by_the_config(
-    weighting: Any, options: dict[str, str], says: str, memory: Any
+def test_rejected_by_the_step_and_by_the_config(
+    weighting: Any, options: dict[str, str], message: str, memory: Any
 ) -> None:
-    says = rf"weighting\.memory={memory} .*{says}"
-    with pytest.raises(ValueError, match=says):
+    message = rf"weighting\.memory={memory} .*{message}"
+    with pytest.raises(ValueError, match=message):
         Step(weighting, memory=memory, **options)  # type: ignore[arg-type]
     changes = {"memory": memory, **options}
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         step_options(
             config("auto", **{f"weighting__{key}": value for key, value in changes.items()}),
             adapt(weighting),
@@ -183,7 +173,7 @@ def test_refused_by_the_step_and_by_the_config(
 
 @pytest.mark.parametrize("memory", ["stream", "auto"])
 @pytest.mark.parametrize("key", ["accumulate_grad_batches", "devices"])
-def test_steps_of_several_forward_passes_are_refused(key: str, memory: Any) -> None:
+def test_steps_of_several_forward_passes_are_rejected(key: str, memory: Any) -> None:
     changes = {"weighting__memory": memory, f"trainer__{key}": 2}
     with pytest.raises(ConfigError, match=rf"memory={memory} needs the whole batch.*set trainer\.{key}=1"):
         step_options(config("auto", **changes), adapt(aggregation.UPGradWeighting()), {})

@@ -28,7 +28,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 
 def fitted(case: str, processes: int, epochs: int = 2, checkpoint: Any = None, whole: bool = True) -> Trainer:
-    """Train in uneven batches, the last of one example; a task is labelled in some batches and processes only."""
+    """Train on uneven batches; one task has labels only in some batches and on some processes."""
     method, accumulate, keys = CASES[case]
     data = arrays(3, count=17)
     data["t1"][6:] = torch.nan
@@ -58,7 +58,7 @@ def fitted(case: str, processes: int, epochs: int = 2, checkpoint: Any = None, w
 
 
 def parameters(trainer: Trainer) -> dict[str, Tensor]:
-    """Return whole parameters, by name."""
+    """Return the unsharded parameters by name."""
     named = trainer.lightning_module.named_parameters()
     return {name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for name, p in named}
 

@@ -1,4 +1,4 @@
-"""Trains own modules on two gloo processes: ``python -m tests.unit.lightning.run_two_processes OUT``."""
+"""Trains user modules on two Gloo processes: ``python -m tests.unit.lightning.run_two_processes OUT``."""
 
 import sys
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ from tests.unit.lightning.test_own_module import (
 
 
 class Complete(Small):
-    """Says that no loss is ever absent, so that a scalarization trains by Lightning's own reduction."""
+    """Declares that no loss is ever absent, so that Lightning reduces the gradients of a scalarization."""
 
     labels_can_be_missing = False  # type: ignore[assignment]
 
 
 class Interleaved(Sampler):
-    """Every second example, in order, on two processes."""
+    """Every second example, in order, on each of two processes."""
 
     def __init__(self, count: int, processes: int) -> None:
         self.count, self.processes = count, processes
@@ -47,9 +47,9 @@ CASES: dict[str, tuple[type[Small], str, bool, int]] = {
 
 
 def train(case: str, processes: int) -> tuple[dict[str, Tensor], dict[str, float], bool]:
-    """Train for two epochs; return the parameters, what was logged, and whether optimization was automatic.
+    """Train for two epochs; return the state, the logged metrics, and whether optimization was automatic.
 
-    Where losses can be absent, one is for a while on the second process only, which has the odd examples.
+    If losses can be absent, one is absent at first on the second process, which has the odd examples.
     """
     kind, name, absent, accumulate = CASES[case]
     module = kind(combiner(name), absent=absent, counted=absent)
@@ -58,7 +58,7 @@ def train(case: str, processes: int) -> tuple[dict[str, Tensor], dict[str, float
         values["t1"][1 : 4 * BATCH : 2] = torch.nan
     keys: dict[str, Any] = {"accumulate_grad_batches": accumulate, "devices": processes}
     strategy = "ddp" if processes > 1 else "auto"
-    run = trainer(2, strategy=strategy, use_distributed_sampler=False, **keys)  # Lightning's own one shuffles
+    run = trainer(2, strategy=strategy, use_distributed_sampler=False, **keys)  # Lightning's sampler shuffles
     batch_size, rows = BATCH * (2 // processes), Interleaved(8 * BATCH, processes)
     run.fit(module, loader(values, batch_size, sampler=rows), loader(values, batch_size, sampler=rows))
     return (

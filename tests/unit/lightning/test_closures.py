@@ -1,4 +1,4 @@
-"""Optimizers that evaluate the losses several times in a step: it is one step of the weighting, as in plain torch."""
+"""Optimizers that call their closure several times take one step of the weighting, as in plain PyTorch."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -23,21 +23,21 @@ WEIGHTINGS = ["weighted_sum", "scheduled_sum", "rlw", "dwa", "DWA of torchjd", "
 
 
 class Sharp(torch.optim.SGD):
-    """SAM: the gradient is that of a point nearby."""
+    """SAM: uses the gradient at a perturbed point."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         assert closure is not None
         with torch.enable_grad():
             loss = closure()
         parameters = [p for group in self.param_groups for p in group["params"]]
-        away = [0.3 * p.grad for p in parameters]
+        perturbations = [0.3 * p.grad for p in parameters]
         with torch.no_grad():
-            for p, e in zip(parameters, away, strict=True):
+            for p, e in zip(parameters, perturbations, strict=True):
                 p.add_(e)
         with torch.enable_grad():
             closure()
         with torch.no_grad():
-            for p, e in zip(parameters, away, strict=True):
+            for p, e in zip(parameters, perturbations, strict=True):
                 p.sub_(e)
         super().step()
         return loss
@@ -76,7 +76,7 @@ def batches() -> list[dict[str, Tensor]]:
 
 
 def in_plain_torch(module: Any, weighting: Combiner, optimizer: Optimizer) -> None:
-    """Draw once per step, look once before it and once after it."""
+    """Train with one random draw per step, and observe the losses before and after it."""
     per_epoch = len(arrays()["inputs"]) // BATCH
     for i, batch in enumerate(batches()):
 
@@ -100,7 +100,7 @@ def in_plain_torch(module: Any, weighting: Combiner, optimizer: Optimizer) -> No
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_a_step_is_one_step_of_the_weighting(name: str, optimizer: str) -> None:
     module = build(combiner(name), optimizer=OPTIMIZERS[optimizer])
-    # torchjd's looks at each call: the reference is ours, which is the same otherwise.
+    # torchjd's DWA observes the losses at each call, so the reference is ours, which otherwise agrees.
     reference, weighting = deepcopy(module), combiner(name.removesuffix(" of torchjd").lower())
     trained = [p for n, p in reference.named_parameters() if not n.startswith("weighting.")]
     in_plain_torch(reference, weighting, OPTIMIZERS[optimizer](trained))
@@ -115,7 +115,7 @@ def test_a_step_is_one_step_of_the_weighting(name: str, optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["scheduled_sum", "rlw", "dwa"])
-def test_in_a_plain_loop_the_step_ends_where_it_is_closed(name: str) -> None:
+def test_a_step_of_a_plain_loop_ends_when_closed(name: str) -> None:
     module = build(combiner(name))
     reference, weighting = deepcopy(module), combiner(name)
     make_optimizer = OPTIMIZERS["L-BFGS"]
@@ -150,7 +150,7 @@ def test_logged_losses_are_those_before_the_step() -> None:
     torch.testing.assert_close(seen[0], expected, rtol=1e-12, atol=0)
 
 
-def test_a_batch_without_labels_moves_nothing() -> None:
+def test_a_batch_without_labels_changes_nothing() -> None:
     heads = {f"t{i}": regression(f"t{i}", missing=True) for i in range(TASKS)}
     data = arrays()
     for i in range(TASKS):

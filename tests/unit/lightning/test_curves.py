@@ -15,7 +15,7 @@ ROW = st.dictionaries(
 
 @given(logged=st.lists(ROW, min_size=1, max_size=8), restart=st.integers(0, 8))
 @settings(max_examples=40, deadline=None)
-def test_every_row_is_there_whatever_its_keys_and_after_a_restart(
+def test_every_row_is_written_for_any_keys_and_after_a_restart(
     tmp_path_factory: pytest.TempPathFactory, logged: list[dict[str, int]], restart: int
 ) -> None:
     folder = tmp_path_factory.mktemp("curves")
@@ -24,14 +24,14 @@ def test_every_row_is_there_whatever_its_keys_and_after_a_restart(
         if step == restart:
             logger = MetricsCsv(folder)
         logger.log_metrics(metrics, step)
-        # Each row is on disk before the next one comes.
+        # Each row is on disk before the next one is logged.
         read = rows(folder / "metrics.csv")
         assert len(read) == step + 1 == logger.rows
     for step, (row, metrics) in enumerate(zip(read, logged, strict=True)):
         assert {k: float(v) for k, v in row.items() if v != ""} == {"step": step, **metrics}
 
 
-def test_a_row_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+def test_a_truncated_row_is_dropped(tmp_path: Path) -> None:
     logger = MetricsCsv(tmp_path)
     for step in range(3):
         logger.log_metrics({"a": 1.5, "b": step}, step)
@@ -57,12 +57,12 @@ def test_continues_after_the_rows_of_the_checkpoint_and_keeps_the_others(tmp_pat
     assert len(rows(tmp_path / "metrics.before-2.csv")) == 3
 
 
-def test_nothing_to_carry(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_carried_over(tmp_path: Path) -> None:
     carry_over(tmp_path / "none.csv", tmp_path / "metrics.csv", 3)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_validation_is_logged_at_its_step_where_batches_are_accumulated(tmp_path: Path) -> None:
+def test_a_validation_is_logged_at_its_step_with_accumulated_batches(tmp_path: Path) -> None:
     trained(
         tmp_path,
         *("experiment=pinn_burgers", "callbacks=default", "weighting=upgrad", "model.widths=[4]"),

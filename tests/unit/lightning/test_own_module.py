@@ -1,4 +1,4 @@
-"""A MultiLossModule in anybody's script: any Trainer, any batch, its own optimizer, schedule and validation."""
+"""A MultiLossModule in a user's script: any Trainer and batch, its own optimizer, schedule and validation."""
 
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ def combiner(name: str) -> Combiner:
 
 
 class Small(MultiLossModule):
-    """Three losses; ``absent`` leaves out what a batch has no label for, ``counted`` says what each is over."""
+    """Three losses; ``absent`` omits those without labels in a batch, ``counted`` returns their counts."""
 
     def __init__(self, weighting: Combiner, absent: bool = False, counted: bool = False) -> None:
         super().__init__(weighting=weighting, names=[f"t{i}" for i in range(TASKS)])
@@ -103,13 +103,13 @@ def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_resume_from_a_checkpoint_of_the_trainer(name: str, tmp_path: Path) -> None:
-    """Two epochs and two more end bit for bit where four do, though a loss is absent from some batches."""
+    """Two epochs and two resumed ones equal four bit for bit, even if a loss is absent from some batches."""
     values = data()
     values["t1"][: 2 * BATCH] = torch.nan
     whole, first, second = (Small(combiner(name), absent=True) for _ in range(3))
     keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
     trainer(4, callbacks=[keep], enable_checkpointing=True).fit(whole, loader(values))
-    # The schedule is of four epochs, whenever the run stops.
+    # The schedule spans four epochs, whenever the run stops.
     trainer(4, callbacks=[StopAfter(2), keep], enable_checkpointing=True).fit(first, loader(values))
     trainer(4).fit(second, loader(values), ckpt_path=tmp_path / "epoch=1.ckpt")
     assert_bits(state(second), state(whole))
@@ -126,7 +126,7 @@ class StopAfter(Callback):
 
 @pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("name", WEIGHTINGS)
-def test_micro_batches_are_those_of_one_batch_where_losses_are_absent(name: str, counted: bool) -> None:
+def test_micro_batches_equal_one_batch_if_losses_are_absent(name: str, counted: bool) -> None:
     values = data(6 * BATCH)
     values["t1"][BATCH : 2 * BATCH] = torch.nan
     values["t2"][-2 * BATCH :] = torch.nan
@@ -141,8 +141,8 @@ def test_micro_batches_are_those_of_one_batch_where_losses_are_absent(name: str,
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("name", WEIGHTINGS)
-def test_an_absent_loss_rests(name: str, accumulate: int) -> None:
-    """Its head does not move in an epoch that has no label of it."""
+def test_the_head_of_an_absent_loss_is_unchanged(name: str, accumulate: int) -> None:
+
     values = data(4 * BATCH)
     values["t1"][:] = torch.nan
     module = Small(combiner(name), absent=True)
@@ -154,7 +154,7 @@ def test_an_absent_loss_rests(name: str, accumulate: int) -> None:
     assert all(value.isfinite().all() for value in after.values())
 
 
-def test_a_loss_that_the_first_batch_did_not_have_is_asked_for() -> None:
+def test_a_loss_absent_from_the_first_batch_must_be_named() -> None:
     values = data()
     values["t1"][:BATCH] = torch.nan
     module = Small(combiner("upgrad"), absent=True)
@@ -182,7 +182,7 @@ def test_precisions_agree_to_their_rounding(name: str, precision: str) -> None:
 
 
 class Stream(IterableDataset):
-    """Examples whose number nobody knows."""
+    """A data set of unknown length."""
 
     def __iter__(self) -> Iterator[Batch]:
         values = data()
@@ -254,7 +254,7 @@ class Nested(Small):
 @pytest.mark.parametrize("nesting", NESTINGS)
 @pytest.mark.parametrize("name", ["weighted_sum", "upgrad", "modo"])
 def test_batches_of_any_nesting(name: str, nesting: str) -> None:
-    """Counts, halves and validation read them; the last batch is a single example, and has one half."""
+    """Counts, halves and validation read nested batches, also a last batch of a single example."""
     values = data(4 * BATCH + 1)
     made, read = NESTINGS[nesting]
     plain, nested = (
@@ -272,7 +272,7 @@ def test_batches_of_any_nesting(name: str, nesting: str) -> None:
 
 
 @pytest.mark.parametrize("nesting", NESTINGS)
-def test_halves_are_of_the_same_kind(nesting: str) -> None:
+def test_halves_have_the_type_of_the_batch(nesting: str) -> None:
     made, read = NESTINGS[nesting]
     values = data(5)
     batch = made(values)
@@ -285,7 +285,7 @@ def test_halves_are_of_the_same_kind(nesting: str) -> None:
     assert_bits(read(batch), values)
 
 
-def test_a_batch_without_tensors_wants_counts() -> None:
+def test_a_batch_without_tensors_needs_counts() -> None:
     class Numbers(Small):
         def losses(self, batch: list[float]) -> Any:
             return super().losses({key: v[: int(batch[0])] for key, v in data().items()})
@@ -298,7 +298,7 @@ def test_a_batch_without_tensors_wants_counts() -> None:
 
 
 class Validates(Small):
-    """Its own validation and logging, and a schedule by what it logs."""
+    """Has its own validation and logging."""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.log("val_error", torch.tensor(float(self.current_epoch)))
@@ -320,8 +320,8 @@ def test_own_validation_and_logging(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weighted_sum", "upgrad"])
-def test_a_plateau_of_an_own_figure(name: str) -> None:
-    """It gets worse with every epoch, and the rate falls from the second on."""
+def test_plateau_of_a_user_metric(name: str) -> None:
+    """The metric gets worse in every epoch, so the learning rate is reduced from the second on."""
 
     class Plateau(Validates):
         def configure_optimizers(self) -> Any:
@@ -339,7 +339,7 @@ HOOKS = ["on_before_optimizer_step", "on_train_epoch_end", "on_save_checkpoint",
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_a_hook_that_does_not_call_its_base_is_refused(hook: str) -> None:
+def test_a_hook_that_does_not_call_super_is_rejected(hook: str) -> None:
     def replaced(self: Any, *args: Any) -> None:
         """Do something else."""
 
@@ -355,7 +355,7 @@ def test_a_hook_that_does_not_call_its_base_is_refused(hook: str) -> None:
         type("Extends", (Small,), {hook: changed})(combiner("upgrad"))
 
 
-def test_an_optimizer_is_one() -> None:
+def test_multiple_optimizers_are_rejected() -> None:
     class Two(Small):
         def configure_optimizers(self) -> Any:
             return [torch.optim.SGD(part.parameters(), 0.1) for part in (self.trunk, self.heads)]
@@ -366,7 +366,7 @@ def test_an_optimizer_is_one() -> None:
         )
 
 
-def test_a_fit_that_fails_gives_the_trainer_its_keys_back() -> None:
+def test_a_failed_fit_restores_the_keys_of_the_trainer() -> None:
     class Fails(Small):
         def losses(self, batch: Batch) -> Any:
             raise RuntimeError("no losses")

@@ -1,4 +1,4 @@
-"""The same step in a plain loop, in one's own LightningModule and in the template gives the same bits."""
+"""A plain loop, a user's LightningModule and the template give bit-identical results."""
 
 from copy import deepcopy
 from functools import partial
@@ -25,7 +25,7 @@ Batch = dict[str, Tensor]
 
 
 class Net(nn.Module):
-    """Trunk and heads, and their losses over what is labelled, as anybody would write them."""
+    """A trunk and heads, with losses over the labelled examples."""
 
     def __init__(self, missing: bool) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Net(nn.Module):
         self.heads = nn.ModuleDict({f"t{i}": nn.Linear(4, 2) for i in range(TASKS)})
 
     def losses(self, batch: Batch, parts: int = 1) -> tuple[dict[str, Tensor], Any]:
-        """Return mean losses, of the batch or of its interleaved parts, and their counts, one for all if it can be."""
+        """Return the mean losses of the batch or of its interleaved parts, and their counts, or the common count."""
         features = self.trunk(batch["inputs"])
         if parts == 1 and not self.missing:
             losses = {name: mse_loss(head(features), batch[name]) for name, head in self.heads.items()}
@@ -129,7 +129,7 @@ class Own(MultiLossModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def in_an_own_module(name: str, data: Batch, accumulate: int, missing: bool) -> Batch:
+def in_a_user_module(name: str, data: Batch, accumulate: int, missing: bool) -> Batch:
     module = Own(combiner(name), missing)
     fit(module, data, accumulate)
     return state(module.net, module.weighting)
@@ -146,7 +146,7 @@ def in_the_template(name: str, data: Batch, accumulate: int, missing: bool) -> B
         weighting=combiner(name),
         optimizer=lambda groups: torch.optim.Adam(groups, lr=RATE),
         scheduler=lambda optimizer: OneCycleLR(optimizer, RATE, steps_of(data, accumulate)),
-        # Lightning counts batches here, also where a step takes several.
+        # Lightning counts batches, even if a step takes several.
         scheduler_options={"interval": "step"},
     )
     fit(module, data, accumulate)
@@ -180,7 +180,7 @@ def state(net: nn.Module, weighting: Combiner) -> Batch:
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_three_ways(name: str, accumulate: int, missing: bool) -> None:
-    """Adam on clipped gradients by a one-cycle schedule; the last step of each of two epochs is a single batch."""
+    """Adam with clipped gradients and a one-cycle schedule; the last step of an epoch has a single batch."""
     data = arrays(TASKS, count=BATCH * BATCHES, dtype=torch.float32)
     if missing:
         data["t1"][torch.arange(len(data["t1"])) % 5 < 2] = torch.nan
@@ -189,7 +189,7 @@ def test_three_ways(name: str, accumulate: int, missing: bool) -> None:
     assert all(
         not torch.equal(value, start[key]) for key, value in expected.items() if key.endswith(".weight")
     )
-    for way in (in_an_own_module, in_the_template):
+    for way in (in_a_user_module, in_the_template):
         found = way(name, data, accumulate, missing)
         assert found.keys() == expected.keys()
         for key, value in expected.items():

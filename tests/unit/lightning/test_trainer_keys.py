@@ -1,4 +1,4 @@
-"""The Trainer's keys and Lightning's callbacks mean the same by hand as automatically, and for every weighting."""
+"""The Trainer's keys and Lightning's callbacks have the same effect in manual and automatic optimization."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -18,18 +18,18 @@ from multitask.weighting.base import JacobianMethod
 from tests.conftest import Arrays, arrays, build
 from tests.unit.weighting.members import FEW, NAMES, make, number_of_tasks
 
-AUTOMATIC, BY_HAND = False, True
+AUTOMATIC, MANUAL = False, True
 
 
 class Validated(Arrays):
-    """Arrays that are validated on too."""
+    """Arrays that are also the validation split."""
 
     def load(self) -> dict[str, Split]:
         return {"train": self.arrays, "val": self.arrays}
 
 
 class Rates(Callback):
-    """The learning rate of each batch."""
+    """Records the learning rate of each batch."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -39,14 +39,14 @@ class Rates(Callback):
 
 
 def module_of(
-    name: str, by_hand: bool, dtype: torch.dtype = torch.float64, norm: bool = False, **manual: Any
+    name: str, is_manual: bool, dtype: torch.dtype = torch.float64, norm: bool = False, **manual: Any
 ) -> MultiTaskModule:
     m = number_of_tasks(name)
     torch.manual_seed(0)
     middle = [nn.BatchNorm1d(6)] if norm else []
     trunk = nn.Sequential(nn.Linear(5, 6), *middle, nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
     method = make(name, m)
-    if by_hand or isinstance(method, JacobianMethod):
+    if is_manual or isinstance(method, JacobianMethod):
         manual.setdefault("accumulate_grad_batches", 1)
     return build(method, tasks=m, trunk=trunk, dtype=dtype, **manual)
 
@@ -91,16 +91,16 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_clipping(name: str, algorithm: str) -> None:
     keys = {"gradient_clip_val": 0.02, "gradient_clip_algorithm": algorithm}
     automatic, _ = run(module_of(name, AUTOMATIC), **keys)
-    by_hand, _ = run(module_of(name, BY_HAND, **keys))
-    assert_same(by_hand, automatic)
+    manual, _ = run(module_of(name, MANUAL, **keys))
+    assert_same(manual, automatic)
     free, _ = run(module_of(name, AUTOMATIC))
     assert not torch.allclose(free["trunk.0.weight"], automatic["trunk.0.weight"])
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_clipping_is_of_the_combined_gradient(algorithm: str) -> None:
-    """One step of plain descent cannot be longer than the learning rate times the bound."""
-    module = module_of("upgrad", BY_HAND, gradient_clip_val=0.02, gradient_clip_algorithm=algorithm)
+    """A step of plain SGD is as long as the learning rate times the bound."""
+    module = module_of("upgrad", MANUAL, gradient_clip_val=0.02, gradient_clip_algorithm=algorithm)
     before = torch.cat([p.detach().flatten() for p in module.parameters()])
     run(module, epochs=1, limit_train_batches=1)
     step = (torch.cat([p.detach().flatten() for p in module.parameters()]) - before) / 0.1
@@ -128,19 +128,19 @@ SCHEDULERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 def test_schedulers(case: str, window: int) -> None:
     scheduler, options = SCHEDULERS[case]
     found = []
-    for by_hand in (AUTOMATIC, BY_HAND):
-        module = module_of("mean", by_hand, **({"accumulate_grad_batches": window} if by_hand else {}))
+    for is_manual in (AUTOMATIC, MANUAL):
+        module = module_of("mean", is_manual, **({"accumulate_grad_batches": window} if is_manual else {}))
         module._scheduler, module.scheduler_options = scheduler, options
-        found.append(run(module, **({} if by_hand else {"accumulate_grad_batches": window})))
-    (automatic, rates), (by_hand_, its) = found
-    assert its == rates
+        found.append(run(module, **({} if is_manual else {"accumulate_grad_batches": window})))
+    (automatic, rates), (manual, manual_rates) = found
+    assert manual_rates == rates
     assert len(set(rates)) > 1
-    assert_same(by_hand_, automatic)
+    assert_same(manual, automatic)
 
 
-def test_a_plateau_by_steps_is_seen_right_after_the_validation() -> None:
-    """Validation is after each second batch, and each lowers the rate, here as it was before the batch."""
-    module = module_of("upgrad", BY_HAND)
+def test_a_plateau_by_steps_uses_the_latest_validation() -> None:
+    """Every second batch is followed by a validation, which lowers the learning rate of the next batch."""
+    module = module_of("upgrad", MANUAL)
     module._scheduler, module.scheduler_options = SCHEDULERS["plateau by steps"]
     _, rates = run(module, epochs=2, val_check_interval=2)
     assert rates == pytest.approx([0.1, 0.1, 0.1, 1e-2, 1e-3, 1e-3, 1e-3, 1e-4])
@@ -150,7 +150,7 @@ def test_a_plateau_by_steps_is_seen_right_after_the_validation() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_averaging_callbacks(name: str) -> None:
-    """Lightning's EMA disturbs nothing, and ends at the average of the weights of every step."""
+    """Lightning's EMA does not affect training, and ends at the average of the weights of all steps."""
     decay = 0.5
     plain = module_of(name, AUTOMATIC)
     average: list[dict[str, Tensor]] = []
@@ -169,16 +169,16 @@ def test_averaging_callbacks(name: str) -> None:
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_swa_of_lightning(norm: bool) -> None:
-    """With running statistics it passes over the data once more, and takes no step there."""
+    """With batch normalization, SWA passes over the data once more without taking steps."""
     swa = lambda: StochasticWeightAveraging(0.05, swa_epoch_start=2, annealing_epochs=2)  # noqa: E731
     automatic, rates = run(module_of("mean", AUTOMATIC, norm=norm), callbacks=[swa()], epochs=5)
-    by_hand, its = run(module_of("mean", BY_HAND, norm=norm), callbacks=[swa()], epochs=5)
-    assert its == rates
-    assert_same(by_hand, automatic)
+    manual, manual_rates = run(module_of("mean", MANUAL, norm=norm), callbacks=[swa()], epochs=5)
+    assert manual_rates == rates
+    assert_same(manual, automatic)
 
 
 def half(start: float) -> MixedPrecision:
-    """16-mixed as on a GPU, with its loss scaler."""
+    """Return 16-mixed precision with a loss scaler, as on a GPU."""
     return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=start))
 
 
@@ -205,7 +205,7 @@ def test_precisions_agree_to_their_rounding(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_that_overflows_is_skipped(name: str) -> None:
-    """The loss scaler lowers its scale; neither weights nor, for a Jacobian method, the combiner's state move."""
+    """The loss scale falls; parameters and, for a Jacobian method, the combiner's state do not change."""
     module = module_of(name, AUTOMATIC, torch.float32)
     before = deepcopy(module.state_dict())
     precision = half(2.0**60)
@@ -220,7 +220,7 @@ def test_a_step_that_overflows_is_skipped(name: str) -> None:
 
 
 def test_an_overflow_in_a_head_skips_the_step_too() -> None:
-    module = module_of("gradvac", BY_HAND, torch.float32)
+    module = module_of("gradvac", MANUAL, torch.float32)
     module.by_name["t0"].head.weight.register_hook(lambda gradient: gradient * torch.inf)
     before = deepcopy(module.weighting.state_dict())
     run(module, epochs=1, precision=None, plugins=half(2.0**10), max_steps=2)

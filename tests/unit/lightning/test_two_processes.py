@@ -1,4 +1,4 @@
-"""An own module on two processes with half the batch each trains as on one with the whole batch."""
+"""A user module trains on two processes with half the batch each as on one with the whole batch."""
 
 import pytest
 
@@ -16,11 +16,11 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one(two_processes: list[dict], case: str) -> None:
-    (first, logged, automatic), (second, logged_there, _) = (found[case] for found in two_processes)
+    (first, logged, automatic), (second, logged_by_second, _) = (found[case] for found in two_processes)
     expected, logged_by_one, _ = train(case, 1)
     assert automatic == ("complete" in case)
     assert_bits(second, first)
     if not case.startswith("modo"):  # the halves of two batches are not those of one
         assert_close(first, expected)
         assert logged == pytest.approx(logged_by_one, rel=1e-6)
-    assert logged == logged_there
+    assert logged == logged_by_second

@@ -1,4 +1,4 @@
-"""Trains on two processes, of which the second gets a signal; saves where each stopped."""
+"""Trains on two processes, of which the second receives a signal; saves the last step of each."""
 
 import os
 import signal

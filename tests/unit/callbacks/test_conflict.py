@@ -1,4 +1,4 @@
-"""The logged conflict is what a computation by hand gives."""
+"""The logged conflict equals a computation by hand."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from tests.unit.weighting.members import make
 
 
 class Memory(Logger):
-    """Keeps what it is given."""
+    """Keeps the logged metrics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def rows_by_hand(module: Any, data: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", [UPGradWeighting, Mean])
-def test_conflict_is_that_of_the_gradients(method: Any) -> None:
+def test_conflict_of_the_gradients(method: Any) -> None:
     data = arrays()
     module = build(adapt(method()))
     rows = rows_by_hand(module, data)
@@ -75,8 +75,8 @@ def test_conflict_is_that_of_the_gradients(method: Any) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 3])
-def test_a_task_without_labels_is_no_part_of_it(window: int) -> None:
-    """Neither of the conflict nor of a probe; the loggers get how often it was labelled."""
+def test_a_task_without_labels_is_excluded(window: int) -> None:
+    """It is excluded from the conflict and from probes, and its share of labels is logged."""
     for weighting in (Mean(), UPGradWeighting()):
         data = arrays()
         data["t1"][:] = torch.nan
@@ -102,7 +102,7 @@ def test_a_task_without_labels_is_no_part_of_it(window: int) -> None:
 
 
 @pytest.mark.parametrize("probe_every", [None, 1])
-def test_m_config_has_a_gramian_where_it_is_probed(probe_every: int | None) -> None:
+def test_m_config_has_a_gramian_if_probed(probe_every: int | None) -> None:
     data = arrays()
     module = build(make("m_config", 3), accumulate_grad_batches=1)
     rows = rows_by_hand(module, data)
@@ -120,7 +120,7 @@ def test_m_config_has_a_gramian_where_it_is_probed(probe_every: int | None) -> N
     assert cosines[:1] == ([pytest.approx(expected)] if probe_every else [])
 
 
-def test_a_failing_solver_shows() -> None:
+def test_failures_of_a_solver_are_logged() -> None:
     class Failing(UPGradWeighting):
         def forward(self, gramian: torch.Tensor, /) -> torch.Tensor:
             self.projector.failures += 1
@@ -140,7 +140,7 @@ def test_a_failing_solver_shows() -> None:
     assert logged["conflict/solver/seconds"] == pytest.approx(0.5)
 
 
-def test_probing_leaves_no_trace() -> None:
+def test_probing_does_not_affect_training() -> None:
     data = arrays()
     norm = lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.3))  # noqa: E731
     plain, probed = build(adapt(Mean()), trunk=norm()), build(adapt(Mean()), trunk=norm())

@@ -1,4 +1,4 @@
-"""The logged cost is that of the parts of a step."""
+"""The cost of the parts of a step is logged."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.unit.callbacks.test_conflict import Memory
 
 
 @pytest.mark.parametrize("method", [UPGradWeighting, Mean])
-def test_cost_is_split_and_remembered(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_is_split_and_recorded(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cost, "runs", 0)
     cost, memory = Cost(), Memory()
     module = build(adapt(method()))
@@ -33,7 +33,7 @@ def test_cost_is_split_and_remembered(method: Any, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the peak of a GPU is reset")
-def test_a_later_run_of_a_process_has_no_peak_and_a_few_steps_no_median(
+def test_no_peak_in_a_later_run_and_no_median_of_a_few_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Cost, "runs", 0)
@@ -47,7 +47,7 @@ def test_a_later_run_of_a_process_has_no_peak_and_a_few_steps_no_median(
 
 
 @pytest.mark.parametrize("method", [UPGradWeighting, Mean])
-def test_cost_of_micro_batches_is_that_of_their_step(method: Any) -> None:
+def test_cost_of_micro_batches_is_logged_once_per_step(method: Any) -> None:
     cost, memory = Cost(), Memory()
     module = build(adapt(method()), accumulate_grad_batches=3)
     fit(module, Arrays(arrays(), batch_size=4), steps=4, logger=memory, log_every_n_steps=1, callbacks=[cost])

@@ -1,4 +1,4 @@
-"""Each task's best weights and early stopping: what is kept, what rests, when the run stops, and what a resume does."""
+"""Best weights and early stopping per task, and their resume."""
 
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,25 @@ KEYS = [
     *("experiment=abalone", "callbacks=per_task", "data.batch_size=128", "trainer.limit_train_batches=4"),
     *("callbacks.per_task.patience=2", "trainer.limit_val_batches=1"),
 ]
-# What validation is to say in each epoch; the loss of `rings` is best in its second, `sex` improves throughout.
-SAID = {
+# The validation losses of each epoch: `rings` is best in its second one, `sex` improves throughout.
+METRICS = {
     "val/loss/sex": [9.0, 8.0, 7.0, 6.0, 5.0, 4.0],
     "val/loss/rings": [5.0, 3.0, 3.0, 4.0, 1.0, 0.5],
     "val/loss/shell_weight": [5.0, 4.0, 4.5, 3.5, 3.5, 3.5],
 }
 
 
-class Says(Callback):
-    """Puts figures in the place of those that validation found, and notes the parameters of each epoch."""
+class ReplacedMetrics(Callback):
+    """Replaces the metrics of validation, and records the parameters of each epoch."""
 
-    def __init__(self, said: dict[str, list[float]] = SAID) -> None:
-        self.said = said
+    def __init__(self, metrics: dict[str, list[float]] = METRICS) -> None:
+        self.metrics = metrics
         self.weights: list[dict[str, Tensor]] = []
         self.validated: list[set[str]] = []
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self.validated.append(set(pl_module.validated))
-        pl_module.validated |= {key: values[trainer.current_epoch] for key, values in self.said.items()}
+        pl_module.validated |= {key: values[trainer.current_epoch] for key, values in self.metrics.items()}
         self.weights.append({name: p.detach().clone() for name, p in pl_module.named_parameters()})
 
 
@@ -45,47 +45,52 @@ def kept(folder: Path, task: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", ["weighted_sum", "upgrad"])
-def test_a_task_that_ends_rests_and_its_best_weights_are_kept(tmp_path: Path, method: str) -> None:
-    says = Says()
+def test_a_stopped_task_is_frozen_and_its_best_weights_are_kept(tmp_path: Path, method: str) -> None:
+    callback = ReplacedMetrics()
     keys = [*KEYS, f"weighting={method}", "trainer.max_epochs=6"]
-    module, _ = trained(tmp_path, *keys, first=says)
+    module, _ = trained(tmp_path, *keys, first=callback)
     for task, epoch in {"sex": 6, "rings": 2, "shell_weight": 4}.items():
         assert kept(tmp_path, task)["global_step"] == 4 * epoch
-        for name, value in says.weights[epoch - 1].items():
+        for name, value in callback.weights[epoch - 1].items():
             assert torch.equal(kept(tmp_path, task)["state_dict"][name], value), name
-    # `rings` ends with its fourth validation, although it would have improved.
+    # `rings` stops at its fourth validation, although it would have improved.
     heads = [
-        [w["tasks.rings.head.weight"] for w in says.weights],
-        [w["tasks.sex.head.weight"] for w in says.weights],
+        [w["tasks.rings.head.weight"] for w in callback.weights],
+        [w["tasks.sex.head.weight"] for w in callback.weights],
     ]
     assert [torch.equal(one, other) for one, other in zip(heads[0], heads[0][1:], strict=False)] == [
         *(False, False, False),
         *(True, True),
     ]
     assert not any(torch.equal(one, other) for one, other in zip(heads[1], heads[1][1:], strict=False))
-    assert all("val/loss/rings" in keys for keys in says.validated)
-    assert module.off == frozenset()  # outside training nothing is
+    assert all("val/loss/rings" in keys for keys in callback.validated)
+    assert module.off == frozenset()  # no task is off outside training
 
 
-def test_the_run_stops_once_all_have_ended(tmp_path: Path) -> None:
-    said = {key: [1.0] * 9 for key in SAID} | {"val/loss/sex": [3.0, 2.0, *[2.0] * 7]}
-    _, trainer = trained(tmp_path, *KEYS, "trainer.max_epochs=9", first=Says(said))
+def test_the_run_stops_once_all_tasks_have_stopped(tmp_path: Path) -> None:
+    metrics = {key: [1.0] * 9 for key in METRICS} | {"val/loss/sex": [3.0, 2.0, *[2.0] * 7]}
+    _, trainer = trained(tmp_path, *KEYS, "trainer.max_epochs=9", first=ReplacedMetrics(metrics))
     assert trainer.current_epoch == 4
-    # Resumed it stays ended; with more patience it continues.
+    # A resumed run remains stopped; with more patience it continues.
     last = tmp_path / "checkpoints" / "last.ckpt"
-    _, trainer = trained(tmp_path / "again", *KEYS, "trainer.max_epochs=9", first=Says(said), resume=last)
+    _, trainer = trained(
+        tmp_path / "again", *KEYS, "trainer.max_epochs=9", first=ReplacedMetrics(metrics), resume=last
+    )
     assert trainer.global_step == 16
     more = [*KEYS, "callbacks.per_task.patience=3", "trainer.max_epochs=9"]
-    _, trainer = trained(tmp_path / "more", *more, first=Says(said), resume=last)
+    _, trainer = trained(tmp_path / "more", *more, first=ReplacedMetrics(metrics), resume=last)
     assert trainer.current_epoch == 5
 
 
-def test_a_run_resumes_bit_for_bit_with_what_was_kept(tmp_path: Path) -> None:
+def test_a_run_resumes_bit_for_bit_with_its_best_weights(tmp_path: Path) -> None:
     keys = [*KEYS, "weighting=upgrad", "trainer.max_epochs=6"]
-    whole, _ = trained(tmp_path / "whole", *keys, first=Says())
-    trained(tmp_path / "first", *keys, "trainer.max_steps=18", first=Says())
+    whole, _ = trained(tmp_path / "whole", *keys, first=ReplacedMetrics())
+    trained(tmp_path / "first", *keys, "trainer.max_steps=18", first=ReplacedMetrics())
     rest, _ = trained(
-        tmp_path / "rest", *keys, first=Says(), resume=tmp_path / "first" / "checkpoints" / "last.ckpt"
+        tmp_path / "rest",
+        *keys,
+        first=ReplacedMetrics(),
+        resume=tmp_path / "first" / "checkpoints" / "last.ckpt",
     )
     for (name, one), other in zip(whole.named_parameters(), rest.parameters(), strict=True):
         assert torch.equal(one, other), name
@@ -104,22 +109,24 @@ def test_a_run_resumes_bit_for_bit_with_what_was_kept(tmp_path: Path) -> None:
         trained(tmp_path / "x", *keys, resume=tmp_path / "first" / "checkpoints" / "last.ckpt")
 
 
-def test_validation_in_mid_epoch_and_more_of_a_metric(tmp_path: Path) -> None:
-    says = Says({"val/sex/accuracy": [0.5], "val/loss/rings": [1.0], "val/loss/shell_weight": [1.0]})
+def test_validation_in_mid_epoch_and_a_metric_to_maximize(tmp_path: Path) -> None:
+    callback = ReplacedMetrics(
+        {"val/sex/accuracy": [0.5], "val/loss/rings": [1.0], "val/loss/shell_weight": [1.0]}
+    )
     keys = [
         *KEYS,
         "callbacks.per_task.metrics={sex:accuracy}",
         "trainer.val_check_interval=2",
         "trainer.max_epochs=1",
     ]
-    trained(tmp_path, *keys, first=says)
+    trained(tmp_path, *keys, first=callback)
     assert kept(tmp_path, "sex")["global_step"] == 2
     # The second of two equal values is no improvement.
-    for name, value in says.weights[0].items():
+    for name, value in callback.weights[0].items():
         assert torch.equal(kept(tmp_path, "sex")["state_dict"][name], value)
 
 
-def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
+def test_unknown_metrics_and_missing_validation_are_rejected(tmp_path: Path) -> None:
     module = build(UPGrad())
     module.tasks["t0"].metrics["nothing"] = nn.Identity()
     for keys, message in [

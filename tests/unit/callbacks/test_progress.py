@@ -1,4 +1,4 @@
-"""What a run's progress leaves in a file."""
+"""The progress of a run that is written to a file."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ class _Regression(LightningModule):
         ({"max_epochs": -1, "max_steps": 3}, "Epoch 1: 100%", "Epoch 2: 100%", 2),
     ],
 )
-def test_a_file_gets_a_few_lines(
+def test_progress_in_a_file_takes_few_lines(
     length: dict[str, int], first: str, last: str, lines: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = Trainer(

@@ -1,4 +1,4 @@
-"""Tasks that are switched on and off by the epoch: as if they were not there, exactly, and after a resume too."""
+"""Tasks that are switched on and off by epoch: the others train as without them, also after a resume."""
 
 from pathlib import Path
 from typing import Any
@@ -33,21 +33,21 @@ def state(module: MultiTaskModule) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("method", "window"), [("weighted_sum", 1), ("imtl_l", 1), ("famo", 2), ("modo", 1), ("upgrad", 2)]
 )
-def test_a_task_that_is_off_is_as_none(tmp_path: Path, method: str, window: int) -> None:
+def test_a_task_that_is_off_does_not_affect_the_others(tmp_path: Path, method: str, window: int) -> None:
     keys = [*KEYS, f"weighting={method}", f"trainer.accumulate_grad_batches={window}", "trainer.max_epochs=1"]
     late = scheduled("sex:{from_epoch:1},rings:{weight:[[0,1],[3,0.1]]}")
     found, _ = trained(tmp_path / "all", *keys, late)
-    wanted, _ = trained(
+    expected, _ = trained(
         tmp_path / "two",
         *keys,
         "task=[abalone/rings,abalone/shell_weight]",
         scheduled("rings:{weight:[[0,1]]}"),
     )
     parameters = dict(found.named_parameters())
-    for name, value in wanted.named_parameters():
+    for name, value in expected.named_parameters():
         if not name.startswith("weighting."):
             torch.testing.assert_close(parameters[name], value, rtol=1e-5, atol=1e-7, msg=name)
-    # Its own parts rest: Adam moves nothing that has no gradient.
+    # Its own parameters do not change: Adam skips those without a gradient.
     start, _ = trained(
         tmp_path / "start", *keys, late, "trainer.limit_train_batches=0", "selection.metric=null"
     )
@@ -58,14 +58,14 @@ def test_a_task_that_is_off_is_as_none(tmp_path: Path, method: str, window: int)
 
 
 @pytest.mark.parametrize("method", ["weighted_sum", "upgrad"])
-def test_a_factor_is_that_of_the_loss(tmp_path: Path, method: str) -> None:
+def test_a_factor_multiplies_the_loss(tmp_path: Path, method: str) -> None:
     keys = [*KEYS, f"weighting={method}", "trainer.max_epochs=1", "optimizer=sgd"]
     found, _ = trained(tmp_path / "a", *keys, scheduled("sex:{weight:[[0,0.25]]}"))
-    wanted, _ = trained(tmp_path / "b", *keys, "callbacks=default", "+tasks.sex.weight=0.25")
-    for (name, one), other in zip(found.named_parameters(), wanted.parameters(), strict=True):
+    expected, _ = trained(tmp_path / "b", *keys, "callbacks=default", "+tasks.sex.weight=0.25")
+    for (name, one), other in zip(found.named_parameters(), expected.parameters(), strict=True):
         assert torch.equal(one, other), name
-    # Validation measures the loss itself.
-    assert found.validated["val/loss/sex"] == pytest.approx(4 * wanted.validated["val/loss/sex"])
+    # Validation measures the loss without the factor.
+    assert found.validated["val/loss/sex"] == pytest.approx(4 * expected.validated["val/loss/sex"])
 
 
 @pytest.mark.smoke("upgrad-6")
@@ -110,7 +110,7 @@ def test_the_head_of_a_task_that_is_off_is_not_called() -> None:
     assert head.calls == 1
 
 
-def test_losses_of_a_model_of_ones_own_are_switched_too() -> None:
+def test_losses_of_a_user_model_are_switched() -> None:
     class Mine(MultiLossModule):
         def __init__(self) -> None:
             super().__init__(weighting=UPGrad(), optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
@@ -161,12 +161,12 @@ def test_losses_of_a_model_of_ones_own_are_switched_too() -> None:
         ({f"t{i}": {"weight": [[2, 1], [3, 0]]} for i in range(3)}, r"switches off all tasks in epoch 3"),
     ],
 )
-def test_schedules_that_cannot_work_are_refused(tasks: Any, message: str) -> None:
+def test_invalid_schedules_are_rejected(tasks: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Schedule(tasks).check(build(Own()))
 
 
-def test_weightings_of_examples_are_refused() -> None:
+def test_weightings_of_examples_are_rejected() -> None:
     module = build(Own())
     module.weighting.rows = "example"
     with pytest.raises(
@@ -175,7 +175,7 @@ def test_weightings_of_examples_are_refused() -> None:
         Schedule({"t0": {"from_epoch": 1}}).check(module)
 
 
-def test_a_task_alone_has_no_schedule() -> None:
+def test_a_single_task_has_no_schedule() -> None:
     config = composed(*KEYS, scheduled("sex:{from_epoch:1}"), "only=sex", "run_folder=x")
     keep_only(config)
     assert config.callbacks.schedule is None

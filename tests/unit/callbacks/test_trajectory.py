@@ -1,4 +1,4 @@
-"""The trajectory of a toy problem, and that training ends on its Pareto set."""
+"""The recorded trajectory of a toy problem, which ends on its Pareto set."""
 
 import csv
 from pathlib import Path
@@ -33,12 +33,12 @@ def problem(weighting: Combiner, start: tuple[float, float], **losses: nn.Module
 
 
 def quadratics(weighting: Combiner) -> MultiTaskModule:
-    centres = {"first": Quadratic([-2, 1]), "second": Quadratic([2, 1], scale=10)}
-    return problem(weighting, (-1.0, 4.0), **centres)
+    centers = {"first": Quadratic([-2, 1]), "second": Quadratic([2, 1], scale=10)}
+    return problem(weighting, (-1.0, 4.0), **centers)
 
 
-@pytest.mark.parametrize(("target", "where"), [(MEAN, 2 * 9 / 11), (UPGRAD, None)])
-def test_table_figure_and_end_on_the_pareto_set(tmp_path: Path, target: str, where: float | None):
+@pytest.mark.parametrize(("target", "expected"), [(MEAN, 2 * 9 / 11), (UPGRAD, None)])
+def test_table_plot_and_end_on_the_pareto_set(tmp_path: Path, target: str, expected: float | None):
     module = quadratics(combiner(target))
     fit(
         module,
@@ -64,17 +64,17 @@ def test_table_figure_and_end_on_the_pareto_set(tmp_path: Path, target: str, whe
     assert (rows[-1]["x1"], rows[-1]["x2"]) == pytest.approx(last, abs=1e-6)
     assert last[1] == pytest.approx(1, abs=1e-3)
     assert -2 - 1e-6 <= last[0] <= 2 + 1e-6
-    # The mean of the losses pays for the second objective with the first; UPGrad does not.
+    # The mean of the losses improves the second objective at the expense of the first; UPGrad does not.
     assert (rows[-1]["first"] < rows[0]["first"]) is (target == UPGRAD)
     assert rows[-1]["second"] < rows[0]["second"]
-    if where is not None:
-        assert last[0] == pytest.approx(where, abs=1e-3)
+    if expected is not None:
+        assert last[0] == pytest.approx(expected, abs=1e-3)
     with Image.open(tmp_path / "trajectory.png") as image:
         assert min(image.size) > 400
         assert len(image.convert("RGB").getcolors(maxcolors=1_000_000)) > 50
 
 
-def test_what_was_walked_is_drawn_also_after_an_error(tmp_path: Path):
+def test_trajectory_is_plotted_after_an_error(tmp_path: Path):
     module = quadratics(combiner(MEAN))
 
     def stop(*_: object) -> None:
@@ -88,14 +88,14 @@ def test_what_was_walked_is_drawn_also_after_an_error(tmp_path: Path):
     assert (tmp_path / "trajectory.png").is_file()
 
 
-def test_state_goes_on_where_it_was():
+def test_state_is_restored():
     first, second = Trajectory(), Trajectory()
     first.points = [[1.0, 2.0], [3.0, 4.0]]
     second.load_state_dict(first.state_dict())
     assert second.points == first.points
 
 
-def test_other_problems_are_refused(tmp_path: Path):
+def test_other_problems_are_rejected(tmp_path: Path):
     mean = combiner(MEAN)
     module = problem(mean, (0.0, 0.0), first=Valleys(1), second=nn.MSELoss())
     with pytest.raises(ValueError, match="two objectives"):

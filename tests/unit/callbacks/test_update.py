@@ -1,4 +1,4 @@
-"""The logged direction of an update is that of the parameters before and after a step."""
+"""The logged update direction points from the parameters before a step to those after it."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def adam(groups: Any) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize("make", [sgd, adam])
 @pytest.mark.parametrize("method", [UPGradWeighting, Mean])
-def test_cosines_are_those_of_the_parameters_before_and_after(method: Any, make: Any) -> None:
+def test_cosines_of_the_update(method: Any, make: Any) -> None:
     data = arrays()
     module = build(adapt(method()), optimizer=make)
     rows, before = rows_by_hand(module, data), shared_of(module)
@@ -46,8 +46,8 @@ def test_cosines_are_those_of_the_parameters_before_and_after(method: Any, make:
     update = shared_of(module) - before
     (cosines,) = logged_by(memory)
     for i, row in enumerate(rows):
-        wanted = nn.functional.cosine_similarity(-row, update, dim=0)
-        assert cosines[f"t{i}"] == pytest.approx(wanted.item(), rel=1e-9)
+        expected = nn.functional.cosine_similarity(-row, update, dim=0)
+        assert cosines[f"t{i}"] == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_plain_sgd_keeps_the_direction_of_upgrad_and_adam_does_not() -> None:
@@ -61,7 +61,7 @@ def test_plain_sgd_keeps_the_direction_of_upgrad_and_adam_does_not() -> None:
     assert max(abs(found[sgd][name] - found[adam][name]) for name in found[sgd]) > 1e-2
 
 
-def test_training_is_the_same_with_it_and_it_measures_every_so_many_steps() -> None:
+def test_measuring_at_an_interval_does_not_affect_training() -> None:
     ends = []
     for callbacks in ([], [UpdateDirection(every=3)]):
         memory = Memory()
@@ -88,6 +88,6 @@ def test_a_window_is_measured_once_and_absent_tasks_have_no_cosine() -> None:
     assert [set(one) for one in logged_by(memory)] == [{"t0", "t2"}] * 2
 
 
-def test_an_interval_has_to_be_positive() -> None:
+def test_an_interval_must_be_positive() -> None:
     with pytest.raises(ConfigError, match=r"^callbacks\.update\.every=0 must be at least 1\.$"):
         UpdateDirection(every=0)

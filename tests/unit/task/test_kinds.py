@@ -1,4 +1,4 @@
-"""Every usual kind of task by YAML alone: loss and metrics against references, on arrays of one's own."""
+"""Losses and metrics of every kind of task in configs/task/kinds equal references on user arrays."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from multitask.run.resolvers import register
 
 CONFIGS = str(Path(__file__).parents[3] / "configs")
 COUNT = 60
-# What a composed config takes from a running script.
+# Keys that a script sets.
 OUTSIDE = ["method=x", "experiment_name=x", "variant=x", "sweep=null", "run_folder=x", "logger=csv"]
 FLAT = ["trunk=mlp", "trunk.widths=[8]"]
 DENSE = ["trunk=segnet", "trunk.channels=[4]", "trunk.depths=[1]", "trunk.norm=group"]
@@ -114,7 +114,7 @@ def test_balanced_classes_take_their_weights_from_the_training_split(tmp_path: P
     torch.testing.assert_close(loss, F.cross_entropy(scores, classes, weight=counts.sum() / (3.0 * counts)))
 
 
-def test_labels_of_which_some_are_missing(tmp_path: Path):
+def test_labels_with_missing_ones(tmp_path: Path):
     module, batch = built(tmp_path, arrays(), "task=[kinds/labels]", *FLAT)
     loss, logits, metrics = measured(module, batch, "labels")
     known = batch["labels"] >= 0
@@ -124,7 +124,7 @@ def test_labels_of_which_some_are_missing(tmp_path: Path):
     assert metrics["accuracy"] == pytest.approx(float(right.float().mean()))
 
 
-def test_scalar_learns_in_standard_units_and_reports_in_its_own(tmp_path: Path):
+def test_scalar_trains_in_standard_units_and_reports_in_original_units(tmp_path: Path):
     module, batch = built(tmp_path, arrays(), "task=[kinds/scalar]", *FLAT)
     loss, prediction, metrics = measured(module, batch, "scalar")
     target = batch["scalar"][:, None]
@@ -144,7 +144,7 @@ def test_scaling_is_fitted_to_the_training_split_alone(tmp_path: Path):
     assert "tasks.scalar.transform.mean" in module.state_dict()
 
 
-def test_vector_scales_each_column_by_what_is_known_of_it(tmp_path: Path):
+def test_vector_scales_each_column_by_its_labelled_values(tmp_path: Path):
     module, batch = built(tmp_path, arrays(), "task=[kinds/vector]", *FLAT)
     loss, prediction, metrics = measured(module, batch, "vector")
     target = batch["vector"]
@@ -158,7 +158,7 @@ def test_vector_scales_each_column_by_what_is_known_of_it(tmp_path: Path):
     assert metrics["mae"] == pytest.approx(float(error), rel=1e-5)
 
 
-def test_segmentation_leaves_out_what_is_ignored(tmp_path: Path):
+def test_segmentation_excludes_ignored_pixels(tmp_path: Path):
     module, batch = built(tmp_path, arrays(), "task=[kinds/segmentation]", *DENSE)
     loss, scores, metrics = measured(module, batch, "segmentation")
     target = batch["segmentation"]
@@ -167,7 +167,7 @@ def test_segmentation_leaves_out_what_is_ignored(tmp_path: Path):
     assert metrics["accuracy"] == pytest.approx(float(right.float().mean()))
 
 
-def test_dense_numbers_under_a_mask(tmp_path: Path):
+def test_dense_regression_with_a_mask(tmp_path: Path):
     module, batch = built(tmp_path, arrays(), "task=[kinds/dense]", *DENSE)
     loss, prediction, metrics = measured(module, batch, "dense")
     known, target = batch["mask/dense"], batch["dense"]
@@ -193,12 +193,12 @@ def test_reconstruction(tmp_path: Path):
     assert metrics["mse"] == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_a_constant_target_is_answered_with_the_task_and_what_to_do(tmp_path: Path):
+def test_error_of_a_constant_target_names_the_task_and_the_remedy(tmp_path: Path):
     content = arrays() | {"scalar": np.ones(COUNT, dtype=np.float32)}
     with pytest.raises(ConfigError, match=r"tasks\.scalar: .*constant.*omit transform"):
         built(tmp_path, content, "task=[kinds/scalar]", *FLAT)
 
 
-def test_penalties_alone_are_refused(tmp_path: Path):
+def test_penalties_alone_are_rejected(tmp_path: Path):
     with pytest.raises(ConfigError, match="no task has a head, only penalties: l1, l2"):
         built(tmp_path, arrays(), "task=[penalty/l1,penalty/l2]", *FLAT)

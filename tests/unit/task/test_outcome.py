@@ -1,4 +1,4 @@
-"""A task compares what can be compared, and leaves out what is not labelled."""
+"""A task aligns predictions with targets, and excludes missing labels."""
 
 from collections.abc import Callable
 
@@ -32,14 +32,14 @@ def test_column_targets_are_aligned_rather_than_broadcast() -> None:
     torch.testing.assert_close(outcome.loss, expected)
 
 
-def test_width_that_does_not_fit_is_refused() -> None:
+def test_mismatched_width_is_rejected() -> None:
     task = Task(nn.Linear(3, 2), nn.MSELoss(), target="y")
     with pytest.raises(ValueError, match=r"the head gives \[4, 2\], but the target 'y' has floats \[4\]"):
         task(FEATURES, {"y": torch.randn(4)})
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_missing_classes_enter_nothing(dense: bool) -> None:
+def test_missing_classes_are_excluded(dense: bool) -> None:
     head = nn.Conv1d(3, 5, 1) if dense else nn.Linear(3, 5)
     features = torch.randn(4, 3, 2) if dense else FEATURES
     target = torch.randint(5, (4, 2) if dense else (4,))
@@ -53,7 +53,7 @@ def test_missing_classes_enter_nothing(dense: bool) -> None:
     assert outcome.count == task.count({"y": target}) == (target != -1).sum()
 
 
-def test_nothing_labelled_gives_a_zero_that_backward_can_pass() -> None:
+def test_loss_without_labels_is_a_differentiable_zero() -> None:
     task = Task(nn.Linear(3, 1), nn.MSELoss(), target="y", missing=True)
     outcome = task(FEATURES, {"y": torch.full((4,), torch.nan)})
     outcome.loss.backward()
@@ -62,7 +62,7 @@ def test_nothing_labelled_gives_a_zero_that_backward_can_pass() -> None:
     assert torch.equal(task.head.weight.grad, torch.zeros(1, 3))
 
 
-def test_mask_says_what_is_labelled() -> None:
+def test_mask_selects_the_labelled_examples() -> None:
     task = Task(nn.Linear(3, 2), nn.MSELoss(), target="y", missing=True)
     y, mask = torch.randn(4, 2), torch.tensor([True, False, True, True])
     outcome = task(FEATURES, {"y": y, "mask/y": mask})
@@ -78,7 +78,7 @@ def test_losses_of_each_example_average_to_the_loss(loss) -> None:
     torch.testing.assert_close(each.mean(), task(FEATURES, batch).loss)
 
 
-def test_features_for_all_or_one_a_task() -> None:
+def test_features_shared_or_per_task() -> None:
     assert split_features(FEATURES, ["a", "b"]) == [FEATURES, FEATURES]
     of = {"a": FEATURES, "b": FEATURES + 1}
     assert split_features(of, ["b", "a"]) == [of["b"], of["a"]]
@@ -86,7 +86,7 @@ def test_features_for_all_or_one_a_task() -> None:
         split_features(of, ["a", "c"])
 
 
-def test_metrics_that_agree_on_the_first_batch_stay_apart() -> None:
+def test_metrics_that_agree_on_the_first_batch_are_not_merged() -> None:
     thresholds = {f"over_{t}": BinaryAccuracy(threshold=t / 100) for t in (50, 90)}
     task = Task(nn.Identity(), nn.BCELoss(), thresholds, target="y")
     for scores, labels in (([0.1, 0.95], [0.0, 1.0]), ([0.7, 0.8], [1.0, 1.0])):
@@ -134,7 +134,7 @@ SEEN: list[Callable[..., Metric]] = [
 @pytest.mark.parametrize("own", [{}, {"ignore_index": -1}])
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("missing", [False, True])
-def test_what_the_loss_ignores_is_missing_for_metrics_too(
+def test_labels_ignored_by_the_loss_are_excluded_from_metrics(
     name: str, metric: Callable[..., Metric], own: dict[str, int], dense: bool, missing: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -143,7 +143,7 @@ def test_what_the_loss_ignores_is_missing_for_metrics_too(
     target = torch.randint(-1, 3, shape, generator=generator)
     target[8:12] = -1
     loss = IGNORING[name]()
-    # Where labels can be missing besides, −100 marks them.
+    # If labels can also be missing, −100 marks them.
     task = Task(nn.Identity(), loss, {"m": metric(**own)}, target="y", missing=missing)
     for part in (slice(0, 8), slice(8, 12), slice(12, 20)):
         outcome = task(scores[part], {"y": target[part]})
@@ -167,5 +167,5 @@ def test_a_loss_that_ignores_all_labels_of_a_batch_is_absent(name: str) -> None:
     data = {key: value.float() for key, value in arrays(1).items()} | {"y": labels}
     module = build(adapt(UPGradWeighting()), heads=heads, dtype=torch.float32)
     assert module.labels_can_be_missing
-    fit(module, Arrays(data, batch_size=4), steps=6)  # all labels of a batch are ignored, in most
+    fit(module, Arrays(data, batch_size=4), steps=6)  # most batches have only ignored labels
     assert all(parameter.isfinite().all() for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""Penalties on named parameters: values and gradients by hand, through the engine as one row of the Jacobian."""
+"""Penalties on named parameters: values by hand, and their row of the Jacobian."""
 
 import pytest
 import torch
@@ -29,11 +29,11 @@ def model() -> nn.ModuleDict:
         (["head.bias", "trunk.0.*"], ["trunk.0.weight", "trunk.0.bias", "head.bias"]),
     ],
 )
-def test_patterns_choose_by_name(patterns: list[str], names: list[str]):
+def test_patterns_select_by_name(patterns: list[str], names: list[str]):
     assert list(Penalty(patterns).chosen(model().named_parameters())) == names
 
 
-def test_pattern_that_names_nothing_is_refused():
+def test_pattern_without_a_match_is_rejected():
     with pytest.raises(ValueError, match=r"no name matches 'trunk\.9\.\*'; there are trunk\.0\.weight"):
         Penalty(["trunk.*", "trunk.9.*"])(model().named_parameters())
 
@@ -47,7 +47,7 @@ def test_sums_by_hand():
     torch.testing.assert_close(absolutes, 2 * weights.abs().sum())
 
 
-def test_loss_of_ones_own_sees_names():
+def test_user_loss_receives_names():
     apart = Penalty(
         ["trunk.*.weight"], loss=lambda named: (named["trunk.0.weight"] @ named["trunk.0.weight"].T).sum()
     )
@@ -75,7 +75,7 @@ def test_classification_and_penalty_are_two_rows_of_one_jacobian():
     mtl_backward(
         [
             nn.functional.cross_entropy(reference["head"](features), classes),
-            # To autojac a loss of features alone: the penalty's row is written by hand below.
+            # For autojac, a loss of the features only; the penalty's row is written by hand below.
             features.sum() * 0.0,
         ],
         features=features,
@@ -89,7 +89,7 @@ def test_classification_and_penalty_are_two_rows_of_one_jacobian():
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_penalties_are_measured_beside_the_tasks():
+def test_penalties_are_measured_alongside_the_tasks():
     head = Task(nn.Linear(3, 1), nn.MSELoss(), {"mse": MeanSquaredError()}, target="y")
     tasks = {"a": head, "l2": Penalty(weight=0.5)}
     module = MultiTaskModule(nn.Linear(4, 3), tasks, weighting=adapt(Mean()))

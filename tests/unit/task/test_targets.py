@@ -1,4 +1,4 @@
-"""What losses compare and metrics see."""
+"""Transforms of targets and predictions for losses and metrics, and balanced losses."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from multitask.task.targets import Binary, Classes, Fitted, Shown, Standardized,
     st.floats(0, 0.6),
     st.integers(0, 99),
 )
-def test_moments_are_those_of_what_is_known_in_batches_of_any_size(
+def test_moments_of_labelled_values_for_any_batch_size(
     shape: tuple[int, ...], size: int, missing: float, seed: int
 ):
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +44,7 @@ def test_moments_of_large_numbers_do_not_cancel():
 
 
 CASTS = {
-    "as it is": lambda module: module,
+    "unchanged": lambda module: module,
     "half()": lambda module: module.half(),
     "to(bfloat16)": lambda module: module.to(torch.bfloat16),
     "float()": lambda module: module.float(),
@@ -61,12 +61,12 @@ def _emptied(module: torch.nn.Module) -> torch.nn.Module:
 @pytest.mark.parametrize("cast", CASTS)
 @pytest.mark.parametrize("offset", [1e3, -1e5, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_standard_units_are_those_of_targets_around_zero(offset: float, cast: str, dtype: torch.dtype):
+def test_standard_units_do_not_depend_on_the_offset(offset: float, cast: str, dtype: torch.dtype):
     around_zero = (0.3 * torch.randn(50, 2, dtype=torch.float64) * 2**10).round() / 2**10
-    moved = (around_zero + offset).to(dtype)
-    unmoved = moved.double() - offset  # what float32 has left
+    shifted = (around_zero + offset).to(dtype)
+    unshifted = shifted.double() - offset  # as rounded to the dtype
     units = []
-    for target in (moved, unmoved):
+    for target in (shifted, unshifted):
         transform = Standardized()
         transform.observe(target)
         transform.finish()
@@ -76,7 +76,7 @@ def test_standard_units_are_those_of_targets_around_zero(offset: float, cast: st
     assert transform.mean.dtype == transform.std.dtype == torch.float64
 
 
-def test_statistics_stay_on_the_cpu_where_the_device_has_no_float64(monkeypatch: pytest.MonkeyPatch):
+def test_statistics_stay_on_the_cpu_if_the_device_has_no_float64(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(precision, "_WITHOUT_FLOAT64", ("meta",))
     transform = Standardized()
     transform.observe(torch.tensor([1e6, 1e6 + 1], dtype=torch.float64))
@@ -117,7 +117,7 @@ def test_standard_units_and_back(shape: tuple[int, ...]):
     torch.testing.assert_close(shown, (targets, targets))
 
 
-def test_without_centre_zero_stays_zero():
+def test_zero_stays_zero_without_centering():
     transform = Standardized(center=False)
     transform.observe(torch.tensor([1.0, 3.0]))
     transform.finish()
@@ -132,14 +132,14 @@ def test_without_centre_zero_stays_zero():
         ([1.0, float("inf")], "infinite, or too large"),
     ],
 )
-def test_what_cannot_be_standardized_is_refused(targets: list[float], reason: str):
+def test_targets_that_cannot_be_standardized_are_rejected(targets: list[float], reason: str):
     transform = Standardized()
     transform.observe(torch.tensor(targets))
     with pytest.raises(ValueError, match=reason):
         transform.finish()
 
 
-def test_binary_shows_probabilities_even_where_all_logits_lie_between_zero_and_one():
+def test_binary_shows_probabilities_even_if_all_logits_are_between_zero_and_one():
     logits, target = torch.tensor([0.1, 0.2, 0.9]), torch.tensor([1, 1, 1])
     assert float(BinaryAccuracy()(logits, target)) == pytest.approx(1 / 3), (
         "torchmetrics takes them for probabilities"
@@ -165,7 +165,7 @@ def test_shown_changes_the_prediction_alone():
     assert torch.equal(target, torch.ones(3))
 
 
-def test_only_what_fits_is_fitted():
+def test_only_parts_with_a_fit_are_fitted():
     fits = [
         part
         for part in (
@@ -182,7 +182,7 @@ def test_only_what_fits_is_fitted():
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(-1, 3), min_size=1, max_size=40).filter(lambda classes: max(classes) >= 0))
-def test_balanced_classes_count_the_same_in_all(classes: list[int]):
+def test_balanced_classes_have_equal_total_weights(classes: list[int]):
     loss = BalancedCrossEntropy(4, ignore_index=-1)
     targets = torch.tensor(classes)
     for batch in targets.split(7):
@@ -190,15 +190,15 @@ def test_balanced_classes_count_the_same_in_all(classes: list[int]):
     loss.finish()
     known = targets[targets >= 0]
     shares = torch.zeros(4).index_add(0, known, loss.weight[known])
-    there = torch.bincount(known, minlength=4) > 0
-    torch.testing.assert_close(shares[there], (len(known) / there.sum()).expand(int(there.sum())))
-    assert (loss.weight[~there] == 1).all()
+    present = torch.bincount(known, minlength=4) > 0
+    torch.testing.assert_close(shares[present], (len(known) / present.sum()).expand(int(present.sum())))
+    assert (loss.weight[~present] == 1).all()
     scores = torch.randn(len(classes), 4)
     expected = torch.nn.functional.cross_entropy(scores, targets, weight=loss.weight, ignore_index=-1)
     torch.testing.assert_close(loss(scores, targets), expected)
 
 
-def test_balanced_classes_refuse_a_class_beyond():
+def test_balanced_classes_reject_an_unknown_class():
     with pytest.raises(ValueError, match=r"loss\.num_classes=2 does not include the class 5"):
         BalancedCrossEntropy(2).observe(torch.tensor([0, 5]))
     with pytest.raises(ValueError, match="no labelled class"):

@@ -1,4 +1,4 @@
-"""Losses of anything that the model computes: each step beside autograd's rows, under every kind of weighting."""
+"""Losses of any quantity that the model computes: a step equals autograd's rows for every kind of loss."""
 
 import math
 from collections.abc import Callable
@@ -36,12 +36,12 @@ def agreement(seen: Seen) -> Tensor:
 
 
 def smoothness(seen: Seen) -> Tensor:
-    """Return the squared derivative of a prediction, of each example."""
+    """Return the squared derivative of a prediction per example."""
     return seen.derivative(seen.predictions["t0"][:, 0]).square().sum(1)
 
 
 def pairs(seen: Seen) -> tuple[Tensor, float]:
-    """Return the mean over pairs of neighbours in the batch, a loss that no example has alone."""
+    """Return the mean over neighbouring pairs in the batch, which is not defined per example."""
     assert isinstance(seen.features, Tensor)
     return (seen.features[1:] * seen.features[:-1]).sum(1).mean(), len(seen.features) - 1.0
 
@@ -81,7 +81,7 @@ def data() -> dict[str, Tensor]:
 
 
 def by_hand(module: MultiTaskModule, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the losses of a kind as one would write them in a loop."""
+    """Return the losses of a kind, written out."""
     inputs = batch["inputs"].clone().requires_grad_()
     output = module.trunk(inputs)
     features = output.features if isinstance(output, WithLosses) else output
@@ -104,8 +104,8 @@ def by_hand(module: MultiTaskModule, batch: dict[str, Tensor]) -> dict[str, Tens
     return {name: formulas[name]() for name in module.names}
 
 
-def moved(module: MultiTaskModule, batch: dict[str, Tensor], **sizes: Any) -> dict[str, Tensor]:
-    """Return the gradient of a step, and leave the module as it was."""
+def gradient_of_step(module: MultiTaskModule, batch: dict[str, Tensor], **sizes: Any) -> dict[str, Tensor]:
+    """Return the gradient of one step, without changing the module."""
     trained = deepcopy(module)
     trained.trainer_keys = module.trainer_keys
     fit(trained, Arrays(batch, **sizes))
@@ -131,8 +131,8 @@ def gradients(losses: dict[str, Tensor], module: MultiTaskModule) -> dict[str, d
 
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("name", ["sum", "upgrad"])
-def test_a_step_is_that_of_the_rows(kind: str, name: str) -> None:
-    """Own parameters get their loss's gradient, shared ones the weighted sum of rows by torchjd's weighting."""
+def test_a_step_equals_the_combined_rows(kind: str, name: str) -> None:
+    """Parameters of one loss get its gradient, shared ones the sum of rows weighted by torchjd."""
     trunk, tasks = kinds()[kind]
     weighting: Any = adapt(Sum() if name == "sum" else UPGradWeighting())
     module = build(weighting, trunk=trunk, heads=tasks, accumulate_grad_batches=1)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def test_a_step_is_that_of_the_rows(kind: str, name: str) -> None:
     assert shared
     J = torch.stack([torch.cat([row[n].flatten() for n in shared]) for row in rows.values()])
     weights = torch.ones(len(J), dtype=J.dtype) if name == "sum" else UPGradWeighting()(J @ J.T)
-    found = moved(module, batch)
+    found = gradient_of_step(module, batch)
     for n, gradient in found.items():
         each = torch.stack([row[n] for row in rows.values()])
         factors = weights if n in shared else torch.ones_like(weights)
@@ -152,7 +152,7 @@ def test_a_step_is_that_of_the_rows(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize("kind", [k for k in kinds() if k not in ("features",)])
 @pytest.mark.parametrize("name", ["upgrad", "uw"])
-def test_micro_batches_are_the_whole_batch(kind: str, name: str) -> None:
+def test_micro_batches_equal_the_whole_batch(kind: str, name: str) -> None:
     trunk, tasks = kinds()[kind]
     heads = {n: tasks[n] for n in tasks}
     found = []
@@ -163,7 +163,7 @@ def test_micro_batches_are_the_whole_batch(kind: str, name: str) -> None:
             heads=deepcopy(heads),  # type: ignore[arg-type]
             accumulate_grad_batches=math.ceil(24 / size),
         )
-        found.append(moved(module, data(), batch_size=size))
+        found.append(gradient_of_step(module, data(), batch_size=size))
     for n, gradient in found[0].items():
         torch.testing.assert_close(found[1][n], gradient, rtol=1e-7, atol=1e-9, msg=n)
 
@@ -182,7 +182,7 @@ def test_losses_of_examples_average_to_those_of_the_batch(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["features", "auxiliary"])
-def test_a_loss_of_the_batch_alone_has_none_for_each_example(kind: str) -> None:
+def test_a_loss_of_the_batch_is_not_defined_per_example(kind: str) -> None:
     trunk, tasks = kinds()[kind]
     module = build(make("iwmtl", len(tasks)), trunk=trunk, heads=tasks)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"tasks\.x: the loss is one number per batch"):
@@ -192,18 +192,18 @@ def test_a_loss_of_the_batch_alone_has_none_for_each_example(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", keeping("batch"))
-def test_every_weighting_takes_terms(name: str) -> None:
+def test_every_weighting_accepts_terms(name: str) -> None:
     trunk, _ = kinds()["derivative"]
     tasks: dict[str, AnyTask] = {f"t{i}": regression(f"t{i}") for i in range(2)}
     tasks["x"] = Term(smoothness, derivatives=True)
     module = build(make(name, list(tasks)), trunk=trunk, heads=tasks, accumulate_grad_batches=2)  # type: ignore[arg-type]
-    found = moved(module, data(), batch_size=12)
+    found = gradient_of_step(module, data(), batch_size=12)
     assert all(value.isfinite().all() for value in found.values())
     assert any(value.any() for n, value in found.items() if n.startswith("trunk"))
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_a_resumed_run_ends_where_the_uninterrupted_one_does(kind: str, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(kind: str, tmp_path: Path) -> None:
     trunk, tasks = kinds()[kind]
     whole, first, second = (
         build(make("upgrad", 3), trunk=deepcopy(trunk), heads=deepcopy(tasks), accumulate_grad_batches=1)  # type: ignore[arg-type]
@@ -224,13 +224,13 @@ def test_a_split_is_measured_under_no_grad(kind: str) -> None:
         for start in (0, 10):
             part = {n: v[start : start + (10 if start == 0 else 14)] for n, v in data().items()}
             module.add_measured(part)
-        figures = module.measured()
+        metrics = module.measured()
     for n, loss in by_hand(module, data()).items():
-        assert figures[n, "loss"] == pytest.approx(float(loss.detach()), rel=1e-9)
+        assert metrics[n, "loss"] == pytest.approx(float(loss.detach()), rel=1e-9)
 
 
 def test_forces_are_in_the_units_of_their_target() -> None:
-    """A perfect energy in standard units gives perfect forces, and their metrics say so."""
+    """An exact energy in standard units gives exact forces in the units of the data."""
 
     class Exact(nn.Module):
         def forward(self, points: Tensor) -> Tensor:
@@ -252,13 +252,13 @@ def test_forces_are_in_the_units_of_their_target() -> None:
     module = MultiTaskModule(Exact(), {"energy": energy, "forces": forces}, weighting=adapt(Sum()))
     with torch.no_grad():
         module.add_measured(batch)
-    figures = module.measured()
-    assert figures["energy", "loss"] < 1e-10
-    assert figures["forces", "mae"] < 1e-3
+    metrics = module.measured()
+    assert metrics["energy", "loss"] < 1e-10
+    assert metrics["forces", "mae"] < 1e-3
 
 
 class Scaled(nn.Module):
-    """A head that is right: the energy in standard units."""
+    """A head that returns the exact energy in standard units."""
 
     def __init__(self, transform: nn.Module) -> None:
         super().__init__()
@@ -306,20 +306,20 @@ def test_the_divergence_of_a_variational_trunk_is_that_of_its_distributions() ->
     assert not torch.equal(trunk.train()(torch.ones(4, 5)).features, trunk(torch.ones(4, 5)).features)
 
 
-def test_predictions_that_wait_for_each_other_and_unknown_ones_are_refused() -> None:
+def test_circular_and_unknown_predictions_are_rejected() -> None:
     def of(other: str) -> Task:
         return Task(prediction=PredictionOf(other), loss=nn.MSELoss(), target="t0")
 
-    for tasks, said in (
+    for tasks, message in (
         ({"a": of("b"), "b": of("a")}, "depend on each other"),
         ({"a": of("c")}, "tasks.a: no task 'c' makes predictions; available: a"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             MultiTaskModule(nn.Linear(5, 4), tasks, weighting=adapt(Sum())).double()(data())
 
 
 def test_a_missing_term_is_absent_from_the_step() -> None:
-    """Its value, NaN, is as good as none, and the others get what they would get without it."""
+    """Its value is NaN, and the other losses get the same gradients as without it."""
     trunk, _ = kinds()["predictions"]
     both: dict[str, AnyTask] = {"t0": regression("t0"), "t1": regression("t1")}
     nothing = Term(lambda seen: (seen.predictions["t0"][:0].mean(), 0.0), missing=True)
@@ -331,42 +331,42 @@ def test_a_missing_term_is_absent_from_the_step() -> None:
             heads=deepcopy(tasks),  # type: ignore[arg-type]
             accumulate_grad_batches=1,
         )
-        found.append(moved(module, data()))
+        found.append(gradient_of_step(module, data()))
     for n, gradient in found[0].items():
         torch.testing.assert_close(found[1][n], gradient, rtol=0, atol=0, msg=n)
 
 
 class InPlace(nn.Module):
-    """A head that overwrites what it gets."""
+    """A head that changes its features in place."""
 
-    def __init__(self, training_alone: bool) -> None:
+    def __init__(self, only_in_training: bool) -> None:
         super().__init__()
         self.last = nn.Linear(4, 2)
-        self.training_alone = training_alone
+        self.only_in_training = only_in_training
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.training or not self.training_alone:
+        if self.training or not self.only_in_training:
             features.mul_(3.0).relu_()
         return self.last(features)
 
 
-@pytest.mark.parametrize("training_alone", [False, True])
+@pytest.mark.parametrize("only_in_training", [False, True])
 @pytest.mark.parametrize("name", ["weighted_sum", "upgrad"])
-def test_heads_that_change_features_in_place_change_nobody_elses(name: str, training_alone: bool) -> None:
-    """Whatever their order, and if they do so in training alone, as dropout does."""
+def test_in_place_changes_of_a_head_do_not_affect_the_others(name: str, only_in_training: bool) -> None:
+    """For any order of the tasks, also if the head does so only in training, as dropout does."""
     trunk, _ = kinds()["predictions"]
     seen_by: list[Tensor] = []
 
-    def look(seen: Seen) -> Tensor:
+    def observe(seen: Seen) -> Tensor:
         assert isinstance(seen.features, Tensor)
         seen_by.append(seen.features.detach().clone())
         return (seen.features - 1).square().mean(1)
 
     torch.manual_seed(1)
     tasks: dict[str, AnyTask] = {
-        "t0": Task(InPlace(training_alone), nn.MSELoss(), target="t0"),
+        "t0": Task(InPlace(only_in_training), nn.MSELoss(), target="t0"),
         "t1": regression("t1"),
-        "x": Term(look),
+        "x": Term(observe),
     }
     found = []
     for order in (["t0", "t1", "x"], ["t1", "x", "t0"], ["x", "t1", "t0"]):
@@ -377,9 +377,9 @@ def test_heads_that_change_features_in_place_change_nobody_elses(name: str, trai
             accumulate_grad_batches=1,
         )
         with torch.no_grad():
-            module.eval()(data())  # a look in evaluation mode before, as a start has
+            module.eval()(data())  # evaluated once before, as at the start of a run
         module.train()
-        found.append(moved(module, data()))
+        found.append(gradient_of_step(module, data()))
         torch.testing.assert_close(seen_by[-1], trunk.double()(data()["inputs"]).detach())
     for others in found[1:]:
         for n, gradient in found[0].items():

@@ -11,7 +11,7 @@ from multitask.task.toys import Quadratic, Valleys, non_dominated
 
 
 def written_out(number: int, x: float, y: float) -> float:
-    """The appendix of CAGrad, term by term."""
+    """Return an objective of CAGrad's appendix, term by term."""
     if number == 1:
         f = math.log(max(abs(0.5 * (-x - 7) - math.tanh(-y)), 0.000005)) + 6
         g = ((-x + 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20
@@ -22,7 +22,7 @@ def written_out(number: int, x: float, y: float) -> float:
 
 
 @given(st.sampled_from([1, 2]), st.floats(-10, 10), st.floats(-10, 10))
-def test_valleys_are_those_of_the_paper(number: int, x: float, y: float):
+def test_valleys_equal_the_paper(number: int, x: float, y: float):
     value = Valleys(number).values(torch.tensor([[x, y]], dtype=torch.float64))
     assert float(value) == pytest.approx(written_out(number, x, y), abs=1e-9)
 
@@ -45,7 +45,7 @@ def test_pareto_set_of_the_valleys_is_the_line_below():
     assert (kept[:, 1] + 8.36).abs().max() < 0.45
 
 
-def test_pareto_set_of_quadratics_is_the_line_between_their_centres():
+def test_pareto_set_of_quadratics_is_the_line_between_their_centers():
     first, second = Quadratic([-2, 1], [1, 3]), Quadratic([4, 1], [1, 3], scale=10)
     grid = torch.cartesian_prod(torch.linspace(-5, 5, 101), torch.linspace(-5, 5, 101))
     kept = grid[non_dominated(torch.stack([first.values(grid), second.values(grid)], dim=-1))]
@@ -63,7 +63,7 @@ def test_non_dominated_by_definition(values: list[tuple[int, int]]):
     assert non_dominated(torch.tensor(values, dtype=torch.float32)).tolist() == expected
 
 
-def test_bad_arguments_name_the_key():
+def test_errors_name_the_key():
     with pytest.raises(ValueError, match="number"):
         Valleys(3)
     with pytest.raises(ValueError, match="curvature"):

@@ -1,4 +1,4 @@
-"""Trunks that data sets bring: encoder-decoder, convolutions, molecules."""
+"""Trunks for particular data sets: U-Net, convolutional networks and SchNet."""
 
 import math
 
@@ -16,7 +16,7 @@ def test_unet_keeps_the_size(size: tuple[int, int]):
     assert features.shape == (2, 8, *size)
 
 
-def test_unet_sees_far_and_near():
+def test_unet_has_a_large_receptive_field():
     trunk = UNet([8, 12, 16])
     images = torch.rand(1, 3, 32, 32, requires_grad=True)
     trunk(images)[0, :, 16, 16].sum().backward()
@@ -25,14 +25,14 @@ def test_unet_sees_far_and_near():
     assert seen[16 + 8, 16]
 
 
-def test_unet_and_convnet_treat_examples_alone():
+def test_unet_and_convnet_treat_examples_independently():
     for trunk in (UNet([8, 12]), convnet([8, 12], 6)):
         trunk(torch.rand(1, 3, 16, 16))
         images = torch.rand(3, 3, 16, 16)
         torch.testing.assert_close(trunk(images)[1:2], trunk(images[1:2]))
 
 
-def test_convnet_takes_any_size():
+def test_convnet_accepts_any_size():
     trunk = convnet([8, 12], 6)
     assert trunk(torch.rand(2, 3, 20, 30)).shape == (2, 6)
     assert trunk(torch.rand(2, 3, 64, 64)).shape == (2, 6)
@@ -55,7 +55,7 @@ def molecules() -> torch.Tensor:
     return atoms
 
 
-def test_schnet_is_blind_to_place_turn_order_and_padding():
+def test_schnet_is_invariant_to_translation_rotation_order_and_padding():
     torch.manual_seed(0)
     trunk = SchNet(width=8, layers=2, cutoff=5.0, centres=10).double()
     atoms = molecules()
@@ -63,17 +63,17 @@ def test_schnet_is_blind_to_place_turn_order_and_padding():
     assert expected.shape == (2, 8)
     assert (expected[0] - expected[1]).abs().max() > 1e-3
     angle = 0.7
-    turn = torch.tensor(
+    rotation = torch.tensor(
         [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]]
     )
     moved = atoms.clone()
-    moved[..., 1:] = (moved[..., 1:] @ turn.double().T + 3.0) * (atoms[..., :1] > 0)
+    moved[..., 1:] = (moved[..., 1:] @ rotation.double().T + 3.0) * (atoms[..., :1] > 0)
     torch.testing.assert_close(trunk(moved), expected)
     torch.testing.assert_close(trunk(atoms[:, torch.randperm(9)]), expected)
     torch.testing.assert_close(trunk(torch.cat([atoms, torch.zeros(2, 3, 4).double()], dim=1)), expected)
 
 
-def test_schnet_feels_distances_up_to_the_cutoff():
+def test_schnet_depends_on_distances_up_to_the_cutoff():
     torch.manual_seed(0)
     trunk = SchNet(width=8, layers=1, cutoff=3.0, centres=10).double()
 

@@ -1,4 +1,4 @@
-"""Encoders of transformers as trunks: low-rank updates with the exact Jacobian, folders, resumed runs."""
+"""Encoders of Hugging Face Transformers as trunks: exact Jacobian of low-rank updates, folders, resume."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ LORA = {"r": 2, "target_modules": ["query", "value"]}
 
 
 def lora(*overrides: str) -> tuple[Any, dict[str, Any]]:
-    """Return a module in float64 whose low-rank updates have left their start at zero, and a batch."""
+    """Return a float64 module with low-rank updates that are not zero, and a batch."""
     pytest.importorskip("peft")
     _, data, module = made(*SMALL, "trunk=lora", "optimizer=sgd", "optimizer.lr=1", *overrides)
     torch.manual_seed(1)
@@ -34,7 +34,7 @@ def lora(*overrides: str) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("engine", ["auto", "rows", "layerwise"])
-def test_low_rank_updates_have_the_exact_jacobian_and_the_rest_is_frozen(engine: str) -> None:
+def test_low_rank_updates_have_the_exact_jacobian_and_other_weights_are_frozen(engine: str) -> None:
     module, batch = lora("weighting=upgrad", f"weighting.engine={engine}")
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     shared = {
@@ -47,9 +47,9 @@ def test_low_rank_updates_have_the_exact_jacobian_and_the_rest_is_frozen(engine:
     ]
     rows = [torch.autograd.grad(loss, list(shared.values()), retain_graph=True) for loss in losses]
     jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-    wanted = UPGrad()(jacobian).split([p.numel() for p in shared.values()])
+    expected = UPGrad()(jacobian).split([p.numel() for p in shared.values()])
     fit(module, Arrays(batch))
-    for (name, parameter), gradient in zip(shared.items(), wanted, strict=True):
+    for (name, parameter), gradient in zip(shared.items(), expected, strict=True):
         torch.testing.assert_close(
             (before[name] - parameter).flatten(), gradient, rtol=1e-7, atol=1e-10, msg=name
         )
@@ -66,11 +66,11 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, method: str) -> None:
     trained(tmp_path / "first", *keys, "trainer.max_steps=4")
     rest, trainer = trained(tmp_path / "rest", *keys, resume=tmp_path / "first" / "checkpoints" / "last.ckpt")
     assert trainer.global_step == 6
-    for (name, wanted), found in zip(whole.named_parameters(), rest.parameters(), strict=True):
-        assert torch.equal(wanted, found), name
+    for (name, expected), found in zip(whole.named_parameters(), rest.parameters(), strict=True):
+        assert torch.equal(expected, found), name
 
 
-def test_a_folder_holds_the_weights(tmp_path: Path) -> None:
+def test_a_folder_contains_the_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     drawn = Encoder(config=KEYS).eval()
     drawn.model.save_pretrained(tmp_path)
@@ -80,12 +80,12 @@ def test_a_folder_holds_the_weights(tmp_path: Path) -> None:
     assert not [name for name, _ in read.named_parameters() if "pooler" in name]
 
 
-def test_low_rank_updates_start_at_the_folder_s_weights(tmp_path: Path) -> None:
+def test_low_rank_updates_start_at_the_weights_of_the_folder(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     Encoder(config=KEYS).model.save_pretrained(tmp_path)
     given = {"input_ids": torch.tensor([[1, 2, 3]])}
     whole, updated = Encoder(str(tmp_path)), Encoder(str(tmp_path), lora=LORA)
-    # Ready to train: an encoder in eval mode would be trained without its dropout.
+    # In training mode: an encoder in eval mode would be trained without dropout.
     assert all(part.training for encoder in (whole, updated) for part in encoder.modules())
     whole, updated = whole.eval(), updated.eval()
     assert torch.equal(whole(**given), updated(**given))
@@ -104,7 +104,7 @@ def test_low_rank_updates_start_at_the_folder_s_weights(tmp_path: Path) -> None:
         ({"config": {"hidden_size": 3}}, r"^trunk\.config\.model_type"),
     ],
 )
-def test_what_makes_no_encoder_is_refused(keys: dict[str, Any], message: str) -> None:
+def test_invalid_encoders_are_rejected(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Encoder(**keys)
 
@@ -117,7 +117,7 @@ def test_a_missing_package_is_named(package: str, keys: Any, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_an_exported_encoder_takes_texts_of_any_length(tmp_path: Path) -> None:
+def test_an_exported_encoder_accepts_texts_of_any_length(tmp_path: Path) -> None:
     _, data, module = made(*SMALL)
     exported = Exported(module.eval(), ["input_ids", "attention_mask"]).eval()
     inputs = next(iter(data.loader("val")))["inputs"]

@@ -1,4 +1,4 @@
-"""Trunks of another library by ``_target_``, without torchvision: MONAI's networks, and what returns tuples."""
+"""Trunks of other libraries by ``_target_``, without torchvision: MONAI's networks, and modules with tuples."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ TRUNKS = {
 }
 
 
-def after_a_step(folder: Path, trunk: str, *overrides: str) -> dict[str, Tensor]:
+def parameters_after_step(folder: Path, trunk: str, *overrides: str) -> dict[str, Tensor]:
     given = [*TRUNKS[trunk], f"trunk={trunk}", "weighting=upgrad", "optimizer=sgd", "optimizer.lr=0.1"]
     module, batch = built(folder, arrays(), *given, *overrides)
     few = {
@@ -37,23 +37,23 @@ def after_a_step(folder: Path, trunk: str, *overrides: str) -> dict[str, Tensor]
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_step_through_a_library_s_network_is_exact(tmp_path: Path, trunk: str):
-    """Their ReLUs overwrite what they are given, which the layer-wise engine must bear."""
-    plain = after_a_step(tmp_path, trunk, "weighting.engine=rows")
-    for name, parameter in after_a_step(tmp_path, trunk).items():
+def test_step_of_a_library_network_is_exact(tmp_path: Path, trunk: str):
+    """The layer-wise engine supports their in-place ReLUs."""
+    plain = parameters_after_step(tmp_path, trunk, "weighting.engine=rows")
+    for name, parameter in parameters_after_step(tmp_path, trunk).items():
         torch.testing.assert_close(parameter, plain[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
 @pytest.mark.slow
 def test_torchvision_is_not_needed():
-    """Importing everything that trunks are made of leaves it out, whether it is installed or not."""
+    """Every module that trunks use can be imported without torchvision."""
     modules = "multitask.run.train, multitask.nn.resnet, multitask.nn.segnet, multitask.nn.tokens, monai.networks.nets"
     code = f"import sys; sys.modules['torchvision'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("key", [0, "hidden"])
-def test_pick_hands_on_one_part(key: Any):
+def test_pick_returns_one_part(key: Any):
     class Named(nn.Module):
         def forward(self, inputs: Tensor) -> Any:
             return SimpleNamespace(hidden=inputs + 1)
@@ -65,12 +65,12 @@ def test_pick_hands_on_one_part(key: Any):
 
 
 @pytest.mark.parametrize("key", [2, "pooled"])
-def test_pick_says_what_is_not_there(key: Any):
+def test_pick_names_a_missing_key(key: Any):
     with pytest.raises(ValueError, match=rf"trunk\.key={key}: GRU gives a tuple without it"):
         Pick(nn.GRU(3, 4), key)(torch.randn(2, 5, 3))
 
 
-def test_pick_takes_mappings():
+def test_pick_accepts_mappings():
     class Mapped(nn.Module):
         def forward(self, inputs: Tensor) -> dict[str, Tensor]:
             return {"out": inputs}

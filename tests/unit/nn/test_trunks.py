@@ -1,4 +1,4 @@
-"""Trunks: their formulas by hand, their shapes, and which parameters serve which task."""
+"""Trunks: formulas computed by hand, shapes, and the parameters that each task uses."""
 
 from collections import Counter
 from functools import partial
@@ -56,8 +56,7 @@ PER_TASK = ("hard_sharing", "mmoe", "cgc", "ple", "cross_stitch", "mtan", "mtan_
 PER_TASK += ("hard_sharing_mlp", "mmoe_mlp", "ple_mlp", "cross_stitch_mlp")
 
 
-# Tested where what they are for is: models without a trunk, toys, molecules, text, another library's networks; ``unet``
-# is ``unet_small`` in large.
+# Tested with models without a trunk, toys, molecules, text and other libraries; ``unet`` is a larger ``unet_small``.
 ELSEWHERE = {
     *("none", "point", "schnet", "unet", "monai_resnet", "monai_segresnet"),
     *("encoder", "encoder_folder", "lora"),
@@ -83,7 +82,7 @@ def as_mapping(features: Any) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_reach_found_in_the_graph_is_the_one_of_backward(name: str):
+def test_users_found_in_the_graph_are_those_of_backward(name: str):
     trunk = configured(name)
     features = as_mapping(trunk(torch.randn(3, 1, 28, 28)))
     parameters = list(trunk.parameters())
@@ -94,7 +93,7 @@ def test_reach_found_in_the_graph_is_the_one_of_backward(name: str):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_trunk_is_the_same_in_evaluation_for_one_example_or_many(name: str):
+def test_evaluation_treats_examples_independently(name: str):
     trunk = configured(name)
     images = torch.randn(4, 1, 28, 28)
     trunk(images)
@@ -105,7 +104,7 @@ def test_trunk_is_the_same_in_evaluation_for_one_example_or_many(name: str):
 
 
 @pytest.mark.parametrize("name", PER_TASK)
-def test_trunk_gives_features_for_each_task_of_the_config(name: str):
+def test_trunk_returns_features_of_each_task_of_the_config(name: str):
     trunk = configured(name, "task=[multi_mnist/right,multi_mnist/left,multi_mnist/reconstruction]")
     assert list(trunk(torch.randn(2, 1, 28, 28))) == ["right", "left", "reconstruction"]
 
@@ -118,7 +117,7 @@ def shares(trunk: nn.Module, features: dict[str, Tensor]) -> dict[tuple[str, ...
     return found
 
 
-def test_branches_share_the_trunk_alone():
+def test_branches_share_only_the_trunk():
     trunk = Branches(["a", "b"], mlp([4]), partial(mlp, [3]))
     inputs = torch.randn(5, 6)
     features = trunk(inputs)
@@ -143,7 +142,7 @@ def test_mmoe_by_hand():
     assert by_users == {("a", "b"): 6, ("a",): 1, ("b",): 1}
 
 
-def test_experts_start_apart():
+def test_experts_start_at_different_parameters():
     trunk = MMoE(["a"], partial(mlp, [4]), experts=2)
     trunk(torch.randn(5, 6))
     assert not torch.equal(trunk.experts[0][0].weight, trunk.experts[1][0].weight)
@@ -164,7 +163,7 @@ def test_cgc_by_hand():
     assert all(".a." in name for name in found["a",])
 
 
-def test_ple_hands_everything_on_through_the_shared_gate():
+def test_ple_passes_all_experts_through_the_shared_gate():
     trunk = PLE(["a", "b"], [partial(mlp, [4]), partial(mlp, [3])], own=2, shared=1)
     inputs = torch.randn(5, 6)
     features = trunk(inputs)
@@ -200,20 +199,20 @@ def test_stitch_by_hand():
     torch.testing.assert_close(mixed[1, :, 0], 0.3 * features[0, :, 0] + 0.7 * features[1, :, 0])
 
 
-def test_cross_stitch_without_mixture_is_one_network_a_task():
+def test_cross_stitch_without_mixing_is_one_network_per_task():
     trunk = CrossStitch(["a", "b"], [partial(mlp, [4]), partial(mlp, [3])], own=1.0)
     inputs = torch.randn(5, 6)
     features = trunk(inputs)
     torch.testing.assert_close(features["a"], trunk.stages[1][0](trunk.stages[0][0](inputs)))
 
 
-def test_cross_stitch_of_one_task_mixes_nothing():
+def test_cross_stitch_of_one_task_does_not_mix():
     trunk = CrossStitch(["a"], [partial(mlp, [4])], own=0.9)
     inputs = torch.randn(5, 6)
     torch.testing.assert_close(trunk(inputs)["a"], trunk.stages[0][0](inputs))
 
 
-def test_cross_stitch_weights_survive_a_checkpoint():
+def test_cross_stitch_weights_are_saved_in_a_checkpoint():
     first = CrossStitch(["a", "b"], [partial(mlp, [4])])
     first(torch.randn(5, 6))
     with torch.no_grad():
@@ -224,7 +223,7 @@ def test_cross_stitch_weights_survive_a_checkpoint():
     torch.testing.assert_close(second(inputs)["b"], first(inputs)["b"])
 
 
-def test_cross_stitch_refuses_a_share_beyond_one():
+def test_cross_stitch_rejects_a_share_above_one():
     with pytest.raises(ValueError, match=r"trunk\.own=1\.5"):
         CrossStitch(["a"], [partial(mlp, [4])], own=1.5)
 
@@ -251,7 +250,7 @@ def test_dense_trunks_keep_the_size_of_the_image(size: tuple[int, int]):
     assert SegNet([4, 8, 8], [2, 1, 2], norm="group")(images).shape == (2, 4, *size)
 
 
-def test_segnet_puts_values_back_where_the_maxima_were():
+def test_segnet_unpools_to_the_positions_of_the_maxima():
     trunk = SegNet([1], [1], norm="none")
     images = torch.rand(1, 1, 4, 4)
     trunk(images)
@@ -263,12 +262,12 @@ def test_segnet_puts_values_back_where_the_maxima_were():
     torch.testing.assert_close(trunk(images), kept)
 
 
-def test_segnet_wants_a_depth_a_level():
+def test_segnet_needs_one_depth_per_level():
     with pytest.raises(ValueError, match=r"trunk.depths=\[2\]"):
         SegNet([8, 16], [2])
 
 
-def test_resnet18_has_as_many_parameters_as_the_papers():
+def test_resnet18_has_the_number_of_parameters_of_the_paper():
     trunk = resnet()
     assert trunk(torch.randn(1, 3, 64, 64)).shape == (1, 512)
     # torchvision's resnet18 has 11,689,512 of which its last layer, our heads, has 513,000.
@@ -298,7 +297,7 @@ def test_patches_by_hand():
     torch.testing.assert_close(tokens[:, 3], expected)
 
 
-def test_mlp_flattens_and_keeps_its_names():
+def test_mlp_flattens_its_inputs_and_names_its_layers():
     trunk = mlp([3, 2])
     images = torch.randn(5, 1, 4, 4)
     assert torch.equal(trunk(images), trunk(images.flatten(1)))
@@ -313,14 +312,14 @@ def test_blocks():
         convolution(6, norm="layer")  # type: ignore[arg-type]
 
 
-def test_copies_that_share_parameters_are_refused():
+def test_copies_that_share_parameters_are_rejected():
     with pytest.raises(ValueError, match=r"trunk.expert.*share parameters"):
         MMoE(["a"], partial(nn.Sequential, nn.LazyLinear(3)))
     with pytest.raises(ValueError, match=r"trunk.expert.*_partial_"):
         MMoE(["a"], mlp([3]))  # type: ignore[arg-type]
 
 
-def test_nested_nodes_are_made_anew_through_instantiate():
+def test_nested_nodes_are_instantiated_separately():
     node = {
         "_target_": "torch.nn.Sequential",
         "_args_": [{"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}],
@@ -334,7 +333,7 @@ def test_nested_nodes_are_made_anew_through_instantiate():
     assert not torch.equal(first[0].weight, second[0].weight)
 
 
-def test_the_single_task_baseline_of_a_per_task_trunk_has_the_digest_of_the_joint_run():
+def test_single_task_baseline_of_a_per_task_trunk_has_the_digest_of_the_joint_run():
     def digest(*tasks: str) -> str:
         config = {
             "paths": {"root": "/here"},

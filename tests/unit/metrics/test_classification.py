@@ -1,4 +1,4 @@
-"""Areas under curves, beside torchmetrics."""
+"""Areas under curves, compared with torchmetrics."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from multitask.metrics import BinaryAUROC
 
 @pytest.mark.parametrize("thresholds", [None, 20])
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0], [-1, 1, 0, 0], [-1, 1, 1, 1]])
-def test_auroc_is_torchmetrics_own_and_has_no_value_of_one_class(
+def test_auroc_equals_torchmetrics_and_is_nan_for_one_class(
     labels: list[int], thresholds: int | None
 ) -> None:
     scores, target = torch.tensor([0.1, 0.8, 0.6, 0.7]), torch.tensor(labels)

@@ -1,4 +1,4 @@
-"""Dense metrics against references written pixel by pixel."""
+"""Dense metrics equal references on single pixels."""
 
 import math
 
@@ -107,7 +107,7 @@ BATCHES = (3, 1, 4)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_pixels_are_pooled_whatever_the_batches(name: str):
+def test_pixels_are_pooled_over_batches(name: str):
     make, data, reference, tolerance = CASES[name]
     batches = [data(size, seed) for seed, size in enumerate(BATCHES)]
     expected = reference(*(torch.cat(part) for part in zip(*batches, strict=True)))
@@ -118,7 +118,7 @@ def test_pixels_are_pooled_whatever_the_batches(name: str):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_older_variant_averages_batches(name: str):
+def test_pooling_batches_averages_over_batches(name: str):
     make, data, reference, tolerance = CASES[name]
     batches = [data(size, seed) for seed, size in enumerate(BATCHES)]
     expected = sum(reference(*batch) for batch in batches) / len(batches)
@@ -131,7 +131,7 @@ def test_older_variant_averages_batches(name: str):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_perfect_prediction_and_direction(name: str):
+def test_value_and_direction_of_a_perfect_prediction(name: str):
     make, data, _, tolerance = CASES[name]
     _, target = data(2, 0)
     metric = make("pixels")
@@ -146,7 +146,7 @@ def test_perfect_prediction_and_direction(name: str):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_valid_is_not_a_number(name: str):
+def test_value_without_valid_pixels_is_nan(name: str):
     make, data, _, _ = CASES[name]
     prediction, target = data(2, 0)
     metric = make("pixels")
@@ -163,7 +163,7 @@ def test_nan_targets_are_invalid_too(name: str):
     assert float(metric.compute()) == pytest.approx(reference(prediction, target), abs=tolerance)
 
 
-def test_reset_forgets():
+def test_reset():
     metric = DepthAbsoluteError()
     metric.update(*depth(2, 0))
     metric.reset()
@@ -172,8 +172,8 @@ def test_reset_forgets():
 
 
 @pytest.mark.parametrize("pooling", ["pixels", "batches"])
-def test_collection_keeps_metrics_apart_that_agree_on_the_first_batch(pooling: str):
-    """Nothing is within any threshold at first: equal states, which a collection would merge."""
+def test_collection_does_not_merge_metrics_that_agree_on_the_first_batch(pooling: str):
+    """In the first batch no angle is below any threshold, so all states are equal."""
     metrics = MetricCollection(
         {f"within_{round(degrees)}": AngleWithin(degrees, pooling) for degrees in (11.25, 22.5, 30)}
         | {"mean": AngleMean(pooling)}
@@ -205,7 +205,7 @@ def test_collection_may_share_one_confusion_matrix(pooling: str):
     assert float(metrics.compute()["acc"]) != float(single.compute())
 
 
-def test_labelled_pixels_alone_give_the_same():
+def test_labelled_pixels_alone_give_the_same_value():
     prediction, target = segmentation(3, 0)
     kept = target != -1
     metric = MeanIoU(CLASSES)
@@ -223,7 +223,7 @@ def test_small_angles_are_exact():
     assert float(metric.compute()) == pytest.approx(angle, rel=1e-5)
 
 
-def test_shapes_and_classes_that_do_not_fit_are_refused():
+def test_mismatched_shapes_and_classes_are_rejected():
     with pytest.raises(ValueError, match=r"shape \[2, 4, 5, 7\], got \[2, 3, 5, 7\]"):
         MeanIoU(4).update(torch.rand(2, 3, 5, 7), torch.zeros(2, 5, 7, dtype=torch.long))
     with pytest.raises(ValueError, match="num_classes=4"):

@@ -1,4 +1,4 @@
-"""Metrics of targets that miss values: per column over what is known, whatever the batches."""
+"""Metrics of targets with missing values use the labelled values, for any batch size."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ SCALE, SHIFT = torch.tensor([1.0, 10.0, 100.0]), torch.tensor([0.0, 50.0, 900.0]
 
 
 def numbers(seed: int, share: float = 0.7) -> tuple[Tensor, Tensor, Tensor]:
-    """Return predictions, targets of unlike columns, and which are known, at least five in each column."""
+    """Return predictions, targets with columns of different scales, and a mask with five or more per column."""
     generator = torch.Generator().manual_seed(seed)
     target = (torch.rand(ROWS, COLUMNS, generator=generator) + 1) * SCALE + SHIFT
     prediction = target + 0.2 * SCALE * torch.randn(ROWS, COLUMNS, generator=generator)
@@ -46,9 +46,9 @@ def labels(seed: int, share: float = 0.7) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def in_batches(metric: OfKnown, prediction: Tensor, target: Tensor, known: Tensor, size: int) -> float:
-    """Return a metric over batches, of which the missing targets are garbage."""
-    garbage = torch.full_like(target, -100 if not target.is_floating_point() else torch.nan)
-    target = target.where(known, garbage)
+    """Return a metric over batches, in which missing targets have invalid values."""
+    invalid = torch.full_like(target, -100 if not target.is_floating_point() else torch.nan)
+    target = target.where(known, invalid)
     for p, t, k in zip(prediction.split(size), target.split(size), known.split(size), strict=True):
         metric.update(p, t, None if k.all() else k)
     return float(metric.compute())
@@ -112,14 +112,14 @@ ALONE = [
 
 @pytest.mark.parametrize(("metric", "alone"), list(zip(MULTILABEL, ALONE, strict=True)), ids=str)
 @pytest.mark.parametrize("size", [1, 7, 40])
-def test_metrics_of_labels_are_those_of_each_label_over_what_is_known(metric: Any, alone: Any, size: int):
+def test_metrics_of_labels_average_over_each_labels_known_values(metric: Any, alone: Any, size: int):
     prediction, target, known = labels(size)
     of = OfKnown(metric.clone())
     found = in_batches(of, prediction, target, known, size)
     assert found == pytest.approx(by_column(alone, prediction, target, known), rel=1e-5)
 
 
-def test_labels_marked_by_a_number_of_ones_own():
+def test_missing_labels_with_another_ignore_index():
     prediction, target, known = labels(0)
     metric = of_classes.MultilabelF1Score(COLUMNS, average="micro", ignore_index=-7)
     found = in_batches(OfKnown(metric), prediction, target, known, 40)
@@ -146,7 +146,7 @@ def test_metrics_of_dense_classes(metric: Any):
     assert found == pytest.approx(float(expected.compute()), rel=1e-5)
 
 
-def test_metrics_of_pixels_that_are_vectors():
+def test_metrics_of_vector_valued_pixels():
     prediction, target = torch.randn(6, 3, 5, 5), nn.functional.normalize(torch.randn(6, 3, 5, 5), dim=1)
     known = (torch.rand(6, 1, 5, 5) < 0.6).expand(target.shape)
     expected = AngleMean()
@@ -155,7 +155,7 @@ def test_metrics_of_pixels_that_are_vectors():
     assert found == pytest.approx(float(expected.compute()), rel=1e-5)
 
 
-def test_depth_under_a_mask():
+def test_depth_with_a_mask():
     prediction, target = torch.rand(6, 1, 5, 5), torch.rand(6, 1, 5, 5) + 0.1
     known = torch.rand(6, 1, 5, 5) < 0.6
     task = Task(nn.Identity(), DepthL1(), {"m": DepthAbsoluteError()}, target="y", missing=True)
@@ -173,7 +173,7 @@ def test_depth_under_a_mask():
         (StructuralSimilarityIndexMeasure(data_range=1.0), (24, 1, 16, 16)),
     ],
 )
-def test_metrics_of_whole_rows_take_rows_and_refuse_parts(metric: Any, shape: tuple[int, ...]):
+def test_metrics_of_whole_rows_reject_partial_rows(metric: Any, shape: tuple[int, ...]):
     generator = torch.Generator().manual_seed(0)
     prediction, target = torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
     known = torch.ones(shape, dtype=torch.bool)
@@ -186,7 +186,7 @@ def test_metrics_of_whole_rows_take_rows_and_refuse_parts(metric: Any, shape: tu
         of.update(prediction, target, known)
 
 
-def test_a_ratio_of_pooled_errors_takes_images_in_part():
+def test_psnr_accepts_partial_images():
     prediction, target = torch.rand(6, 1, 8, 8), torch.rand(6, 1, 8, 8)
     known = torch.rand(6, 1, 8, 8) < 0.5
     metric = PeakSignalNoiseRatio(data_range=1.0)
@@ -195,7 +195,7 @@ def test_a_ratio_of_pooled_errors_takes_images_in_part():
     )
 
 
-def test_columns_without_two_values_are_left_out_and_a_reset_forgets():
+def test_columns_without_two_values_are_excluded_also_after_a_reset():
     prediction, target, known = numbers(0)
     known[:, 1] = False
     known[0, 1] = True
@@ -212,12 +212,12 @@ def test_columns_without_two_values_are_left_out_and_a_reset_forgets():
     assert torch.isnan(of.compute())
 
 
-def test_the_direction_is_the_metrics_own():
+def test_direction_is_that_of_the_metric():
     assert OfKnown(of_numbers.R2Score()).higher_is_better is True
     assert OfKnown(of_numbers.MeanAbsoluteError()).higher_is_better is False
 
 
-def test_a_task_shows_probabilities_and_what_is_known():
+def test_a_task_passes_probabilities_and_known_labels_to_metrics():
     metrics = {"auroc": of_classes.MultilabelAUROC(COLUMNS)}
     task = Task(nn.Identity(), nn.BCEWithLogitsLoss(), metrics, target="y", missing=True, transform=Binary())
     prediction, target, known = labels(3)
@@ -242,7 +242,7 @@ def _on_two(rank: int, address: str, out: str) -> None:
 
 
 @pytest.mark.slow
-def test_columns_of_two_processes_are_those_of_one(tmp_path: Path):
+def test_columns_of_two_processes_equal_one(tmp_path: Path):
     out = str(tmp_path / "value")
     store = f"file://{tmp_path}/store"
     processes = [server().Process(target=_on_two, args=(rank, store, out)) for rank in range(2)]

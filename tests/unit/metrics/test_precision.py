@@ -1,4 +1,4 @@
-"""Metrics of targets far from zero, against float64, whatever the module is cast to."""
+"""Metrics of targets far from zero agree with float64, for any dtype of the module."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -44,13 +44,13 @@ def ranks(v: Tensor) -> Tensor:
     return (v[:, None] > v).sum(1) + (v[:, None] == v).double().sum(1) / 2
 
 
-MOVED: dict[str, Reference] = {
+SHIFT_INVARIANT: dict[str, Reference] = {
     "torchmetrics.MeanAbsoluteError": lambda p, y: (p - y).abs().mean(),
     "torchmetrics.MeanSquaredError": lambda p, y: (p - y).square().mean(),
     "multitask.metrics.R2": r2,
     "multitask.metrics.DepthAbsoluteError": lambda p, y: (p - y).abs().mean(),
 }
-"""What ships and is unchanged where target and prediction move by one constant."""
+"""Shipped metrics that do not change if target and prediction are shifted by a constant."""
 OTHERS = {
     *(f"torchmetrics.classification.Binary{n}" for n in ("Accuracy", "F1Score")),
     "torchmetrics.classification.MulticlassAccuracy",
@@ -60,8 +60,8 @@ OTHERS = {
     ),
     "multitask.metrics.DepthRelativeError",  # relative to zero
 }
-"""What ships and sees classes or directions, or goes by the distance from zero."""
-OF_USERS: dict[str, tuple[Callable[[], Metric], Reference]] = {
+"""Shipped metrics of classes or directions, or relative to zero."""
+OF_TORCHMETRICS: dict[str, tuple[Callable[[], Metric], Reference]] = {
     "r2": (theirs.R2Score, r2),
     "explained variance": (theirs.ExplainedVariance, explained_variance),
     "pearson": (theirs.PearsonCorrCoef, pearson),
@@ -72,7 +72,7 @@ OF_USERS: dict[str, tuple[Callable[[], Metric], Reference]] = {
 }
 OFFSETS = [0.0, 1e3, -1e5, 1e6]
 CASTS: dict[str, Callable[[nn.Module], object]] = {
-    "as it is": lambda module: None,
+    "unchanged": lambda module: None,
     "half()": lambda module: module.half(),
     "to(bfloat16)": lambda module: module.to(torch.bfloat16),
     "float()": lambda module: module.float(),
@@ -87,8 +87,8 @@ def shipped() -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield f"{file.relative_to(CONFIGS)}: {name}", node
 
 
-def test_it_is_known_of_every_metric_that_ships_whether_it_can_be_moved() -> None:
-    assert {node["_target_"] for _, node in shipped()} == MOVED.keys() | OTHERS
+def test_every_shipped_metric_is_classified() -> None:
+    assert {node["_target_"] for _, node in shipped()} == SHIFT_INVARIANT.keys() | OTHERS
 
 
 def check(
@@ -99,7 +99,7 @@ def check(
     dense: bool = False,
     rel: float = 1e-6,
 ) -> None:
-    """A head's outputs in standard units against float32 labels of deviation 3 and mean ``offset``."""
+    """Assert a metric of float32 labels with mean ``offset`` and standard deviation 3."""
     generator = torch.Generator().manual_seed(0)
     standard = torch.randn(400, generator=generator, dtype=torch.float64)
     labels = (3 * standard + offset).float()
@@ -120,27 +120,25 @@ def check(
 
 @pytest.mark.parametrize("cast", CASTS)
 @pytest.mark.parametrize("offset", OFFSETS)
-@pytest.mark.parametrize("target", MOVED)
-def test_metrics_that_ship_keep_their_digits_far_from_zero(target: str, offset: float, cast: str) -> None:
+@pytest.mark.parametrize("target", SHIFT_INVARIANT)
+def test_shipped_metrics_are_exact_far_from_zero(target: str, offset: float, cast: str) -> None:
     dense = target.endswith("DepthAbsoluteError")
     if dense and offset <= 0:
         offset = 40.0 if offset == 0 else -offset  # depths are positive
-    check(instantiate({"_target_": target}), MOVED[target], offset, CASTS[cast], dense)
+    check(instantiate({"_target_": target}), SHIFT_INVARIANT[target], offset, CASTS[cast], dense)
 
 
 @pytest.mark.parametrize("cast", CASTS)
 @pytest.mark.parametrize("offset", OFFSETS)
-@pytest.mark.parametrize("name", OF_USERS)
-def test_torchmetrics_of_ones_own_keep_their_digits_far_from_zero(
-    name: str, offset: float, cast: str
-) -> None:
-    make, reference = OF_USERS[name]
+@pytest.mark.parametrize("name", OF_TORCHMETRICS)
+def test_metrics_of_torchmetrics_are_exact_far_from_zero(name: str, offset: float, cast: str) -> None:
+    make, reference = OF_TORCHMETRICS[name]
     check(make(), reference, offset, CASTS[cast])
 
 
 @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
 @pytest.mark.parametrize("sizes", [[100], [1, 2, 97], [50, 50]])
-def test_r2_is_that_of_its_definition_in_any_unit_and_batches(unit: float, sizes: list[int]) -> None:
+def test_r2_equals_its_definition_for_any_unit_and_batches(unit: float, sizes: list[int]) -> None:
     generator = torch.Generator().manual_seed(1)
     y, p = (unit * torch.randn(100, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     metric = R2()
@@ -150,7 +148,7 @@ def test_r2_is_that_of_its_definition_in_any_unit_and_batches(unit: float, sizes
     torch.testing.assert_close(metric.compute(), expected, rtol=1e-12, atol=0)
 
 
-def test_r2_has_no_value_of_targets_that_do_not_vary() -> None:
+def test_r2_of_constant_targets_is_nan() -> None:
     metric = R2()
     metric.update(torch.tensor([[1.0, 3.0], [2.0, 4.0]]), torch.tensor([[5.0, 3.0], [5.0, 5.0]]))
     torch.testing.assert_close(
@@ -161,7 +159,7 @@ def test_r2_has_no_value_of_targets_that_do_not_vary() -> None:
     assert metric.compute().isnan()
 
 
-def test_losses_of_a_split_are_added_up_in_float64() -> None:
+def test_losses_of_a_split_are_summed_in_float64() -> None:
     task = Task(nn.Identity(), nn.MSELoss(), target="y")
     measured = Measurement(["a"])
     measured.to(torch.bfloat16)
@@ -172,7 +170,7 @@ def test_losses_of_a_split_are_added_up_in_float64() -> None:
     assert measured.finish({"a": task})["a", "loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-14)
 
 
-def test_metrics_stay_on_the_cpu_where_the_device_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_stay_on_the_cpu_if_the_device_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     assert home(torch.device("mps")) == torch.device("cpu")
     monkeypatch.setattr(module_of_precision, "_WITHOUT_FLOAT64", ("meta",))
     metrics = Exact({"depth": DepthAbsoluteError(), "mae": theirs.MeanAbsoluteError()})

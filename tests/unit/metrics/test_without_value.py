@@ -1,4 +1,4 @@
-"""Figures that divide by a spread or by a count of classes, where a column does not vary or a class does not occur."""
+"""Metrics that are undefined for columns that do not vary, or for classes that do not occur."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ RELATIVE: dict[str, Callable[[int], Metric]] = {
     "ExplainedVariance": lambda columns: of_numbers.ExplainedVariance(),
     "RelativeSquaredError": lambda columns: of_numbers.RelativeSquaredError(num_outputs=columns),
 }
-"""Means over columns."""
+"""Metrics that are means over columns."""
 OF_ONE: dict[str, Callable[[], Metric]] = {
     **{name: lambda make=make: make(1) for name, make in RELATIVE.items()},
     "Pearson": of_numbers.PearsonCorrCoef,
@@ -46,7 +46,7 @@ ABSOLUTE: dict[str, Callable[[], Metric]] = {
 
 
 def numbers(columns: int, offset: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return predictions in standard units and targets, float64."""
+    """Return predictions in standard units, and targets, in float64."""
     generator = torch.Generator().manual_seed(seed)
     standard = torch.randn(ROWS, columns, generator=generator, dtype=torch.float64)
     noise = torch.randn(ROWS, columns, generator=generator, dtype=torch.float64)
@@ -56,7 +56,7 @@ def numbers(columns: int, offset: float, seed: int = 0) -> tuple[Tensor, Tensor]
 def measured(
     metric: Metric, transform: Any, prediction: Tensor, target: Tensor, size: int, missing: bool = False
 ) -> float:
-    """Return what a task's metric says of a split in batches."""
+    """Return the metric of a task over the batches of a split."""
     task = Task(nn.Identity(), nn.MSELoss(), {"m": metric}, target="y", transform=transform, missing=missing)
     for p, y in zip(prediction.split(size), target.split(size), strict=True):
         known = ~y.isnan() if missing else None
@@ -65,12 +65,12 @@ def measured(
 
 
 @pytest.mark.parametrize("name", OF_ONE)
-def test_metrics_of_any_unit_and_origin_are_known_as_such(name: str) -> None:
+def test_metrics_invariant_to_unit_and_origin_are_relative(name: str) -> None:
     assert is_relative(OF_ONE[name](), torch.zeros(5), torch.zeros(5))
 
 
 @pytest.mark.parametrize("name", ABSOLUTE)
-def test_metrics_of_a_unit_are_not_taken_for_relative_ones(name: str) -> None:
+def test_metrics_with_a_unit_are_not_relative(name: str) -> None:
     shape = (5, 4) if name == "cosine" else (5,)
     assert not is_relative(ABSOLUTE[name](), torch.zeros(shape), torch.zeros(shape))
 
@@ -83,12 +83,12 @@ def test_metrics_of_a_unit_are_not_taken_for_relative_ones(name: str) -> None:
     st.booleans(),
     st.integers(0, 20),
 )
-def test_a_column_that_does_not_vary_in_a_split_is_left_out_of_the_mean(
+def test_a_column_that_does_not_vary_in_a_split_is_excluded_from_the_mean(
     name: str, size: int, offset: float, missing: bool, seed: int
 ) -> None:
     prediction, target = numbers(3, offset, seed)
     transform = Standardized()
-    transform.observe(target)  # the training split: there it varies
+    transform.observe(target)  # the training split, in which it varies
     transform.finish()
     target[:, 1] = target[seed, 1]
     if missing:
@@ -110,7 +110,7 @@ def test_a_column_that_does_not_vary_in_a_split_is_left_out_of_the_mean(
 @pytest.mark.parametrize("name", OF_ONE)
 @pytest.mark.parametrize("size", [1, 7, ROWS])
 @pytest.mark.parametrize("offset", [0.0, 0.1, 1e6])
-def test_a_target_that_does_not_vary_has_no_value(name: str, size: int, offset: float) -> None:
+def test_a_metric_of_a_constant_target_is_nan(name: str, size: int, offset: float) -> None:
     prediction, target = numbers(1, offset)
     transform = Standardized()
     transform.observe(target)
@@ -120,13 +120,13 @@ def test_a_target_that_does_not_vary_has_no_value(name: str, size: int, offset: 
     assert torch.tensor(measured(OF_ONE[name](), transform, prediction.view(shape), constant, size)).isnan()
 
 
-def test_numbers_that_differ_by_rounding_do_not_vary() -> None:
+def test_values_that_differ_by_rounding_are_constant() -> None:
     metric = R2()
     metric.update(torch.randn(2, dtype=torch.float64), torch.tensor([0.3, 0.1 + 0.2], dtype=torch.float64))
     assert metric.compute().isnan()
 
 
-def test_a_mean_over_columns_is_over_those_with_a_figure_of_their_own() -> None:
+def test_a_mean_over_columns_excludes_columns_without_a_value() -> None:
     prediction, target = numbers(2, 0.0)
     prediction[:, 1] = 1.0  # no correlation
     metric = OfKnown(_MeanOfPearsons())
@@ -138,7 +138,7 @@ def test_a_mean_over_columns_is_over_those_with_a_figure_of_their_own() -> None:
 
 
 class _MeanOfPearsons(Metric):
-    """The mean of the columns' correlations."""
+    """The mean over columns of the correlations."""
 
     full_state_update = False
     seen: list[Tensor]
@@ -159,7 +159,7 @@ LABELS, AREAS = 4, ("AUROC", "AveragePrecision")
 
 
 def alone(area: str, prediction: Tensor, target: Tensor) -> float | None:
-    """Return the area of one label by counting pairs, or ranks; None where there is none."""
+    """Return the area of one label by counting pairs or ranks, or None if it is undefined."""
     prediction, target = prediction[target >= 0], target[target >= 0]  # NaN is missing
     positives, negatives = prediction[target == 1], prediction[target == 0]
     if len(positives) == 0 or (area == "AUROC" and len(negatives) == 0):
@@ -181,7 +181,7 @@ def alone(area: str, prediction: Tensor, target: Tensor) -> float | None:
     st.booleans(),
     st.integers(0, 50),
 )
-def test_areas_are_averaged_over_the_labels_that_have_one(
+def test_areas_are_averaged_over_the_labels_that_have_a_value(
     area: str, average: str, size: int, never: set[int], always: set[int], missing: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -208,7 +208,7 @@ def test_areas_are_averaged_over_the_labels_that_have_one(
 @pytest.mark.parametrize("area", AREAS)
 @pytest.mark.parametrize("thresholds", [None, 20])
 @pytest.mark.parametrize("label", [0, 1])
-def test_the_area_of_one_class_is_no_number_where_predictions_make_no_difference(
+def test_area_of_one_class_is_nan_if_it_does_not_depend_on_predictions(
     area: str, thresholds: int | None, label: int
 ) -> None:
     metric = getattr(of_classes, f"Binary{area}")(thresholds=thresholds)
@@ -222,7 +222,7 @@ def test_the_area_of_one_class_is_no_number_where_predictions_make_no_difference
 @pytest.mark.parametrize("area", AREAS)
 @pytest.mark.parametrize("thresholds", [None, 1000])
 @pytest.mark.parametrize("average", ["macro", "weighted"])
-def test_areas_are_averaged_over_the_classes_that_there_are(
+def test_areas_are_averaged_over_the_classes_that_occur(
     area: str, thresholds: int | None, average: Any
 ) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -237,7 +237,7 @@ def test_areas_are_averaged_over_the_classes_that_there_are(
     )
 
 
-def test_other_points_of_curves_have_a_value_where_all_classes_do() -> None:
+def test_other_metrics_of_curves_need_every_class() -> None:
     metric = of_classes.MulticlassEER(3, average="macro")
     assert torch.tensor(measured(metric, Classes(), torch.randn(8, 3), torch.arange(8) % 2, 4)).isnan()
     assert not torch.tensor(

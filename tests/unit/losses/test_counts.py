@@ -1,4 +1,4 @@
-"""What a loss is a mean over: parts of a batch, joined by their counts, give the loss of the whole batch."""
+"""Denominators of losses: parts of a batch, weighted by their counts, give the loss of the whole batch."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ WEIGHT = torch.tensor([1.0, 5.0, 20.0])
 
 
 class Focal(nn.Module):
-    """Class weights in a mean over examples."""
+    """A mean over examples, with class weights."""
 
     def __init__(self, weight: Any) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Focal(nn.Module):
 
 
 class Inherited(nn.CrossEntropyLoss):
-    """A loss that inherits torch's class weights and not its mean."""
+    """Inherits torch's class weights, but not its weighted mean."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         return F.multi_margin_loss(prediction, target, weight=self.weight)
@@ -44,7 +44,7 @@ class ListOfWeights(nn.Module):
 
 
 class ZeroWhereIgnored(nn.Module):
-    """A mean over all values, those that it ignores among them."""
+    """A mean over all values, including ignored ones."""
 
     ignore_index = 0
 
@@ -68,14 +68,14 @@ LOSSES: list[tuple[Any, Any]] = [
 ]
 
 
-NO_IMAGES = nn.MultiMarginLoss | Inherited  # torch's loss takes none
+NO_IMAGES = nn.MultiMarginLoss | Inherited  # torch's loss does not accept images
 CASES = [(*case, False) for case in LOSSES] + [
     (*case, True) for case in LOSSES if not isinstance(case[0], NO_IMAGES)
 ]
 
 
 @pytest.mark.parametrize(("loss", "how", "dense"), CASES)
-def test_parts_of_classes_join_by_their_counts(loss: Any, how: Any, dense: bool):
+def test_parts_weighted_by_their_counts_give_the_whole(loss: Any, how: Any, dense: bool):
     generator = torch.Generator().manual_seed(0)
     shape = (12, 3, 4) if dense else (12, 3)
     prediction = torch.randn(shape, generator=generator)
@@ -89,20 +89,20 @@ def test_parts_of_classes_join_by_their_counts(loss: Any, how: Any, dense: bool)
 @pytest.mark.parametrize(
     "loss", [nn.MSELoss(), nn.BCEWithLogitsLoss(torch.rand(4), pos_weight=torch.rand(4))]
 )
-def test_weights_of_columns_are_no_denominator(loss: Any):
+def test_weights_of_columns_do_not_change_the_count(loss: Any):
     target = torch.rand(6, 4)
     assert count_of(loss, None, target) == 24
     known = torch.rand(6, 4) < 0.5
     assert count_of(loss, None, target, known) == known.sum()
 
 
-def test_a_batch_counts_by_its_labelled_examples():
+def test_count_of_a_batch_is_its_number_of_labelled_examples():
     known = torch.tensor([[True, False], [False, False], [True, True]])
     assert count_of(nn.MSELoss(), "batch", torch.rand(3, 2)) == 3
     assert count_of(nn.MSELoss(), "batch", torch.rand(3, 2), known) == 2
 
 
-def test_a_loss_with_a_method_says_it_by_itself_unless_the_task_does():
+def test_the_count_of_a_task_overrides_the_method_of_its_loss():
     class Events(nn.Module):
         def count(self, target: Tensor) -> Tensor:
             return target.sum()
@@ -115,7 +115,7 @@ def test_a_loss_with_a_method_says_it_by_itself_unless_the_task_does():
     assert count_of(Events(), "examples", target) == 3
 
 
-def test_attributes_of_other_meanings_are_not_taken_for_counts():
+def test_attributes_of_other_meanings_are_ignored():
     class Averaged(nn.Module):
         count = torch.tensor(7)
         ignore_index = None
@@ -125,15 +125,15 @@ def test_attributes_of_other_meanings_are_not_taken_for_counts():
 
 
 @pytest.mark.parametrize(
-    ("count", "sentence"),
+    ("count", "message"),
     [("images", "count is null, examples, weights, batch, not 'images'"), ("weights", "no attribute weight")],
 )
-def test_unknown_counts_are_refused(count: Any, sentence: str):
-    with pytest.raises(ValueError, match=sentence):
+def test_unknown_counts_are_rejected(count: Any, message: str):
+    with pytest.raises(ValueError, match=message):
         Task(nn.Linear(3, 1), nn.MSELoss(), count=count)
 
 
-def test_losses_of_each_example_keep_their_class_weights():
+def test_losses_per_example_keep_their_class_weights():
     task = Task(nn.Identity(), nn.CrossEntropyLoss(WEIGHT), target="y")
     prediction, target = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 0])
     each = task.each(prediction, {"y": target})

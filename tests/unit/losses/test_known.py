@@ -1,4 +1,4 @@
-"""A missing value keeps its place beside those of its row: losses are over what is known, column by column."""
+"""Losses of targets with missing values are means over the labelled values of each column."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ BY_VALUE = [
 
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(BY_VALUE), st.floats(0.05, 1), st.integers(0, 99))
-def test_loss_is_the_mean_of_each_known_value_in_its_column(loss: Any, share: float, seed: int):
+def test_loss_is_the_mean_over_known_values(loss: Any, share: float, seed: int):
     generator = torch.Generator().manual_seed(seed)
     prediction = torch.randn(7, COLUMNS, generator=generator, dtype=torch.float64, requires_grad=True)
     target = torch.randint(2, (7, COLUMNS), generator=generator).double()
@@ -46,7 +46,7 @@ def test_loss_is_the_mean_of_each_known_value_in_its_column(loss: Any, share: fl
     of = task(loss.double())
     outcome = of(prediction, {"y": target.masked_fill(~known, torch.nan)})
     single = [
-        # One value beside zeros: the loss of the row less that of the row without it.
+        # The loss of one value, with the arguments of its column.
         type(loss)(**arguments(loss, j))(prediction[i, j], target[i, j])
         for i, j in known.nonzero().tolist()
     ]
@@ -69,7 +69,7 @@ def arguments(loss: nn.Module, column: int) -> dict[str, Any]:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 5), st.integers(0, 99))
-def test_parts_join_to_the_whole_whatever_is_missing_in_each(cut: int, seed: int):
+def test_parts_weighted_by_their_counts_give_the_whole(cut: int, seed: int):
     of = task(nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0])))
     prediction = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed))
     target = prediction.roll(1, 0).gt(0).float().masked_fill(~some((6, 3), 0.6, seed), torch.nan)
@@ -87,7 +87,7 @@ def test_parts_join_to_the_whole_whatever_is_missing_in_each(cut: int, seed: int
         nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]), label_smoothing=0.2),
     ],
 )
-def test_dense_classes_are_as_torch_ignores_them(loss: Any):
+def test_dense_classes_equal_torchs_ignore_index(loss: Any):
     prediction, target = torch.randn(4, 3, 5, 5), torch.randint(3, (4, 5, 5))
     target = target.masked_fill(~some((4, 5, 5), 0.7, 0), -100)
     outcome = task(loss)(prediction, {"y": target})
@@ -99,17 +99,17 @@ def test_dense_classes_are_as_torch_ignores_them(loss: Any):
 @pytest.mark.parametrize(
     ("loss", "shape", "channels"), [(DepthL1(), (3, 1, 4, 4), 1), (NormalCosine(), (3, 3, 4, 4), 3)]
 )
-def test_losses_that_leave_pixels_out_by_themselves_take_a_mask(loss: Any, shape: Any, channels: int):
+def test_losses_that_exclude_invalid_pixels_accept_a_mask(loss: Any, shape: Any, channels: int):
     prediction, target = torch.randn(shape), torch.rand(shape) + 0.1
     mask = some((3, 1, 4, 4), 0.5, 0)
     outcome = task(loss)(prediction, {"y": target, "mask/y": mask.expand(shape)})
-    there = mask.squeeze(1)
-    expected = loss.error(prediction, target)[there].mean()
+    valid = mask.squeeze(1)
+    expected = loss.error(prediction, target)[valid].mean()
     torch.testing.assert_close(outcome.loss, expected)
-    assert outcome.count == there.sum()
+    assert outcome.count == valid.sum()
 
 
-def test_pixels_missing_to_a_loss_with_marks_of_its_own():
+def test_mask_with_another_ignore_index():
     loss = PixelCrossEntropy(ignore_index=-1)
     prediction, target = torch.randn(3, 4, 5, 5), torch.randint(-1, 4, (3, 5, 5))
     mask = some((3, 5, 5), 0.5, 0)
@@ -118,7 +118,7 @@ def test_pixels_missing_to_a_loss_with_marks_of_its_own():
     torch.testing.assert_close(outcome.loss, expected)
 
 
-def test_balanced_labels_may_miss_some():
+def test_balanced_loss_with_missing_labels():
     loss = BalancedBinaryCrossEntropy()
     target = torch.tensor([[1.0, 0.0, torch.nan], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     loss.observe(target)
@@ -130,7 +130,7 @@ def test_balanced_labels_may_miss_some():
     torch.testing.assert_close(task(loss)(prediction, {"y": target}).loss, expected)
 
 
-def test_a_loss_that_takes_whole_examples_says_so():
+def test_a_loss_of_whole_examples_rejects_partial_ones():
     of = task(lambda p, t: (p - t).square().mean(), loss_checks_shapes=True)
     with pytest.raises(ValueError, match="lacks some values of the target 'y'"):
         of(torch.randn(2, 2), {"y": torch.tensor([[1.0, torch.nan], [0.0, 1.0]])})

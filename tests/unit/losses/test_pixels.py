@@ -1,4 +1,4 @@
-"""Dense losses: valid pixels only, against torch on those pixels."""
+"""Dense losses equal torch's losses on the valid pixels."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_mean_over_valid_pixels(name: str):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_none_is_each_examples_own_mean(name: str):
+def test_reduction_none_is_the_mean_per_example(name: str):
     loss, data, reference, invalid = CASES[name]
     prediction, target = data()
     target[1] = invalid
@@ -69,7 +69,7 @@ def test_none_is_each_examples_own_mean(name: str):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_mean_is_the_mean_of_parts_weighted_by_their_counts(name: str):
+def test_parts_weighted_by_their_counts_give_the_whole(name: str):
     loss, data, _, _ = CASES[name]
     prediction, target = data()
     mean = loss()
@@ -97,7 +97,7 @@ def test_invalid_pixels_get_no_gradient(name: str, reduction: str):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_valid_is_zero_with_zero_gradient(name: str):
+def test_loss_without_valid_pixels_is_zero_with_zero_gradient(name: str):
     loss, data, _, invalid = CASES[name]
     prediction, target = data()
     prediction.requires_grad_()
@@ -108,7 +108,7 @@ def test_nothing_valid_is_zero_with_zero_gradient(name: str):
 
 
 @pytest.mark.parametrize("name", ["depth", "normals"])
-def test_nan_marks_invalid_as_well(name: str):
+def test_nan_targets_are_invalid_too(name: str):
     loss, data, reference, _ = CASES[name]
     prediction, target = data()
     prediction.requires_grad_()
@@ -118,14 +118,14 @@ def test_nan_marks_invalid_as_well(name: str):
     assert prediction.grad.isfinite().all()
 
 
-def test_class_weights_are_torchs():
+def test_class_weights_equal_torchs():
     prediction, target = classes()
     weight = [0.5, 1.0, 2.0, 1.0, 3.0, 0.1]
     expected = nn.functional.cross_entropy(prediction, target, ignore_index=-1, weight=torch.tensor(weight))
     torch.testing.assert_close(PixelCrossEntropy(weight=weight)(prediction, target), expected)
 
 
-def test_normals_of_any_length_count_by_direction():
+def test_normals_depend_only_on_direction():
     prediction, target = normals()
     loss = NormalCosine()
     torch.testing.assert_close(loss(5 * prediction, target), loss(prediction, target))
@@ -133,19 +133,19 @@ def test_normals_of_any_length_count_by_direction():
 
 
 @pytest.mark.parametrize("loss", [DepthL1, NormalCosine])
-def test_other_shapes_are_refused(loss: type):
+def test_other_shapes_are_rejected(loss: type):
     with pytest.raises(ValueError, match="head"):
         loss()(torch.rand(2, 1, 4, 5), torch.rand(2, 4, 5))
 
 
 @pytest.mark.parametrize("loss", [DepthL1, NormalCosine, PixelCrossEntropy])
-def test_other_reductions_are_refused(loss: type):
+def test_other_reductions_are_rejected(loss: type):
     with pytest.raises(ValueError, match="reduction"):
         loss(reduction="sum")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_task_counts_valid_pixels_and_gives_losses_by_example(name: str):
+def test_a_task_counts_valid_pixels_and_returns_losses_per_example(name: str):
     loss, data, reference, _ = CASES[name]
     prediction, target = data()
     task = Task(nn.Identity(), loss(), target="t")
@@ -156,7 +156,7 @@ def test_a_task_counts_valid_pixels_and_gives_losses_by_example(name: str):
     torch.testing.assert_close(task.each(prediction, {"t": target}), expected)
 
 
-def test_the_pinball_loss_of_a_constant_is_least_at_the_quantiles():
+def test_the_pinball_loss_of_a_constant_is_minimal_at_the_quantiles():
     generator = torch.Generator().manual_seed(0)
     target, quantiles = torch.randn(999, generator=generator), torch.tensor([0.1, 0.5, 0.9])
     loss = Pinball(quantiles.tolist())
@@ -164,13 +164,13 @@ def test_the_pinball_loss_of_a_constant_is_least_at_the_quantiles():
     least = loss(best.expand(999, 3), target)
     for column in range(3):
         for step in (-0.05, 0.05):
-            moved = best.clone()
-            moved[column] += step
-            assert loss(moved.expand(999, 3), target) > least
+            shifted = best.clone()
+            shifted[column] += step
+            assert loss(shifted.expand(999, 3), target) > least
     torch.testing.assert_close(2 * Pinball([0.5])(target[:, None] * 0, target), target.abs().mean())
 
 
-def test_quantiles_and_shapes_that_cannot_be_meant_are_refused():
+def test_invalid_quantiles_and_shapes_are_rejected():
     with pytest.raises(ValueError, match=r"loss\.quantiles are numbers between 0 and 1"):
         Pinball([0.5, 1.0])
     with pytest.raises(ValueError, match="as wide as the quantiles"):

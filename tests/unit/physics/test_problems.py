@@ -1,4 +1,4 @@
-"""Solutions solve their equations, and conditions are theirs."""
+"""Reference solutions satisfy the equations and conditions of their problems."""
 
 import math
 
@@ -28,7 +28,7 @@ PROBLEMS: dict[str, Problem] = {
 
 
 def drawn(problem: Problem, count: int = 200) -> dict[str, Tensor]:
-    """Return one draw of points by place."""
+    """Return one draw of points per place."""
     points = {INSIDE: count} | dict.fromkeys(problem.faces, count)
     grids = [[2] * len(problem.axes)] * 2
     split = Collocation(problem, points, steps=1, grids=grids).load()["train"]
@@ -60,7 +60,7 @@ def test_another_function_has_a_residual(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_conditions_are_those_of_the_solution(name: str) -> None:
+def test_conditions_equal_the_solution(name: str) -> None:
     problem = PROBLEMS[name]
     places = drawn(problem)
     for face in problem.faces:
@@ -68,8 +68,8 @@ def test_conditions_are_those_of_the_solution(name: str) -> None:
         torch.testing.assert_close(found, problem.solution(places[face]), rtol=0.0, atol=1e-9)
 
 
-def test_the_residuals_are_those_of_the_equations() -> None:
-    """Of polynomials, whose derivatives are known."""
+def test_residuals_of_polynomials() -> None:
+    """The derivatives of polynomials are known in closed form."""
     x, y = (points := drawn(Burgers(), 50)[INSIDE].requires_grad_()).unbind(1)
     u = x**2 * y + y
     found = Burgers(nu=0.3).residuals(u[:, None], points)["residual"]
@@ -85,8 +85,8 @@ def test_the_residuals_are_those_of_the_equations() -> None:
     torch.testing.assert_close(terms["momentum"], torch.stack([first, second], 1))
 
 
-def test_beltrami_is_the_published_flow() -> None:
-    """At a point, by the formulas as they are printed, with a = d = 1."""
+def test_beltrami_equals_the_published_flow() -> None:
+    """Compare one point with the printed formulas for a = d = 1."""
     x, y, z, t = 0.3, -0.7, 0.5, 0.4
     e, s, c = math.exp, math.sin, math.cos
     u = -(e(x) * s(y + z) + e(z) * c(x + y)) * e(-t)
@@ -129,7 +129,7 @@ def test_burgers_is_odd_and_starts_as_a_sine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: Burgers(nu=0.0), r"data\.problem\.nu=0.0 must be positive"),
         (lambda: Beltrami(reynolds=0.0), r"data\.problem\.reynolds=0.0 must be positive"),
@@ -138,6 +138,6 @@ def test_burgers_is_odd_and_starts_as_a_sine() -> None:
         (lambda: Helmholtz(modes=[1, 1.5]), r"data\.problem\.modes=\[1, 1.5\] must be two whole numbers"),
     ],
 )
-def test_refusals_name_the_key(make, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_errors_name_the_key(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()

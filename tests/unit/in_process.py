@@ -1,4 +1,4 @@
-"""Runs of the template in this process: from overrides to a trained module, with the run's own callbacks."""
+"""Runs of the template in this process: from overrides to a trained module."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from multitask.run.resolvers import plain, register
 from multitask.run.resume import check
 
 CONFIGS = str(Path(__file__).parents[2] / "configs")
-# What a composed config takes from a running script, and what makes a run quiet.
+# Keys that a script sets, and keys that silence a run.
 OUTSIDE = [
     *("method=x", "experiment_name=x", "variant=x", "sweep=null", "logger=csv"),
     *("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false"),
@@ -39,7 +39,7 @@ def made(*overrides: str) -> tuple[DictConfig, Data, Any]:
 def trained(
     folder: Path, *overrides: str, resume: Path | None = None, first: Callback | None = None
 ) -> tuple[Any, Trainer]:
-    """Train, from a checkpoint where there is one, with a callback before all others; return module and trainer."""
+    """Train, from a checkpoint if given, with ``first`` before all callbacks; return the module and the Trainer."""
     quiet()
     folder.mkdir(parents=True, exist_ok=True)
     config = composed(f"run_folder={folder}", *overrides)

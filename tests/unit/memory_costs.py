@@ -1,4 +1,4 @@
-"""Measures the memory and the processor's time of a step: ``python -m tests.unit.memory_costs`` prints a table."""
+"""Measures the memory and CPU time of a step: ``python -m tests.unit.memory_costs`` prints a table."""
 
 import time
 from functools import partial
@@ -10,7 +10,7 @@ from multitask.benchmark.problems import make
 from multitask.benchmark.timing import peak_mib
 
 UPGRAD = {"_target_": "torchjd.aggregation.UPGradWeighting"}
-WAYS: dict[str, Make] = {
+METHODS: dict[str, Make] = {
     "weighted sum": WeightedSum,
     "`memory=rows`": partial(Ours, weighting=UPGRAD),
     "`memory=rows`, `engine=rows`": partial(Ours, weighting=UPGRAD, engine="rows"),
@@ -27,7 +27,7 @@ if __name__ == "__main__":
         ("resnet18", 40, 1),
     ):
         problem = make(trunk, tasks)
-        methods = {name: way(problem.copy()) for name, way in WAYS.items()}
+        methods = {name: make_method(problem.copy()) for name, make_method in METHODS.items()}
         memory = {name: peak_mib(method.step) for name, method in methods.items()}
         times = dict.fromkeys(methods, float("inf"))
         for _ in range(rounds):
@@ -36,5 +36,5 @@ if __name__ == "__main__":
                 method.step()
                 times[name] = min(times[name], time.process_time() - start)
         for name, mib in memory.items():
-            against = [f"{values[name] / values['weighted sum']:.2f}" for values in (memory, times)]
-            print(f"| {trunk}, m = {tasks} | {name} | {mib:.1f} | {against[0]} | {against[1]} |", flush=True)
+            ratios = [f"{values[name] / values['weighted sum']:.2f}" for values in (memory, times)]
+            print(f"| {trunk}, m = {tasks} | {name} | {mib:.1f} | {ratios[0]} | {ratios[1]} |", flush=True)

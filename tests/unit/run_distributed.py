@@ -1,4 +1,4 @@
-"""Trains small problems on two gloo processes and saves what came out: ``python -m tests.unit.run_distributed OUT``."""
+"""Trains on two Gloo processes and saves the parameters: ``python -m tests.unit.run_distributed OUT``."""
 
 import sys
 from collections import Counter
@@ -19,8 +19,8 @@ from tests.unit.weighting.members import NEEDS_THREE, make, number_of_tasks
 from tests.unit.weighting.promises import HALVES, is_jacobian_method, keeping
 
 METHODS = keeping("batch")
-# What lies around a member, and how task gradients are found: all of it on several processes too.
-AROUND: dict[str, tuple[str, dict[str, Any]]] = {
+# Wrappers, engines and gradients of heads.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "features": ("upgrad", {"engine": Features}),
     "features, two halves": ("modo", {"engine": Features}),
     "weighted heads": ("upgrad", {"weighted_heads": True}),
@@ -30,7 +30,7 @@ AROUND: dict[str, tuple[str, dict[str, Any]]] = {
     "rescale": ("trimmed_mean", {"rescale": True}),
     "scalarization": ("famo", {"rescale": True}),
 }
-# Each kind of loss by a Jacobian method, by hand, and by a scalarization and Lightning's automatic optimization.
+# Each kind of loss with a Jacobian method, and with a scalarization in Lightning's automatic optimization.
 KINDS = [(kind, name) for kind in kinds() if kind != "features" for name in ("upgrad", "uw")]
 JACOBIAN_METHODS = [name for name in METHODS if is_jacobian_method(name)]
 
@@ -41,29 +41,29 @@ def train(
     accumulate: int = 1,
     *,
     whole: bool = False,
-    around: str | None = None,
+    variant: str | None = None,
     epochs: int = 2,
     **trainer: object,
 ) -> dict[str, Tensor]:
-    """Train in uneven batches, the last of one example, one task labelled in some batches and processes only.
+    """Train on uneven batches; one task has labels only in some batches and on some processes.
 
     Args:
         method: The member.
         batch_size: Examples per process and batch.
-        accumulate: Micro-batches a step.
-        whole: Whether all labels are there, and one batch is all of the data.
-        around: A name in ``AROUND``.
-        epochs: How often the data are passed.
+        accumulate: Micro-batches per step.
+        whole: Whether all labels are present and one batch holds all examples.
+        variant: A key of ``VARIANTS``.
+        epochs: Number of epochs.
         trainer: Further arguments of the Trainer.
     """
     torch.manual_seed(0)
     tasks = number_of_tasks(method)
-    options = dict(AROUND[around][1]) if around else {}
+    options = dict(VARIANTS[variant][1]) if variant else {}
     build_options = {key: options.pop(key) for key in ("engine", "weighted_heads") if key in options}
     if "engine" in build_options:
         build_options["engine"] = build_options["engine"]()
     combiner = make(method, tasks, **options)
-    # The two halves of a batch are those of its parts where these are even.
+    # The halves of a batch are those of its parts only if the parts have an even size.
     data = arrays(tasks, count=24 if method in HALVES or whole else 17)
     if method not in NEEDS_THREE and not whole:
         data["t1"][12:] = torch.nan
@@ -98,7 +98,7 @@ def _fitted(
 
 
 class Wire:
-    """Counts the numbers that are handed to collectives, by kind."""
+    """Counts the elements passed to collectives, by kind."""
 
     def __init__(self) -> None:
         self.numbers: Counter[str] = Counter()
@@ -136,8 +136,8 @@ if __name__ == "__main__":
     for name in METHODS:
         for accumulate in (1, 2):
             found[name, accumulate] = train(name, 4, accumulate, **two)
-    for around, (name, _) in AROUND.items():
-        found[around, 2] = train(name, 4, 2, around=around, **two)
+    for variant, (name, _) in VARIANTS.items():
+        found[variant, 2] = train(name, 4, 2, variant=variant, **two)
     for kind, name in KINDS:
         found["kind", kind, name] = train_kind(kind, name, 4, **two)
     for name in JACOBIAN_METHODS:

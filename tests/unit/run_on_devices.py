@@ -11,11 +11,11 @@ from multitask import Combiner, JacobianMethod, Step
 from tests.unit.weighting.members import make, number_of_tasks
 
 STEPS, BATCH = 3, 12
-PROCESSES_TAKE = ("weighted_sum", "uw", "famo", "upgrad", "gradvac", "modo", "graddrop", "moco")
+ON_PROCESSES = ("weighted_sum", "uw", "famo", "upgrad", "gradvac", "modo", "graddrop", "moco")
 
 
 def problem(name: str, device: str | torch.device) -> tuple[Combiner, nn.Module, nn.ModuleList, Tensor]:
-    """Return a weighting, a trunk, heads and inputs in float64: the same numbers on every device."""
+    """Return a weighting, a trunk, heads and inputs in float64, with the same values on every device."""
     m = number_of_tasks(name)
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 16)).double()
@@ -25,7 +25,7 @@ def problem(name: str, device: str | torch.device) -> tuple[Combiner, nn.Module,
 
 
 def losses_of(weighting: Combiner, trunk: nn.Module, heads: Iterable[nn.Module], inputs: Tensor) -> Tensor:
-    """Return losses in as many rows as the weighting wants, which pull in different directions."""
+    """Return conflicting losses, with as many rows as the weighting needs."""
     features = trunk(inputs)
     each = [(head(features) - i).pow(2).mean(1) + 0.5 for i, head in enumerate(heads)]
     rows = weighting.rows if isinstance(weighting, JacobianMethod) else "task"
@@ -59,13 +59,13 @@ def trained(name: str, device: str | torch.device, rank: int = 0, processes: int
 
 
 def main(rank: int, out: str, processes: int, backend: str) -> None:
-    """Train as one of several processes and save what comes out."""
+    """Train as one of several processes and save the parameters."""
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     if backend == "nccl":
         torch.cuda.set_device(device)
     store = f"file://{out}.store"
     dist.init_process_group(backend, init_method=store, rank=rank, world_size=processes)
-    found = {name: trained(name, device, rank, processes) for name in PROCESSES_TAKE}
+    found = {name: trained(name, device, rank, processes) for name in ON_PROCESSES}
     torch.save(found, f"{out}.{rank}")
     dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Takes steps on a model that FSDP2 shards, as one of several gloo processes, and saves what came out."""
+"""Takes steps on a model sharded by FSDP2, as one of several Gloo processes, and saves the results."""
 
 import sys
 from typing import Any
@@ -17,8 +17,8 @@ from tests.unit.weighting.promises import HALVES, keeping
 
 STATEFUL = {"db_mtl", "excess_mtl", "m_config", "moco"}
 METHODS = [name for name in keeping("batch") if name not in STATEFUL]
-# What lies around a member.
-AROUND: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+# A member, options of it, and options of the step.
+VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "weighted heads": ("upgrad", {}, {"heads": "weighted"}),
     "every": ("mgda", {"every": 2}, {}),
     "groups": ("upgrad", {"groups": "layer"}, {}),
@@ -26,13 +26,13 @@ AROUND: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "plain head": ("upgrad", {}, {"plain": True}),
     "whole between passes": ("upgrad", {}, {"whole": True}),
 }
-CASES = [(name, 2) for name in (*METHODS, *AROUND)] + [(name, 1) for name in ("famo", "uw", "upgrad")]
+CASES = [(name, 2) for name in (*METHODS, *VARIANTS)] + [(name, 1) for name in ("famo", "uw", "upgrad")]
 ON_FOUR = [("upgrad", 2), ("uw", 1), ("graddrop", 2), ("trimmed_mean", 1), ("plain head", 2)]
 EXAMPLES = 16
 
 
 class Model(nn.Module):
-    """A trunk of two blocks, the first 7 wide so that no number of processes divides it, with a head per task."""
+    """A trunk of two blocks and a head per task; the number of processes does not divide the width of 7."""
 
     def __init__(self, tasks: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Model(nn.Module):
 
 
 def sharded(model: Model, plain: bool) -> Any:
-    """Shard each block by itself, heads and what is left together; or leave the first head whole."""
+    """Shard each block separately and the heads together; ``plain`` leaves the first head unsharded."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
@@ -55,7 +55,7 @@ def sharded(model: Model, plain: bool) -> Any:
 
 
 def losses_of(model: Model, x: Tensor, targets: Tensor, halves: bool) -> tuple[Tensor, Tensor]:
-    """Return the mean losses over labelled examples, NaN where there is none, and the counts."""
+    """Return the mean losses over labelled examples, NaN if there are none, and the counts."""
     found, counts = [], []
     for prediction, target in zip(model(x), targets, strict=True):
         for part in (0, 1) if halves else (slice(None),):
@@ -71,13 +71,13 @@ def losses_of(model: Model, x: Tensor, targets: Tensor, halves: bool) -> tuple[T
 
 
 def steps(case: str, micro: int, rank: int = 0, processes: int = 1, shard: bool = False) -> dict[str, Any]:
-    """Take two steps by gradient descent, of micro-batches of which each process has its rows.
+    """Take two steps of SGD on ``micro`` micro-batches, each of which is split over the processes.
 
-    Task 1 has labels on the last process alone, and in the second step no process has one.
+    Task 1 has labels only on the last process, and none in the second step.
     """
-    method, options, around = AROUND.get(case, (case, {}, {}))
-    options, around = dict(options), dict(around)
-    plain, stays_whole = around.pop("plain", False), around.pop("whole", False)
+    method, options, step_options = VARIANTS.get(case, (case, {}, {}))
+    options, step_options = dict(options), dict(step_options)
+    plain, stays_whole = step_options.pop("plain", False), step_options.pop("whole", False)
     tasks, halves = number_of_tasks(method), method in HALVES
     torch.manual_seed(0)
     model = Model(tasks).double()
@@ -88,7 +88,7 @@ def steps(case: str, micro: int, rank: int = 0, processes: int = 1, shard: bool 
         targets[1, :, 1] = torch.nan
     if shard:
         sharded(model, plain).set_reshard_after_backward(not stays_whole)
-    step = Step(make(method, tasks, **options), model, **around)
+    step = Step(make(method, tasks, **options), model, **step_options)
     own = list(step.parameters())
     optimizer = torch.optim.SGD([*model.parameters(), *own], lr=0.1)
     size = EXAMPLES // processes

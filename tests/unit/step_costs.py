@@ -1,7 +1,7 @@
-"""Measures what a step keeps and sends on each process: ``python -m tests.unit.step_costs`` prints a table.
+"""Measures memory and communication of a step per process: ``python -m tests.unit.step_costs`` prints a table.
 
-Bytes sent are those of ring algorithms: of an all-gather or a reduce-scatter of b bytes on p processes each sends
-b (p − 1) / p, of an all-reduce twice that.
+Bytes sent are those of ring algorithms: for b bytes on p processes, each process sends b (p − 1) / p in an all-gather
+or a reduce-scatter, and twice that in an all-reduce.
 """
 
 import os
@@ -30,8 +30,8 @@ class Encoder(nn.Module):
     """A transformer encoder with a head per task.
 
     Args:
-        width: Of the layers.
-        layers: How many there are.
+        width: Width of the layers.
+        layers: Number of layers.
     """
 
     def __init__(self, width: int = 128, layers: int = 4) -> None:
@@ -53,8 +53,8 @@ def sent() -> Iterator[dict[str, float]]:
     """Count the bytes that collectives send, by kind."""
     counts = {"all_gather": 0.0, "reduce_scatter": 0.0, "all_reduce": 0.0}
     names = [
-        (place, name)
-        for place, all_names in (
+        (owner, name)
+        for owner, all_names in (
             (
                 dist,
                 (
@@ -67,10 +67,10 @@ def sent() -> Iterator[dict[str, float]]:
             (rows_of_processes, ("_all_gather", "_reduce_scatter")),
         )
         for name in all_names
-        if hasattr(place, name) and not (name.endswith("tensor") and hasattr(dist, "all_gather_single"))
+        if hasattr(owner, name) and not (name.endswith("tensor") and hasattr(dist, "all_gather_single"))
     ]
     names.append((dist, "all_reduce"))
-    kept = [getattr(place, name) for place, name in names]
+    kept = [getattr(owner, name) for owner, name in names]
 
     def counted(name: str, collective: Any) -> Any:
         kind = next(kind for kind in counts if kind in name)
@@ -84,17 +84,17 @@ def sent() -> Iterator[dict[str, float]]:
 
         return call
 
-    for (place, name), collective in zip(names, kept, strict=True):
-        setattr(place, name, counted(name, collective))
+    for (owner, name), collective in zip(names, kept, strict=True):
+        setattr(owner, name, counted(name, collective))
     try:
         yield counts
     finally:
-        for (place, name), collective in zip(names, kept, strict=True):
-            setattr(place, name, collective)
+        for (owner, name), collective in zip(names, kept, strict=True):
+            setattr(owner, name, collective)
 
 
 def measured(weighting: str, sharded: bool, **model: int) -> dict[str, float]:
-    """Return the bytes of parameters, gradients and rows on this process after a step, and those it sent in it."""
+    """Return the bytes of parameters, gradients and rows on this process after a step, and the bytes sent in it."""
     torch.manual_seed(0)
     net = Encoder(**model)
     if sharded:
@@ -104,7 +104,7 @@ def measured(weighting: str, sharded: bool, **model: int) -> dict[str, float]:
         fully_shard(net, mesh=mesh)
     step = Step(make(weighting, TASKS).float(), net, engine="rows")
     x = torch.randn(2, 8, net.heads[0].in_features)
-    for _ in range(2):  # the first step also agrees on what is shared
+    for _ in range(2):  # the first step also agrees on the shared parameters
         for p in net.parameters():
             p.grad = None
         with sent() as counts:
@@ -132,13 +132,11 @@ def _work(rank: int, processes: int, file: str) -> None:
     for weighting in ("weighted_sum", "upgrad"):
         for sharded in (False, True):
             found = measured(weighting, sharded)
-            figures = [f"{found[key] / MIB:.2f}" for key in ("parameters", "gradients", "rows")]
-            figures.append(
-                f"{(found['all_gather'] + found['reduce_scatter'] + found['all_reduce']) / MIB:.2f}"
-            )
+            cells = [f"{found[key] / MIB:.2f}" for key in ("parameters", "gradients", "rows")]
+            cells.append(f"{(found['all_gather'] + found['reduce_scatter'] + found['all_reduce']) / MIB:.2f}")
             if rank == 0:
                 strategy = "fsdp" if sharded else "ddp"
-                print(f"| `{weighting}` | {strategy} | {processes} | {' | '.join(figures)} |", flush=True)
+                print(f"| `{weighting}` | {strategy} | {processes} | {' | '.join(cells)} |", flush=True)
     dist.destroy_process_group()
 
 

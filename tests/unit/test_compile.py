@@ -1,4 +1,4 @@
-"""A compiled trunk: the compiled graph is what trains, and it trains as the trunk does."""
+"""Training runs the graph of a compiled trunk, with the same results."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +24,7 @@ WEIGHTINGS: dict[str, Callable[[], Any]] = {
 
 
 def trained(weighting: str, compiled: bool) -> tuple[Tensor, set[str]]:
-    """Return the parameters after three steps, and what computed the features in them."""
+    """Return the parameters after three steps, and the operations that computed the features."""
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
     module = build(WEIGHTINGS[weighting](), trunk=trunk)
@@ -49,8 +49,8 @@ def trained(weighting: str, compiled: bool) -> tuple[Tensor, set[str]]:
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_a_compiled_graph_ran_and_trained_alike(weighting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without the slow last stage, code for the processor.
+def test_compiled_trunk_trains_as_the_plain_one(weighting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without the slow last stage, which generates code.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain, by = trained(weighting, compiled=False)
     assert by == {"TanhBackward0"}
@@ -60,7 +60,7 @@ def test_a_compiled_graph_ran_and_trained_alike(weighting: str, monkeypatch: pyt
 
 
 def test_parameters_keep_names_and_order() -> None:
-    """By which the states of optimizers in older checkpoints are told apart."""
+    """Older checkpoints identify the states of optimizers by them."""
     module = build(adapt(Mean()), tasks=2)
     before = [name for name, _ in module.named_parameters()]
     assert [name.split(".")[0] for name in before] == ["trunk"] * 4 + ["tasks"] * 4

@@ -1,4 +1,4 @@
-"""Micro-batches give the step of one batch, and batches the loss of a split, whatever a loss is a mean over."""
+"""Micro-batches equal one batch, and batches give the loss of a split, for losses with any denominator."""
 
 from copy import deepcopy
 from typing import Any
@@ -46,7 +46,7 @@ def heads() -> dict[str, Task]:
 
 
 @pytest.mark.parametrize("weighting", [UPGradWeighting, Sum])
-def test_micro_batches_give_the_step_of_one_batch(weighting: Any) -> None:
+def test_micro_batches_equal_one_batch(weighting: Any) -> None:
     of = heads()
     whole = build(adapt(weighting()), heads=deepcopy(of), accumulate_grad_batches=1)
     parts = build(adapt(weighting()), heads=deepcopy(of), accumulate_grad_batches=3)
@@ -65,8 +65,8 @@ def test_the_loss_of_a_split_does_not_depend_on_its_batches() -> None:
         for part in range(0, 24, size):
             rows = {name: values[part : part + size] for name, values in batch.items()}
             module._measurement.update(module.by_name, module(rows))
-        figures = module._measurement.finish(module.by_name)
-        found.append(torch.tensor([figures[name, "loss"] for name in LOSSES], dtype=torch.float64))
+        metrics = module._measurement.finish(module.by_name)
+        found.append(torch.tensor([metrics[name, "loss"] for name in LOSSES], dtype=torch.float64))
     expected = torch.stack([outcome.loss for outcome in module(batch)]).detach()
     for values in found:
         torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)

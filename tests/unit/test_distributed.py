@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.unit.run_distributed import AROUND, JACOBIAN_METHODS, KINDS, METHODS, train, train_kind
+from tests.unit.run_distributed import JACOBIAN_METHODS, KINDS, METHODS, VARIANTS, train, train_kind
 from tests.unit.two_processes import found_by
 from tests.unit.weighting.members import number_of_tasks
 from tests.unit.weighting.promises import READS_JACOBIAN
@@ -26,14 +26,14 @@ def assert_equal_one(processes: list[dict], key: tuple, expected: dict[str, torc
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
 def test_processes_equal_one(two_processes: list[dict], method: str, accumulate: int) -> None:
-    """Uneven last batches, and a task that is labelled in some batches and ranks only."""
+    """With an uneven last batch, and a task with labels only in some batches and on some ranks."""
     assert_equal_one(two_processes, (method, accumulate), train(method, 8, accumulate, devices=1))
 
 
-@pytest.mark.parametrize("around", AROUND)
-def test_processes_equal_one_with_what_lies_around_a_member(two_processes: list[dict], around: str) -> None:
-    method, _ = AROUND[around]
-    assert_equal_one(two_processes, (around, 2), train(method, 8, 2, around=around, devices=1))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_processes_equal_one_for_each_variant(two_processes: list[dict], variant: str) -> None:
+    method, _ = VARIANTS[variant]
+    assert_equal_one(two_processes, (variant, 2), train(method, 8, 2, variant=variant, devices=1))
 
 
 @pytest.mark.parametrize(("kind", "method"), KINDS)
@@ -42,8 +42,8 @@ def test_processes_equal_one_for_each_kind_of_loss(two_processes: list[dict], ki
 
 
 @pytest.mark.parametrize("method", JACOBIAN_METHODS)
-def test_a_gradient_a_task_and_one_more_is_moved(two_processes: list[dict], method: str) -> None:
-    """(m + 1) n numbers per process, and n a task more for methods that read the Jacobian; the rest is small."""
+def test_number_of_elements_transferred(two_processes: list[dict], method: str) -> None:
+    """A process transfers (m + 1) n elements, m n more if the method reads the Jacobian, and a few others."""
     m = number_of_tasks(method) * (2 if method in ("modo", "sdmgrad") else 1)
     n, heads = 5 * 4 + 4, number_of_tasks(method) * (4 * 2 + 2)
     parameters = 2 * number_of_tasks(method)
@@ -53,5 +53,5 @@ def test_a_gradient_a_task_and_one_more_is_moved(two_processes: list[dict], meth
         reads = method in READS_JACOBIAN.split()
         combines = method not in ("db_mtl", "graddrop", "m_config", "moco", "trimmed_mean")
         assert numbers["all_gather"] == (combines + reads * m) * n
-        # Masses, losses, the Gramian; which heads have a gradient, and those; a few of the Trainer's own.
+        # Counts, losses, the Gramian; the gradients of heads and which exist; a few of the Trainer.
         assert numbers["all_reduce"] <= 2 * m + m * m + parameters + heads + 5

@@ -1,4 +1,4 @@
-"""What an error in a config is to the user: the sentence that was written for it."""
+"""An error in a config is shown as the one sentence that was written for it."""
 
 import pytest
 from hydra.errors import InstantiationException
@@ -9,13 +9,13 @@ from multitask.errors import one_sentence
 
 def fails() -> None:
     try:
-        raise OSError("what some library says of it")
+        raise OSError("an error of a library")
     except OSError as error:
         raise ValueError("trunk.folder=/x has no model.") from error
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_sentence_is_that_of_who_raised_it(nested: bool) -> None:
+def test_the_sentence_is_that_of_the_original_error(nested: bool) -> None:
     node = {"_target_": f"{__name__}.fails"}
     with pytest.raises(InstantiationException) as caught:
         instantiate({"trunk": {"_target_": "builtins.dict", "inner": node} if nested else node})

@@ -1,4 +1,4 @@
-"""Heads on a trunk without a trained parameter: nothing is shared, and they learn by their own losses all the same."""
+"""Heads on a trunk without trained parameters train on their own losses."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_heads_learn(name: str, trunk: str) -> None:
     before = {n: p.detach().clone() for n, p in heads.items()}
     fit(module, Arrays(data))
     for (n, p), gradient in zip(heads.items(), own, strict=True):
-        moved = (before[n] - p.detach()) / RATE
-        assert moved.any(), n
+        found = (before[n] - p.detach()) / RATE
+        assert found.any(), n
         if is_jacobian_method(name) and name != "db_mtl":
-            torch.testing.assert_close(moved, gradient, rtol=1e-8, atol=1e-10, msg=n)
+            torch.testing.assert_close(found, gradient, rtol=1e-8, atol=1e-10, msg=n)

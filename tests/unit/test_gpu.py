@@ -1,4 +1,4 @@
-"""Steps on a CUDA device: ``pytest -m gpu``. What needs none is in ``tests/unit/weighting/test_devices.py``."""
+"""Steps on a CUDA device: ``pytest -m gpu``; ``tests/unit/weighting/test_devices.py`` needs no GPU."""
 
 import warnings
 from pathlib import Path
@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from multitask import Step
-from tests.unit.run_on_devices import PROCESSES_TAKE, losses_of, problem, trained
+from tests.unit.run_on_devices import ON_PROCESSES, losses_of, problem, trained
 from tests.unit.two_processes import found_by
 from tests.unit.weighting.members import NAMES
 from tests.unit.weighting.promises import noted
 
 pytestmark = pytest.mark.gpu
 
-DRAW_THERE = {"rlw", "graddrop"}
-"""Draw their random numbers on the device, whose generator gives others than the CPU's."""
+DRAW_ON_DEVICE = {"rlw", "graddrop"}
+"""Members that draw random numbers on the device, which differ from those of the CPU."""
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in DRAW_THERE])
-def test_a_gpu_gives_what_the_cpu_gives(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in DRAW_ON_DEVICE])
+def test_gpu_agrees_with_the_cpu(name: str) -> None:
     torch.testing.assert_close(trained(name, "cuda"), trained(name, "cpu"), rtol=1e-8, atol=1e-10)
 
 
@@ -27,7 +27,7 @@ def test_a_gpu_gives_what_the_cpu_gives(name: str) -> None:
 def test_a_step_waits_for_the_gpu_once(name: str) -> None:
     weighting, trunk, heads, inputs = problem(name, "cuda")
     step = Step(weighting, torch.nn.ModuleList([trunk, heads]))
-    for _ in range(2):  # in the first step the weighting itself moves
+    for _ in range(2):  # the first step also moves the weighting
         losses = losses_of(weighting, trunk, heads, inputs)
         torch.cuda.synchronize()
         with warnings.catch_warnings(record=True) as caught:
@@ -43,7 +43,7 @@ def test_a_step_waits_for_the_gpu_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["weighted_sum", "upgrad", "gradvac", "moco"])
-def test_half_precision_skips_what_overflows(name: str) -> None:
+def test_half_precision_skips_steps_that_overflow(name: str) -> None:
     weighting, trunk, heads, inputs = problem(name, "cuda")
     model = torch.nn.ModuleList([trunk, heads]).float()
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
@@ -74,9 +74,9 @@ def test_half_precision_skips_what_overflows(name: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_processes_by_nccl_give_what_one_gives(tmp_path: Path) -> None:
+def test_two_nccl_processes_equal_one(tmp_path: Path) -> None:
     first, second = found_by("tests.unit.run_on_devices", tmp_path / "found")
-    for name in PROCESSES_TAKE:
+    for name in ON_PROCESSES:
         assert torch.equal(first[name], second[name])
-        if name not in DRAW_THERE:
+        if name not in DRAW_ON_DEVICE:
             torch.testing.assert_close(first[name], trained(name, "cuda"), rtol=1e-8, atol=1e-10)

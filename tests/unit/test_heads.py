@@ -1,4 +1,4 @@
-"""What heads and parameters of one task alone get: their mean loss's gradient, or the rows' weighted one."""
+"""Heads and other parameters of one task get the gradient of their mean loss, or that of the weighted rows."""
 
 from copy import deepcopy
 
@@ -21,7 +21,7 @@ RATE = 0.1
 
 
 class Branches(nn.Module):
-    """A shared layer, then one of each task's own."""
+    """A shared layer, followed by one layer per task."""
 
     def __init__(self, tasks: list[str]) -> None:
         super().__init__()
@@ -66,11 +66,11 @@ def step_of(module: MultiTaskModule, data: dict[str, Tensor], batches: int = 1) 
 
 
 def assert_gradients(found: dict[str, Tensor], loss: Tensor, module: MultiTaskModule, part: str) -> None:
-    wanted = {n: p for n, p in module.named_parameters() if n.startswith(part)}
+    parameters = {n: p for n, p in module.named_parameters() if n.startswith(part)}
     expected = torch.autograd.grad(
-        loss, list(wanted.values()), retain_graph=True, allow_unused=True, materialize_grads=True
+        loss, list(parameters.values()), retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    for name, gradient in zip(wanted, expected, strict=True):
+    for name, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-10, msg=name)
 
 
@@ -79,7 +79,7 @@ def assert_gradients(found: dict[str, Tensor], loss: Tensor, module: MultiTaskMo
 @pytest.mark.parametrize(
     ("name", "batches"), [("upgrad", 1), ("upgrad", 2), ("modo", 1), ("modo", 2), ("iwmtl", 1)]
 )
-def test_heads_get_what_they_are_told(name: str, branches: bool, weighted: bool, batches: int) -> None:
+def test_heads_get_the_configured_gradient(name: str, branches: bool, weighted: bool, batches: int) -> None:
     combiner = make(name, 3)
     trunk = Branches(["t0", "t1", "t2"]) if branches else None
     module = build(combiner, trunk=trunk, weighted_heads=weighted, accumulate_grad_batches=batches)
@@ -147,7 +147,7 @@ def test_a_layer_of_two_heads_is_shared(name: str, batches: int) -> None:
 
 
 class Words(nn.Module):
-    """An embedding that is the output layer of one task, too."""
+    """An embedding whose weight is also the output layer of a task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class Words(nn.Module):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_row_holds_both_paths_to_a_weight_in_trunk_and_head(weighted: bool) -> None:
-    """As torchjd's autojac has it over all that the trunk and the tied head share."""
+    """Compare with torchjd's autojac over the parameters shared by the trunk and the tied head."""
     torch.manual_seed(0)
     trunk = Words()
     word = nn.Linear(4, 7, bias=False)
@@ -188,7 +188,7 @@ def test_a_row_holds_both_paths_to_a_weight_in_trunk_and_head(weighted: bool) ->
     assert_gradients(found, factor * reference(data)[1].loss, reference, "tasks.t0")
 
 
-def test_a_penalty_has_no_loss_an_example() -> None:
+def test_a_penalty_has_no_loss_per_example() -> None:
     heads = {"t0": regression("t0"), "p": Penalty()}
     module = build(make("iwmtl", list(heads)), heads=heads)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a penalty has no loss per example"):
@@ -196,8 +196,8 @@ def test_a_penalty_has_no_loss_an_example() -> None:
 
 
 @pytest.mark.parametrize("trunk", ["linear", "in_place"])
-def test_iwmtl_is_the_example_of_torchjd(trunk: str) -> None:
-    """Instance-wise UPGrad by torchjd's engine, then ``losses.backward(weights)``: every parameter, ten steps."""
+def test_iwmtl_equals_the_example_of_torchjd(trunk: str) -> None:
+    """Compare ten steps with instance-wise UPGrad by torchjd's engine and ``losses.backward(weights)``."""
     make_trunk = {
         "linear": lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)),
         "in_place": lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(inplace=True), nn.Linear(6, 4)),
@@ -226,7 +226,7 @@ def test_iwmtl_is_the_example_of_torchjd(trunk: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["upgrad", "mgda", "modo", "trimmed_mean"])
-def test_gradients_at_the_features_of_micro_batches_are_those_of_the_whole(name: str) -> None:
+def test_gradients_at_the_features_of_micro_batches_equal_the_whole_batch(name: str) -> None:
     m = 3
     data = arrays(m)
     whole = build(make(name, m), tasks=m, engine=Features(), accumulate_grad_batches=1)
@@ -238,6 +238,6 @@ def test_gradients_at_the_features_of_micro_batches_are_those_of_the_whole(name:
     expected = dict(whole.named_parameters())
     for key, value in parts.named_parameters():
         torch.testing.assert_close(value, expected[key], rtol=1e-8, atol=1e-10, msg=key)
-    # And they are not those at the parameters.
+    # They differ from gradients at the parameters.
     others = dict(exact.named_parameters())
     assert any(not torch.allclose(value, others[key], rtol=1e-4) for key, value in parts.named_parameters())

@@ -1,4 +1,4 @@
-"""The library stands on torch and torchjd, and its modules on each other in one direction."""
+"""The library depends on torch and torchjd only, and its modules import each other in one direction."""
 
 import ast
 import inspect
@@ -16,7 +16,7 @@ import multitask
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "multitask"
 
-ROOMS = [
+LAYERS = [
     "__main__",
     "commands",
     "benchmark",
@@ -46,10 +46,10 @@ ROOMS = [
     "system",
     "aliases",
 ]
-"""The rooms of the package, a folder or a file of its root each: imports point down this list."""
+"""The layers of the package, each a folder or a file of its root: imports point down this list."""
 
-ALONE = {"torch", "torchjd", "numpy", "scipy", "quadprog", "threadpoolctl"}
-"""What the library may import: torch, torchjd and the solvers' packages."""
+ALLOWED = {"torch", "torchjd", "numpy", "scipy", "quadprog", "threadpoolctl"}
+"""Packages that the library may import: torch, torchjd and those of the solvers."""
 
 
 def test_public_names_are_documented() -> None:
@@ -120,7 +120,7 @@ def _trees() -> dict[str, ast.Module]:
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
-    """Yield the modules that a module imports anywhere, save for type checking alone."""
+    """Yield the modules that a module imports anywhere, except for type checking."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
@@ -139,50 +139,50 @@ def _graph() -> dict[str, set[str]]:
     return {name: set(_imports(tree)) & _trees().keys() for name, tree in _trees().items()}
 
 
-def _room(name: str) -> str:
+def _layer(name: str) -> str:
     return name.split(".")[1]
 
 
-def _arrows() -> set[tuple[str, str]]:
+def _imports_between_layers() -> set[tuple[str, str]]:
     pairs = ((a, b) for a, imported in _graph().items() for b in imported if "multitask" not in (a, b))
-    return {(_room(a), _room(b)) for a, b in pairs if _room(a) != _room(b)}
+    return {(_layer(a), _layer(b)) for a, b in pairs if _layer(a) != _layer(b)}
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
+def test_imports_form_no_cycle() -> None:
     remaining = {name: set(imported) for name, imported in _graph().items()}
     while leaves := {name for name, imported in remaining.items() if not imported}:
         remaining = {name: imported - leaves for name, imported in remaining.items() if name not in leaves}
     assert not remaining, f"these import each other: {', '.join(sorted(remaining))}"
 
 
-def test_every_room_has_its_place() -> None:
-    assert sorted(ROOMS) == sorted({_room(name) for name in _trees() if name != "multitask"})
+def test_every_layer_is_listed() -> None:
+    assert sorted(LAYERS) == sorted({_layer(name) for name in _trees() if name != "multitask"})
 
 
-def test_arrows_point_down() -> None:
-    place = {room: i for i, room in enumerate(ROOMS)}
-    assert {(a, b) for a, b in _arrows() if place[a] > place[b]} == set()
+def test_imports_point_down() -> None:
+    index = {layer: i for i, layer in enumerate(LAYERS)}
+    assert {(a, b) for a, b in _imports_between_layers() if index[a] > index[b]} == set()
 
 
-@pytest.mark.parametrize("room", ["step", "weighting", "gradients"])
-def test_the_library_imports_torch_and_torchjd_alone(room: str) -> None:
-    """Neither do the modules that it imports: nothing of Lightning, Hydra or W&B is behind a step."""
-    waiting = [name for name in _trees() if name != "multitask" and _room(name) == room]
+@pytest.mark.parametrize("layer", ["step", "weighting", "gradients"])
+def test_the_library_imports_only_torch_and_torchjd(layer: str) -> None:
+    """Indirect imports included: a step needs nothing of Lightning, Hydra or W&B."""
+    waiting = [name for name in _trees() if name != "multitask" and _layer(name) == layer]
     seen = set(waiting)
     while waiting:
         name = waiting.pop()
         imported = set(_imports(_trees()[name]))
         outside = {other.partition(".")[0] for other in imported} - sys.stdlib_module_names - {"multitask"}
-        assert outside <= ALONE, name
+        assert outside <= ALLOWED, name
         new = (imported & _trees().keys()) - seen
         seen |= new
         waiting += new
 
 
-def test_unit_tests_mirror_the_rooms() -> None:
-    """A folder here is a folder of the package, and no test file repeats the name of its folder."""
+def test_unit_tests_mirror_the_package() -> None:
+    """Each folder of tests is a folder of the package, and no test file repeats the name of its folder."""
     here = Path(__file__).parent
     for path in here.rglob("test_*.py"):
-        room = path.relative_to(here).parent
-        assert (PACKAGE / room).is_dir(), path
-        assert room.name == "" or not path.name.startswith(f"test_{room.name}_"), path
+        folder = path.relative_to(here).parent
+        assert (PACKAGE / folder).is_dir(), path
+        assert folder.name == "" or not path.name.startswith(f"test_{folder.name}_"), path

@@ -48,16 +48,16 @@ class Exact(nn.Module):
 
 
 @pytest.mark.parametrize("problem", [Burgers(nu=0.1), Kovasznay()])
-def test_the_solution_has_no_losses_and_no_errors(problem: Problem) -> None:
+def test_the_solution_has_zero_losses_and_errors(problem: Problem) -> None:
     module = pinn(problem)
     module.net = Exact(problem)
     assert all(loss.detach() < 1e-12 for loss in module.losses(batch_of(problem)).values())  # type: ignore[union-attr]
     module.eval().add_measured(batch_of(problem, "test"))
-    figures = module.measured()
-    assert set(figures) == {(name, "loss") for name in module.names} | {
+    metrics = module.measured()
+    assert set(metrics) == {(name, "loss") for name in module.names} | {
         (field, metric) for field in problem.fields for metric in ("relative_l2", "mse")
     }
-    assert all(value < 1e-12 for value in figures.values())
+    assert all(value < 1e-12 for value in metrics.values())
     assert module.keys_of(module.names) >= {"val/loss/boundary", "val/u/relative_l2", "val/mean/mse"}
 
 
@@ -89,7 +89,7 @@ def test_conditions_are_mean_squared_errors_over_fields() -> None:
 
 
 def jacobian(module: PINN, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the losses and torchjd's Jacobian of them, over all that two losses reach."""
+    """Return the losses, and their Jacobian by torchjd."""
     parameters = list(module.net.parameters())
     losses = torch.stack(list(module.losses(batch).values()))  # type: ignore[arg-type]
     rows = jac(losses, parameters, retain_graph=True, parallel_chunk_size=1)
@@ -105,8 +105,8 @@ METHODS = [name for name in NAMES if getattr(make(name, 5), "rows", "half") == "
 
 @pytest.mark.parametrize("problem", [Burgers(), Kovasznay()])
 @pytest.mark.parametrize("name", METHODS)
-def test_the_step_gives_what_the_method_gives_of_autojacs_rows(name: str, problem: Problem) -> None:
-    """Every Jacobian method, for two steps, on second derivatives."""
+def test_step_equals_the_method_on_autojacs_rows(name: str, problem: Problem) -> None:
+    """Two steps of every Jacobian method on losses with second derivatives."""
     module, names = pinn(problem), list(problem.places())
     step, alone = multitask.Step(make(name, names), module.net), make(name, names)
     layout = [(name, p.numel()) for name, p in module.net.named_parameters()]
@@ -122,7 +122,7 @@ def test_the_step_gives_what_the_method_gives_of_autojacs_rows(name: str, proble
 
 
 @pytest.mark.parametrize("problem", [Burgers(), Kovasznay()])
-def test_upgrad_of_residuals_is_torchjds(problem: Problem) -> None:
+def test_upgrad_of_residuals_equals_torchjds(problem: Problem) -> None:
     module, batch = pinn(problem), batch_of(problem)
     multitask.Step(multitask.UPGrad(), module.net).backward(module.losses(batch))  # type: ignore[arg-type]
     expected = UPGrad()(jacobian(module, batch)[1])
@@ -140,7 +140,7 @@ def equations(problem: Problem, values: Tensor, slope: Tensor, curvature: Tensor
 
 
 def kernel_traces(module: PINN, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tr J Jᵀ / n by term, from the Jacobian of all residuals at all points, by torch.func throughout."""
+    """Return tr J Jᵀ / n per term, from the Jacobian of all residuals at all points by torch.func."""
     parameters = {name: p.detach() for name, p in module.net.named_parameters()}
     problem = module.problem
 
@@ -152,7 +152,7 @@ def kernel_traces(module: PINN, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return equations(problem, *(of(parameters, point) for of in (fields, slope, curvature)))
 
     def conditions(parameters: dict[str, Tensor], point: Tensor) -> Tensor:
-        return fields(parameters, point) / len(problem.fields) ** 0.5  # what is wanted does not move
+        return fields(parameters, point) / len(problem.fields) ** 0.5  # the target is constant
 
     jacobians: dict[str, Any] = vmap(jacrev(residuals), (None, 0))(parameters, batch[INSIDE].flatten(0, 1))
     for face in problem.faces:
@@ -166,10 +166,10 @@ def kernel_traces(module: PINN, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("problem", [Burgers(), Kovasznay()])
 @pytest.mark.parametrize("numbers", [2**22, 500])
-def test_traces_are_those_of_the_kernel_of_all_residuals(
+def test_traces_equal_those_of_the_kernel_of_all_residuals(
     problem: Problem, numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All points at once, and five at a time."""
+    """With all points at once, and in small parts."""
     monkeypatch.setattr("multitask.pinn._MOST_ELEMENTS", numbers)
     module, batch = pinn(problem, losses=None), batch_of(problem)
     with torch.no_grad():
@@ -191,8 +191,8 @@ def test_a_loss_of_several_terms_has_the_trace_of_all_its_residuals() -> None:
     )
 
 
-def test_a_residual_of_zero_counts() -> None:
-    """Where the squares have no gradient."""
+def test_a_residual_of_zero_has_a_trace() -> None:
+    """The trace is positive although the squared residuals have no gradient."""
     module, batch = pinn(Burgers()), batch_of(Burgers())
     with torch.no_grad():
         module.net[-1].weight.zero_()  # type: ignore[operator, index, union-attr]
@@ -202,7 +202,7 @@ def test_a_residual_of_zero_counts() -> None:
     assert trace > 1.0
 
 
-def test_evaluation_in_parts_is_that_of_the_whole() -> None:
+def test_evaluation_in_batches_equals_the_whole() -> None:
     problem = Kovasznay()
     data = Collocation(problem, {INSIDE: 30, "boundary": 12}, steps=1, grids=[[5, 4], [6, 5]])
     found = []
@@ -231,7 +231,7 @@ def test_each_term_belongs_to_one_loss(losses: dict[str, list[str]]) -> None:
         PINN(Burgers(), losses=losses)
 
 
-def test_relative_l2_is_that_of_all_values() -> None:
+def test_relative_l2_is_over_all_values() -> None:
     metric = RelativeL2()
     target = torch.linspace(-1, 2, 12).view(6, 2)
     prediction = target + 0.1 * torch.arange(12).view(6, 2)

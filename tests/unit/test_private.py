@@ -1,4 +1,4 @@
-"""Private names of other packages: where they are used, and that this version still has them."""
+"""Private names of other packages are used in one file only, and exist in the installed versions."""
 
 import ast
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d, embedding
 from multitask import private
 
 SOURCE = Path(private.__file__).parent.parent
-# What the autograd graph and its tensors tell of themselves; each has its case below.
+# Attributes of the autograd graph and of tensors, all of which are tested below.
 AUTOGRAD = {
     "_backward_hooks", "_foreach_copy_", "_foreach_zero_", "_input_metadata", "_is_view",
     "_saved_alpha", "_saved_beta", "_saved_dim", "_saved_dim0", "_saved_dim1", "_saved_dims", "_saved_groups",
@@ -25,7 +25,7 @@ AUTOGRAD = {
     "_saved_transposed", "_values", "_version",
 }  # fmt: skip
 HYDRA_KEYS = {"_target_"}  # an attribute of a config
-OF_A_MODULE = {"_trainer"}  # of a LightningModule, whose subclass asks for its own
+OF_A_MODULE = {"_trainer"}  # of a LightningModule, read by its subclass
 
 
 def private_name(name: str) -> bool:
@@ -33,7 +33,7 @@ def private_name(name: str) -> bool:
 
 
 def defined(tree: ast.AST) -> Iterator[str]:
-    """Yield the names that a file gives to attributes and functions of its own."""
+    """Yield the names of attributes and functions that a file defines."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
@@ -45,7 +45,7 @@ def defined(tree: ast.AST) -> Iterator[str]:
 
 
 def used(tree: ast.AST) -> Iterator[str]:
-    """Yield the private names that a file takes from elsewhere."""
+    """Yield the private names that a file uses from other files."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and private_name(node.attr):
             yield node.attr
@@ -77,7 +77,7 @@ def has(where: Any, *names: str) -> None:
 
 @pytest.fixture
 def hydra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Hydra over a config of one value and one group that has to be chosen."""
+    """Return Hydra with a config of one value and one required group."""
     from hydra import initialize_config_dir
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -93,7 +93,7 @@ def hydra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("mode", ["RUN", "MULTIRUN"])
 @pytest.mark.parametrize("more", [[], ["hydra.mode=RUN"]])
-def test_compose_once_keeps_what_was_composed_for_the_mode(hydra: Any, mode: str, more: list[str]) -> None:
+def test_compose_once_keeps_the_config_composed_for_the_mode(hydra: Any, mode: str, more: list[str]) -> None:
     given, run_mode = ["group=one", "value=2", "hydra.job.name=x", *more], RunMode[mode]
     assert hydra.get_mode("main", given) == (RunMode.RUN if more else None)
     given.append(f"hydra.mode={mode}")
@@ -105,16 +105,16 @@ def test_compose_once_keeps_what_was_composed_for_the_mode(hydra: Any, mode: str
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [(["group=one", "value=1,2"], "Ambiguous value"), ([], "You must specify 'group'")]
+    ("given", "message"), [(["group=one", "value=1,2"], "Ambiguous value"), ([], "You must specify 'group'")]
 )
-def test_compose_once_leaves_a_run_what_it_refuses(hydra: Any, given: list[str], said: str) -> None:
+def test_compose_once_leaves_errors_of_a_run_to_the_run(hydra: Any, given: list[str], message: str) -> None:
     assert hydra.get_mode("main", given) is None
     assert hydra.compose_config("main", given, RunMode.MULTIRUN).value == 1
-    with pytest.raises(ConfigCompositionException, match=said):
+    with pytest.raises(ConfigCompositionException, match=message):
         hydra.compose_config("main", given, RunMode.RUN)
 
 
-def test_compose_once_raises_what_goes_wrong(hydra: Any) -> None:
+def test_compose_once_raises_errors_of_overrides(hydra: Any) -> None:
     with pytest.raises(ConfigCompositionException, match="Could not override 'vlue'"):
         hydra.get_mode("main", ["group=one", "vlue=2"])
 
@@ -202,7 +202,7 @@ def test_keep_buffers_of_backward() -> None:
     assert config.donated_buffer is False
 
 
-def test_autograd_nodes_tell_what_they_saved() -> None:
+def test_autograd_nodes_have_their_saved_attributes() -> None:
     x, w = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     addmm = nn.Linear(4, 5)(x).grad_fn
     has(addmm, "_saved_beta", "_saved_alpha", "_saved_mat2_sym_sizes", "_input_metadata")
@@ -210,13 +210,13 @@ def test_autograd_nodes_tell_what_they_saved() -> None:
     has(torch.stack([x, x]).grad_fn, "_saved_dim")
     has(w.transpose(0, 1).grad_fn, "_saved_dim0", "_saved_dim1")
     has(w.permute(1, 0).grad_fn, "_saved_dims")
-    picture, kernel = torch.randn(1, 1, 3, 3, requires_grad=True), torch.randn(1, 1, 2, 2)
-    has(conv2d(picture, kernel).grad_fn, "_saved_padding", "_saved_groups", "_saved_transposed")
+    image, kernel = torch.randn(1, 1, 3, 3, requires_grad=True), torch.randn(1, 1, 2, 2)
+    has(conv2d(image, kernel).grad_fn, "_saved_padding", "_saved_groups", "_saved_transposed")
     found = embedding(torch.tensor([1]), w).grad_fn
     has(found, "_saved_padding_idx", "_saved_scale_grad_by_freq", "_saved_sparse")
 
 
-def test_tensors_tell_how_they_are_stored() -> None:
+def test_tensors_have_their_private_attributes() -> None:
     parameter = nn.Parameter(torch.zeros(2, 2))
     has(parameter, "_backward_hooks", "_is_view", "_version")
     has(parameter.detach().to_sparse(), "_values")

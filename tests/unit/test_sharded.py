@@ -1,4 +1,4 @@
-"""Steps on a model that FSDP2 shards equal those of one process with the whole batch."""
+"""Steps on a model sharded by FSDP2 equal those of one process with the whole batch."""
 
 from collections.abc import Iterator
 
@@ -44,14 +44,14 @@ def assert_equal_one(processes: list[dict], case: tuple[str, int]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one(two: list[dict], case: tuple[str, int]) -> None:
-    """Labels of a task on one process alone and in one step alone; a head that is not sharded."""
+    """One task has labels only on one process and in one step; in one case a head is not sharded."""
     assert_equal_one(two, case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("weighting", "passes"), [("weighted_sum", 1), ("upgrad", 3)])
-def test_what_two_processes_keep_and_send(two: list[dict], weighting: str, passes: int) -> None:
-    """docs/scaling.md: n/p of everything, m·n/p of rows; n gathered forward, n gathered and n reduced in each pass."""
+def test_memory_and_communication_of_two_processes(two: list[dict], weighting: str, passes: int) -> None:
+    """As in docs/scaling.md: parameters and gradients of n/p, rows of m·n/p; n gathered and n reduced per pass."""
     model = Encoder(width=16, layers=2)
     n = 4 * sum(p.numel() for p in model.layers.parameters())
     everything = 4 * sum(p.numel() for p in model.parameters())
@@ -68,13 +68,13 @@ def test_what_two_processes_keep_and_send(two: list[dict], weighting: str, passe
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ON_FOUR)
 def test_four_processes_equal_one(four: list[dict], case: tuple[str, int]) -> None:
-    """Some of which keep no part of a head at all."""
+    """Some of them hold no shard of a head."""
     assert_equal_one(four, case)
 
 
 @pytest.fixture
 def model() -> Iterator[Model]:
-    """A sharded model on one process."""
+    """Yield a sharded model on one process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     torch.manual_seed(0)
     yield sharded(Model(3).double(), plain=False)
@@ -86,7 +86,7 @@ def losses(model: Model) -> torch.Tensor:
     return losses_of(model, torch.ones(4, 5, dtype=torch.float64), targets, halves=False)[0]
 
 
-def test_one_process_has_all_of_each_row(model: Model) -> None:
+def test_one_process_holds_whole_rows(model: Model) -> None:
     result = Step(make("upgrad", 3), model).backward(losses(model))
     assert result.gradients is not None
     jacobian = result.gradients.jacobian()
@@ -94,15 +94,15 @@ def test_one_process_has_all_of_each_row(model: Model) -> None:
     torch.testing.assert_close(jacobian @ jacobian.T, result.gradients.gramian())
 
 
-def test_a_step_may_be_made_between_passes(model: Model) -> None:
-    """After a forward pass FSDP2 shows the whole parameters of a root."""
+def test_a_step_can_be_created_between_passes(model: Model) -> None:
+    """After a forward pass, FSDP2 exposes the unsharded parameters of a root module."""
     found = losses(model)
     result = Step(make("upgrad", 3), model).backward(found)
     assert result.gradients is not None
     assert result.gradients.gramian().diagonal().min() > 0
 
 
-def test_gradients_add_to_those_that_are_there(model: Model) -> None:
+def test_gradients_accumulate(model: Model) -> None:
     step = Step(make("upgrad", 3), model)
     step.backward(losses(model))
     once = [p.grad.full_tensor().clone() for p in model.parameters()]
@@ -111,8 +111,8 @@ def test_gradients_add_to_those_that_are_there(model: Model) -> None:
         torch.testing.assert_close(p.grad.full_tensor(), 2 * gradient)
 
 
-def test_a_module_without_a_backward_pass_sees_the_next_weights(model: Model) -> None:
-    """FSDP2 keeps the whole parameters of a root after a forward pass until a backward pass."""
+def test_a_module_without_a_backward_pass_uses_updated_weights(model: Model) -> None:
+    """FSDP2 keeps the unsharded parameters of a root module from a forward to a backward pass."""
     apart = sharded(Model(3).double(), plain=False)
     step = Step(make("upgrad", 3), nn.ModuleList([model, apart]))
     unused = apart(torch.ones(4, 5, dtype=torch.float64))[0].square().mean()
@@ -124,29 +124,29 @@ def test_a_module_without_a_backward_pass_sees_the_next_weights(model: Model) ->
 
 
 @pytest.mark.parametrize("name", sorted(STATEFUL))
-def test_memories_of_rows_are_refused(model: Model, name: str) -> None:
+def test_weightings_that_store_rows_are_rejected(model: Model, name: str) -> None:
     with pytest.raises(ValueError, match="remembers a gradient of each task"):
         Step(make(name, 3), model)
 
 
 @pytest.mark.parametrize("engine", ["features", "layerwise"])
-def test_engines_without_rows_are_refused(model: Model, engine: str) -> None:
+def test_engines_without_rows_are_rejected(model: Model, engine: str) -> None:
     with pytest.raises(ValueError, match=f"engine={engine}"):
         Step(make("upgrad", 3), model, engine=engine)
 
 
-def test_examples_are_refused(model: Model) -> None:
+def test_instance_wise_weightings_are_rejected(model: Model) -> None:
     with pytest.raises(ValueError, match="all examples"):
         Step(make("iwmtl", 3), model)
 
 
-def test_a_loss_scaler_is_refused(model: Model) -> None:
+def test_a_loss_scaler_is_rejected(model: Model) -> None:
     step = Step(make("upgrad", 3), model, scaler=torch.amp.GradScaler("cpu"))
     with pytest.raises(ValueError, match="bf16-mixed"):
         step.backward(losses(model))
 
 
-def test_losses_that_a_sharded_module_stacks_are_refused(model: Model) -> None:
+def test_losses_stacked_by_a_sharded_module_are_rejected(model: Model) -> None:
     class Stacks(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -160,13 +160,13 @@ def test_losses_that_a_sharded_module_stacks_are_refused(model: Model) -> None:
         Step(make("upgrad", 3).float(), net).backward(net(torch.ones(5)))
 
 
-def test_parameters_outside_of_a_forward_pass_are_refused(model: Model) -> None:
+def test_parameters_outside_of_a_forward_pass_are_rejected(model: Model) -> None:
     penalty = model.blocks[0][0].weight.square().sum().full_tensor()
     with pytest.raises(ValueError, match="outside of its module's forward pass"):
         Step(make("upgrad", 3), model).backward([*losses(model)[:2], penalty])
 
 
-def test_other_shards_are_refused() -> None:
+def test_other_shards_are_rejected() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     split = distribute_tensor(torch.ones(4, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
     net = nn.Linear(2, 4)
@@ -176,6 +176,6 @@ def test_other_shards_are_refused() -> None:
     dist.destroy_process_group()
 
 
-def test_names_alone_are_refused(model: Model) -> None:
+def test_names_without_the_module_are_rejected(model: Model) -> None:
     with pytest.raises(ValueError, match="pass the module"):
         Step(make("upgrad", 3), dict(model.named_parameters()))

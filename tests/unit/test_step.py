@@ -1,4 +1,4 @@
-"""One step of a Jacobian method equals TorchJD's autojac in float64, however the batch is cut."""
+"""One step of a Jacobian method equals TorchJD's autojac in float64, also with micro-batches."""
 
 from copy import deepcopy
 
@@ -77,7 +77,7 @@ def test_frozen_and_tied_parameters() -> None:
         torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
 
 
-def test_unused_parameter_is_left_alone() -> None:
+def test_unused_parameter_is_unchanged() -> None:
     trunk = nn.Sequential(nn.Linear(5, 4))
     trunk.register_parameter("unused", nn.Parameter(torch.ones(3)))
     data = arrays()
@@ -91,8 +91,8 @@ def test_unused_parameter_is_left_alone() -> None:
              lambda: Constant(torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64))],
     ids=["upgrad", "mgda", "config", "gls", "stch", "imtl_l", "weighted_sum"],
 )  # fmt: skip
-def test_micro_batches_add_up_to_the_whole_batch(make) -> None:
-    """Also where the last micro-batch is smaller, and for scalarizations that are not linear."""
+def test_micro_batches_equal_the_whole_batch(make) -> None:
+    """Also with a smaller last micro-batch, and for nonlinear scalarizations."""
     data = arrays(count=22)
     whole = build(adapt(make()), accumulate_grad_batches=1)
     parts = build(adapt(make()), accumulate_grad_batches=3)
@@ -106,7 +106,7 @@ def test_micro_batches_add_up_to_the_whole_batch(make) -> None:
 @pytest.mark.parametrize(
     "make", [lambda: Constant(torch.tensor([0.2, 1.0, 3.0])), lambda: IMTLL(3), GeometricMean]
 )
-def test_scalarizations_step_the_same_by_hand_and_automatically(make) -> None:
+def test_scalarizations_agree_in_manual_and_automatic_optimization(make) -> None:
     data = arrays()
     automatic, manual = build(adapt(make())), build(adapt(make()), accumulate_grad_batches=1)
     assert automatic.automatic_optimization
@@ -118,7 +118,7 @@ def test_scalarizations_step_the_same_by_hand_and_automatically(make) -> None:
         torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
 
 
-def test_absent_task_changes_nothing_for_the_others() -> None:
+def test_absent_task_does_not_affect_the_others() -> None:
     data = arrays(count=8)
     without = {name: values for name, values in data.items() if name != "t2"}
     nothing = {**data, "t2": torch.full_like(data["t2"], torch.nan)}
@@ -137,7 +137,7 @@ def test_absent_task_changes_nothing_for_the_others() -> None:
 
 
 def test_losses_are_means_over_labelled_examples_of_the_window() -> None:
-    """A task labelled in few examples of each micro-batch counts each of them the same."""
+    """Each labelled example has the same weight, however many are in its micro-batch."""
     data = arrays(count=12)
     data["t1"][torch.tensor([0, 1, 2, 3, 5, 9])] = torch.nan
     heads = {f"t{i}": regression(f"t{i}", missing=True) for i in range(3)}
@@ -152,7 +152,7 @@ def test_losses_are_means_over_labelled_examples_of_the_window() -> None:
 
 
 def test_weighted_heads_get_their_weighted_gradient() -> None:
-    """The whole model then takes the gradient of the weighted sum of the losses."""
+    """The whole model gets the gradient of the weighted sum of the losses."""
     data = arrays()
     module = build(adapt(UPGradWeighting()), weighted_heads=True)
     reference = deepcopy(module)
@@ -172,7 +172,7 @@ def test_weighted_heads_get_their_weighted_gradient() -> None:
         torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
 
 
-def test_gradients_at_the_features_combine_exactly_for_their_weights() -> None:
+def test_gradients_at_the_features_combine_exactly_with_their_weights() -> None:
     data = arrays()
     module = build(adapt(MGDAWeighting()), engine=Features())
     reference = deepcopy(module)
@@ -216,7 +216,7 @@ def test_loss_that_is_not_finite_names_task_and_step() -> None:
         fit(build(adapt(UPGradWeighting())), Arrays(data))
 
 
-def test_classes_weigh_across_micro_batches() -> None:
+def test_class_weights_across_micro_batches() -> None:
     """A cross entropy with class weights is a mean over weights, not over examples."""
     generator = torch.Generator().manual_seed(1)
     data = {

@@ -1,4 +1,4 @@
-"""The package imports and runs without what only some operating systems have."""
+"""The package imports and runs without modules and functions of particular operating systems."""
 
 import ast
 import errno
@@ -18,8 +18,8 @@ from tests.integration.script_runner import QUICK
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src"
-# Python's documentation marks them as of Unix or Windows alone.
-ELSEWHERE = {
+# Modules that exist only on Unix or only on Windows.
+PLATFORM_MODULES = {
     "fcntl",
     "resource",
     "grp",
@@ -34,11 +34,11 @@ ELSEWHERE = {
     "_winapi",
 }
 
-# Neither Unix nor Windows: no module of one of them for this package's own code, and no function of Unix.
+# Neither Unix nor Windows: no such module for this package's own code, and no function of Unix.
 BARE = f"""
 import builtins, os, sys
 
-absent, plain = {ELSEWHERE!r}, builtins.__import__
+absent, plain = {PLATFORM_MODULES!r}, builtins.__import__
 
 def without(name, globals=None, locals=None, fromlist=(), level=0):
     if name in absent and (globals or {{}}).get("__name__", "").startswith(("multitask", "hydra_plugins")):
@@ -62,7 +62,7 @@ def modules() -> list[str]:
     names = [
         ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__") for path in files
     ]
-    # What an extra installs.
+    # Needs an extra.
     return sorted(name for name in names if name != "multitask.evaluation.dashboard")
 
 
@@ -79,18 +79,18 @@ def test_every_module_imports_and_a_sweep_runs(tmp_path: Path) -> None:
     assert "peak_memory_mib" not in record
 
 
-def test_one_module_alone_imports_what_is_of_one_system() -> None:
+def test_one_module_imports_platform_modules() -> None:
     found = set()
     for path in SRC.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            found |= {path.name for name in names if name.partition(".")[0] in ELSEWHERE}
+            found |= {path.name for name in names if name.partition(".")[0] in PLATFORM_MODULES}
     assert found == {"system.py"}
 
 
-def test_text_files_say_their_encoding() -> None:
-    """Windows reads and writes them in an encoding of its own otherwise."""
+def test_text_files_are_opened_with_an_encoding() -> None:
+    """The default encoding of Windows is not UTF-8."""
     for path in SRC.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
@@ -107,7 +107,7 @@ def test_text_files_say_their_encoding() -> None:
 
 
 class Windows(ModuleType):
-    """Windows' locks, which other processes hold, by byte; kept in a set."""
+    """Stands in for ``msvcrt``, and keeps the locked bytes in a set."""
 
     LK_NBLCK = 2
 
@@ -131,7 +131,7 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Windows:
     return msvcrt
 
 
-def test_windows_locks_a_byte_that_nobody_reads(windows: Windows, tmp_path: Path) -> None:
+def test_windows_locks_a_byte_past_the_end_of_the_file(windows: Windows, tmp_path: Path) -> None:
     path = tmp_path / "file"
     with path.open("a+") as file, path.open("r+") as other:
         file.write("holder")
@@ -153,7 +153,7 @@ def test_a_folder_has_one_holder_on_windows(windows: Windows, tmp_path: Path) ->
         assert found.pid == os.getpid()
 
 
-def test_other_errors_of_a_lock_are_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_errors_of_a_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Failing(Windows):
         def locking(self, *arguments: Any) -> None:
             raise OSError(self.number, "")
@@ -171,7 +171,7 @@ def test_other_errors_of_a_lock_are_errors(monkeypatch: pytest.MonkeyPatch, tmp_
                     system.lock(file)
 
 
-def test_what_the_system_says_of_itself() -> None:
+def test_properties_of_the_system() -> None:
     assert 1 <= system.cores() <= (os.cpu_count() or 1)
     assert system.lives(os.getpid())
     assert system.same_group(os.getpid())

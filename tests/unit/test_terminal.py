@@ -1,4 +1,4 @@
-"""Names, overrides and paths are the user's: no output takes them for markup."""
+"""Names, overrides and paths are printed unchanged, and never interpreted as markup."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def write_run(folder: Path, task: str, seed: str, method: str, value: float) -> 
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_table_of_a_sweep_shows_it(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_in_the_table_of_a_sweep(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = [
         Job((f"task={value}", "seed=0"), write_run(tmp_path / value[:1], text, "0", text, 1.0), text, 0, "a")
         for value in (text, "other")
@@ -56,7 +56,7 @@ def test_the_table_of_a_sweep_shows_it(text: str, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("columns", ["20", "120"])
-def test_the_table_of_a_run_shows_it(
+def test_text_in_the_table_of_a_run(
     text: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
@@ -65,7 +65,7 @@ def test_the_table_of_a_run_shows_it(
     if columns == "120":
         assert capsys.readouterr().out.count(text) == 2
     else:
-        assert capsys.readouterr().out  # folded over lines, and no error
+        assert capsys.readouterr().out  # wrapped over lines, without an error
 
 
 class Reader(HTMLParser):
@@ -81,15 +81,15 @@ class Reader(HTMLParser):
 
 
 @pytest.mark.parametrize("text", [TEXTS[0], TEXTS[1], ":warning:", "$x_1$", "<b>&amp;"])
-def test_a_comparison_shows_it(text: str, tmp_path: Path) -> None:
+def test_text_in_a_comparison(text: str, tmp_path: Path) -> None:
     sources = [
-        str(write_run(tmp_path / f"{method}{seed}", text, f"{text}{seed}", f"{method}{text}", seed + place))
-        for place, method in enumerate(("a", "b", "c"))
+        str(write_run(tmp_path / f"{method}{seed}", text, f"{text}{seed}", f"{method}{text}", seed + index))
+        for index, method in enumerate(("a", "b", "c"))
         for seed in range(2)
     ]
-    said = io.StringIO()
-    compare(sources, tmp_path / "out", console=Console(file=said, width=400))  # a console that reads markup
-    lines = said.getvalue().splitlines()
+    output = io.StringIO()
+    compare(sources, tmp_path / "out", console=Console(file=output, width=400))  # a console that reads markup
+    lines = output.getvalue().splitlines()
     assert text in lines  # the experiment, as a title
     assert any(line.startswith(f"a{text} ") for line in lines)
     assert any(f"{text}/mae ↓" in line and f"{text}/{text} ↓" in line for line in lines)
@@ -99,7 +99,7 @@ def test_a_comparison_shows_it(text: str, tmp_path: Path) -> None:
     assert f"a{text} − b{text}" in page
 
 
-def test_lines_of_text_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_text_are_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     for text in TEXTS:
         terminal().print(text)
     assert capsys.readouterr().out.splitlines() == TEXTS
@@ -116,7 +116,7 @@ def test_lines_of_text_are_printed_as_they_are(capsys: pytest.CaptureFixture[str
         (1e-12, "1.00e-12"),
     ],
 )
-def test_small_figures_keep_their_digits(value: float, shown: str) -> None:
+def test_small_numbers_keep_their_digits(value: float, shown: str) -> None:
     assert figure(value) == shown
 
 

@@ -1,4 +1,4 @@
-"""A weighting that names the losses whose rows it wants gets these alone, and nothing else changes."""
+"""A weighting gets only the rows that it names in ``wants()``, with the same result."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ MISSING = [(4, 0, 4), (0, 4, 4), (4, 4, 4), (4, 4, 0), (4, 4, 4), (4, 0, 0), (4,
 
 
 class Net(nn.Module):
-    """A trunk with a head per task, and how often a gradient has passed through the trunk."""
+    """A trunk with a head per task, which counts the backward passes through the trunk."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def inputs(step: int, parts: int = 1) -> list[Tensor]:
 
 
 def expected(net: Net, combiner: nn.Module, x: Tensor, present: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-    """Return what the trunk gets from a combiner that is given all rows, and the gradient of each present head."""
+    """Return the trunk's gradient from a combiner that reads all rows, and the gradients of the present heads."""
     losses, shared = net(x), list(net.trunk.parameters())
     rows = jac(losses, shared, retain_graph=True, parallel_chunk_size=1)
     J = torch.cat([r.flatten(1) for r in rows], 1)[list(present)]
@@ -58,7 +58,7 @@ def expected(net: Net, combiner: nn.Module, x: Tensor, present: Sequence[int]) -
 @pytest.mark.parametrize(
     "case", ["whole", "one count", "micro-batches", "labels missing", "missing in parts"]
 )
-def test_m_config_gets_its_turns_row_and_all_heads_their_gradient(case: str) -> None:
+def test_m_config_gets_only_its_row_and_all_heads_their_gradients(case: str) -> None:
     net = Net()
     # One pass per row, so that they can be counted.
     engine = "rows" if case == "missing in parts" else "auto"
@@ -84,8 +84,8 @@ def test_m_config_gets_its_turns_row_and_all_heads_their_gradient(case: str) -> 
         net.zero_grad()
 
 
-def test_all_rows_are_computed_where_something_lies_around_it() -> None:
-    """Which of them the method takes is still its own affair."""
+def test_all_rows_are_computed_for_a_wrapped_method() -> None:
+    """The wrapped method still uses only its own row."""
     net, plain = Net(), Net()
     rescaled = Step(make("m_config", M, rescale=True), net, engine="rows")
     step = Step(make("m_config", M), plain)
@@ -101,7 +101,7 @@ def test_all_rows_are_computed_where_something_lies_around_it() -> None:
         plain.zero_grad()
 
 
-def test_when_what_is_shared_changes_the_moments_begin_again_by_turns() -> None:
+def test_moments_restart_when_the_shared_parameters_change() -> None:
     net = Net()
     step, alone = Step(make("m_config", M), net), make("m_config", M)
     for number in range(8):
@@ -117,6 +117,6 @@ def test_when_what_is_shared_changes_the_moments_begin_again_by_turns() -> None:
         net.zero_grad()
 
 
-def test_no_other_method_asks_for_some_rows() -> None:
+def test_no_other_method_wants_only_some_rows() -> None:
     assert [name for name in NAMES if "wants" in hooks_of(make(name, 5))] == ["m_config"]
     assert "wants" not in hooks_of(Every(["a", "b"], make("mgda", 2), 2))  # type: ignore[arg-type]

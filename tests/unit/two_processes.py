@@ -1,4 +1,4 @@
-"""What a module finds on several processes."""
+"""Runs a module on several processes."""
 
 import os
 import runpy
@@ -12,12 +12,12 @@ from tests.forks import into, server
 
 
 def found_by(module: str, out: Path, processes: int = 2) -> list[dict]:
-    """Run a module as so many processes, and return what each has saved at ``<out>.<rank>``."""
+    """Run a module on several processes, and return what each saved at ``<out>.<rank>``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = range(processes)
-    started = [server().Process(target=_be, args=(module, out, rank, processes, port)) for rank in ranks]
+    started = [server().Process(target=_run, args=(module, out, rank, processes, port)) for rank in ranks]
     for process in started:
         process.start()
     try:
@@ -30,8 +30,8 @@ def found_by(module: str, out: Path, processes: int = 2) -> list[dict]:
     return [torch.load(f"{out}.{rank}", weights_only=True) for rank in ranks]
 
 
-def _be(module: str, out: Path, rank: int, processes: int, port: int) -> None:
-    """Be one of the processes that a launcher starts."""
+def _run(module: str, out: Path, rank: int, processes: int, port: int) -> None:
+    """Run the module as one of the processes of a launcher."""
     into(Path(f"{out}.{rank}"))
     os.environ.update(
         MASTER_ADDR="127.0.0.1",

@@ -6,20 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from multitask.errors import ConfigError
 from multitask.module import MultiTaskModule
-from multitask.run.build import build_data, build_module
-from multitask.run.resolvers import register
+from tests.unit.in_process import made
 
-CONFIGS = str(Path(__file__).parents[3] / "configs")
 COUNT = 60
-# Keys that a script sets.
-OUTSIDE = ["method=x", "experiment_name=x", "variant=x", "sweep=null", "run_folder=x", "logger=csv"]
 FLAT = ["trunk=mlp", "trunk.widths=[8]"]
 DENSE = ["trunk=segnet", "trunk.channels=[4]", "trunk.depths=[1]", "trunk.norm=group"]
 
@@ -47,20 +41,13 @@ def arrays() -> dict[str, Any]:
     }
 
 
-def composed(*overrides: str) -> DictConfig:
-    register()
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose("train", overrides=[*OUTSIDE, *overrides])
-
-
 def built(
     folder: Path, content: dict[str, Any], *overrides: str
 ) -> tuple[MultiTaskModule, dict[str, Tensor]]:
     """Return the module, and the training split as one batch."""
     np.savez(folder / "file.npz", **content)
-    config = composed("data=npz", f"data.path={folder}/file.npz", "data.batch_size=null", *overrides)
-    data = build_data(config)
-    return build_module(config, data), data.splits["train"]  # type: ignore[return-value]
+    _, data, module = made("data=npz", f"data.path={folder}/file.npz", "data.batch_size=null", *overrides)
+    return module, data.splits["train"]  # type: ignore[return-value]
 
 
 def measured(

@@ -20,6 +20,13 @@ def parameters(module: MultiTaskModule) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
+def assert_parameters(
+    module: MultiTaskModule, expected: dict[str, torch.Tensor], rtol: float = 1e-10, atol: float = 1e-12
+) -> None:
+    for name, value in parameters(module).items():
+        torch.testing.assert_close(value, expected[name], rtol=rtol, atol=atol, msg=name)
+
+
 def autojac_step(
     module: MultiTaskModule, batch: dict[str, torch.Tensor], rate: float = 0.1
 ) -> dict[str, torch.Tensor]:
@@ -54,8 +61,7 @@ def test_upgrad_step_equals_autojac(trunk: str) -> None:
     module = build(adapt(UPGradWeighting()), trunk=TRUNKS[trunk]())
     expected = autojac_step(module, data)
     fit(module, Arrays(data))
-    for name, value in parameters(module).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+    assert_parameters(module, expected)
 
 
 def test_frozen_and_tied_parameters() -> None:
@@ -73,8 +79,7 @@ def test_frozen_and_tied_parameters() -> None:
     module = build(adapt(UPGradWeighting()), trunk=Tied())
     expected = autojac_step(module, data)
     fit(module, Arrays(data))
-    for name, value in parameters(module).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+    assert_parameters(module, expected)
 
 
 def test_unused_parameter_is_unchanged() -> None:
@@ -98,9 +103,7 @@ def test_micro_batches_equal_the_whole_batch(make) -> None:
     parts = build(adapt(make()), accumulate_grad_batches=3)
     fit(whole, Arrays(data), steps=2)
     fit(parts, Arrays(data, batch_size=8), steps=2)
-    expected = parameters(whole)
-    for name, value in parameters(parts).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-8, atol=1e-10, msg=name)
+    assert_parameters(parts, parameters(whole), rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +116,7 @@ def test_scalarizations_agree_in_manual_and_automatic_optimization(make) -> None
     assert not manual.automatic_optimization
     fit(automatic, Arrays(data), steps=3)
     fit(manual, Arrays(data), steps=3)
-    expected = parameters(automatic)
-    for name, value in parameters(manual).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+    assert_parameters(manual, parameters(automatic))
 
 
 def test_absent_task_does_not_affect_the_others() -> None:
@@ -146,9 +147,7 @@ def test_losses_are_means_over_labelled_examples_of_the_window() -> None:
     parts.load_state_dict(whole.state_dict())
     fit(whole, Arrays(data))
     fit(parts, Arrays(data, batch_size=4))
-    expected = parameters(whole)
-    for name, value in parameters(parts).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+    assert_parameters(parts, parameters(whole))
 
 
 def test_weighted_heads_get_their_weighted_gradient() -> None:
@@ -168,8 +167,7 @@ def test_weighted_heads_get_their_weighted_gradient() -> None:
             p -= 0.1 * p.grad
     expected = parameters(reference)
     fit(module, Arrays(data))
-    for name, value in parameters(module).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+    assert_parameters(module, expected)
 
 
 def test_gradients_at_the_features_combine_exactly_with_their_weights() -> None:
@@ -196,9 +194,7 @@ def test_single_task_is_plain_gradient_descent() -> None:
     plain = build(adapt(Constant(torch.ones(1, dtype=torch.float64))), tasks=1)
     fit(jacobian, Arrays(data), steps=3)
     fit(plain, Arrays(data), steps=3)
-    expected = parameters(plain)
-    for name, value in parameters(jacobian).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+    assert_parameters(jacobian, parameters(plain))
 
 
 def test_aggregator_without_weights_runs() -> None:
@@ -231,6 +227,4 @@ def test_class_weights_across_micro_batches() -> None:
     parts.load_state_dict(whole.state_dict())
     fit(whole, Arrays(data))
     fit(parts, Arrays(data, batch_size=6))
-    expected = parameters(whole)
-    for name, value in parameters(parts).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+    assert_parameters(parts, parameters(whole))

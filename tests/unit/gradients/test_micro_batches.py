@@ -30,13 +30,15 @@ def assert_equals_whole(
     gramian, gradients = expected(rows(losses, parameters), parameters, len(losses), shared)
     assert seen is not None
     torch.testing.assert_close(seen, gramian, **ROUNDING)
-    for place, (p, gradient, wanted) in enumerate(zip(parameters, found, gradients, strict=True)):
-        if wanted is None:
+    for index, (p, gradient, reference) in enumerate(zip(parameters, found, gradients, strict=True)):
+        if reference is None:
             assert gradient is None or not gradient.any()
         else:
             assert gradient is not None
             p.grad = gradient
-            torch.testing.assert_close(real(gradient), wanted, msg=lambda m, n=place: f"{n}: {m}", **ROUNDING)
+            torch.testing.assert_close(
+                real(gradient), reference, msg=lambda m, n=index: f"{n}: {m}", **ROUNDING
+            )
     assert_usable(parameters)
 
 

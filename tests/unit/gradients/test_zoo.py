@@ -40,18 +40,18 @@ def test_step_equals_plain_backward_passes(name: str, engine: str) -> None:
 class Positions(nn.Module):
     """Two positions per example, of which the losses use the second; one example has labels."""
 
-    def __init__(self, batch: int, places: Tensor) -> None:
+    def __init__(self, batch: int, order: Tensor) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 60)
         self.heads = nn.ModuleList(nn.Linear(60, 2) for _ in range(2))
         self.inputs = torch.randn(batch, 2, 3).double()
-        self.places = places
+        self.order = order
         self.labelled = torch.zeros(batch).double()
         self.labelled[torch.randint(0, batch, (1,))] = 1.0
 
     def losses(self) -> dict[str, Tensor]:
-        positions = self.inputs.transpose(0, 1).flatten(0, 1)[self.places]
-        hidden = torch.tanh(self.layer(positions))[self.places.argsort()].unflatten(0, (2, -1))[-1]
+        positions = self.inputs.transpose(0, 1).flatten(0, 1)[self.order]
+        hidden = torch.tanh(self.layer(positions))[self.order.argsort()].unflatten(0, (2, -1))[-1]
         return {str(i): head(hidden).square().sum(1) * self.labelled for i, head in enumerate(self.heads)}
 
 

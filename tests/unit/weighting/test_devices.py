@@ -192,10 +192,10 @@ def test_devices_are_not_mixed() -> None:
     with device, pytest.raises(RuntimeError, match="meta"):
         torch.ones(3, device="meta") @ torch.ones(3)
     with device:
-        there = torch.ones(3, device="meta")
-        assert there.sum().item() == 1.0
-        assert not (there > 0).any()
-        there[[0, 1]], torch.ones(2).to("meta"), torch.tensor([1.0], device="meta")
+        on_meta = torch.ones(3, device="meta")
+        assert on_meta.sum().item() == 1.0
+        assert not (on_meta > 0).any()
+        on_meta[[0, 1]], torch.ones(2).to("meta"), torch.tensor([1.0], device="meta")
         torch.ones(2).to("meta", non_blocking=True)
     assert device.sent == [1, 1]
     assert device.waits[2:] == ["__getitem__", "2 to the device", "tensor"]

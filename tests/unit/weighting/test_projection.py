@@ -169,10 +169,10 @@ def test_zero_gramian_returns_a_copy_of_the_vectors(m: int, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("m", [2, MOST_TASKS + 1])
-@pytest.mark.parametrize("place", [(0, 0), (0, 1)])
-def test_non_finite_gramian_is_rejected(m: int, bad: float, place: tuple[int, int]) -> None:
+@pytest.mark.parametrize("index", [(0, 0), (0, 1)])
+def test_non_finite_gramian_is_rejected(m: int, bad: float, index: tuple[int, int]) -> None:
     G = torch.eye(m)
-    G[place] = bad
+    G[index] = bad
     with pytest.raises(FloatingPointError, match="Gramian of the task gradients is not finite"):
         ExactProjector()(torch.ones(m), G)
 

@@ -405,12 +405,12 @@ def test_relobralo_follows_its_paper(rho: float) -> None:
         e = np.exp(now / (tau * then))
         return M * e / e.sum()
 
-    looks = []
+    draws = []
     for step in range(12):
         losses = losses_of(M) ** (1 + 0.3 * np.sin(step))
         L = losses.numpy()
         first, last = (L, L) if first is None or last is None else (first, last)
-        looks.append(drawn)
+        draws.append(drawn)
         w = alpha * (drawn * w + (1 - drawn) * balance(L, first)) + (1 - alpha) * balance(L, last)
         torch.manual_seed(step)
         done = update(combiner, losses, conflicting(M))
@@ -418,7 +418,7 @@ def test_relobralo_follows_its_paper(rho: float) -> None:
         last = L
         torch.manual_seed(step)
         drawn = float(torch.rand((), dtype=torch.float64) < rho)
-    assert {0.0: sum(looks) == 1, 0.5: 2 < sum(looks) < 11, 1.0: sum(looks) == 12}[rho]
+    assert {0.0: sum(draws) == 1, 0.5: 2 < sum(draws) < 11, 1.0: sum(draws) == 12}[rho]
 
 
 def test_relobralo_draws_once_per_step() -> None:

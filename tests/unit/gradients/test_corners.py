@@ -276,7 +276,7 @@ WEIGHTINGS = [UPGrad, lambda: Constant(torch.ones(3).double()), GeometricMean]
 @pytest.mark.parametrize("make", WEIGHTINGS)
 @pytest.mark.parametrize("how", ["named", "listed", "stacked", "in two"])
 def test_no_gradient_comes_from_an_absent_loss(make: Callable[[], object], how: str) -> None:
-    """Multiplying an absent loss of NaN by zero would give NaN."""
+    """An absent loss that is NaN must not be multiplied by zero, which would give NaN."""
     found = []
     for absent in (torch.nan, 1.0):
         model = network()

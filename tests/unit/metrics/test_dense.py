@@ -1,4 +1,4 @@
-"""Dense metrics equal references on single pixels."""
+"""Dense metrics equal references computed pixel by pixel."""
 
 import math
 

@@ -159,7 +159,7 @@ def test_classes_show_the_largest_of_shares():
     assert shown.tolist() == [1, 0]
 
 
-def test_shown_changes_the_prediction_alone():
+def test_shown_changes_only_the_prediction():
     prediction, target = Shown(torch.exp).shown(torch.ones(3), torch.ones(3))
     assert torch.equal(prediction, torch.ones(3).exp())
     assert torch.equal(target, torch.ones(3))

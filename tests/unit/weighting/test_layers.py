@@ -55,7 +55,7 @@ def by_hand(model: Model, parameters: list[nn.Parameter], steps: int = 3) -> Ten
     return combiner.factors
 
 
-def test_gradnorm_measures_at_the_last_shared_layer_that_runs(model: Model) -> None:
+def test_gradnorm_measures_at_the_last_shared_layer(model: Model) -> None:
     found = factors(model)
     assert (found != 1).all()
     assert torch.equal(found, by_hand(model, list(model.trunk["last"].parameters())))

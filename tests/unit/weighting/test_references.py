@@ -525,7 +525,7 @@ def test_m_config_updates_one_task_per_step_in_turn() -> None:
     assert order == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_m_config_updates_a_task_that_was_absent_next() -> None:
+def test_m_config_gives_a_formerly_absent_task_the_next_turn() -> None:
     training = ToyTraining(make("m_config", 4), Toy(4)).run(6, absent=[1])
     steps = training.combiner.steps
     training.run(1)  # its first gradient

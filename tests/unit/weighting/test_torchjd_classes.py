@@ -119,8 +119,8 @@ def test_exact_implementation_replaces_torchjds(
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_nash_mtl_needs_no_packages_of_torchjds(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the packages that torchjd's class asks for."""
+def test_nash_mtl_of_torchjd_is_solved_by_ours(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the packages that torchjd's class requires."""
     method = aggregation.NashMTL.__new__(aggregation.NashMTL)
     torch.nn.Module.__init__(method)
     for name, value in {"n_tasks": M, "max_norm": 0.5, "update_weights_every": every}.items():
@@ -132,8 +132,8 @@ def test_nash_mtl_needs_no_packages_of_torchjds(every: int, monkeypatch: pytest.
         assert torch.equal(update(combiner, losses_of(M), J).vector, update(expected, losses_of(M), J).vector)
 
 
-def test_cagrad_needs_no_packages_of_torchjds() -> None:
-    """Without the packages that torchjd's class asks for."""
+def test_cagrad_of_torchjd_is_solved_by_ours() -> None:
+    """Without the packages that torchjd's class requires."""
     method = aggregation.CAGradWeighting.__new__(aggregation.CAGradWeighting)
     torch.nn.Module.__init__(method)
     method.c, method.norm_eps = 0.7, 1e-3

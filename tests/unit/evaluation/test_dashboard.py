@@ -15,7 +15,7 @@ from multitask.evaluation.comparison import Settings, compare_records
 from multitask.evaluation.dashboard import workspace
 from multitask.evaluation.errors import ComparisonError
 from multitask.private import specification
-from tests.integration.script_runner import Ran, Scripts, plainly
+from tests.integration.script_runner import Ran, Scripts, run_python
 from tests.integration.wandb_server import WandbServer
 from tests.unit.evaluation.hand_records import write_sweep
 
@@ -72,10 +72,10 @@ def test_the_bars_are_the_change_that_is_compared(sweep: Path) -> None:
     for entry in comparison.entries:
         assert entry.deltas is not None
         for seed, values in entry.values.iterrows():
-            said = formula
+            expression = formula
             for key, value in values.items():
-                said = said.replace(f"${{test/{key}}}", repr(float(value)))
-            assert eval(said) == pytest.approx(entry.deltas.per_seed.loc[seed, "delta_m"], abs=1e-6)
+                expression = expression.replace(f"${{test/{key}}}", repr(float(value)))
+            assert eval(expression) == pytest.approx(entry.deltas.per_seed.loc[seed, "delta_m"], abs=1e-6)
 
 
 def test_without_a_baseline_of_the_recipe_there_are_no_bars(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_it_is_saved_and_takes_the_place_of_an_earlier_one(tmp_path: Path, serve
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["experiment_name=multi_mnist"], "run `wandb login`"),
         ([], "give either source=<sweep folder> or experiment_name=<name>"),
@@ -165,10 +165,10 @@ def test_it_is_saved_and_takes_the_place_of_an_earlier_one(tmp_path: Path, serve
         (["experiment_name=multi_mnst"], "did you mean 'multi_mnist'?"),
     ],
 )
-def test_what_does_not_work_is_said_in_a_sentence(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_what_does_not_work_is_said_in_a_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = run(tmp_path, *arguments)
     assert done.code == 1
-    assert_sentence(done.err, said)
+    assert_sentence(done.err, message)
 
 
 @pytest.mark.slow
@@ -176,14 +176,14 @@ def test_a_network_that_does_not_answer_is_said_in_a_sentence(tmp_path: Path) ->
     # W&B reads the timeout when it is imported, so this is a process of its own.
     env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_HTTP_TIMEOUT": "1"}
     arguments = ("project=p", "experiment_name=multi_mnist", "entity=e")
-    done = plainly(
+    done = run_python(
         str(ROOT / "scripts" / "dashboard.py"), *arguments, cwd=tmp_path, env={**env, "HOME": str(tmp_path)}
     )
     assert done.returncode == 1
     assert_sentence(done.stderr, "check the network")
 
 
-def assert_sentence(printed: str, said: str) -> None:
-    assert said in printed
+def assert_sentence(printed: str, message: str) -> None:
+    assert message in printed
     assert "Traceback" not in printed
     assert len(printed.strip().splitlines()) == 1

@@ -122,7 +122,7 @@ def test_curves(scripts: Scripts, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "says"),
+    ("argument", "message"),
     [
         ("trunks=[vgg]", "trunks names vgg"),
         ("cases=[steps]", "did you mean 'step'"),
@@ -131,11 +131,11 @@ def test_curves(scripts: Scripts, tmp_path: Path) -> None:
         ("source=/nowhere", "source=/nowhere has no benchmark.csv"),
     ],
 )
-def test_refusals(argument: str, says: str) -> None:
+def test_refusals(argument: str, message: str) -> None:
     register()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = compose("benchmark", [argument])
-    with pytest.raises(ConfigError, match=re.escape(says)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         run(config)
 
 

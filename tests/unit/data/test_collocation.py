@@ -101,7 +101,7 @@ def test_validation_and_test_are_the_same_for_all_seeds_and_share_the_solution()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"points": POINTS}, r"data\.points=.* of inside, boundary, initial"),
         ({"points": {**POINTS, "initial": 0}}, r"data\.points=.* a positive count"),
@@ -111,8 +111,8 @@ def test_validation_and_test_are_the_same_for_all_seeds_and_share_the_solution()
         ({"grids": [[8, 6], [5, 1]]}, r"data\.grids=.* two grids of 2 counts above 1"),
     ],
 )
-def test_refusals_name_the_key(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_refusals_name_the_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         burgers(**changes)
 
 

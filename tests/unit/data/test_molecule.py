@@ -61,15 +61,15 @@ def test_without_ase_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"examples": (4, 0, 1)}, r"data\.examples=\[4, 0, 1\] must be three counts"),
         ({"temperature": 0.0}, r"data\.temperature=0.0 must be above 0"),
         ({"every": 0}, r"data\.every=0 must be above 0"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_numbers_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Molecule("nowhere", **options)
 
 

@@ -226,7 +226,7 @@ def test_a_baseline_that_was_set_aside_is_not_called_absent() -> None:
         (rows.iloc[:0], "no run of the method single_task counts (seg/miou is not a finite number)"),
         (rows[rows["task"] != "seg"], "it lacks seg/acc, seg/miou (seg/miou is not a finite number)"),
     ):
-        baseline, said = find_baseline(figures, METRICS, [MINE], {"val"}, why * 2)
+        baseline, reason_given = find_baseline(figures, METRICS, [MINE], {"val"}, why * 2)
         assert baseline is None
-        assert reason in said
+        assert reason in reason_given
     assert find_baseline(rows.iloc[:0], METRICS, [MINE], {"val"})[1].endswith("is among the sources")

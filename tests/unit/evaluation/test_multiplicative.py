@@ -108,10 +108,12 @@ def test_delta_is_the_difference_of_mean_logarithms_with_welchs_interval(tmp_pat
     for entry in comparison.entries:
         assert entry.deltas is not None
         for seed, row in values[entry.label].iterrows():
-            said = formula
+            expression = formula
             for key, value in row.items():
-                said = said.replace(f"${{test/{key}}}", repr(float(value)))
-            assert eval(said) == pytest.approx(entry.deltas.per_seed.loc[str(seed), "delta_m"], rel=1e-6)
+                expression = expression.replace(f"${{test/{key}}}", repr(float(value)))
+            assert eval(expression) == pytest.approx(
+                entry.deltas.per_seed.loc[str(seed), "delta_m"], rel=1e-6
+            )
 
 
 def test_beside_it_other_metrics_keep_their_relative_change(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_the_key_of_compare_goes_before_the_marks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "settings", "said"),
+    ("value", "settings", "message"),
     [
         (0.0, {}, r"u/mse of .*bad is 0 and has no logarithm to be compared by; set multiplicative=\[v/mse\]\."),
         (-1.0, {"multiplicative": ["mse"]}, "u/mse of .*bad is -1 and has no logarithm"),
@@ -154,11 +156,11 @@ def test_the_key_of_compare_goes_before_the_marks(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_has_no_logarithm_is_refused(
-    value: float, settings: dict[str, object], said: str, tmp_path: Path
+    value: float, settings: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     write(tmp_path, multiplicative=MARKS)
     write_run(tmp_path / "bad", "upgrad", 9, {"u/mse": value, "v/mse": 1.0}, higher=False)
-    with pytest.raises(ComparisonError, match=said):
+    with pytest.raises(ComparisonError, match=message):
         compared(tmp_path, **settings)
     assert compared(tmp_path, multiplicative=[]).entries
 
@@ -183,17 +185,17 @@ def test_plots_have_log_axes_and_the_interval_is_not_symmetric(tmp_path: Path) -
 
 def test_terminal_page_and_tables_say_ratios(tmp_path: Path) -> None:
     values = write(tmp_path / "runs", multiplicative=MARKS)
-    said = io.StringIO()
-    compare(str(tmp_path / "runs"), tmp_path / "out", console=Console(file=said, width=200))
+    printed = io.StringIO()
+    compare(str(tmp_path / "runs"), tmp_path / "out", console=Console(file=printed, width=200))
     ratio = stats.gmean(values["upgrad"].to_numpy().ravel()) / stats.gmean(
         values["config"].to_numpy().ravel()
     )
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    for text in (said.getvalue(), page):
+    for text in (printed.getvalue(), page):
         assert "config / upgrad" in text or "upgrad / config" in text
         assert f"{ratio:.3g}×" in text or f"{1 / ratio:.3g}×" in text
     mean = stats.gmean(values["upgrad"]["u/mse"])
-    assert f"{mean:.4g} ×/÷ ".replace("-", "−") in said.getvalue()
+    assert f"{mean:.4g} ×/÷ ".replace("-", "−") in printed.getvalue()
     assert "Row over column" in page
     figures = pd.read_csv(tmp_path / "out" / "figures.csv")
     assert figures["multiplicative"].all()

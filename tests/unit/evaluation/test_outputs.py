@@ -69,10 +69,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for seed in range(2):
         figures = {"left/accuracy": 0.95, "right/accuracy": 0.95}
         write_run(sweep / f"cheat_{seed}", "cheat", seed, figures, selection="best on test")
-    said = io.StringIO()
+    printed = io.StringIO()
     source = [str(sweep), str(PUBLISHED / "celeba.csv")]
-    compare(source, root / "out", console=Console(file=said, width=140))
-    return root / "out", said.getvalue()
+    compare(source, root / "out", console=Console(file=printed, width=140))
+    return root / "out", printed.getvalue()
 
 
 def test_every_picture_is_drawn(made: tuple[Path, str]) -> None:
@@ -116,12 +116,12 @@ def test_the_page_says_what_must_be_said(made: tuple[Path, str]) -> None:
 
 
 def test_the_terminal_says_the_same(made: tuple[Path, str]) -> None:
-    said = made[1]
+    printed = made[1]
     for words in (
         "Δm % ↓", "Δp % ↑", "mean rank ↓", "5 of 6", "best on test", "failed: <b>boom</b>", "Holm",
         "a front: neither", "weights=[1,3]", "Published by others",
     ):  # fmt: skip
-        assert words in said
+        assert words in printed
 
 
 def test_the_csv_files_hold_the_numbers_unrounded(made: tuple[Path, str]) -> None:
@@ -171,10 +171,10 @@ def test_many_tasks_are_drawn_as_a_map_and_one_curve(tmp_path: Path) -> None:
 
 def test_one_run_alone_is_shown(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "upgrad", 0, {"left/accuracy": 0.9, "right/accuracy": 0.8})
-    said = io.StringIO()
-    (comparison,) = compare(str(tmp_path / "run"), tmp_path / "out", console=Console(file=said))
+    printed = io.StringIO()
+    (comparison,) = compare(str(tmp_path / "run"), tmp_path / "out", console=Console(file=printed))
     assert comparison.pairs.empty
-    assert "There is no Δm" in said.getvalue()
+    assert "There is no Δm" in printed.getvalue()
     Reader((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
 
 
@@ -247,18 +247,18 @@ def _against(baseline: list[float], methods: dict[str, float], folder: Path) -> 
         for method, own in methods.items():
             figures = {"left/r2": 0.79 + 0.01 * seed, "right/r2": own * (1 + 0.01 * seed)}
             write_run(folder / "runs" / f"{method}{seed}", method, seed, figures)
-    said = io.StringIO()
-    compare(str(folder / "runs"), folder / "out", console=Console(file=said, width=1000))
+    printed = io.StringIO()
+    compare(str(folder / "runs"), folder / "out", console=Console(file=printed, width=1000))
     page = " ".join(
         " ".join(Reader((folder / "out" / "index.html").read_text(encoding="utf-8")).text).split()
     )
-    return said.getvalue(), page, pd.read_csv(folder / "out" / "summary.csv").set_index("method")
+    return printed.getvalue(), page, pd.read_csv(folder / "out" / "summary.csv").set_index("method")
 
 
 def test_a_baseline_near_zero_gives_no_change_and_all_outputs_say_why(tmp_path: Path) -> None:
-    said, page, summary = _against([0.02, -0.01, 0.03], {"uw": 0.6, "upgrad": 0.5}, tmp_path)
+    printed, page, summary = _against([0.02, -0.01, 0.03], {"uw": 0.6, "upgrad": 0.5}, tmp_path)
     why = "the baseline of right/r2 is 0.01333, and its interval over 3 seeds, "
-    assert f"There is no Δm: {why}" in said
+    assert f"There is no Δm: {why}" in printed
     assert f"There is no Δm: {why}" in page
     assert summary["no_delta_because"].str.contains(why, regex=False).all()
     assert summary["delta_m"].isna().all()
@@ -268,8 +268,10 @@ def test_a_baseline_near_zero_gives_no_change_and_all_outputs_say_why(tmp_path: 
 def test_a_figure_that_dwarfs_the_baseline_gives_no_change_and_leaves_the_others_theirs(
     tmp_path: Path,
 ) -> None:
-    said, page, summary = _against([1e-9, 1.1e-9, 1.2e-9], {"uw": 1e-9, "upgrad": 0.5, "mgda": 0.4}, tmp_path)
-    for text in (said, page):
+    printed, page, summary = _against(
+        [1e-9, 1.1e-9, 1.2e-9], {"uw": 1e-9, "upgrad": 0.5, "mgda": 0.4}, tmp_path
+    )
+    for text in (printed, page):
         assert "uw has the Δm" in text
         for method, value in (("upgrad", "0.505"), ("mgda", "0.404")):
             why = f"{method} cannot be compared with the baseline: its right/r2 is {value}, "
@@ -280,9 +282,9 @@ def test_a_figure_that_dwarfs_the_baseline_gives_no_change_and_leaves_the_others
 
 
 def test_a_baseline_that_is_not_finite_is_there_and_named(tmp_path: Path) -> None:
-    said, page, summary = _against([math.nan, math.inf, math.nan], {"uw": 0.6}, tmp_path)
+    printed, page, summary = _against([math.nan, math.inf, math.nan], {"uw": 0.6}, tmp_path)
     why = "no run of the method single_task counts (right/r2 is not a finite number)"
-    for text in (said, page):
+    for text in (printed, page):
         assert f"There is no Δm: {why}." in text
     assert summary["no_delta_because"].eq(why).all()
 

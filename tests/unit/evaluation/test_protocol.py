@@ -30,14 +30,14 @@ def runs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [("failed", "failed: out of memory"), ("interrupted", "interrupted"), ("running", "still running")],
 )
-def test_a_run_that_did_not_complete_is_listed_and_not_counted(runs: Path, status: str, said: str) -> None:
+def test_a_run_that_did_not_complete_is_listed_and_not_counted(runs: Path, status: str, message: str) -> None:
     error = "out of memory\nTraceback" if status == "failed" else None
     write_run(runs / "bad", "uw", 9, FIGURES, status=status, error=error)
     rules = apply(runs)
-    assert reasons(rules)["bad"].startswith(said)
+    assert reasons(rules)["bad"].startswith(message)
     assert "\n" not in reasons(rules)["bad"]
     assert "9" not in set(rules.figures["seed"])
 

@@ -114,7 +114,7 @@ def test_what_a_spreadsheet_saves_is_read_or_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [
         (
             "mean/mae",
@@ -132,12 +132,12 @@ def test_what_a_spreadsheet_saves_is_read_or_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_name_of_two_meanings_is_refused_in_records_of_older_runs(
-    key: str, said: str, tmp_path: Path
+    key: str, message: str, tmp_path: Path
 ) -> None:
     write_run(tmp_path / "run", "uw", 0, {"left/mae": 1.0, key: 2.0})
     with pytest.raises(ComparisonError, match=r"results\.csv") as error:
         read(find(str(tmp_path)))
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 

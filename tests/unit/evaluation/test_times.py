@@ -62,9 +62,9 @@ def test_runs_that_never_reach_it_are_counted_as_the_latest(tmp_path: Path) -> N
     }
     for row, values in expected.items():
         np.testing.assert_array_equal(methods.loc[row, columns].to_numpy(dtype=float), values)
-    said = io.StringIO()
-    terminal.show([comparison], Console(file=said, width=200))
-    for text in (said.getvalue(), page.render([comparison], [[]])):
+    printed = io.StringIO()
+    terminal.show([comparison], Console(file=printed, width=200))
+    for text in (printed.getvalue(), page.render([comparison], [[]])):
         assert "Until validation reaches u/mse ≤ 0.5" in " ".join(text.split())
         assert "2 of 3" in text
         assert "1 of 2" in text

@@ -1,4 +1,4 @@
-"""The page in a browser, at the width of a telephone and of a desk, where a browser is installed."""
+"""The page in a browser, at phone and desktop widths, if a browser is installed."""
 
 import html
 import re
@@ -14,7 +14,7 @@ from tests.unit.evaluation.hand_records import write_run, write_sweep
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
 
-# The page in a frame of the given width, since a browser's own window has a least width.
+# The page in a frame of the given width, since a browser window has a minimum width.
 FRAME = """<!DOCTYPE html>
 <iframe id="f" style="border:0" width="{width}" height="900" srcdoc="{page}"></iframe>
 <script>
@@ -29,11 +29,11 @@ document.getElementById('f').onload = event => {{
 }};
 </script>"""
 
-if BROWSER is not None:  # without one there is nothing to collect here
+if BROWSER is not None:  # collected only with a browser
 
     @pytest.mark.slow
     @pytest.mark.parametrize("width", [390, 1280])
-    def test_the_page_fits_its_window(width: int, tmp_path: Path) -> None:
+    def test_page_fits_the_window(width: int, tmp_path: Path) -> None:
         methods = {"weighted_sum": 0.02, "upgrad": 0.012, "mgda": 0.0125, "a_method_with_a_long_name": 0.03}
         sweep = write_sweep(tmp_path / "sweep", methods, seeds=range(3))
         write_run(sweep / "bad", "uw", 9, {}, status="failed", error="out of memory")

@@ -32,7 +32,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 
 def unfreeze(callback: str, *arguments: str) -> list[str]:
-    """Return the overrides of a run whose callback freezes at the start and unfreezes at an epoch."""
+    """Return the overrides of a callback that freezes at the start and unfreezes at an epoch."""
     given = [f"_target_=tests.integration.unfreeze.{callback}", *arguments]
     return [f"+callbacks.unfreeze.{argument}" for argument in given]
 

@@ -240,7 +240,7 @@ def test_experiments_with_similar_names_have_separate_plots(tmp_path: Path) -> N
 
 
 def _against(baseline: list[float], methods: dict[str, float], folder: Path) -> tuple[str, str, pd.DataFrame]:
-    """What terminal, page and summary.csv say of methods whose figure right/r2 is as given, left/r2 0.8."""
+    """Return terminal output, page and summary.csv for methods with the given right/r2 and a left/r2 of 0.8."""
     for seed, value in enumerate(baseline):
         figures = {"left/r2": 0.8 + 0.01 * seed, "right/r2": value}
         write_run(folder / "runs" / f"single{seed}", "single_task", seed, figures)

@@ -1,4 +1,4 @@
-"""Trajectories of many runs in one figure, from what the runs left."""
+"""Trajectories of many runs in one plot."""
 
 import json
 from pathlib import Path

@@ -35,6 +35,12 @@ class Ran:
         """The run's ``run.json``."""
         return json.loads((self.folder / "run.json").read_text())
 
+    def assert_error(self, message: str) -> None:
+        """Require exit code 1 and an error message without a traceback."""
+        assert self.code == 1, self.err
+        assert message in self.err, self.err
+        assert "Traceback" not in self.err, self.err
+
 
 class Running:
     """A script that has been started."""

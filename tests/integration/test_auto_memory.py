@@ -59,7 +59,5 @@ def test_auto_takes_stream_when_rows_do_not_fit_and_keeps_it_on_resume(small: Sm
 )
 def test_invalid_config_is_rejected_before_the_run(overrides: list[str], message: str, small: Small) -> None:
     ran = small.any(*AUTO, *overrides, before=unknown_memory)
-    assert ran.code == 1
-    assert message in ran.err
-    assert "Traceback" not in ran.err
+    ran.assert_error(message)
     assert not list(small.scripts.logs.rglob("run.json"))

@@ -50,7 +50,5 @@ def test_mistake_is_reported_in_one_sentence(
     here = tmp_path / "here"
     here.mkdir()
     ran = scripts.start_file("scripts/compare.py", *arguments, before=partial(os.chdir, here)).wait()
-    assert ran.code == 1
-    assert message in ran.err
-    assert "Traceback" not in ran.err
+    ran.assert_error(message)
     assert list(here.iterdir()) == []

@@ -172,9 +172,7 @@ def test_online_without_api_key_names_wandb_login(
 ) -> None:
     env = {"HOME": no_account["HOME"], "WANDB_BASE_URL": server.base}
     ran = small.any("logger=wandb", "logger.wandb.mode=online", env=env)
-    assert ran.code == 1
-    assert "run `wandb login`, or use offline mode." in ran.err
-    assert "Traceback" not in ran.err
+    ran.assert_error("run `wandb login`, or use offline mode.")
 
 
 def test_disabled_mode_writes_no_files(small: Small) -> None:

@@ -1,4 +1,4 @@
-"""Small problems that many tests share."""
+"""Small problems and pytest settings shared by all tests."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,13 +17,13 @@ from multitask.module import MultiTaskModule
 from multitask.task.task import Task
 from multitask.weighting.base import Combiner
 
-# How long an example takes says how busy the machine is.
+# The duration of an example depends on the load of the machine.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 
 
 class Arrays(DataModule):
-    """Tensors as they are, in their order."""
+    """Data module over given tensors, not shuffled."""
 
     def __init__(self, train: dict[str, Tensor], batch_size: int | None = None) -> None:
         super().__init__(batch_size)
@@ -52,7 +52,7 @@ def regression(name: str, width: int = 4, **options: Any) -> Task:
 
 
 class WithTraces(MultiTaskModule):
-    """Gives a weighting that asks for traces the losses, which are as good as any numbers above zero."""
+    """Returns the losses as traces: any positive numbers will do."""
 
     def traces(self, batch: Any) -> Mapping[str, LossAndCount]:
         return self.losses(batch)
@@ -70,7 +70,7 @@ def build(
     dtype: torch.dtype = torch.float64,
     **keys: Any,
 ) -> MultiTaskModule:
-    """Make a small module; keys of the Trainer make it optimize by hand, and :func:`fit` passes them on."""
+    """Return a small module; keys of the Trainer imply manual optimization, and :func:`fit` passes them on."""
     torch.manual_seed(0)
     trunk = trunk or nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
     heads = heads or {f"t{i}": regression(f"t{i}") for i in range(tasks)}
@@ -90,7 +90,7 @@ def build(
 def fit(
     module: MultiTaskModule, data: DataModule, steps: int = 1, ckpt_path: Any = None, **options: Any
 ) -> Trainer:
-    """Train for some steps, silently."""
+    """Train for ``steps`` steps without output and return the Trainer."""
     options = {"logger": False, **getattr(module, "trainer_keys", {}), **options}
     trainer = Trainer(
         accelerator="cpu",
@@ -108,13 +108,13 @@ def fit(
 
 
 def gradients_of_step(before: Sequence[Tensor], module: MultiTaskModule, rate: float = 0.1) -> list[Tensor]:
-    """Read the gradient of one plain SGD step off the parameters."""
+    """Return the gradient of one plain SGD step, from the change of the parameters."""
     return [(b - a.detach()) / rate for b, a in zip(before, module.parameters(), strict=True)]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave `smoke` to the cases that it names, and skip `gpu` where there is none."""
+    """Restrict `smoke` to the cases it names, and skip `gpu` tests without a GPU."""
     cases: dict[str, dict[str, pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -1,7 +1,7 @@
-"""Programs in processes of their own, without paying for the imports each time.
+"""Programs in separate processes that do not repeat the imports.
 
-A server process imports the heavy libraries and the package once; each program is a fork of it that executes the
-program's file from its first line: with its own arguments, environment, output, signals and exit code.
+A server process imports the heavy libraries and the package once. Each program is a fork of it that executes a file
+from its first line, with its own arguments, environment, output, signals and exit code.
 """
 
 import gc
@@ -32,8 +32,8 @@ PRELOAD = [
 
 
 def server() -> BaseContext:
-    """Return the context whose processes are forks of the server, or new ones where the system has no forks."""
-    # One thread: a fork is safe, and figures are the same on every machine.
+    """Return a context that forks the server, or spawns processes on systems without fork."""
+    # One thread, so that forks are safe and results are the same on every machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     paths = [str(ROOT / "src"), str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
@@ -45,18 +45,18 @@ def server() -> BaseContext:
 
 
 def into(output: Path) -> None:
-    """Write this process's output into files; take signals and collect garbage as a new interpreter does."""
+    """Redirect this process's output to files, and handle signals and garbage as a new interpreter does."""
     for stream, suffix in ((sys.stdout, ".out"), (sys.stderr, ".err")):
         stream.flush()
         file = os.open(f"{output}{suffix}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(file, stream.fileno())
-    gc.freeze()  # what the server has imported is garbage to no program, and takes long to look through
+    gc.freeze()  # exclude the server's imports from every collection
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def execute(path: str, arguments: Sequence[str]) -> None:
-    """Be ``python <path> <arguments>``: with a traceback of what is raised, and its exit code."""
+    """Execute ``python <path> <arguments>``, including an error's traceback and the exit code."""
     sys.argv = [path, *arguments]
     code: object = 0
     try:
@@ -70,13 +70,13 @@ def execute(path: str, arguments: Sequence[str]) -> None:
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         code = 1
     if "joblib" in sys.modules:
-        # Its processes end with an interpreter, which a fork has no end of.
+        # Its workers stop when an interpreter exits, which a fork does not do.
         sys.modules["joblib.externals.loky"].get_reusable_executor().shutdown(kill_workers=True)
     sys.exit(code)  # type: ignore[arg-type]
 
 
-class Second:
-    """A run's second process: a fork of this one, made before, that waits for the command that Lightning gives."""
+class SecondProcess:
+    """SecondProcess process of a run: a fork made in advance that waits for the command from Lightning."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("fork")
@@ -88,7 +88,7 @@ class Second:
 
     def _wait(self, receiving: Any) -> None:
         self._sending.close()
-        with suppress(EOFError):  # no second process was wanted
+        with suppress(EOFError):  # closed without a command
             (_, path, *arguments), env, cwd = receiving.recv()
             os.environ.clear()
             os.environ.update(env)
@@ -101,26 +101,26 @@ class Second:
         self.close()
 
     def close(self) -> None:
-        """Let the process end, unless the command has been started."""
+        """End the process, unless it has received a command."""
         self._sending.close()
 
     def poll(self) -> int | None:
-        """Return the exit code, if it has ended."""
+        """Return the exit code, or ``None`` while the process runs."""
         return self._process.exitcode
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, if it has ended."""
+        """The exit code, or ``None`` while the process runs."""
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         if self.returncode is None and self.pid is not None:
             os.kill(self.pid, number)
 
 
-class Seconds:
-    """Stands for ``subprocess`` where Lightning starts the second processes, of one run or of a sweep's jobs."""
+class SecondProcesses:
+    """Replaces ``subprocess`` in Lightning's launcher of the second processes of a run or of a sweep's jobs."""
 
     def __init__(self, count: int) -> None:
         import subprocess
@@ -128,11 +128,11 @@ class Seconds:
         from lightning.pytorch.strategies.launchers import subprocess_script
 
         self._popen = subprocess.Popen
-        self._waiting = [Second() for _ in range(count)]
+        self._waiting = [SecondProcess() for _ in range(count)]
         subprocess_script.subprocess = self  # type: ignore[assignment]
 
     def Popen(self, command: Sequence[str], env: dict[str, str], cwd: str) -> Any:  # noqa: N802
-        """Start the command in a process that waits, or as Lightning would where none does any more."""
+        """Start the command in a waiting process, or in a new one when none is left."""
         if not self._waiting:
             return self._popen(command, env=env, cwd=cwd)
         second = self._waiting.pop(0)
@@ -140,7 +140,7 @@ class Seconds:
         return second
 
     def close(self) -> None:
-        """Let the processes end that still wait."""
+        """End the processes that still wait."""
         for second in self._waiting:
             second.close()
 
@@ -152,13 +152,13 @@ def program(
     env: Mapping[str, str],
     before: Callable[[], None] | None = None,
 ) -> None:
-    """Be ``python <path> <arguments>``; ``before`` runs first."""
+    """Execute ``python <path> <arguments>`` with its output in files; ``before`` runs first."""
     into(output)
     os.environ.update(env)
     if before is not None:
         before()
     two = any(a.startswith(("trainer=ddp", "trainer=fsdp")) for a in arguments)
-    seconds = Seconds(2 if "-m" in arguments else 1) if two else None
+    seconds = SecondProcesses(2 if "-m" in arguments else 1) if two else None
     try:
         execute(path, arguments)
     finally:

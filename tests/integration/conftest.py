@@ -1,5 +1,6 @@
-"""Fixtures of the tests that run the scripts."""
+"""Fixtures for tests that run the scripts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from tests.integration.script_runner import Scripts
 from tests.integration.small import Small
+from tests.integration.wandb_server import WandbServer
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def scripts(tmp_path: Path) -> Scripts:
 
 @pytest.fixture(scope="session")
 def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 examples of six numbers with two targets that are functions of them and noise."""
+    """200 examples of six inputs and two noisy targets, in an ``.npz`` file."""
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(200, 6)).astype(np.float32)
     noise = generator.normal(size=(2, 200)).astype(np.float32)
@@ -30,3 +32,10 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(scripts: Scripts, arrays: Path) -> Small:
     """Runs of ``experiment=small``."""
     return Small(scripts, arrays)
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    server = WandbServer()
+    yield server
+    server.close()

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class ForceField(nn.Module):
-    """Positions ``[batch, width]`` → an energy ``[batch, 1]`` and the forces, its negative gradient."""
+    """Maps positions ``[batch, width]`` to an energy ``[batch, 1]`` and the forces, its negative gradient."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""A user's trunk with a layer that nobody calls and a frozen, quantized encoder."""
+"""A user's trunk with an unused layer and a frozen, quantized encoder."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Encoded(nn.Module):
-    """Numbers → an encoder of integers → a layer."""
+    """A quantized encoder and a layer, optionally beside an unused layer."""
 
     def __init__(self, unused: bool) -> None:
         super().__init__()

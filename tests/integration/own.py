@@ -1,4 +1,4 @@
-"""Models and data as users bring them, unaware of trunks, heads and batches by name."""
+"""Users' models and data without trunks, heads or named batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ from multitask.data.base import DataModule, Split
 
 @dataclass
 class Rows:
-    """What a step gets."""
+    """A batch as a dataclass."""
 
     x: Tensor
     y: Tensor
 
 
 class Box:
-    """A batch that is no container of torch's, but moves between devices."""
+    """A batch of a custom class that can be moved between devices."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y = x, y
 
     def to(self, device: Any) -> "Box":
-        """Move."""
+        """Return a copy on the device."""
         return Box(self.x.to(device), self.y.to(device))
 
 
@@ -47,14 +47,14 @@ def numbers(count: int = 48) -> tuple[Tensor, Tensor]:
 
 
 class Flow(IterableDataset[Any]):
-    """Pairs, one after the other."""
+    """An iterable data set of pairs."""
 
     def __iter__(self) -> Iterator[Any]:
         yield from zip(*numbers(), strict=True)
 
 
 class Elsewhere(LightningDataModule):
-    """A data module of another project: its own collate function, sampler and transfer hook.
+    """A data module of another project, with its own collate function, sampler and transfer hook.
 
     Args:
         kind: ``rows``, ``tuple`` or ``box`` for batches; ``stream`` for an iterable data set.
@@ -66,7 +66,7 @@ class Elsewhere(LightningDataModule):
         self.stages: list[str] = []
 
     def setup(self, stage: str) -> None:
-        """Prepare a stage, once."""
+        """Prepare a stage; each only once."""
         assert stage not in self.stages, "set up twice"
         self.stages.append(stage)
         self.data = TensorDataset(*numbers())
@@ -80,32 +80,32 @@ class Elsewhere(LightningDataModule):
         return DataLoader(data, 8, collate_fn=self._collate, **options)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Scale the inputs, as the Trainer's own stages want it."""
+        """Scale the inputs."""
         assert self.trainer is not None
         if isinstance(batch, Rows):
             batch.x = 2.0 * batch.x
         return batch
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Draw with weights."""
+        """Return a loader with a weighted sampler."""
         sampler = None if self.kind == "stream" else WeightedRandomSampler(torch.ones(48).tolist(), 32)
         return self._loader(sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """One loader, or two."""
+        """Return one loader, or two."""
         return [self._loader(), self._loader()] if self.kind == "tuple" else self._loader()
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """One loader, which there is only once its stage has been set up."""
+        """Return a loader, after the stage has been set up."""
         assert "test" in self.stages
         return self._loader()
 
 
 class Autoencoder(multitask.MultiLossModule):
-    """Reconstructs and classifies; what can be resumed only if all states are is in it.
+    """Reconstructs and classifies; its layers need every kind of state to resume exactly.
 
     Args:
-        width: Of the code.
+        width: Size of the code.
     """
 
     def __init__(self, width: int = 5) -> None:
@@ -128,10 +128,10 @@ class Autoencoder(multitask.MultiLossModule):
 
 
 class Measured(Autoencoder):
-    """Validates and tests by steps of its own."""
+    """Defines its own validation and test steps."""
 
     def accuracy(self, batch: Any) -> Tensor:
-        """Return the share of right classes."""
+        """Return the share of correct classes."""
         x, y = self.pair(batch)
         return (self.classifier(self.encoder(x)).argmax(1) == y).float().mean()
 
@@ -144,15 +144,15 @@ class Measured(Autoencoder):
         self.log("test/class/accuracy", self.accuracy(batch), batch_size=8)
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
-        """Return whether more is better."""
+        """Return whether a higher value is better."""
         return True if metric == "accuracy" else super().higher_is_better(task, metric)
 
 
 class Optimized(Autoencoder):
-    """Makes its optimizer itself, of what it is told."""
+    """Defines its own optimizer."""
 
     def configure_optimizers(self) -> Any:
-        """Return an optimizer, and a schedule over the whole run."""
+        """Return an optimizer and a schedule over the whole run."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
@@ -160,22 +160,22 @@ class Optimized(Autoencoder):
 
 
 class Forgetful(Optimized):
-    """Leaves the weighting's own parameters out of its optimizer."""
+    """Omits the weighting's parameters from its optimizer."""
 
     def configure_optimizers(self) -> Any:
-        """Return an optimizer of the model alone."""
+        """Return an optimizer of the model's parameters alone."""
         return torch.optim.SGD([*self.encoder.parameters(), *self.decoder.parameters()], lr=0.1)
 
 
 class Careless(Autoencoder):
-    """Replaces a hook."""
+    """Overrides a hook of the base class."""
 
     def on_train_epoch_end(self) -> None:
         """Do something else."""
 
 
 class Examples(Dataset[Any]):
-    """Examples in one of the shapes that people have them in."""
+    """Examples of one structure."""
 
     def __init__(self, kind: str, count: int) -> None:
         self.kind, self.count = kind, count
@@ -203,7 +203,7 @@ class Examples(Dataset[Any]):
 
 
 class Steady(IterableDataset[Any]):
-    """Examples, one after the other."""
+    """An iterable data set of examples."""
 
     def __init__(self, count: int) -> None:
         self.examples = Examples("file names", count)
@@ -213,11 +213,11 @@ class Steady(IterableDataset[Any]):
 
 
 class Kinds(DataModule):
-    """A data module of this package with such examples.
+    """A data module of this package with examples of one structure.
 
     Args:
-        kind: Which.
-        options: As of the base class.
+        kind: Structure of the examples, or ``stream``.
+        options: Options of the base class.
     """
 
     def __init__(self, kind: str, **options: Any) -> None:
@@ -225,7 +225,7 @@ class Kinds(DataModule):
         self.kind = kind
 
     def load(self) -> dict[str, Split]:
-        """Make the splits."""
+        """Return the splits."""
         sizes = {"train": 32, "val": 16, "test": 17}
         if self.kind == "stream":
             return {split: Steady(count) for split, count in sizes.items()}
@@ -233,14 +233,14 @@ class Kinds(DataModule):
 
 
 def padded(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Make a batch of token ids of any lengths: zeros behind the shorter ones."""
+    """Collate token ids of any lengths, padded with zeros."""
     made = default_collate([{k: v for k, v in each.items() if k != "inputs"} for each in examples])
     ids = nn.utils.rnn.pad_sequence([each["inputs"] for each in examples], batch_first=True)
     return {"inputs": ids, **made}
 
 
 class Tokens(nn.Module):
-    """The mean of the tokens' vectors; of masked ones none."""
+    """The mean embedding of the tokens that are not masked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class Tokens(nn.Module):
 
 
 class ByDict(Tokens):
-    """The same of one argument."""
+    """``Tokens`` with a dict as its only argument."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
         """Return features, ``[batch, 4]``."""
@@ -261,7 +261,7 @@ class ByDict(Tokens):
 
 
 class Fused(nn.Module):
-    """Two inputs, by keyword."""
+    """Takes two inputs by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ class Fused(nn.Module):
 
 
 class Pair(nn.Module):
-    """Two inputs in a tuple."""
+    """Takes two inputs as a tuple."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class Pair(nn.Module):
 
 
 class Predicting(Autoencoder):
-    """The same, with predictions by name."""
+    """``Autoencoder`` with named predictions."""
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> dict[str, Tensor]:
         """Return the probability of the second class."""

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them, each in a fork of a server that has imported what they need."""
+"""Runs the scripts as a user does, each in a fork of a server that has imported their dependencies."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from typing import Any
 
 from tests.forks import ROOT, program, server
 
-# Small, and without W&B where it is not what is tested.
+# Small runs without W&B.
 QUICK = ["logger=csv", "trainer.limit_train_batches=6", "trainer.max_epochs=3", "data.batch_size=32"]
 
 
 @dataclass
 class Ran:
-    """What a run left."""
+    """A finished script: its exit code and its output."""
 
     code: int
     out: str
@@ -27,7 +27,7 @@ class Ran:
 
     @property
     def folder(self) -> Path:
-        """The run's folder: the last line that it printed."""
+        """The run's folder, which is the last printed line."""
         return Path(self.out.strip().splitlines()[-1])
 
     @property
@@ -35,9 +35,15 @@ class Ran:
         """The run's ``run.json``."""
         return json.loads((self.folder / "run.json").read_text())
 
+    def assert_error(self, message: str) -> None:
+        """Require exit code 1 and an error message without a traceback."""
+        assert self.code == 1, self.err
+        assert message in self.err, self.err
+        assert "Traceback" not in self.err, self.err
+
 
 class Running:
-    """A run that has been started."""
+    """A script that has been started."""
 
     def __init__(self, process: BaseProcess, output: Path) -> None:
         self.process = process
@@ -48,16 +54,16 @@ class Running:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def when(self, happened: Callable[[], bool], seconds: float = 60.0) -> None:
-        """Wait until something happened, while the run is under way."""
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+        """Wait until a condition holds, while the script runs."""
         until = time.monotonic() + seconds
-        while not happened():
+        while not condition():
             assert self.process.is_alive(), self.wait().err
-            assert time.monotonic() < until, "it did not happen"
+            assert time.monotonic() < until, "the condition never held"
             time.sleep(0.005)
 
     def wait(self, seconds: float = 120.0) -> Ran:
-        """Return what the run left, once it has ended."""
+        """Wait for the end of the script and return its result."""
         self.process.join(seconds)
         if self.process.is_alive():
             self.process.kill()
@@ -69,7 +75,7 @@ class Running:
 
 
 class Scripts:
-    """Starts scripts; each gets ``paths.logs`` in the test's own folder."""
+    """Starts scripts with ``paths.logs`` in the test's own folder."""
 
     def __init__(self, folder: Path) -> None:
         self.logs = folder / "logs"
@@ -104,25 +110,25 @@ class Scripts:
         return Running(process, output)
 
     def run(self, *arguments: str, **keywords: Any) -> Ran:
-        """Run a script to its end."""
+        """Run a script and return its result."""
         return self.start(*arguments, **keywords).wait()
 
     def train(self, *arguments: str, **keywords: Any) -> Ran:
-        """Run scripts/train.py on little data, and expect it to succeed."""
+        """Run scripts/train.py on little data and require success."""
         ran = self.run(*QUICK, *arguments, **keywords)
         assert ran.code == 0, ran.err
         return ran
 
 
 def import_from(folder: str) -> None:
-    """Find modules in a folder: what a run does before."""
+    """Add a folder to the module search path; for ``before``."""
     sys.path.insert(0, folder)
 
 
-def plainly(
+def run_python(
     *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script by the interpreter, imports and all."""
+    """Run Python with the arguments in a new interpreter."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,

@@ -1,4 +1,4 @@
-"""Runs of ``experiment=small``, and what they leave."""
+"""Runs of ``experiment=small``, and readers of the files of a run."""
 
 import csv
 import re
@@ -22,16 +22,16 @@ class Small:
 
     @property
     def stopped(self) -> Path:
-        """The folder of the run that was stopped."""
+        """The folder of the stopped run."""
         return self.scripts.logs / "stopped"
 
     def any(self, *arguments: str, **keywords: Any) -> Ran:
-        """Run, however it ends."""
+        """Run and return the result, whatever the exit code."""
         fixed = [f"--config-dir={CONFIGS}", "experiment=small", f"data.path={self.arrays}"]
         return self.scripts.run(*fixed, *arguments, **keywords)
 
     def run(self, *arguments: str, **keywords: Any) -> Ran:
-        """Run to the end."""
+        """Run and require success."""
         ran = self.any(*arguments, **keywords)
         assert ran.code == 0, ran.err
         return ran
@@ -53,7 +53,7 @@ def stop(hook: str, count: int, *signals: str) -> list[str]:
 
 
 def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
-    """Return what a run's checkpoint holds."""
+    """Load a checkpoint of a run."""
     return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 
@@ -70,6 +70,18 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def rows(path: Path, leave_out: str = r"cost/|.*/second") -> list[dict[str, str]]:
-    """Return the rows of a CSV file, without some columns: what a step cost is never the same twice."""
+    """Return the rows of a CSV file without some columns, by default the measured times."""
     with path.open() as file:
         return [{k: v for k, v in row.items() if not re.match(leave_out, k)} for row in csv.DictReader(file)]
+
+
+def metrics(folder: Path) -> dict[tuple[str, str, str], float]:
+    """Return the values of a run's ``results.csv`` by split, task and metric."""
+    return {(r["split"], r["task"], r["metric"]): float(r["value"]) for r in rows(folder / "results.csv")}
+
+
+def metrics_on_test(folder: Path) -> dict[tuple[str, str], float]:
+    """Return the values of the test split by task and metric."""
+    return {
+        (task, metric): value for (split, task, metric), value in metrics(folder).items() if split == "test"
+    }

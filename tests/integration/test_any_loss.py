@@ -1,4 +1,4 @@
-"""Each kind of loss that is of more than one head's features, through the script, by its file's own command."""
+"""Each kind of loss over several heads' features, by the command in its config file."""
 
 import re
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tests.integration.script_runner import ROOT, Scripts
-from tests.integration.small import checkpoint
-from tests.integration.test_tasks_by_config import figures
+from tests.integration.small import checkpoint, metrics_on_test
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +23,7 @@ WANTED = {
 
 
 def command(kind: str) -> list[str]:
-    """Return the overrides that a kind's file opens with, but for its weighting."""
+    """Return the overrides of the first command in a kind's file, without its weighting."""
     found = re.search(r"scripts/train\.py (.*)", (KINDS / f"{kind}.yaml").read_text(encoding="utf-8"))
     assert found is not None
     return [word for word in found[1].split() if not word.startswith("weighting=")]
@@ -33,11 +32,11 @@ def command(kind: str) -> list[str]:
 @pytest.mark.smoke("upgrad-second_loss", "upgrad-residual", "uw-forces", "upgrad-divergence")
 @pytest.mark.parametrize("kind", WANTED)
 @pytest.mark.parametrize("weighting", ["uw", "upgrad"])
-def test_its_own_command_runs(kind: str, weighting: str, scripts: Scripts) -> None:
+def test_documented_command_runs(kind: str, weighting: str, scripts: Scripts) -> None:
     ran = scripts.run(*command(kind), f"weighting={weighting}", *SHORT)
     assert ran.code == 0, ran.err
     assert ran.err == ""
-    found = figures(ran.folder)
+    found = metrics_on_test(ran.folder)
     assert WANTED[kind] <= set(found)
     assert all(torch.tensor(value).isfinite() for value in found.values())
 
@@ -46,15 +45,15 @@ def test_its_own_command_runs(kind: str, weighting: str, scripts: Scripts) -> No
     "more", [["weighting=modo"], ["weighting=famo", "trainer.accumulate_grad_batches=2"]]
 )
 @pytest.mark.parametrize("kind", ["distillation", "forces", "residual"])
-def test_halves_and_second_looks(kind: str, more: list[str], scripts: Scripts) -> None:
+def test_weightings_that_split_or_repeat_the_losses_run(kind: str, more: list[str], scripts: Scripts) -> None:
     ran = scripts.run(*command(kind), *more, *SHORT)
     assert ran.code == 0, ran.err
-    assert WANTED[kind] <= set(figures(ran.folder))
+    assert WANTED[kind] <= set(metrics_on_test(ran.folder))
 
 
 @pytest.mark.parametrize("kind", ["forces", "divergence"])
-def test_a_resumed_run_ends_bit_for_bit(kind: str, scripts: Scripts) -> None:
-    """With draws of features, and derivatives."""
+def test_resume_is_bit_for_bit(kind: str, scripts: Scripts) -> None:
+    """Also with sampled features, and with derivatives."""
     overrides = [*command(kind), "weighting=upgrad", "logger=csv", "trainer.limit_train_batches=3"]
     whole = scripts.run(*overrides, "trainer.max_epochs=2")
     first = scripts.run(*overrides, "trainer.max_epochs=1")
@@ -68,7 +67,7 @@ def test_a_resumed_run_ends_bit_for_bit(kind: str, scripts: Scripts) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (
             [*command("contrastive"), "tasks.contrastive.count=null"],
@@ -93,13 +92,13 @@ def test_a_resumed_run_ends_bit_for_bit(kind: str, scripts: Scripts) -> None:
         ([*command("forces"), "only=forces"], "no task 'energy' makes predictions"),
     ],
 )
-def test_what_cannot_work_is_refused_before_the_run(
-    overrides: list[str], said: str, scripts: Scripts
+def test_invalid_config_is_rejected_before_the_run(
+    overrides: list[str], message: str, scripts: Scripts
 ) -> None:
     ran = scripts.run(*overrides, "logger=csv")
     assert ran.code == 1
     assert "Traceback" not in ran.err
     last = ran.err.strip().splitlines()[-1]
     assert last.startswith("error: ")
-    assert said in last
+    assert message in last
     assert not list(scripts.logs.glob("*/runs/*"))

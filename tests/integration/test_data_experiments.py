@@ -1,4 +1,4 @@
-"""Every data set's experiment, run by the script, for two steps each."""
+"""The experiment of every data set, for two steps each, through the script."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ QUICK = (
 
 
 def sweep(scripts: Scripts, folder: Path, *overrides: str) -> dict[tuple[str, str], list[dict[str, str]]]:
-    """Run a sweep in one process; return the rows of each run by experiment and method."""
+    """Run a sweep in one process; return each run's rows by experiment and method."""
     ran = scripts.start("-m", *QUICK, f"hydra.sweep.dir={folder}", *overrides).wait(550)
     assert ran.code == 0, ran.err[-3000:]
     runs = {}
@@ -43,7 +43,7 @@ def sweep(scripts: Scripts, folder: Path, *overrides: str) -> dict[tuple[str, st
 @pytest.mark.smoke("upgrad")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["upgrad", "weighted_sum"])
-def test_embedded_and_generated_sets_run(scripts: Scripts, tmp_path: Path, method: str):
+def test_embedded_and_generated_data_sets_run(scripts: Scripts, tmp_path: Path, method: str):
     grid = (f"experiment={','.join(EMBEDDED)}", f"weighting={method}")
     runs = sweep(scripts, tmp_path / "sweep", *grid)
     assert set(runs) == {(experiment, method) for experiment in EMBEDDED}
@@ -58,7 +58,7 @@ def test_embedded_and_generated_sets_run(scripts: Scripts, tmp_path: Path, metho
 
 
 @pytest.mark.slow
-def test_sets_on_disk_run(scripts: Scripts, tmp_path: Path):
+def test_data_sets_on_disk_run(scripts: Scripts, tmp_path: Path):
     data = tmp_path / "data"
     write_mtan(data / "nyuv2", normals=True, size=(24, 32))
     write_mtan(data / "cityscapes", normals=False, label="label_7", size=(24, 32))
@@ -74,13 +74,13 @@ def test_sets_on_disk_run(scripts: Scripts, tmp_path: Path):
 
 
 def celeba_attributes() -> list[str]:
-    """The attributes that the task files name."""
+    """Return the attributes named by the task files."""
     files = sorted((ROOT / "configs" / "task" / "celeba").glob("[a-z]*.yaml"))
     return [re.search(r"^target: (\w+)$", file.read_text(), re.MULTILINE).group(1) for file in files]
 
 
 @pytest.mark.slow
-def test_a_set_that_is_not_there_is_answered_in_a_sentence(scripts: Scripts, tmp_path: Path):
+def test_missing_data_set_is_reported_in_one_sentence(scripts: Scripts, tmp_path: Path):
     ran = scripts.run("experiment=nyuv2", f"data.path={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")
     assert ran.code != 0
     answer = (ran.out + ran.err).strip().splitlines()[-1]
@@ -90,7 +90,7 @@ def test_a_set_that_is_not_there_is_answered_in_a_sentence(scripts: Scripts, tmp
 
 
 @pytest.mark.slow
-def test_a_trajectory_of_anything_but_a_toy_is_refused_before_the_run(scripts: Scripts, tmp_path: Path):
+def test_trajectory_without_a_toy_is_rejected_before_the_run(scripts: Scripts, tmp_path: Path):
     ran = scripts.run("experiment=abalone", "callbacks=trajectory", f"hydra.run.dir={tmp_path / 'run'}")
     assert ran.code != 0
     assert ran.err.strip().splitlines()[-1].endswith("set trunk=point.")

@@ -1,4 +1,4 @@
-"""Every command in the README, the docs and the configs composes, and what the README runs runs."""
+"""Every command in the README, the docs and the configs composes, and the README's training commands run."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ from tests.integration.script_runner import QUICK, ROOT, Scripts
 CONFIGS = ROOT / "configs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python scripts/(\w+)\.py(.*)")
-# What stands for a choice of the reader's, and one that exists.
+# Placeholders for the reader's choice, and an existing choice for each.
 CHOICES = {
     "experiment=<name>": "experiment=abalone",
     "experiment=<a dense one>": "experiment=rooms",
@@ -26,12 +26,12 @@ CHOICES = {
     "…/": "x/",
     "…": "",
 }
-# The scripts' own keys beside those of the run.
-OF_CHECKPOINT = {"predict": ("split", "ids", "output"), "export": ("format", "dynamic", "output")}
+# Keys of a script in addition to those of the run.
+SCRIPT_KEYS = {"predict": ("split", "ids", "output"), "export": ("format", "dynamic", "output")}
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:
-    """Yield each command's script, and its arguments as they are written."""
+    """Yield each command's script and its arguments, with placeholders replaced."""
     text = re.sub(r"\\\n *(# *)?", "", text)
     text = re.sub(r"`(python scripts/[^`]*)`", lambda code: "\n" + code[1].replace("\n", " ") + "\n", text)
     for line in text.splitlines():
@@ -45,7 +45,7 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
 
 
 def examples(folder: Path) -> list[str]:
-    """Write the YAMLs that the pages show, each to the place it names; return the option that finds them."""
+    """Write the YAML files shown on the pages to ``folder``; return the override that adds it to the search path."""
     shown = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     for block in re.findall(r"```yaml\n(.*?)```", shown, re.DOTALL):
         task = re.search(r"^# @package tasks\.(\w+)\n.*?task=\[(?:.*,)?(\w+)/\1\]", block)
@@ -58,7 +58,7 @@ def examples(folder: Path) -> list[str]:
 
 
 def choices(override: Override) -> list[str]:
-    """Return the values of an override, each as one that sets it."""
+    """Return one override per value of a sweep override."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
     key = override.get_key_element()
@@ -68,20 +68,20 @@ def choices(override: Override) -> list[str]:
 
 
 def check(script: str, arguments: str, searched: list[str], composed: set[tuple[str, ...]]) -> None:
-    """Compose a command's config: all of its first values, all second ones, and so on, until each value has been."""
+    """Compose a command's configs: all first values, then all second ones, until each value has been used."""
     given = shlex.split(arguments, comments=True)
     if "--help" in given:
         return
     if "--config-dir" in given:
         at = given.index("--config-dir")
         del given[at : at + 2]
-    if script in OF_CHECKPOINT:
-        given = ["data=npz", *(a for a in given if a.partition("=")[0] not in OF_CHECKPOINT[script])]
+    if script in SCRIPT_KEYS:
+        given = ["data=npz", *(a for a in given if a.partition("=")[0] not in SCRIPT_KEYS[script])]
     overrides = [
         choices(each) for each in OverridesParser.create().parse_overrides([a for a in given if a != "-m"])
     ]
-    # These take the keys of the run whose checkpoint they are given, and trace.py those of a run.
-    name = "train" if script in ("eval", "trace", *OF_CHECKPOINT) else script
+    # These scripts take the keys of a run.
+    name = "train" if script in ("eval", "trace", *SCRIPT_KEYS) else script
     for i in range(max(map(len, overrides), default=1)):
         job = (name, *(values[min(i, len(values) - 1)] for values in overrides))
         if job not in composed:
@@ -103,12 +103,12 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def composed() -> set[tuple[str, ...]]:
-    """The configs that other commands have composed."""
+    """The configs composed so far, shared by all commands."""
     return set()
 
 
-def of_the_pages() -> list[Any]:
-    """Return the pages' commands; those that the README does not have are slow."""
+def page_commands() -> list[Any]:
+    """Return the commands of the pages; those not in the README are slow."""
     first = documented(PAGES[0])
     return [
         pytest.param(*command, marks=() if command in first else pytest.mark.slow)
@@ -116,8 +116,8 @@ def of_the_pages() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("script", "arguments"), of_the_pages())
-def test_commands_of_the_pages_compose(
+@pytest.mark.parametrize(("script", "arguments"), page_commands())
+def test_page_commands_compose(
     script: str, arguments: str, searched: list[str], composed: set[tuple[str, ...]]
 ) -> None:
     assert (ROOT / "scripts" / f"{script}.py").is_file()
@@ -128,7 +128,7 @@ def test_commands_of_the_pages_compose(
 @pytest.mark.parametrize(
     "file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONFIGS))
 )
-def test_a_config_opens_with_a_command_that_composes(
+def test_config_opens_with_a_command_that_composes(
     file: Path, searched: list[str], composed: set[tuple[str, ...]]
 ) -> None:
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -139,14 +139,14 @@ def test_a_config_opens_with_a_command_that_composes(
 
 
 def runnable() -> list[str]:
-    """Return what the README trains on embedded data, in one run."""
+    """Return the README's single runs on embedded data."""
     found = [arguments for script, arguments in documented(ROOT / "README.md") if script == "train"]
     return [each for each in found if not re.search(r"-m |\.npz|ckpt_path|/my/configs|left_again", each)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", runnable())
-def test_commands_of_the_readme_run(arguments: str, scripts: Scripts) -> None:
+def test_readme_commands_run(arguments: str, scripts: Scripts) -> None:
     ran = scripts.run(*QUICK, *shlex.split(arguments, comments=True))
     assert ran.code == 0, ran.err
     assert ran.record["status"] == "completed"

@@ -1,15 +1,15 @@
-"""What a user gets wrong is answered in one sentence that names the key."""
+"""A user's mistake is reported in one sentence that names the key."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.integration.script_runner import ROOT, Scripts, plainly
+from tests.integration.script_runner import ROOT, Scripts, run_python
 from tests.integration.small import CONFIGS
 
 pytestmark = pytest.mark.slow
 
-# Answered while nothing heavy is imported.
+# Reported before any heavy import.
 LIGHT = {
     "weighting=upgrd": "weighting=upgrd is unknown; did you mean 'upgrad'? Choices: ",
     "experiment=two_hed": "did you mean 'two_head'?",
@@ -66,7 +66,7 @@ LIGHT = {
     "hydra.run.dir=/dev/null/run": "hydra.run.dir=/dev/null/run cannot be written: Not a directory",
 }
 
-# Answered before any training step.
+# Reported before the first training step.
 HEAVY = {
     "data.path=nope.npz": "data.path=nope.npz does not exist; it must be an .npz with",
     "ckpt_path=nope.ckpt": "ckpt_path=nope.ckpt does not exist",
@@ -130,15 +130,15 @@ def quick(overrides: str) -> list[str]:
     ]
 
 
-def assert_one_sentence(err: str, said: str) -> None:
-    assert said in err
+def assert_one_sentence(err: str, message: str) -> None:
+    assert message in err
     assert err.startswith("error: ")
     assert len(err.strip().splitlines()) == 1, err
 
 
 @pytest.mark.smoke("weighting=upgrd", "optimizer.lrr=1")
 @pytest.mark.parametrize("overrides", LIGHT)
-def test_typing_errors(overrides: str, scripts: Scripts) -> None:
+def test_typo_is_reported(overrides: str, scripts: Scripts) -> None:
     ran = scripts.run(*quick(overrides))
     assert ran.code == 1
     assert ran.out == ""
@@ -148,7 +148,7 @@ def test_typing_errors(overrides: str, scripts: Scripts) -> None:
 
 @pytest.mark.smoke("data.path=nope.npz")
 @pytest.mark.parametrize("overrides", HEAVY)
-def test_what_cannot_work(overrides: str, scripts: Scripts) -> None:
+def test_invalid_config_is_reported(overrides: str, scripts: Scripts) -> None:
     ran = scripts.run(*quick(overrides))
     assert ran.code == 1
     assert_one_sentence(ran.err, HEAVY[overrides])
@@ -156,7 +156,7 @@ def test_what_cannot_work(overrides: str, scripts: Scripts) -> None:
 
 
 @pytest.mark.parametrize("trainer", ["gpu", "ddp"])
-def test_gpu_where_there_is_none(trainer: str, scripts: Scripts) -> None:
+def test_missing_gpu_is_reported(trainer: str, scripts: Scripts) -> None:
     ran = scripts.run(f"trainer={trainer}", env={"CUDA_VISIBLE_DEVICES": ""})
     assert ran.code == 1
     assert_one_sentence(
@@ -165,8 +165,8 @@ def test_gpu_where_there_is_none(trainer: str, scripts: Scripts) -> None:
     assert not list(scripts.logs.glob("*/runs/*"))
 
 
-def test_nothing_heavy_is_imported_for_a_typing_error(tmp_path: Path) -> None:
-    ran = plainly("-X", "importtime", str(ROOT / "scripts/train.py"), "optimizer.lrr=1", cwd=tmp_path)
+def test_typo_is_reported_before_heavy_imports(tmp_path: Path) -> None:
+    ran = run_python("-X", "importtime", str(ROOT / "scripts/train.py"), "optimizer.lrr=1", cwd=tmp_path)
     imported = {
         line.rpartition("|")[2].strip() for line in ran.stderr.splitlines() if line.startswith("import time:")
     }
@@ -176,7 +176,7 @@ def test_nothing_heavy_is_imported_for_a_typing_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_users_weighting_outside_the_repository_with_a_wrong_target(scripts: Scripts, tmp_path: Path) -> None:
+def test_wrong_target_of_a_users_weighting_is_reported(scripts: Scripts, tmp_path: Path) -> None:
     (tmp_path / "weighting").mkdir()
     (tmp_path / "weighting" / "mine.yaml").write_text("_target_: torchjd.aggregation.UPGradWeightin\n")
     ran = scripts.run(f"--config-dir={tmp_path}", "weighting=mine")
@@ -190,7 +190,7 @@ def test_users_weighting_outside_the_repository_with_a_wrong_target(scripts: Scr
     )
 
 
-def test_config_folder_of_the_tests_is_found_and_a_missing_one_is_said(scripts: Scripts) -> None:
+def test_missing_config_folder_is_reported(scripts: Scripts) -> None:
     ran = scripts.run(f"--config-dir={CONFIGS}/nope", "experiment=small")
     assert ran.code == 1
     assert_one_sentence(ran.err, "not found")

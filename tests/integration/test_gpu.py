@@ -1,4 +1,4 @@
-"""Whole runs on an accelerator: pytest -m gpu."""
+"""Whole runs on a GPU: pytest -m gpu."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("method", ["weighted_sum", "imtl_l", "upgrad"])
-def test_a_gpu_ends_where_the_cpu_ends(method: str, small: Small) -> None:
+def test_gpu_matches_cpu(method: str, small: Small) -> None:
     runs = [
         small.run(f"weighting={method}", f"trainer={trainer}", "trainer.max_epochs=1")
         for trainer in ("cpu", "gpu")

@@ -1,4 +1,4 @@
-"""Every logger that is chosen gets what metrics.csv gets, and the run's config."""
+"""Every chosen logger receives the curves of metrics.csv and the run's config."""
 
 import json
 import re
@@ -28,14 +28,14 @@ LOGGERS = sorted({path.stem for path in (CONFIGS / "logger").glob("*.yaml")} - {
 
 
 def curve(folder: Path, key: str = CURVE) -> list[tuple[int, float]]:
-    """Return what metrics.csv has of a figure."""
+    """Return a curve of metrics.csv as steps and values."""
     found = [(int(row["step"]), float(row[key])) for row in rows(folder / "metrics.csv") if row[key]]
     assert len(found) >= 2
     return found
 
 
 @pytest.mark.slow
-def test_each_of_several_loggers_gets_curves_config_and_tags(scripts: Scripts) -> None:
+def test_several_loggers_receive_curves_config_and_tags(scripts: Scripts) -> None:
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("comet_ml")
     pytest.importorskip("tensorboard")
@@ -43,7 +43,7 @@ def test_each_of_several_loggers_gets_curves_config_and_tags(scripts: Scripts) -
 
     ran = scripts.run("logger=[wandb,tensorboard,mlflow,comet]", "tags=[first,try]", *SMALL)
     assert ran.code == 0, ran.err
-    # Nobody talks about what went well.
+    # Nothing is printed on success.
     assert "COMET" not in ran.err
     target = "multitask.weighting.upgrad.UPGrad"
 
@@ -68,16 +68,16 @@ def test_each_of_several_loggers_gets_curves_config_and_tags(scripts: Scripts) -
 
     (archive,) = ran.folder.glob("*.zip")
     with zipfile.ZipFile(archive) as files:
-        said = [json.loads(line)["payload"] for line in files.read("messages.json").splitlines()]
-    metrics = [payload["metric"] for payload in said if "metric" in payload]
+        payloads = [json.loads(line)["payload"] for line in files.read("messages.json").splitlines()]
+    metrics = [payload["metric"] for payload in payloads if "metric" in payload]
     logged = {(m["step"], m["metricValue"]) for m in metrics if m["metricName"] == CURVE}
     assert sorted(logged) == [(step, pytest.approx(value)) for step, value in curve(ran.folder)]
-    assert any(payload.get("param", {}).get("paramValue") == target for payload in said)
+    assert any(payload.get("param", {}).get("paramValue") == target for payload in payloads)
     assert list(ran.folder.glob("wandb/offline-run-*"))
 
 
 @pytest.mark.slow
-def test_mlflow_knows_a_run_that_failed(scripts: Scripts) -> None:
+def test_mlflow_marks_a_failed_run(scripts: Scripts) -> None:
     mlflow = pytest.importorskip("mlflow")
     assert scripts.run("logger=mlflow", *SMALL, "optimizer.lr=1e30").code == 1
     client = mlflow.MlflowClient(f"sqlite:///{scripts.logs}/mlflow.db")
@@ -86,7 +86,7 @@ def test_mlflow_knows_a_run_that_failed(scripts: Scripts) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in LOGGERS if name not in ("csv", "wandb")])
-def test_a_logger_that_is_not_installed_says_what_to_install(
+def test_missing_logger_package_is_reported_with_its_install_command(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("multitask.run.checks.find_spec", lambda package: package == "multitask" or None)
@@ -99,7 +99,7 @@ def test_a_logger_that_is_not_installed_says_what_to_install(
 
 
 @pytest.mark.parametrize("name", LOGGERS)
-def test_loggers_go_together(name: str) -> None:
+def test_loggers_combine(name: str) -> None:
     register()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose(
@@ -108,7 +108,7 @@ def test_loggers_go_together(name: str) -> None:
     assert set(config.logger) >= {"wandb"} | ({name} - {"csv"})
 
 
-def test_one_choice_combines_several() -> None:
+def test_many_loggers_combines_several() -> None:
     register()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         one, several = (

@@ -1,21 +1,21 @@
-"""The main job, by the interpreter and from another folder, as on a fresh machine."""
+"""The default run, in a new interpreter and another folder, as on a fresh machine."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.integration.script_runner import QUICK, ROOT, Scripts, plainly
+from tests.integration.script_runner import QUICK, ROOT, Scripts, run_python
 from tests.integration.small import rows
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.smoke
-def test_says_what_matters_and_nothing_else(tmp_path: Path) -> None:
+def test_output_and_files_of_the_default_run(tmp_path: Path) -> None:
     arguments = [argument for argument in QUICK if argument != "logger=csv"]
     home = tmp_path / "home"
     home.mkdir()
-    ran = plainly(
+    ran = run_python(
         str(ROOT / "scripts" / "train.py"),
         *arguments,
         f"paths.logs={tmp_path}/logs",
@@ -49,7 +49,7 @@ def test_says_what_matters_and_nothing_else(tmp_path: Path) -> None:
     assert not list(home.glob("[!.]*"))
 
 
-def test_same_seed_same_figures_another_seed_others(scripts: Scripts) -> None:
+def test_results_depend_on_the_seed_alone(scripts: Scripts) -> None:
     runs = [scripts.train(f"seed={seed}", "tags=[paper]", "print_config=true") for seed in (1, 1, 2)]
     first, again, other = (ran.folder for ran in runs)
     assert runs[0].record["tags"] == ["paper"]
@@ -59,10 +59,10 @@ def test_same_seed_same_figures_another_seed_others(scripts: Scripts) -> None:
     assert rows(first / "metrics.csv") != rows(other / "metrics.csv")
 
 
-def test_interrupted_before_the_first_step(scripts: Scripts) -> None:
-    """The signal comes while data and model are being made, or right after."""
+def test_interruption_before_the_first_step_is_recorded(scripts: Scripts) -> None:
+    """The signal arrives while data and model are constructed, or right after."""
     running = scripts.start(*QUICK, "trainer.max_epochs=1000")
-    running.when(lambda: any(scripts.logs.glob("*/runs/*/run.json")))
+    running.wait_for(lambda: any(scripts.logs.glob("*/runs/*/run.json")))
     running.signal(15)
     ran = running.wait()
     assert ran.code == 143

@@ -1,4 +1,4 @@
-"""What a run says that it measured: splits without labels, runs without a validation, models that differentiate."""
+"""Recorded metrics of splits without labels, runs without validation and models that differentiate."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from tests.integration.script_runner import Ran, Scripts
-from tests.integration.small import CONFIGS, rows
+from tests.integration.small import CONFIGS, metrics, rows
 
 pytestmark = pytest.mark.slow
 TASKS = "task=[kinds/scalar,kinds/vector,kinds/weighted_classes]"
 
 
 def save(folder: Path, unlabelled: str = "val", offset: float = 0.0) -> str:
-    """Write 120 examples; of ``vector`` and ``classes`` nothing is labelled in one split."""
+    """Write 120 examples; ``vector`` and ``classes`` have no labels in one split."""
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(120, 6)).astype(np.float32)
     split = np.array(["train"] * 80 + ["val"] * 20 + ["test"] * 20)
@@ -24,14 +24,14 @@ def save(folder: Path, unlabelled: str = "val", offset: float = 0.0) -> str:
     return str(folder / "file.npz")
 
 
-def moved(folder: Path, offset: float) -> str:
-    """Write one number and three columns, moved by a constant as exactly as float64 can."""
+def shifted(folder: Path, offset: float) -> str:
+    """Write a scalar and a vector target, shifted by a constant without rounding."""
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(120, 6)).astype(np.float32)
     scalar, vector = inputs[:, 0] * 0.1 + inputs[:, 1] ** 2, inputs[:, :3] * [3.0, 0.5, 20.0]
     vector[::7, 1] = np.nan
     split = np.array(["train"] * 80 + ["val"] * 20 + ["test"] * 20)
-    # Multiples of 2^-20, so that the moved numbers are exact.
+    # Multiples of 2^-20, so that the shifted numbers are exact.
     scalar, vector = (np.round(v.astype(np.float64) * 2**20) / 2**20 for v in (scalar, vector))
     folder.mkdir(exist_ok=True)
     np.savez(folder / "file.npz", inputs=inputs, scalar=scalar + offset, vector=vector + offset, split=split)
@@ -39,7 +39,7 @@ def moved(folder: Path, offset: float) -> str:
 
 
 @pytest.mark.parametrize("offset", [1e4, -3e5, 1e6])
-def test_moving_a_target_changes_no_figure(offset: float, scripts: Scripts, tmp_path: Path) -> None:
+def test_metrics_of_a_shifted_target_are_the_same(offset: float, scripts: Scripts, tmp_path: Path) -> None:
     arguments = (
         "task=[kinds/scalar,kinds/vector]",
         "trunk=mlp_small",
@@ -50,9 +50,9 @@ def test_moving_a_target_changes_no_figure(offset: float, scripts: Scripts, tmp_
     )
     found = []
     for i, by in enumerate((0.0, offset)):
-        ran = run(scripts, moved(tmp_path / str(i), by), *arguments, f"hydra.run.dir={tmp_path}/run{i}")
+        ran = run(scripts, shifted(tmp_path / str(i), by), *arguments, f"hydra.run.dir={tmp_path}/run{i}")
         assert ran.code == 0, ran.err
-        found.append(figures(ran.folder))
+        found.append(metrics(ran.folder))
     assert found[0].keys() == found[1].keys()
     assert {("test", "scalar", "r2"), ("test", "vector", "explained")} <= found[0].keys()
     for key, value in found[0].items():
@@ -60,12 +60,12 @@ def test_moving_a_target_changes_no_figure(offset: float, scripts: Scripts, tmp_
 
 
 @pytest.mark.parametrize(("offset", "fits"), [(0.0, True), (1e5, False)])
-def test_a_precision_that_rounds_targets_before_their_mean_is_away_is_refused(
+def test_precision_that_rounds_targets_before_centering_is_rejected(
     offset: float, fits: bool, scripts: Scripts, tmp_path: Path
 ) -> None:
     ran = run(
         scripts,
-        moved(tmp_path / "data", offset),
+        shifted(tmp_path / "data", offset),
         "task=[kinds/scalar,kinds/vector]",
         "tasks.vector.head.out_features=3",
         "trunk=mlp_small",
@@ -89,17 +89,13 @@ def run(scripts: Scripts, path: str, *arguments: str) -> Ran:
     )
 
 
-def figures(folder: Path) -> dict[tuple[str, str, str], float]:
-    return {(r["split"], r["task"], r["metric"]): float(r["value"]) for r in rows(folder / "results.csv")}
-
-
 def measured(ran: Ran) -> set[tuple[str, str, str]]:
     assert ran.code == 0, ran.err
-    return set(figures(ran.folder))
+    return set(metrics(ran.folder))
 
 
 @pytest.mark.parametrize("weighting", ["weighted_sum", "upgrad"])
-def test_a_split_without_labels_of_a_task_has_no_figures_of_it(
+def test_split_without_labels_of_a_task_has_no_metrics_of_it(
     weighting: str, scripts: Scripts, tmp_path: Path
 ) -> None:
     ran = run(
@@ -136,7 +132,7 @@ def test_a_split_without_labels_of_a_task_has_no_figures_of_it(
         ("callbacks.checkpoint=null", "no callback saves the best"),
     ],
 )
-def test_a_run_that_chose_no_weights_says_so(
+def test_run_that_selects_no_weights_warns_and_records_it(
     override: str, why: str, scripts: Scripts, tmp_path: Path
 ) -> None:
     ran = run(scripts, save(tmp_path, "none"), TASKS, "trunk=mlp_small", override)
@@ -160,7 +156,7 @@ def test_a_run_that_chose_no_weights_says_so(
         (("only=vector",), "set selection.metric=null to keep the last weights."),
     ],
 )
-def test_a_metric_that_never_has_a_value_is_refused(
+def test_monitored_metric_that_never_has_a_value_is_rejected(
     arguments: tuple[str, ...], way_out: str, scripts: Scripts, tmp_path: Path
 ) -> None:
     ran = run(scripts, save(tmp_path), TASKS, "trunk=mlp_small", *arguments)
@@ -171,7 +167,7 @@ def test_a_metric_that_never_has_a_value_is_refused(
 
 
 @pytest.mark.parametrize("weighting", ["weighted_sum", "upgrad"])
-def test_a_model_that_differentiates_is_validated_and_tested(
+def test_model_that_differentiates_is_validated_and_tested(
     weighting: str, scripts: Scripts, tmp_path: Path
 ) -> None:
     tasks = "task=[kinds/scalar,kinds/vector]"
@@ -179,23 +175,23 @@ def test_a_model_that_differentiates_is_validated_and_tested(
     assert {(split, "vector", "mae") for split in ("val", "test")} <= measured(ran)
     again = scripts.run(f"ckpt_path={ran.folder / 'checkpoints' / 'best.ckpt'}", script="eval")
     assert again.code == 0, again.err
-    values = [figures(each.folder) for each in (ran, again)]
+    values = [metrics(each.folder) for each in (ran, again)]
     assert values[0] == values[1]
 
 
-def test_a_target_far_from_zero_is_measured_as_one_near_it(scripts: Scripts, tmp_path: Path) -> None:
+def test_metrics_of_a_target_far_from_zero_are_accurate(scripts: Scripts, tmp_path: Path) -> None:
     found = []
     for offset in (0.0, -1e5):
         ran = run(scripts, save(tmp_path, "none", offset), TASKS, "trunk=mlp_small")
         measured(ran)
         found.append(
-            {key: value for key, value in figures(ran.folder).items() if key[:2] == ("test", "scalar")}
+            {key: value for key, value in metrics(ran.folder).items() if key[:2] == ("test", "scalar")}
         )
     assert found[0]["test", "scalar", "r2"] < 0.9
     assert found[1] == pytest.approx(found[0], rel=0.01, abs=0.005)
 
 
-def test_one_label_in_the_test_split_loses_no_other_figure(scripts: Scripts, tmp_path: Path) -> None:
+def test_undefined_metric_on_one_label_keeps_the_others(scripts: Scripts, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(120, 6))
     split = np.array(["train"] * 80 + ["val"] * 20 + ["test"] * 20)

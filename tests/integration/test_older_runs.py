@@ -1,4 +1,4 @@
-"""What 0.1 has written: checkpoints with their state at the top, configs without the newer keys."""
+"""Checkpoints and configs of version 0.1 can be read."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def older(content: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.smoke("upgrad")
 @pytest.mark.parametrize("method", METHODS)
-def test_older_checkpoints_are_measured_and_resumed(method: str, small: Small, scripts: Scripts) -> None:
+def test_older_checkpoints_are_evaluated_and_resumed(method: str, small: Small, scripts: Scripts) -> None:
     whole = small.run(*METHODS[method])
     small.stop(*METHODS[method], *stop("on_train_batch_end", 11, "SIGTERM"))
     last = small.stopped / "checkpoints" / "last.ckpt"
@@ -44,7 +44,7 @@ def test_older_checkpoints_are_measured_and_resumed(method: str, small: Small, s
     assert rows(whole.folder / "metrics.csv") == rows(resumed.folder / "metrics.csv")
 
 
-def test_older_records_have_the_digests_of_newer_ones(small: Small) -> None:
+def test_older_configs_have_the_digests_of_newer_ones(small: Small) -> None:
     config = checkpoint(small.run("trainer.max_epochs=1").folder)["config"]
     before = older({"multitask": {"telemetry": {}, "validated": {}}, "config": _copied(config)})["config"]
     for task in (None, "a"):

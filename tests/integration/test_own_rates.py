@@ -1,4 +1,4 @@
-"""Runs in which parts of the model have optimizer settings of their own."""
+"""Runs with optimizer settings per parameter group."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.integration.script_runner import QUICK, Scripts
 @pytest.mark.slow
 @pytest.mark.smoke("upgrad")
 @pytest.mark.parametrize("weighting", ["weighted_sum", "upgrad"])
-def test_a_head_without_learning_rate_stays_as_it_was(
+def test_head_with_zero_learning_rate_does_not_change(
     weighting: str, scripts: Scripts, tmp_path: Path
 ) -> None:
     groups = "parameter_groups={tasks.left.*:{lr:0.0},trunk.*:{lr:1e-2}}"
@@ -35,7 +35,7 @@ def test_a_head_without_learning_rate_stays_as_it_was(
 
 
 @pytest.mark.slow
-def test_a_sweep_of_baselines_leaves_out_what_is_of_other_tasks(scripts: Scripts) -> None:
+def test_single_task_runs_ignore_groups_of_other_tasks(scripts: Scripts) -> None:
     groups = "parameter_groups={tasks.left.*:{lr:1e-4},tasks.right.*:{lr:1e-2}}"
     ran = scripts.run("-m", "baseline=single_task,none", groups, *QUICK, "trainer.max_epochs=1")
     assert ran.code == 0, ran.err

@@ -1,4 +1,4 @@
-"""Best weights of each task, and tasks by the epoch, through the scripts: kept, resumed, evaluated."""
+"""Best weights and schedules per task, through the scripts."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.smoke
-def test_each_task_s_best_weights_survive_a_resume_and_are_evaluated(scripts: Scripts) -> None:
+def test_best_weights_per_task_survive_a_resume_and_are_evaluated(scripts: Scripts) -> None:
     keys = [
         *("experiment=abalone", "callbacks=[per_task,schedule]", "callbacks.per_task.metrics={sex:accuracy}"),
         *("callbacks.schedule.tasks={rings:{from_epoch:1}}", "logger=csv", "trainer.limit_train_batches=4"),
@@ -27,8 +27,8 @@ def test_each_task_s_best_weights_survive_a_resume_and_are_evaluated(scripts: Sc
     ]
     assert [float(value) for value in labelled] == [0, 1, 1, 1]
     best = rest.folder / "checkpoints" / "best_sex.ckpt"
-    figures = [row for row in rows(rest.folder / "metrics.csv") if row["val/sex/accuracy"]]
-    values = [float(row["val/sex/accuracy"]) for row in figures]
+    validated = [row for row in rows(rest.folder / "metrics.csv") if row["val/sex/accuracy"]]
+    values = [float(row["val/sex/accuracy"]) for row in validated]
     assert torch.load(best, weights_only=True)["global_step"] == 4 * (1 + values.index(max(values)))
     measured = scripts.run(f"ckpt_path={best}", "evaluation.splits=[val]", script="eval")
     assert measured.code == 0, measured.err

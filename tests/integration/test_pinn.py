@@ -1,6 +1,5 @@
-"""Physics-informed experiments through the script: groupings, precision, processes, resume, and the picture."""
+"""Physics-informed experiments through the script: loss groups, precision, processes, resumption and the plot."""
 
-import csv
 import re
 import shlex
 from functools import partial
@@ -11,7 +10,7 @@ import torch
 from matplotlib.image import imread
 
 from tests.integration.script_runner import ROOT, Ran, Scripts, import_from
-from tests.integration.small import checkpoint, leaves
+from tests.integration.small import checkpoint, leaves, metrics_on_test, rows
 
 pytestmark = pytest.mark.slow
 SMALL = (
@@ -38,46 +37,44 @@ def run(scripts: Scripts, name: str, *more: str, logger: str = "csv") -> Ran:
     return ran
 
 
-def figures(folder: Path) -> dict[tuple[str, str], float]:
-    with (folder / "results.csv").open() as file:
-        found = list(csv.DictReader(file))
-    assert {row["higher_is_better"] for row in found} == {"False"}
-    return {(row["task"], row["metric"]): float(row["value"]) for row in found if row["split"] == "test"}
+def metrics(folder: Path) -> dict[tuple[str, str], float]:
+    assert {row["higher_is_better"] for row in rows(folder / "results.csv")} == {"False"}
+    return metrics_on_test(folder)
 
 
 @pytest.mark.smoke("kovasznay")
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_measures_errors_and_leaves_a_picture(name: str, scripts: Scripts) -> None:
+def test_experiment_records_errors_and_writes_a_plot(name: str, scripts: Scripts) -> None:
     small = ["data.grids=[[3,3,3,3],[4,3,3,3]]"] if name == "beltrami" else []
     ran = run(scripts, name, "weighting=config", *small)
     assert ran.err == ""
     losses, fields = EXPERIMENTS[name]
     wanted = {(loss, "loss") for loss in losses}
-    found = figures(ran.folder)
+    found = metrics(ran.folder)
     assert set(found) - {("combined", "loss")} == wanted | {
         (f, m) for f in fields for m in ("relative_l2", "mse")
     }
     assert all(torch.tensor(value).isfinite() for value in found.values())
     assert ran.record["resume"] == "exact"
     assert ran.record["multiplicative"] == ["relative_l2", "mse"]
-    picture = imread(ran.folder / "solution.png")
-    assert picture.shape[0] == 360 * len(fields)
-    assert picture.std() > 0
+    plot = imread(ran.folder / "solution.png")
+    assert plot.shape[0] == 360 * len(fields)
+    assert plot.std() > 0
 
 
 def test_losses_are_grouped_by_the_config(scripts: Scripts) -> None:
-    assert {t for t, m in figures(run(scripts, "burgers", TWO).folder) if m == "loss"} == {
+    assert {t for t, m in metrics(run(scripts, "burgers", TWO).folder) if m == "loss"} == {
         "residual",
         "conditions",
         "combined",
     }
-    three = figures(run(scripts, "kovasznay", "model.losses=null", "weighting=upgrad").folder)
+    three = metrics(run(scripts, "kovasznay", "model.losses=null", "weighting=upgrad").folder)
     assert {t for t, m in three if m == "loss"} == {"momentum", "continuity", "boundary"}
 
 
 @pytest.mark.parametrize("weighting", ["upgrad", "relobralo", "m_config", "ntk"])
-def test_a_resumed_run_ends_bit_for_bit(weighting: str, scripts: Scripts) -> None:
-    """Its points are those that the uninterrupted one would have drawn; stopped within an epoch."""
+def test_resume_is_bit_for_bit(weighting: str, scripts: Scripts) -> None:
+    """A run stopped within an epoch draws the same points as an uninterrupted one."""
     every = ["weighting.steps=2"] if weighting == "ntk" else []
     fixed = [f"weighting={weighting}", *every, "callbacks.checkpoint.every_n_train_steps=3", "scheduler=none"]
     whole = run(scripts, "burgers", *fixed)
@@ -92,8 +89,7 @@ def test_a_resumed_run_ends_bit_for_bit(weighting: str, scripts: Scripts) -> Non
 @pytest.mark.parametrize(
     "weighting", ["weighted_sum", "upgrad", "lr_annealing", "softadapt", "m_config", "ntk"]
 )
-def test_micro_batches_and_processes_are_one_batch(weighting: str, scripts: Scripts) -> None:
-    """Of four draws; in float64."""
+def test_micro_batches_and_processes_match_one_batch(weighting: str, scripts: Scripts) -> None:
     fixed = [f"weighting={weighting}", "trainer.precision=64-true", "optimizer=sgd", "trainer.max_epochs=1"]
     fixed += ["data.steps=8", "scheduler=none"]
     whole = run(scripts, "burgers", *fixed, "data.batch_size=4")
@@ -106,13 +102,13 @@ def test_micro_batches_and_processes_are_one_batch(weighting: str, scripts: Scri
         for key in expected:
             if key.startswith("net."):
                 torch.testing.assert_close(found[key], expected[key], rtol=1e-10, atol=1e-12)
-    measured = [figures(ran.folder) for ran in (whole, parts, split)]
+    measured = [metrics(ran.folder) for ran in (whole, parts, split)]
     for key, value in measured[0].items():
         assert measured[1][key] == pytest.approx(value, rel=1e-9)
         assert measured[2][key] == pytest.approx(value, rel=1e-9)
 
 
-def test_a_weighting_of_halves_wants_two_draws(scripts: Scripts) -> None:
+def test_weighting_of_half_batches_needs_two_draws(scripts: Scripts) -> None:
     run(scripts, "helmholtz", "weighting=modo", "data.batch_size=2")
     ran = scripts.run("experiment=pinn_helmholtz", *SMALL, "logger=csv", "weighting=modo")
     assert ran.code == 1
@@ -120,21 +116,21 @@ def test_a_weighting_of_halves_wants_two_draws(scripts: Scripts) -> None:
 
 
 @pytest.mark.smoke
-def test_the_picture_goes_to_wandb(scripts: Scripts) -> None:
+def test_plot_is_logged_to_wandb(scripts: Scripts) -> None:
     ran = run(scripts, "burgers", logger="wandb")
     (logged,) = ran.folder.glob("wandb/offline-run-*/files/media/images/solution_*.png")
     assert logged.read_bytes() == (ran.folder / "solution.png").read_bytes()
 
 
-def test_the_checkpoint_is_measured_again(scripts: Scripts) -> None:
+def test_evaluation_of_the_checkpoint_reproduces_the_metrics(scripts: Scripts) -> None:
     ran = run(scripts, "burgers")
     again = scripts.run(f"ckpt_path={ran.folder}/checkpoints/last.ckpt", script="eval")
     assert again.code == 0, again.err
-    assert figures(again.folder) == figures(ran.folder)
+    assert metrics(again.folder) == metrics(ran.folder)
 
 
-def test_the_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None:
-    """By the page's own command; the solution's own conditions are the default."""
+def test_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None:
+    """The command of the page trains; conditions default to the solution's."""
     page = (ROOT / "docs" / "pinn.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(# mine\.py.*?)```", page, re.DOTALL)
     command = re.search(r"train\.py (.*\\\n.*Heat.*)\n", page)
@@ -149,11 +145,11 @@ def test_the_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None
     ran = scripts.run(*given, *small, points, "logger=csv", before=partial(import_from, str(tmp_path)))
     assert ran.code == 0, ran.err
     assert ran.record["experiment"] == "heat"
-    assert ("u", "relative_l2") in figures(ran.folder)
+    assert ("u", "relative_l2") in metrics(ran.folder)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["callbacks=solution"], "callbacks=solution draws a model=pinn with at least two axes"),
         (["experiment=pinn_burgers", "model.losses={all:[residual]}"], "model.losses has the terms residual"),
@@ -175,11 +171,11 @@ def test_the_documented_problem_trains(scripts: Scripts, tmp_path: Path) -> None
         ),
     ],
 )
-def test_what_cannot_work_is_refused_before_training(
-    overrides: list[str], said: str, scripts: Scripts
+def test_invalid_config_is_rejected_before_training(
+    overrides: list[str], message: str, scripts: Scripts
 ) -> None:
     ran = scripts.run(*overrides, "logger=csv")
     assert ran.code == 1
-    assert said in ran.err
+    assert message in ran.err
     assert len(ran.err.strip().splitlines()) == 1
     assert not list(scripts.logs.glob("*/runs/*"))

@@ -1,4 +1,4 @@
-"""What a checkpoint predicts is what was measured, for any data, and the same from an exported file."""
+"""Predictions of a checkpoint and of its exports reproduce the metrics of the run."""
 
 import csv
 import subprocess
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.integration.script_runner import Ran, Scripts
+from tests.integration.small import metrics_on_test
 
 pytestmark = pytest.mark.slow
 
@@ -18,17 +19,8 @@ TASKS = ["task=[kinds/scalar,kinds/vector,kinds/classes]", "tasks.vector.head.ou
 SMALL = ["logger=csv", "data=npz", "trunk=mlp_small", "trainer.max_epochs=2", "data.batch_size=32", *TASKS]
 
 
-def figures(folder: Path, split: str = "test") -> dict[str, float]:
-    with (folder / "results.csv").open() as file:
-        return {
-            f"{r['task']}/{r['metric']}": float(r["value"])
-            for r in csv.DictReader(file)
-            if r["split"] == split
-        }
-
-
 def read(path: Path) -> tuple[list[int], dict[str, np.ndarray]]:
-    """Return the ids of a table of predictions, and its columns."""
+    """Return the ids and the columns of a table of predictions."""
     with path.open() as file:
         header, *rows = csv.reader(file)
     values = np.array(rows, dtype=np.float64).T
@@ -36,7 +28,7 @@ def read(path: Path) -> tuple[list[int], dict[str, np.ndarray]]:
 
 
 class Trained:
-    """A run on arrays whose targets lie far from zero, and what is done with its checkpoint."""
+    """A run on targets far from zero, and scripts on its checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self.scripts = Scripts(folder)
@@ -68,36 +60,36 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture
 def trained(once: Trained, scripts: Scripts) -> Trained:
-    """The run, with a folder of the test's own for what is done with it."""
+    """The run, with a folder for the scripts of one test."""
     own = copy(once)
     own.scripts = scripts
     return own
 
 
 @pytest.mark.smoke
-def test_predictions_are_those_that_were_measured(trained: Trained, tmp_path: Path) -> None:
+def test_predictions_reproduce_the_metrics(trained: Trained, tmp_path: Path) -> None:
     ran = trained.run("predict", trained.checkpoint)
     assert ran.folder.name == "predictions.csv"
     rows, found = read(ran.folder)
     assert list(found) == ["scalar", "vector/0", "vector/1", "classes/0", "classes/1", "classes/2"]
-    # The ids are the rows of the file: the labels there give the figures of the run.
+    # The ids are rows of the file, whose labels reproduce the metrics of the run.
     labels = {name: values[rows] for name, values in trained.arrays.items()}
     vector = np.stack([found["vector/0"], found["vector/1"]], 1)
     scores = np.stack([found[f"classes/{i}"] for i in range(3)], 1)
-    expected = figures(trained.ran.folder)
+    expected = metrics_on_test(trained.ran.folder)
     assert len(rows) == 30
     assert np.abs(found["scalar"] - labels["scalar"].astype(np.float32)).mean() == pytest.approx(
-        expected["scalar/mae"], rel=1e-6
+        expected["scalar", "mae"], rel=1e-6
     )
-    assert np.abs(vector - labels["vector"]).mean() == pytest.approx(expected["vector/mae"], rel=1e-5)
-    assert (scores.argmax(1) == labels["classes"]).mean() == pytest.approx(expected["classes/accuracy"])
-    # The same as arrays, and elsewhere.
+    assert np.abs(vector - labels["vector"]).mean() == pytest.approx(expected["vector", "mae"], rel=1e-5)
+    assert (scores.argmax(1) == labels["classes"]).mean() == pytest.approx(expected["classes", "accuracy"])
+    # The same predictions as arrays, in another folder.
     trained.run("predict", trained.checkpoint, f"output={tmp_path}/there/a b.npz")
     arrays = np.load(tmp_path / "there" / "a b.npz")
     assert arrays["id"].tolist() == rows
     np.testing.assert_array_equal(arrays["scalar"][:, 0], found["scalar"])
     assert arrays["classes"].shape == (30, 3)
-    # The same for other examples, without labels, in a file of their own.
+    # The same predictions for a file without labels.
     np.savez(tmp_path / "new.npz", inputs=trained.arrays["inputs"][rows])
     new = [f"data.path={tmp_path}/new.npz", "data.targets=[]", "data.split=[0,0,1]", "data.eval_batch_size=7"]
     again, other = read(trained.run("predict", trained.checkpoint, *new).folder)
@@ -106,7 +98,7 @@ def test_predictions_are_those_that_were_measured(trained: Trained, tmp_path: Pa
         np.testing.assert_allclose(other[name], values[again], rtol=1e-5, atol=1e-5)
 
 
-def test_a_key_of_the_batch_names_the_examples(trained: Trained, tmp_path: Path) -> None:
+def test_ids_can_come_from_a_key_of_the_batch(trained: Trained, tmp_path: Path) -> None:
     np.savez(tmp_path / "named.npz", **trained.arrays, number=1000 + np.arange(150))
     given = [f"data.path={tmp_path}/named.npz", "data.targets=[number]", "ids=number", "split=val"]
     rows, _ = read(trained.run("predict", trained.checkpoint, *given).folder)
@@ -115,7 +107,7 @@ def test_a_key_of_the_batch_names_the_examples(trained: Trained, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("script", "overrides", "sentence"),
+    ("script", "overrides", "message"),
     [
         ("predict", ["split=tset"], "split=tset is not one of train, val, test; did you mean 'test'?"),
         (
@@ -133,20 +125,16 @@ def test_a_key_of_the_batch_names_the_examples(trained: Trained, tmp_path: Path)
         ("export", ["format=tflite"], "format=tflite is not one of torch, onnx"),
     ],
 )
-def test_what_cannot_work_is_refused(
-    trained: Trained, script: str, overrides: list[str], sentence: str
+def test_invalid_config_is_rejected(
+    trained: Trained, script: str, overrides: list[str], message: str
 ) -> None:
     ran = trained.any(script, trained.checkpoint, *overrides)
-    assert ran.code == 1
-    assert sentence in ran.err
-    assert "Traceback" not in ran.err
+    ran.assert_error(message)
     assert not [*trained.scripts.logs.glob("*/predictions/*"), *trained.scripts.logs.glob("*/exports/*")]
 
 
 @pytest.mark.smoke
-def test_an_exported_model_gives_the_predictions_without_this_package(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_exported_model_predicts_the_same_without_this_package(trained: Trained, tmp_path: Path) -> None:
     ran = trained.run("export", trained.checkpoint)
     assert ran.folder.name == "model.pt2"
     rows, found = read(trained.run("predict", trained.checkpoint).folder)
@@ -163,7 +151,7 @@ def test_an_exported_model_gives_the_predictions_without_this_package(
     np.testing.assert_allclose(classes[:, 2], found["classes/2"], rtol=1e-4, atol=1e-6)
 
 
-def test_an_exported_onnx_gives_the_predictions(trained: Trained, tmp_path: Path) -> None:
+def test_exported_onnx_model_predicts_the_same(trained: Trained, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     path = tmp_path / "model.onnx"
@@ -176,7 +164,7 @@ def test_an_exported_onnx_gives_the_predictions(trained: Trained, tmp_path: Path
     np.testing.assert_allclose(classes[:, 2], found["classes/2"], rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_go_to_arrays_and_not_to_a_table(scripts: Scripts, tmp_path: Path) -> None:
+def test_dense_predictions_need_an_array_file(scripts: Scripts, tmp_path: Path) -> None:
     small = ["experiment=rooms", "trunk=unet_small", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
     ran = scripts.run(*small, "logger=csv", "data.eval_batch_size=16")
     assert ran.code == 0, ran.err
@@ -189,7 +177,7 @@ def test_pictures_go_to_arrays_and_not_to_a_table(scripts: Scripts, tmp_path: Pa
     assert scripts.run(checkpoint, script="export").code == 0
 
 
-def test_derivatives_are_predicted_and_not_exported(scripts: Scripts) -> None:
+def test_derivatives_are_predicted_but_not_exported(scripts: Scripts) -> None:
     small = [
         "data=muller_brown",
         "task=[kinds/energy,kinds/forces]",
@@ -207,7 +195,7 @@ def test_derivatives_are_predicted_and_not_exported(scripts: Scripts) -> None:
     assert "a task needs derivatives" in exported.err
 
 
-def test_a_model_of_ones_own_predicts_by_its_predict_step(scripts: Scripts, arrays: Path) -> None:
+def test_own_model_predicts_by_its_predict_step(scripts: Scripts, arrays: Path) -> None:
     def checkpoint(name: str) -> str:
         own = [
             f"model._target_=tests.integration.own.{name}",

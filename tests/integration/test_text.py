@@ -25,8 +25,8 @@ def test_text_is_swept_compared_and_predicted(scripts: Scripts, tmp_path: Path) 
     sweep = scripts.logs / "text" / "sweeps" / "texts"
     jobs = sorted(path.parent for path in sweep.glob("*/results.csv"))
     assert len(jobs) == 4
-    figures = {(row["task"], row["metric"]) for row in rows(jobs[0] / "results.csv")}
-    assert {("topic", "accuracy"), ("tags", "accuracy"), ("score", "mae")} <= figures
+    found_metrics = {(row["task"], row["metric"]) for row in rows(jobs[0] / "results.csv")}
+    assert {("topic", "accuracy"), ("tags", "accuracy"), ("score", "mae")} <= found_metrics
     (comparison,) = compare_records(load(str(sweep)), Settings())
     assert {entry.label for entry in comparison.entries} == {"weighted_sum", "upgrad"}
     predicted = scripts.run(
@@ -39,6 +39,6 @@ def test_text_is_swept_compared_and_predicted(scripts: Scripts, tmp_path: Path) 
     with np.load(tmp_path / "found.npz") as found:
         assert found["topic"].shape == (24, 4)
         assert found["tags"].shape[:2] == (24, 6)
-        # Batches of eight sentences, each as long as its longest.
+        # Batches of eight sentences, each padded to its longest.
         assert np.isnan(found["tags"]).any()
         assert not np.isnan(found["tags"][:, :, :6]).any()

@@ -33,7 +33,7 @@ def by_hand(state: dict, x: np.ndarray, targets: dict[str, np.ndarray], alpha: f
 
 @pytest.mark.smoke
 @pytest.mark.slow
-def test_one_step_from_given_parameters(scripts: Scripts, tmp_path: Path) -> None:
+def test_one_step_matches_a_computation_by_hand(scripts: Scripts, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 4))
     targets = {"a": rng.normal(size=50), "b": rng.normal(size=50)}

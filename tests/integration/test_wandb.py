@@ -1,9 +1,8 @@
-"""W&B: offline without login, prompt or network; online where the config says so; always finished."""
+"""W&B runs: offline without login, prompt or network by default, online by config, always finished."""
 
 import json
 import math
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,8 @@ KEY = "0123456789012345678901234567890123456789"
 
 
 @pytest.fixture
-def server() -> Iterator[WandbServer]:
-    server = WandbServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def nobody(server: WandbServer, tmp_path: Path) -> dict[str, str]:
-    """The environment of somebody who has no W&B account; every request to anywhere is seen by the server."""
+def no_account(server: WandbServer, tmp_path: Path) -> dict[str, str]:
+    """Environment of a user without a W&B account; the server receives every request to any host."""
     home = tmp_path / "home"
     home.mkdir()
     return {
@@ -40,7 +32,7 @@ def nobody(server: WandbServer, tmp_path: Path) -> dict[str, str]:
 
 
 class Logged:
-    """An offline run, read back by W&B's own program."""
+    """An offline run, read back by W&B itself."""
 
     def __init__(self, folder: Path) -> None:
         (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
@@ -61,7 +53,7 @@ class Logged:
 
     @property
     def exit_code(self) -> int:
-        """The code that the run was finished with."""
+        """The exit code of the run."""
         (end,) = self.of("exit")
         return end.get("exit_code", 0)
 
@@ -78,12 +70,12 @@ def assert_same_curves(history: list[dict[str, Any]], folder: Path) -> None:
 
 
 @pytest.mark.smoke
-def test_offline_by_default(small: Small, server: WandbServer, nobody: dict[str, str]) -> None:
-    ran = small.run("logger=wandb", "weighting=imtl_l", env=nobody)
+def test_runs_are_offline_by_default(small: Small, server: WandbServer, no_account: dict[str, str]) -> None:
+    ran = small.run("logger=wandb", "weighting=imtl_l", env=no_account)
     assert server.requests == []
     assert "wandb" not in ran.out + ran.err
     assert ran.out.splitlines()[-1] == str(ran.folder)
-    assert not list(Path(nobody["HOME"]).rglob("*netrc*"))
+    assert not list(Path(no_account["HOME"]).rglob("*netrc*"))
     logged = Logged(ran.folder)
     assert logged.exit_code == 0
     assert logged.run["project"] == "lightning-hydra-multitask"
@@ -111,15 +103,19 @@ def record_config(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "config.yaml").read_text())
 
 
-def test_the_environment_has_no_say(small: Small, server: WandbServer, nobody: dict[str, str]) -> None:
+def test_environment_variables_do_not_change_the_mode(
+    small: Small, server: WandbServer, no_account: dict[str, str]
+) -> None:
     ran = small.run(
-        "logger=wandb", "trainer.max_epochs=1", env={**nobody, "WANDB_MODE": "online", "WANDB_API_KEY": KEY}
+        "logger=wandb",
+        "trainer.max_epochs=1",
+        env={**no_account, "WANDB_MODE": "online", "WANDB_API_KEY": KEY},
     )
     assert server.requests == []
     assert Logged(ran.folder).exit_code == 0
 
 
-def test_finished_with_one_after_an_error(small: Small) -> None:
+def test_failed_run_finishes_with_exit_code_1(small: Small) -> None:
     ran = small.any("logger=wandb", "optimizer=sgd", "optimizer.lr=1e18")
     assert ran.code == 1
     logged = Logged(ran.folder)
@@ -127,7 +123,7 @@ def test_finished_with_one_after_an_error(small: Small) -> None:
     assert_same_curves(logged.history, ran.folder)
 
 
-def test_finished_with_one_after_a_signal(small: Small) -> None:
+def test_interrupted_run_finishes_with_exit_code_1(small: Small) -> None:
     ran = small.stop("logger=wandb", *stop("on_train_batch_end", 12, "SIGTERM"))
     assert ran.code == 143
     logged = Logged(ran.folder)
@@ -135,7 +131,7 @@ def test_finished_with_one_after_a_signal(small: Small) -> None:
     assert_same_curves(logged.history, ran.folder)
 
 
-def test_each_job_of_a_sweep_is_a_run_of_its_own_in_the_sweeps_group(small: Small) -> None:
+def test_each_sweep_job_is_one_run_in_the_group_of_the_sweep(small: Small) -> None:
     small.run("-m", "logger=wandb", "weighting=weighted_sum,upgrad", "seed=0,1", "trainer.max_epochs=1")
     (sweep,) = small.scripts.logs.glob("small/sweeps/*")
     jobs = [path.parent for path in sweep.glob("*/run.json")]
@@ -151,8 +147,10 @@ def test_each_job_of_a_sweep_is_a_run_of_its_own_in_the_sweeps_group(small: Smal
 
 
 @pytest.mark.smoke
-def test_online(small: Small, server: WandbServer, nobody: dict[str, str]) -> None:
-    env = {"HOME": nobody["HOME"], "WANDB_BASE_URL": server.base, "WANDB_API_KEY": KEY}
+def test_online_mode_uploads_config_and_curves(
+    small: Small, server: WandbServer, no_account: dict[str, str]
+) -> None:
+    env = {"HOME": no_account["HOME"], "WANDB_BASE_URL": server.base, "WANDB_API_KEY": KEY}
     ran = small.run("logger=wandb", "logger.wandb.mode=online", env=env)
     assert ran.out.splitlines()[-1] == str(ran.folder)
     first = server.upserts[0]
@@ -169,16 +167,14 @@ def test_online(small: Small, server: WandbServer, nobody: dict[str, str]) -> No
     assert server.exit_codes == [0]
 
 
-def test_online_without_a_key_says_what_to_do(
-    small: Small, nobody: dict[str, str], server: WandbServer
+def test_online_without_api_key_names_wandb_login(
+    small: Small, no_account: dict[str, str], server: WandbServer
 ) -> None:
-    env = {"HOME": nobody["HOME"], "WANDB_BASE_URL": server.base}
+    env = {"HOME": no_account["HOME"], "WANDB_BASE_URL": server.base}
     ran = small.any("logger=wandb", "logger.wandb.mode=online", env=env)
-    assert ran.code == 1
-    assert "run `wandb login`, or use offline mode." in ran.err
-    assert "Traceback" not in ran.err
+    ran.assert_error("run `wandb login`, or use offline mode.")
 
 
-def test_disabled(small: Small) -> None:
+def test_disabled_mode_writes_no_files(small: Small) -> None:
     ran = small.run("logger=wandb", "logger.wandb.mode=disabled", "trainer.max_epochs=1")
     assert not (ran.folder / "wandb").exists()

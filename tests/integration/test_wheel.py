@@ -1,4 +1,4 @@
-"""The package as users have it who do not clone the repository: a wheel, in an environment of its own."""
+"""The package installed from a wheel, in a separate environment."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ SMALL = [
 
 
 class Environment:
-    """A virtual environment with the wheel, which finds everything else in that of the tests."""
+    """A virtual environment with the wheel; dependencies come from the environment of the tests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,13 +45,13 @@ class Environment:
         ]
         subprocess.run([*pip, _wheel(folder / "wheel")], check=True, env=_environment())
         (site,) = folder.rglob("multitask/__init__.py")
-        # A plain path: the .pth files in it, of editable installs, are not read.
+        # A plain path entry: .pth files in it, as of editable installs, are not read.
         (site.parents[1] / "outer.pth").write_text(sysconfig.get_path("purelib"))
         self.package = site.parent
         self.command = str(folder / scripts / "multitask")
 
     def run(self, *command: str, cwd: Path) -> str:
-        """Run a command that succeeds, and return what it printed."""
+        """Run a command, require success and return its output."""
         done = subprocess.run(command, cwd=cwd, env=_environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -62,12 +62,12 @@ class Environment:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without the sources, in which an editable install left its metadata."""
+    """Return the environment without the sources, which contain the metadata of an editable install."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def _wheel(folder: Path) -> Path:
-    """Build the wheel from what git has, in a copy: a build leaves files beside its sources."""
+    """Build the wheel from a copy of the files in git, since a build writes files beside its sources."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
@@ -90,7 +90,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return Environment(tmp_path_factory.mktemp("fresh"))
 
 
-def test_all_configs_and_embedded_data_are_in_the_package(fresh: Environment) -> None:
+def test_package_contains_all_configs_and_embedded_data(fresh: Environment) -> None:
     def names(folder: Path) -> set[str]:
         return {
             str(path.relative_to(folder)) for path in folder.rglob("*.yaml") if path.parent.name != "local"
@@ -101,28 +101,26 @@ def test_all_configs_and_embedded_data_are_in_the_package(fresh: Environment) ->
     assert {path.name for path in (fresh.package / "embedded").iterdir()} == {"NOTICE.md", *EMBEDDED_FILES}
 
 
-def test_a_run_is_made_measured_and_compared_in_the_current_folder(
-    fresh: Environment, tmp_path: Path
-) -> None:
+def test_train_eval_and_compare_use_the_current_folder(fresh: Environment, tmp_path: Path) -> None:
     run = Path(fresh.multitask("train", "weighting=upgrad", *SMALL, cwd=tmp_path).splitlines()[-1])
     assert run.parent == tmp_path / "logs" / "multi_mnist" / "runs"
     assert json.loads((run / "run.json").read_text())["status"] == "completed"
     again = fresh.multitask(
         "eval", f"ckpt_path={run / 'checkpoints' / 'best.ckpt'}", cwd=tmp_path
     ).splitlines()[-1]
-    figures = [
+    metrics = [
         {(row["split"], row["task"], row["metric"]): row["value"] for row in csv.DictReader(path.open())}
         for path in (run / "results.csv", Path(again) / "results.csv")
     ]
-    assert figures[0] == figures[1] != {}
+    assert metrics[0] == metrics[1] != {}
     fresh.multitask("compare", f"source={run}", cwd=tmp_path)
     assert (tmp_path / "logs" / "comparison" / "index.html").is_file()
 
 
-def test_a_new_project_trains_at_once_and_its_test_passes(fresh: Environment, tmp_path: Path) -> None:
+def test_new_project_trains_and_passes_its_test(fresh: Environment, tmp_path: Path) -> None:
     printed = fresh.multitask("new", "my_project", cwd=tmp_path)
     project = tmp_path / "my_project"
-    # Its README's two commands, as they are printed too; the second trains.
+    # The README has the printed commands.
     assert printed.splitlines() == ["cd my_project", "multitask train experiment=waves", "python -m pytest"]
     assert all(
         f"    {command}\n" in (project / "README.md").read_text() for command in printed.splitlines()[1:]

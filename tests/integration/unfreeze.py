@@ -1,4 +1,4 @@
-"""Users' callbacks that freeze the trunk's first layer, with its norm in evaluation, and unfreeze it at an epoch."""
+"""Users' callbacks that freeze the trunk's first layer and its norm until an epoch."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ class ByHand(Callback):
 
 
 class Finetuning(BaseFinetuning):
-    """Lightning's own, at a rate of its own."""
+    """Lightning's finetuning callback, with its own learning rate."""
 
     def __init__(self, epoch: int, rate: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A stand-in for the W&B server: enough of it for a run to go online on 127.0.0.1."""
+"""A fake W&B server on 127.0.0.1, sufficient for online runs."""
 
 import json
 import re
@@ -23,7 +23,7 @@ _RUN = {
 
 
 class WandbServer:
-    """Answers on a free port, and keeps what it was told.
+    """Answers on a free port and records the requests.
 
     ``base`` is its address, ``requests`` every method and path, ``upserts`` the variables of every
     ``UpsertBucket``, ``stream`` the bodies posted to file streams, ``views`` the variables of every saved workspace,
@@ -42,7 +42,7 @@ class WandbServer:
             protocol_version = "HTTP/1.1"
 
             def log_message(self, *_: Any) -> None:
-                """Say nothing."""
+                """Suppress the log."""
 
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -61,7 +61,7 @@ class WandbServer:
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        """Stop answering."""
+        """Stop the server."""
         self._http.shutdown()
         self._http.server_close()
 
@@ -116,7 +116,7 @@ class WandbServer:
         return {"data": {}}
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the rows of history that were streamed."""
+        """Return the streamed rows of the history."""
         lines: list[str] = []
         for body in list(self.stream):
             part = (body.get("files") or {}).get("wandb-history.jsonl") or {}

@@ -1,4 +1,4 @@
-"""The gradients of every step that an example takes, by plain autograd."""
+"""Reference gradients of every step of an example, by plain autograd."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ import multitask
 
 
 class Reference:
-    """Adds up the rows of a step's micro-batches by plain autograd, and compares what the step leaves in ``.grad``.
+    """Accumulates the rows of a step's micro-batches by plain autograd and compares the step's ``.grad`` with them.
 
     Args:
         aggregate: Jacobian of the shared parameters, ``[m, n]`` → gradient, ``[n]``.
@@ -71,7 +71,7 @@ class Reference:
 
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reference]:
-    """Compare every step that is taken, in double precision."""
+    """Compare every step with the reference, in double precision."""
     watch = Reference(UPGrad())
     step = multitask.Step
     made, add, backward, finish = step.__init__, step.add, step.backward, step.finish

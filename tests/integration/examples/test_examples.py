@@ -1,4 +1,4 @@
-"""The examples run as they stand, and every gradient that they train by is the reference's."""
+"""The unmodified examples run, and all their gradients match the reference."""
 
 from pathlib import Path
 
@@ -7,13 +7,14 @@ import torch
 from torchjd.aggregation import ConFIG
 
 from examples import force_field, own_lightning_module, pinn, plain_loop
+from tests.forks import ROOT
 from tests.integration.examples.conftest import Reference
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_examples_fit_a_screen_and_say_how_to_run_them(path: Path) -> None:
+def test_examples_are_short_and_document_their_command(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) < 60
     assert lines[0].endswith(f': ``python examples/{path.name}``."""')

@@ -1,4 +1,4 @@
-"""A step of several losses within Hugging Face's Trainer."""
+"""Multi-loss steps in Hugging Face's Trainer."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from tests.integration.examples.conftest import Reference
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_huggingface_trainer(reference: Reference, tmp_path: Path, accumulate: int) -> None:
-    """Three epochs of eight batches; the last step of each may be of fewer."""
-    from examples import huggingface_trainer  # imports transformers and datasets: for seconds
+    """Three epochs of eight batches; the last step of an epoch may accumulate fewer."""
+    from examples import huggingface_trainer  # slow: imports transformers and datasets
 
     loss = huggingface_trainer.main(
         str(tmp_path), gradient_accumulation_steps=accumulate, disable_tqdm=True, max_grad_norm=0.5

@@ -1,4 +1,4 @@
-"""What docs/library.md shows runs, block after block."""
+"""The code blocks and commands of docs/library.md run."""
 
 import os
 import re
@@ -9,14 +9,13 @@ import pytest
 import torch
 
 import multitask
-from tests.integration.script_runner import Scripts
+from tests.integration.script_runner import ROOT, Scripts
 
-ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "library.md").read_text()
 
 
 def test_every_block_runs() -> None:
-    """All in one program, as one reads them."""
+    """All blocks run in order, in one namespace."""
     torch.manual_seed(0)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
     assert len(blocks) >= 10

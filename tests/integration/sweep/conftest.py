@@ -1,4 +1,4 @@
-"""Whole sweeps through the scripts."""
+"""Fixtures for tests that run whole sweeps."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 
 def write_arrays(folder: Path) -> Path:
-    """Write a file with a hundred examples of two regression tasks."""
+    """Write 100 examples of two regression tasks and return the file."""
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(100, 4))
     path = folder / "arrays.npz"
@@ -17,5 +17,5 @@ def write_arrays(folder: Path) -> Path:
 
 @pytest.fixture
 def arrays(tmp_path: Path) -> Path:
-    """The test's own file."""
+    """A data file for the test alone."""
     return write_arrays(tmp_path)

@@ -1,4 +1,4 @@
-"""A trunk that no process survives."""
+"""A trunk that kills its process."""
 
 import os
 import signal
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def dies(**arguments: Any) -> None:
-    """End this process as the system does when memory runs out."""
+    """Kill this process, as the system does when it runs out of memory."""
     os.kill(os.getpid(), signal.SIGKILL)

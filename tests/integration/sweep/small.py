@@ -1,4 +1,4 @@
-"""Sweeps of small runs, and what they leave."""
+"""Sweeps of small runs, and readers of their output."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def results_of(run: Path) -> list[dict[str, str]]:
 
 
 def table_of(printed: str) -> list[list[str]]:
-    """Return the cells of the last table that was printed, row by row, its head left out."""
+    """Return the cells of the last printed table by row, without its header."""
     table = printed[printed.rindex("┡") :]
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if "│" in line]
 

@@ -1,4 +1,4 @@
-"""Jobs side by side, by each launcher."""
+"""Parallel jobs with each launcher."""
 
 import signal
 from pathlib import Path
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 def swept(scripts: Scripts, arrays: Path, *arguments: str) -> tuple[Ran, Path]:
-    """Run a sweep; return what it left, and its folder."""
+    """Run a sweep; return its result and its folder."""
     ran = scripts.start("-m", *SMALL, f"data.path={arrays}", *arguments).wait(600)
     return ran, next((scripts.logs / "npz" / "sweeps").iterdir())
 
@@ -21,16 +21,14 @@ def swept(scripts: Scripts, arrays: Path, *arguments: str) -> tuple[Ran, Path]:
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_every_launcher_runs_the_sweep(scripts: Scripts, arrays: Path, launcher: str) -> None:
     ran, sweep = swept(scripts, arrays, f"hydra/launcher={launcher}", "optimizer.lr=0.1,1e30")
-    assert ran.code == 1
-    assert "1 of 2 jobs did not complete (1 failed)" in ran.err
-    assert "Traceback" not in ran.err
+    ran.assert_error("1 of 2 jobs did not complete (1 failed)")
     assert "deprecated" not in ran.err
     assert [cells[3] for cells in table_of(ran.out)] == ["completed", "failed"]
     assert sorted(record["status"] for record in records_of(sweep)) == ["completed", "failed"]
     assert progress_of(ran.out)[-1].endswith("1 of 2 done, 0 running, 1 failed")
 
 
-def test_a_process_that_is_killed_takes_no_other_job_along(scripts: Scripts, arrays: Path) -> None:
+def test_killed_process_does_not_affect_other_jobs(scripts: Scripts, arrays: Path) -> None:
     trunks = "trunk._target_=multitask.nn.mlp.mlp,tests.integration.sweep.deadly.dies"
     ran, sweep = swept(scripts, arrays, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", trunks)
     assert ran.code == 1, ran.err
@@ -40,14 +38,12 @@ def test_a_process_that_is_killed_takes_no_other_job_along(scripts: Scripts, arr
     assert len(runs_of(sweep)) == 2
 
 
-def test_a_cluster_that_does_not_answer_is_said(scripts: Scripts, arrays: Path) -> None:
+def test_unreachable_cluster_is_reported(scripts: Scripts, arrays: Path) -> None:
     ran, _ = swept(scripts, arrays, "hydra/launcher=ray", "hydra.launcher.init.address=auto")
-    assert ran.code == 1
-    assert "hydra.launcher.init.address=auto: Ray does not answer" in ran.err
-    assert "Traceback" not in ran.err
+    ran.assert_error("hydra.launcher.init.address=auto: Ray does not answer")
 
 
-def test_what_is_not_installed_is_said(scripts: Scripts, arrays: Path) -> None:
+def test_launcher_that_is_not_installed_is_reported(scripts: Scripts, arrays: Path) -> None:
     missing = "hydra.launcher._target_=hydra_plugins.hydra_joblib_launcher.gone.Launcher"
     ran = scripts.run("-m", *SMALL, f"data.path={arrays}", "hydra/launcher=joblib", missing)
     assert ran.code == 1
@@ -60,14 +56,12 @@ def test_what_is_not_installed_is_said(scripts: Scripts, arrays: Path) -> None:
 @pytest.mark.parametrize(
     "launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("ray", "+hydra.launcher.init.num_cpus=2")]
 )
-def test_a_sweep_that_is_asked_to_stop_lets_its_jobs_save(
-    scripts: Scripts, arrays: Path, launcher: tuple[str, str]
-) -> None:
+def test_stopped_sweep_lets_its_jobs_save(scripts: Scripts, arrays: Path, launcher: tuple[str, str]) -> None:
     name, two = launcher
     long = ("trainer.max_epochs=100000", f"hydra/launcher={name}", two, "seed=0,1")
     running = scripts.start("-m", *SMALL, f"data.path={arrays}", "sweep=stopped", *long)
     sweep = scripts.logs / "npz" / "sweeps" / "stopped"
-    running.when(lambda: len(list(sweep.glob("*/checkpoints/last.ckpt"))) == 2, seconds=120)
+    running.wait_for(lambda: len(list(sweep.glob("*/checkpoints/last.ckpt"))) == 2, seconds=120)
     running.signal(signal.SIGTERM)
     ran = running.wait()
     assert ran.code == 128 + signal.SIGTERM, ran.err

@@ -1,4 +1,4 @@
-"""A sweep that was stopped, however, is taken up where it was."""
+"""Resumed sweeps."""
 
 import json
 import os
@@ -16,11 +16,11 @@ LONG = (*(argument for argument in SMALL if "max_epochs" not in argument), "trai
 
 
 def statuses_of(printed: str) -> dict[str, str]:
-    """Return each seed's status in the last table."""
+    """Return the status of each seed in the last printed table."""
     return {seed: status for _, seed, status, *_ in table_of(printed)}
 
 
-def test_stopped_and_killed_it_ends_as_if_it_had_not_been(scripts: Scripts, arrays: Path) -> None:
+def test_stopped_and_killed_sweep_ends_like_an_uninterrupted_one(scripts: Scripts, arrays: Path) -> None:
     command = ("-m", *LONG, f"data.path={arrays}", "weighting=imtl_l", "seed=0,1,2")
     sweep = scripts.logs / "npz" / "sweeps" / "stopped"
 
@@ -31,14 +31,14 @@ def test_stopped_and_killed_it_ends_as_if_it_had_not_been(scripts: Scripts, arra
         return (folder(seed) / "checkpoints" / "last.ckpt").is_file()
 
     running = scripts.start(*command, "sweep=stopped")
-    running.when(lambda: begun(0))
+    running.wait_for(lambda: begun(0))
     running.signal(signal.SIGTERM)
     ran = running.wait()
     assert ran.code == 128 + signal.SIGTERM
     assert statuses_of(ran.out) == {"0": "interrupted", "1": "not started", "2": "not started"}
 
     running = scripts.start("sweep=stopped")
-    running.when(lambda: begun(1))
+    running.wait_for(lambda: begun(1))
     running.signal(signal.SIGKILL)
     assert running.wait().code == -signal.SIGKILL
     done = (folder(0) / "results.csv").stat().st_mtime_ns
@@ -60,12 +60,12 @@ def test_stopped_and_killed_it_ends_as_if_it_had_not_been(scripts: Scripts, arra
         assert values[0] == values[1]
 
 
-def test_what_runs_elsewhere_is_left_alone(scripts: Scripts, arrays: Path) -> None:
+def test_job_running_in_another_process_is_skipped(scripts: Scripts, arrays: Path) -> None:
     command = ("-m", *LONG, f"data.path={arrays}", "seed=0,1", "sweep=shared")
     sweep = scripts.logs / "npz" / "sweeps" / "shared"
     first = scripts.start(*command)
-    first.when(lambda: len(runs_of(sweep)) == 1)
-    first.signal(signal.SIGSTOP)  # else it might have come to the second job before anyone else looks
+    first.wait_for(lambda: len(runs_of(sweep)) == 1)
+    first.signal(signal.SIGSTOP)  # so that it cannot start the second job first
     second = scripts.run("sweep=shared")
     first.signal(signal.SIGCONT)
     ran = first.wait()
@@ -77,7 +77,7 @@ def test_what_runs_elsewhere_is_left_alone(scripts: Scripts, arrays: Path) -> No
 
 
 @pytest.mark.smoke
-def test_failed_jobs_are_tried_again(scripts: Scripts, arrays: Path) -> None:
+def test_failed_jobs_are_retried(scripts: Scripts, arrays: Path) -> None:
     late = arrays.with_name("late.npz")
     ran = scripts.run("-m", *SMALL, f"data.path={arrays},{late}", "sweep=tried")
     assert ran.code == 1
@@ -86,7 +86,7 @@ def test_failed_jobs_are_tried_again(scripts: Scripts, arrays: Path) -> None:
     ran = scripts.run("sweep=tried", "trainer.enable_model_summary=true")
     assert ran.code == 0, ran.err
     assert [record["status"] for record in records_of(ran.folder)] == ["completed"] * 2
-    assert ran.out.count("skipped: ") == 0  # what has completed is not even launched
+    assert ran.out.count("skipped: ") == 0  # completed jobs are not launched
 
     unknown = scripts.run("sweep=tired")
     assert unknown.code == 1
@@ -98,7 +98,7 @@ def test_failed_jobs_are_tried_again(scripts: Scripts, arrays: Path) -> None:
 
 
 @pytest.mark.smoke
-def test_a_job_on_two_processes_is_one_job(scripts: Scripts, arrays: Path) -> None:
+def test_job_on_two_processes_counts_once(scripts: Scripts, arrays: Path) -> None:
     small = [argument for argument in SMALL if "batch_size" not in argument and "logger" not in argument]
     ran = scripts.run("-m", *small, f"data.path={arrays}", "trainer=ddp_cpu", "data.batch_size=8", "seed=0,1")
     assert ran.code == 0, ran.err

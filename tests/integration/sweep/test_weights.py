@@ -1,4 +1,4 @@
-"""Sweeps over loss weights, and the front that compare.py makes of them."""
+"""Sweeps over loss weights, and their front in compare.py."""
 
 from pathlib import Path
 
@@ -12,18 +12,18 @@ from tests.integration.script_runner import Scripts
 from tests.integration.sweep.small import SMALL, records_of, results_of, runs_of
 
 
-def test_a_grid_is_all_of_the_simplex() -> None:
+def test_grid_covers_the_simplex() -> None:
     assert points(2, "grid", 4, 0, 1.0, 0) == [[0.25, 0.75], [0.5, 0.5], [0.75, 0.25]]
     three = points(3, "grid", 10, 0, 1.0, 0)
     assert len({tuple(point) for point in three}) == len(three) == 36
     assert np.allclose(np.sum(three, axis=1), 1)
     assert np.min(three) == pytest.approx(0.1)
-    for tasks, steps, said in ((3, 2, "gives none"), (40, 60, "gives more than 1000")):
-        with pytest.raises(ConfigError, match=said):
+    for tasks, steps, message in ((3, 2, "gives none"), (40, 60, "gives more than 1000")):
+        with pytest.raises(ConfigError, match=message):
             points(tasks, "grid", steps, 0, 1.0, 0)
 
 
-def test_draws_are_of_the_distribution_and_the_same_again() -> None:
+def test_draws_follow_the_dirichlet_distribution_and_are_reproducible() -> None:
     drawn = np.array(points(3, "dirichlet", 0, 4000, 2.0, 1))
     assert np.allclose(drawn.sum(1), 1, atol=2e-4)
     # Of a symmetric Dirichlet distribution: mean 1/m, variance (m − 1)/(m²(m c + 1)).
@@ -35,7 +35,7 @@ def test_draws_are_of_the_distribution_and_the_same_again() -> None:
 
 @pytest.mark.smoke
 @pytest.mark.slow
-def test_a_grid_of_weights_is_a_front(scripts: Scripts, arrays: Path, tmp_path: Path) -> None:
+def test_weight_grid_is_compared_as_a_front(scripts: Scripts, arrays: Path, tmp_path: Path) -> None:
     small = (*SMALL, f"data.path={arrays}", "hparams_search=weights", "hydra.sweeper.steps=4")
     ran = scripts.run(*small, "seed=0,1")
     assert ran.code == 0, ran.err

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py on small configurations: what it measures is exact, and all that was asked for is there."""
+"""scripts/benchmark.py on small configurations: complete tables, and exact gradients of all methods."""
 
 import csv
 import json
@@ -61,7 +61,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Scripts:
 
 @pytest.mark.smoke
 @pytest.mark.slow
-def test_every_cell_that_was_asked_for(scripts: Scripts, tmp_path: Path) -> None:
+def test_all_requested_cells_are_measured(scripts: Scripts, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "before\n<!-- table: made by scripts/benchmark.py -->\nold\n<!-- end of table -->\nafter\n"
@@ -99,8 +99,8 @@ def test_every_cell_that_was_asked_for(scripts: Scripts, tmp_path: Path) -> None
     assert text.count("| mlp | 3 | 128 |") == 1
 
 
-def test_curves(scripts: Scripts, tmp_path: Path) -> None:
-    """From a file as a measurement leaves it, without measuring."""
+def test_tables_and_plot_from_existing_measurements(scripts: Scripts, tmp_path: Path) -> None:
+    """Existing measurements are plotted without measuring again."""
     lines = [",".join(COLUMNS)]
     for case, m, batch in [
         ("scaling_tasks", 2, 128),
@@ -118,11 +118,13 @@ def test_curves(scripts: Scripts, tmp_path: Path) -> None:
     table = (tmp_path / "table.md").read_text()
     assert "| mlp/64 | 8 | 128 |" in table
     assert table.count("| mlp |") == 2
-    assert "| lora | 4 | 8 | 2.5 | 1.00 | 2.40 | 0.80 | 7.5 | 6.5 | 1e-07 |" in table  # of three passes
+    assert (
+        "| lora | 4 | 8 | 2.5 | 1.00 | 2.40 | 0.80 | 7.5 | 6.5 | 1e-07 |" in table
+    )  # relative to three passes
 
 
 @pytest.mark.parametrize(
-    ("argument", "says"),
+    ("argument", "message"),
     [
         ("trunks=[vgg]", "trunks names vgg"),
         ("cases=[steps]", "did you mean 'step'"),
@@ -131,11 +133,11 @@ def test_curves(scripts: Scripts, tmp_path: Path) -> None:
         ("source=/nowhere", "source=/nowhere has no benchmark.csv"),
     ],
 )
-def test_refusals(argument: str, says: str) -> None:
+def test_invalid_config_is_rejected(argument: str, message: str) -> None:
     register()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = compose("benchmark", [argument])
-    with pytest.raises(ConfigError, match=re.escape(says)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         run(config)
 
 
@@ -172,8 +174,8 @@ def test_micro_batches_agree_with_float64_rows(trunk: str) -> None:
             assert reference.error(method.problem, method.meaning) < ROUNDING, (name, setting)
 
 
-def test_a_compiled_trunk_agrees_with_float64_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without the slow last stage, code for the processor.
+def test_compiled_trunk_agrees_with_float64_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Skip the slow generation of machine code.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     problem = make("mlp", 3, batch=4, width=32)
     reference = Reference(problem)
@@ -201,16 +203,14 @@ def test_text_agrees_with_float64_rows(trunk: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.gpu
-def test_a_gpu_prints_the_same_tables(scripts: Scripts, tmp_path: Path) -> None:
+def test_gpu_prints_the_same_tables(scripts: Scripts, tmp_path: Path) -> None:
     ran = scripts.run(
         *BRIEF, "cases=[step,instance_wise,solver,framework]", "trunks=[mlp]", "tasks=[3]", "instances=[8]",
         "solver_tasks=[2,40]", "framework_tasks=[2]", "device=cuda", f"output={tmp_path}", script="benchmark",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     assert len(rows(tmp_path)) == 5 + 3 + 8 + 2
-    assert_exact(
-        [row for row in rows(tmp_path) if row["case"] != "framework"]
-    )  # whose convolutions are in TF32
+    assert_exact([row for row in rows(tmp_path) if row["case"] != "framework"])  # its convolutions use TF32
 
 
 def test_instance_wise_methods_agree_with_float64_rows() -> None:
@@ -225,13 +225,13 @@ def test_instance_wise_methods_agree_with_float64_rows() -> None:
         assert reference.error(method.problem, method.meaning) < ROUNDING, type(method).__name__
 
 
-def test_memory_is_that_of_the_step() -> None:
+def test_peak_memory_is_that_of_the_step() -> None:
     held: list[torch.Tensor] = []
     assert peak_mib(lambda: held.append(torch.ones(2**18))) == pytest.approx(1.0, abs=0.01)
     assert peak_mib(lambda: (torch.ones(2**18), None)[1]) == pytest.approx(1.0, abs=0.01)
 
 
-def test_the_fastest_setting_counts() -> None:
+def test_fastest_setting_is_reported() -> None:
     def spend(count: int) -> None:
         sum(range(count))
 
@@ -241,6 +241,6 @@ def test_the_fastest_setting_counts() -> None:
     assert math.isfinite(seconds)
 
 
-def test_docs_have_a_place_for_the_table() -> None:
+def test_docs_contain_the_markers_of_the_table() -> None:
     text = (ROOT / "docs" / "benchmark.md").read_text()
     assert text.index("<!-- table: made by scripts/benchmark.py -->") < text.index("<!-- end of table -->")

@@ -1,4 +1,4 @@
-"""The command `multitask`: one command per script, in the current folder, and projects that it writes."""
+"""The command `multitask`: one subcommand per script, configs of the current folder, and new projects."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def multitask(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_each_command_is_a_module_and_each_script_a_command() -> None:
+def test_commands_modules_and_scripts_correspond() -> None:
     modules = {path.stem for path in (ROOT / "src/multitask/commands").glob("*.py")} - {"__init__"}
     scripts = {path.stem for path in (ROOT / "scripts").glob("*.py")}
     assert set(COMMANDS) == modules == scripts | {"new"}
@@ -38,7 +38,7 @@ def test_help_lists_all_commands(tmp_path: Path) -> None:
     assert out == multitask(cwd=tmp_path).stdout
 
 
-def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
+def test_unknown_command_is_rejected(tmp_path: Path) -> None:
     done = multitask("tran", cwd=tmp_path)
     assert (done.returncode, done.stderr.splitlines()) == (
         1,
@@ -55,11 +55,11 @@ def test_configs_of_the_current_folder_are_found(tmp_path: Path, given: list[str
     )
 
 
-def test_the_configs_of_the_package_are_not_added_again() -> None:
+def test_configs_of_the_package_are_not_added_again() -> None:
     assert commands._own_configs(CONFIGS.parent, []) == []
 
 
-def test_a_sentence_of_a_command_ends_with_exit_code_1(tmp_path: Path) -> None:
+def test_failed_command_prints_one_sentence_and_exits_with_1(tmp_path: Path) -> None:
     done = multitask("compare", cwd=tmp_path)
     assert done.returncode == 1
     assert (
@@ -67,11 +67,11 @@ def test_a_sentence_of_a_command_ends_with_exit_code_1(tmp_path: Path) -> None:
     )
 
 
-def test_keys_of_a_command_are_explained(tmp_path: Path) -> None:
+def test_help_of_a_command_shows_its_usage(tmp_path: Path) -> None:
     assert "multitask compare key=value" in multitask("compare", "--help", cwd=tmp_path).stdout
 
 
-def test_a_project_is_of_the_name_that_is_given(tmp_path: Path) -> None:
+def test_new_project_has_the_given_name(tmp_path: Path) -> None:
     done = multitask("new", "somewhere/tides", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     project = tmp_path / "somewhere" / "tides"
@@ -82,7 +82,7 @@ def test_a_project_is_of_the_name_that_is_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
         ("my-project", "my-project cannot be the name of a Python package; choose one such as my_project."),
         ("class", "class cannot be the name of a Python package; choose one such as my_project."),
@@ -92,10 +92,10 @@ def test_a_project_is_of_the_name_that_is_given(tmp_path: Path) -> None:
         ("there/tides", "cannot write there/tides: Not a directory; choose a writable folder."),
     ],
 )
-def test_a_project_that_could_not_work_is_refused(tmp_path: Path, name: str, sentence: str) -> None:
+def test_invalid_project_name_is_rejected(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "there").touch()
     done = multitask("new", name, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (1, f"error: {sentence}\n")
+    assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
@@ -103,7 +103,7 @@ def _config(paths: dict[str, str], file: str) -> dict[str, object]:
     return {"paths": paths, "data": {"path": file}, "trainer": {}, "trunk": {}, "tasks": {}}
 
 
-def test_a_recipe_is_the_same_wherever_the_package_lies() -> None:
+def test_recipe_digest_does_not_depend_on_the_location_of_the_package() -> None:
     old = _config({"root": "/a/größe", "data": "/a/größe/data"}, "/a/größe/data/mnist_5k.npz")
     checkout = _config({"root": "/b", "data": "/b/data", "embedded": "/b/data"}, "/b/data/mnist_5k.npz")
     wheel = _config(
@@ -129,5 +129,5 @@ def test_a_recipe_is_the_same_wherever_the_package_lies() -> None:
         ({"root": "/c", "data": "/d", "embedded": "/py"}, "/elsewhere/mine.npz", "/elsewhere/mine.npz"),
     ],
 )
-def test_a_checkpoint_finds_its_data_on_another_machine(paths: dict[str, str], file: str, here: str) -> None:
+def test_data_path_of_a_checkpoint_is_relocated(paths: dict[str, str], file: str, here: str) -> None:
     assert _relocated({"path": file}, _folders_by_origin(paths)) == {"path": here}

@@ -1,4 +1,4 @@
-"""Abalone: the embedded table, and tables that are not it."""
+"""Abalone: the embedded table, and invalid tables."""
 
 import gzip
 from pathlib import Path
@@ -17,7 +17,7 @@ def abalone(**changes) -> Abalone:
     return module
 
 
-def test_abalone_is_whole():
+def test_embedded_abalone_is_complete():
     splits = abalone().splits
     assert [len(splits[name]["inputs"]) for name in ("train", "val", "test")] == [2924, 418, 835]
     whole = {key: torch.cat([part[key] for part in splits.values()]) for key in splits["train"]}
@@ -36,8 +36,8 @@ def test_inputs_are_standardized_by_the_training_split_alone():
     assert splits["test"]["inputs"].mean(0).abs().max() > 1e-3
 
 
-def test_what_is_tested_on_does_not_move_the_training_inputs(tmp_path: Path):
-    """Change every row outside of the training split: the training split stays bit for bit."""
+def test_training_inputs_do_not_depend_on_the_test_split(tmp_path: Path):
+    """Changing every row outside the training split leaves the training split unchanged."""
     lines = gzip.decompress((DATA / "abalone.csv.gz").read_bytes()).decode().splitlines()
     before = abalone(split=(0.5, 0.0, 0.5)).splits["train"]
     from multitask.data.loading import split_indices
@@ -58,7 +58,7 @@ def test_split_depends_on_its_own_seed():
     assert not torch.equal(first.splits["test"]["rings"], other.splits["test"]["rings"])
 
 
-def test_abalone_that_is_not_there_or_not_right(tmp_path: Path):
+def test_missing_and_invalid_abalone_tables_are_rejected(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"data\.path=.*columns sex, length"):
         Abalone(str(tmp_path / "none.csv")).setup("fit")
     (tmp_path / "short.csv").write_text("sex,length\nM,1\n")

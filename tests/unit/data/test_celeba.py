@@ -1,4 +1,4 @@
-"""CelebA: small trees in both layouts, written here."""
+"""CelebA: small folders in both layouts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def write_celeba(root: Path, tree: bool, attributes: Sequence[str] = ATTRIBUTES)
 
 
 @pytest.mark.parametrize("tree", [True, False])
-def test_celeba_of_both_trees(tmp_path: Path, tree: bool):
+def test_celeba_in_both_layouts(tmp_path: Path, tree: bool):
     values = write_celeba(tmp_path, tree)
     module = CelebA(str(tmp_path), targets=["Smiling", "Bald"], height=12, width=8, batch_size=4)
     module.setup("fit")
@@ -46,14 +46,14 @@ def test_celeba_of_both_trees(tmp_path: Path, tree: bool):
     torch.testing.assert_close(batch["inputs"].mean((2, 3)), colour, atol=0.01, rtol=0)
 
 
-def test_celeba_reads_all_attributes_unless_told(tmp_path: Path):
+def test_celeba_reads_all_attributes_by_default(tmp_path: Path):
     write_celeba(tmp_path, tree=False)
     module = CelebA(str(tmp_path))
     module.setup("fit")
     assert set(module.splits["train"][0]) == {"inputs", *ATTRIBUTES}
 
 
-def test_celeba_that_is_not_there_or_not_right(tmp_path: Path):
+def test_missing_and_invalid_celeba_is_rejected(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"data\.path=.*Anno/list_attr_celeba\.txt"):
         CelebA(str(tmp_path / "nowhere")).setup("fit")
     write_celeba(tmp_path, tree=False)

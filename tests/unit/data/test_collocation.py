@@ -1,4 +1,4 @@
-"""Points of problems: Latin hypercubes inside and on each face, new in each step, the same for a seed."""
+"""Collocation points: Latin hypercubes inside and on each face, new in each step and reproducible."""
 
 from typing import Any
 
@@ -21,13 +21,13 @@ def burgers(**changes: Any) -> Collocation:
 
 
 def is_latin(points: Tensor, ends: tuple[float, float]) -> bool:
-    """Return whether of n points along an axis one lies in each n-th of it."""
+    """Return whether each of n equal intervals of an axis contains one of the n points."""
     strata = ((points - ends[0]) / (ends[1] - ends[0]) * len(points)).floor()
     return strata.sort()[0].tolist() == list(range(len(points)))
 
 
 @pytest.mark.parametrize("problem", [Burgers(), Kovasznay()])
-def test_each_draw_is_a_latin_hypercube_inside_and_on_each_face(problem: Problem) -> None:
+def test_draws_are_latin_hypercubes_inside_and_on_each_face(problem: Problem) -> None:
     points = {INSIDE: 40} | dict.fromkeys(problem.faces, 23)
     draws = Collocation(problem, points, steps=3).load()["train"]
     assert {place: list(p.shape) for place, p in draws.items()} == {p: [3, n, 2] for p, n in points.items()}  # type: ignore[union-attr]
@@ -54,7 +54,7 @@ def test_faces_have_points_in_proportion_to_their_size() -> None:
     assert all(abs(a - b) <= 1 for a, b in zip(found, [20, 20, 15, 15], strict=True))
 
 
-def test_points_are_new_in_each_step_and_epoch_and_the_same_for_a_seed() -> None:
+def test_points_are_new_in_each_step_and_epoch_and_depend_on_the_seed() -> None:
     data = burgers(seed=3)
     loader = data.loader("train", training=True)
 
@@ -69,7 +69,7 @@ def test_points_are_new_in_each_step_and_epoch_and_the_same_for_a_seed() -> None
     assert not torch.equal(first, burgers(seed=4).load()["train"][INSIDE])  # type: ignore[index]
 
 
-def test_a_resumed_epoch_has_the_points_of_the_whole_one() -> None:
+def test_resumed_epoch_has_the_points_of_the_whole_epoch() -> None:
     whole, cut = burgers().loader("train", training=True), burgers().loader("train", training=True)
     for loader in (whole, cut):
         loader.set_epoch(2)  # type: ignore[union-attr]
@@ -81,12 +81,12 @@ def test_a_resumed_epoch_has_the_points_of_the_whole_one() -> None:
 def test_fixed_points_are_the_same_in_all_steps_and_epochs() -> None:
     data = burgers(fixed=True)
     loader = data.loader("train", training=True)
-    seen = []
+    found = []
     for number in range(2):
         loader.set_epoch(number)  # type: ignore[union-attr]
-        seen += [batch["boundary"] for batch in loader]
-    assert len(seen) == 10
-    assert all(torch.equal(points, seen[0]) for points in seen)
+        found += [batch["boundary"] for batch in loader]
+    assert len(found) == 10
+    assert all(torch.equal(points, found[0]) for points in found)
 
 
 def test_validation_and_test_are_the_same_for_all_seeds_and_share_the_solution() -> None:
@@ -101,7 +101,7 @@ def test_validation_and_test_are_the_same_for_all_seeds_and_share_the_solution()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"points": POINTS}, r"data\.points=.* of inside, boundary, initial"),
         ({"points": {**POINTS, "initial": 0}}, r"data\.points=.* a positive count"),
@@ -111,12 +111,12 @@ def test_validation_and_test_are_the_same_for_all_seeds_and_share_the_solution()
         ({"grids": [[8, 6], [5, 1]]}, r"data\.grids=.* two grids of 2 counts above 1"),
     ],
 )
-def test_refusals_name_the_key(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_errors_name_the_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         burgers(**changes)
 
 
-def test_axes_without_a_size_are_halfway() -> None:
+def test_axes_with_one_point_are_at_the_midpoint() -> None:
     grid = grid_of(Beltrami(), [3, 2])
     assert grid.shape == (6, 4)
     assert grid[:, 0].tolist() == [-1, -1, 0, 0, 1, 1]

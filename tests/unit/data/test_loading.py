@@ -1,4 +1,4 @@
-"""Batches depend on seed and epoch alone, stop and go on anywhere, and share out over ranks."""
+"""Batches depend on seed and epoch alone, can be resumed anywhere, and are split over ranks."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ class Squares(Dataset):
         return {"x": torch.tensor(index**2)}
 
 
-def seen(loader: Loader) -> list[list[int]]:
+def batches_of(loader: Loader) -> list[list[int]]:
     return [batch["x"].tolist() for batch in loader]
 
 
@@ -30,7 +30,7 @@ def whole(count: int) -> dict[str, torch.Tensor]:
 def test_resumes_after_any_batch(count: int, batch: int, stop: int, epoch: int) -> None:
     loader = Loader(whole(count), batch, shuffle=True, seed=3)
     loader.set_epoch(epoch)
-    complete = seen(loader)
+    complete = batches_of(loader)
     stop = stop % len(complete)
     first = []
     for i, found in enumerate(loader):
@@ -43,10 +43,10 @@ def test_resumes_after_any_batch(count: int, batch: int, stop: int, epoch: int) 
     resumed = Loader(whole(count), batch, shuffle=True, seed=3)
     resumed.load_state_dict(state)
     resumed.set_epoch(epoch)
-    assert first + seen(resumed) == complete
+    assert first + batches_of(resumed) == complete
     resumed.set_epoch(epoch + 1)
     loader.set_epoch(epoch + 1)
-    assert seen(resumed) == seen(loader)
+    assert batches_of(resumed) == batches_of(loader)
 
 
 def test_order_depends_on_seed_and_epoch() -> None:
@@ -55,23 +55,25 @@ def test_order_depends_on_seed_and_epoch() -> None:
         for epoch in range(2):
             loader = Loader(whole(20), 20, shuffle=True, seed=seed)
             loader.set_epoch(epoch)
-            orders.add(tuple(seen(loader)[0]))
+            orders.add(tuple(batches_of(loader)[0]))
     assert len(orders) == 4
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 6), world=st.integers(1, 4))
-def test_ranks_share_the_batches_of_the_whole(count: int, batch: int, world: int) -> None:
+def test_ranks_share_the_batches_of_one_process(count: int, batch: int, world: int) -> None:
     ranks = [Loader(whole(count), batch, shuffle=True, rank=r, world_size=world) for r in range(world)]
     alone = Loader(whole(count), batch * world, shuffle=True)
-    joined = [[x for part in parts for x in part] for parts in zip(*(seen(r) for r in ranks), strict=True)]
-    assert joined == seen(alone)
+    joined = [
+        [x for part in parts for x in part] for parts in zip(*(batches_of(r) for r in ranks), strict=True)
+    ]
+    assert joined == batches_of(alone)
     assert len(alone) == len(joined)
 
 
-def test_data_set_outside_memory_gives_the_same_batches() -> None:
+def test_lazy_data_set_gives_the_same_batches() -> None:
     lazy = Loader(Squares(), 4, shuffle=True, seed=1)
     tensors = Loader({"x": torch.arange(11) ** 2}, 4, shuffle=True, seed=1)
-    assert seen(lazy) == seen(tensors)
+    assert batches_of(lazy) == batches_of(tensors)
 
 
 @given(count=st.integers(3, 200), seed=st.integers(0, 5))
@@ -81,7 +83,7 @@ def test_splits_are_disjoint_and_complete(count: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.2, -0.2, 0.0)])
-def test_wrong_shares_are_refused(fractions: tuple[float, float, float]) -> None:
+def test_invalid_fractions_are_rejected(fractions: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match=r"data\.split"):
         split_indices(10, fractions, 0)
 
@@ -91,8 +93,8 @@ def test_derived_seeds_do_not_collide_by_concatenation() -> None:
     assert derived_seed("a", 1) == derived_seed("a", 1)
 
 
-def test_arrays_move_to_a_device_where_a_quarter_of_its_memory_is_enough() -> None:
-    """The meta device stands for any other than the CPU."""
+def test_arrays_move_to_the_device_if_they_fit_a_quarter_of_its_memory() -> None:
+    """The meta device represents any device other than the CPU."""
     arrays = {"inputs": torch.zeros(10, 3), "y": torch.zeros(10, dtype=torch.int64)}
     device = torch.device("meta")
     assert {v.device.type for v in resident(arrays, device, 4 * 200 - 1).values()} == {"cpu"}
@@ -110,7 +112,7 @@ def test_arrays_move_to_a_device_where_a_quarter_of_its_memory_is_enough() -> No
     drop=st.booleans(),
     epoch=st.integers(0, 2),
 )
-def test_drops_the_last_batch_where_it_is_not_full(
+def test_drop_last_drops_only_a_partial_batch(
     count: int, batch: int, ranks: int, drop: bool, epoch: int
 ) -> None:
     def of(rank: int, drop_last: bool) -> Loader:
@@ -123,7 +125,7 @@ def test_drops_the_last_batch_where_it_is_not_full(
     full = count // (batch * ranks)
     smallest = []
     for rank in range(ranks):
-        complete, found = seen(of(rank, False)), seen(of(rank, drop))
+        complete, found = batches_of(of(rank, False)), batches_of(of(rank, drop))
         assert found == (complete[:full] if drop else complete)
         assert len(of(rank, drop)) == len(found)
         smallest += [len(one) for one in found]

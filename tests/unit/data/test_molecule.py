@@ -1,4 +1,4 @@
-"""Trajectories of a molecule: what ASE gives, computed once, and refused where it cannot be."""
+"""Trajectories of a molecule: agreement with ASE, caching and errors."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_energies_and_forces_are_those_of_the_potential(tmp_path: Path) -> None:
     assert not torch.equal(train["inputs"]["positions"][:2], test["inputs"]["positions"])  # type: ignore[index]
 
 
-def test_they_are_computed_once_and_depend_on_the_seed(
+def test_trajectories_are_computed_once_and_depend_on_the_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ase")
@@ -47,13 +47,13 @@ def test_they_are_computed_once_and_depend_on_the_seed(
         assert not torch.equal(split["forces"], other[name]["forces"])  # type: ignore[index]
 
 
-def test_an_unknown_molecule_is_refused(tmp_path: Path) -> None:
+def test_unknown_molecule_is_rejected(tmp_path: Path) -> None:
     pytest.importorskip("ase")
     with pytest.raises(ValueError, match=r"data\.molecule=ethanol is unknown to ase\.build\.molecule"):
         Molecule(str(tmp_path), molecule="ethanol").load()
 
 
-def test_without_ase_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ase_is_reported_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ase", None)
     with pytest.raises(ValueError, match=r'data=molecule needs the package ase, .* -e "\.\[molecules\]"'):
         Molecule(str(tmp_path)).load()
@@ -61,19 +61,19 @@ def test_without_ase_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"examples": (4, 0, 1)}, r"data\.examples=\[4, 0, 1\] must be three counts"),
         ({"temperature": 0.0}, r"data\.temperature=0.0 must be above 0"),
         ({"every": 0}, r"data\.every=0 must be above 0"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_numbers_are_rejected(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Molecule("nowhere", **options)
 
 
-def test_schnet_of_numbers_and_positions_is_that_of_atoms_and_its_forces_turn_along() -> None:
+def test_schnet_accepts_numbers_and_positions_and_its_forces_are_equivariant() -> None:
     torch.manual_seed(0)
     net = SchNet(width=8, layers=2, cutoff=4.0, centres=10).double()
     numbers = torch.tensor([[6, 8, 1, 1]])

@@ -1,4 +1,4 @@
-"""NYUv2 and Cityscapes: small trees in the layout of MTAN, written here."""
+"""NYUv2 and Cityscapes: small folders in the layout of MTAN."""
 
 from pathlib import Path
 
@@ -18,16 +18,16 @@ def write_mtan(
     train: int = 10,
     size: tuple[int, int] = (6, 8),
 ) -> None:
-    """Pictures whose content names their split and number."""
+    """Write images that encode their split and number."""
     for split, count in (("train", train), ("val", 3)):
         kinds = ("image", label, "depth", *(["normal"] if normals else []))
         for kind in kinds:
             (root / split / kind).mkdir(parents=True)
         for i in range(count):
             rng = np.random.default_rng([split == "val", i])
-            picture = rng.random((*size, 3)).astype(width)
-            picture[0, 0, 0] = i / 100
-            np.save(root / split / "image" / f"{i}.npy", picture)
+            image = rng.random((*size, 3)).astype(width)
+            image[0, 0, 0] = i / 100
+            np.save(root / split / "image" / f"{i}.npy", image)
             np.save(root / split / label / f"{i}.npy", rng.integers(-1, 7, size).astype(width))
             depth = rng.random(size) * (rng.random(size) > 0.3)
             np.save(
@@ -63,7 +63,7 @@ def test_nyuv2(tmp_path: Path, width: type):
 
 
 @pytest.mark.parametrize("label", ["label_7", "label"])
-def test_cityscapes_of_both_trees(tmp_path: Path, label: str):
+def test_cityscapes_with_both_label_folders(tmp_path: Path, label: str):
     write_mtan(tmp_path, normals=False, label=label)
     module = Cityscapes(str(tmp_path), validation=0, batch_size=5)
     module.setup("fit")
@@ -74,7 +74,7 @@ def test_cityscapes_of_both_trees(tmp_path: Path, label: str):
     assert np.array_equal(example["segmentation"], np.load(tmp_path / "train" / label / "7.npy"))
 
 
-def test_validation_pictures_are_none_of_the_training_ones(tmp_path: Path):
+def test_validation_and_training_images_are_disjoint(tmp_path: Path):
     write_mtan(tmp_path, normals=False)
     module = Cityscapes(str(tmp_path), validation=0.3, batch_size=20, augmentation=None)
     module.setup("fit")
@@ -87,27 +87,27 @@ def test_validation_pictures_are_none_of_the_training_ones(tmp_path: Path):
     assert train | val == set(range(10))
 
 
-def test_only_training_pictures_are_augmented(tmp_path: Path):
+def test_only_training_images_are_augmented(tmp_path: Path):
     write_mtan(tmp_path, normals=True)
     module = NYUv2(str(tmp_path), batch_size=20, augmentation=DenseAugmentation(scales=[2.0], flip=0.0))
     module.setup("fit")
     (batch,) = module.train_dataloader()
-    # Each value stands twice in a row and twice in a column.
+    # Each value occurs twice in a row and twice in a column.
     assert torch.equal(batch["depth"][..., ::2, ::2], batch["depth"][..., 1::2, 1::2])
-    (seen,) = module.test_dataloader()
-    assert not torch.equal(seen["depth"][..., ::2, ::2], seen["depth"][..., 1::2, 1::2])
+    (test_batch,) = module.test_dataloader()
+    assert not torch.equal(test_batch["depth"][..., ::2, ::2], test_batch["depth"][..., 1::2, 1::2])
 
 
-def test_pictures_in_worker_processes_are_the_same(tmp_path: Path):
+def test_worker_processes_load_the_same_images(tmp_path: Path):
     write_mtan(tmp_path, normals=True, train=6)
     augmentation = DenseAugmentation()
     alone = NYUv2(str(tmp_path), batch_size=3, augmentation=augmentation)
-    helped = NYUv2(str(tmp_path), batch_size=3, augmentation=augmentation, num_workers=2)
-    for one, other in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
+    parallel = NYUv2(str(tmp_path), batch_size=3, augmentation=augmentation, num_workers=2)
+    for one, other in zip(alone.train_dataloader(), parallel.train_dataloader(), strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_missing_dense_data_is_answered_with_the_layout(tmp_path: Path):
+def test_missing_data_is_reported_with_the_layout(tmp_path: Path):
     expected = r"data\.path=.*\{train,val\}/\{image,label,depth,normal\}/\{0,1,…\}\.npy"
     with pytest.raises(FileNotFoundError, match=expected):
         NYUv2(str(tmp_path / "nowhere")).setup("fit")
@@ -119,7 +119,7 @@ def test_missing_dense_data_is_answered_with_the_layout(tmp_path: Path):
         NYUv2(str(tmp_path)).setup("fit")
 
 
-def test_pickles_are_refused(tmp_path: Path):
+def test_pickles_are_rejected(tmp_path: Path):
     write_mtan(tmp_path, normals=False)
     np.save(tmp_path / "val" / "depth" / "1.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     module = Cityscapes(str(tmp_path))
@@ -128,7 +128,7 @@ def test_pickles_are_refused(tmp_path: Path):
         module.splits["test"][1]
 
 
-def test_pictures_in_bytes_are_refused(tmp_path: Path):
+def test_images_of_bytes_are_rejected(tmp_path: Path):
     write_mtan(tmp_path, normals=False)
     np.save(tmp_path / "val" / "image" / "0.npy", np.zeros((6, 8, 3), dtype=np.uint8))
     module = Cityscapes(str(tmp_path))
@@ -138,26 +138,26 @@ def test_pictures_in_bytes_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape", "wanted"),
+    ("kind", "shape", "message"),
     [("image", (3, 6, 8), r"\[h, w\] or \[h, w, channels\]"), ("label", (6, 8, 1), r"\[h, w\]\.")],
 )
-def test_axes_in_another_order_are_refused(tmp_path: Path, kind: str, shape: tuple[int, ...], wanted: str):
+def test_axes_in_another_order_are_rejected(tmp_path: Path, kind: str, shape: tuple[int, ...], message: str):
     write_mtan(tmp_path, normals=False)
     np.save(tmp_path / "val" / kind / "0.npy", np.zeros(shape))
     module = Cityscapes(str(tmp_path))
     module.setup("fit")
-    with pytest.raises(ValueError, match=rf"{kind}/0\.npy has the shape .* and must be {wanted}"):
+    with pytest.raises(ValueError, match=rf"{kind}/0\.npy has the shape .* and must be {message}"):
         module.splits["test"][0]
 
 
 @pytest.mark.parametrize("validation", [1.0, 1.5, -0.1, 0.99])
-def test_share_to_validate_on_leaves_something_to_train_on(tmp_path: Path, validation: float):
+def test_validation_share_without_training_images_is_rejected(tmp_path: Path, validation: float):
     write_mtan(tmp_path, normals=False)
     with pytest.raises(ValueError, match=rf"data\.validation={validation} must be a share of the 10"):
         Cityscapes(str(tmp_path), validation=validation).setup("fit")
 
 
-def test_a_share_of_less_than_a_picture_gives_no_validation(tmp_path: Path):
+def test_validation_share_below_one_image_gives_no_validation(tmp_path: Path):
     write_mtan(tmp_path, normals=False, train=3)
     module = Cityscapes(str(tmp_path), validation=0.1)
     module.setup("fit")

@@ -1,4 +1,4 @@
-"""MultiMNIST is composed as described, and no digit stands in two splits."""
+"""MultiMNIST: composition of digit pairs, and disjoint splits."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from multitask.data.multi_mnist import MultiMNIST, compose, overlay
 DIGITS = Path(__file__).parents[3] / "data" / "mnist_5k.npz"
 
 
-def test_digits_lie_where_they_should() -> None:
+def test_digits_are_at_their_offsets() -> None:
     left, right = torch.zeros(1, 28, 28, dtype=torch.uint8), torch.zeros(1, 28, 28, dtype=torch.uint8)
     left[0, 9, 9], left[0, 18, 18] = 200, 50
-    right[0, 12, 12] = 90  # meets the left digit's pixel (18, 18) on the canvas
+    right[0, 12, 12] = 90  # overlaps the left digit's pixel (18, 18) on the canvas
     image = compose(left, right)[0, 0] * 0.3081 + 0.1307
     assert image.shape == (28, 28)
     # Nearest neighbour samples canvas pixel floor((i + ½) · 36 / 28).
@@ -24,7 +24,7 @@ def test_digits_lie_where_they_should() -> None:
     assert image[0, 0].item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_composed_as_by_the_image_library_of_the_papers_code() -> None:
+def test_composition_matches_pillow() -> None:
     with np.load(DIGITS) as file:
         left, right = file["images"][[3, 4000]], file["images"][[2500, 77]]
     canvas = np.zeros((2, 36, 36), dtype=np.uint8)
@@ -35,7 +35,7 @@ def test_composed_as_by_the_image_library_of_the_papers_code() -> None:
     torch.testing.assert_close(compose(torch.from_numpy(left), torch.from_numpy(right)), expected)
 
 
-def test_splits_share_no_digit_and_depend_on_the_split_seed_alone() -> None:
+def test_splits_depend_on_the_split_seed_alone() -> None:
     first, again, other = (MultiMNIST(str(DIGITS), split_seed=s, seed=i) for i, s in enumerate((0, 0, 1)))
     a, b, c = first.load(), again.load(), other.load()
     assert [len(a[name]["left"]) for name in ("train", "val", "test")] == [3500, 500, 1000]
@@ -54,12 +54,12 @@ def test_labels_are_those_of_the_digits() -> None:
     assert labels.bincount().tolist() == [500] * 10
 
 
-def test_missing_file_is_named() -> None:
+def test_missing_file_is_reported() -> None:
     with pytest.raises(FileNotFoundError, match=r"data\.path=nowhere\.npz"):
         MultiMNIST("nowhere.npz").load()
 
 
-def test_arrays_that_are_no_digits_are_named(tmp_path: Path) -> None:
+def test_invalid_arrays_are_rejected(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", inputs=np.zeros(3))
     with pytest.raises(ValueError, match="has no 'images, labels'; it has inputs"):
         MultiMNIST(str(tmp_path / "other.npz")).load()

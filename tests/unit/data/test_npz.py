@@ -1,4 +1,4 @@
-"""Arrays of the user's own are read strictly and never unpickled."""
+"""Users' arrays are validated and never unpickled."""
 
 import pickle
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def test_dtypes_and_split_array(path: Path) -> None:
         np.testing.assert_array_equal(splits["val"]["y"].numpy(), file["y"][6:8])
 
 
-def test_targets_keep_float64_and_all_arrays_of_a_model_of_ones_own_are_float32(tmp_path: Path) -> None:
+def test_named_targets_keep_float64_and_unnamed_arrays_are_float32(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", x=np.ones((4, 2)), y=1e6 + np.arange(4) / 3, z=np.ones(4, np.float16))
     named = Npz(str(tmp_path / "f.npz"), ["y", "z"], inputs="x", split=[1.0, 0.0, 0.0]).load()["train"]
     assert [named[k].dtype for k in ("inputs", "y", "z")] == [torch.float32, torch.float64, torch.float32]
@@ -47,7 +47,7 @@ def test_targets_keep_float64_and_all_arrays_of_a_model_of_ones_own_are_float32(
     assert {values.dtype for values in every.values()} == {torch.float32}
 
 
-def test_shares_are_deterministic_and_may_leave_splits_out(path: Path) -> None:
+def test_split_fractions_are_deterministic_and_may_omit_splits(path: Path) -> None:
     one, two = (Npz(str(path), ["y"], inputs="x", split=[0.8, 0.0, 0.2], seed=i).load() for i in range(2))
     assert sorted(one) == ["test", "train"]
     assert torch.equal(one["test"]["y"], two["test"]["y"])
@@ -68,26 +68,26 @@ def test_shares_are_deterministic_and_may_leave_splits_out(path: Path) -> None:
         ({"targets": ["a"]}, "'mask/a' is a mask and must be true or false"),
     ],
 )
-def test_refusals_say_what_is_wrong(path: Path, options: dict, message: str) -> None:
+def test_invalid_arrays_are_rejected(path: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Npz(str(path), inputs="x", **options).load()
 
 
-def test_missing_file_says_what_is_expected() -> None:
+def test_missing_path_is_reported_with_the_expected_arrays() -> None:
     with pytest.raises(FileNotFoundError, match=r"data\.path is null; .* one array for each of a, b"):
         Npz(None, ["a", "b"]).load()
 
 
-@pytest.mark.parametrize("spoil", [lambda content: pickle.dumps([1, 2]), lambda content: content[:900]])
-def test_what_is_no_npz_is_refused(path: Path, spoil: Callable[[bytes], bytes]) -> None:
-    path.write_bytes(spoil(path.read_bytes()))
+@pytest.mark.parametrize("corrupt", [lambda content: pickle.dumps([1, 2]), lambda content: content[:900]])
+def test_file_that_is_not_an_npz_is_rejected(path: Path, corrupt: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(corrupt(path.read_bytes()))
     with pytest.raises(
         ValueError, match=r"data\.path=.* is damaged or not an \.npz; .* Pickles are never loaded"
     ):
         Npz(str(path), ["y"], inputs="x").load()
 
 
-def test_damage_inside_of_an_array_is_found(path: Path) -> None:
+def test_corrupt_array_is_rejected(path: Path) -> None:
     content = bytearray(path.read_bytes())
     where = content.index(b"y.npy") + 200
     content[where : where + 8] = bytes(8)

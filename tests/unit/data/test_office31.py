@@ -1,4 +1,4 @@
-"""Office-31: a small tree in the same layout, written here."""
+"""Office-31: a small folder in the same layout."""
 
 from pathlib import Path
 
@@ -20,12 +20,12 @@ def write_office(root: Path, images: str = "images", classes: tuple[str, ...] = 
 
 
 @pytest.mark.parametrize("images", ["images", "."])
-def test_office_gives_each_domain_its_own_task(tmp_path: Path, images: str):
+def test_each_domain_has_its_own_task(tmp_path: Path, images: str):
     write_office(tmp_path, images)
     module = Office31(str(tmp_path), height=4, width=4, batch_size=100)
     module.setup("fit")
     assert [len(module.splits[name]) for name in ("train", "val", "test")] == [18, 6, 6]
-    seen = []
+    colours = []
     for loader in (module.train_dataloader(), module.val_dataloader(), module.test_dataloader()):
         (batch,) = loader
         targets = torch.stack([batch[name] for name in ("amazon", "dslr", "webcam")], dim=1)
@@ -33,11 +33,11 @@ def test_office_gives_each_domain_its_own_task(tmp_path: Path, images: str):
         colour = (batch["inputs"][:, :, 0, 0] * 255).round().long()
         assert torch.equal((targets != MISSING).long().argmax(1), colour[:, 0] // 80)
         assert torch.equal(targets.max(1).values, colour[:, 1] // 80)
-        seen += [tuple(row) for row in colour.tolist()]
-    assert len(set(seen)) == len(seen) == 30
+        colours += [tuple(row) for row in colour.tolist()]
+    assert len(set(colours)) == len(colours) == 30
 
 
-def test_office_that_is_not_there_or_not_right(tmp_path: Path):
+def test_missing_and_invalid_office_is_rejected(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"data\.path=.*amazon/images/<class>"):
         Office31(str(tmp_path / "nowhere")).setup("fit")
     write_office(tmp_path)

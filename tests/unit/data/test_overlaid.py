@@ -22,7 +22,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 
 def write_mnist(folder: Path, train: int = 24, test: int = 10, ending: str = "", offset: int = 0) -> None:
-    """Images whose brightness is their number, and whose label is its last digit."""
+    """Write images whose brightness is their number and whose label is its last digit."""
     folder.mkdir(parents=True)
     for name, count, first in (("train", train, 1), ("t10k", test, 101)):
         numbers = np.arange(first, first + count) + offset
@@ -32,7 +32,7 @@ def write_mnist(folder: Path, train: int = 24, test: int = 10, ending: str = "",
 
 
 def brightness(inputs: Tensor, row: int, column: int) -> Tensor:
-    """The grey value there, as the source has it."""
+    """Return the grey value of a pixel in the source."""
     return ((inputs[:, 0, row, column] * 0.3081 + 0.1307) * 255).round().long()
 
 
@@ -47,7 +47,7 @@ def test_fashion_pairs_come_from_both_sources():
     assert train["inputs"].shape == (3500, 1, 28, 28)
     for key in ("left", "right"):
         assert train[key].unique().tolist() == list(range(10))
-    # The upper left corner belongs to the left image alone, so garments can be told from digits there.
+    # Only the left image covers the upper left corner, where garments differ from digits.
     assert (train["inputs"][:, 0, 2:5, 8:14] > 0).float().mean() > 0.2
 
 
@@ -69,7 +69,7 @@ def test_overlay_keeps_each_image_with_its_label():
     assert torch.equal(pairs["inputs"][:1], expected)
 
 
-def test_no_fashion_image_stands_in_two_splits():
+def test_splits_share_no_fashion_image():
     module = FashionMNISTPairs(
         str(DATA / "fashion_mnist_5k.npz"), str(DATA / "mnist_5k.npz"), pairs_per_image=2
     )
@@ -77,7 +77,7 @@ def test_no_fashion_image_stands_in_two_splits():
     corners = {}
     for name, part in module.splits.items():
         assert len(part["inputs"]) == {"train": 7000, "val": 1000, "test": 2000}[name]
-        # What the right image never covers.
+        # The area that the right image never covers.
         corner = torch.cat(
             [part["inputs"][:, 0, :4].flatten(1), part["inputs"][:, 0, :, :4].flatten(1)], dim=1
         )
@@ -117,7 +117,7 @@ def test_full_size_pairs_of_two_sources(tmp_path: Path):
     assert brightness(inputs, 25, 25).min() > 30
 
 
-def test_missing_and_damaged_idx_files_are_named(tmp_path: Path):
+def test_missing_and_damaged_idx_files_are_rejected(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"data\.path=.*train-images-idx3-ubyte"):
         FullSizePairs(str(tmp_path)).setup("fit")
     write_mnist(tmp_path / "mnist")
@@ -133,7 +133,7 @@ def test_missing_and_damaged_idx_files_are_named(tmp_path: Path):
         FashionMNISTPairs("nowhere", "nowhere").setup("fit")
 
 
-def test_images_without_as_many_labels_are_refused(tmp_path: Path):
+def test_different_numbers_of_images_and_labels_are_rejected(tmp_path: Path):
     write_mnist(tmp_path / "mnist")
     write_idx(tmp_path / "mnist" / "train-labels-idx1-ubyte", np.zeros(23))
     with pytest.raises(ValueError, match="24 train images and 23 labels"):

@@ -1,4 +1,4 @@
-"""One data set per task: which examples a batch holds, what is missing in it, and where a run resumes."""
+"""One data set per task: sampling rules, missing labels, processes and resumption."""
 
 import math
 from collections import Counter
@@ -26,7 +26,7 @@ NAN = torch.nan
 
 
 class Source(DataModule):
-    """Examples ``first``, ``first + 1``, …, each its own label."""
+    """Examples ``first``, ``first + 1``, …, each labelled by its number."""
 
     def __init__(
         self,
@@ -73,23 +73,23 @@ def numbers(batch: Arrays) -> list[int]:
 
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("rule", get_args(Rule))
-def test_examples_are_labelled_for_their_own_task_alone(rule: str, lazy: bool):
+def test_examples_are_labelled_for_their_own_task_only(rule: str, lazy: bool):
     for batch in joint(rule, lazy=lazy).train_dataloader():
         for x, first, second in zip(numbers(batch), batch["s0"].tolist(), batch["s1"].tolist(), strict=True):
             assert (first, second) == ((x, -100) if x < 100 else (-100, x))
 
 
-def test_cycling_ends_with_the_longest_and_repeats_the_shortest_evenly():
+def test_cycle_ends_with_the_longest_source_and_repeats_others_evenly():
     loader = joint("cycle").train_dataloader()
     batches = [numbers(batch) for batch in loader]
     assert len(batches) == len(loader) == 4
-    seen = Counter(x for batch in batches for x in batch)
-    assert all(seen[x] == 1 for x in range(10))
+    drawn = Counter(x for batch in batches for x in batch)
+    assert all(drawn[x] == 1 for x in range(10))
     assert [sum(x >= 100 for x in batch) for batch in batches] == [3, 3, 3, 3]
-    assert sorted(seen[x] for x in range(100, 104)) == [3, 3, 3, 3]
+    assert sorted(drawn[x] for x in range(100, 104)) == [3, 3, 3, 3]
 
 
-def test_the_shortest_ends_the_epoch():
+def test_shortest_source_ends_the_epoch():
     loader = joint("shortest").train_dataloader()
     batches = [numbers(batch) for batch in loader]
     assert len(batches) == len(loader) == 2
@@ -110,33 +110,36 @@ def test_proportional_shows_every_example_once():
         ({}, (2000.0, 500.0, 250.0)),
         ({"temperature": 2.0}, (2000**0.5, 500**0.5, 250**0.5)),
         ({"temperature": 1e9}, (1.0, 1.0, 1.0)),
-        ({"temperature": 1e-9}, (1.0, 0.0, 0.0)),  # though 2000 to the power of 1e9 is no float
+        ({"temperature": 1e-9}, (1.0, 0.0, 0.0)),  # although 2000 ** 1e9 overflows
         ({"ratios": {"s0": 1, "s1": 2, "s2": 1}}, (1.0, 2.0, 1.0)),
     ],
 )
 def test_sources_are_sampled_by_temperature_or_ratios(options: dict[str, Any], shares: tuple[float, ...]):
     loader = joint("sampled", sizes=(2000, 500, 250), **options).train_dataloader()
-    seen: Counter[int] = Counter()
+    drawn: Counter[int] = Counter()
     for epoch in range(3):
         loader.set_epoch(epoch)
         batches = [batch["inputs"].flatten() for batch in loader]
         assert len(batches) == len(loader) == -(-2750 // 9)
         labels = [[int(batch[f"s{i}"].ge(0).sum()) for batch in loader] for i in range(3)]
-        seen += Counter({i: sum(counts) for i, counts in enumerate(labels)})
-        # Drawn example by example: the parts of a batch differ from batch to batch.
+        drawn += Counter({i: sum(counts) for i, counts in enumerate(labels)})
+        # Examples are drawn one by one, so the shares vary between batches.
         assert len(set(labels[0])) > 3 or not all(shares)
-    assert seen.total() == 3 * 2750
+    assert drawn.total() == 3 * 2750
     for i, share in enumerate(shares):
         p = share / sum(shares)
-        # Five standard deviations of a binomial.
-        assert abs(seen[i] - 8250 * p) <= 5 * (8250 * p * (1 - p)) ** 0.5
+        # Five standard deviations of a binomial distribution.
+        assert abs(drawn[i] - 8250 * p) <= 5 * (8250 * p * (1 - p)) ** 0.5
 
 
-def test_a_source_that_is_sampled_often_shows_its_examples_evenly():
+def test_oversampled_source_repeats_its_examples_evenly():
     loader = joint("sampled", sizes=(90, 7), ratios={"s0": 1, "s1": 3}).train_dataloader()
-    seen = Counter(x for batch in loader for x in numbers(batch))
-    assert {seen[x] for x in range(100, 107)} <= {(few := min(seen[x] for x in range(100, 107))), few + 1}
-    assert max(seen[x] for x in range(90)) == 1
+    drawn = Counter(x for batch in loader for x in numbers(batch))
+    assert {drawn[x] for x in range(100, 107)} <= {
+        (few := min(drawn[x] for x in range(100, 107))),
+        few + 1,
+    }
+    assert max(drawn[x] for x in range(90)) == 1
 
 
 @pytest.mark.parametrize(
@@ -165,9 +168,7 @@ def test_a_source_that_is_sampled_often_shows_its_examples_evenly():
         ),
     ],
 )
-def test_sampling_that_does_nothing_or_cannot_be_is_refused(
-    rule: Rule, options: dict[str, Any], message: str
-):
+def test_unused_and_invalid_sampling_options_are_rejected(rule: Rule, options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         joint(rule, **options)
 
@@ -178,16 +179,16 @@ def test_sources_take_turns():
     assert len(batches) == len(data.train_dataloader()) == 12
     assert [{x // 100 for x in batch} for batch in batches] == [{0}, {1}, {2}] * 4
     assert [len(batch) for batch in batches] == [3, 2, 3, 3, 2, 3, 3, 2, 3, 1, 2, 3]
-    # The examples are those of cycle, round by round.
+    # The examples of each round are those of a batch of cycle.
     rounds = [
         numbers(batch) for batch in joint("cycle", (10, 4, 5), batch_sizes={"s1": 2}).train_dataloader()
     ]
     assert rounds == [[*chain(*batches[i : i + 3])] for i in range(0, 12, 3)]
 
 
-def test_sources_have_batch_sizes_of_their_own():
+def test_sources_can_have_different_batch_sizes():
     batches = [numbers(batch) for batch in joint("cycle", batch_sizes={"s0": 5, "s1": 1}).train_dataloader()]
-    # The first goes through its ten examples twice, the second once: it is the longest.
+    # The second source is the longest, and the first repeats its ten examples.
     assert [Counter(x >= 100 for x in batch) for batch in batches] == [{False: 5, True: 1}] * 4
     shortest = joint("shortest", batch_sizes={"s0": 5, "s1": 1}).train_dataloader()
     assert [Counter(x >= 100 for x in numbers(batch)) for batch in shortest] == [{False: 5, True: 1}] * 2
@@ -198,7 +199,7 @@ def test_sources_have_batch_sizes_of_their_own():
 @pytest.mark.parametrize("each", [(4, 4), (5, 2), (1, 7)])
 @pytest.mark.parametrize("sizes", [(23, 9), (12, 12), (13, 40)])
 @pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional", "turns"])
-def test_the_smallest_batch_is_known_beforehand(
+def test_smallest_batch_is_computed_in_advance(
     rule: Any, sizes: tuple[int, ...], each: tuple[int, ...], drop_last: bool, processes: int
 ):
     data = joint(rule, sizes=sizes).splits["train"]
@@ -213,7 +214,7 @@ def test_the_smallest_batch_is_known_beforehand(
 
 
 @pytest.mark.parametrize("rule", ["cycle", "shortest", "proportional"])
-def test_whole_sources_at_once(rule: str):
+def test_null_batch_size_gives_whole_sources(rule: str):
     (batch,) = joint(rule, batch_size=None).train_dataloader()
     assert sorted(numbers(batch)) == [*range(10), *range(100, 104)]
 
@@ -231,7 +232,7 @@ def test_order_depends_on_seed_and_epoch_alone(rule: str):
 
 
 @pytest.mark.parametrize("rule", get_args(Rule))
-def test_batches_to_overfit_are_the_same_each_epoch_and_hold_every_source(rule: Any):
+def test_overfit_batches_repeat_each_epoch_and_contain_every_source(rule: Any):
     data = joint(rule)
     data.trainer = SimpleNamespace(
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
@@ -266,7 +267,7 @@ def test_resumes_in_the_middle_of_an_epoch(rule: str, lazy: bool):
 
 
 @pytest.mark.parametrize("rule", get_args(Rule))
-def test_processes_share_the_batch_of_one_process_that_is_as_large(rule: Any):
+def test_processes_share_the_batch_of_one_process(rule: Any):
     data = joint(rule, sizes=(23, 9)).splits["train"]
     whole = JointLoader(data, [23, 9], rule, [4, 4], shares=[23, 9], seed=5)
     halves = [
@@ -285,13 +286,13 @@ def test_processes_share_the_batch_of_one_process_that_is_as_large(rule: Any):
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_validation_goes_through_everything_once(lazy: bool):
+def test_validation_visits_every_example_once(lazy: bool):
     loader = joint("cycle", lazy=lazy).val_dataloader()
     assert [x for batch in loader for x in numbers(batch)] == [*range(10), *range(100, 104)]
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_several_targets_of_a_source_carry_its_name_and_masks_follow(lazy: bool):
+def test_targets_and_masks_are_prefixed_by_a_source_with_several(lazy: bool):
     more = {"depth": torch.ones(4, 2), "mask/depth": torch.ones(4, 2, dtype=torch.bool)}
     data = PerTask({"a": Source(0, 10), "b": Source(100, 4, lazy, **more)}, batch_size=2)
     batch = next(iter(data.train_dataloader()))
@@ -302,7 +303,7 @@ def test_several_targets_of_a_source_carry_its_name_and_masks_follow(lazy: bool)
     assert torch.equal(batch["mask/b/depth"].all(1), of_b)
 
 
-def test_sources_that_no_task_wants_are_left_out():
+def test_sources_without_a_requested_target_are_omitted():
     assert joint("cycle", sizes=(10, 4, 7), targets=["s0", "s2"]).splits["train"].keys() == {
         "inputs",
         "s0",
@@ -312,7 +313,7 @@ def test_sources_that_no_task_wants_are_left_out():
         joint("cycle", targets=["nothing"])
 
 
-def test_sources_hear_of_the_epoch():
+def test_sources_receive_the_epoch():
     data = joint("cycle", lazy=True)
     data.train_dataloader().set_epoch(4)
     assert [source.splits["train"].epoch for source in data.sources.values()] == [4, 4]
@@ -329,18 +330,18 @@ def test_sources_hear_of_the_epoch():
         (Source(0, 4, y=torch.zeros(4, dtype=torch.uint8)), r"data\.sources\.b: 'y' is torch\.uint8"),
     ],
 )
-def test_sources_that_do_not_go_together_are_refused(other: Source, message: str):
+def test_incompatible_sources_are_rejected(other: Source, message: str):
     with pytest.raises(ValueError, match=message):
         PerTask({"a": Source(0, 10), "b": other}).setup()
 
 
-def test_source_that_is_not_there_is_named():
+def test_missing_source_file_is_reported():
     digits = LabelledImages("nowhere.npz")
     with pytest.raises(FileNotFoundError, match=r"^data\.sources\.b\.path=nowhere\.npz does not exist"):
         PerTask({"a": Source(0, 10), "b": digits}).setup()
 
 
-def test_wrong_arguments_are_refused():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match=r"data\.sources is empty"):
         PerTask({})
     with pytest.raises(
@@ -350,7 +351,7 @@ def test_wrong_arguments_are_refused():
         joint("longest")
 
 
-def test_office31_with_a_loader_a_domain(tmp_path: Path):
+def test_office31_with_one_source_per_domain(tmp_path: Path):
     pytest.importorskip("PIL")
     write_office(tmp_path / "office31")
     register()

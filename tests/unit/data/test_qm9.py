@@ -1,4 +1,4 @@
-"""QM9: small files in the same format, written here."""
+"""QM9: small files in the same format."""
 
 import csv
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def molecule(name: str, atoms: list, bonds: int) -> str:
     return "\n".join([*lines, "M  END", "$$$$", ""])
 
 
-def write_qm9(root: Path, count: int = 20, doubtful: tuple[int, ...] = (3, 11)) -> None:
+def write_qm9(root: Path, count: int = 20, uncharacterized: tuple[int, ...] = (3, 11)) -> None:
     root.mkdir(parents=True, exist_ok=True)
     kinds = [molecule(f"gdb_{i + 1}", WATER if i % 2 else METHANE, 2 if i % 2 else 4) for i in range(count)]
     (root / "gdb9.sdf").write_text("".join(kinds))
@@ -58,14 +58,14 @@ def write_qm9(root: Path, count: int = 20, doubtful: tuple[int, ...] = (3, 11)) 
         writer.writerows(
             [[f"gdb_{i + 1}", *(i + k / 100 for k in range(len(COLUMNS) - 1))] for i in range(count)]
         )
-    body = [f"{n:6d}  CC  C1C  0.5" for n in doubtful]
+    body = [f"{n:6d}  CC  C1C  0.5" for n in uncharacterized]
     (root / "uncharacterized.txt").write_text(
-        "\n".join([*["header 1"] * 9, *body, "", f"{len(doubtful)} compounds"]) + "\n"
+        "\n".join([*["header 1"] * 9, *body, "", f"{len(uncharacterized)} compounds"]) + "\n"
     )
 
 
 @pytest.mark.parametrize("place", [".", "raw"])
-def test_qm9(tmp_path: Path, place: str):
+def test_qm9_molecules_and_units(tmp_path: Path, place: str):
     write_qm9(tmp_path / place)
     module = QM9(str(tmp_path), targets=["mu", "homo", "u0"], split=(0.5, 0.25, 0.25), batch_size=4)
     module.setup("fit")
@@ -82,7 +82,7 @@ def test_qm9(tmp_path: Path, place: str):
     torch.testing.assert_close(whole["u0"], (number.double() + 0.15) * 0.0433641, rtol=1e-5, atol=0)
 
 
-def test_qm9_that_is_not_there_or_not_right(tmp_path: Path):
+def test_missing_and_invalid_qm9_is_rejected(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"data\.path=.*gdb9\.sdf, gdb9\.sdf\.csv"):
         QM9(str(tmp_path / "nowhere")).setup("fit")
     with pytest.raises(ValueError, match="gap is not a property"):
@@ -102,12 +102,12 @@ def _cut(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "complaint"),
+    ("corrupt", "message"),
     [(_iron, "an atom Fe"), (_cut, "ends within molecule 1"), (lambda text: text, "5 atoms, more than 4")],
 )
-def test_molecules_that_cannot_be_read_are_named(tmp_path: Path, spoil: Callable[[str], str], complaint: str):
+def test_invalid_molecules_are_rejected(tmp_path: Path, corrupt: Callable[[str], str], message: str):
     file = tmp_path / "some.sdf"
     good = molecule("gdb_1", WATER, 2)
-    file.write_text(good + (spoil(good) if complaint[0] != "5" else molecule("gdb_2", METHANE, 4)))
-    with pytest.raises(ValueError, match=complaint):
+    file.write_text(good + (corrupt(good) if message[0] != "5" else molecule("gdb_2", METHANE, 4)))
+    with pytest.raises(ValueError, match=message):
         read_molecules(file, largest=4)

@@ -1,4 +1,4 @@
-"""The rooms: targets that agree with the geometry, and augmentation that keeps it."""
+"""Rooms: targets and augmentations are consistent with the geometry."""
 
 import math
 
@@ -26,7 +26,7 @@ def images(count: int = 8, **changes) -> Made:
 
 
 def backproject(depth: Tensor, focal: float, centre: tuple[float, float]) -> Tensor:
-    """Points ``[h, w, 3]`` in camera axes."""
+    """Return points ``[h, w, 3]`` in camera coordinates."""
     height, width = depth.shape[-2:]
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     rays = torch.stack([(x - centre[0]) / focal, (y - centre[1]) / focal, torch.ones(height, width)], dim=-1)
@@ -34,7 +34,7 @@ def backproject(depth: Tensor, focal: float, centre: tuple[float, float]) -> Ten
 
 
 def normals_from(depth: Tensor, focal: float, centre: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Normals by differences of back-projected depth, and where all three points are valid."""
+    """Return normals from differences of back-projected depth, and a mask of valid points."""
     points = backproject(depth, focal, centre)
     right, down = points[:-1, 1:] - points[:-1, :-1], points[1:, :-1] - points[:-1, :-1]
     normal = torch.nn.functional.normalize(torch.linalg.cross(down, right), dim=-1)
@@ -43,7 +43,7 @@ def normals_from(depth: Tensor, focal: float, centre: tuple[float, float]) -> tu
 
 
 def one_surface(normals: Tensor, depth: Tensor) -> Tensor:
-    """Where a pixel, the one right of it and the one below lie on one plane."""
+    """Return a mask of pixels that lie on one plane with the pixels to the right and below."""
     points = backproject(depth, FOCAL, CENTRE)
     plane = torch.cat(
         [normals.double().movedim(0, -1), (normals.double().movedim(0, -1) * points).sum(-1, True)], -1
@@ -53,7 +53,7 @@ def one_surface(normals: Tensor, depth: Tensor) -> Tensor:
     return same_right & ((plane[1:, :-1] - here).abs().amax(-1) < 1e-4)
 
 
-def test_targets_have_the_promised_form():
+def test_shapes_and_dtypes():
     example = images()[0]
     assert example["inputs"].shape == (3, HEIGHT, WIDTH)
     assert example["inputs"].dtype == torch.float32
@@ -99,7 +99,7 @@ def test_normals_face_the_camera():
     assert ((example["normals"] * rays).sum(0)[valid] < 0).all()
 
 
-def test_a_box_of_known_place_has_its_depth():
+def test_depth_and_normals_of_a_known_box():
     camera = Camera(3, 3, 3.0, (1.5, 1.5), np.zeros(3), np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]]))
     room = Boxes(np.zeros((1, 3)), np.array([[5.0, 4.0, 3.0]]), np.zeros(1))
     box = Boxes(np.array([[3.0, 0.0, 0.0]]), np.array([[1.0, 0.5, 0.5]]), np.zeros(1))
@@ -112,7 +112,7 @@ def test_a_box_of_known_place_has_its_depth():
     assert hits.point[1, 1] == pytest.approx([-1, 0, 0])
 
 
-def test_a_turned_box_shows_its_edge():
+def test_depth_and_normal_of_a_rotated_box():
     camera = Camera(1, 1, 1.0, (0.5, 0.5), np.zeros(3), np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]]))
     room = Boxes(np.zeros((1, 3)), np.array([[5.0, 5.0, 5.0]]), np.zeros(1))
     box = Boxes(np.array([[3.0, 0.1, 0.0]]), np.array([[1.0, 1.0, 1.0]]), np.array([math.pi / 4]))
@@ -121,7 +121,7 @@ def test_a_turned_box_shows_its_edge():
     assert hits.normal[0, 0] == pytest.approx([-math.sqrt(0.5), -math.sqrt(0.5), 0])
 
 
-def test_images_depend_on_seed_stream_and_number_alone():
+def test_images_depend_on_seed_stream_and_index_alone():
     rooms = images()
     again = {name: values.clone() for name, values in rooms[2].items()}
     rooms[5], rooms[0]
@@ -130,14 +130,14 @@ def test_images_depend_on_seed_stream_and_number_alone():
         assert not torch.equal(other["depth"], again["depth"])
 
 
-def test_any_size():
+def test_image_size_is_arbitrary():
     example = images(size=(17, 130))[0]
     assert example["normals"].shape == (3, 17, 130)
 
 
-def test_size_changes_the_sampling_and_not_the_room():
+def test_image_size_does_not_change_the_room():
     coarse, fine = images(dropout=0.0)[0], images(dropout=0.0, size=(3 * HEIGHT, 3 * WIDTH))[0]
-    # The middle one of each 3×3 fine pixels has the ray of the coarse pixel.
+    # The centre of each block of 3×3 fine pixels has the ray of the coarse pixel.
     assert torch.equal(coarse["segmentation"], fine["segmentation"][1::3, 1::3])
     assert torch.allclose(coarse["depth"], fine["depth"][:, 1::3, 1::3], atol=1e-5)
 
@@ -145,7 +145,7 @@ def test_size_changes_the_sampling_and_not_the_room():
 # Augmentation
 
 
-def test_flip_keeps_normals_true_to_depth():
+def test_flipped_normals_are_consistent_with_depth():
     example = images()[0]
     flipped = DenseAugmentation().mirror(example)
     found, valid = normals_from(flipped["depth"], FOCAL, CENTRE)
@@ -159,8 +159,8 @@ def test_flip_keeps_normals_true_to_depth():
     assert all(torch.equal(back[name], example[name]) for name in example)
 
 
-def test_zoom_is_the_view_of_a_scene_so_much_smaller():
-    """Against a new rendering of the window by a camera with s times the focal length."""
+def test_zoom_matches_a_longer_focal_length():
+    """The zoom matches a rendering of the window with s times the focal length."""
     rng = np.random.default_rng(5)
     scene, camera = sample(rng, 51, 63)
     example = render(scene, camera, np.random.default_rng(0), 6.0, 0.0)
@@ -176,12 +176,12 @@ def test_zoom_is_the_view_of_a_scene_so_much_smaller():
         camera.rotation,
     )
     expected = render(scene, close, np.random.default_rng(0), 6.0, 0.0)
-    # At every third pixel both look along exactly the same ray.
+    # Every third pixel has exactly the same ray in both.
     at = (..., slice(1, None, 3), slice(1, None, 3))
     assert np.array_equal(zoomed["segmentation"][at], expected["segmentation"][at])
     assert np.allclose(zoomed["depth"][at], expected["depth"][at] / scale, atol=1e-5)
     assert np.allclose(zoomed["normals"][at], expected["normals"][at], atol=1e-5)
-    # Lengths shrink by s in a camera with s times the focal length, so the points do too, and normals stay.
+    # With s times the focal length, depths and points shrink by s, and normals do not change.
     points = backproject(zoomed["depth"], close.focal, close.centre)[at[1:]]
     original = backproject(example["depth"], camera.focal, camera.centre)
     original = original[top : top + 17, left : left + 21]
@@ -190,7 +190,7 @@ def test_zoom_is_the_view_of_a_scene_so_much_smaller():
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1.0, 1.2, 1.5, 2.0, 3.3]))
-def test_augmentation_invents_no_class_and_no_depth(seed: int, scale: float):
+def test_augmentation_creates_no_new_classes_or_depths(seed: int, scale: float):
     example = images()[0]
     augmentation = DenseAugmentation(scales=[scale], flip=0.5)
     out = augmentation(example, torch.Generator().manual_seed(seed))
@@ -207,13 +207,13 @@ def test_augmentation_invents_no_class_and_no_depth(seed: int, scale: float):
     assert nearest.max() < 1e-5
 
 
-def test_inverse_depth_grows_with_the_zoom():
+def test_zoom_scales_inverse_depth():
     example = {"inputs": torch.rand(3, 6, 6), "depth": torch.full((1, 6, 6), 0.2)}
     augmentation = DenseAugmentation(depth=(), inverse_depth=("depth",))
     assert torch.allclose(augmentation.zoom(example, 0, 0, 3, 3)["depth"], torch.tensor(0.4))
 
 
-def test_draw_depends_on_seed_epoch_and_example():
+def test_augmentation_depends_on_seed_epoch_and_example():
     examples = Rooms(examples=(3, 0, 0)).load()["train"]
     augmented = Augmented(examples, DenseAugmentation(scales=(1.0, 1.2, 1.5, 2.0)), seed=1)
     first = [augmented[i]["inputs"] for i in range(3)]
@@ -224,7 +224,7 @@ def test_draw_depends_on_seed_epoch_and_example():
     assert all(torch.equal(a, augmented[i]["inputs"]) for i, a in enumerate(first))
 
 
-def test_bad_augmentation_names_the_key():
+def test_invalid_augmentation_is_rejected():
     with pytest.raises(ValueError, match=r"data\.augmentation\.scales"):
         DenseAugmentation(scales=[0.5])
     with pytest.raises(ValueError, match=r"data\.augmentation\.flip"):
@@ -235,7 +235,7 @@ def test_bad_augmentation_names_the_key():
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_loader_gives_the_same_batches_from_memory_and_on_demand(in_memory: bool):
+def test_batches_from_memory_and_on_demand_are_the_same(in_memory: bool):
     module = Rooms(examples=(6, 3, 2), batch_size=4, in_memory=in_memory)
     module.setup("fit")
     reference = images(seed=0, stream=1, count=3)
@@ -245,7 +245,7 @@ def test_loader_gives_the_same_batches_from_memory_and_on_demand(in_memory: bool
     assert [len(batch["inputs"]) for batch in module.test_dataloader()] == [2]
 
 
-def test_only_training_examples_are_augmented_anew_each_epoch():
+def test_only_training_examples_are_augmented_and_differently_in_each_epoch():
     module = Rooms(examples=(4, 4, 0), batch_size=4, augmentation=DenseAugmentation(scales=(1.3, 1.7, 2.0)))
     plain = Rooms(examples=(4, 4, 0), batch_size=4)
     module.setup("fit")
@@ -256,17 +256,17 @@ def test_only_training_examples_are_augmented_anew_each_epoch():
         loader.sampler.set_epoch(epoch)
         passes.append(next(iter(loader))["depth"])
     assert not torch.equal(passes[0].sum((1, 2, 3)).sort()[0], passes[1].sum((1, 2, 3)).sort()[0])
-    (seen,), (expected,) = module.val_dataloader(), plain.val_dataloader()
-    assert torch.equal(seen["depth"], expected["depth"])
+    (found,), (expected,) = module.val_dataloader(), plain.val_dataloader()
+    assert torch.equal(found["depth"], expected["depth"])
     assert module.test_dataloader() == []
 
 
-def test_bad_counts_name_the_key():
+def test_invalid_counts_are_rejected():
     with pytest.raises(ValueError, match=r"data\.examples"):
         Rooms(examples=(0, 1, 1))
 
 
-def test_a_resumed_pass_sees_what_the_uninterrupted_one_sees():
+def test_resumed_epoch_has_the_batches_of_the_whole_epoch():
     module = Rooms(examples=(8, 1, 0), batch_size=2, augmentation=DenseAugmentation())
     whole, resumed = module.train_dataloader(), module.train_dataloader()
     whole.set_epoch(3)

@@ -1,4 +1,4 @@
-"""Texts: generated sentences with their labels, padding, and data sets on disk."""
+"""Text data: generated sentences, padding, and data sets on disk."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def read(example: dict[str, Any]) -> tuple[list[str], list[str]]:
     return words[1:], [TAGS[i] for i in example["tags"][1:].tolist()]
 
 
-def test_labels_follow_from_the_words():
+def test_labels_are_functions_of_the_words():
     data, seen = sentences(), set()
     for split in ("train", "val", "test"):
         for i in range(len(data.splits[split])):
@@ -48,7 +48,7 @@ def test_labels_follow_from_the_words():
             assert tags[0] == "determiner"
             assert tags.count("verb") == 1
             seen |= set(zip(words, tags, strict=True))
-    # What a word is depends on its place.
+    # The part of speech depends on the position.
     assert {("fish", "noun"), ("fish", "verb")} <= seen
 
 
@@ -66,7 +66,7 @@ def test_sentences_depend_on_their_seed_alone():
         Sentences((1, 2))
 
 
-def test_padding_marks_what_is_missing():
+def test_padding_is_marked_as_missing():
     class Two(Text):
         def load(self) -> Any:
             raise NotImplementedError
@@ -99,7 +99,7 @@ def rows_of(split: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sentences' splits in three folders: with splits, in one, and a tokenizer of their words' first letters."""
+    """Folders with the sentences in splits, with one split, and with a tokenizer of letters."""
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     folder, data = tmp_path_factory.mktemp("corpus"), sentences()
@@ -125,7 +125,7 @@ def same(one: Any, other: Any) -> bool:
     return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
 
 
-def test_tokens_on_disk_are_the_batches_of_memory(corpus: Path):
+def test_batches_from_disk_and_memory_are_the_same(corpus: Path):
     data = TextFolder(str(corpus / "splits"), targets=["topic", "tags", "score"], batch_size=16)
     data.setup()
     memory = sentences(batch_size=16)
@@ -137,15 +137,15 @@ def test_tokens_on_disk_are_the_batches_of_memory(corpus: Path):
         assert all(same(one, other) for one, other in pairs)
 
 
-def test_a_folder_without_splits_is_cut_by_shares(corpus: Path):
+def test_folder_without_splits_is_split_by_fractions(corpus: Path):
     data = TextFolder(str(corpus / "one"), split=(0.5, 0.25, 0.25))
     data.setup()
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 20, "val": 10, "test": 10}
-    # Without targets: all columns that hold numbers.
+    # The default targets are all numeric columns.
     assert set(data.splits["train"][0]) == {"inputs", "topic", "tags", "score", "word_tags"}
 
 
-def test_words_are_tokenized_and_their_first_tokens_labelled(corpus: Path):
+def test_first_token_of_each_word_is_labelled(corpus: Path):
     data = TextFolder(
         str(corpus / "splits"),
         text="words",
@@ -184,12 +184,12 @@ def test_words_are_tokenized_and_their_first_tokens_labelled(corpus: Path):
         ({"path": "/nowhere"}, r"^data\.path=/nowhere does not exist"),
     ],
 )
-def test_what_a_folder_lacks_is_said(corpus: Path, options: dict[str, Any], message: str):
+def test_invalid_options_are_rejected(corpus: Path, options: dict[str, Any], message: str):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         TextFolder(**({"path": str(corpus / "splits")} | options)).setup()
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(
         ValueError, match=r'^data=text_folder needs the package datasets, .*"\.\[huggingface\]"'
@@ -197,7 +197,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
         TextFolder("/nowhere").setup()
 
 
-def test_tokens_are_counted_without_padding():
+def test_padding_does_not_count():
     from multitask.run.build import build_module
     from tests.unit.in_process import composed
 
@@ -223,8 +223,8 @@ def test_tokens_are_counted_without_padding():
 
 
 @pytest.mark.parametrize("rule", ["turns", "sampled", "cycle"])
-def test_corpora_are_sampled_together(rule: Any):
-    class Of(Text):
+def test_batches_mix_corpora_with_different_labels(rule: Any):
+    class Subset(Text):
         """Sentences with some of their labels."""
 
         def __init__(self, count: int, keep: list[str]) -> None:
@@ -239,7 +239,7 @@ def test_corpora_are_sampled_together(rule: Any):
                 for name, split in data.splits.items()
             }
 
-    data = PerTask({"a": Of(40, ["tags", "topic"]), "b": Of(12, ["score"])}, rule, batch_size=4)
+    data = PerTask({"a": Subset(40, ["tags", "topic"]), "b": Subset(12, ["score"])}, rule, batch_size=4)
     data.setup()
     seen = set()
     for split in ("train", "val"):
@@ -248,7 +248,7 @@ def test_corpora_are_sampled_together(rule: Any):
             assert batch["a/tags"].shape == ids.shape
             of_a = batch["a/topic"] != -100
             assert torch.equal(of_a, batch["b"].isnan())
-            # Every word of `a` is labelled, none of `b`, and no padding.
+            # Every word of `a` is labelled, but no word of `b` and no padding.
             assert torch.equal(batch["a/tags"] != -100, (ids > 1) & of_a[:, None])
             seen |= set(of_a.tolist())
     assert seen == {True, False}

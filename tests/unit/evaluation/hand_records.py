@@ -1,4 +1,4 @@
-"""Records written by hand in the format that the training side writes."""
+"""Writes run folders and tables with given values, in the format of training."""
 
 import csv
 import json
@@ -81,13 +81,13 @@ def write_run(
 def write_sweep(
     folder: Path, methods: Mapping[str, float], seeds: Iterable[int] = range(5), **options: Any
 ) -> Path:
-    """A sweep on two tasks with its single-task runs; `methods`: name → accuracy lost against them."""
+    """Write a sweep on two tasks with single-task runs; `methods`: name → loss of accuracy against them."""
     noise = np.random.default_rng(0)
     for seed in seeds:
         for task, accuracy in (("left", 0.9), ("right", 0.88)):
             figures = {f"{task}/accuracy": accuracy + 0.002 * noise.standard_normal()}
             write_run(folder / f"single_{task}_{seed}", "single_task", seed, figures, **options)
-        shared = 0.002 * noise.standard_normal()  # a seed that is good for one method is good for another
+        shared = 0.002 * noise.standard_normal()  # seeds affect all methods alike
         for place, (method, loss) in enumerate(methods.items()):
             figures = {
                 f"{task}/accuracy": accuracy - loss + shared + 0.001 * noise.standard_normal()

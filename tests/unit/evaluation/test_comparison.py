@@ -1,3 +1,5 @@
+"""Comparisons of sweeps: deltas, pairs, ranks, fronts and baselines."""
+
 import math
 from pathlib import Path
 
@@ -27,14 +29,22 @@ def remove(folder: Path, pattern: str) -> None:
         run.rmdir()
 
 
-def test_a_sweep_is_compared(sweep: Path) -> None:
+def single_task_rows(sweep: Path) -> list[dict[str, str]]:
+    rows = []
+    for file in sorted(sweep.glob("single_*/results.csv")):
+        head, line = file.read_text().splitlines()
+        rows.append(dict(zip(head.split(","), line.split(","), strict=True)))
+    return rows
+
+
+def test_sweep_is_compared(sweep: Path) -> None:
     comparison = compare(sweep)
     assert [entry.label for entry in comparison.entries] == ["upgrad", "mgda", "weighted_sum"]
     best = comparison.entries[0]
     assert best.seeds == best.attempted == 5
     assert best.delta_m is not None
     assert best.delta_m.low < best.delta_m.mean < best.delta_m.high
-    assert best.delta_p is not None  # one metric per task: both definitions agree but for the sign
+    assert best.delta_p is not None  # with one metric per task, both definitions agree up to the sign
     assert best.delta_p.mean == pytest.approx(-best.delta_m.mean)
     assert best.rank is not None
     assert best.rank[0] == 1
@@ -49,7 +59,7 @@ def test_a_sweep_is_compared(sweep: Path) -> None:
     }  # fmt: skip
 
 
-def test_pairs_on_a_metric_are_the_paired_t_test(sweep: Path) -> None:
+def test_pairs_are_compared_by_the_paired_t_test(sweep: Path) -> None:
     comparison = compare(sweep)
     pairs = comparison.pairs.set_index(["figure", "a", "b"])
     values = {entry.label: entry.values["left/accuracy"] for entry in comparison.entries}
@@ -59,7 +69,7 @@ def test_pairs_on_a_metric_are_the_paired_t_test(sweep: Path) -> None:
     assert row["sought"] == pytest.approx(0.01 * np.mean([each.mean() for each in values.values()]))
 
 
-def test_without_a_baseline_there_is_no_delta_but_everything_else(sweep: Path) -> None:
+def test_missing_baseline_omits_only_the_deltas(sweep: Path) -> None:
     remove(sweep, "single_*")
     comparison = compare(sweep)
     assert all(entry.deltas is None for entry in comparison.entries)
@@ -68,7 +78,7 @@ def test_without_a_baseline_there_is_no_delta_but_everything_else(sweep: Path) -
     assert findings(comparison)[0].startswith("There is no Δm: no run of the method single_task")
 
 
-def test_a_baseline_of_another_recipe_is_refused_and_named(sweep: Path, tmp_path: Path) -> None:
+def test_baseline_of_another_recipe_is_rejected(sweep: Path, tmp_path: Path) -> None:
     remove(sweep, "single_*")
     for seed in range(3):
         for task in ("left", "right"):
@@ -84,9 +94,7 @@ def test_a_baseline_of_another_recipe_is_refused_and_named(sweep: Path, tmp_path
     assert any("baseline with another recipe" in caution for caution in accepted.cautions)
 
 
-def test_a_larger_baseline_of_another_recipe_and_rule_does_not_hide_the_right_one(
-    sweep: Path, tmp_path: Path
-) -> None:
+def test_baseline_of_the_same_recipe_takes_precedence_over_a_larger_one(sweep: Path, tmp_path: Path) -> None:
     alone = compare(sweep).baseline_means
     for seed in range(20):
         write_run(
@@ -103,12 +111,9 @@ def test_a_larger_baseline_of_another_recipe_and_rule_does_not_hide_the_right_on
     assert not any("selected by another rule" in caution for caution in both.cautions)
 
 
-def test_the_baseline_is_found_in_its_folder_by_the_experiments_name(sweep: Path, tmp_path: Path) -> None:
+def test_baseline_file_is_found_by_the_name_of_the_experiment(sweep: Path, tmp_path: Path) -> None:
     own = compare(sweep)
-    rows = []
-    for file in sorted(sweep.glob("single_*/results.csv")):
-        head, line = file.read_text().splitlines()
-        rows.append(dict(zip(head.split(","), line.split(","), strict=True)))
+    rows = single_task_rows(sweep)
     remove(sweep, "single_*")
     write_table(tmp_path / "baselines" / "toy.csv", rows)
     write_table(tmp_path / "baselines" / "other.csv", rows)
@@ -116,12 +121,9 @@ def test_the_baseline_is_found_in_its_folder_by_the_experiments_name(sweep: Path
     assert [entry.delta_m for entry in found.entries] == [entry.delta_m for entry in own.entries]
 
 
-def test_a_baseline_among_the_sources_and_in_its_file_counts_once(tmp_path: Path) -> None:
+def test_baseline_in_the_sources_and_in_its_file_counts_once(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "s1", {"weighted_sum": 0.02}, sweep="s1")
-    rows = []
-    for file in sorted(sweep.glob("single_*/results.csv")):
-        head, line = file.read_text().splitlines()
-        rows.append(dict(zip(head.split(","), line.split(","), strict=True)) | {"sweep": "s1"})
+    rows = [row | {"sweep": "s1"} for row in single_task_rows(sweep)]
     write_table(tmp_path / "baselines" / "toy.csv", rows)
     both = compare(sweep, tmp_path / "baselines")
     assert both.set_aside.empty
@@ -139,7 +141,7 @@ def test_one_seed_gives_no_interval_and_no_test(tmp_path: Path) -> None:
     assert any("neither an interval nor a test" in sentence for sentence in findings(comparison))
 
 
-def test_methods_that_cannot_be_told_apart_are_said_to_be_so(tmp_path: Path) -> None:
+def test_inseparable_methods_have_the_number_of_seeds_needed(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for method in ("a", "b"):
         for seed in range(3):
@@ -153,7 +155,7 @@ def test_methods_that_cannot_be_told_apart_are_said_to_be_so(tmp_path: Path) -> 
     assert normal < pair["needed"] < normal + 4
 
 
-def test_three_settings_of_a_method_are_a_front_and_not_ranked(sweep: Path) -> None:
+def test_three_settings_of_a_method_form_an_unranked_front(sweep: Path) -> None:
     points = {"[1,9]": (0.86, 0.879), "[5,5]": (0.88, 0.87), "[9,1]": (0.89, 0.85), "[7,3]": (0.87, 0.85)}
     for setting, (left, right) in points.items():
         figures = {"left/accuracy": left, "right/accuracy": right}
@@ -170,7 +172,7 @@ def test_three_settings_of_a_method_are_a_front_and_not_ranked(sweep: Path) -> N
     assert drawn.volumes["weighted_sum"] == pytest.approx((0.88 - 0.86) * (0.87 - 0.85))
 
 
-def test_two_settings_of_a_method_are_rivals(tmp_path: Path) -> None:
+def test_two_settings_of_a_method_are_compared_as_methods(tmp_path: Path) -> None:
     for setting in ("alpha=1", "alpha=2"):
         for seed in range(3):
             write_run(tmp_path / f"{setting}{seed}", "gradnorm", seed, {"a/acc": 0.5}, variant=setting)
@@ -180,7 +182,7 @@ def test_two_settings_of_a_method_are_rivals(tmp_path: Path) -> None:
     assert any("All seeds of" in caution for caution in comparison.cautions)
 
 
-def test_losses_count_only_where_there_is_nothing_else(tmp_path: Path) -> None:
+def test_losses_are_compared_only_without_other_metrics(tmp_path: Path) -> None:
     losses = {"left/loss": 0.3, "penalty/loss": 0.2, "combined/loss": float("inf")}
     higher = dict.fromkeys(losses, False) | {"left/accuracy": True}
     write_run(tmp_path / "losses", "uw", 0, losses, higher=higher)
@@ -196,14 +198,14 @@ def test_losses_count_only_where_there_is_nothing_else(tmp_path: Path) -> None:
         compare(tmp_path, metrics=["f1"])
 
 
-def test_contradicting_directions_are_refused(tmp_path: Path) -> None:
+def test_contradictory_directions_are_rejected(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "uw", 0, {"left/error": 0.8}, higher=True)
     write_run(tmp_path / "b", "upgrad", 0, {"left/error": 0.8}, higher=False)
     with pytest.raises(ComparisonError, match="higher_is_better of left/error differs"):
         compare(tmp_path)
 
 
-def test_a_metric_without_direction_is_shown_and_not_ranked(tmp_path: Path) -> None:
+def test_metric_without_direction_is_shown_but_not_ranked(tmp_path: Path) -> None:
     rows = [
         {"method": method, "seed": seed, "task": "left", "metric": "norm", "split": "test", "value": 0.5}
         for method in ("uw", "upgrad", "single_task")
@@ -216,14 +218,14 @@ def test_a_metric_without_direction_is_shown_and_not_ranked(tmp_path: Path) -> N
     assert any("No direction is recorded for left/norm" in caution for caution in comparison.cautions)
 
 
-def test_a_method_without_a_metric_gets_no_delta_and_no_rank(sweep: Path) -> None:
+def test_method_without_a_metric_has_no_delta_and_no_rank(sweep: Path) -> None:
     write_run(sweep / "half", "famo", 0, {"left/accuracy": 0.95})
     entry = next(entry for entry in compare(sweep).entries if entry.label == "famo")
     assert "lacks right/accuracy" in entry.refusal
     assert entry.rank is None
 
 
-def test_a_method_all_of_whose_runs_failed_is_not_forgotten(sweep: Path) -> None:
+def test_method_with_only_failed_runs_is_reported(sweep: Path) -> None:
     write_run(sweep / "bad", "nash_mtl", 0, {}, status="failed", error="no solver")
     comparison = compare(sweep)
     assert any("none of their runs counts: nash_mtl" in caution for caution in comparison.cautions)
@@ -241,11 +243,11 @@ def test_tuned_methods_can_keep_their_own_recipes(sweep: Path) -> None:
     tuned = compare(sweep, recipe="per_method")
     entry = next(entry for entry in tuned.entries if entry.label == "mgda")
     assert (entry.recipe, entry.seeds) == ("tuned", 6)
-    assert "another recipe" in entry.refusal  # its baseline would have to be tuned alike
+    assert "another recipe" in entry.refusal  # the baseline would need the same tuning
     assert any("different recipes" in caution for caution in tuned.cautions)
 
 
-def test_experiments_are_compared_apart(tmp_path: Path) -> None:
+def test_experiments_are_compared_separately(tmp_path: Path) -> None:
     write_sweep(tmp_path / "a", {"upgrad": 0.01}, seeds=range(2), experiment="one")
     write_sweep(tmp_path / "b", {"upgrad": 0.02}, seeds=range(2), experiment="two")
     comparisons = compare_records(load(str(tmp_path)), Settings())
@@ -253,13 +255,13 @@ def test_experiments_are_compared_apart(tmp_path: Path) -> None:
     assert [len(each.counted_runs) for each in comparisons] == [6, 6]
 
 
-def test_a_pareto_plane_of_unknown_metrics_is_refused(sweep: Path) -> None:
+def test_pareto_plane_of_unknown_metrics_is_rejected(sweep: Path) -> None:
     with pytest.raises(ComparisonError, match="pareto="):
         plane(compare(sweep, pareto=["left/accuracy", "nothing/accuracy"]))
 
 
-def test_recipes_are_matched_task_by_task(tmp_path: Path) -> None:
-    """A joint run has one digest per task; a single-task run carries that of its task, under a digest of its own."""
+def test_recipes_are_matched_per_task(tmp_path: Path) -> None:
+    """Joint runs have one digest per task; single-task runs have the digest of their task and one of the run."""
     ours = {"left": "L1", "right": "R1"}
     for seed in range(2):
         for method in ("weighted_sum", "upgrad"):
@@ -291,7 +293,7 @@ def test_recipes_are_matched_task_by_task(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [{"left/loss": 0.3}, {"left/loss": 0.3, "left/accuracy": 0.5}])
-def test_seeds_that_are_not_averaged_or_only_in_part_are_told(tmp_path: Path, lost: dict[str, float]) -> None:
+def test_seeds_with_missing_metrics_are_reported(tmp_path: Path, lost: dict[str, float]) -> None:
     whole = {"left/loss": 0.3, "left/accuracy": 0.5, "right/accuracy": 0.6}
     higher = {"left/loss": False, "left/accuracy": True, "right/accuracy": True}
     for method in ("uw", "upgrad"):

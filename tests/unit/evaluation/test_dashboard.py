@@ -1,4 +1,4 @@
-"""The W&B workspace of a comparison: its panels without network, its way to W&B against a stand-in."""
+"""The W&B workspace of a comparison: its panels, and its upload to a fake server."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from multitask.evaluation.comparison import Settings, compare_records
 from multitask.evaluation.dashboard import workspace
 from multitask.evaluation.errors import ComparisonError
 from multitask.private import specification
-from tests.integration.script_runner import Ran, Scripts, plainly
+from tests.integration.script_runner import Ran, Scripts, run_python
 from tests.integration.wandb_server import WandbServer
 from tests.unit.evaluation.hand_records import write_sweep
 
@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[3]
 KEY = "0123456789012345678901234567890123456789"
 
 
-def sections(made: Any) -> dict[str, list[dict[str, Any]]]:
-    bank = json.loads(specification(made))["section"]["panelBankConfig"]
+def sections(built: Any) -> dict[str, list[dict[str, Any]]]:
+    bank = json.loads(specification(built))["section"]["panelBankConfig"]
     return {each["name"]: each["panels"] for each in bank["sections"]}
 
 
@@ -32,10 +32,10 @@ def of_type(panels: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [panel["config"] for panel in panels if panel["viewType"] == kind]
 
 
-def test_a_comparison_has_the_panels_that_it_is_read_by(sweep: Path) -> None:
+def test_comparison_has_panels_per_task_and_for_conflict_and_cost(sweep: Path) -> None:
     (comparison,) = compare_records(load(str(sweep)), Settings())
-    made = workspace(from_comparison(comparison), "project")
-    by_name = sections(made)
+    built = workspace(from_comparison(comparison), "project")
+    by_name = sections(built)
     assert list(by_name) == ["Comparison", "left", "right", "Conflict and cost"]
     panels = by_name["Comparison"]
     (scatter,) = of_type(panels, "Scatter Plot")
@@ -58,13 +58,13 @@ def test_a_comparison_has_the_panels_that_it_is_read_by(sweep: Path) -> None:
                 "mean",
                 "stderr",
             )
-    runs = json.loads(specification(made))["section"]["runSets"][0]
+    runs = json.loads(specification(built))["section"]["runSets"][0]
     filtered = json.dumps(runs["filters"])
     assert "experiment_name" in filtered
     assert "toy" in filtered
 
 
-def test_the_bars_are_the_change_that_is_compared(sweep: Path) -> None:
+def test_bars_show_delta_m(sweep: Path) -> None:
     (comparison,) = compare_records(load(str(sweep)), Settings())
     (bars,) = of_type(sections(workspace(from_comparison(comparison), "p"))["Comparison"], "Bar Chart")
     assert (bars["groupBy"], bars["groupAgg"], bars["groupArea"]) == ("method.value", "mean", "stderr")
@@ -72,13 +72,13 @@ def test_the_bars_are_the_change_that_is_compared(sweep: Path) -> None:
     for entry in comparison.entries:
         assert entry.deltas is not None
         for seed, values in entry.values.iterrows():
-            said = formula
+            expression = formula
             for key, value in values.items():
-                said = said.replace(f"${{test/{key}}}", repr(float(value)))
-            assert eval(said) == pytest.approx(entry.deltas.per_seed.loc[seed, "delta_m"], abs=1e-6)
+                expression = expression.replace(f"${{test/{key}}}", repr(float(value)))
+            assert eval(expression) == pytest.approx(entry.deltas.per_seed.loc[seed, "delta_m"], abs=1e-6)
 
 
-def test_without_a_baseline_of_the_recipe_there_are_no_bars(tmp_path: Path) -> None:
+def test_no_bars_without_a_baseline_of_the_recipe(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path, {"weighted_sum": 0.02})
     for run in sweep.glob("weighted_sum_*/results.csv"):
         run.write_text(run.read_text().replace("aaaa1111", "bbbb2222"))
@@ -89,7 +89,7 @@ def test_without_a_baseline_of_the_recipe_there_are_no_bars(tmp_path: Path) -> N
     assert not of_type(sections(workspace(board, "p"))["Comparison"], "Bar Chart")
 
 
-def test_an_experiment_is_known_by_its_config() -> None:
+def test_experiment_without_runs_has_panels_from_its_config() -> None:
     board = from_tasks("made", {"a": ["accuracy", "f1"], "b": [], "c": ["accuracy"]}, "val")
     assert list(board.figures.values()) == ["val/a/accuracy", "val/a/f1", "val/loss/b", "val/c/accuracy"]
     panels = sections(workspace(board, "p"))["Comparison"]
@@ -115,8 +115,8 @@ def server() -> Iterator[WandbServer]:
     server.close()
 
 
-def begin(folder: Path, env: dict[str, str]) -> None:
-    """Be in a folder, with no word of W&B in the environment but what is given."""
+def isolate(folder: Path, env: dict[str, str]) -> None:
+    """Change to a folder and replace the W&B variables of the environment."""
     os.chdir(folder)
     for name in [name for name in os.environ if name.startswith("WANDB")]:
         del os.environ[name]
@@ -126,13 +126,13 @@ def begin(folder: Path, env: dict[str, str]) -> None:
 def run(folder: Path, *arguments: str, **env: str) -> Ran:
     scripts = Scripts(folder)
     return scripts.start_file(
-        "scripts/dashboard.py", "project=p", *arguments, before=partial(begin, folder, env)
+        "scripts/dashboard.py", "project=p", *arguments, before=partial(isolate, folder, env)
     ).wait()
 
 
 @pytest.mark.smoke
 @pytest.mark.slow
-def test_it_is_saved_and_takes_the_place_of_an_earlier_one(tmp_path: Path, server: WandbServer) -> None:
+def test_workspace_is_saved_and_replaces_an_earlier_one(tmp_path: Path, server: WandbServer) -> None:
     write_sweep(tmp_path / "sweep", {"weighted_sum": 0.02, "upgrad": 0.01}, range(2))
     env = {"WANDB_BASE_URL": server.base, "WANDB_API_KEY": KEY}
     done = run(tmp_path, "source=sweep", **env)
@@ -157,7 +157,7 @@ def test_it_is_saved_and_takes_the_place_of_an_earlier_one(tmp_path: Path, serve
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["experiment_name=multi_mnist"], "run `wandb login`"),
         ([], "give either source=<sweep folder> or experiment_name=<name>"),
@@ -165,25 +165,25 @@ def test_it_is_saved_and_takes_the_place_of_an_earlier_one(tmp_path: Path, serve
         (["experiment_name=multi_mnst"], "did you mean 'multi_mnist'?"),
     ],
 )
-def test_what_does_not_work_is_said_in_a_sentence(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_mistake_is_reported_in_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = run(tmp_path, *arguments)
     assert done.code == 1
-    assert_sentence(done.err, said)
+    assert_sentence(done.err, message)
 
 
 @pytest.mark.slow
-def test_a_network_that_does_not_answer_is_said_in_a_sentence(tmp_path: Path) -> None:
-    # W&B reads the timeout when it is imported, so this is a process of its own.
+def test_unreachable_network_is_reported_in_one_sentence(tmp_path: Path) -> None:
+    # W&B reads the timeout on import, so this needs a new interpreter.
     env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_HTTP_TIMEOUT": "1"}
     arguments = ("project=p", "experiment_name=multi_mnist", "entity=e")
-    done = plainly(
+    done = run_python(
         str(ROOT / "scripts" / "dashboard.py"), *arguments, cwd=tmp_path, env={**env, "HOME": str(tmp_path)}
     )
     assert done.returncode == 1
     assert_sentence(done.stderr, "check the network")
 
 
-def assert_sentence(printed: str, said: str) -> None:
-    assert said in printed
+def assert_sentence(printed: str, message: str) -> None:
+    assert message in printed
     assert "Traceback" not in printed
     assert len(printed.strip().splitlines()) == 1

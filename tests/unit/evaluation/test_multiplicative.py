@@ -1,4 +1,4 @@
-"""Errors over decades are compared by their logarithms: against scipy on the logarithms."""
+"""Multiplicative metrics are compared by their logarithms, as scipy does on the logarithms."""
 
 import io
 from pathlib import Path
@@ -23,9 +23,9 @@ METHODS = {"weighted_sum": 1e-2, "upgrad": 3e-5, "config": 1e-4}
 
 
 def write(folder: Path, methods: dict[str, float] = METHODS, **run_json: object) -> dict[str, pd.DataFrame]:
-    """Write six seeds of each method, with errors of two fields about a size; return them, ``[seeds, fields]``."""
+    """Write six seeds per method with errors of about a given size; return them, ``[seeds, fields]``."""
     random = np.random.default_rng(1)
-    spread = np.exp(random.normal(0, 1.2, (6, 1)))  # of a seed, for all methods alike
+    spread = np.exp(random.normal(0, 1.2, (6, 1)))  # per seed, the same for all methods
     values = {}
     for method, size in methods.items():
         errors = size * spread * np.exp(random.normal(0, 0.4, (6, 2)))
@@ -58,7 +58,7 @@ def test_means_are_geometric_with_the_interval_of_the_mean_logarithm(tmp_path: P
             assert interval.half == pytest.approx(interval.mean / interval.low)
 
 
-def test_pairs_are_ratios_of_geometric_means_by_the_paired_test_of_logarithms(tmp_path: Path) -> None:
+def test_pairs_are_ratios_of_geometric_means_with_the_paired_test_of_logarithms(tmp_path: Path) -> None:
     values = write(tmp_path, multiplicative=MARKS)
     comparison = compared(tmp_path, difference=10)
     assert comparison.headline == "mean/mse"
@@ -75,7 +75,7 @@ def test_pairs_are_ratios_of_geometric_means_by_the_paired_test_of_logarithms(tm
     assert np.exp(row["sought"]) == pytest.approx(1.1, rel=1e-12)
 
 
-def test_the_unit_of_an_error_changes_no_test(tmp_path: Path) -> None:
+def test_units_do_not_affect_the_tests(tmp_path: Path) -> None:
     values = write(tmp_path / "one", multiplicative=MARKS)
     for method, table in values.items():
         for seed, row in table.iterrows():
@@ -108,13 +108,15 @@ def test_delta_is_the_difference_of_mean_logarithms_with_welchs_interval(tmp_pat
     for entry in comparison.entries:
         assert entry.deltas is not None
         for seed, row in values[entry.label].iterrows():
-            said = formula
+            expression = formula
             for key, value in row.items():
-                said = said.replace(f"${{test/{key}}}", repr(float(value)))
-            assert eval(said) == pytest.approx(entry.deltas.per_seed.loc[str(seed), "delta_m"], rel=1e-6)
+                expression = expression.replace(f"${{test/{key}}}", repr(float(value)))
+            assert eval(expression) == pytest.approx(
+                entry.deltas.per_seed.loc[str(seed), "delta_m"], rel=1e-6
+            )
 
 
-def test_beside_it_other_metrics_keep_their_relative_change(tmp_path: Path) -> None:
+def test_other_metrics_keep_their_relative_change(tmp_path: Path) -> None:
     for method, error, accuracy in (("single_task", 1e-2, 0.5), ("upgrad", 1e-4, 0.6)):
         for seed in range(3):
             figures = {"u/mse": error * (1 + 0.1 * seed), "c/accuracy": accuracy}
@@ -130,7 +132,7 @@ def test_beside_it_other_metrics_keep_their_relative_change(tmp_path: Path) -> N
     assert entry.delta_m.mean == pytest.approx(-(100 * np.log(100) + 20) / 2)
 
 
-def test_the_key_of_compare_goes_before_the_marks(tmp_path: Path) -> None:
+def test_key_of_compare_overrides_the_marks_of_runs(tmp_path: Path) -> None:
     write(tmp_path, multiplicative=MARKS)
     assert not compared(tmp_path, multiplicative=[]).metrics["log"].any()
     assert compared(tmp_path).metrics["log"].all()
@@ -145,7 +147,7 @@ def test_the_key_of_compare_goes_before_the_marks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "settings", "said"),
+    ("value", "settings", "message"),
     [
         (0.0, {}, r"u/mse of .*bad is 0 and has no logarithm to be compared by; set multiplicative=\[v/mse\]\."),
         (-1.0, {"multiplicative": ["mse"]}, "u/mse of .*bad is -1 and has no logarithm"),
@@ -153,17 +155,17 @@ def test_the_key_of_compare_goes_before_the_marks(tmp_path: Path) -> None:
         (1.0, {"multiplicative": ["u/mse"]}, "multiplicative: mse is named for one task but not for another"),
     ],
 )  # fmt: skip
-def test_what_has_no_logarithm_is_refused(
-    value: float, settings: dict[str, object], said: str, tmp_path: Path
+def test_values_without_logarithm_and_unknown_metrics_are_rejected(
+    value: float, settings: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     write(tmp_path, multiplicative=MARKS)
     write_run(tmp_path / "bad", "upgrad", 9, {"u/mse": value, "v/mse": 1.0}, higher=False)
-    with pytest.raises(ComparisonError, match=said):
+    with pytest.raises(ComparisonError, match=message):
         compared(tmp_path, **settings)
     assert compared(tmp_path, multiplicative=[]).entries
 
 
-def test_plots_have_log_axes_and_the_interval_is_not_symmetric(tmp_path: Path) -> None:
+def test_plots_have_log_axes_and_asymmetric_intervals(tmp_path: Path) -> None:
     values = write(tmp_path, METHODS | {"single_task": 1e-3}, multiplicative=MARKS)
     comparison = compared(tmp_path)
     with styled():
@@ -181,19 +183,19 @@ def test_plots_have_log_axes_and_the_interval_is_not_symmetric(tmp_path: Path) -
     assert (low, high) == pytest.approx((np.exp(test.low), np.exp(test.high)))
 
 
-def test_terminal_page_and_tables_say_ratios(tmp_path: Path) -> None:
+def test_terminal_page_and_tables_show_ratios(tmp_path: Path) -> None:
     values = write(tmp_path / "runs", multiplicative=MARKS)
-    said = io.StringIO()
-    compare(str(tmp_path / "runs"), tmp_path / "out", console=Console(file=said, width=200))
+    printed = io.StringIO()
+    compare(str(tmp_path / "runs"), tmp_path / "out", console=Console(file=printed, width=200))
     ratio = stats.gmean(values["upgrad"].to_numpy().ravel()) / stats.gmean(
         values["config"].to_numpy().ravel()
     )
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    for text in (said.getvalue(), page):
+    for text in (printed.getvalue(), page):
         assert "config / upgrad" in text or "upgrad / config" in text
         assert f"{ratio:.3g}×" in text or f"{1 / ratio:.3g}×" in text
     mean = stats.gmean(values["upgrad"]["u/mse"])
-    assert f"{mean:.4g} ×/÷ ".replace("-", "−") in said.getvalue()
+    assert f"{mean:.4g} ×/÷ ".replace("-", "−") in printed.getvalue()
     assert "Row over column" in page
     figures = pd.read_csv(tmp_path / "out" / "figures.csv")
     assert figures["multiplicative"].all()

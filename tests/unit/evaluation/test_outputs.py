@@ -1,4 +1,4 @@
-"""What the user gets: CSV files, pictures, the page and the terminal."""
+"""Outputs of a comparison: CSV files, plots, the page and the terminal."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ PUBLISHED = Path(__file__).parents[3] / "data" / "published"
 
 
 class Reader(HTMLParser):
-    """Collects what a page says and loads, and checks that its tags are nested."""
+    """Collects the text and resources of a page, and checks that its tags are nested."""
 
     VOID = ("meta", "link", "img", "br")
 
@@ -58,7 +58,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A comparison with everything in it: its folder and what the terminal said."""
+    """A comparison with every kind of entry: its folder and its terminal output."""
     root = tmp_path_factory.mktemp("made")
     sweep = write_sweep(root / "sweep", {"weighted_sum": 0.02, "upgrad": 0.012, "mgda": 0.0125})
     for setting in ("[1,3]", "[1,1]", "[3,1]"):
@@ -69,13 +69,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for seed in range(2):
         figures = {"left/accuracy": 0.95, "right/accuracy": 0.95}
         write_run(sweep / f"cheat_{seed}", "cheat", seed, figures, selection="best on test")
-    said = io.StringIO()
+    printed = io.StringIO()
     source = [str(sweep), str(PUBLISHED / "celeba.csv")]
-    compare(source, root / "out", console=Console(file=said, width=140))
-    return root / "out", said.getvalue()
+    compare(source, root / "out", console=Console(file=printed, width=140))
+    return root / "out", printed.getvalue()
 
 
-def test_every_picture_is_drawn(made: tuple[Path, str]) -> None:
+def test_every_plot_is_drawn(made: tuple[Path, str]) -> None:
     names = {path.name for path in (made[0] / "plots").iterdir()}
     assert names == {
         *(f"toy_{name}.png" for name in ("delta_m", "delta_m_cost", "tasks", "pareto")),
@@ -83,12 +83,12 @@ def test_every_picture_is_drawn(made: tuple[Path, str]) -> None:
         "celeba-published_delta_m.png",
     }
     for path in (made[0] / "plots").iterdir():
-        picture = Image.open(path)
-        assert picture.width == 1150  # 4.6 inches at 250 dots each
-        assert len(picture.convert("L").getcolors() or []) > 20
+        plot = Image.open(path)
+        assert plot.width == 1150  # 4.6 inches at 250 dpi
+        assert len(plot.convert("L").getcolors() or []) > 20
 
 
-def test_the_page_is_one_file_and_well_formed(made: tuple[Path, str]) -> None:
+def test_page_is_one_well_formed_file(made: tuple[Path, str]) -> None:
     text = (made[0] / "index.html").read_text(encoding="utf-8")
     page = Reader(text)
     assert all(load.startswith(("data:", "#")) for load in page.loads)
@@ -99,7 +99,7 @@ def test_the_page_is_one_file_and_well_formed(made: tuple[Path, str]) -> None:
     assert all(image["alt"] for image in page.images)
 
 
-def test_the_page_says_what_must_be_said(made: tuple[Path, str]) -> None:
+def test_page_reports_cautions_and_failures(made: tuple[Path, str]) -> None:
     text = " ".join(" ".join(Reader((made[0] / "index.html").read_text(encoding="utf-8")).text).split())
     assert "cheat" in text
     assert "selected on test" in text
@@ -115,16 +115,16 @@ def test_the_page_says_what_must_be_said(made: tuple[Path, str]) -> None:
     assert "FAMO: Fast Adaptive Multitask Optimization (2023)" in text
 
 
-def test_the_terminal_says_the_same(made: tuple[Path, str]) -> None:
-    said = made[1]
+def test_terminal_reports_the_same(made: tuple[Path, str]) -> None:
+    printed = made[1]
     for words in (
         "Δm % ↓", "Δp % ↑", "mean rank ↓", "5 of 6", "best on test", "failed: <b>boom</b>", "Holm",
         "a front: neither", "weights=[1,3]", "Published by others",
     ):  # fmt: skip
-        assert words in said
+        assert words in printed
 
 
-def test_the_csv_files_hold_the_numbers_unrounded(made: tuple[Path, str]) -> None:
+def test_csv_files_contain_unrounded_numbers(made: tuple[Path, str]) -> None:
     summary = pd.read_csv(made[0] / "summary.csv").set_index(["method", "variant"])
     figures = pd.read_csv(made[0] / "figures.csv", keep_default_na=False)
     values = pd.concat(
@@ -144,7 +144,7 @@ def test_the_csv_files_hold_the_numbers_unrounded(made: tuple[Path, str]) -> Non
 
 
 @pytest.mark.slow
-def test_twice_gives_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
+def test_repeated_comparison_writes_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
     runs = sorted(str(path) for path in sweep.iterdir())
     compare(str(sweep), tmp_path / "once")
     before = tmp_path / "again" / "plots"
@@ -156,7 +156,7 @@ def test_twice_gives_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "once") == files(tmp_path / "again")
 
 
-def test_many_tasks_are_drawn_as_a_map_and_one_curve(tmp_path: Path) -> None:
+def test_many_tasks_are_drawn_as_a_heat_map_and_one_curve(tmp_path: Path) -> None:
     for method, loss in (("single_task", 0.0), ("uw", 0.01), ("upgrad", 0.02)):
         for seed in range(2):
             figures = {f"t{task:02d}/f1": 0.8 - loss + 0.001 * seed * task for task in range(20)}
@@ -169,16 +169,16 @@ def test_many_tasks_are_drawn_as_a_map_and_one_curve(tmp_path: Path) -> None:
     assert names == {"toy_delta_m.png", "toy_tasks.png", "toy_weights.png"}
 
 
-def test_one_run_alone_is_shown(tmp_path: Path) -> None:
+def test_single_run_is_shown(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "upgrad", 0, {"left/accuracy": 0.9, "right/accuracy": 0.8})
-    said = io.StringIO()
-    (comparison,) = compare(str(tmp_path / "run"), tmp_path / "out", console=Console(file=said))
+    printed = io.StringIO()
+    (comparison,) = compare(str(tmp_path / "run"), tmp_path / "out", console=Console(file=printed))
     assert comparison.pairs.empty
-    assert "There is no Δm" in said.getvalue()
+    assert "There is no Δm" in printed.getvalue()
     Reader((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
 
 
-def test_nothing_but_failed_runs_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_only_failed_runs_are_rejected_with_their_error(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "bad", "uw", 0, {}, status="failed", error="no memory")
     with pytest.raises(ComparisonError, match="failed: no memory"):
         compare(str(tmp_path / "runs"), tmp_path / "out")
@@ -186,7 +186,7 @@ def test_nothing_but_failed_runs_is_refused_with_the_reason(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_ten_thousand_rows(tmp_path: Path) -> None:
+def test_ten_thousand_rows_are_compared(tmp_path: Path) -> None:
     methods = ["single_task", "weighted_sum", *(f"m{i}" for i in range(8))]
     rows = [
         {"method": method, "seed": seed, "task": f"t{task}", "metric": "acc", "split": "test"}
@@ -223,7 +223,7 @@ def test_two_figures_are_never_averaged_under_one_key(tmp_path: Path) -> None:
         compare(source, tmp_path / "out")
 
 
-def test_two_columns_of_the_summary_never_share_a_name(tmp_path: Path) -> None:
+def test_columns_of_the_summary_have_distinct_names(tmp_path: Path) -> None:
     names = [(task, metric) for task in ("left", "right") for metric in ("acc", "acc_low")]
     source = str(_table(tmp_path / "theirs.csv", *names))
     with pytest.raises(ComparisonError, match=r"two columns mean/acc_low, .* metrics=\[…\]\."):
@@ -231,7 +231,7 @@ def test_two_columns_of_the_summary_never_share_a_name(tmp_path: Path) -> None:
     compare(source, tmp_path / "out", Settings(metrics=["acc_low"]))
 
 
-def test_experiments_of_similar_names_keep_their_pictures(tmp_path: Path) -> None:
+def test_experiments_with_similar_names_have_separate_plots(tmp_path: Path) -> None:
     names = ("a b", "a-b", "A/b")
     sources = [str(_table(tmp_path / f"{i}.csv", ("left", "acc"), experiment=e)) for i, e in enumerate(names)]
     compare(sources, tmp_path / "out")
@@ -240,25 +240,25 @@ def test_experiments_of_similar_names_keep_their_pictures(tmp_path: Path) -> Non
 
 
 def _against(baseline: list[float], methods: dict[str, float], folder: Path) -> tuple[str, str, pd.DataFrame]:
-    """What terminal, page and summary.csv say of methods whose figure right/r2 is as given, left/r2 0.8."""
+    """Return terminal output, page and summary.csv for methods with the given right/r2 and a left/r2 of 0.8."""
     for seed, value in enumerate(baseline):
         figures = {"left/r2": 0.8 + 0.01 * seed, "right/r2": value}
         write_run(folder / "runs" / f"single{seed}", "single_task", seed, figures)
         for method, own in methods.items():
             figures = {"left/r2": 0.79 + 0.01 * seed, "right/r2": own * (1 + 0.01 * seed)}
             write_run(folder / "runs" / f"{method}{seed}", method, seed, figures)
-    said = io.StringIO()
-    compare(str(folder / "runs"), folder / "out", console=Console(file=said, width=1000))
+    printed = io.StringIO()
+    compare(str(folder / "runs"), folder / "out", console=Console(file=printed, width=1000))
     page = " ".join(
         " ".join(Reader((folder / "out" / "index.html").read_text(encoding="utf-8")).text).split()
     )
-    return said.getvalue(), page, pd.read_csv(folder / "out" / "summary.csv").set_index("method")
+    return printed.getvalue(), page, pd.read_csv(folder / "out" / "summary.csv").set_index("method")
 
 
-def test_a_baseline_near_zero_gives_no_change_and_all_outputs_say_why(tmp_path: Path) -> None:
-    said, page, summary = _against([0.02, -0.01, 0.03], {"uw": 0.6, "upgrad": 0.5}, tmp_path)
+def test_all_outputs_report_a_baseline_near_zero(tmp_path: Path) -> None:
+    printed, page, summary = _against([0.02, -0.01, 0.03], {"uw": 0.6, "upgrad": 0.5}, tmp_path)
     why = "the baseline of right/r2 is 0.01333, and its interval over 3 seeds, "
-    assert f"There is no Δm: {why}" in said
+    assert f"There is no Δm: {why}" in printed
     assert f"There is no Δm: {why}" in page
     assert summary["no_delta_because"].str.contains(why, regex=False).all()
     assert summary["delta_m"].isna().all()
@@ -268,8 +268,10 @@ def test_a_baseline_near_zero_gives_no_change_and_all_outputs_say_why(tmp_path: 
 def test_a_figure_that_dwarfs_the_baseline_gives_no_change_and_leaves_the_others_theirs(
     tmp_path: Path,
 ) -> None:
-    said, page, summary = _against([1e-9, 1.1e-9, 1.2e-9], {"uw": 1e-9, "upgrad": 0.5, "mgda": 0.4}, tmp_path)
-    for text in (said, page):
+    printed, page, summary = _against(
+        [1e-9, 1.1e-9, 1.2e-9], {"uw": 1e-9, "upgrad": 0.5, "mgda": 0.4}, tmp_path
+    )
+    for text in (printed, page):
         assert "uw has the Δm" in text
         for method, value in (("upgrad", "0.505"), ("mgda", "0.404")):
             why = f"{method} cannot be compared with the baseline: its right/r2 is {value}, "
@@ -279,15 +281,15 @@ def test_a_figure_that_dwarfs_the_baseline_gives_no_change_and_leaves_the_others
     assert abs(summary["delta_m"]["uw"]) < 100
 
 
-def test_a_baseline_that_is_not_finite_is_there_and_named(tmp_path: Path) -> None:
-    said, page, summary = _against([math.nan, math.inf, math.nan], {"uw": 0.6}, tmp_path)
+def test_all_outputs_report_a_non_finite_baseline(tmp_path: Path) -> None:
+    printed, page, summary = _against([math.nan, math.inf, math.nan], {"uw": 0.6}, tmp_path)
     why = "no run of the method single_task counts (right/r2 is not a finite number)"
-    for text in (said, page):
+    for text in (printed, page):
         assert f"There is no Δm: {why}." in text
     assert summary["no_delta_because"].eq(why).all()
 
 
-def test_without_the_metric_the_others_are_compared(tmp_path: Path) -> None:
+def test_other_metrics_are_compared_without_the_rejected_one(tmp_path: Path) -> None:
     _against([0.02, -0.01, 0.03], {"uw": 0.6}, tmp_path)
     compare(str(tmp_path / "runs"), tmp_path / "out", Settings(metrics=["left/r2"]))
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["delta_m"].notna().all()

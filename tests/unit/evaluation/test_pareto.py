@@ -10,7 +10,7 @@ POINTS = arrays(float, st.tuples(st.integers(1, 8), st.just(2)), elements=st.int
 
 
 @given(POINTS)
-def test_the_front_is_what_nothing_dominates(points: np.ndarray) -> None:
+def test_front_contains_the_points_that_are_not_dominated(points: np.ndarray) -> None:
     for point, kept in zip(points, on_front(points), strict=True):
         dominated = any((other <= point).all() and (other < point).any() for other in points)
         assert kept == (not dominated)
@@ -24,5 +24,5 @@ def test_hypervolume_counts_the_dominated_unit_squares(points: np.ndarray, x: in
     assert hypervolume(points, np.array([x, y], dtype=float)) == pytest.approx(squares)
 
 
-def test_points_beyond_the_reference_add_nothing() -> None:
+def test_points_beyond_the_reference_have_no_hypervolume() -> None:
     assert hypervolume(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([1.0, 1.0])) == 0

@@ -1,3 +1,5 @@
+"""Rules for which runs are compared."""
+
 from pathlib import Path
 
 import pytest
@@ -30,14 +32,14 @@ def runs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [("failed", "failed: out of memory"), ("interrupted", "interrupted"), ("running", "still running")],
 )
-def test_a_run_that_did_not_complete_is_listed_and_not_counted(runs: Path, status: str, said: str) -> None:
+def test_incomplete_run_is_listed_but_not_counted(runs: Path, status: str, message: str) -> None:
     error = "out of memory\nTraceback" if status == "failed" else None
     write_run(runs / "bad", "uw", 9, FIGURES, status=status, error=error)
     rules = apply(runs)
-    assert reasons(rules)["bad"].startswith(said)
+    assert reasons(rules)["bad"].startswith(message)
     assert "\n" not in reasons(rules)["bad"]
     assert "9" not in set(rules.figures["seed"])
 
@@ -47,12 +49,12 @@ def test_a_diverged_run_is_named_with_its_figure(runs: Path) -> None:
     assert reasons(apply(runs)) == {"bad": "right/accuracy is not a finite number"}
 
 
-def test_a_completed_run_without_the_split_is_listed(runs: Path) -> None:
+def test_completed_run_without_the_split_is_listed(runs: Path) -> None:
     write_run(runs / "bad", "uw", 9, FIGURES, split="val")
     assert reasons(apply(runs)) == {"bad": "no value for split=test; available: val"}
 
 
-def test_of_two_runs_with_one_seed_the_last_counts(runs: Path) -> None:
+def test_last_run_of_a_repeated_seed_counts(runs: Path) -> None:
     write_run(runs / "uw_1_again", "uw", 1, dict.fromkeys(FIGURES, 0.9))
     rules = apply(runs)
     assert reasons(rules) == {"uw_1": "repeated: a later run has the same seed and recipe"}
@@ -60,8 +62,8 @@ def test_of_two_runs_with_one_seed_the_last_counts(runs: Path) -> None:
     assert kept["value"].tolist() == [0.9, 0.9]
 
 
-def test_the_recipe_that_most_methods_share_is_compared(runs: Path) -> None:
-    for seed in range(5):  # more runs, but one method
+def test_recipe_of_most_methods_is_compared(runs: Path) -> None:
+    for seed in range(5):  # more runs, but of one method
         write_run(runs / f"other_{seed}", "uw", seed, FIGURES, digest="bbbb2222")
     rules = apply(runs)
     assert rules.recipes == {"uw": "aaaa1111", "upgrad": "aaaa1111"}
@@ -83,7 +85,7 @@ def test_each_method_keeps_its_usual_selection_rule(runs: Path) -> None:
         apply(runs, selection="best")
 
 
-def test_the_single_task_runs_are_the_baseline_and_keep_their_recipes(runs: Path) -> None:
+def test_single_task_runs_are_the_baseline_and_keep_their_recipes(runs: Path) -> None:
     write_run(runs / "single", "single_task", 0, {"left/accuracy": 0.7}, digest="bbbb2222")
     rules = apply(runs)
     assert "single_task" not in set(rules.figures["method"])
@@ -98,28 +100,28 @@ def test_published_changes_are_never_among_the_figures(runs: Path) -> None:
     assert reasons(rules) == {}
 
 
-def test_a_variant_is_named_only_where_a_method_has_several(runs: Path) -> None:
+def test_variants_are_named_only_if_a_method_has_several(runs: Path) -> None:
     write_run(runs / "w1", "weighted_sum", 0, FIGURES, variant="w=[1,2]")
     assert set(apply(runs).recipes) == {"uw", "upgrad", "weighted_sum"}
     write_run(runs / "w2", "weighted_sum", 0, FIGURES, variant="w=[2,1]")
     assert set(apply(runs).recipes) == {"uw", "upgrad", "weighted_sum (w=[1,2])", "weighted_sum (w=[2,1])"}
-    # A run that failed before it knew its variant renames nothing.
+    # A failed run with another variant renames nothing.
     write_run(runs / "u", "uw", 5, {}, status="failed", variant="w=3")
     assert "uw" in apply(runs).recipes
 
 
-def test_different_versions_and_commits_are_pointed_out(runs: Path) -> None:
+def test_different_versions_and_commits_are_reported(runs: Path) -> None:
     assert apply(runs).cautions == []
     write_run(runs / "new", "uw", 8, FIGURES, versions={"torch": "3.0"}, git_commit="beef")
     assert len(apply(runs).cautions) == 2
 
 
 @pytest.mark.parametrize(
-    ("rule", "stamped"),
+    ("rule", "expected"),
     [
         ("best on test", True), ("test/mean max", True), ("best_test", True), ("Test", True),
         ("val/mean max", False), ("latest", False), ("last", False), ("contest", False), ("", False),
     ],
 )  # fmt: skip
-def test_selection_on_test_is_recognized(rule: str, stamped: bool) -> None:
-    assert on_test(rule) is stamped
+def test_selection_on_test_is_recognized(rule: str, expected: bool) -> None:
+    assert on_test(rule) is expected

@@ -1,4 +1,4 @@
-"""The published tables that come with the project."""
+"""The published tables in data/published."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ METHODS |= {"pcgrad", "cagrad", "imtl_g", "nash_mtl", "famo", "fairgrad"}
     ("experiment", "sum_scalar", "fairgrad"),
     [("nyuv2", 5.59, -4.66), ("cityscapes", 22.60, 5.18), ("qm9", 177.6, 57.9), ("celeba", 4.15, 0.37)],
 )
-def test_every_table_is_a_record_with_its_source(experiment: str, sum_scalar: float, fairgrad: float) -> None:
+def test_tables_are_valid_records_with_a_source(experiment: str, sum_scalar: float, fairgrad: float) -> None:
     records = read(find(str(PUBLISHED / f"{experiment}.csv")))
     assert set(records.runs["method"]) == METHODS
     assert set(records.runs["experiment"]) == {experiment}
@@ -30,7 +30,7 @@ def test_every_table_is_a_record_with_its_source(experiment: str, sum_scalar: fl
     assert (values["weighted_sum"], values["fairgrad"]) == (sum_scalar, fairgrad)
 
 
-def test_published_changes_stand_beside_measured_ones_and_in_no_statistic(tmp_path: Path) -> None:
+def test_published_changes_are_shown_but_enter_no_statistic(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path, {"weighted_sum": 0.02, "famo": 0.01}, experiment="nyuv2")
     (alone,) = compare_records(load(str(sweep)), Settings())
     both = compare_records(load([str(sweep), str(PUBLISHED)]), Settings())
@@ -44,7 +44,7 @@ def test_published_changes_stand_beside_measured_ones_and_in_no_statistic(tmp_pa
     assert all(each.published and not each.rows for each in both[1:])
 
 
-def test_a_published_table_of_metrics_is_compared_by_itself(tmp_path: Path) -> None:
+def test_published_metrics_are_compared_separately(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", {"weighted_sum": 0.02}, experiment="nyuv2")
     table = tmp_path / "theirs.csv"
     head = "method,seed,task,metric,split,value,higher_is_better,experiment,source\n"

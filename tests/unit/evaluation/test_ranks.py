@@ -16,18 +16,18 @@ def reference(values: np.ndarray) -> np.ndarray:
 
 
 @given(arrays(float, st.tuples(st.integers(3, 6), st.just(2)), elements=st.integers(0, 5).map(float)))
-def test_ranks_and_their_range_are_those_of_the_definition(values: np.ndarray) -> None:
+def test_ranks_and_their_range_match_the_definition(values: np.ndarray) -> None:
     labels = [f"m{i}" for i in range(len(values))]
     ranks = mean_ranks(pd.DataFrame(values, index=labels, columns=["acc", "err"]), DIRECTIONS)
     assert ranks["rank"].to_numpy() == pytest.approx(reference(values))
     for i, label in enumerate(labels):
-        seen = [reference(values)[i]]
+        found = [reference(values)[i]]
         for other in range(len(values)):
             if other != i:
                 rest = np.delete(values, other, axis=0)
-                seen.append(reference(rest)[i - (other < i)])
-        assert ranks.loc[label, "low"] == pytest.approx(min(seen))
-        assert ranks.loc[label, "high"] == pytest.approx(max(seen))
+                found.append(reference(rest)[i - (other < i)])
+        assert ranks.loc[label, "low"] == pytest.approx(min(found))
+        assert ranks.loc[label, "high"] == pytest.approx(max(found))
 
 
 def test_two_methods_have_no_range() -> None:

@@ -1,3 +1,5 @@
+"""Reading of run folders and tables."""
+
 import math
 from pathlib import Path
 
@@ -12,27 +14,27 @@ ROW = {"method": "uw", "seed": 0, "task": "left", "metric": "accuracy", "split":
 ROW |= {"higher_is_better": True}
 
 
-def test_a_folder_stands_for_every_run_below_it(sweep: Path) -> None:
+def test_folder_selects_every_run_below_it(sweep: Path) -> None:
     assert len(find(str(sweep)).run_folders) == 5 * (3 + 2)
-    assert find(str(sweep)) == find([str(sweep), str(sweep / "upgrad_0")])  # nothing is counted twice
+    assert find(str(sweep)) == find([str(sweep), str(sweep / "upgrad_0")])  # runs are not counted twice
     assert find(str(sweep / "upgrad_*")).run_folders == tuple(sweep / f"upgrad_{seed}" for seed in range(5))
     assert find(str(sweep / "**")).run_folders == find(str(sweep)).run_folders
     assert find(str(sweep / "upgrad_0" / "results.csv")).run_folders == (sweep / "upgrad_0",)
 
 
-def test_what_a_run_keeps_inside_is_no_other_run(tmp_path: Path) -> None:
+def test_files_inside_a_run_are_not_another_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "uw", 0, {"left/accuracy": 0.5})
     write_table(run / "checkpoints" / "results.csv", [ROW])
     assert find(str(tmp_path)).run_folders == (run,)
 
 
-def test_a_folder_of_tables_stands_for_its_files(tmp_path: Path) -> None:
+def test_folder_of_tables_selects_its_files(tmp_path: Path) -> None:
     file = write_table(tmp_path / "published.csv", [ROW])
     assert find(str(tmp_path)).record_files == (file,)
 
 
 @pytest.mark.parametrize("source", ["nowhere", "nowhere/*.csv", []])
-def test_a_source_without_anything_is_refused(source: str | list[str]) -> None:
+def test_empty_source_is_rejected(source: str | list[str]) -> None:
     with pytest.raises(ComparisonError, match="source"):
         find(source)
 
@@ -53,7 +55,7 @@ def test_figures_and_runs_are_read(tmp_path: Path) -> None:
     ]
 
 
-def test_a_table_with_the_seven_columns_alone_is_a_record(tmp_path: Path) -> None:
+def test_table_with_only_the_seven_columns_is_a_record(tmp_path: Path) -> None:
     rows = [ROW, ROW | {"task": "right", "value": ""}, ROW | {"seed": "1.0", "higher_is_better": ""}]
     records = read(find(str(write_table(tmp_path / "theirs.csv", rows))))
     assert records.runs["experiment"].unique().tolist() == ["theirs"]
@@ -67,22 +69,20 @@ def test_a_table_with_the_seven_columns_alone_is_a_record(tmp_path: Path) -> Non
     ("change", "message"),
     [({"value": "many"}, "not a number"), ({"higher_is_better": "perhaps"}, "higher_is_better='perhaps'")],
 )
-def test_a_record_that_cannot_be_understood_is_refused(
-    tmp_path: Path, change: dict[str, str], message: str
-) -> None:
+def test_invalid_value_is_rejected(tmp_path: Path, change: dict[str, str], message: str) -> None:
     file = write_table(tmp_path / "bad.csv", [ROW | change])
     with pytest.raises(ComparisonError, match=message):
         read(find(str(file)))
 
 
-def test_a_record_without_a_column_is_refused_by_name(tmp_path: Path) -> None:
+def test_missing_column_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "short.csv"
     file.write_text("method,seed,task,metric,value,higher_is_better\n")
     with pytest.raises(ComparisonError, match="lacks the column split"):
         read(find(str(file)))
 
 
-def test_a_run_killed_while_it_wrote_its_status_is_read_as_such(tmp_path: Path) -> None:
+def test_truncated_status_is_read_as_unreadable(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "uw", 0, {"left/accuracy": 0.5})
     (run / "run.json").write_text('{"status": "comp')
     assert read(find(str(tmp_path))).runs["status"].tolist() == ["unreadable"]
@@ -103,7 +103,7 @@ def test_where_a_figure_of_a_table_comes_again_another_run_begins(tmp_path: Path
     assert records.figures["run"].tolist() == [0, 0, 1, 1]
 
 
-def test_what_a_spreadsheet_saves_is_read_or_refused(tmp_path: Path) -> None:
+def test_utf_8_with_bom_is_read_and_latin_1_is_rejected(tmp_path: Path) -> None:
     file = write_table(tmp_path / "theirs.csv", [ROW | {"method": "é"}])
     text = file.read_text(encoding="utf-8")
     file.write_text(text, encoding="utf-8-sig")
@@ -114,7 +114,7 @@ def test_what_a_spreadsheet_saves_is_read_or_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [
         (
             "mean/mae",
@@ -131,17 +131,15 @@ def test_what_a_spreadsheet_saves_is_read_or_refused(tmp_path: Path) -> None:
         ("left/delta_m", "has a metric named 'delta_m', and the record uses this name for changes"),
     ],
 )
-def test_a_name_of_two_meanings_is_refused_in_records_of_older_runs(
-    key: str, said: str, tmp_path: Path
-) -> None:
+def test_reserved_name_in_an_older_record_is_rejected(key: str, message: str, tmp_path: Path) -> None:
     write_run(tmp_path / "run", "uw", 0, {"left/mae": 1.0, key: 2.0})
     with pytest.raises(ComparisonError, match=r"results\.csv") as error:
         read(find(str(tmp_path)))
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_table_of_another_origin_may_quote_changes_and_a_run_its_own_scalar(tmp_path: Path) -> None:
+def test_tables_may_contain_changes_and_runs_their_combined_loss(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "uw", 0, {"left/mae": 1.0, "combined/loss": 2.0})
     quoted = [ROW | {"task": task, "metric": "delta_m"} for task in ("all", "combined", "")]
     write_table(tmp_path / "theirs.csv", [ROW, *quoted])

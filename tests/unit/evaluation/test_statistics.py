@@ -1,3 +1,5 @@
+"""Intervals, tests and sample sizes against scipy and statsmodels."""
+
 import math
 import warnings
 from typing import Any
@@ -22,7 +24,7 @@ from multitask.evaluation.statistics import (
 RANDOM = np.random.default_rng(7)
 
 
-def test_mean_interval_is_students() -> None:
+def test_mean_interval_is_the_t_interval() -> None:
     values = RANDOM.normal(3, 2, 6)
     interval = mean_intervals(pd.DataFrame({"x": values}))["x"]
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
@@ -31,7 +33,7 @@ def test_mean_interval_is_students() -> None:
     assert interval.n == 6
 
 
-def test_one_seed_has_a_mean_and_no_interval() -> None:
+def test_one_seed_has_a_mean_but_no_interval() -> None:
     interval = mean_intervals(pd.DataFrame({"x": [0.5]}))["x"]
     assert interval.mean == 0.5
     assert math.isnan(interval.low)
@@ -42,14 +44,14 @@ def test_one_seed_has_a_mean_and_no_interval() -> None:
     assert math.isnan(exact_baseline.half)
 
 
-def test_a_missing_seed_counts_only_where_it_is_missing() -> None:
+def test_missing_seed_affects_only_its_own_metric() -> None:
     first, second = mean_intervals(pd.DataFrame({"x": [1.0, 2.0, 3.0], "y": [1.0, 2.0, math.nan]})).values()
     assert (first.n, second.n) == (3, 2)
     assert second.mean == 1.5
 
 
-def test_intervals_with_the_baselines_noise_cover_as_they_promise() -> None:
-    """4000 experiments at once: five seeds of a method, four of a noisier baseline; the truth is 1."""
+def test_intervals_with_baseline_noise_have_nominal_coverage() -> None:
+    """4000 experiments with five seeds of a method and four of a noisier baseline; the true value is 1."""
     method = RANDOM.normal(1, 0.5, (5, 4000))
     baseline = RANDOM.normal(0, 1.0, (4, 4000))
     noise = baseline - baseline.mean(axis=0)
@@ -58,12 +60,12 @@ def test_intervals_with_the_baselines_noise_cover_as_they_promise() -> None:
         for interval in shifted_intervals(method - baseline.mean(axis=0), noise)
     ]
     assert 0.935 < np.mean(covered) < 0.975
-    # The same intervals without the baseline's share are far too narrow.
+    # Intervals without the baseline's variance are far too narrow.
     _, low, high, *_ = t_test(method - baseline.mean(axis=0))
     assert np.mean((low <= 1) & (high >= 1)) < 0.8
 
 
-def test_paired_test_is_scipys() -> None:
+def test_paired_test_matches_scipy() -> None:
     a, b = RANDOM.normal(size=(2, 8))
     _, low, high, _, p = t_test((a - b)[:, None])
     expected = stats.ttest_rel(a, b)
@@ -71,7 +73,7 @@ def test_paired_test_is_scipys() -> None:
     assert (low[0], high[0]) == pytest.approx(tuple(expected.confidence_interval(0.95)))
 
 
-def test_without_spread_a_difference_is_certain_or_none() -> None:
+def test_constant_differences_have_p_value_zero_or_one() -> None:
     _, low, high, _, p = t_test(np.array([[0.0, 0.5]] * 3))
     assert p.tolist() == [1.0, 0.0]
     assert low.tolist() == high.tolist() == [0.0, 0.5]
@@ -89,7 +91,7 @@ def test_holm_is_the_step_down_procedure(values: list[float]) -> None:
     assert adjusted == pytest.approx([reference[i] for i in range(len(p))])
 
 
-def test_holm_leaves_out_what_was_not_tested() -> None:
+def test_holm_ignores_missing_p_values() -> None:
     adjusted = holm(np.array([0.01, math.nan, 0.04]))
     assert adjusted[[0, 2]] == pytest.approx([0.02, 0.04])
     assert math.isnan(adjusted[1])
@@ -98,7 +100,7 @@ def test_holm_leaves_out_what_was_not_tested() -> None:
 @pytest.mark.parametrize(
     ("deviation", "difference", "alpha"), [(1.0, 1.0, 0.05), (2.0, 0.5, 0.001), (0.3, 0.2, 0.01)]
 )
-def test_needed_seeds_reach_the_power_and_one_less_does_not(
+def test_needed_seeds_are_the_fewest_that_reach_the_power(
     deviation: float, difference: float, alpha: float
 ) -> None:
     (needed,) = seeds_needed(np.array([deviation]), np.array([difference]), np.array([alpha]))
@@ -116,13 +118,13 @@ def test_needed_seeds_at_the_extremes() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.floats(0.1, 10), st.floats(1.1, 3))
-def test_a_smaller_difference_needs_more_seeds(deviation: float, factor: float) -> None:
+def test_smaller_difference_needs_more_seeds(deviation: float, factor: float) -> None:
     deviations, alpha = np.array([deviation] * 2), np.array([0.05] * 2)
     large, small = seeds_needed(deviations, np.array([1.0, 1.0 / factor]), alpha)
     assert small >= large
 
 
-def test_pairs_use_the_seeds_in_common() -> None:
+def test_pairs_use_common_seeds() -> None:
     table = pd.DataFrame(
         {"a": [1.0, 2.0, 3.0, 4.1], "b": [1.5, 2.4, 3.6, math.nan], "c": [math.nan] * 3 + [1.0]},
         index=["0", "1", "2", "3"],
@@ -139,29 +141,29 @@ def test_pairs_use_the_seeds_in_common() -> None:
     assert result.loc[("a", "b"), "p_holm"] == pytest.approx(reference.pvalue)
 
 
-def test_pairing_finds_what_unpaired_seeds_would_hide() -> None:
+def test_paired_test_separates_where_the_unpaired_does_not() -> None:
     shared = RANDOM.normal(0, 10, 6)
     table = pd.DataFrame({"a": shared, "b": shared + 1 + RANDOM.normal(0, 0.1, 6)})
     assert pairs(table, figure="x", sought=1)["separable"].item()
     assert stats.ttest_ind(table["a"], table["b"]).pvalue > 0.5
 
 
-def test_a_noisy_baseline_makes_pairs_less_certain() -> None:
+def test_baseline_noise_increases_the_p_value() -> None:
     table = pd.DataFrame(RANDOM.normal([0, 1], 0.3, (5, 2)), columns=["a", "b"])
     noise = pd.DataFrame({"a": [0.5, -0.5, 0.0], "b": [-0.5, 0.5, 0.0]})
     exact = pairs(table, figure="x", sought=1)
     noisy = pairs(table, figure="x", sought=1, noise=noise)
     assert noisy["p"].item() > exact["p"].item()
     assert noisy["difference"].item() == exact["difference"].item()
-    # What moves both alike takes no part in their difference.
+    # Noise common to both has no effect on their difference.
     common = pd.DataFrame({"a": [0.5, -0.5, 0.0], "b": [0.5, -0.5, 0.0]})
     welch = pairs(table, figure="x", sought=1, noise=common)
     assert welch["p"].item() == pytest.approx(exact["p"].item())
 
 
 @pytest.mark.parametrize("power", [-1000, -530, 0, 530, 1000])
-def test_statistics_follow_the_unit_whatever_it_is(power: int) -> None:
-    """Squares of such numbers are zero or infinite; powers of two leave the digits as they are."""
+def test_statistics_are_equivariant_to_units(power: int) -> None:
+    """Squares of such numbers underflow or overflow; powers of two scale them without rounding."""
     generator = np.random.default_rng(0)
     values, noise = 1.0 + generator.random((4, 3)), generator.random((3, 3))
     names = list("abc")

@@ -1,4 +1,4 @@
-"""Steps until validation reaches a target, of runs whose histories are known."""
+"""Steps until validation reaches a target, for known histories."""
 
 import io
 from pathlib import Path
@@ -15,7 +15,7 @@ from multitask.evaluation.comparison import Settings, compare_records
 from multitask.evaluation.errors import ComparisonError
 from tests.unit.evaluation.hand_records import write_run, write_table
 
-# Errors in validation after 10, 20, 30 and 40 steps, by method and seed.
+# Validation errors after 10, 20, 30 and 40 steps, by method and seed.
 HISTORIES: dict[str, list[list[float | str]]] = {
     "config": [[0.9, 0.4, 0.6, 0.3], [0.5, 0.4, 0.3, 0.2], [0.9, 0.8, "", 0.5]],
     "uw": [[0.9, 0.8, 0.7, 0.6], [0.9, 0.5, 0.4, 0.3], [0.9, 0.8, 0.8, 0.7]],
@@ -27,7 +27,7 @@ SECONDS = {"config": 0.5, "uw": 0.25}
 def write(folder: Path, key: str = "val/u/mse") -> None:
     for method, seeds in HISTORIES.items():
         for seed, history in enumerate(seeds):
-            # Rows of training stand between those of validation, and steps are counted from 0.
+            # Rows of training lie between rows of validation, and steps start at 0.
             curves: list[dict[str, Any]] = [{"step": step, "train/loss/u": 1.0} for step in range(0, 40, 3)]
             curves += [{"step": 10 * n + 9, key: value} for n, value in enumerate(history)]
             cost: dict[str, Any] = {"step_seconds": SECONDS[method]} if method in SECONDS else {}
@@ -40,7 +40,7 @@ def compared(source: Path, **settings: Any) -> Any:
     return found
 
 
-def test_runs_that_never_reach_it_are_counted_as_the_latest(tmp_path: Path) -> None:
+def test_runs_that_never_reach_the_target_count_as_the_latest(tmp_path: Path) -> None:
     write(tmp_path)
     comparison = compared(tmp_path, targets={"mse": 0.5, "u/mse": 0.3})
     tables.write([comparison], tmp_path)
@@ -62,22 +62,22 @@ def test_runs_that_never_reach_it_are_counted_as_the_latest(tmp_path: Path) -> N
     }
     for row, values in expected.items():
         np.testing.assert_array_equal(methods.loc[row, columns].to_numpy(dtype=float), values)
-    said = io.StringIO()
-    terminal.show([comparison], Console(file=said, width=200))
-    for text in (said.getvalue(), page.render([comparison], [[]])):
+    printed = io.StringIO()
+    terminal.show([comparison], Console(file=printed, width=200))
+    for text in (printed.getvalue(), page.render([comparison], [[]])):
         assert "Until validation reaches u/mse ≤ 0.5" in " ".join(text.split())
         assert "2 of 3" in text
         assert "1 of 2" in text
 
 
-def test_more_is_better_of_an_accuracy(tmp_path: Path) -> None:
+def test_target_of_an_accuracy_is_reached_from_below(tmp_path: Path) -> None:
     curves = [{"step": 9, "val/a/accuracy": 0.7}, {"step": 19, "val/a/accuracy": 0.8}]
     for method in ("uw", "config"):
         write_run(tmp_path / method, method, 0, {"a/accuracy": 0.8}, higher=True, curves=curves)
     assert compared(tmp_path, targets={"accuracy": 0.75}).times["steps"].tolist() == [20, 20]
 
 
-def test_runs_without_a_history_are_named(tmp_path: Path) -> None:
+def test_runs_without_a_history_are_reported(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "uw1" / "metrics.csv").unlink()
     found = compared(tmp_path, targets={"mse": 0.5})
@@ -85,7 +85,7 @@ def test_runs_without_a_history_are_named(tmp_path: Path) -> None:
     assert (found.times["label"] == "uw").sum() == 2
 
 
-def test_a_target_that_is_no_metric_of_validation_is_refused(tmp_path: Path) -> None:
+def test_target_without_validation_metric_is_rejected(tmp_path: Path) -> None:
     write(tmp_path / "runs", key="val/v/mse")
     with pytest.raises(
         ComparisonError, match="targets=l1: no record has it on the split test; choices: u/mse"

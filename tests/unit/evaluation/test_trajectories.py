@@ -1,4 +1,4 @@
-"""Trajectories of many runs in one figure, from what the runs left."""
+"""Trajectories of many runs in one plot."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from multitask.evaluation.errors import ComparisonError
 from multitask.evaluation.plots.trajectories import draw_trajectories, read_trajectories
 
 
-def leave(folder: Path, method: str, start: float) -> None:
-    """Write what a run of two steps leaves."""
+def write_files(folder: Path, method: str, start: float) -> None:
+    """Write the files of a run of two steps."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"method": method}))
     (folder / "trajectory.csv").write_text(
@@ -24,10 +24,10 @@ def leave(folder: Path, method: str, start: float) -> None:
     )
 
 
-def test_a_panel_a_method_with_all_its_ways(tmp_path: Path) -> None:
+def test_one_panel_per_method_with_all_its_trajectories(tmp_path: Path) -> None:
     for method in ("mean", "upgrad", "mgda", "pcgrad"):
         for start in (-4.0, 2.0):
-            leave(tmp_path / f"{method}_{start}", method, start)
+            write_files(tmp_path / f"{method}_{start}", method, start)
     figure = draw_trajectories(read_trajectories(tmp_path))
     shown = [panel for panel in figure.axes if panel.axison]
     assert [panel.get_title() for panel in shown] == ["mean", "mgda", "pcgrad", "upgrad"]
@@ -40,6 +40,6 @@ def test_a_panel_a_method_with_all_its_ways(tmp_path: Path) -> None:
     figure.savefig(tmp_path / "figure.png")
 
 
-def test_folder_without_trajectories_is_named(tmp_path: Path) -> None:
+def test_folder_without_trajectories_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ComparisonError, match="contains no trajectory; make some with"):
         read_trajectories(tmp_path)

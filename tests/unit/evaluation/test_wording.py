@@ -1,4 +1,4 @@
-"""Numbers in columns are short, whatever they are."""
+"""Numbers in columns are short for every magnitude."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Paths on the command line."""
+"""Command-line arguments with paths and tags."""
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,7 +12,7 @@ PATHS = st.text(st.sampled_from("ab'\"\\ ,=${}[]()~:#é\t"), max_size=8)
 
 
 @given(PATHS)
-def test_hydra_reads_a_quoted_string_as_it_was(path: str) -> None:
+def test_hydra_parses_a_quoted_string_unchanged(path: str) -> None:
     assert OverridesParser.create().parse_override(f"key={quoted(path)}").value() == path
 
 
@@ -27,16 +27,16 @@ def test_paths_need_no_quotes(key: str) -> None:
 @pytest.mark.parametrize(
     "argument", ["seed=0,1", "ckpt_path=null", "weighting=upgrad", "-m", "hydra.run.dir="]
 )
-def test_everything_else_stays(argument: str) -> None:
+def test_other_arguments_are_unchanged(argument: str) -> None:
     assert prepared([argument]) == [argument]
 
 
-def test_files_can_be_swept_over_and_folders_cannot() -> None:
+def test_files_can_be_swept_over_but_not_folders() -> None:
     assert prepared(["-m", "init_from=a,b"]) == ["-m", "init_from=a,b"]
     assert prepared(["-m", "hydra.sweep.dir=a,b"]) == ["-m", "hydra.sweep.dir='a,b'"]
 
 
-def test_tags_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tags_are_read_from_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["-m", "tags=ask", "seed=0,1"]
     with pytest.raises(ConfigError, match=r"^tags=ask asks at the terminal, and there is none; set tags=\["):
         asked(given)

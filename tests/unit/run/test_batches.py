@@ -1,4 +1,4 @@
-"""Batches are what the data makes of its examples; examples of which none can be made are refused in one sentence."""
+"""Batches of any structure are accepted; examples that cannot be collated are rejected in one sentence."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -47,27 +47,30 @@ def made(split: Any) -> Data:
 
 
 X = torch.zeros(3)
-TAKEN: dict[str, Any] = {
+ACCEPTED: dict[str, Any] = {
     "stream": Stream(),
     "tuple": lambda i: (X, i),
     "tensors by name": lambda i: {"inputs": {"ids": X, "mask": X}},
     "list": lambda i: {"inputs": [X, X]},
     "text": lambda i: {"inputs": "a sentence"},
-    "path beside": lambda i: {"inputs": X, "path": f"{i}.png"},
+    "additional path": lambda i: {"inputs": X, "path": f"{i}.png"},
     "nested, in memory": {"x": {"ids": torch.zeros(5, 3), "mask": torch.zeros(5)}, "y": torch.zeros(5)},
 }
-REFUSED: dict[str, tuple[Any, str]] = {
+REJECTED: dict[str, tuple[Any, str]] = {
     "none": (lambda i: {"inputs": X, "y": None}, "cannot be stacked .*; set data.collate_fn"),
     "ragged": (lambda i: {"inputs": torch.zeros(1 + i)}, "cannot be stacked .*; set data.collate_fn"),
     "in memory": ({"inputs": np.zeros((5, 3))}, "gives a ndarray for 'inputs'"),
     "nested, in memory": ({"x": {"a": X, "b": "text"}}, "gives a str for 'x.b'"),
-    "unlike, in memory": ({"x": {"a": X, "b": torch.zeros(4)}}, r"has \[4\] for 'x.b' beside 3 examples"),
+    "unequal lengths, in memory": (
+        {"x": {"a": X, "b": torch.zeros(4)}},
+        r"has \[4\] for 'x.b' beside 3 examples",
+    ),
 }
 
 
-@pytest.mark.parametrize("kind", TAKEN)
-def test_taken_as_they_are(kind: str) -> None:
-    data = made(TAKEN[kind])
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_accepted(kind: str) -> None:
+    data = made(ACCEPTED[kind])
     check_batches(data, 1)
     first_batch(data, "train")
 
@@ -82,14 +85,14 @@ def test_nested_arrays_are_indexed_together() -> None:
         assert torch.equal(a, batch["y"])
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_refused(kind: str) -> None:
-    split, says = REFUSED[kind]
-    with pytest.raises(ConfigError, match=f"data: the train split .*{says}"):
+@pytest.mark.parametrize("kind", REJECTED)
+def test_rejected(kind: str) -> None:
+    split, message = REJECTED[kind]
+    with pytest.raises(ConfigError, match=f"data: the train split .*{message}"):
         check_batches(made(split), 1)
 
 
-def test_streams_are_no_ones_to_share() -> None:
+def test_streams_need_one_process_and_a_batch_size() -> None:
     with pytest.raises(ValueError, match=r"every process the same examples; set trainer.devices=1"):
         check_batches(made(Stream()), 2)
     whole = Data(Stream(), None)
@@ -104,7 +107,7 @@ def padded(examples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def test_a_function_of_the_users_makes_the_batch() -> None:
+def test_collate_fn_makes_the_batch() -> None:
     data = made(lambda i: {"inputs": torch.ones(1 + i)})
     data.collate_fn = padded
     check_batches(data, 1)
@@ -112,7 +115,7 @@ def test_a_function_of_the_users_makes_the_batch() -> None:
     assert batch["inputs"].shape == (4, int(batch["inputs"].sum(1).max()))
 
 
-def test_a_data_module_makes_the_batch() -> None:
+def test_collate_method_makes_the_batch() -> None:
     class Padded(Data):
         def collate(self, examples: list[Any]) -> Any:
             return padded(examples)
@@ -123,14 +126,14 @@ def test_a_data_module_makes_the_batch() -> None:
     assert first_batch(data, "train")["inputs"].shape[0] == 4
 
 
-def test_ragged_in_a_later_example() -> None:
+def test_ragged_later_example_is_rejected() -> None:
     data = made(lambda i: {"inputs": torch.zeros(3 if i < 2 else i)})
     check_batches(data, 1)
     with pytest.raises(ConfigError, match="the train split has examples that cannot be stacked"):
         first_batch(data, "train")
 
 
-def test_tensors_arrays_and_numbers_go() -> None:
+def test_tensors_arrays_and_numbers_become_tensors() -> None:
     data = made(
         lambda i: {"inputs": X.numpy(), "a": float(i), "b": i, "c": np.float64(i), "d": torch.tensor(i)}
     )
@@ -139,7 +142,7 @@ def test_tensors_arrays_and_numbers_go() -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "processes"), [(13, 1), (7, 2)])
-def test_not_one_full_batch(batch_size: int, processes: int) -> None:
+def test_drop_last_that_leaves_no_batch_is_rejected(batch_size: int, processes: int) -> None:
     data = Data({"inputs": torch.zeros(12, 3)}, batch_size)
     data.setup()
     check_batches(data, processes)

@@ -1,4 +1,4 @@
-"""Callbacks that cannot do what they say are refused before the run, and what they change is noticed in it."""
+"""Unsupported callbacks are rejected before the run, and forbidden changes stop it."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ LIGHTNING = "lightning.pytorch.callbacks"
 
 
 class Own(BatchSizeFinder):
-    """A user's variant of a refused one."""
+    """A user's subclass of a rejected callback."""
 
 
 def config(metric: str | None = None, ckpt_path: str | None = None, **callback: Any) -> Any:
@@ -37,7 +37,7 @@ def config(metric: str | None = None, ckpt_path: str | None = None, **callback: 
 
 
 @pytest.mark.parametrize(
-    ("target", "options", "says"),
+    ("target", "options", "message"),
     [
         (f"{LIGHTNING}.BatchSizeFinder", {}, "callbacks.mine .* set data.batch_size"),
         (f"{__name__}.Own", {}, "callbacks.mine .* set data.batch_size"),
@@ -53,12 +53,12 @@ def config(metric: str | None = None, ckpt_path: str | None = None, **callback: 
         ("torch.nn.Identity", {}, "callbacks.mine is a Identity"),
     ],
 )  # fmt: skip
-def test_refused(target: str, options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_unsupported_callback_is_rejected(target: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         build_callbacks(config(_target_=target, **options), automatic=False)
 
 
-def test_averages_for_the_end_of_a_run_go_without_a_selection() -> None:
+def test_stochastic_weight_averaging_excludes_selection_and_resume() -> None:
     swa = {"_target_": f"{LIGHTNING}.StochasticWeightAveraging", "swa_lrs": 0.1}
     assert len(build_callbacks(config(**swa), automatic=True)) == 1
     with pytest.raises(ConfigError, match=r"set selection.metric=null"):
@@ -68,27 +68,27 @@ def test_averages_for_the_end_of_a_run_go_without_a_selection() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "says"),
+    ("target", "message"),
     [
         (f"{LIGHTNING}.RichProgressBar", "callbacks.mine and callbacks.other are progress bars"),
         (f"{LIGHTNING}.ModelCheckpoint", "callbacks.mine and callbacks.other .* set callbacks.other=null"),
         (f"{LIGHTNING}.LearningRateMonitor", None),
     ],
 )
-def test_two_of_a_kind(target: str, says: str | None) -> None:
+def test_duplicate_callbacks(target: str, message: str | None) -> None:
     both = config(_target_=target)
     both.callbacks.other = {"_target_": target}
-    if says is None:
+    if message is None:
         assert len(build_callbacks(both, automatic=True)) == 2
         return
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         build_callbacks(both, automatic=True)
     if "ProgressBar" in target:
-        both.trainer.enable_progress_bar = False  # by which they all go
+        both.trainer.enable_progress_bar = False  # which removes all progress bars
         assert len(build_callbacks(both, automatic=True)) == 2
 
 
-def test_a_callback_that_changes_a_key_of_the_trainer_stops_the_run() -> None:
+def test_callback_that_changes_a_trainer_key_stops_the_run() -> None:
     class Changes(Callback):
         def __init__(self, key: str, value: Any) -> None:
             self.key, self.value = key, value
@@ -104,7 +104,7 @@ def test_a_callback_that_changes_a_key_of_the_trainer_stops_the_run() -> None:
         assert all(map(torch.equal, before, module.parameters()))
 
 
-def test_lightnings_finetuning_trains_what_it_unfreezes_at_the_rate_that_it_names() -> None:
+def test_lightning_finetuning_trains_unfrozen_layers_at_its_learning_rate() -> None:
     module = build(adapt(UPGradWeighting()))
     rates: list[dict[str, float]] = []
 
@@ -118,7 +118,7 @@ def test_lightnings_finetuning_trains_what_it_unfreezes_at_the_rate_that_it_name
     fit(
         module,
         Arrays(arrays()),
-        steps=2,  # an epoch each
+        steps=2,  # one epoch each
         callbacks=[Finetuning(epoch=1, rate=0.003), Watch(), Frozen()],
     )
     assert "trunk.0.weight" not in rates[0]

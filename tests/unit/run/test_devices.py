@@ -1,4 +1,4 @@
-"""Each job gets a GPU of its own where there are several."""
+"""Parallel jobs are distributed over the available GPUs."""
 
 import multiprocessing
 import os
@@ -24,14 +24,14 @@ def _job(connection: Connection) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _three(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _three_gpus(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-1a,MIG-GPU-1/2/0")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(devices, "_held", None)
 
 
-def test_jobs_side_by_side_share_the_gpus_evenly() -> None:
+def test_parallel_jobs_share_the_gpus_evenly() -> None:
     context = multiprocessing.get_context("fork")
     jobs = []
     for _ in range(5):
@@ -61,7 +61,7 @@ def test_jobs_side_by_side_share_the_gpus_evenly() -> None:
         ("0,1", {"accelerator": "gpu", "devices": 2}),
     ],
 )
-def test_a_run_that_takes_no_single_gpu_keeps_all(
+def test_run_not_on_a_single_gpu_keeps_all_visible(
     monkeypatch: pytest.MonkeyPatch, visible: str, trainer: dict[str, object]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -69,7 +69,7 @@ def test_a_run_that_takes_no_single_gpu_keeps_all(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
 
 
-def test_as_many_jobs_as_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_parallel_jobs_is_that_of_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus() == ["0", "GPU-1a", "MIG-GPU-1/2/0"]
     assert parallel_jobs("gpu") == 3
     cores = len(os.sched_getaffinity(0))
@@ -78,7 +78,7 @@ def test_as_many_jobs_as_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None
     assert parallel_jobs("auto") == cores
 
 
-def test_a_scheduler_is_asked_for_the_gpus_of_a_job() -> None:
+def test_gpus_requested_per_job() -> None:
     assert gpus_of_job("cpu") is None
     assert gpus_of_job("gpu", 1, max_epochs=3) == 1
     assert gpus_of_job("gpu", 4) == 4

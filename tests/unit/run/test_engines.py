@@ -1,4 +1,4 @@
-"""weighting.engine: each name trains alike, and what an engine cannot do is refused in one sentence."""
+"""weighting.engine: exact engines train alike, and unsupported settings are rejected in one sentence."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def config(engine: str, **changes: Any) -> Any:
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("rows", ["task", "example"])
 def test_every_exact_engine_takes_the_same_steps(rows: str, norm: bool) -> None:
-    """Also where examples depend on each other in training alone: what an engine cannot do gets rows."""
+    """Also with batch normalization, where engines fall back to rows."""
     found = {}
     for name in ENGINES.keys() - {"features"}:
         weighting: Any = adapt(UPGradWeighting())
@@ -50,7 +50,7 @@ def test_every_exact_engine_takes_the_same_steps(rows: str, norm: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "changes", "says"),
+    ("engine", "changes", "message"),
     [
         ("layerwise", {"trainer__accumulate_grad_batches": 2}, "set trainer.accumulate_grad_batches=1"),
         ("layerwise", {"trainer__devices": 2}, "set trainer.devices=1"),
@@ -58,17 +58,17 @@ def test_every_exact_engine_takes_the_same_steps(rows: str, norm: bool) -> None:
         ("layerwise", {"compile": True}, "set compile=false"),
     ],
 )  # fmt: skip
-def test_refused_by_the_config(engine: str, changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_unsupported_setting_is_rejected(engine: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         step_options(config(engine, **changes), adapt(UPGradWeighting()), {})
 
 
 @pytest.mark.parametrize("engine", ["auto", "rows", "features"])
-def test_accumulation_is_for_the_engines_that_join_rows(engine: str) -> None:
+def test_engines_that_support_accumulation(engine: str) -> None:
     options = step_options(config(engine, trainer__accumulate_grad_batches=2), adapt(UPGradWeighting()), {})
     assert options["engine"] == engine
 
 
-def test_penalties_have_no_gradient_at_the_features() -> None:
+def test_features_engine_rejects_penalties() -> None:
     with pytest.raises(ConfigError, match=r"tasks\.small is a penalty"):
         step_options(config("features"), adapt(UPGradWeighting()), {"small": Penalty()})

@@ -1,4 +1,4 @@
-"""Labels and metrics that cannot be meant are refused before any step, in a sentence with the way out."""
+"""Invalid labels and metrics are rejected before the first step, in one message with a remedy."""
 
 from typing import Any
 
@@ -33,31 +33,31 @@ def start_with(task: Task, arrays: dict[str, Tensor], trunk: nn.Module | None = 
 
 
 def classes(wrong: int) -> Tensor:
-    """Classes 0 to 2 and one that is another, beyond the first batch."""
+    """Return classes 0 to 2, with one wrong class beyond the first batch."""
     y = torch.arange(20) % 3
     y[15] = wrong
     return y
 
 
 @pytest.mark.parametrize("wrong", [3, -1])
-def test_class_outside_is_found_anywhere_in_the_split(wrong: int):
-    sentence = rf"tasks\.a: the target 'y' has the class {wrong} in the train split .* scores for 0 to 2; "
-    with pytest.raises(ConfigError, match=rf"{sentence}.*ignore_index={wrong}"):
+def test_class_out_of_range_is_found_anywhere_in_the_split(wrong: int):
+    message = rf"tasks\.a: the target 'y' has the class {wrong} in the train split .* scores for 0 to 2; "
+    with pytest.raises(ConfigError, match=rf"{message}.*ignore_index={wrong}"):
         start(task(3, nn.CrossEntropyLoss()), classes(wrong))
 
 
-def test_marks_of_what_is_missing_are_no_classes():
+def test_marks_of_missing_labels_are_not_classes():
     start(task(3, nn.CrossEntropyLoss(), missing=True, ignore_index=-1), classes(-1))
     start(task(3, nn.CrossEntropyLoss(ignore_index=-1)), classes(-1))
     start(task(3, nn.CrossEntropyLoss(), missing=True), classes(-100))
 
 
-def test_torchs_default_ignore_index_is_nobodys_choice():
+def test_default_ignore_index_of_torch_is_rejected_as_a_class():
     with pytest.raises(ConfigError, match=r"class -100.*missing=true"):
         start(task(3, nn.CrossEntropyLoss()), classes(-100))
 
 
-def test_dense_classes_and_losses_that_leave_out_by_themselves():
+def test_dense_classes_with_a_loss_that_ignores_an_index():
     images = torch.randn(6, 3, 4, 4)
     y = torch.randint(2, (6, 4, 4))
     y[5, 0] = -1
@@ -68,7 +68,7 @@ def test_dense_classes_and_losses_that_leave_out_by_themselves():
         start(dense, y, images)
 
 
-def test_nan_needs_missing():
+def test_nan_targets_require_missing():
     y = torch.randn(20, 1)
     y[17] = NAN
     with pytest.raises(
@@ -79,20 +79,20 @@ def test_nan_needs_missing():
     start(task(1, nn.MSELoss(), missing=True), y)
 
 
-def test_infinite_targets_are_refused_even_where_some_are_missing():
+def test_infinite_targets_are_rejected_despite_missing():
     y = torch.randn(20, 1)
     y[16], y[17] = NAN, torch.inf
     with pytest.raises(ConfigError, match="infinite"):
         start(task(1, nn.MSELoss(), missing=True), y)
 
 
-def test_depth_without_a_measure_is_the_losss_own_business():
+def test_nan_depth_is_accepted_if_the_loss_ignores_it():
     images, y = torch.randn(4, 3, 2, 2), torch.rand(4, 1, 2, 2) + 1
     y[3] = NAN
     start(Task(nn.Conv2d(3, 1, 1), DepthL1(), target="y"), y, images)
 
 
-def test_binary_losses_want_zero_and_one():
+def test_binary_losses_require_zeros_and_ones():
     y = torch.randint(2, (20,)) * 2 - 1
     with pytest.raises(ConfigError, match="has -1 in the train split and BCEWithLogitsLoss needs 0 and 1"):
         start(task(1, nn.BCEWithLogitsLoss(), transform=Binary()), y)
@@ -100,22 +100,22 @@ def test_binary_losses_want_zero_and_one():
 
 
 @pytest.mark.parametrize(("out", "shape"), [(1, (20,)), (2, (20, 2)), (1, (20, 1))])
-def test_integers_that_are_no_classes_are_refused_before_they_broadcast(out: int, shape: tuple[int, ...]):
+def test_integer_targets_of_a_regression_are_rejected(out: int, shape: tuple[int, ...]):
     with pytest.raises(ConfigError, match=r"holds integers .*multitask\.targets\.Binary.*needs floats"):
         start(task(out, nn.MSELoss()), torch.ones(shape, dtype=torch.int64))
 
 
-def test_nothing_labelled_at_all():
+def test_split_without_labels_is_rejected():
     with pytest.raises(ConfigError, match="the target 'y' has no label in the train split"):
         start(task(1, nn.MSELoss(), missing=True), torch.full((20, 1), NAN))
 
 
-def test_metric_that_cannot_take_the_predictions_is_refused():
+def test_metric_incompatible_with_the_predictions_is_rejected():
     with pytest.raises(ConfigError, match=r"tasks\.a\.metrics\.m cannot take predictions \[8, 3\]"):
         start(task(3, nn.CrossEntropyLoss(), MulticlassAccuracy(num_classes=5)), classes(0))
 
 
-def test_metric_of_several_numbers_is_refused():
+def test_metric_of_several_numbers_is_rejected():
     with pytest.raises(ConfigError, match=r"tasks\.a\.metrics\.m gives \[2\] and must give one number"):
         start(task(2, nn.MSELoss(), MeanSquaredError(num_outputs=2)), torch.randn(20, 2))
     labels = torch.randint(2, (20, 2))
@@ -125,13 +125,13 @@ def test_metric_of_several_numbers_is_refused():
         )
 
 
-def test_checks_leave_no_trace_in_the_metrics():
+def test_checks_do_not_update_the_metrics():
     checked = task(1, nn.MSELoss(), R2Score())
     start(checked, torch.randn(20, 1))
     assert not checked.metrics["m"].update_called
 
 
-def test_share_of_labels():
+def test_labelled_share():
     y = torch.tensor([[1.0, NAN], [NAN, NAN]])
     assert labelled_share(task(2, nn.MSELoss(), missing=True), {"y": y}) == 0.25
     assert labelled_share(task(2, nn.MSELoss()), {"y": y}) == 1.0
@@ -144,12 +144,12 @@ def test_share_of_labels():
     assert labelled_share(task(3, weighted), {"y": torch.tensor([[[0, -1]]])}) is None
 
 
-def test_classes_as_floats_are_named():
+def test_float_classes_are_rejected():
     with pytest.raises(ConfigError, match="or give classes as integers"):
         start(task(3, nn.CrossEntropyLoss()), classes(0).float())
 
 
-def test_a_mask_that_nobody_looks_at_is_refused():
+def test_unused_or_misshapen_mask_is_rejected():
     arrays = {"inputs": INPUTS, "y": torch.randn(20, 1), "mask/y": torch.rand(20) < 0.5}
     start_with(task(1, nn.MSELoss(), missing=True), arrays)
     with pytest.raises(ConfigError, match=r"the data has mask/y, .* set tasks\.a\.missing=true"):
@@ -163,7 +163,7 @@ class Imputed(nn.Module):
         return inputs.nan_to_num()
 
 
-def test_inputs_that_are_not_finite_are_refused_unless_the_trunk_deals_with_them():
+def test_non_finite_inputs_are_rejected_unless_the_trunk_handles_them():
     arrays = {"inputs": INPUTS.clone(), "y": torch.randn(20, 1)}
     arrays["inputs"][17, 1] = NAN
     start_with(task(1, nn.MSELoss()), arrays, Imputed())
@@ -173,13 +173,13 @@ def test_inputs_that_are_not_finite_are_refused_unless_the_trunk_deals_with_them
         start_with(task(1, nn.MSELoss()), arrays)
 
 
-def test_integer_inputs_of_layers_that_want_floats_are_named():
+def test_integer_inputs_of_float_layers_are_rejected():
     arrays = {"inputs": torch.ones(20, 3, dtype=torch.int64), "y": torch.randn(20, 1)}
     with pytest.raises(ConfigError, match=r"type int64; all layers but embeddings want floats"):
         start_with(task(1, nn.MSELoss()), arrays, nn.Linear(3, 3))
 
 
-def test_first_examples_of_what_is_read_from_disk_are_checked():
+def test_first_examples_of_a_split_on_disk_are_checked():
     few = {"inputs": INPUTS, "y": torch.full((20,), 3)}
     with pytest.raises(ConfigError, match="the target 'y' has the class 3 in the train split"):
         initialize(
@@ -197,7 +197,7 @@ class Slope(nn.Module):
 
 
 @pytest.mark.parametrize("where", ["trunk", "head"])
-def test_derivatives_want_grad_mode(where: str) -> None:
+def test_derivatives_without_grad_mode_are_rejected(where: str) -> None:
     arrays = {"inputs": torch.randn(8, 3), "y": torch.randn(8)}
     trunk = Slope() if where == "trunk" else nn.Identity()
     head = Slope() if where == "head" else nn.Identity()

@@ -1,4 +1,4 @@
-"""Losses that are not the means they are taken for, and values that cannot be left out, are refused before any step."""
+"""Losses that are not means over their count, or cannot exclude values, are rejected before the first step."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def start(
 
 
 class SumOfColumns(nn.Module):
-    """Another loss once its columns lie in one heap."""
+    """A loss that changes if its columns are flattened."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction - target).square().mean(0).sum()
@@ -47,7 +47,7 @@ class BatchDice(nn.Module):
 
 
 class Contrast(nn.Module):
-    """Compares each example with the others of its batch."""
+    """Compares each example with the others in the batch."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         likeness = prediction @ prediction.T - 1e6 * torch.eye(len(prediction))
@@ -55,7 +55,7 @@ class Contrast(nn.Module):
 
 
 class Spread(nn.Module):
-    """A Gaussian's mean and log variance, against numbers ``[batch]``."""
+    """Gaussian likelihood of targets ``[batch]`` given means and log variances ``[batch, 2]``."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         mean, log_variance = prediction.unbind(1)
@@ -68,7 +68,7 @@ class Root(nn.Module):
 
 
 class Pairs(nn.Module):
-    """Wants two examples at least."""
+    """Fails on parts of a batch."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         if len(target) < 20:
@@ -77,7 +77,7 @@ class Pairs(nn.Module):
 
 
 @pytest.mark.parametrize(("loss", "how"), LOSSES)
-def test_losses_that_add_up_by_their_count_pass(loss: Any, how: Any):
+def test_losses_that_are_means_over_their_count_pass(loss: Any, how: Any):
     start(3, loss, CLASSES, count=how)
 
 
@@ -92,14 +92,14 @@ def test_losses_that_add_up_by_their_count_pass(loss: Any, how: Any):
         (Contrast(), None, "count=batch"),
     ],
 )
-def test_losses_that_do_not_are_told_what_fits(loss: Any, how: Any, way_out: str):
+def test_losses_with_another_count_are_rejected_with_a_remedy(loss: Any, how: Any, way_out: str):
     with pytest.raises(
         ConfigError, match=rf"tasks\.a\.loss: .* is not the mean .* set tasks\.a\.{way_out} \("
     ):
         start(3, loss, CLASSES, count=how)
 
 
-def test_untrained_heads_whose_predictions_are_alike_hide_nothing():
+def test_wrong_count_is_found_despite_constant_predictions():
     head = nn.Linear(3, 3)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -108,7 +108,7 @@ def test_untrained_heads_whose_predictions_are_alike_hide_nothing():
 
 
 @pytest.mark.parametrize("loss", [Root(), Pairs()])
-def test_functions_of_a_mean_and_losses_that_fail_on_parts_are_no_means(loss: Any):
+def test_functions_of_a_mean_and_losses_that_fail_on_parts_are_rejected(loss: Any):
     y = torch.randn(20, 1)
     few = {"inputs": INPUTS, "y": y}
     task = Task(nn.Linear(3, 1), loss, target="y")
@@ -121,12 +121,12 @@ def test_functions_of_a_mean_and_losses_that_fail_on_parts_are_no_means(loss: An
 
 
 @pytest.mark.parametrize("loss", [BatchDice(), Contrast()])
-def test_a_loss_of_a_batch_passes_when_it_says_so(loss: Any):
+def test_losses_of_whole_batches_pass_with_count_batch(loss: Any):
     start(3, loss, CLASSES, count="batch")
 
 
 @pytest.mark.parametrize(
-    ("loss", "sentence"),
+    ("loss", "message"),
     [
         (
             nn.CrossEntropyLoss(reduction="sum"),
@@ -140,12 +140,12 @@ def test_a_loss_of_a_batch_passes_when_it_says_so(loss: Any):
         (lambda p, t: (F.cross_entropy(p, t), {}), r"gives a tuple and must give one number"),
     ],
 )
-def test_what_is_not_the_mean_of_a_batch_is_refused(loss: Any, sentence: str):
-    with pytest.raises(ConfigError, match=sentence):
+def test_losses_that_return_no_mean_are_rejected(loss: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
         start(3, loss, CLASSES)
 
 
-def test_the_check_leaves_no_trace_in_the_loss():
+def test_checks_do_not_change_the_state_of_the_loss():
     class Remembering(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -168,7 +168,9 @@ def test_the_check_leaves_no_trace_in_the_loss():
         (16, Contrast(), torch.arange(20) % 18, {"count": "batch"}),
     ],
 )
-def test_predictions_unlike_their_targets(out: int, loss: Any, y: Tensor, options: Any, missing: bool):
+def test_predictions_of_another_shape_need_an_option(
+    out: int, loss: Any, y: Tensor, options: Any, missing: bool
+):
     if missing:
         y = y.clone()
         y[3:6] = NAN if y.is_floating_point() else -100
@@ -178,13 +180,13 @@ def test_predictions_unlike_their_targets(out: int, loss: Any, y: Tensor, option
 
 
 def vector() -> Tensor:
-    """Return three columns, of which two rows miss one value."""
+    """Return three columns in which two rows have one missing value each."""
     y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 10.0, 100.0])
     y[15, 1] = y[3, 0] = NAN
     return y
 
 
-def test_losses_and_metrics_that_keep_columns_take_rows_in_part():
+def test_losses_and_metrics_per_column_accept_partial_rows():
     task = start(3, nn.SmoothL1Loss(), vector(), R2Score(), missing=True)
     assert task.metrics["m"].way == "columns"
     start(3, lambda p, t: (p - t).abs().mean(), vector(), MeanAbsoluteError(), missing=True)
@@ -194,9 +196,9 @@ def test_losses_and_metrics_that_keep_columns_take_rows_in_part():
 
 
 @pytest.mark.parametrize("loss", [SumOfColumns(), lambda p, t: (1 - F.cosine_similarity(p, t)).mean()])
-def test_losses_of_whole_rows_refuse_rows_in_part(loss: Any):
-    sentence = r"tasks\.a\.loss: 2 examples of the train split have labels for only a part of the target 'y'"
-    with pytest.raises(ConfigError, match=sentence):
+def test_losses_of_whole_rows_reject_partial_rows(loss: Any):
+    message = r"tasks\.a\.loss: 2 examples of the train split have labels for only a part of the target 'y'"
+    with pytest.raises(ConfigError, match=message):
         start(3, loss, vector(), missing=True)
     whole = vector()
     whole[15] = whole[3] = NAN
@@ -205,7 +207,7 @@ def test_losses_of_whole_rows_refuse_rows_in_part(loss: Any):
         task(INPUTS, {"y": vector()})
 
 
-def test_columns_that_are_weighed_by_hand_need_a_reduction():
+def test_loss_with_weighted_columns_excludes_values_by_its_reduction():
     class Weighed(nn.Module):
         def __init__(self, reduction: str = "mean") -> None:
             super().__init__()
@@ -222,14 +224,14 @@ def test_columns_that_are_weighed_by_hand_need_a_reduction():
     torch.testing.assert_close(task(INPUTS, {"y": y}).loss, expected)
 
 
-def test_metrics_of_whole_rows_refuse_rows_in_part():
-    sentence = r"tasks\.a\.metrics\.m: 2 examples .* CosineSimilarity cannot skip single values"
-    with pytest.raises(ConfigError, match=sentence):
+def test_metrics_of_whole_rows_reject_partial_rows():
+    message = r"tasks\.a\.metrics\.m: 2 examples .* CosineSimilarity cannot skip single values"
+    with pytest.raises(ConfigError, match=message):
         start(3, nn.MSELoss(), vector(), CosineSimilarity(reduction="mean"), missing=True)
 
 
-def test_labels_that_are_rare_are_found_for_the_checks():
-    """The few examples that a start looks at hold none."""
+def test_checks_find_rare_labels():
+    """The examples of the first batch have no labels."""
     y = torch.full((20, 3), NAN)
     y[3] = torch.randn(3)
     y[4, 1] = 2.0
@@ -238,7 +240,7 @@ def test_labels_that_are_rare_are_found_for_the_checks():
     assert start(3, nn.MSELoss(), y, R2Score(), missing=True).metrics["m"].way == "columns"
 
 
-def test_a_survival_time_without_its_event_is_refused():
+def test_loss_of_whole_examples_rejects_partial_rows():
     class Cox(nn.Module):
         def forward(self, risk: Tensor, target: Tensor) -> Tensor:
             order = target[:, 0].argsort(descending=True)
@@ -252,7 +254,7 @@ def test_a_survival_time_without_its_event_is_refused():
         start(1, Cox(), y, loss_checks_shapes=True, count="batch", missing=True)
 
 
-def test_losses_that_leave_pixels_out_by_themselves_take_what_is_missing():
+def test_losses_that_ignore_pixels_accept_missing_values():
     y = torch.rand(8, 1, 4, 4) + 0.5
     y[2, 0, 1] = NAN
     task = Task(nn.Conv2d(3, 1, 1), DepthL1(), target="y", missing=True)
@@ -262,7 +264,7 @@ def test_losses_that_leave_pixels_out_by_themselves_take_what_is_missing():
 
 
 @pytest.mark.parametrize("rows", [1, 20])
-def test_metrics_are_tried_where_hardly_anything_is_labelled(rows: int):
+def test_metrics_are_checked_despite_a_single_label(rows: int):
     y = torch.randn(rows, 2)
     y[1:] = NAN
     start(2, nn.MSELoss(), y, R2Score(), missing=rows > 1)
@@ -270,7 +272,7 @@ def test_metrics_are_tried_where_hardly_anything_is_labelled(rows: int):
         start(2, nn.MSELoss(), y, R2Score(multioutput="raw_values"), missing=rows > 1)
 
 
-def test_a_loss_without_a_number_for_each_value_says_what_it_cannot_leave_out():
+def test_loss_that_cannot_exclude_single_values_is_rejected():
     y = (torch.randn(20, 4) > 0).float()
     y[::2, 1] = NAN
     with pytest.raises(
@@ -280,19 +282,19 @@ def test_a_loss_without_a_number_for_each_value_says_what_it_cannot_leave_out():
 
 
 class LeavesOut(nn.Module):
-    """The mean over the targets that are not a number of its own."""
+    """The mean over the targets that differ from a mark."""
 
     def __init__(self, mark: float) -> None:
         super().__init__()
         self.mark = mark
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        there = target != self.mark
-        return (prediction - target)[there].square().mean() if there.any() else 0 * prediction.sum()
+        known = target != self.mark
+        return (prediction - target)[known].square().mean() if known.any() else 0 * prediction.sum()
 
 
 def arrays_with(mark: float, times: int, columns: int = 1, rows: int = 400, labels: bool = False) -> Arrays:
-    """Return examples of which a few, behind the first batch, have a mark in place of a number."""
+    """Return examples of which a few, beyond the first batch, have a mark as their target."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randn(rows, columns, generator=generator)
     y = 3.0 + (y > 0).float() if labels else y
@@ -305,14 +307,14 @@ MARKED = [
     for mark in (0.0, -1.0, -999.0, 50.0)
     for times, columns in ((1, 1), (2, 1), (3, 4))
     for labels in (False, True)
-    # Nothing tells one number among hundreds that are all unlike from the others.
+    # A single mark cannot be told from hundreds of distinct targets.
     if (mark, times, labels) != (-1.0, 1, False)
 ]
 
 
 @pytest.mark.parametrize(("mark", "times", "columns", "labels"), MARKED)
 @pytest.mark.parametrize("missing", [False, True])
-def test_a_mark_that_the_loss_leaves_out_is_found_however_rare(
+def test_loss_that_ignores_a_rare_mark_is_rejected(
     mark: float, times: int, columns: int, labels: bool, missing: bool
 ):
     arrays = arrays_with(mark, times, columns, labels=labels)
@@ -332,7 +334,7 @@ def test_a_mark_that_the_loss_leaves_out_is_found_however_rare(
             initialize(MultiTaskModule(nn.Identity(), {"a": task}), few, 0, splits)
 
 
-def test_where_no_split_is_in_memory_the_whole_batch_is_searched():
+def test_whole_batch_is_searched_if_no_split_is_in_memory():
     arrays = arrays_with(0.0, 1, rows=100)
     with pytest.raises(ConfigError, match=r"tasks\.a\.count=batch"):
         initialize(
@@ -354,7 +356,9 @@ def test_where_no_split_is_in_memory_the_whole_batch_is_searched():
         (BatchDice(), 3, CLASSES),
     ],
 )
-def test_batches_of_one_example_hide_nothing(in_memory: bool, missing: bool, loss: Any, out: int, y: Tensor):
+def test_wrong_count_is_found_with_batches_of_one(
+    in_memory: bool, missing: bool, loss: Any, out: int, y: Tensor
+):
     arrays = {"inputs": INPUTS, "y": y}
     task = Task(nn.Linear(3, out), loss, target="y", missing=missing)
     with pytest.raises(ConfigError, match=r"tasks\.a\.loss"):
@@ -367,7 +371,7 @@ def test_batches_of_one_example_hide_nothing(in_memory: bool, missing: bool, los
 
 
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss(), nn.PoissonNLLLoss()])
-def test_means_over_one_example_pass(loss: Any):
+def test_means_pass_on_one_example(loss: Any):
     arrays = {"inputs": INPUTS[:1], "y": torch.rand(1, 4)}
     initialize(
         MultiTaskModule(nn.Identity(), {"a": Task(nn.Linear(3, 4), loss, target="y")}),

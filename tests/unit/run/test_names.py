@@ -1,4 +1,4 @@
-"""Names of tasks and metrics: one that means something else is refused, and every other one works."""
+"""Reserved names of tasks and metrics are rejected, and every other name works."""
 
 import re
 
@@ -53,7 +53,7 @@ def tasks(*names: str, metrics: tuple[str, ...] = ("mae",)) -> dict[str, dict[st
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_is_refused_in_a_sentence(name: str) -> None:
+def test_reserved_task_name_is_rejected_in_one_sentence(name: str) -> None:
     with pytest.raises(
         ConfigError,
         match=rf"^tasks\.{re.escape(name)} cannot be the name of a task: .*; rename it .*_task\.$",
@@ -62,7 +62,7 @@ def test_a_task_is_refused_in_a_sentence(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_a_metric_is_refused_in_a_sentence(name: str) -> None:
+def test_reserved_metric_name_is_rejected_in_one_sentence(name: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"^tasks\.left\.metrics\.{re.escape(name)} cannot be the name of a metric: .*\.$"
     ):
@@ -70,14 +70,14 @@ def test_a_metric_is_refused_in_a_sentence(name: str) -> None:
 
 
 def attributes(of: object) -> set[str]:
-    """Public attributes that torch and torchmetrics gave it: other libraries add some when they are imported."""
+    """Return the public attributes defined by torch and torchmetrics; other libraries may add some on import."""
     public = {name: getattr(of, name) for name in dir(of) if not name.startswith("_")}
     return {
         name for name, value in public.items() if getattr(value, "__module__", "torch").startswith("torch")
     }
 
 
-def test_the_lists_are_those_of_the_installed_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reserved_names_cover_the_installed_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.Module, "added_by_another", lambda self: None, raising=False)
     assert attributes(nn.ModuleDict()) <= OF_MODULES
     assert attributes(MetricCollection({})) <= OF_COLLECTIONS
@@ -101,7 +101,7 @@ WORDS = (
     ),
     st.lists(st.sampled_from(WORDS) | st.text("ab_/.@-1", max_size=4), max_size=4, unique=True),
 )
-def test_what_is_not_refused_has_a_key_of_its_own(names: list[str], metrics: list[str]) -> None:
+def test_accepted_names_have_distinct_keys(names: list[str], metrics: list[str]) -> None:
     try:
         check_names(tasks(*names, metrics=tuple(metrics)))
     except ConfigError:
@@ -110,18 +110,18 @@ def test_what_is_not_refused_has_a_key_of_its_own(names: list[str], metrics: lis
         name: Task(nn.Identity(), nn.MSELoss(), {m: MeanAbsoluteError() for m in metrics}) for name in names
     }
     assert list(nn.ModuleDict(made)) == names
-    figures = {
+    values = {
         (name, metric): torch.tensor(10.0 * i + j)
         for i, name in enumerate(names)
         for j, metric in enumerate(["loss", *metrics])
     }
-    found = to_keys(figures, "val")
-    assert len(found) == len(figures) + len(metrics) + 1  # each figure, and each metric's mean over tasks
-    for (name, metric), value in figures.items():
+    found = to_keys(values, "val")
+    assert len(found) == len(values) + len(metrics) + 1  # each value, and each metric's mean over tasks
+    for (name, metric), value in values.items():
         assert found[f"val/loss/{name}" if metric == "loss" else f"val/{name}/{metric}"] == value
 
 
-def test_two_pairs_of_tasks_with_one_name_are_refused() -> None:
+def test_pairs_of_tasks_with_the_same_key_are_rejected() -> None:
     names = ("a", "b__c", "a__b", "c")
     made = {name: Task(nn.Identity(), nn.MSELoss()) for name in names}
     module = MultiTaskModule(nn.Identity(), made, weighting=UPGrad())
@@ -141,6 +141,6 @@ def test_two_pairs_of_tasks_with_one_name_are_refused() -> None:
         ("weighting.head.logits", False),
     ],
 )
-def test_a_task_or_metric_called_head_is_taken_for_no_parameter_of_one(name: str, given: bool) -> None:
+def test_parameters_of_tasks_named_head_are_classified_correctly(name: str, given: bool) -> None:
     module = MultiTaskModule(nn.Identity(), {})
-    assert _is_model(module, name) is given  # what init_from takes of a checkpoint
+    assert _is_model(module, name) is given  # whether init_from loads it from a checkpoint

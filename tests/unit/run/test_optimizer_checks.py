@@ -1,4 +1,4 @@
-"""Optimizers are tried before the run: those that want a closure, and those that sparse gradients stop."""
+"""Optimizers that need a closure or cannot use sparse gradients are found before the run."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ from tests.unit.weighting.members import make
 
 
 class Sharp(torch.optim.SGD):
-    """Calls the closure a second time at a point nearby, and does not do without."""
+    """Requires a closure and evaluates it again at a nearby point."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         assert closure is not None, "needs a closure"
@@ -28,7 +28,7 @@ class Sharp(torch.optim.SGD):
 
 
 class SharpAtWill(torch.optim.SGD):
-    """Takes a plain step without a closure, and looks nearby with one."""
+    """Takes a plain step without a closure, and evaluates a given one at a nearby point."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         if closure is None:
@@ -48,7 +48,7 @@ class SharpAtWill(torch.optim.SGD):
 
 
 class SharpAtTimes(SharpAtWill):
-    """Looks nearby in every fifth step, from the fifth on."""
+    """Uses the closure in every fifth step only."""
 
     taken = 0
 
@@ -58,7 +58,7 @@ class SharpAtTimes(SharpAtWill):
 
 
 class ByLoss(torch.optim.SGD):
-    """Takes a step as long as the loss is large, and a plain one where it does not know the loss."""
+    """Scales the step by the loss if the closure returns one."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = None if closure is None else closure()
@@ -113,7 +113,7 @@ CLOSURES = [
 
 
 @pytest.mark.parametrize("optimizer", CLOSURES)
-def test_a_closure_goes_with_automatic_optimization_alone(optimizer: str, scalarization: Any) -> None:
+def test_closure_requires_automatic_optimization(optimizer: str, scalarization: Any) -> None:
     check_optimizer(config(optimizer), build(scalarization), [])
     with pytest.raises(ConfigError, match=r"in a step, and weighting=the_method computes gradients once"):
         check_optimizer(config(optimizer), build(adapt(UPGradWeighting())), [])
@@ -125,14 +125,14 @@ def test_a_closure_goes_with_automatic_optimization_alone(optimizer: str, scalar
         check_optimizer(config(optimizer, precision="16-mixed"), build(scalarization), [])
 
 
-def test_missing_labels_take_a_closure_on_one_process_alone(scalarization: Any) -> None:
+def test_closure_with_missing_labels_requires_one_process(scalarization: Any) -> None:
     heads = {f"t{i}": regression(f"t{i}", missing=True) for i in range(3)}
     check_optimizer(config("torch.optim.LBFGS"), build(scalarization, heads=heads), [])
     with pytest.raises(ConfigError, match=r"if labels can be missing.*or trainer.devices=1"):
         check_optimizer(config("torch.optim.LBFGS", devices=2), build(scalarization, heads=heads), [])
 
 
-def test_an_optimizer_of_one_group_and_a_weighting_with_parameters() -> None:
+def test_optimizer_of_one_group_excludes_weightings_with_parameters() -> None:
     def built(name: str, optimizer: str) -> Any:
         made = build(make(name, 3), optimizer=partial(getattr(torch.optim, optimizer), lr=0.1))
         return check_optimizer(config(f"torch.optim.{optimizer}"), made, [])
@@ -147,8 +147,8 @@ def test_an_optimizer_of_one_group_and_a_weighting_with_parameters() -> None:
 
 
 @pytest.mark.parametrize("weighting", [UPGradWeighting(), torchjd.scalarization.Mean()])
-def test_an_optimizer_of_ones_own_stops_at_its_second_call(weighting: Any) -> None:
-    """No config names it, so that the first step shows it."""
+def test_own_optimizer_stops_at_its_second_closure_call(weighting: Any) -> None:
+    """The model makes the optimizer, so that it is found in the first step."""
     module = build(adapt(weighting), optimizer=SharpAtWill, accumulate_grad_batches=2)
     module.configure_optimizers = lambda: SharpAtWill(module.parameters(), lr=0.1)
     with pytest.raises(
@@ -160,22 +160,22 @@ def test_an_optimizer_of_ones_own_stops_at_its_second_call(weighting: Any) -> No
 @pytest.mark.parametrize(
     "name", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "Adadelta", "NAdam", "Rprop", f"{__name__}.Noisy"]
 )
-def test_other_optimizers_go_with_every_weighting(name: str) -> None:
+def test_other_optimizers_pass(name: str) -> None:
     check_optimizer(
         config(name if "." in name else f"torch.optim.{name}"), build(adapt(UPGradWeighting())), []
     )
 
 
-def test_sparse_gradients(scalarization: Any) -> None:
+def test_sparse_gradients_are_rejected_where_unsupported(scalarization: Any) -> None:
     sparse, automatic = ["trunk.table.weight"], build(scalarization)
     check_optimizer(config("torch.optim.SGD"), automatic, sparse)
     check_optimizer(config("torch.optim.SGD"), build(scalarization, accumulate_grad_batches=2), sparse)
-    for module, optimizer, trainer, says in (
+    for module, optimizer, trainer, message in (
         (build(adapt(UPGradWeighting())), "SGD", {}, "weighting=the_method needs dense ones"),
         (automatic, "SGD", {"gradient_clip_val": 1.0}, "trainer.gradient_clip_val=1.0 cannot clip"),
         (automatic, "SGD", {"devices": 2}, "several processes cannot add up"),
         (automatic, "Adam", {}, "optimizer=Adam cannot use"),
         (automatic, "SparseAdam", {}, "optimizer=SparseAdam cannot use the dense gradients"),
     ):
-        with pytest.raises(ConfigError, match=f"{says}.*set sparse=false"):
+        with pytest.raises(ConfigError, match=f"{message}.*set sparse=false"):
             check_optimizer(config(f"torch.optim.{optimizer}", **trainer), module, sparse)

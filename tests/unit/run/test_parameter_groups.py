@@ -29,7 +29,7 @@ def made(settings: dict[str, dict[str, Any]]) -> tuple[Model, torch.optim.Optimi
     return model, Grouped(partial(torch.optim.AdamW, lr=0.1, weight_decay=0.2), settings, model)(groups)
 
 
-def test_each_parameter_has_the_settings_of_its_pattern() -> None:
+def test_parameters_have_the_settings_of_their_pattern() -> None:
     settings = {"tasks.left.*": {"lr": 1.0}, "*.bias": {"weight_decay": 0.0}}
     with pytest.raises(ConfigError, match=r"'tasks\.left\.\*' and '\*\.bias' both match tasks\.left\.bias"):
         made(settings)
@@ -50,7 +50,7 @@ def test_each_parameter_has_the_settings_of_its_pattern() -> None:
     }
 
 
-def test_no_group_is_left_empty() -> None:
+def test_groups_are_never_empty() -> None:
     _, optimizer = made({"trunk.*": {"lr": 1.0}, "tasks.*": {"lr": 2.0}, "weighting.*": {"lr": 3.0}})
     assert [(group["lr"], len(group["params"])) for group in optimizer.param_groups] == [
         (1.0, 2),
@@ -60,7 +60,7 @@ def test_no_group_is_left_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "message"),
     [
         (
             {"tasks.lft.*": {"lr": 1.0}},
@@ -76,13 +76,13 @@ def test_no_group_is_left_empty() -> None:
         ({"tasks.*": {"weight_decay": -0.1}}, r"'tasks\.\*' has .*\(Invalid weight_decay"),
     ],
 )
-def test_what_cannot_be_set_is_refused(settings: dict[str, dict[str, Any]], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+def test_invalid_settings_are_rejected(settings: dict[str, dict[str, Any]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         made(settings)
 
 
 class OfMatrices(torch.optim.SGD):
-    """An optimizer that takes matrices alone, as Muon does."""
+    """An optimizer that takes only matrices, as Muon does."""
 
     def __init__(self, params: Any, lr: float = 0.1) -> None:
         super().__init__(params, lr)
@@ -96,7 +96,7 @@ def test_values_are_checked_with_the_parameters_of_the_model() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 1.0]
 
 
-def test_the_recipe_of_a_task_has_the_settings_that_are_not_of_others() -> None:
+def test_recipe_of_a_task_excludes_settings_of_other_tasks() -> None:
     groups = {
         "tasks.left.*": {"lr": 1.0},
         "tasks.right.*": {"lr": 2.0},
@@ -120,7 +120,7 @@ def test_the_recipe_of_a_task_has_the_settings_that_are_not_of_others() -> None:
     assert recipe_digest(config) == recipe_digest(config | {"parameter_groups": None})
 
 
-def test_a_run_resumes_with_the_settings_that_it_had() -> None:
+def test_changed_settings_are_a_difference_on_resume() -> None:
     assert not list(differences({}, {"parameter_groups": None}))
     (changed,) = differences({}, {"parameter_groups": {"trunk.*": {"lr": 1.0}}})
     assert changed == ("parameter_groups.trunk.*.lr", None, 1.0)

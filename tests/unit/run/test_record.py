@@ -1,4 +1,4 @@
-"""Records are comparable where and only where their recipes are."""
+"""Run records, result files and digests of the recipe."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def changed(*path: str, value: object) -> dict:
     return config
 
 
-def test_digest_is_of_the_recipe_alone() -> None:
+def test_digest_depends_on_the_recipe_alone() -> None:
     base = recipe_digest(CONFIG)
     assert recipe_digest(changed("seed", value=1)) == base
     assert recipe_digest(changed("weighting", value={})) == base
@@ -42,13 +42,13 @@ def test_digest_is_of_the_recipe_alone() -> None:
     assert recipe_digest(moved) == base
 
 
-def test_single_task_digest_is_that_of_the_joint_run() -> None:
+def test_single_task_digest_equals_that_of_the_joint_run() -> None:
     alone = changed("tasks", value={"a": {"target": "a"}})
     assert recipe_digest(alone, "a") == recipe_digest(CONFIG, "a")
     assert recipe_digest(CONFIG, "a") != recipe_digest(CONFIG, "b")
 
 
-def test_files(tmp_path: Path) -> None:
+def test_record_and_results_are_written(tmp_path: Path) -> None:
     record = RunRecord(tmp_path, {"seed": 1})
     record.update(status="running")
     record.update(status="completed")

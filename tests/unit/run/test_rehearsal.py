@@ -1,4 +1,4 @@
-"""A step is rehearsed without a trace, and shows what only a backward pass in training mode shows."""
+"""The rehearsed step has no side effects and finds problems of the backward pass in training mode."""
 
 import re
 from typing import Any
@@ -20,7 +20,7 @@ from tests.conftest import Arrays, arrays, build
 
 
 class Checkpointed(nn.Module):
-    """A re-entrant checkpoint whatever the mode."""
+    """Uses a re-entrant checkpoint in every mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ WEIGHTINGS = [Mean, UPGradWeighting]
 
 
 class Trunk(nn.Module):
-    """A table of rows, a norm, dropout, a layer that is perhaps checkpointed, and one that nobody calls."""
+    """An embedding, a norm, dropout, an optionally checkpointed layer, and an unused layer."""
 
     def __init__(self, sparse: bool = False, reentrant: bool | None = None) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Trunk(nn.Module):
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_leaves_no_trace(weighting: type) -> None:
+def test_rehearsal_has_no_side_effects(weighting: type) -> None:
     module = build(adapt(weighting()), trunk=Trunk())
     before = [v.clone() for v in (*module.parameters(), *module.buffers())]
     state = torch.get_rng_state()
@@ -66,7 +66,7 @@ def test_leaves_no_trace(weighting: type) -> None:
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("sparse", [False, True])
-def test_names_sparse_and_unused_parameters(weighting: type, sparse: bool) -> None:
+def test_rehearsal_finds_sparse_and_unused_parameters(weighting: type, sparse: bool) -> None:
     found = rehearse(config(), build(adapt(weighting()), trunk=Trunk(sparse)), arrays())
     assert found.sparse == ["trunk.table.weight"] * sparse
     assert found.unused == ["trunk.unused.weight", "trunk.unused.bias"]
@@ -100,7 +100,7 @@ REENTRANT = [
 
 @pytest.mark.parametrize(("weighting", "trainer", "conflict", "advice"), REENTRANT)
 @pytest.mark.parametrize("count", [1, 24])
-def test_reentrant_checkpoints_go_with_one_backward_pass_alone(
+def test_reentrant_checkpoints_require_a_single_backward_pass(
     weighting: type, trainer: dict[str, Any], conflict: dict[str, Any], advice: str, count: int
 ) -> None:
     keys = config({"conflict": conflict, "cost": None}, **trainer)
@@ -118,8 +118,8 @@ def test_reentrant_checkpoints_go_with_one_backward_pass_alone(
         rehearse(keys, made(weighting, True), batch)
 
 
-def test_what_looks_at_a_model_sees_through_checkpoints() -> None:
-    """In evaluation mode too they are called: the parameters in them are shared all the same."""
+def test_checkpointed_parameters_are_found_as_shared() -> None:
+    """Parameters under a checkpoint count as shared, also in evaluation mode."""
     module = build(adapt(Mean()), trunk=Checkpointed())
     with unobtrusive(module), torch.enable_grad():
         found = parts_of(module, losses_of(module, arrays()))
@@ -127,7 +127,7 @@ def test_what_looks_at_a_model_sees_through_checkpoints() -> None:
 
 
 class Slope(nn.Module):
-    """Adds the derivative of its own output, with the graph that it wants."""
+    """Adds the derivative of its own output, with gradients enabled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Slope(nn.Module):
         return out + slope.sum(1, keepdim=True)
 
 
-def test_inference_mode_and_derivatives() -> None:
+def test_derivatives_require_inference_mode_off() -> None:
     for trunk in (Trunk(), Slope()):
         check_inference_mode(config(inference_mode=False), build(adapt(Mean()), trunk=trunk), arrays())
     check_inference_mode(config(inference_mode=True), build(adapt(Mean()), trunk=Trunk()), arrays())
@@ -149,14 +149,14 @@ def test_inference_mode_and_derivatives() -> None:
     with pytest.raises(ConfigError, match=r"take derivatives .*set trainer\.inference_mode=false"):
         check_inference_mode(config(inference_mode=True), module, arrays())
     assert all(part.training for part in module.modules())
-    with pytest.raises(IndexError):  # a fault of its own keeps its own words
+    with pytest.raises(IndexError):  # other errors are unchanged
         check_inference_mode(
             config(inference_mode=True), build(adapt(Mean()), trunk=nn.Flatten(0, 5)), arrays()
         )
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "trainer", "says"),
+    ("batch_size", "trainer", "message"),
     [
         (23, {}, "last batch has 1 example, .*set data.drop_last=true"),
         (7, {"devices": 3}, "last batch has 1 example on one process, .*set data.drop_last=true"),
@@ -167,17 +167,17 @@ def test_inference_mode_and_derivatives() -> None:
         (None, {}, None),
     ],
 )  # fmt: skip
-def test_a_last_batch_of_one_example(
-    batch_size: int | None, trainer: dict[str, Any], says: str | None
+def test_last_batch_of_one_example_is_rejected_with_batch_norm(
+    batch_size: int | None, trainer: dict[str, Any], message: str | None
 ) -> None:
     module, data = build(adapt(Mean()), trunk=Trunk()), Arrays(arrays(count=24), batch_size)
-    if says is None:
+    if message is None:
         check_last_batch(config(**trainer), module, data, arrays())
         return
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         check_last_batch(config(**trainer), module, data, arrays())
     if batch_size != 1:
         data.drop_last = True
         check_last_batch(config(**trainer), module, data, arrays())
-    # Without a norm one example is enough.
+    # Without a norm, one example is enough.
     check_last_batch(config(**trainer), build(adapt(Mean())), Arrays(arrays(count=24), batch_size), arrays())

@@ -1,4 +1,4 @@
-"""A mapping that the shell took apart is one argument again."""
+"""Mappings split by the shell's brace expansion are joined again."""
 
 import pytest
 
@@ -18,5 +18,5 @@ from multitask.run.arguments import rejoined
         (["paths.logs=/a/b", "task=[x,y]"], ["paths.logs=/a/b", "task=[x,y]"]),
     ],
 )
-def test_rejoined(given: list[str], expected: list[str]) -> None:
+def test_split_mappings_are_rejoined(given: list[str], expected: list[str]) -> None:
     assert rejoined(given) == expected

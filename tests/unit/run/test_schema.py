@@ -1,4 +1,4 @@
-"""Values of keys that are not of the key's type, each refused in one sentence."""
+"""Values of the wrong type are rejected in one sentence."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from multitask.run.schema import BENCHMARK, COMPARE, TRAIN, Schema, check_values
 
 
 @pytest.mark.parametrize(
-    ("schema", "key", "value", "said"),
+    ("schema", "key", "value", "message"),
     [
         (TRAIN, "weighting.engine", "row", "weighting.engine=row is not one of auto, rows, layerwise, features; "),
         (TRAIN, "weighting.heads", "both", "weighting.heads=both is not one of own, weighted; choices: own, weighted."),
@@ -29,16 +29,16 @@ from multitask.run.schema import BENCHMARK, COMPARE, TRAIN, Schema, check_values
         (BENCHMARK, "tasks", [2, 1], "tasks=[2, 1] is not a list in brackets, each a whole number of at least 2,"),
     ],
 )  # fmt: skip
-def test_a_value_of_another_type_is_refused(schema: Schema, key: str, value: Any, said: str) -> None:
+def test_value_of_the_wrong_type_is_rejected(schema: Schema, key: str, value: Any, message: str) -> None:
     config = OmegaConf.create()
     OmegaConf.update(config, key, value)
     with pytest.raises(ConfigError) as caught:
         check_values(config, schema)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith(f"{key}=")
 
 
-def test_the_engines_are_those_of_the_library() -> None:
+def test_engine_names_are_those_of_the_library() -> None:
     for engine in ENGINES:
         check_values(OmegaConf.create({"weighting": {"engine": engine}}), TRAIN)
     with pytest.raises(ConfigError, match=rf"is not one of {', '.join(ENGINES)};"):

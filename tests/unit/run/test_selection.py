@@ -1,4 +1,4 @@
-"""Validations in which a task has no label, or a metric no value."""
+"""Validations in which a task has no labels or a metric has no value."""
 
 import math
 from contextlib import nullcontext
@@ -27,7 +27,7 @@ NAN = math.nan
 
 
 class Scripted(Metric):
-    """Gives one written value after the other, one a validation."""
+    """Returns the given values in turn, one per validation."""
 
     full_state_update = False
 
@@ -43,7 +43,7 @@ class Scripted(Metric):
 
 
 class Validated(Arrays):
-    """Arrays whose validation split is another."""
+    """``Arrays`` with a validation split."""
 
     def __init__(self, train: dict[str, Tensor], val: dict[str, Tensor]) -> None:
         super().__init__(train, batch_size=8)
@@ -53,15 +53,15 @@ class Validated(Arrays):
         return {"train": self.arrays, "val": self.val}
 
 
-class Seen(Callback):
-    """What callbacks find after each validation."""
+class Recorder(Callback):
+    """Records the metrics after each validation and the learning rate of each epoch."""
 
     def __init__(self) -> None:
-        self.figures: list[dict[str, float]] = []
+        self.metrics: list[dict[str, float]] = []
         self.rates: list[float] = []
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.figures.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+        self.metrics.append({key: float(value) for key, value in trainer.callback_metrics.items()})
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
@@ -92,7 +92,7 @@ def fit(module: MultiTaskModule, folder: Path, epochs: int, *callbacks: Callback
     return trainer
 
 
-def test_means_are_over_the_tasks_that_have_labels() -> None:
+def test_means_are_over_labelled_tasks() -> None:
     tasks = {
         name: Task(nn.Identity(), nn.MSELoss(), {"mse": MeanSquaredError()}, name, missing=True)
         for name in "abc"
@@ -102,26 +102,26 @@ def test_means_are_over_the_tasks_that_have_labels() -> None:
         batch = {"a": torch.tensor(values), "b": torch.full((2,), NAN), "c": torch.tensor([2.0, 2.0])}
         zeros = torch.zeros(2)
         measured.update(tasks, [task(zeros, batch) for task in tasks.values()])
-    figures = measured.finish(tasks)
+    metrics = measured.finish(tasks)
     a, c = (1 + 9 + 25) / 3, 4.0
-    assert figures == pytest.approx({("a", "loss"): a, ("a", "mse"): a, ("c", "loss"): c, ("c", "mse"): c})
-    curves = to_keys(figures, "val")
+    assert metrics == pytest.approx({("a", "loss"): a, ("a", "mse"): a, ("c", "loss"): c, ("c", "mse"): c})
+    curves = to_keys(metrics, "val")
     assert curves["val/loss"] == curves["val/mean/mse"] == pytest.approx((a + c) / 2)
-    assert measured.finish(tasks) == {}  # and nothing is left over
+    assert measured.finish(tasks) == {}  # and the state is reset
 
 
-def test_a_loss_that_is_not_a_number_stays_one() -> None:
+def test_nan_loss_is_kept() -> None:
     task = Task(nn.Identity(), nn.MSELoss(), {"mse": MeanSquaredError()}, "a")
     measured = Measurement(["a"])
     for prediction in (torch.ones(2), torch.full((2,), NAN)):
         measured.update({"a": task}, [task(prediction, {"a": torch.zeros(2)})])
-    figures = measured.finish({"a": task})
-    assert figures.keys() == {("a", "loss"), ("a", "mse")}
-    assert all(map(math.isnan, figures.values()))
+    metrics = measured.finish({"a": task})
+    assert metrics.keys() == {("a", "loss"), ("a", "mse")}
+    assert all(map(math.isnan, metrics.values()))
 
 
-class WantsMany(MeanSquaredError):
-    """Cannot be computed of fewer than 100 values."""
+class NeedsMany(MeanSquaredError):
+    """Cannot be computed from fewer than 100 values."""
 
     def __init__(self, error: type[Exception]) -> None:
         super().__init__()
@@ -134,8 +134,8 @@ class WantsMany(MeanSquaredError):
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, IndexError, ZeroDivisionError])
-def test_a_metric_that_cannot_be_computed_takes_nothing_with_it(error: type[Exception]) -> None:
-    metrics = {"many": WantsMany(error), "mse": MeanSquaredError()}
+def test_metric_that_cannot_be_computed_does_not_affect_others(error: type[Exception]) -> None:
+    metrics = {"many": NeedsMany(error), "mse": MeanSquaredError()}
     task = Task(nn.Identity(), nn.MSELoss(), metrics, "a")
     measured = Measurement(["a"])
     for count, expected in ((2, {"loss", "mse"}), (120, {"loss", "many", "mse"})):
@@ -145,23 +145,23 @@ def test_a_metric_that_cannot_be_computed_takes_nothing_with_it(error: type[Exce
             if count == 2
             else nullcontext()
         ):
-            figures = measured.finish({"a": task})
-        assert {metric for _, metric in figures} == expected
-        assert set(figures.values()) == {1.0}
+            values = measured.finish({"a": task})
+        assert {metric for _, metric in values} == expected
+        assert set(values.values()) == {1.0}
 
 
-def test_a_metric_without_a_value_is_left_out_and_the_one_before_it_is_no_news(tmp_path: Path) -> None:
-    seen = Seen()
+def test_metric_without_a_value_is_nan_and_keeps_no_old_value(tmp_path: Path) -> None:
+    recorder = Recorder()
     module = scripted([1.0, NAN, 3.0])
     assert module.validation_keys == {"val/loss", "val/loss/t0", "val/loss/t1", "val/t0/m", "val/mean/m"}
-    fit(module, tmp_path, 3, seen)
-    found = [figures["val/t0/m"] for figures in seen.figures]
+    fit(module, tmp_path, 3, recorder)
+    found = [metrics["val/t0/m"] for metrics in recorder.metrics]
     assert found == pytest.approx([1.0, NAN, 3.0], nan_ok=True)
-    assert all(math.isfinite(figures["val/loss"]) for figures in seen.figures)
+    assert all(math.isfinite(metrics["val/loss"]) for metrics in recorder.metrics)
     assert module.validated["val/t0/m"] == 3.0
 
 
-def test_the_best_is_among_the_epochs_in_which_the_metric_is_finite(
+def test_best_epoch_is_selected_among_finite_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = Checkpoints(str(tmp_path), "val/t0/m")
@@ -177,40 +177,40 @@ def test_the_best_is_among_the_epochs_in_which_the_metric_is_finite(
     ("values", "epochs"),
     [
         ([NAN] * 6, 6),
-        ([1.0, NAN, NAN, NAN, 2.0, 3.0, 4.0], 6),  # patience counts the validations that have a value
+        ([1.0, NAN, NAN, NAN, 2.0, 3.0, 4.0], 6),  # patience counts validations with a value
         ([NAN, 3.0, 2.0, NAN, 1.0, 0.0], 6),
         ([1.0, 2.0, NAN, 3.0, 0.0], 4),
         ([1.0, math.inf, 0.0], 2),
     ],
 )
-def test_early_stopping_counts_the_validations_that_have_a_value(
+def test_early_stopping_counts_validations_with_a_value(
     values: list[float], epochs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = fit(scripted(values), tmp_path, len(values), EarlyStopping("val/t0/m", patience=2))
     assert trainer.current_epoch == epochs
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert len(told) == 1
-    assert told[0].startswith("warning: callbacks.early_stopping.monitor=val/t0/m ")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: callbacks.early_stopping.monitor=val/t0/m ")
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_a_plateau_scheduler_waits_for_values(
+def test_plateau_scheduler_waits_for_values(
     by_hand: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen = Seen()
+    recorder = Recorder()
     module = scripted(
         [NAN, 3.0, NAN, 4.0, NAN, 2.0, 1.0, 0.0], **({"accumulate_grad_batches": 1} if by_hand else {})
     )
     module._scheduler = lambda optimizer: ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
     module.scheduler_options = {"monitor": "val/t0/m"}
-    fit(module, tmp_path, 8, seen)
-    assert seen.rates == [0.1] * 4 + [0.05] * 4
+    fit(module, tmp_path, 8, recorder)
+    assert recorder.rates == [0.1] * 4 + [0.05] * 4
     assert capsys.readouterr().err.splitlines() == [
         "warning: scheduler.monitor=val/t0/m has no finite value in epoch 1; the scheduler waits for one."
     ]
 
 
-def test_lightnings_own_callbacks_see_no_value_either(tmp_path: Path) -> None:
+def test_lightning_callbacks_ignore_missing_values(tmp_path: Path) -> None:
     best = theirs.ModelCheckpoint(tmp_path, "{epoch}", monitor="val/t0/m")
     fit(scripted([2.0, NAN, 1.0, NAN]), tmp_path, 4, best)
     assert float(best.best_model_score) == 1.0

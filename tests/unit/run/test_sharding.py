@@ -1,4 +1,4 @@
-"""trainer=fsdp: what needs whole parameters is refused in one sentence that names the key."""
+"""trainer=fsdp: settings that need whole parameters are rejected in one sentence that names the key."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def config(*overrides: str) -> DictConfig:
         return compose("train", overrides=["trainer=fsdp", *overrides])
 
 
-def test_what_trainer_fsdp_is() -> None:
+def test_trainer_fsdp_shards_over_all_devices() -> None:
     made = config("trainer.devices=4", "trainer.num_nodes=2")
     check_strategy(made)
     assert is_sharded(made)
@@ -35,7 +35,7 @@ def test_what_trainer_fsdp_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         (["trainer.strategy=fsdp"], "trainer.strategy=fsdp splits the parameters"),
         (["trainer.strategy=deepspeed_stage_3"], "use trainer=fsdp"),
@@ -48,12 +48,12 @@ def test_what_trainer_fsdp_is() -> None:
         (["callbacks.conflict.probe_every=5"], "callbacks.conflict.probe_every"),
     ],
 )
-def test_keys_that_do_not_go_with_shards(overrides: list[str], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_unsupported_keys_are_rejected(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         check_strategy(config(*overrides))
 
 
-def test_callbacks_that_see_whole_parameters() -> None:
+def test_callbacks_on_whole_parameters_are_rejected() -> None:
     made = config()
     made.callbacks = {"update": {"_target_": "multitask.callbacks.update.UpdateDirection"}}
     with pytest.raises(ConfigError, match=r"callbacks\.update \(UpdateDirection\) works on whole parameters"):
@@ -61,23 +61,23 @@ def test_callbacks_that_see_whole_parameters() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(STATEFUL))
-def test_weightings_that_remember_rows(name: str) -> None:
+def test_weightings_that_store_gradients_are_rejected(name: str) -> None:
     with pytest.raises(ConfigError, match=f"weighting={name} remembers a gradient of each task"):
         check_sharded(config(f"method={name}"), make(name, 3), {})
 
 
-def test_a_weighting_of_single_points() -> None:
+def test_ntk_weighting_is_rejected() -> None:
     with pytest.raises(ConfigError, match="weighting=ntk needs whole gradients of single points"):
         check_sharded(config("method=ntk"), make("ntk", 3), {})
 
 
 @pytest.mark.parametrize("engine", ["layerwise", "features"])
-def test_engines_of_whole_parameters(engine: str) -> None:
+def test_engines_on_whole_parameters_are_rejected(engine: str) -> None:
     with pytest.raises(ConfigError, match=rf"weighting\.engine={engine} needs whole parameters"):
         check_sharded(config(f"weighting.engine={engine}"), make("upgrad", 3), {})
 
 
-def test_tasks_that_see_parameters_or_derivatives() -> None:
+def test_penalties_and_derivatives_are_rejected() -> None:
     tasks: Any = {"a": regression("a"), "b": Penalty()}
     with pytest.raises(ConfigError, match=r"tasks\.b is a penalty on whole parameters"):
         check_sharded(config(), make("mean", 2), tasks)

@@ -1,4 +1,4 @@
-"""The table of figures that a run ends with."""
+"""The table of metrics printed at the end of a run."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from multitask.run.evaluate import show
 
 
 @pytest.mark.parametrize(("columns", "lines"), [("120", 2), ("50", 9)])
-def test_no_figure_is_cut_however_narrow_the_terminal(
+def test_no_value_is_truncated_in_a_narrow_terminal(
     columns: str, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)

@@ -1,4 +1,4 @@
-"""What the task check says before training, against numbers by hand."""
+"""Output of the task check against values computed by hand."""
 
 import math
 from typing import Any
@@ -58,7 +58,7 @@ def test_best_constant_of_a_cross_entropy_is_the_entropy():
     )
 
 
-def test_best_constant_has_one_number_a_channel_and_sees_what_is_known():
+def test_best_constant_is_per_channel_and_ignores_missing_values():
     y = torch.randn(4, 2, 3, 3)
     known = torch.rand(4, 2, 3, 3) < 0.5
     means = torch.stack([y[:, c][known[:, c]].mean() for c in range(2)]).view(2, 1, 1)
@@ -67,7 +67,7 @@ def test_best_constant_has_one_number_a_channel_and_sees_what_is_known():
     assert found == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_right_and_wrong_predictions():
+def test_extremes_are_right_and_wrong_predictions():
     y = torch.tensor([0, 2, 1])
     right, wrong = extremes(task(nn.CrossEntropyLoss()), outcome(y, torch.zeros(3, 3)))
     assert right.argmax(1).tolist() == [0, 2, 1]
@@ -82,7 +82,7 @@ def test_right_and_wrong_predictions():
     assert extremes(task(nn.MSELoss()), outcome(torch.ones(5, 1), torch.zeros(5, 1))) is None
 
 
-def test_metric_that_cannot_tell_right_from_wrong_is_refused():
+def test_metric_that_does_not_distinguish_right_from_wrong_is_rejected():
     y = torch.arange(COUNT) % 3
     frozen = task(nn.CrossEntropyLoss(), MulticlassAccuracy(num_classes=3, top_k=3, average="micro"))
     with pytest.raises(
@@ -91,19 +91,19 @@ def test_metric_that_cannot_tell_right_from_wrong_is_refused():
         check_that_metrics_move("a", frozen, outcome(y, torch.zeros(COUNT, 3)))
 
 
-def test_metric_that_takes_shares_of_classes_for_classes_is_refused():
-    """An accuracy of scores against one-hot rows compares number by number, and is 0 for ever."""
+def test_accuracy_of_one_hot_targets_is_rejected():
+    """Accuracy of scores against one-hot targets is always 0."""
     y = nn.functional.one_hot(torch.arange(COUNT) % 3, 3).float()
     accuracy = MulticlassAccuracy(num_classes=3, average="micro")
     with pytest.raises(
         ConfigError, match=r"is 0 whether .*set tasks\.a\.transform\._target_=multitask\.targets\.Classes"
     ):
         check_that_metrics_move("a", task(nn.CrossEntropyLoss(), accuracy), outcome(y, torch.zeros(COUNT, 3)))
-    mended = task(nn.CrossEntropyLoss(), accuracy, transform=Classes())
-    check_that_metrics_move("a", mended, outcome(y, torch.zeros(COUNT, 3)))
+    fixed = task(nn.CrossEntropyLoss(), accuracy, transform=Classes())
+    check_that_metrics_move("a", fixed, outcome(y, torch.zeros(COUNT, 3)))
 
 
-def test_metric_that_counts_exact_numbers_is_refused():
+def test_metric_of_exact_equality_is_rejected():
     class Exact(MeanMetric):
         def update(self, prediction: Tensor, target: Tensor) -> None:
             super().update((prediction == target).float())
@@ -123,7 +123,9 @@ def test_metric_that_counts_exact_numbers_is_refused():
         (nn.MSELoss(), PearsonCorrCoef(), torch.randn(COUNT), 1, None),
     ],
 )
-def test_metrics_that_move_pass(loss: Any, metric: Any, y: Tensor, width: int, transform: Any):
+def test_metrics_that_distinguish_right_from_wrong_pass(
+    loss: Any, metric: Any, y: Tensor, width: int, transform: Any
+):
     prediction = torch.zeros(COUNT) if y.ndim == 1 and y.is_floating_point() else torch.zeros(COUNT, width)
     check_that_metrics_move("a", task(loss, metric, transform=transform), outcome(y, prediction))
 
@@ -155,14 +157,14 @@ def loaded(arrays: dict[str, Tensor]) -> Arrays:
     return data
 
 
-def test_parts_are_the_largest_with_the_same_users():
+def test_parts_are_the_largest_modules_with_the_same_users():
     named = {name: nn.Parameter(torch.zeros(2)) for name in ("x.0.w", "x.0.b", "x.1.w", "y.w")}
     used = [("a", "b"), ("a", "b"), ("a",), ("b",)]
     assert parts(named, used) == [Part("x.0", ("a", "b")), Part("x.1", ("a",)), Part("y", ("b",))]
     assert parts(named, [("a",)] * 4) == [Part("x", ("a",)), Part("y", ("a",))]
 
 
-def test_sharing_of_a_model():
+def test_parts_of_a_model():
     module = joint(a=regression("a"), b=regression("b"))
     _, losses = compare(module, batch())
     found = parts_of(module, losses)
@@ -186,7 +188,7 @@ def test_summary_names_users(capsys: pytest.CaptureFixture[str]):
     assert "a alone" in printed
 
 
-def test_tables_give_losses_norms_and_what_is_shared(
+def test_tables_show_losses_norms_and_shared_parts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("COLUMNS", "200")
@@ -209,7 +211,7 @@ def test_tables_give_losses_norms_and_what_is_shared(
     assert "…" not in printed
 
 
-def test_narrow_terminals_break_names_and_cut_nothing(
+def test_narrow_terminal_wraps_names_without_truncation(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("COLUMNS", "80")
@@ -221,10 +223,10 @@ def test_narrow_terminals_break_names_and_cut_nothing(
         assert heading in printed
 
 
-def test_checking_leaves_no_trace():
+def test_task_check_has_no_side_effects():
     module = joint(a=regression("a"), b=regression("b"))
     module.trunk[0].shared.append(nn.BatchNorm1d(4)).append(nn.Dropout())
-    module.trunk[0].shared[-2].eval()  # an inner module whose mode is its own
+    module.trunk[0].shared[-2].eval()  # an inner module in evaluation mode
     state = {name: value.clone() for name, value in module.trunk.state_dict().items()}
     before = torch.random.get_rng_state()
     check_tasks(module, loaded(batch()))
@@ -236,8 +238,8 @@ def test_checking_leaves_no_trace():
     assert module.trunk[0].shared[-1].training
 
 
-class Lazily(Dataset[Any]):
-    """Examples that are read one by one."""
+class LazyDataset(Dataset[Any]):
+    """A data set that reads examples one by one."""
 
     def __init__(self, arrays: dict[str, Tensor]) -> None:
         self.arrays = arrays
@@ -249,25 +251,25 @@ class Lazily(Dataset[Any]):
         return {name: values[index] for name, values in self.arrays.items()}
 
 
-def test_splits_that_are_read_from_disk_are_gone_through():
+def test_splits_on_disk_are_checked():
     module = joint(a=regression("a"), b=regression("b"))
     arrays = batch()
     arrays["b"][-1] = torch.nan
     data = Arrays(arrays)
     data.eval_batch_size = 8
-    data.splits = {"train": Lazily(arrays)}
+    data.splits = {"train": LazyDataset(arrays)}
     with pytest.raises(ConfigError, match=r"tasks\.b: the target 'b' has 1 NaN among"):
         check_tasks(module, data)
 
 
-def test_unobtrusive_gives_the_mode_back_after_an_error():
+def test_unobtrusive_restores_the_mode_after_an_error():
     module = joint(a=regression("a"))
     with pytest.raises(RuntimeError), unobtrusive(module):
         raise RuntimeError
     assert module.training
 
 
-def test_metrics_that_only_average_are_found():
+def test_metric_that_ignores_predictions_is_rejected():
     class Constant(MeanMetric):
         def update(self, prediction: Tensor, target: Tensor) -> None:
             super().update(target)

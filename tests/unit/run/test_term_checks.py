@@ -1,4 +1,4 @@
-"""Terms that cannot be meant are refused before training, in one sentence that names the key."""
+"""Invalid terms are rejected before training, in one sentence that names the key."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from multitask.task.seen import Seen
 from multitask.task.terms import Auxiliary, Term
 from tests.conftest import arrays, regression
 from tests.unit.task.test_kinds import FLAT, built
-from tests.unit.task.test_kinds import arrays as content
+from tests.unit.task.test_kinds import arrays as kinds_arrays
 
 
 def distances(seen: Seen) -> Tensor:
-    """Return the mean distance of pairs, which no part of a batch has a share of."""
+    """Return the mean distance of pairs, which is not a mean over examples."""
     return torch.pdist(seen.predictions["t0"]).mean()
 
 
@@ -26,7 +26,7 @@ def masked(seen: Seen) -> tuple[Tensor, Tensor]:
     return seen.predictions["t0"][known].square().mean(), known.sum()
 
 
-def bent(seen: Seen) -> Tensor:
+def second_derivative(seen: Seen) -> Tensor:
     first = seen.derivative(seen.predictions["t0"][:, 0])
     return (seen.derivative(first[:, 0]) - 1).square().sum(1)
 
@@ -46,7 +46,7 @@ def checked(term: Term, activation: type[nn.Module] = nn.Tanh) -> None:
         Term(lambda seen: seen.predictions["t0"].square().mean()),
         Term(masked),
         Term(distances, count="batch"),
-        Term(bent, derivatives=True),
+        Term(second_derivative, derivatives=True),
         Term(lambda seen: (seen.features.sum() * torch.nan, 0), missing=True),
     ],
 )
@@ -55,7 +55,7 @@ def test_means_pass(term: Term) -> None:
 
 
 @pytest.mark.parametrize(
-    ("term", "said"),
+    ("term", "message"),
     [
         (Term(distances), r"tasks\.x\.loss is not the mean over its examples.*set tasks\.x\.count=batch"),
         (Term(lambda seen: masked(seen)[0]), "is not the mean over its examples"),
@@ -65,29 +65,29 @@ def test_means_pass(term: Term) -> None:
         (Term(lambda seen: seen.predictions["t1"].mean()), "no task 't1' makes predictions; available: t0"),
         (Term(lambda seen: seen.batch["label"].mean()), r"tasks\.x: label"),
         (Term(Auxiliary("kl")), r"loss\.name: the trunk returns no loss 'kl'; it returns none"),
-        (Term(bent), "the inputs require no gradient; set derivatives=true"),
+        (Term(second_derivative), "the inputs require no gradient; set derivatives=true"),
         (
             Term(lambda seen: seen.derivative(seen.predictions["t0"]).sum(1), derivatives=True),
             r"one number for each of 24 examples, not \[24, 2\]",
         ),
     ],
 )
-def test_what_is_no_mean_is_refused(term: Term, said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+def test_terms_that_are_not_means_are_rejected(term: Term, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         checked(term)
     assert str(caught.value).endswith(".")
 
 
-def test_second_derivatives_of_a_piecewise_linear_network_are_refused() -> None:
+def test_second_derivatives_of_a_piecewise_linear_network_are_rejected() -> None:
     with pytest.raises(ConfigError, match="does not depend on a single trained weight"):
-        checked(Term(bent, derivatives=True), nn.ReLU)
+        checked(Term(second_derivative, derivatives=True), nn.ReLU)
 
 
 SECOND = ["task=[kinds/scalar,kinds/second_loss]", "tasks.rings_l1.prediction.task=scalar"]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (
             [*SECOND, "tasks.rings_l1.target=vector", "+tasks.rings_l1.missing=true"],
@@ -117,6 +117,6 @@ SECOND = ["task=[kinds/scalar,kinds/second_loss]", "tasks.rings_l1.prediction.ta
         ),
     ],
 )
-def test_predictions_that_do_not_fit_are_refused(overrides: list[str], said: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=said):
-        built(tmp_path, content(), *overrides, *FLAT)
+def test_incompatible_predictions_are_rejected(overrides: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        built(tmp_path, kinds_arrays(), *overrides, *FLAT)

@@ -1,4 +1,4 @@
-"""A prediction that several tasks compare is in the units of all of them."""
+"""Tasks that share a prediction must have the same units."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from multitask.task.task import Task
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(30, 3, generator=GENERATOR)
 NUMBERS = torch.randn(30, 2, generator=GENERATOR) + 1e5
-UNLIKE = {"another mean": NUMBERS + 1.0, "another deviation": 1e5 + (NUMBERS - 1e5) * 1.1}
+DIFFERENT = {"another mean": NUMBERS + 1.0, "another deviation": 1e5 + (NUMBERS - 1e5) * 1.1}
 
 
 def fitted(target: Tensor) -> Standardized:
@@ -34,20 +34,20 @@ def start(first: Transform | None, second: Transform | None, target: Tensor = NU
 
 
 @pytest.mark.parametrize("transform", [None, Shown(torch.abs), fitted(NUMBERS)])
-def test_the_same_units_pass(transform: Transform | None) -> None:
+def test_same_units_pass(transform: Transform | None) -> None:
     start(transform, transform)
 
 
-@pytest.mark.parametrize("name", UNLIKE)
-def test_other_statistics_are_refused(name: str) -> None:
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_different_statistics_are_rejected(name: str) -> None:
     with pytest.raises(
         ConfigError, match=r"tasks\.b: .* tasks\.a, in deviations .* 'a' .* give both the same target"
     ):
-        start(fitted(NUMBERS), fitted(UNLIKE[name]), UNLIKE[name])
+        start(fitted(NUMBERS), fitted(DIFFERENT[name]), DIFFERENT[name])
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_one_standardized_alone_is_refused(which: int) -> None:
+def test_only_one_standardized_target_is_rejected(which: int) -> None:
     pair: list[Transform | None] = [None, None]
     pair[which] = fitted(NUMBERS)
     with pytest.raises(ConfigError, match=r"the units of the target '[ab]'"):

@@ -1,4 +1,4 @@
-"""From YAML keys to a combiner: names, lists, nested objects, refusals."""
+"""Combiners built from YAML keys: names, lists, nested objects and errors."""
 
 import sys
 
@@ -17,30 +17,30 @@ from tests.unit.weighting.members import config, make
 TASKS = ["left", "right"]
 
 
-def test_numbers_by_name_are_in_the_order_of_the_losses() -> None:
+def test_mapping_is_in_the_order_of_the_losses() -> None:
     built = build_weighting({"_target_": "torchjd.scalarization.Constant", "weights": {"right": 3}}, TASKS)
     assert built(torch.tensor([1.0, 1.0])) == 4
 
 
-def test_a_list_is_in_the_order_of_the_losses() -> None:
+def test_list_is_in_the_order_of_the_losses() -> None:
     built = build_weighting({"_target_": "torchjd.scalarization.Constant", "weights": [2, 5]}, TASKS)
     assert built(torch.tensor([1.0, 0.0])) == 2
 
 
-def test_a_bound_that_is_not_named_is_zero() -> None:
+def test_missing_reference_values_are_zero() -> None:
     built = build_weighting(
         {"_target_": "torchjd.scalarization.STCH", "mu": 0.1, "reference": {"left": 1}}, TASKS
     )
     assert built.method.reference.tolist() == [1, 0]
 
 
-def test_an_aggregator_is_taken_for_its_weighting() -> None:
+def test_aggregator_is_replaced_by_its_weighting() -> None:
     built = build_weighting({"_target_": "torchjd.aggregation.DualProj"}, TASKS)
     assert isinstance(built, GramianMethod)
     assert isinstance(built.method, DualProjWeighting)
 
 
-def test_nested_weightings_take_names_too() -> None:
+def test_nested_weightings_accept_task_names() -> None:
     inner = {"_target_": "torchjd.aggregation.UPGradWeighting", "pref_vector": {"right": 2}}
     built = build_weighting({"_target_": "multitask.weighting.cr_mogm.CRMOGM", "method": inner}, TASKS)
     assert isinstance(built, CRMOGM)
@@ -49,14 +49,14 @@ def test_nested_weightings_take_names_too() -> None:
     assert built.method.method.pref_vector.tolist() == [1, 2]
 
 
-def test_torchjds_own_composition_is_built_as_torchjd_wants_it() -> None:
+def test_nested_torchjd_weighting_is_built() -> None:
     inner = {"_target_": "torchjd.aggregation.UPGradWeighting"}
     built = build_weighting({"_target_": "torchjd.aggregation.CRMOGMWeighting", "weighting": inner}, TASKS)
     assert isinstance(built, GramianMethod)
     assert isinstance(built.method.weighting, UPGradWeighting)
 
 
-def test_objects_that_are_no_weighting_are_made_as_hydra_makes_them() -> None:
+def test_other_nested_objects_are_instantiated() -> None:
     projector = {"_target_": "torchjd.linalg.QuadprogProjector", "reg_eps": 0.5}
     built = build_weighting(
         {"_target_": "torchjd.aggregation.UPGradWeighting", "projector": projector}, TASKS
@@ -64,7 +64,7 @@ def test_objects_that_are_no_weighting_are_made_as_hydra_makes_them() -> None:
     assert built.method.projector.reg_eps == 0.5
 
 
-def test_wrappers_lie_in_one_order() -> None:
+def test_wrappers_have_a_fixed_order() -> None:
     built = make("mgda", TASKS, every=2, groups="layer", rescale=True)
     assert isinstance(built, Rescaled)
     assert [type(m).__name__ for m in built.modules()] == [
@@ -77,7 +77,7 @@ def test_wrappers_lie_in_one_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "sentence"),
+    ("name", "changes", "message"),
     [
         ("weighted_sum", {"weights": {"up": 1}}, "weighting.weights names up, but the tasks are left, right"),
         (
@@ -139,34 +139,34 @@ def test_wrappers_lie_in_one_order() -> None:
         ("mgda", {"groups": "block"}, "weighting.groups=block is unknown; choose trunk, layer or tensor"),
     ],
 )
-def test_refusals_name_the_key(name: str, changes: dict, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_errors_name_the_key(name: str, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make(name, TASKS, **changes)
 
 
-def test_what_is_no_combiner_is_refused() -> None:
+def test_other_classes_are_rejected() -> None:
     with pytest.raises(TypeError, match=r"weighting\._target_ is a Linear; set a torchjd scalarizer"):
         build_weighting({"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}, TASKS)
 
 
 @pytest.mark.parametrize("losses", [[1.0, 0.0], [1.0, -2.0]], ids=["zero", "negative"])
 @pytest.mark.parametrize("name", ["gls", "si", "loss_balanced"])
-def test_logarithms_need_losses_above_zero(name: str, losses: list[float]) -> None:
+def test_logarithmic_weightings_require_positive_losses(name: str, losses: list[float]) -> None:
     with pytest.raises(ValueError, match=f"weighting={name} needs losses above zero"):
         make(name, TASKS)(torch.tensor(losses))
 
 
-def test_softadapt_weighted_by_the_losses_needs_losses_that_are_not_negative() -> None:
+def test_loss_weighted_softadapt_requires_non_negative_losses() -> None:
     with pytest.raises(ValueError, match=r"weighting\.loss_weighted=true needs losses that are not negative"):
         make("softadapt", TASKS, loss_weighted=True)(torch.tensor([1.0, -1.0]))
 
 
-def test_famo_needs_losses_above_its_bounds() -> None:
+def test_famo_requires_losses_above_its_bounds() -> None:
     with pytest.raises(ValueError, match=r"weighting=famo needs losses above weighting\.min_losses"):
         make("famo", TASKS, min_losses={"left": 2})(torch.tensor([1.0, 1.0]))
 
 
-def test_a_solver_that_is_not_installed_is_answered_with_how_to_get_it(
+def test_missing_solver_is_reported_with_its_install_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "cvxpy", None)
@@ -188,8 +188,8 @@ def test_a_solver_that_is_not_installed_is_answered_with_how_to_get_it(
         ("multitask.weighting.nash_mtl.NashMTL", "nash_mtl", {}),
     ],
 )
-def test_a_checkpoint_from_before_0_2_has_its_weighting(before: str, name: str, state: dict) -> None:
-    """Its config names the class where it was, and its state may hold the memory of torchjd's, which is empty."""
+def test_checkpoints_before_0_2_are_loaded(before: str, name: str, state: dict) -> None:
+    """Configs name the old class path, and states may contain the empty state of a torchjd weighting."""
     tasks = ["a", "b", "c"]
     built = build_weighting({**config(name, tasks), "_target_": before}, tasks)
     assert type(built) is type(make(name, tasks))
@@ -200,7 +200,7 @@ def test_a_checkpoint_from_before_0_2_has_its_weighting(before: str, name: str, 
             module.load_state_dict({"weighting._extra_state": {"": {"step": 3}}}, strict=True)
 
 
-def test_a_weighting_by_an_older_name_is_found_and_resumed() -> None:
+def test_older_class_paths_are_imported_and_resumed() -> None:
     for before, now in (("uw.UW", "scalarizations.UW"), ("sdmgrad.SDMGrad", "halves.SDMGrad")):
         names = [f"multitask.weighting.{name}" for name in (before, now)]
         assert imported("weighting._target_", names[0]) is imported("weighting._target_", names[1])

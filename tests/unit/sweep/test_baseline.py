@@ -1,4 +1,4 @@
-"""Single-task figures are kept by experiment, each recipe's beside the others'."""
+"""Baseline files: single-task metrics per experiment and recipe."""
 
 import csv
 import json
@@ -20,28 +20,28 @@ def run(folder: Path, seed: int, value: float, digest: str = "d1", **facts: obje
     write_results(folder / "results.csv", [{**row, "task": "a"}, {**row, "task": "combined"}])
 
 
-def figures(path: Path) -> list[tuple[str, str, str, str]]:
+def values(path: Path) -> list[tuple[str, str, str, str]]:
     with path.open() as file:
         return [(r["task"], r["seed"], r["value"], r["config_digest"]) for r in csv.DictReader(file)]
 
 
-def test_figures_measured_again_take_the_place_of_old_ones(tmp_path: Path) -> None:
+def test_repeated_runs_replace_old_values(tmp_path: Path) -> None:
     for seed in (10, 9):
         run(tmp_path / "first" / str(seed), seed, 1.0 + seed)
     run(tmp_path / "first" / "other", 0, 5.0, method="upgrad")
     path = tmp_path / "baselines" / "small.csv"
     assert record([tmp_path / "first"], path.parent) == {path: 2}
-    assert figures(path) == [("a", "9", "10.0", "d1"), ("a", "10", "11.0", "d1")]
+    assert values(path) == [("a", "9", "10.0", "d1"), ("a", "10", "11.0", "d1")]
     run(tmp_path / "second" / "x", 9, 0.5)
     run(tmp_path / "second" / "y", 9, 0.25, digest="d2")
     assert record([tmp_path / "second"], path.parent) == {path: 2}
-    assert figures(path) == [("a", "9", "0.5", "d1"), ("a", "9", "0.25", "d2"), ("a", "10", "11.0", "d1")]
+    assert values(path) == [("a", "9", "0.5", "d1"), ("a", "9", "0.25", "d2"), ("a", "10", "11.0", "d1")]
     before = path.read_text()
     record([tmp_path / "second"], path.parent)
     assert path.read_text() == before
 
 
-def test_what_is_no_baseline_is_refused(tmp_path: Path) -> None:
+def test_runs_that_are_not_a_baseline_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="contains no run"):
         record([tmp_path], tmp_path / "baselines")
     run(tmp_path / "s" / "x", 0, 1.0, method="upgrad")

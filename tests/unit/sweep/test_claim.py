@@ -1,4 +1,4 @@
-"""A folder has one holder, and none once that has died."""
+"""A folder is held by one process, and by none once that process has died."""
 
 import json
 import multiprocessing
@@ -46,7 +46,7 @@ def test_only_one_process_holds_a_folder(other: multiprocessing.Process, tmp_pat
     assert holder(tmp_path) == found
 
 
-def test_a_killed_process_holds_nothing(other: multiprocessing.Process, tmp_path: Path) -> None:
+def test_killed_process_releases_the_folder(other: multiprocessing.Process, tmp_path: Path) -> None:
     assert other.pid is not None
     os.kill(other.pid, signal.SIGKILL)
     other.join()
@@ -57,7 +57,7 @@ def test_a_killed_process_holds_nothing(other: multiprocessing.Process, tmp_path
     assert holder(tmp_path) is None
 
 
-def test_a_process_of_another_machine_holds_while_it_beats(tmp_path: Path) -> None:
+def test_process_on_another_machine_holds_while_its_heartbeat_is_recent(tmp_path: Path) -> None:
     path = tmp_path / NAME
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     assert str(holder(tmp_path)) == "process 1 on elsewhere"
@@ -70,7 +70,7 @@ def test_a_process_of_another_machine_holds_while_it_beats(tmp_path: Path) -> No
         assert held
 
 
-def test_the_holder_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_holder_sends_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "HEARTBEAT", 0.01)
     with claimed(tmp_path):
         os.utime(tmp_path / NAME, (0, 0))
@@ -81,7 +81,7 @@ def test_the_holder_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert (tmp_path / NAME).stat().st_mtime > 0
 
 
-def test_without_locks_a_living_process_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_process_holds_without_file_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "_lock", lambda file, patience=0.0: None)
     with claimed(tmp_path) as held, claimed(tmp_path) as again:
         assert held
@@ -91,10 +91,10 @@ def test_without_locks_a_living_process_holds(tmp_path: Path, monkeypatch: pytes
         assert held
 
 
-def test_who_only_looks_is_no_holder_to_others_who_look(tmp_path: Path) -> None:
+def test_concurrent_query_is_not_a_holder(tmp_path: Path) -> None:
     dead = {"host": socket.gethostname(), "pid": 2**22 + 1}
     (tmp_path / NAME).write_text(json.dumps(dead))
-    looking = (tmp_path / NAME).open("r+")
-    assert system.lock(looking)
-    threading.Timer(0.03, looking.close).start()
+    querying = (tmp_path / NAME).open("r+")
+    assert system.lock(querying)
+    threading.Timer(0.03, querying.close).start()
     assert holder(tmp_path) is None

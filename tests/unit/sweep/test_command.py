@@ -1,9 +1,9 @@
-"""The command line of a sweep that is taken up again."""
+"""The command line of a resumed sweep."""
 
 from multitask.sweep.command import merged
 
 
-def test_the_later_value_of_a_key_counts() -> None:
+def test_later_value_of_a_key_takes_precedence() -> None:
     before = ["-m", "weighting=upgrad", "seed=0,1", "--config-dir=there", "sweep=x"]
     assert merged(before, ["sweep=x"]) == [
         "-m",
@@ -22,6 +22,6 @@ def test_the_later_value_of_a_key_counts() -> None:
     ]
 
 
-def test_the_same_command_is_the_same() -> None:
+def test_same_command_is_unchanged() -> None:
     command = ["-m", "weighting=upgrad", "+alpha=1,2", "sweep=x"]
     assert merged(command, command) == command

@@ -1,4 +1,4 @@
-"""A job of a sweep starts without what the jobs before it held."""
+"""Memory of the jobs of a sweep."""
 
 import weakref
 from contextlib import nullcontext
@@ -13,13 +13,13 @@ from multitask.sweep import job
 
 
 class Model:
-    """Refers to itself, as Trainer and module refer to one another."""
+    """Part of a reference cycle, as Trainer and module are."""
 
     def __init__(self) -> None:
         self.trainer = self
 
 
-def test_what_a_job_held_is_freed_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_of_a_job_are_freed_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[weakref.ref[Model]] = []
     alive: list[int] = []
 

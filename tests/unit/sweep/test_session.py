@@ -1,4 +1,4 @@
-"""What is launched, when, and again; with a launcher that does to folders what processes would."""
+"""Launching and relaunching of jobs, with a launcher that only writes their folders."""
 
 import json
 import signal
@@ -21,14 +21,14 @@ def jobs_in(folder: Path, count: int = 4) -> list[Job]:
     return [Job((f"seed={i}",), folder / str(i), "upgrad", i, "digest") for i in range(count)]
 
 
-def leave(job: Job, status: str, **facts: object) -> None:
+def write_job(job: Job, status: str, **facts: object) -> None:
     job.folder.mkdir(exist_ok=True)
     (job.folder / NAME).touch()
     (job.folder / "run.json").write_text(json.dumps({"status": status, "config_digest": "digest", **facts}))
 
 
 class Pool:
-    """Runs all jobs of a batch at once, so that one whose process dies takes the others down."""
+    """Runs all jobs of a batch together; a job that dies aborts the batch."""
 
     def __init__(self, jobs: Sequence[Job], dies: Callable[[Job], bool] = lambda job: False) -> None:
         self.by_override = {job.overrides: job for job in jobs}
@@ -40,19 +40,19 @@ class Pool:
         assert batch[0].seed == initial_job_idx
         self.batches.append([job.seed for job in batch])
         if any(self.dies(job) for job in batch):
-            # The first two had begun.
+            # The first two jobs have started.
             for job in batch[:2]:
-                leave(job, "running")
+                write_job(job, "running")
             raise RuntimeError("a worker has died")
         for job in batch:
-            leave(job, "completed")
+            write_job(job, "completed")
 
 
-def test_only_what_is_left_is_launched(tmp_path: Path) -> None:
+def test_only_unfinished_jobs_are_launched(tmp_path: Path) -> None:
     jobs = jobs_in(tmp_path, 5)
-    leave(jobs[0], "completed")
-    leave(jobs[1], "failed")
-    leave(jobs[2], "running")  # by nobody: its process has died
+    write_job(jobs[0], "completed")
+    write_job(jobs[1], "failed")
+    write_job(jobs[2], "running")  # although its process has died
     pool = Pool(jobs)
     launch(pool, jobs, Stop(jobs))  # type: ignore[arg-type]
     assert pool.batches == [[1, 2, 3, 4]]
@@ -61,14 +61,14 @@ def test_only_what_is_left_is_launched(tmp_path: Path) -> None:
     assert len(pool.batches) == 1
 
 
-def test_batches_are_as_large_as_they_are_told(tmp_path: Path) -> None:
+def test_batches_have_the_given_size(tmp_path: Path) -> None:
     jobs = jobs_in(tmp_path, 5)
     pool = Pool(jobs)
     launch(pool, jobs, Stop(jobs), size=2)  # type: ignore[arg-type]
     assert pool.batches == [[0, 1], [2, 3], [4]]
 
 
-def test_the_job_whose_process_dies_fails_alone(tmp_path: Path) -> None:
+def test_job_whose_process_dies_fails_alone(tmp_path: Path) -> None:
     jobs = jobs_in(tmp_path)
     pool = Pool(jobs, dies=lambda job: job.seed == 1)
     launch(pool, jobs, Stop(jobs))  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def test_the_job_whose_process_dies_fails_alone(tmp_path: Path) -> None:
         raise_if_incomplete(jobs)
 
 
-def test_a_launcher_that_starts_nothing_is_not_asked_again(tmp_path: Path) -> None:
+def test_error_of_a_launcher_that_starts_no_job_is_raised(tmp_path: Path) -> None:
     jobs = jobs_in(tmp_path)
 
     class Broken:
@@ -93,33 +93,33 @@ def test_a_launcher_that_starts_nothing_is_not_asked_again(tmp_path: Path) -> No
         launch(Broken(), jobs, Stop(jobs))  # type: ignore[arg-type]
 
 
-def test_nothing_is_launched_after_a_signal(tmp_path: Path) -> None:
+def test_no_job_is_launched_after_a_signal(tmp_path: Path) -> None:
     jobs = jobs_in(tmp_path)
     stop = Stop(jobs)
     pool = Pool(jobs)
     with pytest.raises(SystemExit) as stopped:
-        stop.note(signal.SIGTERM, None)  # no other process runs a job: nothing to wait for
+        stop.note(signal.SIGTERM, None)  # no running job to wait for
     assert stopped.value.code == 128 + signal.SIGTERM
     with pytest.raises(SystemExit):
         launch(pool, jobs, stop, size=1)  # type: ignore[arg-type]
     assert len(pool.batches) == 1
 
 
-def test_a_sweep_can_grow_and_not_change(tmp_path: Path) -> None:
+def test_jobs_can_be_added_to_a_sweep_but_not_changed(tmp_path: Path) -> None:
     jobs = jobs_in(tmp_path)
     begin(tmp_path, jobs[:2])
     begin(tmp_path, jobs)
     with pytest.raises(ConfigError, match="has 1 jobs that this command lacks, such as 0"):
         begin(tmp_path, jobs[1:])
-    leave(jobs[3], "completed", config_digest="another")
+    write_job(jobs[3], "completed", config_digest="another")
     with pytest.raises(ConfigError, match="3 has completed with another recipe"):
         begin(tmp_path, jobs)
 
 
-def test_the_progress_line_says_how_long_it_takes() -> None:
+def test_progress_line_estimates_the_time_left() -> None:
     counts = Counter(completed=2, failed=1, running=1)
     assert line("x", counts, 6, 30.0, 3) == "sweep x: 2 of 6 done, 1 running, 1 failed, about 30 s left"
-    # Of the three that have ended, one did so in this go.
+    # One of the three finished jobs ended in this session.
     assert line("x", counts, 6, 600.0, 1).endswith("about 30 min left")
     assert line("x", counts, 6, 3600.0, 1).endswith("about 3.0 h left")
     assert line("x", counts, 6, 5.0, 0).endswith("1 failed")

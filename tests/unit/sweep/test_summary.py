@@ -1,4 +1,4 @@
-"""The best setting of a method is the one with the best mean of what selected the weights, over all seeds."""
+"""The best setting of a method has the best mean of the selection metric over all seeds."""
 
 import json
 from collections.abc import Sequence
@@ -34,20 +34,20 @@ def sweep(folder: Path, jobs: Sequence[Any]) -> list[str]:
         ("last", []),
     ],
 )
-def test_a_setting_is_judged_by_its_mean_over_seeds(tmp_path: Path, rule: str, best: list[str]) -> None:
+def test_best_setting_has_the_best_mean_over_seeds(tmp_path: Path, rule: str, best: list[str]) -> None:
     values = [(0, 0.1, "1"), (1, 0.5, "1"), (0, 0.4, "2"), (1, 0.4, "2"), (0, 0.0, "3")]  # 3 lacks a seed
     jobs = [(seed, value, f"optimizer.lr={rate}", {"selection": rule}) for seed, value, rate in values]
     assert sweep(tmp_path, jobs) == best
 
 
-def test_one_setting_and_runs_without_a_value_have_none(tmp_path: Path) -> None:
+def test_no_best_setting_for_one_setting_or_missing_values(tmp_path: Path) -> None:
     assert sweep(tmp_path, [(0, 0.1, "weighting=uw"), (0, 0.2, "weighting=imtl_l")]) == []
     failed = {"status": "failed"}
     jobs = [(2, None, "optimizer.lr=1"), (2, 0.1, "optimizer.lr=2", failed), (2, 0.3, "optimizer.lr=3")]
     assert sweep(tmp_path, jobs) == []
 
 
-def test_other_tasks_are_compared_apart(tmp_path: Path) -> None:
+def test_settings_are_compared_per_task_selection(tmp_path: Path) -> None:
     tmp_path = tmp_path / "a"
     tmp_path.mkdir()
     jobs = [
@@ -60,6 +60,6 @@ def test_other_tasks_are_compared_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_a_batch_size_is_a_setting(tmp_path: Path) -> None:
+def test_batch_size_is_a_setting(tmp_path: Path) -> None:
     jobs = [(0, 0.2, "data.batch_size=32"), (0, 0.1, "data.batch_size=64")]
     assert sweep(tmp_path, jobs) == ["best of uw by min val/loss: data.batch_size=64 (0.1000)"]

@@ -82,11 +82,17 @@ class CAGrad(CosineMethod):
         except ValueError as error:
             self.solver.failed(f"no solution ({error}); the trunk is not updated in this step")
             return None
-        size = float(np.sqrt(gamma @ C @ gamma))
-        cost = slope + radius * (C @ gamma) / size
-        value = float(gamma @ cost) / size
-        # Optimality: no share has a lower cost than the optimal value.
-        paid = value * size * shares / float(shares @ gamma)
-        if (cost - paid).min() < -1e-6 * (np.abs(slope).max() + radius):
+
+        def checked(gamma: Array) -> tuple[float, Array, float]:
+            beta = gamma / np.sqrt(gamma @ C @ gamma)
+            cost = slope + radius * (C @ beta)
+            value = float(beta @ cost)
+            # Optimality: no share has a lower cost than the optimal value.
+            return float((cost - value * shares / (shares @ beta)).min()), beta, value
+
+        # Where C is nearly singular, the program leaves some 1e-8 in entries that are zero.
+        without = np.where(gamma < 1e-7 * gamma.max(), 0.0, gamma)
+        slack, beta, value = max(checked(gamma), checked(without), key=lambda each: each[0])
+        if slack < -1e-6 * (np.abs(slope).max() + radius):
             self.solver.failed("the optimality conditions hold only to a tolerance worse than 1e-6")
-        return gamma / size, value
+        return beta, value

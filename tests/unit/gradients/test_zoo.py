@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multitask.gradients import rows as rows_module
 from multitask.step import Step
 from multitask.weighting.base import Rows
 from tests.unit.gradients.reference import Known, assert_step, leaves_of
@@ -24,11 +25,17 @@ CASES: list[tuple[Rows, int, int]] = [
 """The kind of row, the number of losses, and the number of examples."""
 
 
-@pytest.mark.smoke(*(f"{name}-auto" for name in ZOO))
+@pytest.mark.smoke(*(f"{name}-auto-{large}" for name in ZOO for large in (0, rows_module._LARGE)))
 @pytest.mark.slow
+@pytest.mark.parametrize("large", [0, rows_module._LARGE])
 @pytest.mark.parametrize("engine", ["auto", "rows"])
 @pytest.mark.parametrize("name", ZOO)
-def test_step_equals_plain_backward_passes(name: str, engine: str) -> None:
+def test_step_equals_plain_backward_passes(
+    name: str, engine: str, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``large=0``, all rows of single batches stay separate; a few numbers of them are put side by side."""
+    monkeypatch.setattr(rows_module, "_LARGE", large)
+    monkeypatch.setattr(rows_module, "_SIDE_BY_SIDE", 50)
     for rows, m, batch in CASES:
         net, x = network(name, m, batch)
         step = Step(Known(rows), net, engine=engine)

@@ -34,7 +34,7 @@ class NpyFolder(Made):
         super().__init__(len(list(images.glob("*.npy"))) if images.is_dir() else 0, self._example)
         layout = f"{{{','.join(self.kinds.values())}}}/{{0,1,…}}.npy"
         if not self.count:
-            raise FileNotFoundError(f"{key}: {folder} has no pictures; it must hold {layout}.")
+            raise FileNotFoundError(f"{key}: {folder} has no images; it must hold {layout}.")
         for kind in self.kinds.values():
             missing = next((i for i in range(self.count) if not self._file(kind, i).is_file()), None)
             if missing is not None:

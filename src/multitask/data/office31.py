@@ -83,7 +83,7 @@ class Office31(Lazy):
         ]
         if not files:
             raise FileNotFoundError(
-                f"data.path={self.path} has no pictures of {domain}; it must hold "
+                f"data.path={self.path} has no images of {domain}; it must hold "
                 f"{domain}/images/<class>/*.jpg."
             )
         return classes, files

@@ -36,7 +36,7 @@ def workspace(
         scatter: Pairs of task/metric to plot against each other; None for all pairs of tasks, six at most.
 
     Raises:
-        ComparisonError: `scatter` names a figure that is not compared.
+        ComparisonError: `scatter` names a metric that is not compared.
     """
     return ws.Workspace(
         entity=entity,
@@ -50,7 +50,7 @@ def workspace(
                 "config:method",
                 "config:variant",
                 "config:seed",
-                *(f"summary:{key}" for key in board.figures.values()),
+                *(f"summary:{key}" for key in board.keys.values()),
             ],
         ),
     )
@@ -108,13 +108,13 @@ def _comparison(board: Board, scatter: Sequence[Sequence[str]] | None) -> Any:
         wr.ParallelCoordinatesPlotColumn(
             wr.SummaryMetric(key), display_name=name, inverted=name in board.lower
         )
-        for name, key in board.figures.items()
+        for name, key in board.keys.items()
     ]
     panels += [
         wr.ScatterPlot(
             title=f"{x} and {y}",
-            x=wr.SummaryMetric(board.figures[x]),
-            y=wr.SummaryMetric(board.figures[y]),
+            x=wr.SummaryMetric(board.keys[x]),
+            y=wr.SummaryMetric(board.keys[y]),
             legend_template="${config:method} ${config:variant} seed ${config:seed}",
         )
         for x, y in _pairs(board, scatter)
@@ -128,18 +128,18 @@ def _comparison(board: Board, scatter: Sequence[Sequence[str]] | None) -> Any:
 
 def _pairs(board: Board, scatter: Sequence[Sequence[str]] | None) -> list[tuple[str, str]]:
     if scatter is None:
-        firsts = {_task_of(name): name for name in reversed(board.figures)}
+        firsts = {_task_of(name): name for name in reversed(board.keys)}
         return list(itertools.islice(itertools.combinations(reversed(firsts.values()), 2), MOST_SCATTERS))
     for pair in scatter:
-        if len(pair) != 2 or any(name not in board.figures for name in pair):
+        if len(pair) != 2 or any(name not in board.keys for name in pair):
             raise ComparisonError(
-                f"scatter={list(pair)}: give pairs of task/metric; choices: {', '.join(board.figures)}."
+                f"scatter={list(pair)}: give pairs of task/metric; choices: {', '.join(board.keys)}."
             )
     return [(pair[0], pair[1]) for pair in scatter]
 
 
-def _task_of(figure: str) -> str:
-    return figure.partition("/")[0]
+def _task_of(metric: str) -> str:
+    return metric.partition("/")[0]
 
 
 def _task(board: Board, task: str) -> Any:
@@ -148,7 +148,7 @@ def _task(board: Board, task: str) -> Any:
     curves["weight"] = f"weight/{task}"
     bars = [
         wr.BarPlot(title=name, metrics=[key], max_bars_to_show=MOST_GROUPS, **OVER_SEEDS)
-        for name, key in board.figures.items()
+        for name, key in board.keys.items()
         if _task_of(name) == task
     ]
     return _section(task, [*(_lines(f"{task}: {title}", y=[key]) for title, key in curves.items()), *bars])

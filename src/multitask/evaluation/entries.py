@@ -72,11 +72,11 @@ def macro_table(values: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def make_entry(
-    figures: pd.DataFrame, metrics: pd.DataFrame, *, cost: Cost, attempted: int, trials: int
+    results: pd.DataFrame, metrics: pd.DataFrame, *, cost: Cost, attempted: int, trials: int
 ) -> Entry:
-    """Return the row of one label from its counted figures."""
-    first = figures.iloc[0]
-    values = wide(figures).reindex(columns=metrics.index)
+    """Return the row of one label from its counted results."""
+    first = results.iloc[0]
+    values = wide(results).reindex(columns=metrics.index)
     macro = macro_table(values, metrics)
     macro_log = macro.columns.isin(metrics[metrics["log"]]["metric"])
     entry = Entry(
@@ -85,7 +85,7 @@ def make_entry(
         variant=first["variant"],
         selection=first["selection"],
         recipe=first["recipe"],
-        task_recipes=task_recipes(figures),
+        task_recipes=task_recipes(results),
         source=first["source"],
         values=values,
         attempted=attempted,
@@ -94,12 +94,9 @@ def make_entry(
         macro=mean_intervals(macro, macro_log),
         cost=cost,
     )
-    counts = values.count()
-    partly = [f"{key} {n} of {len(values)}" for key, n in counts.items() if 0 < n < len(values)]
-    if partly:
+    if partly := [f"{key} {n} of {len(values)}" for key, n in values.count().items() if 0 < n < len(values)]:
         entry.cautions.append(f"Not every seed of {entry.label} has every metric: {', '.join(partly)}.")
-    constant = values.max() == values.min()
-    if len(values) > 1 and constant.all():
+    if len(values) > 1 and (values.max() == values.min()).all():
         entry.cautions.append(f"All seeds of {entry.label} have identical results: is the seed in use?")
     return entry
 

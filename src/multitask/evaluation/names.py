@@ -26,7 +26,7 @@ METRICS: Mapping[str, str] = {
 
 
 def logged(split: str, task: str, metric: str) -> str:
-    """The key under which a run logs a figure."""
+    """The key under which a run logs a metric."""
     return f"{split}/loss/{task}" if metric == "loss" else f"{split}/{task}/{metric}"
 
 

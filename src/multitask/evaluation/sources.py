@@ -14,7 +14,7 @@ RUN_STATUS = "run.json"
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources found: run folders (each with `results.csv`, `run.json` or both) and other record files."""
+    """Run folders, each with `results.csv`, `run.json` or both, and other record files."""
 
     run_folders: tuple[Path, ...]
     record_files: tuple[Path, ...]
@@ -51,9 +51,8 @@ def _one(text: str) -> tuple[list[Path], list[Path]]:
         runs = _runs_below(path)
         return runs, [] if runs else sorted(path.glob("*.csv"))
     runs, files = [], []
-    for match in (
-        [path] if path.exists() else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
-    ):
+    matches = [text] if path.exists() else sorted(glob.glob(text, recursive=True))
+    for match in map(Path, matches):
         if match.is_dir():
             runs += _runs_below(match)
         elif match.name == RUN_STATUS or (match.name == RUN_RECORD and (match.parent / RUN_STATUS).exists()):

@@ -157,7 +157,7 @@ def seeds_needed(deviation: Array, difference: Array, alpha: Array) -> Array:
 def pairs(
     table: pd.DataFrame,
     *,
-    figure: str,
+    metric: str,
     sought: float,
     noise: pd.DataFrame | None = None,
     log: bool = False,
@@ -178,7 +178,7 @@ def pairs(
         shared = noise.to_numpy(dtype=float)[:, first] - noise.to_numpy(dtype=float)[:, second]
     result = pd.DataFrame(
         {
-            "figure": figure,
+            "metric": metric,
             "scale": "log" if log else "linear",
             "a": [names[i] for i in first],
             "b": [names[j] for j in second],

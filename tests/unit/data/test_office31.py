@@ -14,7 +14,7 @@ def write_office(root: Path, images: str = "images", classes: tuple[str, ...] = 
         for c, name in enumerate(classes):
             folder = root / domain / images / name
             folder.mkdir(parents=True)
-            (folder / "notes.txt").write_text("no picture")
+            (folder / "notes.txt").write_text("no image")
             for i in range(5):
                 Image.new("RGB", (9, 9), (80 * d, 80 * c, 10 * i)).save(folder / f"frame_{i:04d}.png")
 

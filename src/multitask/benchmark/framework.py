@@ -60,7 +60,7 @@ class HandWritten(Method):
 
     def fill(self) -> None:
         """Compute the ``.grad`` of all parameters."""
-        self._step.backward(self.problem.losses(self.features()))
+        self._step.backward(self.outputs(self.problem)[1])
 
 
 class _Alternate(Callback):

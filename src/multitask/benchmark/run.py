@@ -12,10 +12,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from multitask.benchmark import machine, tables
-from multitask.benchmark.accumulated import MICRO_BATCHES, accumulated_methods
 from multitask.benchmark.cells import COLUMNS, Cell, measure
 from multitask.benchmark.framework import measure_framework
-from multitask.benchmark.methods import compiled_methods, instance_methods, step_methods, text_methods
+from multitask.benchmark.methods import (
+    MICRO_BATCHES,
+    accumulated_methods,
+    compiled_methods,
+    instance_methods,
+    step_methods,
+    text_methods,
+)
 from multitask.benchmark.plot import scaling
 from multitask.benchmark.problems import TEXTS, TRUNKS, make
 from multitask.benchmark.solver import CONFLICTS, measure_solver

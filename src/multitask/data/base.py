@@ -192,3 +192,8 @@ class DividedFile(InMemory):
         """Return the examples of each non-empty split."""
         parts = self.parts(count_of(arrays))
         return {name: {key: values[part] for key, values in arrays.items()} for name, part in parts.items()}
+
+    def standardized(self, inputs: Tensor, dim: int | None = None) -> Tensor:
+        """Return inputs relative to the mean and standard deviation of the training split, along ``dim``."""
+        train = inputs[self.parts(len(inputs)).get("train", [])]
+        return (inputs - train.mean(dim)) / train.std(dim)

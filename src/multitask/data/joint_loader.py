@@ -141,17 +141,16 @@ def check_rule(
     """
     if rule not in get_args(Rule):
         raise ValueError(f"data.rule={rule} is unknown; choose one of {', '.join(get_args(Rule))}.")
-    if batch_sizes:
-        if rule in _TOGETHER:
-            raise ValueError(
-                f"data.batch_sizes does nothing with data.rule={rule}, which draws from all sources together; set "
-                "data.batch_size, or another rule."
-            )
-        for name, count in batch_sizes.items():
-            if name not in sources:
-                raise ValueError(f"data.batch_sizes names {name}; the sources are {', '.join(sources)}.")
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"data.batch_sizes.{name}={count} must be a whole number of at least 1.")
+    if batch_sizes and rule in _TOGETHER:
+        raise ValueError(
+            f"data.batch_sizes does nothing with data.rule={rule}, which draws from all sources together; set "
+            "data.batch_size, or another rule."
+        )
+    for name, count in (batch_sizes or {}).items():
+        if name not in sources:
+            raise ValueError(f"data.batch_sizes names {name}; the sources are {', '.join(sources)}.")
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"data.batch_sizes.{name}={count} must be a whole number of at least 1.")
     if rule != "sampled" and (temperature != 1.0 or ratios is not None):
         key = "ratios" if ratios is not None else "temperature"
         raise ValueError(f"data.{key} does nothing with data.rule={rule}; set data.rule=sampled.")

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from multitask.data.batches import examples_in, mapped, tensors_of
+from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 from multitask.randomness import derived_seed
 
 Arrays = dict[str, Any]
@@ -16,6 +17,11 @@ Arrays = dict[str, Any]
 Collate = Callable[[list[Any]], Any]
 """Function from a list of examples to a batch."""
 SPLITS = ("train", "val", "test")
+
+
+def missing_label(values: Tensor) -> float:
+    """Return the value that marks missing labels in a tensor: NaN among floats, −100 among integers."""
+    return torch.nan if values.is_floating_point() else DEFAULT_IGNORE_INDEX
 
 
 def count_of(data: Arrays | Dataset[Any]) -> int:
@@ -185,6 +191,18 @@ def resident(arrays: Arrays, device: torch.device, free: int) -> Arrays:
     """
     size = sum(values.numel() * values.element_size() for values in tensors_of(arrays))
     return dict(mapped(arrays, lambda values: values.to(device))) if 4 * size <= free else arrays
+
+
+def check_counts(examples: Sequence[int], least: int = 1) -> None:
+    """Check the numbers of examples of a data set that is generated.
+
+    Raises:
+        ValueError: If there are not three, for train, validation and test, or one is too small.
+    """
+    if len(examples) != 3 or min(examples) < least:
+        raise ValueError(
+            f"data.examples={list(examples)} must be three counts of at least {least}, for train, validation and test."
+        )
 
 
 def split_indices(count: int, fractions: Sequence[float], seed: int) -> dict[str, Tensor]:

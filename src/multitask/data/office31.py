@@ -9,10 +9,10 @@ import torch
 from multitask.data.base import Lazy, Split
 from multitask.data.image_files import ImageFiles
 from multitask.data.loading import SPLITS, split_indices
+from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 from multitask.randomness import derived_seed
 
 DOMAINS = ("amazon", "dslr", "webcam")
-MISSING = -100
 _ENDINGS = {".jpg", ".jpeg", ".png"}
 
 
@@ -63,7 +63,9 @@ class Office31(Lazy):
     def _images(self, files: Sequence[tuple[Path, str, int]], domains: Sequence[str]) -> ImageFiles:
         """Return images, each labelled only for the task of its domain."""
         targets = {
-            name: torch.tensor([label if name == domain else MISSING for _, domain, label in files])
+            name: torch.tensor(
+                [label if name == domain else DEFAULT_IGNORE_INDEX for _, domain, label in files]
+            )
             for name in domains
         }
         return ImageFiles([file for file, _, _ in files], targets, (self.height, self.width))

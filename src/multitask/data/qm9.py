@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multitask.data.base import DividedFile, Split
+from multitask.data.files import first_existing
 from multitask.data.sdf import read_molecules
 
 LARGEST = 29
@@ -58,8 +59,7 @@ class QM9(DividedFile):
 
     def load(self) -> dict[str, Split]:
         """Read and split the molecules, excluding those whose geometry is uncertain."""
-        unknown = [name for name in self.properties if name not in PROPERTIES]
-        if unknown:
+        if unknown := [name for name in self.properties if name not in PROPERTIES]:
             raise ValueError(
                 f"tasks.*.target={unknown[0]} is not a property of QM9; choose from {', '.join(PROPERTIES)}."
             )
@@ -85,11 +85,9 @@ class QM9(DividedFile):
         }
 
     def _find(self, name: str) -> Path:
-        for candidate in (Path(self.path) / name, Path(self.path) / "raw" / name):
-            if candidate.is_file():
-                return candidate
-        raise FileNotFoundError(
-            f"data.path={self.path} has no {name}; it must contain {', '.join(_FILES)} of QM9."
+        return first_existing(
+            (Path(self.path) / name, Path(self.path) / "raw" / name),
+            f"data.path={self.path} has no {name}; it must contain {', '.join(_FILES)} of QM9.",
         )
 
 

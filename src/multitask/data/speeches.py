@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from multitask.data.base import Split
+from multitask.data.files import existing
 from multitask.data.loading import Made, split_indices
 from multitask.data.text import Text
 
@@ -49,9 +49,8 @@ class Speeches(Text):
 
     def load(self) -> dict[str, Split]:
         """Read the sentences, split them by address, and give the training split's words their ids."""
-        if not Path(self.path).is_file():
-            raise FileNotFoundError(f"data.path={self.path} does not exist; it comes with the package.")
-        with gzip.open(self.path, "rt", encoding="utf-8", newline="") as file:
+        path = existing(self.path, "it comes with the package")
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         by_address: dict[tuple[str, str], list[dict[str, str]]] = {}
         for row in rows:

@@ -16,7 +16,7 @@ from multitask.lightning.module import MultiLossModule
 from multitask.lightning.sharding import load_whole
 from multitask.run.data import Data, evaluation_data
 from multitask.run.record import recipe_digest
-from multitask.terminal import figure, table, terminal
+from multitask.terminal import decimal, table, terminal
 from multitask.weighting.base import Scalarization
 
 Row = dict[str, Any]
@@ -100,11 +100,11 @@ def evaluate(
         }
 
     for split in config["evaluation"]["splits"]:
-        figures = module.measure(trainer, evaluation_data(data, split), split)
-        rows += [row(split, task, metric, value) for (task, metric), value in figures.items()]
-        whole = all((name, "loss") in figures for name in module.names)
+        metrics = module.measure(trainer, evaluation_data(data, split), split)
+        rows += [row(split, task, metric, value) for (task, metric), value in metrics.items()]
+        whole = all((name, "loss") in metrics for name in module.names)
         if whole and isinstance(module.weighting, Scalarization) and module.weighting.fixed:
-            losses = torch.tensor([figures[name, "loss"] for name in module.names], device=module.device)
+            losses = torch.tensor([metrics[name, "loss"] for name in module.names], device=module.device)
             with torch.no_grad():
                 rows.append(row(split, COMBINED, "loss", float(module.weighting(losses))))
     return rows
@@ -121,11 +121,11 @@ def show(rows: Sequence[Row], split: str = "test") -> None:
     wide = table(f"{shown} set", ["task"], metrics)
     values = {(row["task"], row["metric"]): float(row["value"]) for row in chosen}
     for task in dict.fromkeys(row["task"] for row in chosen):
-        wide.add_row(task, *(figure(values[task, m]) if (task, m) in values else "" for m in metrics))
+        wide.add_row(task, *(decimal(values[task, m]) if (task, m) in values else "" for m in metrics))
     console = terminal(file_width=None)
     if console.measure(wide, options=console.options.update(width=1000)).maximum > console.width:
         long = table(f"{shown} set", ("task", "metric"), ["value"])
         for (task, metric), value in values.items():
-            long.add_row(task, metric, figure(value))
+            long.add_row(task, metric, decimal(value))
         wide = long
     console.print(wide)

@@ -55,8 +55,7 @@ def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split:
             f"tasks.{name}.loss_checks_shapes=true."
         )
     outside = (target < 0) | (target >= given[1])
-    own = ignored_by(task.loss)
-    if own is not None:
+    if (own := ignored_by(task.loss)) is not None:
         outside &= target != own
     if known is not None:
         outside &= known
@@ -92,10 +91,9 @@ def _check_numbers(where: str, task: Task, target: Tensor, known: Tensor | None,
 
 def check_metrics(name: str, task: Task, outcome: Outcome) -> None:
     """Compute every metric of a task once, on a copy."""
-    shown = task.shown(outcome)
-    known = outcome.known
+    shown, known = task.shown(outcome), outcome.known
     labelled = len(outcome.target) if known is None else int(labelled_examples(known).sum())
-    if labelled == 0:
+    if not labelled:
         return
     for metric in task.metrics.values(copy_state=False):
         if isinstance(metric, OfKnown):
@@ -125,8 +123,8 @@ def _value(key: str, metric: Metric, prediction: Tensor, target: Tensor, *known:
             value = metric.compute()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ConfigError(
-            f"{key} cannot take predictions {list(prediction.shape)} ({_kind(prediction)}) with targets "
-            f"{list(target.shape)} ({_kind(target)}): {on_one_line(error)}"
+            f"{key} cannot take predictions {list(prediction.shape)} ({dtype_of(prediction)}) with targets "
+            f"{list(target.shape)} ({dtype_of(target)}): {on_one_line(error)}"
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -134,7 +132,8 @@ def _value(key: str, metric: Metric, prediction: Tensor, target: Tensor, *known:
     return float(value)
 
 
-def _kind(values: Tensor) -> str:
+def dtype_of(values: Tensor) -> str:
+    """Return the name of the dtype, without ``torch.``."""
     return str(values.dtype).removeprefix("torch.")
 
 
@@ -159,10 +158,9 @@ def check_units(name: str, task: Task, tasks: Mapping[str, Task]) -> None:
     own, its = _units(task), _units(other)
     if own is its is None:
         return
-    if own is not None and its is not None and own.shape == its.shape:
-        apart = (own - its).abs()
-        if (apart <= 1e-6 * torch.maximum(own[1], its[1])).all():
-            return
+    comparable = own is not None and its is not None and own.shape == its.shape
+    if comparable and ((own - its).abs() <= 1e-6 * torch.maximum(own[1], its[1])).all():
+        return
     raise ConfigError(
         f"tasks.{name}: its prediction is that of tasks.{task.prediction.task}, in {_in_words(other, its)}, and its "
         f"loss uses {_in_words(task, own)}; give both the same target and transform, or leave transform out of both."

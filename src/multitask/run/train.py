@@ -76,11 +76,11 @@ def train(config: DictConfig) -> float | None:
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):  # type: ignore[attr-defined]
             print(profile)
         chosen = select(module, trainer, config)
-        figures = evaluate(module, trainer, run.data, resolved, chosen)
+        rows = evaluate(module, trainer, run.data, resolved, chosen)
         status = {"status": "completed", **chosen.facts()}
         if trainer.is_global_zero:
-            write_results(folder / "results.csv", figures)
-            show(figures)
+            write_results(folder / "results.csv", rows)
+            show(rows)
             if chosen.note:
                 print(f"warning: {chosen.note}", file=sys.stderr)
         return chosen.value

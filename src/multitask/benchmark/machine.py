@@ -12,12 +12,7 @@ from multitask.system import cores
 
 
 def conditions(root: Path, device: str) -> dict[str, Any]:
-    """Return the conditions of a measurement.
-
-    Args:
-        root: The repository.
-        device: ``cpu`` or ``cuda``.
-    """
+    """Return the conditions of a measurement."""
     return {
         "processor": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": cores(),

@@ -35,9 +35,7 @@ class Reference:
 
         Trunk and heads are compared separately; the larger of their errors is returned.
 
-        Args:
-            problem: The problem whose ``.grad`` fields a method has filled.
-            meaning: What the method differentiates.
+        ``problem`` has the ``.grad`` fields that a method filled.
         """
         trunk = self._mean if meaning == "sum" else self._weights
         heads = self._weights if meaning == "weighted" else self._mean

@@ -36,10 +36,6 @@ def interleaved(
 
     The steps take turns, so that all are slowed alike by other load on the machine. Each runs once beforehand to fill
     caches and buffers.
-
-    Args:
-        steps: The settings of each method by its name.
-        effort: How long to measure.
     """
     shuffle = random.Random(0).shuffle
     running = [(name, i) for name, settings in steps.items() for i in range(len(settings))]

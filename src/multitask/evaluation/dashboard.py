@@ -29,11 +29,7 @@ def workspace(
 ) -> Any:
     """Return the workspace of a board.
 
-    Args:
-        board: Its content.
-        project: The W&B project of the runs.
-        entity: The user or team that the project belongs to.
-        scatter: Pairs of task/metric to plot against each other; None for all pairs of tasks, six at most.
+    `scatter`: pairs of task/metric to plot against each other; None for all pairs of tasks, six at most.
 
     Raises:
         ComparisonError: `scatter` names a metric that is not compared.
@@ -59,9 +55,7 @@ def workspace(
 def save(made: Any, replace: str | None = None) -> str:
     """Save a workspace to W&B, and return its address.
 
-    Args:
-        made: The workspace; without an entity it is saved under the user's.
-        replace: Address of an earlier workspace to replace.
+    Without an entity it is saved under the user's. `replace`: address of an earlier workspace to replace.
 
     Raises:
         ComparisonError: W&B cannot be reached, refuses the login, or has no such workspace.

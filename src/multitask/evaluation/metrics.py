@@ -13,12 +13,9 @@ def compared_metrics(
 ) -> pd.DataFrame:
     """Return the metrics of results: index task/metric, columns task, metric, higher and log.
 
-    Args:
-        results: With the columns key, task, metric, higher, and marks, the multiplicative metrics of the run's config.
-        wanted: The metrics to compare, by name or task/metric; by default all but the losses, or the losses if there
-            are no others.
-        logarithmic: The multiplicative metrics; by default those of the configs.
-        split: The split of the results.
+    `results` has the columns key, task, metric, higher, and marks, the multiplicative metrics of the run's config.
+    `wanted` and `logarithmic` are names or task/metric; by default all metrics but the losses, or the losses if there
+    are no others, and the multiplicative metrics of the configs.
 
     Raises:
         ComparisonError: A name matches two metrics, or none.

@@ -38,9 +38,7 @@ def renamed(name: str, kind: str) -> str:
 def conflict(rows: Iterable[Mapping[str, str]], own: bool) -> str | None:
     """Return what is wrong with the names in a record, None if nothing is.
 
-    Args:
-        rows: The record's rows, with `task` and `metric`.
-        own: Whether this is the record of a run; other tables may quote changes by task.
+    `own`: whether this is the record of a run; other tables may quote changes by task.
     """
     pairs = {(row["task"], row["metric"]): None for row in rows}
     measured = {task for task, metric in pairs if metric not in DELTAS}

@@ -188,11 +188,10 @@ def pairs(
     columns = ["difference", "low", "high", "deviation", "p"]  # the fields of TTest
     result[columns] = math.nan
     # Pairs with the same seeds in common are tested in one call.
-    patterns: dict[bytes, list[int]] = {}
-    for k in range(differences.shape[1]):
-        patterns.setdefault(np.isfinite(differences[:, k]).tobytes(), []).append(k)
-    for members in patterns.values():
-        block = differences[np.ix_(np.isfinite(differences[:, members[0]]), members)]
+    common = [column.tobytes() for column in np.isfinite(differences).T]
+    for members in result.groupby(pd.Series(common)).groups.values():
+        block = differences[:, members]
+        block = block[np.isfinite(block[:, 0])]
         if len(block):
             test = t_test(block, None if shared is None else shared[:, members])
             result.loc[members, columns] = np.stack(test, axis=1)

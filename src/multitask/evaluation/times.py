@@ -22,11 +22,8 @@ def times(
     Both are NaN if it never did, and seconds if the run has no median step. Runs whose metrics.csv has no validation
     of the metric have no row.
 
-    Args:
-        runs: With the columns of `Records.runs`, and label.
-        metrics: Index task/metric, columns task, metric and higher.
-        targets: The value to reach, by metric or task/metric.
-        split: The split of the metrics, for the error.
+    `runs`: the columns of `Records.runs`, and label; `metrics`: index task/metric, columns task, metric and higher;
+    `targets`: the value to reach, by metric or task/metric.
 
     Raises:
         ComparisonError: A target names no metric, one without a direction, or one that no run has in validation.

@@ -78,11 +78,8 @@ def train_with(
 ) -> None:
     """Give a module the combiner, optimizer and scheduler of the config; refuse what they do not support.
 
-    Args:
-        config: The whole config.
-        module: The module; its names are those of the losses.
-        tasks: The tasks; empty for a user's own model.
-        shared: The shared parameters; ``None`` to find them in each step.
+    The names of the module are those of the losses; ``tasks`` is empty for a user's own model. ``shared``: the shared
+    parameters; ``None`` to find them in each step.
     """
     weighting = build_combiner(config, module.names)
     _check_batch_losses(config, tasks, weighting)

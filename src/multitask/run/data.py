@@ -197,10 +197,7 @@ def check_batches(data: DataModule, processes: int) -> None:
 def first_batch(data: Data, split: str, *models: Any) -> Any:
     """Return the first batch of a split as a step receives it, for ``train`` from the loader of training.
 
-    Args:
-        data: The data.
-        split: The split's name.
-        models: The model, for its transfer hooks; nothing before it is built.
+    ``models``: the model, for its transfer hooks; nothing before it is built.
     """
     training = split == "train"
     with _stacking(f"data: the {split} split"):

@@ -96,11 +96,7 @@ def batches_of_run(config: DictConfig) -> int | None:
 def initialize(module: MultiTaskModule, batch: Batch, seed: int, splits: Mapping[str, Split | None]) -> None:
     """Run a few examples through every part, so that lazy layers take their widths and errors show.
 
-    Args:
-        module: Trunk and tasks.
-        batch: A batch of the first split.
-        seed: The run's.
-        splits: The data's splits; those in memory are checked in full.
+    ``batch`` is one of the first split; the splits in memory are checked in full.
     """
     few, memory = few_of(batch), in_memory(splits)
     with unobtrusive(module), torch.set_grad_enabled(module.derivatives):

@@ -31,12 +31,7 @@ def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str,
 def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split: str) -> None:
     """Refuse classes without a score, targets of a binary loss outside [0, 1], infinite values, and unexpected NaN.
 
-    Args:
-        name: The task's name.
-        task: The task.
-        prediction: Its head's prediction for any batch; only the shape matters.
-        batch: The targets to check.
-        split: Their split's name.
+    Of the prediction, only the shape matters; it can be that of any batch.
     """
     target = task.transform(batch[task.target])
     where = f"tasks.{name}: the target '{task.target}'"
@@ -158,9 +153,10 @@ def check_units(name: str, task: Task, tasks: Mapping[str, Task]) -> None:
     own, its = _units(task), _units(other)
     if own is its is None:
         return
-    comparable = own is not None and its is not None and own.shape == its.shape
-    if comparable and ((own - its).abs() <= 1e-6 * torch.maximum(own[1], its[1])).all():
-        return
+    if own is not None and its is not None and own.shape == its.shape:
+        apart = (own - its).abs()
+        if (apart <= 1e-6 * torch.maximum(own[1], its[1])).all():
+            return
     raise ConfigError(
         f"tasks.{name}: its prediction is that of tasks.{task.prediction.task}, in {_in_words(other, its)}, and its "
         f"loss uses {_in_words(task, own)}; give both the same target and transform, or leave transform out of both."

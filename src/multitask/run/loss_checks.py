@@ -35,12 +35,7 @@ def check_loss(name: str, task: Task, outcome: Outcome, splits: Mapping[str, Bat
 
     Accumulation, several processes and batched evaluation would each change such a loss.
 
-    Args:
-        name: The task's name.
-        task: The task.
-        outcome: Its outcome on a few examples.
-        splits: The splits in memory, which are searched for values that a loss may leave out.
-        batch: A batch to search if there are none.
+    The splits in memory, or ``batch`` if there are none, are searched for values that a loss may leave out.
     """
     _check_number(name, task, outcome)
     if task.counts_by != "batch":
@@ -87,12 +82,8 @@ def check_term(
 ) -> None:
     """Refuse a term that cannot be computed, or whose loss on a batch is not the weighted mean of those of its parts.
 
-    Args:
-        name: The task's name.
-        term: The term.
-        module: Trunk and tasks, in evaluation mode.
-        batch: A few examples.
-        drawn: Calls a function in which lazy layers of the loss draw their initial values.
+    ``module`` is in evaluation mode. ``drawn`` calls a function in which lazy layers of the loss draw their initial
+    values.
     """
     try:
         seen = module.see(batch)

@@ -27,11 +27,9 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
 def _attributes(batch: Any) -> list[str]:
     if isinstance(batch, type):
         return []
-    return (
-        [field.name for field in fields(batch)]
-        if is_dataclass(batch)
-        else list(getattr(batch, "__dict__", []))
-    )
+    if is_dataclass(batch):
+        return [field.name for field in fields(batch)]
+    return list(getattr(batch, "__dict__", []))
 
 
 def examples_in(batch: Any) -> int | None:

@@ -139,13 +139,8 @@ def _drawn(
     drawn = {INSIDE: _boxes(list(problem.axes.values()), draws, points[INSIDE], generator)}
     for place, faces in problem.faces.items():
         shares = _shares(problem, faces, points[place])
-        drawn[place] = torch.cat(
-            [
-                _boxes(_face(problem, *face), draws, n, generator)
-                for face, n in zip(faces, shares, strict=True)
-            ],
-            1,
-        )
+        pairs = zip(faces, shares, strict=True)
+        drawn[place] = torch.cat([_boxes(_face(problem, *f), draws, n, generator) for f, n in pairs], 1)
     return drawn
 
 

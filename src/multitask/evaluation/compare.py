@@ -10,8 +10,9 @@ from multitask.evaluation import page, tables, terminal
 from multitask.evaluation.comparison import Comparison, Settings, compare_records
 from multitask.evaluation.curves import read_curves
 from multitask.evaluation.errors import ComparisonError
+from multitask.evaluation.names import SINGLE_TASK
 from multitask.evaluation.plots.all import CAPTIONS, Plot, draw
-from multitask.evaluation.records import BASELINE, RECORDED, Records, read
+from multitask.evaluation.records import RECORDED, Records, read
 from multitask.evaluation.sources import Sources, find
 
 
@@ -36,7 +37,7 @@ def _once(records: Records) -> Records:
     runs = records.runs
     key = runs["experiment"] + "\n" + runs["sweep"] + "\n" + runs["name"].map(lambda name: Path(name).name)
     recorded = runs["status"] == RECORDED
-    copied = recorded & (runs["method"] == BASELINE) & key.isin(set(key[~recorded]))
+    copied = recorded & (runs["method"] == SINGLE_TASK) & key.isin(set(key[~recorded]))
     return Records(records.results[~records.results["run"].isin(runs.index[copied])], runs[~copied])
 
 

@@ -11,8 +11,9 @@ from multitask.evaluation.cost import Cost, costs
 from multitask.evaluation.deltas import DELTA_M, DELTA_P, Baseline, find_baseline
 from multitask.evaluation.entries import Entry, add_deltas, macro_table, make_entry
 from multitask.evaluation.metrics import compared_metrics, logarithms, with_logarithms
+from multitask.evaluation.names import SINGLE_TASK
 from multitask.evaluation.ranks import mean_ranks
-from multitask.evaluation.records import BASELINE, Records
+from multitask.evaluation.records import Records
 from multitask.evaluation.statistics import Interval, mean_intervals, pairs, seeds_needed
 from multitask.evaluation.times import times
 
@@ -103,7 +104,7 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
     counted = labelled[labelled.index.isin([*results["run"], *single["run"]])]
     without = labelled[labelled.index.isin(eligible["run"]) & ~labelled.index.isin(counted.index)]
 
-    cost = costs(counted[counted["method"] != BASELINE], settings.reference)
+    cost = costs(counted[counted["method"] != SINGLE_TASK], settings.reference)
     attempted = labelled["label"].value_counts()
     trials = labelled.groupby("method").apply(lambda rows: len(rows[["variant", "recipe"]].drop_duplicates()))
     entries = [
@@ -122,7 +123,7 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
         directed,
         [entry.task_recipes for entry in entries],
         {entry.selection for entry in entries},
-        rules.set_aside[rules.set_aside["method"] == BASELINE]["reason"].tolist(),
+        rules.set_aside[rules.set_aside["method"] == SINGLE_TASK]["reason"].tolist(),
     )
     for entry in entries:
         add_deltas(entry, baseline, refusal, directed, settings.accept_other_baseline)
@@ -243,7 +244,9 @@ def _cautions(comparison: Comparison) -> list[str]:
         cautions.append(
             "The methods have different recipes; a difference between them may come from the recipe."
         )
-    if absent := sorted(set(comparison.all_labels) - {entry.label for entry in comparison.rows} - {BASELINE}):
+    if absent := sorted(
+        set(comparison.all_labels) - {entry.label for entry in comparison.rows} - {SINGLE_TASK}
+    ):
         cautions.append(f"Not compared, since none of their runs counts: {', '.join(absent)}.")
     lost = [f"{entry.label} {entry.seeds} of {entry.attempted}" for entry in comparison.entries
             if entry.seeds < entry.attempted and not entry.source]  # fmt: skip

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from multitask.evaluation.names import DELTAS
+from multitask.evaluation.names import DELTAS, SINGLE_TASK
 from multitask.evaluation.protocol import on_test
-from multitask.evaluation.records import BASELINE
 from multitask.evaluation.statistics import Interval, mean_intervals, shifted_intervals
 
 DELTA_M, DELTA_P = DELTAS
@@ -84,7 +83,7 @@ def find_baseline(
     results = results[results["key"].isin(metrics.index)]
     if results.empty:
         found = f"counts{why}" if set_aside else "is among the sources"
-        return None, f"no run of the method {BASELINE} {found}"
+        return None, f"no run of the method {SINGLE_TASK} {found}"
     if missing := sorted(set(metrics.index) - set(results["key"])):
         return None, f"the single-task baseline is incomplete: it lacks {', '.join(missing)}{why}"
     chosen = {task: _usual_recipe(str(task), rows, recipes) for task, rows in results.groupby("task")}

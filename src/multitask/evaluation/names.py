@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 COMBINED = "combined"
 """The task name in the record of the weighting's scalar of the losses."""
 
+SINGLE_TASK = "single_task"
+"""The method of a run that trains one task alone, the baseline of comparisons."""
+
 DELTAS = ("delta_m", "delta_p")
 """Published changes: shown, but never averaged or tested."""
 

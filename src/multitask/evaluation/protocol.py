@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from multitask.evaluation.errors import ComparisonError
-from multitask.evaluation.names import DELTAS
-from multitask.evaluation.records import BASELINE, FINISHED, NOT_A_TASK, Records
+from multitask.evaluation.names import DELTAS, SINGLE_TASK
+from multitask.evaluation.records import FINISHED, NOT_A_TASK, Records
 
 SHARED = "shared"
 PER_METHOD = "per_method"
@@ -41,7 +41,7 @@ def labels(runs: pd.DataFrame) -> pd.Series:
     """Return the name of every run's method, with the variant if the method has several."""
     # A run that failed early may lack its variant, and must not rename the others.
     variants = runs[runs["status"].isin(FINISHED)].groupby("method")["variant"].nunique()
-    several = (runs["method"].map(variants).fillna(0) > 1) & (runs["method"] != BASELINE)
+    several = (runs["method"].map(variants).fillna(0) > 1) & (runs["method"] != SINGLE_TASK)
     with_variant = runs["method"] + " (" + runs["variant"] + ")"
     return with_variant.where(several & (runs["variant"] != ""), runs["method"])
 
@@ -78,7 +78,7 @@ def apply(records: Records, *, split: str, recipe: str = SHARED, selection: str 
     remaining.drop_runs(broken.index, lambda run: f"{broken.key[run.Index]} is not a finite number")
 
     counted = remaining.table.sort_values(["label", "seed", "task", "metric", "run"], kind="stable")
-    is_baseline = counted["method"] == BASELINE
+    is_baseline = counted["method"] == SINGLE_TASK
     return Protocol(
         runs=runs,
         results=counted[~is_baseline],
@@ -125,7 +125,7 @@ def _keep_one_selection(remaining: _Remaining, wanted: str | None) -> None:
         keep = table["selection"] == wanted
     else:
         # A baseline's recipe is chosen later; each recipe has its own rule.
-        group = table["label"].where(table["method"] != BASELINE, table["label"] + " " + table["digest"])
+        group = table["label"].where(table["method"] != SINGLE_TASK, table["label"] + " " + table["digest"])
         rules = table.groupby(group)["selection"].agg(_usual_selection)
         keep = table["selection"] == group.map(rules)
     remaining.table = table[keep]
@@ -143,7 +143,7 @@ def _usual_selection(rules: pd.Series) -> str:
 
 def _keep_one_recipe(remaining: _Remaining, wanted: str) -> None:
     """Keep one recipe per experiment (or method); the baseline keeps all of its recipes until it is used."""
-    methods = remaining.table[remaining.table["method"] != BASELINE]
+    methods = remaining.table[remaining.table["method"] != SINGLE_TASK]
     runs = methods.drop_duplicates("run")
     if wanted == PER_METHOD:
         # The most frequent digest; of several, the first by name.

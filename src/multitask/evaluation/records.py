@@ -17,7 +17,6 @@ from multitask.evaluation.sources import RUN_RECORD, RUN_STATUS, Sources
 
 COLUMNS = ("method", "seed", "task", "metric", "split", "value", "higher_is_better")
 OPTIONAL = ("experiment", "sweep", "run", "epoch", "selection", "config_digest", "variant", "source")
-BASELINE = "single_task"
 NOT_A_TASK = ("", COMBINED)  # results of a whole run, for example the weighted sum of its losses
 RECORDED = "recorded"  # the status of rows from a table, which has no run folder
 FINISHED = ("completed", RECORDED)

@@ -11,8 +11,8 @@ import pandas as pd
 from multitask.evaluation.comparison import Comparison
 from multitask.evaluation.entries import Entry
 from multitask.evaluation.errors import ComparisonError
+from multitask.evaluation.names import SINGLE_TASK
 from multitask.evaluation.plane import plane
-from multitask.evaluation.records import BASELINE
 from multitask.evaluation.statistics import Interval
 from multitask.evaluation.times import by_method
 
@@ -68,7 +68,7 @@ def _means(comparison: Comparison) -> pd.DataFrame:
             "higher_is_better": metric["higher"],
             "multiplicative": metric["log"],
         }
-        for method, variant, means in [*of_methods, (BASELINE, "", comparison.baseline_means)]
+        for method, variant, means in [*of_methods, (SINGLE_TASK, "", comparison.baseline_means)]
         for key, interval in means.items()
         for metric in [comparison.metrics.loc[key]]
     ]

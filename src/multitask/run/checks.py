@@ -12,6 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from multitask.errors import ConfigError, check_names, choices, one_sentence
+from multitask.evaluation.names import SINGLE_TASK
 from multitask.run import names
 from multitask.run.model_choice import check_choices, is_own, leave_out_trunk_and_tasks
 from multitask.run.record import of_task
@@ -19,8 +20,6 @@ from multitask.run.schema import OF_CHECKPOINT, TRAIN, check_values
 from multitask.run.sections import check_sections
 from multitask.run.trainer_keys import check_trainer
 
-# The method in the record of a run that trains one task alone, as the baseline of comparisons.
-SINGLE_TASK = "single_task"
 # The package of each logger, and the argument of pip install.
 _PACKAGES = {
     "tensorboard": ("tensorboard", '-e ".[tensorboard]"'),

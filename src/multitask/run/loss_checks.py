@@ -58,13 +58,11 @@ def _check_parts(name: str, task: Task, prediction: Tensor, target: Tensor) -> N
             f"tasks.{name}.loss.reduction=sum makes the loss depend on the batch size, and a task's loss is the mean "
             f"over a batch; set tasks.{name}.loss.reduction=mean."
         )
-    taken_for = (
-        "what its method count(target) returns"
-        if task.counts_by is None and has_count(loss)
-        else "its class weights"
-        if weighs_classes(loss, task.counts_by) and getattr(loss, "weight", None) is not None
-        else "its labelled values"
-    )
+    taken_for = "its labelled values"
+    if task.counts_by is None and has_count(loss):
+        taken_for = "what its method count(target) returns"
+    elif weighs_classes(loss, task.counts_by) and getattr(loss, "weight", None) is not None:
+        taken_for = "its class weights"
     fitting = _fitting(task, loss, prediction, target)
     raise ConfigError(
         f"tasks.{name}.loss: {_called(loss)} is not the mean over {taken_for} that it is taken for: {said}; set "
@@ -164,12 +162,9 @@ def _check_number(name: str, task: Task, outcome: Outcome) -> None:
     if isinstance(loss, Tensor) and loss.ndim == 0:
         return
     given = list(loss.shape) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-    reduction = getattr(task.loss, "reduction", None)
-    way_out = (
-        f"set tasks.{name}.loss.reduction=mean"
-        if isinstance(reduction, str) and reduction != "mean"
-        else "return the mean over the batch"
-    )
+    way_out = "return the mean over the batch"
+    if getattr(task.loss, "reduction", "mean") in ("none", "sum"):
+        way_out = f"set tasks.{name}.loss.reduction=mean"
     raise ConfigError(
         f"tasks.{name}.loss: {_called(task.loss)} gives {given} and must give one number; {way_out}."
     )

@@ -95,9 +95,8 @@ class _Predictions(Callback):
         found = {}
         for name, parts in self._parts.items():
             values = _together(parts)
-            found[name] = (
-                values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-            ).numpy()
+            half = values.dtype in (torch.float16, torch.bfloat16)
+            found[name] = (values.float() if half else values).numpy()
         if taken := {ID, "file"} & found.keys():  # numpy's own name for where to write
             raise ConfigError(
                 f"the predictions of '{min(taken)}' cannot be written under this name; rename the task."

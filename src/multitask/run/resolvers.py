@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from multitask import places, system
-from multitask.run.checks import SINGLE_TASK
+from multitask.evaluation.names import SINGLE_TASK
 from multitask.run.devices import gpus_of_job, parallel_jobs, processes
 
 
@@ -58,9 +58,8 @@ def _sweep_id(new: str, *, _root_: DictConfig) -> str:
 
 def _experiment_name(*, _root_: DictConfig) -> str:
     """Return the experiment's name, or the data set's if no experiment was chosen."""
-    choices = (
-        _root_ if "hydra" in _root_ else OmegaConf.create({"hydra": HydraConfig.get()})
-    ).hydra.runtime.choices
+    hydra = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
+    choices = hydra.runtime.choices
     return str(choices.experiment or choices.data).replace("/", "-")
 
 

@@ -74,13 +74,10 @@ def _check_arguments(key: str, node: Mapping[str, Any], made: Any) -> None:
     for name in node:
         if name in takes or name in _HYDRA or name in _APART.get(key, ()):
             continue
-        rate = (
-            " Learning rates of parts of the model are set by parameter_groups."
-            if _RATE.search(str(name))
-            else ""
-        )
-        known = choices(str(name), takes) if takes else "it takes none."
-        raise ConfigError(f"{key}.{name} is not an argument of {node['_target_']}; {known}{rate}")
+        hint = choices(str(name), takes) if takes else "it takes none."
+        if _RATE.search(str(name)):
+            hint += " Learning rates of parts of the model are set by parameter_groups."
+        raise ConfigError(f"{key}.{name} is not an argument of {node['_target_']}; {hint}")
 
 
 def _near(wrong: str, names: list[str]) -> str:

@@ -67,11 +67,8 @@ def check_that_metrics_move(name: str, task: Task, outcome: Outcome) -> None:
     for metric, value in right.items():
         if value == wrong[metric] or (math.isnan(value) and math.isnan(wrong[metric])):
             shares = isinstance(task.loss, nn.CrossEntropyLoss) and outcome.target.is_floating_point()
-            way_out = (
-                f"set tasks.{name}.transform._target_=multitask.targets.Classes"
-                if shares
-                else "choose another"
-            )
+            classes = f"set tasks.{name}.transform._target_=multitask.targets.Classes"
+            way_out = classes if shares else "choose another"
             raise ConfigError(
                 f"tasks.{name}.metrics.{metric} is {value:g} whether the predictions are right or wrong: it does not "
                 f"suit predictions {list(outcome.prediction.shape)} of targets {list(outcome.target.shape)}; "

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from multitask.evaluation import protocol
-from multitask.evaluation.cost import Cost, costs
 from multitask.evaluation.deltas import DELTA_M, DELTA_P, Baseline, find_baseline
-from multitask.evaluation.entries import Entry, add_deltas, macro_table, make_entry
+from multitask.evaluation.entries import Cost, Entry, add_deltas, costs, macro_table, make_entry
 from multitask.evaluation.metrics import compared_metrics, logarithms, with_logarithms
 from multitask.evaluation.names import SINGLE_TASK
-from multitask.evaluation.ranks import mean_ranks
 from multitask.evaluation.records import Records
-from multitask.evaluation.statistics import Interval, mean_intervals, pairs, seeds_needed
+from multitask.evaluation.statistics import Interval, mean_intervals, mean_ranks, pairs, seeds_needed
 from multitask.evaluation.times import times
 
 FRONT_SIZE = 3  # settings of one method from which on they form a front and do not compete

@@ -5,10 +5,21 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from multitask.evaluation.cost import Cost
 from multitask.evaluation.deltas import Baseline, Deltas, deltas, dwarfed, task_recipes, wide
 from multitask.evaluation.protocol import on_test
+from multitask.evaluation.records import MEASURED
 from multitask.evaluation.statistics import Interval, mean_intervals
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Means over a method's runs, and their ratios to the reference method's means; NaN if unknown."""
+
+    step_seconds: float = math.nan
+    step_ratio: float = math.nan
+    peak_memory_mib: float = math.nan
+    memory_ratio: float = math.nan
+    parameters: float = math.nan
 
 
 @dataclass
@@ -69,6 +80,15 @@ def macro_table(values: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
         keys = metrics.index[metrics["metric"] == name]
         columns[name] = values.reindex(columns=keys).mean(axis=1, skipna=False)
     return pd.DataFrame(columns, index=values.index)
+
+
+def costs(runs: pd.DataFrame, reference: str) -> dict[str, Cost]:
+    """Return the cost of each label from the counted runs: columns label, method and the three measurements."""
+    means = runs.groupby("label")[list(MEASURED)].mean()
+    base = runs[runs["method"] == reference][list(MEASURED)].mean()
+    means["step_ratio"] = means["step_seconds"] / base["step_seconds"]
+    means["memory_ratio"] = means["peak_memory_mib"] / base["peak_memory_mib"]
+    return {str(label): Cost(**row) for label, row in means.to_dict("index").items()}
 
 
 def make_entry(

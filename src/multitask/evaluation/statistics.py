@@ -1,4 +1,4 @@
-"""Intervals, paired tests and sample sizes, from scipy and statsmodels."""
+"""Intervals, paired tests and sample sizes from scipy and statsmodels, and mean ranks."""
 
 import gc
 import math
@@ -200,4 +200,21 @@ def pairs(
     tested = int(result["p"].notna().sum())
     # Holm compares the smallest p with alpha / tested; a number that is enough at this level is enough for any rank.
     result["level"], result["sought"] = (1 - CONFIDENCE) / max(tested, 1), sought
+    return result
+
+
+def mean_ranks(means: pd.DataFrame, higher: pd.Series) -> pd.DataFrame:
+    """Return the columns `rank`, `low`, `high`, one row per label; rank 1 is best, ties share their average rank.
+
+    `means`: [labels, metrics], complete; `higher`: metric → whether higher is better. `low` and `high` are the
+    minimum and maximum of a label's mean rank over the full set and all sets without one other label.
+    """
+    signed = means * [-1.0 if higher[metric] else 1.0 for metric in means.columns]
+    full = signed.rank().mean(axis=1)
+    result = pd.DataFrame({"rank": full, "low": full, "high": full})
+    if len(means) < 3:  # with one label left there is nothing to rank
+        return result
+    without = pd.DataFrame({label: signed.drop(label).rank().mean(axis=1) for label in signed.index})
+    result["low"] = without.min(axis=1).clip(upper=full)
+    result["high"] = without.max(axis=1).clip(lower=full)
     return result

@@ -9,8 +9,8 @@ from torchjd.aggregation import UPGradWeighting
 from multitask.benchmark.problems import Problem
 
 Meaning = Literal["own", "weighted", "sum"]
-"""What a method differentiates: for the trunk, the losses weighted by UPGrad, and for each head its loss (``own``)
-or its weighted loss (``weighted``); or the sum of the mean losses for all parameters (``sum``)."""
+"""The losses that a method differentiates: for the trunk those weighted by UPGrad, and for each head its loss
+(``own``) or its weighted loss (``weighted``); or the sum of the mean losses for all parameters (``sum``)."""
 
 
 class Reference:

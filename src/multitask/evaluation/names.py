@@ -29,7 +29,7 @@ METRICS: Mapping[str, str] = {
 
 
 def logged(split: str, task: str, metric: str) -> str:
-    """The key under which a run logs a metric."""
+    """Return the key under which a run logs a metric."""
     return f"{split}/loss/{task}" if metric == "loss" else f"{split}/{task}/{metric}"
 
 

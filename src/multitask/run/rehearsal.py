@@ -43,7 +43,7 @@ def _by_task(config: DictConfig, module: MultiLossModule) -> list[str]:
 
 @dataclass
 class Rehearsed:
-    """What a backward pass found."""
+    """The result of a backward pass."""
 
     sparse: list[str]
     """The parameters whose gradient is sparse."""

@@ -19,11 +19,7 @@ Batches = Loader | DataLoader[Any]
 
 
 def check_stream(processes: int, batch_size: int | None) -> None:
-    """Check that the settings work with an ``IterableDataset``.
-
-    Raises:
-        ValueError: If there are several processes, or no batch size.
-    """
+    """Raise ``ValueError`` if an ``IterableDataset`` has several processes, or no batch size."""
     if processes > 1:
         raise ValueError(
             "data: an IterableDataset would give every process the same examples; set trainer.devices=1, or use your "
@@ -86,10 +82,7 @@ class DataModule(LightningDataModule):
     def loader(self, split: str, *, training: bool = False) -> Batches:
         """Return a loader of one split; with ``training`` it has training batches and shuffles.
 
-        An ``IterableDataset`` keeps its own order.
-
-        Raises:
-            ValueError: See :func:`check_stream`.
+        An ``IterableDataset`` keeps its own order; see :func:`check_stream` for its errors.
         """
         self.setup()
         size = self.batch_size if training else self.eval_batch_size

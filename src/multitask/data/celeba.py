@@ -29,8 +29,7 @@ class CelebA(Lazy):
     Args:
         path: The data set's folder: the original tree (``Anno``, ``Eval``, ``Img``) or a flat layout.
         targets: The attributes to read, as the tasks name them; ``None`` for all.
-        height: Height of the images in pixels.
-        width: Width of the images in pixels.
+        height, width: The size of the images in pixels.
     """
 
     path: str

@@ -9,16 +9,9 @@ import numpy as np
 
 
 def existing(path: str | Path | None, advice: str, key: str = "data.path", folder: bool = False) -> Path:
-    """Return the path of a file or folder that exists.
+    """Return the path of a file, or of a folder, that exists.
 
-    Args:
-        path: The path; ``None`` if the key is not set.
-        advice: What it must be, for the error.
-        key: The config key that it comes from, for the error.
-        folder: Whether it must be a folder.
-
-    Raises:
-        FileNotFoundError: If it does not exist.
+    Raises ``FileNotFoundError`` otherwise, with the config key that the path comes from and advice on how to set it.
     """
     if path is None or not (Path(path).is_dir() if folder else Path(path).is_file()):
         what = f"{key} is null" if path is None else f"{key}={path} does not exist"
@@ -27,11 +20,7 @@ def existing(path: str | Path | None, advice: str, key: str = "data.path", folde
 
 
 def first_existing(candidates: Iterable[Path], otherwise: str) -> Path:
-    """Return the first path that exists.
-
-    Raises:
-        FileNotFoundError: With the message ``otherwise``, if none does.
-    """
+    """Return the first path that exists; raises ``FileNotFoundError`` with the message ``otherwise`` if none does."""
     for path in candidates:
         if path.exists():
             return path
@@ -41,16 +30,10 @@ def first_existing(candidates: Iterable[Path], otherwise: str) -> Path:
 def read_arrays(
     path: Path, key: str, required: Sequence[str], optional: Sequence[str] | None = ()
 ) -> dict[str, np.ndarray]:
-    """Return arrays of an ``.npz`` by name.
+    """Return the required arrays of an ``.npz``, and the optional ones that it has (``None`` for all), by name.
 
-    Args:
-        path: The file.
-        key: The config key that it comes from, for errors.
-        required: Names of required arrays.
-        optional: Names of optional arrays; ``None`` for all others.
-
-    Raises:
-        ValueError: If the file is not an ``.npz``, is damaged, lacks an array, or contains pickled objects.
+    Raises ``ValueError``, with the config key that the path comes from, if the file is not an ``.npz``, is damaged,
+    lacks an array, or contains pickled objects.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(

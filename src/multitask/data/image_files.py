@@ -12,13 +12,7 @@ from multitask.data.loading import Arrays, Made
 
 
 class ImageFiles(Made):
-    """Images with targets.
-
-    Args:
-        files: The files.
-        targets: The targets of all files by name, with the same first dimension.
-        size: Height and width to which the images are resized.
-    """
+    """Images, resized to a height and width, with the targets of all files by name, in the same order."""
 
     def __init__(self, files: Sequence[Path], targets: Arrays, size: tuple[int, int]) -> None:
         super().__init__(len(files), partial(_example, files, targets, size))

@@ -134,11 +134,7 @@ def check_rule(
     batch_sizes: Mapping[str, int] | None,
     sources: Sequence[str],
 ) -> None:
-    """Check the rule and the arguments that belong to it.
-
-    Raises:
-        ValueError: If the rule is unknown, or an argument is invalid or has no effect with it.
-    """
+    """Raise ``ValueError`` if the rule is unknown, or an argument is invalid or has no effect with it."""
     if rule not in get_args(Rule):
         raise ValueError(f"data.rule={rule} is unknown; choose one of {', '.join(get_args(Rule))}.")
     if batch_sizes and rule in _TOGETHER:

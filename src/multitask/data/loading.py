@@ -182,23 +182,13 @@ def _moved(batches: list[Tensor], device: torch.device) -> Sequence[Tensor]:
 
 
 def resident(arrays: Arrays, device: torch.device, free: int) -> Arrays:
-    """Move arrays to a device if they need at most a quarter of its free memory; otherwise return them unchanged.
-
-    Args:
-        arrays: Tensors by name.
-        device: The device.
-        free: Free memory of the device in bytes.
-    """
+    """Move arrays to a device if they need at most a quarter of its ``free`` bytes; otherwise return them unchanged."""
     size = sum(values.numel() * values.element_size() for values in tensors_of(arrays))
     return dict(mapped(arrays, lambda values: values.to(device))) if 4 * size <= free else arrays
 
 
 def check_counts(examples: Sequence[int], least: int = 1) -> None:
-    """Check the numbers of examples of a data set that is generated.
-
-    Raises:
-        ValueError: If there are not three, for train, validation and test, or one is too small.
-    """
+    """Raise ``ValueError`` if these are not three numbers of examples, or one is too small."""
     if len(examples) != 3 or min(examples) < least:
         raise ValueError(
             f"data.examples={list(examples)} must be three counts of at least {least}, for train, validation and test."
@@ -208,13 +198,7 @@ def check_counts(examples: Sequence[int], least: int = 1) -> None:
 def split_indices(count: int, fractions: Sequence[float], seed: int) -> dict[str, Tensor]:
     """Split the shuffled ``range(count)``; return the indices of each non-empty split by its name.
 
-    Args:
-        count: Number of examples.
-        fractions: Shares of train, validation and test; they sum to one.
-        seed: Seed of the shuffle.
-
-    Raises:
-        ValueError: If there are not three shares, one is negative, or they do not sum to one.
+    Raises ``ValueError`` if the fractions are not the shares of train, validation and test, which sum to one.
     """
     shares = fractions if isinstance(fractions, Sequence) and not isinstance(fractions, str) else ()
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1.0) > 1e-6:
@@ -231,8 +215,7 @@ def split_indices(count: int, fractions: Sequence[float], seed: int) -> dict[str
 def held_out(count: int, share: float, seed: int) -> dict[str, Tensor]:
     """Split the shuffled ``range(count)`` into ``train`` and, unless the share is 0, ``val``.
 
-    Raises:
-        ValueError: If the share is not in [0, 1), or leaves no training example.
+    Raises ``ValueError`` if the share is not in [0, 1), or leaves no training example.
     """
     if not 0 <= share < 1 or (count and round((1 - share) * count) == 0):
         raise ValueError(f"data.validation={share} must be a share of the {count} training examples under 1.")

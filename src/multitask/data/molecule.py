@@ -36,9 +36,6 @@ class Molecule(InMemory):
         warm_up: Number of time steps before the first geometry.
         examples: Number of geometries for train, validation and test.
         trajectory_seed: Seed of the trajectories: fixed, so that runs of all seeds share one test set.
-
-    Raises:
-        ValueError: If a number is too small.
     """
 
     path: str
@@ -60,11 +57,7 @@ class Molecule(InMemory):
                 raise ValueError(f"data.{key}={getattr(self, key)} must be above 0.")
 
     def load(self) -> dict[str, Split]:
-        """Read the trajectories, or compute and store them.
-
-        Raises:
-            ValueError: If they have to be computed and ASE is not installed or does not know the molecule.
-        """
+        """Read the trajectories; compute and store them with ASE if they are not stored yet."""
         keys = ("molecule", "temperature", "timestep", "every", "warm_up", "trajectory_seed")
         settings = {key: getattr(self, key) for key in keys} | {"examples": list(self.examples)}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

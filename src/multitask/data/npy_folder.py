@@ -20,10 +20,7 @@ class NpyFolder(Made):
     Args:
         folder: The folder of one split.
         kinds: The subfolder of each key of the examples.
-        key: The config key that the folder comes from, for errors.
-
-    Raises:
-        FileNotFoundError: If a folder or file is missing.
+        key: The config key that the folder comes from, for ``FileNotFoundError``.
     """
 
     def __init__(self, folder: Path, kinds: Mapping[str, str], key: str = "data.path") -> None:

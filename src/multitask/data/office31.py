@@ -28,8 +28,7 @@ class Office31(Lazy):
         domains: The domains to read, each the target of a task; ``None`` for all.
         split: Shares of each domain for train, validation and test.
         split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
-        height: Height of the images in pixels.
-        width: Width of the images in pixels.
+        height, width: The size of the images in pixels.
     """
 
     path: str

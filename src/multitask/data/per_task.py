@@ -34,12 +34,11 @@ class PerTask(Lazy):
         targets: The targets of the tasks; sources without any of them are omitted. ``None`` for all.
         batch_size: Examples per source, process and training batch; ``None`` for all examples.
         batch_sizes: Batch sizes of single sources, by name; not for ``proportional`` and ``sampled``.
-        eval_batch_size: See :class:`~multitask.data.base.DataModule`.
-        seed: See :class:`~multitask.data.base.DataModule`.
-        num_workers: See :class:`~multitask.data.base.DataModule`.
         temperature: T of ``sampled``: a source of n training examples is drawn with probability ∝ n^(1/T). 1 draws in
             proportion to size; larger values draw more evenly.
         ratios: For ``sampled``, unnormalized probabilities of the sources by name, in place of a temperature.
+
+    The other arguments are those of :class:`~multitask.data.base.DataModule`.
 
     Raises:
         ValueError: If there is no source, the rule is unknown, or an argument does not fit the rule.
@@ -138,8 +137,7 @@ class _Part:
 def join(parts: Sequence[_Part]) -> Split:
     """Concatenate the examples of all sources: as tensors if all are in memory, otherwise as a data set.
 
-    Raises:
-        ValueError: If the inputs differ in shape or dtype.
+    Raises ``ValueError`` if the inputs differ in shape or dtype.
     """
     first = parts[0]
     for part in parts:

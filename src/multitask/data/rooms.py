@@ -37,8 +37,7 @@ class Rooms(Lazy):
 
     Args:
         examples: Number of rooms for train, validation and test.
-        height: Height of the images in pixels.
-        width: Width of the images in pixels.
+        height, width: The size of the images in pixels.
         max_depth: Range of the depth camera in metres.
         dropout: Share of pixels without a depth measurement.
         scene_seed: Seed of the rooms: fixed, so that runs of all seeds share one test set.

@@ -29,11 +29,7 @@ class Board:
 
 
 def from_records(source: str | Sequence[str], baselines: str | None, settings: Settings) -> list[Board]:
-    """Return a board for every experiment with finished runs in the sources.
-
-    Raises:
-        ComparisonError: A source cannot be read, or there is no such run.
-    """
+    """Return a board for every experiment with finished runs in the sources."""
     compared = compare_records(load(source, baselines), settings)
     boards = [from_comparison(each) for each in compared if each.rows and not each.published]
     if not boards:

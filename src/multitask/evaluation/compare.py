@@ -17,11 +17,7 @@ from multitask.evaluation.sources import Sources, find
 
 
 def load(source: str | Iterable[str], baselines: str | None = None) -> Records:
-    """Read the sources, and `<baselines>/<experiment>.csv` for every experiment in them that has one.
-
-    Raises:
-        ComparisonError: a source cannot be found or read.
-    """
+    """Read the sources, and `<baselines>/<experiment>.csv` for every experiment in them that has one."""
     sources = find(source)
     records = read(sources)
     if baselines is None:
@@ -48,11 +44,7 @@ def compare(
     baselines: str | None = None,
     console: Console | None = None,
 ) -> list[Comparison]:
-    """Compare, print, and write summary.csv, means.csv, pairs.csv, …, ``plots/*.png`` and index.html.
-
-    Raises:
-        ComparisonError: the sources contain nothing to compare, or a setting names something that they lack.
-    """
+    """Compare, print, and write summary.csv, means.csv, pairs.csv, …, ``plots/*.png`` and index.html."""
     comparisons = compare_records(load(source, baselines), settings or Settings())
     if not any(comparison.rows or len(comparison.quoted) for comparison in comparisons):
         reasons = {row.reason for comparison in comparisons for row in comparison.set_aside.itertuples()}

@@ -30,9 +30,6 @@ def workspace(
     """Return the workspace of a board.
 
     `scatter`: pairs of task/metric to plot against each other; None for all pairs of tasks, six at most.
-
-    Raises:
-        ComparisonError: `scatter` names a metric that is not compared.
     """
     return ws.Workspace(
         entity=entity,
@@ -56,9 +53,6 @@ def save(made: Any, replace: str | None = None) -> str:
     """Save a workspace to W&B, and return its address.
 
     Without an entity it is saved under the user's. `replace`: address of an earlier workspace to replace.
-
-    Raises:
-        ComparisonError: W&B cannot be reached, refuses the login, or has no such workspace.
     """
     import wandb
 

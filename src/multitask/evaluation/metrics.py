@@ -16,9 +16,6 @@ def compared_metrics(
     `results` has the columns key, task, metric, higher, and marks, the multiplicative metrics of the run's config.
     `wanted` and `logarithmic` are names or task/metric; by default all metrics but the losses, or the losses if there
     are no others, and the multiplicative metrics of the configs.
-
-    Raises:
-        ComparisonError: A name matches two metrics, or none.
     """
     found = results.drop_duplicates(["key", "higher"])[["key", "task", "metric", "higher"]]
     names = results.drop_duplicates(["task", "metric"])
@@ -69,11 +66,7 @@ def logarithms(metrics: pd.DataFrame) -> set[str]:
 
 
 def with_logarithms(results: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the results of these metrics, with natural logarithms as the values of multiplicative metrics.
-
-    Raises:
-        ComparisonError: A value of a multiplicative metric is not positive.
-    """
+    """Return the results of these metrics, with natural logarithms as the values of multiplicative metrics."""
     results = results[results["key"].isin(metrics.index)]
     log = results["key"].isin(metrics.index[metrics["log"]])
     if len(bad := results[log & (results["value"] <= 0)]):

@@ -52,9 +52,6 @@ def apply(records: Records, *, split: str, recipe: str = SHARED, selection: str 
     Set aside, in this order: runs that did not complete; results selected by another rule than the method's
     most frequent one (or than `selection`); recipes other than the one most methods share (`recipe` may name
     a digest, or be `per_method`); all but the last of repeated runs; and runs with a metric that is not finite.
-
-    Raises:
-        ComparisonError: `recipe` or `selection` names something that no run has.
     """
     runs = records.runs.assign(label=labels(records.runs))
     table = records.results.drop(columns="selection").join(runs.drop(columns="selection"), on="run")

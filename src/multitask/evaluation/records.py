@@ -47,12 +47,7 @@ class Records:
 
 
 def read(sources: Sources) -> Records:
-    """Read every run folder and record file.
-
-    Raises:
-        ComparisonError: a record lacks one of the seven columns, or contains a value that is not a number or a
-            reserved name.
-    """
+    """Read every run folder and record file."""
     reader = _Reader()
     for folder in sources.run_folders:
         reader.add_run_folder(folder)

@@ -25,9 +25,6 @@ def find(source: str | Iterable[str]) -> Sources:
 
     A folder stands for every run folder at or below it, or, if there is none, for the CSV files directly in it, such
     as published tables.
-
-    Raises:
-        ComparisonError: a source does not exist, or contains neither runs nor record files.
     """
     runs: dict[Path, Path] = {}
     files: dict[Path, Path] = {}

@@ -24,9 +24,6 @@ def times(
 
     `runs`: the columns of `Records.runs`, and label; `metrics`: index task/metric, columns task, metric and higher;
     `targets`: the value to reach, by metric or task/metric.
-
-    Raises:
-        ComparisonError: A target names no metric, one without a direction, or one that no run has in validation.
     """
     rows: list[tuple[object, ...]] = []
     for name, target in targets.items():

@@ -89,10 +89,6 @@ def train_with(
     apart = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
     optimizer = _made(config.optimizer)
     groups = plain(config.parameter_groups) if config.get("parameter_groups") else {}
-    if groups and optimizer is None:
-        raise ConfigError(
-            "parameter_groups would do nothing, since the model has a configure_optimizers of its own; leave it null."
-        )
     module.train_with(
         weighting,
         optimizer=Grouped(optimizer, groups, module) if groups else optimizer,

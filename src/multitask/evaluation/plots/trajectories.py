@@ -25,11 +25,7 @@ class Trajectory:
 
 
 def read_trajectories(source: Path) -> list[Trajectory]:
-    """Read the trajectories of all runs under a folder.
-
-    Raises:
-        ComparisonError: If there is none.
-    """
+    """Read the trajectories of all runs under a folder."""
     found = []
     for table in sorted(source.glob("**/trajectory.csv")):
         method = json.loads((table.parent / "run.json").read_text(encoding="utf-8"))["method"]

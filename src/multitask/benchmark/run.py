@@ -93,7 +93,13 @@ def run(config: DictConfig) -> None:
     if plot is not None:
         (output / "scaling.png").write_bytes(plot)
     if config.page is not None:
-        _write_page(Path(config.page), text)
+        page = Path(config.page)
+        try:
+            page.write_text(tables.into_page(page.read_text(encoding="utf-8"), text), encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"page={page} cannot take the table ({error}); give a file with the marks of docs/benchmark.md."
+            ) from error
     console.print(f"{machine.sentence(conditions)}\n{output}", highlight=False, soft_wrap=True)
 
 
@@ -181,13 +187,4 @@ def _read(folder: Path) -> tuple[list[Cell], dict[str, Any]]:
     except (KeyError, OSError, ValueError) as error:
         raise ConfigError(
             f"source={folder} has no benchmark.csv and benchmark.json of an earlier run ({error})."
-        ) from error
-
-
-def _write_page(page: Path, text: str) -> None:
-    try:
-        page.write_text(tables.into_page(page.read_text(encoding="utf-8"), text), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"page={page} cannot take the table ({error}); give a file with the marks of docs/benchmark.md."
         ) from error

@@ -93,10 +93,11 @@ class JointLoader(Loader):
             return super()._batches()
         if self._rule == "sampled":
             return [whole.tensor_split(self.world_size)[self.rank] for whole in self._sampled()]
-        chunks = [
-            [chunk.tensor_split(self.world_size)[self.rank] for chunk in self._of_source(i)]
-            for i in range(len(self._sizes))
-        ]
+        chunks = []
+        for i, size in enumerate(self._chunks(self.world_size)):
+            order = self._order(i, self._wanted(i, self.world_size))
+            whole = order.split(size) if len(order) else ()
+            chunks.append([chunk.tensor_split(self.world_size)[self.rank] for chunk in whole])
         rounds = zip(*chunks, strict=True)
         return list(chain(*rounds)) if self._rule == "turns" else [torch.cat(of_batch) for of_batch in rounds]
 
@@ -110,11 +111,6 @@ class JointLoader(Loader):
             places = (drawn == source).nonzero().flatten()
             indices[places] = self._order(source, len(places))
         return list(indices.split(self.batch_size * self.world_size))
-
-    def _of_source(self, source: int) -> list[Tensor]:
-        """Return the indices of a source's examples in each batch of this epoch."""
-        order = self._order(source, self._wanted(source, self.world_size))
-        return list(order.split(self._chunks(self.world_size)[source])) if len(order) else []
 
     def _order(self, source: int, count: int) -> Tensor:
         """Return ``count`` indices of a source's examples, one random order of them after another."""

@@ -126,7 +126,11 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
     for entry in entries:
         add_deltas(entry, baseline, refusal, directed, settings.accept_other_baseline)
 
-    fronts = _fronts(entries)
+    settings_of: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.label != entry.method:
+            settings_of.setdefault(entry.method, []).append(entry)
+    fronts = {method: front for method, front in settings_of.items() if len(front) >= FRONT_SIZE}
     in_front = {entry.label for front in fronts.values() for entry in front}
     rivals = [entry for entry in entries if entry.label not in in_front]
     cautions = rules.cautions + _rank(rivals, directed)
@@ -170,14 +174,6 @@ def _with_those_without_metric(
     named = ", ".join(metrics[:3]) + (" …" if len(metrics) > 3 else "")
     added = [(run.label, run.seed, run.name, f"no value of {named}") for run in runs.itertuples()]
     return protocol.sorted_table([*set_aside.itertuples(index=False, name=None), *added])
-
-
-def _fronts(entries: list[Entry]) -> dict[str, list[Entry]]:
-    settings: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if entry.label != entry.method:
-            settings.setdefault(entry.method, []).append(entry)
-    return {method: front for method, front in settings.items() if len(front) >= FRONT_SIZE}
 
 
 def _rank(entries: list[Entry], directed: pd.DataFrame) -> list[str]:

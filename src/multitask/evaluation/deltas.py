@@ -86,7 +86,12 @@ def find_baseline(
         return None, f"no run of the method {SINGLE_TASK} {found}"
     if missing := sorted(set(metrics.index) - set(results["key"])):
         return None, f"the single-task baseline is incomplete: it lacks {', '.join(missing)}{why}"
-    chosen = {task: _usual_recipe(str(task), rows, recipes) for task, rows in results.groupby("task")}
+    chosen: dict[str, str] = {}
+    for task, rows in results.groupby("task"):
+        assert isinstance(task, str)
+        wanted = Counter(recipe[task] for recipe in recipes if task in recipe)
+        seeds = rows.groupby("digest")["seed"].nunique()
+        chosen[task] = min(seeds.index, key=lambda digest: (-wanted[digest], -seeds[digest], digest))
     results = results[results["digest"] == results["task"].map(chosen)]
     values = wide(results).reindex(columns=metrics.index).dropna()
     if values.empty:
@@ -105,7 +110,7 @@ def find_baseline(
                 "run more seeds of it, or name the other metrics with metrics=[…]"
             )
     cautions = _cautions(results, values, selections)
-    return Baseline(values, {str(task): digest for task, digest in chosen.items()}, tuple(cautions)), ""
+    return Baseline(values, chosen, tuple(cautions)), ""
 
 
 def dwarfed(means: Mapping[str, Interval], baseline: Baseline) -> str | None:
@@ -119,12 +124,6 @@ def dwarfed(means: Mapping[str, Interval], baseline: Baseline) -> str | None:
                 "metrics=[…]"
             )
     return None
-
-
-def _usual_recipe(task: str, rows: pd.DataFrame, recipes: list[dict[str, str]]) -> str:
-    wanted = Counter(recipe[task] for recipe in recipes if task in recipe)
-    seeds = rows.groupby("digest")["seed"].nunique()
-    return str(min(seeds.index, key=lambda digest: (-wanted[digest], -seeds[digest], digest)))
 
 
 def _cautions(rows: pd.DataFrame, values: pd.DataFrame, selections: set[str]) -> list[str]:

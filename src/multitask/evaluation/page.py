@@ -63,7 +63,7 @@ def _section(slug: str, comparison: Comparison, plots: list[Plot]) -> Row:
         "digits": wording.column_digits(comparison),
         "findings": wording.findings(comparison),
         "macro": list(dict.fromkeys(name for entry in comparison.rows for name in entry.macro)),
-        "plots": {plot.name: _inline(plot) for plot in plots},
+        "plots": {plot.name: {"src": _data_url(plot), "caption": plot.caption} for plot in plots},
         "matrix": _matrix(comparison),
         "matrix_of": wording.metric_name(comparison.headline),
         "pairs": _pairs(comparison),
@@ -74,9 +74,8 @@ def _section(slug: str, comparison: Comparison, plots: list[Plot]) -> Row:
     }
 
 
-def _inline(plot: Plot) -> Row:
-    data = base64.b64encode(plot.png).decode("ascii")
-    return {"src": f"data:image/png;base64,{data}", "caption": plot.caption}
+def _data_url(plot: Plot) -> str:
+    return f"data:image/png;base64,{base64.b64encode(plot.png).decode('ascii')}"
 
 
 def _pairs(comparison: Comparison) -> list[Row]:
@@ -132,7 +131,11 @@ def _protocol(comparison: Comparison) -> list[tuple[str, str]]:
     baseline = comparison.baseline
     alone = f"none: {comparison.refusal}"
     if baseline is not None:
-        alone = f"{len(baseline.values)} seeds, {_baseline_recipe(comparison)}"
+        compared = [entry for entry in comparison.rows if entry.deltas]
+        recipe = "the same recipe, task by task" if compared else "another recipe, not used"
+        if any("another recipe" in caution for entry in compared for caution in entry.cautions):
+            recipe = "another recipe"
+        alone = f"{len(baseline.values)} seeds, with {recipe}"
     return [
         ("Split", settings.split),
         ("Recipe", ", ".join(recipes) or NOTHING),
@@ -140,10 +143,3 @@ def _protocol(comparison: Comparison) -> list[tuple[str, str]]:
         ("Runs averaged", str(len(comparison.counted_runs))),
         ("Runs not averaged", str(len(comparison.set_aside))),
     ]
-
-
-def _baseline_recipe(comparison: Comparison) -> str:
-    compared = [entry for entry in comparison.rows if entry.deltas]
-    if any("another recipe" in caution for entry in compared for caution in entry.cautions):
-        return "with another recipe"
-    return "with the same recipe, task by task" if compared else "with another recipe, not used"

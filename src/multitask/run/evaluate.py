@@ -53,20 +53,16 @@ def select(module: MultiLossModule, trainer: Trainer, config: DictConfig) -> Sel
     path, score = getattr(callback, "best_model_path", ""), getattr(callback, "best_model_score", None)
     value = math.nan if score is None else float(score)
     if not path or not math.isfinite(value):
-        why = _reason(module, trainer, metric)
+        why = f"{metric} was never finite in validation" if module.validated else "the run had no validation"
+        if callback is None:
+            why = "no callback saves the best"
+        elif getattr(trainer, "fast_dev_run", False):
+            why = "trainer.fast_dev_run saves none"
         note = f"selection.metric={metric} chose no weights, since {why}; the last ones are evaluated."
         return Selected(trainer.current_epoch, "last", note=note)
     content = torch.load(path, map_location="cpu", weights_only=True)
     load_whole(module, content["state_dict"])
     return Selected(int(content["epoch"]) + 1, rule_of(metric, config.selection.mode), value)
-
-
-def _reason(module: MultiLossModule, trainer: Trainer, metric: str) -> str:
-    if trainer.checkpoint_callback is None:
-        return "no callback saves the best"
-    if getattr(trainer, "fast_dev_run", False):
-        return "trainer.fast_dev_run saves none"
-    return f"{metric} was never finite in validation" if module.validated else "the run had no validation"
 
 
 def evaluate(

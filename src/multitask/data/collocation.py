@@ -18,11 +18,7 @@ from multitask.randomness import derived_seed
 class Draws(dict[str, Tensor]):
     """One draw of points per step of an epoch, by place, ``[steps, n, d]``; redrawn every epoch.
 
-    Args:
-        problem: The problem whose domain is sampled.
-        steps: Number of draws.
-        points: Number of points per draw, by place.
-        seed: Seed of the draws.
+    ``points`` is the number of points per draw, by place.
     """
 
     def __init__(self, problem: Problem, steps: int, points: Mapping[str, int], seed: int) -> None:

@@ -65,13 +65,9 @@ class Loader:
     Args:
         data: Tensors by name with the same first dimension, or a map-style data set.
         batch_size: Examples per rank and batch; ``None`` for all examples.
-        drop_last: Whether to drop an incomplete last batch.
-        shuffle: Whether to draw a new order each epoch.
-        seed: Seed of the order.
-        num_workers: Number of worker processes for data sets that are not in memory.
-        rank: Rank of this process.
-        world_size: Number of processes that share the data.
-        collate: Function from a list of examples to a batch.
+        drop_last, num_workers, collate: As in torch's DataLoader; workers are for data sets that are not in memory.
+        shuffle, seed: Whether to draw a new order each epoch, and its seed.
+        rank, world_size: This process and the number of processes that share the data.
     """
 
     def __init__(

@@ -134,11 +134,9 @@ class _Reader:
                     f"source: {file} has two values of {task}/{metric} on the split {split}; remove one."
                 )
         for row in rows:
-            selection, digest = (
-                row.get("selection") or run["selection"],
-                row.get("config_digest") or run["recipe"],
-            )
             value, higher = _value(row["value"], file), _direction(row["higher_is_better"], file)
+            selection = row.get("selection") or run["selection"]
+            digest = row.get("config_digest") or run["recipe"]
             self.results.append(
                 (number, row["task"], row["metric"], row["split"], value, higher, selection, digest)
             )

@@ -66,7 +66,7 @@ def _section(slug: str, comparison: Comparison, plots: list[Plot]) -> Row:
         "plots": {plot.name: {"src": _data_url(plot), "caption": plot.caption} for plot in plots},
         "matrix": _matrix(comparison),
         "matrix_of": wording.metric_name(comparison.headline),
-        "pairs": _pairs(comparison),
+        "pairs": [wording.pair_cells(pair) for _, pair in comparison.headline_pairs.iterrows()],
         "ratios": comparison.headline in logarithms(comparison.metrics),
         "hypervolumes": wording.hypervolumes(plane(comparison)),
         "times": wording.times(comparison),
@@ -76,20 +76,6 @@ def _section(slug: str, comparison: Comparison, plots: list[Plot]) -> Row:
 
 def _data_url(plot: Plot) -> str:
     return f"data:image/png;base64,{base64.b64encode(plot.png).decode('ascii')}"
-
-
-def _pairs(comparison: Comparison) -> list[Row]:
-    return [
-        {
-            "names": wording.names(row["a"], row["b"], row["scale"]),
-            "difference": wording.difference(row),
-            "interval": wording.bounds(row),
-            "p": wording.p_value(row["p_holm"]),
-            "verdict": wording.verdict(row),
-            "separable": bool(row["separable"]),
-        }
-        for _, row in comparison.headline_pairs.iterrows()
-    ]
 
 
 def _matrix(comparison: Comparison) -> list[tuple[str, list[dict[str, str]]]]:
@@ -109,9 +95,8 @@ def _matrix(comparison: Comparison) -> list[tuple[str, list[dict[str, str]]]]:
             tone = "same"
             if row["separable"]:
                 tone = "better" if (difference > 0) == higher_is_better else "worse"
-            text = amount(row, difference).removesuffix(" points")
             title = f"{wording.names(a, b, row['scale'])}: {wording.verdict(row)}"
-            cells[a, b] = {"text": text, "tone": tone, "title": title}
+            cells[a, b] = {"text": amount(row, difference), "tone": tone, "title": title}
     none = {"text": "", "tone": "none", "title": ""}
     return [(a, [cells.get((a, b), none) for b in names]) for a in names]
 

@@ -127,18 +127,13 @@ def _show_pairs(comparison: Comparison, console: Console) -> None:
         rows = rows[(rows["a"] == best) | (rows["b"] == best)]
         title += f"; those of {best}, the rest is in pairs.csv"
     kind = "ratio" if rows["scale"].iloc[0] == "log" else "difference"
-    sought = wording.amount(rows.iloc[0], rows["sought"].iloc[0])
-    title += f". Needed: seeds for {sought}"
+    title += f". Needed: seeds for {wording.sought(rows.iloc[0])}"
     table = _table(title, "pair", kind, INTERVAL, "p", "needed", texts=["verdict"])
     for _, row in rows.iterrows():
-        table.add_row(
-            Text(wording.names(row["a"], row["b"], row["scale"])),
-            wording.difference(row),
-            wording.bounds(row),
-            wording.p_value(row["p_holm"]),
-            wording.seeds_needed(row),
-            Text(wording.outcome(row), style="" if row["separable"] else "dim"),
-        )
+        cells = wording.pair_cells(row)
+        style = "" if cells["separable"] else "dim"
+        numbers = [cells[key] for key in ("difference", "interval", "p", "needed")]
+        table.add_row(Text(cells["names"]), *numbers, Text(cells["outcome"], style=style))
     console.print(table)
 
 

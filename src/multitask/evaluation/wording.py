@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,13 +99,17 @@ def metric_name(name: str) -> str:
 
 
 def amount(pair: pd.Series, value: float) -> str:
-    """Return a difference in the metric of a row of pairs, with its unit; for logarithms, the ratio."""
+    """Return a difference in the metric of a row of pairs, without its unit; for logarithms, the ratio."""
     if math.isnan(value):
         return NOTHING
     if pair["scale"] == "log":
         return f"{np.exp(value):.3g}×"
-    unit = " points" if pair["metric"] in (DELTA_M, DELTA_P) else ""
-    return (number(value) if unit else f"{value:.3g}".replace("-", "−")) + unit
+    return number(value) if pair["metric"] in (DELTA_M, DELTA_P) else f"{value:.3g}".replace("-", "−")
+
+
+def sought(pair: pd.Series) -> str:
+    """Return the difference for which seeds are needed, with its unit."""
+    return amount(pair, pair["sought"]) + " points" * (pair["metric"] in (DELTA_M, DELTA_P))
 
 
 def names(a: str, b: str, scale: str) -> str:
@@ -112,15 +117,19 @@ def names(a: str, b: str, scale: str) -> str:
     return f"{a} {'/' if scale == 'log' else '−'} {b}"
 
 
-def difference(pair: pd.Series) -> str:
-    """Return the difference of a row of pairs, without its unit."""
-    return amount(pair, pair["difference"]).removesuffix(" points")
-
-
-def bounds(pair: pd.Series) -> str:
-    """Return the interval of a row of pairs, without its unit."""
-    low, high = (amount(pair, pair[bound]).removesuffix(" points") for bound in ("low", "high"))
-    return NOTHING if low == NOTHING else f"{low} … {high}"
+def pair_cells(pair: pd.Series) -> dict[str, Any]:
+    """Return the cells of a row of the table of pairs."""
+    low, high = amount(pair, pair["low"]), amount(pair, pair["high"])
+    return {
+        "names": names(pair["a"], pair["b"], pair["scale"]),
+        "difference": amount(pair, pair["difference"]),
+        "interval": NOTHING if low == NOTHING else f"{low} … {high}",
+        "p": p_value(pair["p_holm"]),
+        "needed": seeds_needed(pair),
+        "outcome": outcome(pair),
+        "verdict": verdict(pair),
+        "separable": bool(pair["separable"]),
+    }
 
 
 def outcome(pair: pd.Series) -> str:
@@ -149,7 +158,7 @@ def verdict(pair: pd.Series) -> str:
     more = f"about {needed} would be needed"
     if math.isinf(pair["needed"]):
         more = "no feasible number of seeds would be enough"
-    return f"{said}; {more} for a difference of {amount(pair, pair['sought'])}"
+    return f"{said}; {more} for a difference of {sought(pair)}"
 
 
 def hypervolumes(plane: Plane | None) -> str:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from multitask.data.base import Lazy, Split
-from multitask.data.files import first_existing
-from multitask.data.image_files import ImageFiles
+from multitask.data.files import ImageFiles, first_existing
 from multitask.data.loading import SPLITS
 
 # Paths in the original tree and in torchvision's flat layout.

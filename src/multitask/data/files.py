@@ -1,11 +1,16 @@
-"""Finds the files of data sets, and reads named arrays from ``.npz`` files, without pickles."""
+"""Finds the files of data sets; reads images, and named arrays from ``.npz`` files without pickles."""
 
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from multitask.data.loading import Arrays, Made
 
 
 def existing(path: str | Path | None, advice: str, key: str = "data.path", folder: bool = False) -> Path:
@@ -43,10 +48,10 @@ def read_arrays(
         if missing := [name for name in required if name not in file.files]:
             raise ValueError(f"{key}={path} has no '{', '.join(missing)}'; it has {', '.join(file.files)}.")
         others = [name for name in file.files if optional is None or name in optional]
-        return {name: _read(file, name, f"{key}={path}") for name in dict.fromkeys([*required, *others])}
+        return {name: _array(file, name, f"{key}={path}") for name in dict.fromkeys([*required, *others])}
 
 
-def _read(file: np.lib.npyio.NpzFile, name: str, where: str) -> np.ndarray:
+def _array(file: np.lib.npyio.NpzFile, name: str, where: str) -> np.ndarray:
     try:
         return file[name]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -54,3 +59,23 @@ def _read(file: np.lib.npyio.NpzFile, name: str, where: str) -> np.ndarray:
             f"{where}: '{name}' cannot be read: it holds pickled objects or is damaged; give floats, integers or "
             "booleans."
         ) from error
+
+
+class ImageFiles(Made):
+    """Images, resized to a height and width, with the targets of all files by name, in the same order."""
+
+    def __init__(self, files: Sequence[Path], targets: Arrays, size: tuple[int, int]) -> None:
+        super().__init__(len(files), partial(_example, files, targets, size))
+
+
+def _example(files: Sequence[Path], targets: Arrays, size: tuple[int, int], index: int) -> Arrays:
+    return {"inputs": _image(files[index], size)} | {name: values[index] for name, values in targets.items()}
+
+
+def _image(file: Path, size: tuple[int, int]) -> Tensor:
+    """Return an image as ``[3, height, width]`` in [0, 1], resized with antialiasing."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        small = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255.0)

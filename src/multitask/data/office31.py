@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from multitask.data.base import Lazy, Split
-from multitask.data.image_files import ImageFiles
+from multitask.data.files import ImageFiles
 from multitask.data.loading import SPLITS, split_indices
 from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 from multitask.randomness import derived_seed

@@ -16,8 +16,7 @@ from multitask.evaluation.names import SINGLE_TASK
 from multitask.run import names
 from multitask.run.model_choice import check_choices, is_own, leave_out_trunk_and_tasks
 from multitask.run.record import of_task
-from multitask.run.schema import OF_CHECKPOINT, TRAIN, check_values
-from multitask.run.sections import check_sections
+from multitask.run.schema import OF_CHECKPOINT, TRAIN, check_sections, check_values
 from multitask.run.trainer_keys import check_trainer
 
 # The package of each logger, and the argument of pip install.

@@ -10,8 +10,8 @@ from multitask.errors import ConfigError, choices
 from multitask.lightning.metric_keys import from_keys
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
+from multitask.run.checks import watched, without
 from multitask.run.data import Data, OtherData, batches_in, batches_taken
-from multitask.run.trainer_keys import watched, without
 from multitask.task.targets import Standardized
 
 

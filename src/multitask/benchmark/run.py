@@ -2,8 +2,10 @@
 
 import csv
 import json
+import platform
 import warnings
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from multitask.benchmark import machine, tables
+from multitask.benchmark import tables
 from multitask.benchmark.cells import COLUMNS, Cell, measure
 from multitask.benchmark.framework import measure_framework
 from multitask.benchmark.methods import (
@@ -28,8 +30,10 @@ from multitask.benchmark.solver import CONFLICTS, measure_solver
 from multitask.benchmark.timing import Effort
 from multitask.errors import ConfigError, choices
 from multitask.run.console import quiet
+from multitask.run.record import git_commit, package_versions
 from multitask.run.resolvers import plain
 from multitask.run.schema import BENCHMARK, check_values
+from multitask.system import cores
 from multitask.terminal import terminal
 
 _METHODS = {"step": step_methods, "compile": compiled_methods, "text": text_methods}
@@ -100,7 +104,7 @@ def run(config: DictConfig) -> None:
             raise ConfigError(
                 f"page={page} cannot take the table ({error}); give a file with the marks of docs/benchmark.md."
             ) from error
-    console.print(f"{machine.sentence(conditions)}\n{output}", highlight=False, soft_wrap=True)
+    console.print(f"{tables.sentence(conditions)}\n{output}", highlight=False, soft_wrap=True)
 
 
 def _check(config: DictConfig) -> None:
@@ -123,7 +127,7 @@ def _measure(config: DictConfig, console: Console) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output={output} cannot be made ({error.strerror}); choose another.") from error
-    conditions = machine.conditions(Path(config.paths.root), config.device) | {"quick": config.quick}
+    conditions = _conditions(Path(config.paths.root), config.device) | {"quick": config.quick}
     (output / "benchmark.json").write_text(json.dumps(conditions, indent=2) + "\n", encoding="utf-8")
     with (output / "benchmark.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -138,6 +142,26 @@ def _measure(config: DictConfig, console: Console) -> None:
                 file.flush()
             for grid in tables.grids(cells):
                 tables.show(grid, console)
+
+
+def _conditions(root: Path, device: str) -> dict[str, Any]:
+    """Return the conditions of a measurement."""
+    return {
+        "processor": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchjd": package_versions().get("torchjd", ""),
+        "date": date.today().isoformat(),
+        "commit": git_commit(root),
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _cells(case: str, config: DictConfig) -> Iterator[Cell]:

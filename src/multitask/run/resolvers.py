@@ -64,7 +64,7 @@ def _sweep_id(new: str, *, _root_: DictConfig) -> str:
 def _experiment_name(*, _root_: DictConfig) -> str:
     """Return the experiment's name, or the data set's if no experiment was chosen."""
     hydra = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
-    choices = hydra.runtime.choices
+    choices: Any = hydra.runtime.choices
     return str(choices.experiment or choices.data).replace("/", "-")
 
 

@@ -79,12 +79,9 @@ class Ours(Method):
     """The step of this package.
 
     Args:
-        problem: See :class:`Method`.
         weighting: The keys of ``configs/weighting/upgrad.yaml``.
         rows: ``task`` for one row per task, ``example`` for instance-wise steps.
-        compiled: See :class:`Method`.
-        micro_batches: See :class:`Method`.
-        options: See :class:`~multitask.step.Step`.
+        options: Those of :class:`~multitask.step.Step`.
     """
 
     def __init__(
@@ -114,12 +111,10 @@ class Autojac(Method):
     """TorchJD's ``mtl_backward`` and ``jac_to_grad``.
 
     Args:
-        problem: See :class:`Method`.
         chunk: Number of rows that one vmap differentiates; ``None`` for all.
         optimized: Whether the Gramian is summed over the parameters without storing the whole Jacobian.
         together: Whether the mean losses of all micro-batches are differentiated, whose graphs are kept until then;
             otherwise each micro-batch is, and TorchJD adds the Jacobians.
-        micro_batches: See :class:`Method`.
     """
 
     def __init__(
@@ -148,9 +143,7 @@ class AutogramRecipe(Method):
     """TorchJD's documented use of its ``Engine``: Gramian, weights, backward pass of the weighted sum.
 
     Args:
-        problem: See :class:`Method`.
         batch_dim: The engine's argument; 0 for one loss per example.
-        micro_batches: See :class:`Method`.
     """
 
     meaning = "weighted"

@@ -104,7 +104,7 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
 
     cost = costs(counted[counted["method"] != SINGLE_TASK], settings.reference)
     attempted = labelled["label"].value_counts()
-    trials = labelled.groupby("method").apply(lambda rows: len(rows[["variant", "recipe"]].drop_duplicates()))
+    trials = labelled.drop_duplicates(["method", "variant", "recipe"])["method"].value_counts()
     entries = [
         make_entry(
             rows,
@@ -130,7 +130,7 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
     for entry in entries:
         if entry.label != entry.method:
             settings_of.setdefault(entry.method, []).append(entry)
-    fronts = {method: front for method, front in settings_of.items() if len(front) >= FRONT_SIZE}
+    fronts = {m: sorted(own, key=_best_first) for m, own in settings_of.items() if len(own) >= FRONT_SIZE}
     in_front = {entry.label for front in fronts.values() for entry in front}
     rivals = [entry for entry in entries if entry.label not in in_front]
     cautions = rules.cautions + _rank(rivals, directed)
@@ -147,7 +147,7 @@ def compare_experiment(records: Records, settings: Settings, experiment: str, pu
         settings=settings,
         metrics=metrics,
         entries=rivals,
-        fronts={method: sorted(front, key=_best_first) for method, front in fronts.items()},
+        fronts=fronts,
         baseline=baseline,
         baseline_means=baseline_means,
         refusal=refusal,

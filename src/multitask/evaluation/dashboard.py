@@ -82,20 +82,13 @@ def save(made: Any, replace: str | None = None) -> str:
 def _comparison(board: Board, scatter: Sequence[Sequence[str]] | None) -> Any:
     panels: list[Any] = []
     if board.delta_m:
-        panels.append(
-            wr.BarPlot(
-                title="Δm, % against single-task training (lower is better)",
-                custom_expressions=[board.delta_m],
-                max_bars_to_show=MOST_GROUPS,
-                **OVER_SEEDS,
-            )
-        )
-    columns = [wr.ParallelCoordinatesPlotColumn(METHOD, display_name="method")]
+        title = "Δm, % against single-task training (lower is better)"
+        panels.append(_bars(title, custom_expressions=[board.delta_m]))
+    column = wr.ParallelCoordinatesPlotColumn
+    columns = [column(METHOD, display_name="method")]
     columns += [
         # Up is better on every axis.
-        wr.ParallelCoordinatesPlotColumn(
-            wr.SummaryMetric(key), display_name=name, inverted=name in board.lower
-        )
+        column(wr.SummaryMetric(key), display_name=name, inverted=name in board.lower)
         for name, key in board.keys.items()
     ]
     panels += [
@@ -116,7 +109,7 @@ def _comparison(board: Board, scatter: Sequence[Sequence[str]] | None) -> Any:
 
 def _pairs(board: Board, scatter: Sequence[Sequence[str]] | None) -> list[tuple[str, str]]:
     if scatter is None:
-        firsts = {_task_of(name): name for name in reversed(board.keys)}
+        firsts = {name.partition("/")[0]: name for name in reversed(board.keys)}
         return list(itertools.islice(itertools.combinations(reversed(firsts.values()), 2), MOST_SCATTERS))
     for pair in scatter:
         if len(pair) != 2 or any(name not in board.keys for name in pair):
@@ -126,20 +119,13 @@ def _pairs(board: Board, scatter: Sequence[Sequence[str]] | None) -> list[tuple[
     return [(pair[0], pair[1]) for pair in scatter]
 
 
-def _task_of(metric: str) -> str:
-    return metric.partition("/")[0]
-
-
 def _task(board: Board, task: str) -> Any:
     curves = {"training loss": f"train/loss/{task}", "validation loss": f"val/loss/{task}"}
     curves |= {f"validation {name}": f"val/{task}/{name}" for name in board.metrics[task]}
     curves["weight"] = f"weight/{task}"
-    bars = [
-        wr.BarPlot(title=name, metrics=[key], max_bars_to_show=MOST_GROUPS, **OVER_SEEDS)
-        for name, key in board.keys.items()
-        if _task_of(name) == task
-    ]
-    return _section(task, [*(_lines(f"{task}: {title}", y=[key]) for title, key in curves.items()), *bars])
+    panels = [_lines(f"{task}: {title}", y=[key]) for title, key in curves.items()]
+    panels += [_bars(n, metrics=[key]) for n, key in board.keys.items() if n.partition("/")[0] == task]
+    return _section(task, panels)
 
 
 def _training() -> Any:
@@ -152,6 +138,10 @@ def _training() -> Any:
             _lines("Seconds per step for the weights", y=["cost/solver"]),
         ],
     )
+
+
+def _bars(title: str, **what: Any) -> Any:
+    return wr.BarPlot(title=title, max_bars_to_show=MOST_GROUPS, **what, **OVER_SEEDS)
 
 
 def _lines(title: str, **what: Any) -> Any:

@@ -105,11 +105,7 @@ def _check_validation(config: DictConfig) -> None:
     """Refuse a scheduler or callback that watches a metric if the run has no validation."""
     trainer = config.trainer
     found = {key: metric for key, metric in watched(config).items() if metric and key not in _PASSIVE}
-    found |= {
-        f"callbacks.{name}.metric": callback.metric
-        for name, callback in (config.callbacks or {}).items()
-        if callback and callback.get("metric")
-    }
+    found |= {f"{k}.metric": node.metric for k, node in callback_nodes(config).items() if node.get("metric")}
     every, epochs, reason = trainer.check_val_every_n_epoch, trainer.max_epochs or 0, ""
     if trainer.limit_val_batches == 0:
         reason = "trainer.limit_val_batches=0 disables it"
@@ -134,10 +130,15 @@ def watched(config: DictConfig) -> dict[str, Any]:
     """Return the keys that name a validation metric, with the metric."""
     scheduler = (config.scheduler or {}).get("monitor")
     return {"selection.metric": config.selection.metric, "scheduler.monitor": scheduler} | {
-        f"callbacks.{name}.monitor": callback.get("monitor")
-        for name, callback in (config.callbacks or {}).items()
-        if callback and name != "checkpoint"
+        f"{key}.monitor": node.get("monitor")
+        for key, node in callback_nodes(config).items()
+        if key != "callbacks.checkpoint"
     }
+
+
+def callback_nodes(config: DictConfig) -> dict[str, DictConfig]:
+    """Return the callbacks of the config that are not null, by key, such as ``callbacks.progress``."""
+    return {f"callbacks.{name}": node for name, node in (config.callbacks or {}).items() if node}
 
 
 def reduce_config(config: DictConfig, own: bool) -> None:

@@ -15,6 +15,7 @@ from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
+from multitask.run.checks import callback_nodes
 from multitask.run.data import Data, batches_taken
 from multitask.run.devices import processes
 from multitask.run.sharing import losses_of
@@ -35,10 +36,8 @@ def _by_task(config: DictConfig, module: MultiLossModule) -> list[str]:
         settings.append("a scalarization such as weighting=weighted_sum")
     if config.trainer.accumulate_grad_batches > 1:
         settings.append("trainer.accumulate_grad_batches=1")
-    probing = [
-        name for name, callback in (config.callbacks or {}).items() if (callback or {}).get("probe_every")
-    ]
-    return settings + [f"callbacks.{name}.probe_every=null" for name in probing]
+    probing = [key for key, node in callback_nodes(config).items() if node.get("probe_every")]
+    return settings + [f"{key}.probe_every=null" for key in probing]
 
 
 @dataclass

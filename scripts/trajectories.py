@@ -1,4 +1,4 @@
-"""Draw the trajectories of a toy problem's runs in one figure: python scripts/trajectories.py source=<sweep folder>."""
+"""Draw the trajectories of a toy problem's runs in one plot: python scripts/trajectories.py source=<sweep folder>."""
 
 from multitask.commands.trajectories import main
 

@@ -36,6 +36,6 @@ def table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> "Table":
     return made
 
 
-def figure(value: float) -> str:
+def decimal(value: float) -> str:
     """Format a loss or metric with four decimals, or with three significant digits below 0.001."""
     return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"

@@ -14,7 +14,7 @@ from multitask.run.console import show_config
 from multitask.run.record import COLUMNS, write_results
 from multitask.sweep import summary
 from multitask.sweep.plan import Job
-from multitask.terminal import figure, terminal
+from multitask.terminal import decimal, terminal
 
 TEXTS = [
     "[kinds/scalar]",
@@ -117,7 +117,7 @@ def test_lines_of_text_are_printed_unchanged(capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_small_numbers_keep_their_digits(value: float, shown: str) -> None:
-    assert figure(value) == shown
+    assert decimal(value) == shown
 
 
 def test_a_config_is_shown_as_a_tree(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from multitask.errors import ConfigError
-from multitask.run.checks import SINGLE_TASK
+from multitask.evaluation.names import SINGLE_TASK
 from multitask.sweep.claim import claimed, holder
 from multitask.sweep.objectives import objectives
 from multitask.sweep.plan import Job, pin, plan

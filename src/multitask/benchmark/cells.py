@@ -69,11 +69,8 @@ def compare(
 ) -> Iterator[Cell]:
     """Measure memory, then time, of each method.
 
-    Args:
-        problem: Case, trunk, number of tasks and batch size.
-        steps: The settings of each method by its name; ratios are relative to the first method.
-        error: Returns the error of a method, given its name and the index of its setting.
-        effort: How long to measure.
+    ``problem``: case, trunk, number of tasks and batch size. ``steps``: the settings of each method; ratios are
+    relative to the first method. ``error`` gets the name of a method and the index of its setting.
     """
     peaks = {name: [peak_mib(step) for step in settings] for name, settings in steps.items()}
     times = interleaved(steps, effort)

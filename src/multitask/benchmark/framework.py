@@ -35,10 +35,7 @@ _TURN = 10  # steps per turn, and per line of the loggers
 class HandWritten(Method):
     """A training loop in plain torch with the same step, weighting and optimizer, which logs nothing.
 
-    Args:
-        problem: The problem; its parameters are trained.
-        arrays: All training examples.
-        weighting: The weighting.
+    ``arrays``: all training examples.
     """
 
     def __init__(self, problem: Problem, arrays: dict[str, Tensor], weighting: WeightedMethod) -> None:
@@ -60,7 +57,7 @@ class HandWritten(Method):
 
     def fill(self) -> None:
         """Compute the ``.grad`` of all parameters."""
-        self._step.backward(self.problem.losses(self.features()))
+        self._step.backward(self.outputs(self.problem)[1])
 
 
 class _Alternate(Callback):
@@ -113,14 +110,7 @@ class _Alternate(Callback):
 
 
 def measure_framework(tasks: int, effort: Effort, device: str, seed: int) -> Iterator[Cell]:
-    """Measure training by the Trainer with everything logged, relative to the hand-written loop.
-
-    Args:
-        tasks: Number of heads.
-        effort: How long to measure.
-        device: ``cpu`` or ``cuda``.
-        seed: Seed of data and model.
-    """
+    """Measure training by the Trainer with everything logged, relative to the hand-written loop."""
     batch = TRUNKS[TRUNK].batch
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

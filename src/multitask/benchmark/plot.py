@@ -10,16 +10,12 @@ from multitask.evaluation.plots.style import legend, looks, new_figure, png, sty
 
 def scaling(cells: Sequence[Cell]) -> bytes | None:
     """Return a PNG of milliseconds per step over tasks, width and batch size; ``None`` without such cells."""
-    panels = {
-        "tasks": [(cell.tasks, cell) for cell in cells if cell.case == "scaling_tasks"],
-        "width": [
-            (int(cell.case.rpartition("_")[2]), cell)
-            for cell in cells
-            if cell.case.startswith("scaling_width")
-        ],
-        "batch": [(cell.batch, cell) for cell in cells if cell.case == "scaling_batch"],
-    }
-    panels = {name: points for name, points in panels.items() if points}
+    panels: dict[str, list[tuple[int, Cell]]] = {}
+    for name in ("tasks", "width", "batch"):
+        for cell in cells:
+            if cell.case.startswith(f"scaling_{name}"):
+                x = int(cell.case.rpartition("_")[2]) if name == "width" else getattr(cell, name)
+                panels.setdefault(name, []).append((x, cell))
     if not panels:
         return None
     methods = list(dict.fromkeys(cell.method for points in panels.values() for _, cell in points))
@@ -29,9 +25,13 @@ def scaling(cells: Sequence[Cell]) -> bytes | None:
         for ax, (name, points) in zip(axes, panels.items(), strict=True):
             for method in methods:
                 line = sorted((x, cell.ms) for x, cell in points if cell.method == method)
-                style = look[method]
+                values, ms = zip(*line, strict=True)
                 ax.plot(
-                    *zip(*line, strict=True), color=style.colour, linestyle=style.dash, marker=style.marker
+                    values,
+                    ms,
+                    color=look[method].colour,
+                    linestyle=look[method].dash,
+                    marker=look[method].marker,
                 )
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")

@@ -146,13 +146,8 @@ def make(
     Problems with a unit so close to the kink of a ReLU that rounding decides its gradient are drawn again, since
     the error would be due to the kink and not to the method.
 
-    Args:
-        trunk: A key of ``TRUNKS`` or ``TEXTS``.
-        tasks: Number of heads.
-        batch: Number of examples; ``None`` for the trunk's default.
-        width: Width of the layers of an MLP; ``None`` for the default.
-        device: Device of model and batch.
-        seed: Seed of parameters and batch.
+    ``trunk`` is a key of :data:`TRUNKS` or :data:`TEXTS`, ``tasks`` the number of heads, and ``width`` that of the
+    layers of an MLP; ``None`` is the default of the trunk.
     """
     for draw in count():
         problem = _drawn(trunk, tasks, batch, width, derived_seed("benchmark", seed, draw))

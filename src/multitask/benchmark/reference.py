@@ -9,8 +9,8 @@ from torchjd.aggregation import UPGradWeighting
 from multitask.benchmark.problems import Problem
 
 Meaning = Literal["own", "weighted", "sum"]
-"""What a method differentiates: for the trunk, the losses weighted by UPGrad, and for each head its loss (``own``)
-or its weighted loss (``weighted``); or the sum of the mean losses for all parameters (``sum``)."""
+"""The losses that a method differentiates: for the trunk those weighted by UPGrad, and for each head its loss
+(``own``) or its weighted loss (``weighted``); or the sum of the mean losses for all parameters (``sum``)."""
 
 
 class Reference:
@@ -35,9 +35,7 @@ class Reference:
 
         Trunk and heads are compared separately; the larger of their errors is returned.
 
-        Args:
-            problem: The problem whose ``.grad`` fields a method has filled.
-            meaning: What the method differentiates.
+        ``problem`` has the ``.grad`` fields that a method filled.
         """
         trunk = self._mean if meaning == "sum" else self._weights
         heads = self._weights if meaning == "weighted" else self._mean

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import platform
 import warnings
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,27 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from multitask.benchmark import machine, tables
-from multitask.benchmark.accumulated import MICRO_BATCHES, accumulated_methods
+from multitask.benchmark import tables
 from multitask.benchmark.cells import COLUMNS, Cell, measure
 from multitask.benchmark.framework import measure_framework
-from multitask.benchmark.methods import compiled_methods, instance_methods, step_methods, text_methods
+from multitask.benchmark.methods import (
+    MICRO_BATCHES,
+    accumulated_methods,
+    compiled_methods,
+    instance_methods,
+    step_methods,
+    text_methods,
+)
 from multitask.benchmark.plot import scaling
 from multitask.benchmark.problems import TEXTS, TRUNKS, make
 from multitask.benchmark.solver import CONFLICTS, measure_solver
 from multitask.benchmark.timing import Effort
 from multitask.errors import ConfigError, choices
 from multitask.run.console import quiet
+from multitask.run.record import git_commit, package_versions
 from multitask.run.resolvers import plain
 from multitask.run.schema import BENCHMARK, check_values
+from multitask.system import cores
 from multitask.terminal import terminal
 
 _METHODS = {"step": step_methods, "compile": compiled_methods, "text": text_methods}
@@ -87,8 +97,14 @@ def run(config: DictConfig) -> None:
     if plot is not None:
         (output / "scaling.png").write_bytes(plot)
     if config.page is not None:
-        _write_page(Path(config.page), text)
-    console.print(f"{machine.sentence(conditions)}\n{output}", highlight=False, soft_wrap=True)
+        page = Path(config.page)
+        try:
+            page.write_text(tables.into_page(page.read_text(encoding="utf-8"), text), encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"page={page} cannot take the table ({error}); give a file with the marks of docs/benchmark.md."
+            ) from error
+    console.print(f"{tables.sentence(conditions)}\n{output}", highlight=False, soft_wrap=True)
 
 
 def _check(config: DictConfig) -> None:
@@ -111,7 +127,7 @@ def _measure(config: DictConfig, console: Console) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output={output} cannot be made ({error.strerror}); choose another.") from error
-    conditions = machine.conditions(Path(config.paths.root), config.device) | {"quick": config.quick}
+    conditions = _conditions(Path(config.paths.root), config.device) | {"quick": config.quick}
     (output / "benchmark.json").write_text(json.dumps(conditions, indent=2) + "\n", encoding="utf-8")
     with (output / "benchmark.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -126,6 +142,26 @@ def _measure(config: DictConfig, console: Console) -> None:
                 file.flush()
             for grid in tables.grids(cells):
                 tables.show(grid, console)
+
+
+def _conditions(root: Path, device: str) -> dict[str, Any]:
+    """Return the conditions of a measurement."""
+    return {
+        "processor": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchjd": package_versions().get("torchjd", ""),
+        "date": date.today().isoformat(),
+        "commit": git_commit(root),
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _cells(case: str, config: DictConfig) -> Iterator[Cell]:
@@ -175,13 +211,4 @@ def _read(folder: Path) -> tuple[list[Cell], dict[str, Any]]:
     except (KeyError, OSError, ValueError) as error:
         raise ConfigError(
             f"source={folder} has no benchmark.csv and benchmark.json of an earlier run ({error})."
-        ) from error
-
-
-def _write_page(page: Path, text: str) -> None:
-    try:
-        page.write_text(tables.into_page(page.read_text(encoding="utf-8"), text), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"page={page} cannot take the table ({error}); give a file with the marks of docs/benchmark.md."
         ) from error

@@ -46,13 +46,8 @@ def measure_solver(
 ) -> Iterator[Cell]:
     """Measure the computation of the weights from a Gramian, relative to TorchJD.
 
-    Args:
-        tasks: Size of the Gramian.
-        conflicts: A key of ``CONFLICTS``.
-        weighting: The keys of ``configs/weighting/upgrad.yaml``.
-        effort: How long to measure.
-        device: Device of the Gramian.
-        seed: Seed of the rows.
+    ``tasks`` is the size of the Gramian, ``conflicts`` a key of :data:`CONFLICTS`; ``weighting`` has the keys of
+    ``configs/weighting/upgrad.yaml``.
     """
     generator = torch.Generator().manual_seed(seed)
     cosine = CONFLICTS[conflicts]

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from multitask.benchmark.cells import Cell
-from multitask.benchmark.machine import sentence
 
 MARKS = ("<!-- table: made by scripts/benchmark.py -->", "<!-- end of table -->")
 _TORCHJD = ("torchjd", "torchjd_autojac", "torchjd_autogram")
@@ -85,6 +84,14 @@ def show(grid: Grid, console: Console) -> None:
     for row in grid.rows:
         table.add_row(*row.values())
     console.print(table)
+
+
+def sentence(conditions: dict[str, Any]) -> str:
+    """Return the conditions as one sentence."""
+    return (
+        "Measured on {date} at commit {commit:.12} on {processor} ({cores} cores, {threads} in use) with torch "
+        "{torch} and torchjd {torchjd}."
+    ).format(**conditions | {"commit": str(conditions["commit"])})
 
 
 def markdown(cells: Sequence[Cell], conditions: Mapping[str, Any]) -> str:

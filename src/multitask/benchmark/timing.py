@@ -36,14 +36,10 @@ def interleaved(
 
     The steps take turns, so that all are slowed alike by other load on the machine. Each runs once beforehand to fill
     caches and buffers.
-
-    Args:
-        steps: The settings of each method by its name.
-        effort: How long to measure.
     """
     shuffle = random.Random(0).shuffle
     running = [(name, i) for name, settings in steps.items() for i in range(len(settings))]
-    repeats = {(name, i): _repeats(steps[name][i]) for name, i in running}
+    repeats = {(n, i): max(1, round(_SAMPLE_SECONDS / _seconds(steps[n][i], 1))) for n, i in running}
     samples: dict[tuple[str, int], list[float]] = {key: [] for key in running}
     end = time.perf_counter() + effort.seconds
     gc.collect()
@@ -66,10 +62,6 @@ def interleaved(
         gc.enable()
         gc.unfreeze()
     return {name: min((median(samples[key]), key[1]) for key in running if key[0] == name) for name in steps}
-
-
-def _repeats(step: Callable[[], object]) -> int:
-    return max(1, round(_SAMPLE_SECONDS / _seconds(step, 1)))
 
 
 def _seconds(step: Callable[[], object], repeats: int) -> float:

@@ -9,7 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from multitask.terminal import figure
+from multitask.terminal import decimal
 
 _WIDTH = 100  # of a line in a file
 # In a file: the number of lines of a run, and the longest time between two lines, in seconds.
@@ -39,7 +39,7 @@ class Progress(TQDMProgressBar):
         known = trainer.callback_metrics
         if self._monitor is None or self._monitor not in known:
             return {}
-        return {self._monitor: figure(float(known[self._monitor]))}
+        return {self._monitor: decimal(float(known[self._monitor]))}
 
     def on_train_start(self, *_: Any) -> None:
         """Draw nothing before an epoch starts."""

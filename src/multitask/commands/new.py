@@ -35,10 +35,7 @@ def command() -> None:
 def write(source: Traversable, target: Path, name: str) -> None:
     """Write the project's files.
 
-    Args:
-        source: The folder to copy.
-        target: The folder to create.
-        name: The project's name, substituted in file names and contents.
+    The name replaces ``my_project`` in file names and contents.
     """
     target.mkdir(parents=True)
     for entry in source.iterdir():

@@ -1,4 +1,4 @@
-"""Draw the trajectories of a toy problem's runs in one figure: python scripts/trajectories.py source=<sweep folder>."""
+"""Draw the trajectories of a toy problem's runs in one plot: python scripts/trajectories.py source=<sweep folder>."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from multitask.run.cli import command
 
 @command("trajectories")
 def main(config: DictConfig) -> None:
-    """Draw the figure and print its path."""
+    """Draw the plot and print its path."""
     if not config.source:
         raise ConfigError("source is missing; give the folder of a sweep with experiment=toy.")
     from multitask.evaluation.plots.trajectories import draw_trajectories, read_trajectories
 
-    figure = draw_trajectories(read_trajectories(Path(config.source)))
-    figure.savefig(config.output, dpi=150)
+    plot = draw_trajectories(read_trajectories(Path(config.source)))
+    plot.savefig(config.output, dpi=150)
     print(config.output)
 
 

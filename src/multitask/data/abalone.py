@@ -2,12 +2,12 @@
 
 import csv
 import gzip
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from multitask.data.base import DividedFile, Split
+from multitask.data.files import existing
 
 INPUTS = ("length", "diameter", "height", "whole_weight", "shucked_weight", "viscera_weight")
 SEXES = ("M", "F", "I")
@@ -30,17 +30,11 @@ class Abalone(DividedFile):
     def load(self) -> dict[str, Split]:
         """Read the table, standardize the inputs and split it."""
         table = self._read()
-        train = table["inputs"][self.parts(len(table["inputs"])).get("train", [])]
-        table["inputs"] = (table["inputs"] - train.mean(0)) / train.std(0)
-        return self.divided(table)
+        return self.divided(table | {"inputs": self.standardized(table["inputs"], 0)})
 
     def _read(self) -> dict[str, Tensor]:
-        file = Path(self.path)
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"data.path={self.path} does not exist; it must be a comma-separated table with the columns "
-                f"{', '.join(COLUMNS)}."
-            )
+        advice = f"it must be a comma-separated table with the columns {', '.join(COLUMNS)}"
+        file = existing(self.path, advice)
         content = file.read_bytes()
         try:
             text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
@@ -49,11 +43,9 @@ class Abalone(DividedFile):
                 f"data.path={self.path} is damaged or not text; it must be a comma-separated table."
             ) from error
         rows = list(csv.DictReader(text.splitlines()))
-        missing = [name for name in COLUMNS if not rows or name not in rows[0]]
-        if missing:
+        if missing := [name for name in COLUMNS if not rows or name not in rows[0]]:
             raise ValueError(f"data.path={self.path} has no column {', '.join(missing)}.")
-        strange = {row["sex"] for row in rows} - set(SEXES)
-        if strange:
+        if strange := {row["sex"] for row in rows} - set(SEXES):
             raise ValueError(
                 f"data.path={self.path} has sex {', '.join(sorted(strange))}; choose from M, F and I."
             )

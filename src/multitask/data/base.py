@@ -19,11 +19,7 @@ Batches = Loader | DataLoader[Any]
 
 
 def check_stream(processes: int, batch_size: int | None) -> None:
-    """Check that the settings work with an ``IterableDataset``.
-
-    Raises:
-        ValueError: If there are several processes, or no batch size.
-    """
+    """Raise ``ValueError`` if an ``IterableDataset`` has several processes, or no batch size."""
     if processes > 1:
         raise ValueError(
             "data: an IterableDataset would give every process the same examples; set trainer.devices=1, or use your "
@@ -86,10 +82,7 @@ class DataModule(LightningDataModule):
     def loader(self, split: str, *, training: bool = False) -> Batches:
         """Return a loader of one split; with ``training`` it has training batches and shuffles.
 
-        An ``IterableDataset`` keeps its own order.
-
-        Raises:
-            ValueError: See :func:`check_stream`.
+        An ``IterableDataset`` keeps its own order; see :func:`check_stream` for its errors.
         """
         self.setup()
         size = self.batch_size if training else self.eval_batch_size
@@ -192,3 +185,8 @@ class DividedFile(InMemory):
         """Return the examples of each non-empty split."""
         parts = self.parts(count_of(arrays))
         return {name: {key: values[part] for key, values in arrays.items()} for name, part in parts.items()}
+
+    def standardized(self, inputs: Tensor, dim: int | None = None) -> Tensor:
+        """Return inputs relative to the mean and standard deviation of the training split, along ``dim``."""
+        train = inputs[self.parts(len(inputs)).get("train", [])]
+        return (inputs - train.mean(dim)) / train.std(dim)

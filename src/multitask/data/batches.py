@@ -27,11 +27,9 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
 def _attributes(batch: Any) -> list[str]:
     if isinstance(batch, type):
         return []
-    return (
-        [field.name for field in fields(batch)]
-        if is_dataclass(batch)
-        else list(getattr(batch, "__dict__", []))
-    )
+    if is_dataclass(batch):
+        return [field.name for field in fields(batch)]
+    return list(getattr(batch, "__dict__", []))
 
 
 def examples_in(batch: Any) -> int | None:
@@ -40,11 +38,9 @@ def examples_in(batch: Any) -> int | None:
 
 
 def picked(batch: Any, indices: Tensor) -> Any:
-    """Return selected examples: index each tensor, and each list without tensors, that has one entry per example.
+    """Return the examples of some indices ``[k]`` of a batch of any nesting.
 
-    Args:
-        batch: A tensor, or any nesting of mappings, lists, tuples and objects.
-        indices: Which examples, shape ``[k]``.
+    Each tensor, and each list without tensors, that has one entry per example is indexed.
     """
     count = examples_in(batch)
 
@@ -62,10 +58,7 @@ def mapped(
 ) -> Any:
     """Return a batch of the same nesting with a function applied to its tensors.
 
-    Args:
-        batch: Any nesting of mappings, lists, tuples and dataclasses.
-        function: Applied to each tensor.
-        plain: Applied to lists and tuples without tensors, such as file names; by default they are unchanged.
+    ``plain`` is applied to lists and tuples without tensors, such as file names; by default they are unchanged.
     """
 
     def within(value: Any) -> Any:
@@ -112,10 +105,7 @@ def few_of(batch: Any, most: int = 8) -> Any:
 def halves(batch: Any) -> list[Any]:
     """Return the even and the odd examples, so that halves of micro-batches join to halves of the whole batch.
 
-    A batch of one example has only the first half.
-
-    Raises:
-        ValueError: If the batch has no tensors.
+    A batch of one example has only the first half. Raises ``ValueError`` if the batch has no tensors.
     """
     count = examples_in(batch)
     if count is None:

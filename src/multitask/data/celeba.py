@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multitask.data.base import Lazy, Split
-from multitask.data.image_files import ImageFiles
+from multitask.data.files import ImageFiles, first_existing
 from multitask.data.loading import SPLITS
 
 # Paths in the original tree and in torchvision's flat layout.
@@ -28,8 +28,7 @@ class CelebA(Lazy):
     Args:
         path: The data set's folder: the original tree (``Anno``, ``Eval``, ``Img``) or a flat layout.
         targets: The attributes to read, as the tasks name them; ``None`` for all.
-        height: Height of the images in pixels.
-        width: Width of the images in pixels.
+        height, width: The size of the images in pixels.
     """
 
     path: str
@@ -46,14 +45,12 @@ class CelebA(Lazy):
         folder = self._find(_IMAGES)
         lines = self._find(_PARTITION).read_text(encoding="utf-8").splitlines()
         partition = dict(line.split() for line in lines if line)
-        lost = next((file for file in files if file not in partition), None)
-        if lost is not None:
+        if lost := [file for file in files if file not in partition]:
             raise ValueError(
-                f"data.path={self.path}: {lost} is in the list of attributes, but not in that of splits."
+                f"data.path={self.path}: {lost[0]} is in the list of attributes, but not in that of splits."
             )
         targets = names if self.targets is None else [name for name in self.targets if name != "inputs"]
-        unknown = [name for name in targets if name not in names]
-        if unknown:
+        if unknown := [name for name in targets if name not in names]:
             raise ValueError(
                 f"tasks.*.target={unknown[0]} is not an attribute of CelebA; choose from {', '.join(names)}."
             )
@@ -81,10 +78,8 @@ class CelebA(Lazy):
         return names, [row[0] for row in rows], torch.from_numpy((values > 0).astype(np.float32))
 
     def _find(self, candidates: Sequence[str]) -> Path:
-        for candidate in candidates:
-            if (path := Path(self.path) / candidate).exists():
-                return path
-        raise FileNotFoundError(
+        return first_existing(
+            (Path(self.path) / candidate for candidate in candidates),
             f"data.path={self.path} has neither {' nor '.join(candidates)}; it must hold CelebA's attribute "
-            "list, its list of splits and the folder img_align_celeba."
+            "list, its list of splits and the folder img_align_celeba.",
         )

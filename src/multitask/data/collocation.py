@@ -18,11 +18,7 @@ from multitask.randomness import derived_seed
 class Draws(dict[str, Tensor]):
     """One draw of points per step of an epoch, by place, ``[steps, n, d]``; redrawn every epoch.
 
-    Args:
-        problem: The problem whose domain is sampled.
-        steps: Number of draws.
-        points: Number of points per draw, by place.
-        seed: Seed of the draws.
+    ``points`` is the number of points per draw, by place.
     """
 
     def __init__(self, problem: Problem, steps: int, points: Mapping[str, int], seed: int) -> None:
@@ -139,13 +135,8 @@ def _drawn(
     drawn = {INSIDE: _boxes(list(problem.axes.values()), draws, points[INSIDE], generator)}
     for place, faces in problem.faces.items():
         shares = _shares(problem, faces, points[place])
-        drawn[place] = torch.cat(
-            [
-                _boxes(_face(problem, *face), draws, n, generator)
-                for face, n in zip(faces, shares, strict=True)
-            ],
-            1,
-        )
+        pairs = zip(faces, shares, strict=True)
+        drawn[place] = torch.cat([_boxes(_face(problem, *f), draws, n, generator) for f, n in pairs], 1)
     return drawn
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.data.npz_file import read_arrays
+from multitask.data.files import existing, first_existing, read_arrays
 
 # The idx format's type code for unsigned bytes, the only one that MNIST and its successors use.
 _UNSIGNED_BYTE = 8
@@ -24,11 +24,7 @@ def read_npz(path: Path, key: str) -> tuple[Tensor, Tensor]:
     ``key``: the config key that ``path`` comes from, for errors. Raises ``FileNotFoundError`` if the file does
     not exist, ``ValueError`` if its arrays are different.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{key}={path} does not exist; it must be an .npz with 'images' (uint8 [n, 28, 28]) and "
-            "'labels' ([n])."
-        )
+    existing(path, "it must be an .npz with 'images' (uint8 [n, 28, 28]) and 'labels' ([n])", key)
     arrays = read_arrays(path, key, ["images", "labels"])
     images, labels = arrays["images"], arrays["labels"]
     if images.dtype != np.uint8 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
@@ -58,13 +54,11 @@ def read_idx_folder(folder: Path, key: str) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _find(folder: Path, name: str, key: str) -> Path:
-    for place in (folder, folder / "raw", folder / "MNIST" / "raw"):
-        for candidate in (place / name, place / f"{name}.gz"):
-            if candidate.is_file():
-                return candidate
+    places = (folder, folder / "raw", folder / "MNIST" / "raw")
     wanted = ", ".join(name for names in _IDX_FILES.values() for name in names)
-    raise FileNotFoundError(
-        f"{key}={folder} has no {name}; it must contain the four idx files {wanted}, gzipped or not."
+    return first_existing(
+        (place / f"{name}{ending}" for place in places for ending in ("", ".gz")),
+        f"{key}={folder} has no {name}; it must contain the four idx files {wanted}, gzipped or not.",
     )
 
 

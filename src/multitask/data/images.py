@@ -18,7 +18,5 @@ class LabelledImages(DividedFile):
     def load(self) -> dict[str, Split]:
         """Read, standardize and split the images."""
         images, labels = read_npz(Path(self.path), "data.path")
-        pixels = images.float() / 255.0
-        train = pixels[self.parts(len(images)).get("train", [])]
-        inputs = ((pixels - train.mean()) / train.std()).unsqueeze(1)
+        inputs = self.standardized(images.float() / 255.0).unsqueeze(1)
         return self.divided({"inputs": inputs, "label": labels.long()})

@@ -93,10 +93,11 @@ class JointLoader(Loader):
             return super()._batches()
         if self._rule == "sampled":
             return [whole.tensor_split(self.world_size)[self.rank] for whole in self._sampled()]
-        chunks = [
-            [chunk.tensor_split(self.world_size)[self.rank] for chunk in self._of_source(i)]
-            for i in range(len(self._sizes))
-        ]
+        chunks = []
+        for i, size in enumerate(self._chunks(self.world_size)):
+            order = self._order(i, self._wanted(i, self.world_size))
+            whole = order.split(size) if len(order) else ()
+            chunks.append([chunk.tensor_split(self.world_size)[self.rank] for chunk in whole])
         rounds = zip(*chunks, strict=True)
         return list(chain(*rounds)) if self._rule == "turns" else [torch.cat(of_batch) for of_batch in rounds]
 
@@ -110,11 +111,6 @@ class JointLoader(Loader):
             places = (drawn == source).nonzero().flatten()
             indices[places] = self._order(source, len(places))
         return list(indices.split(self.batch_size * self.world_size))
-
-    def _of_source(self, source: int) -> list[Tensor]:
-        """Return the indices of a source's examples in each batch of this epoch."""
-        order = self._order(source, self._wanted(source, self.world_size))
-        return list(order.split(self._chunks(self.world_size)[source])) if len(order) else []
 
     def _order(self, source: int, count: int) -> Tensor:
         """Return ``count`` indices of a source's examples, one random order of them after another."""
@@ -134,24 +130,19 @@ def check_rule(
     batch_sizes: Mapping[str, int] | None,
     sources: Sequence[str],
 ) -> None:
-    """Check the rule and the arguments that belong to it.
-
-    Raises:
-        ValueError: If the rule is unknown, or an argument is invalid or has no effect with it.
-    """
+    """Raise ``ValueError`` if the rule is unknown, or an argument is invalid or has no effect with it."""
     if rule not in get_args(Rule):
         raise ValueError(f"data.rule={rule} is unknown; choose one of {', '.join(get_args(Rule))}.")
-    if batch_sizes:
-        if rule in _TOGETHER:
-            raise ValueError(
-                f"data.batch_sizes does nothing with data.rule={rule}, which draws from all sources together; set "
-                "data.batch_size, or another rule."
-            )
-        for name, count in batch_sizes.items():
-            if name not in sources:
-                raise ValueError(f"data.batch_sizes names {name}; the sources are {', '.join(sources)}.")
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"data.batch_sizes.{name}={count} must be a whole number of at least 1.")
+    if batch_sizes and rule in _TOGETHER:
+        raise ValueError(
+            f"data.batch_sizes does nothing with data.rule={rule}, which draws from all sources together; set "
+            "data.batch_size, or another rule."
+        )
+    for name, count in (batch_sizes or {}).items():
+        if name not in sources:
+            raise ValueError(f"data.batch_sizes names {name}; the sources are {', '.join(sources)}.")
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"data.batch_sizes.{name}={count} must be a whole number of at least 1.")
     if rule != "sampled" and (temperature != 1.0 or ratios is not None):
         key = "ratios" if ratios is not None else "temperature"
         raise ValueError(f"data.{key} does nothing with data.rule={rule}; set data.rule=sampled.")

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from multitask.data.batches import examples_in, mapped, tensors_of
+from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 from multitask.randomness import derived_seed
 
 Arrays = dict[str, Any]
@@ -16,6 +17,11 @@ Arrays = dict[str, Any]
 Collate = Callable[[list[Any]], Any]
 """Function from a list of examples to a batch."""
 SPLITS = ("train", "val", "test")
+
+
+def missing_label(values: Tensor) -> float:
+    """Return the value that marks missing labels in a tensor: NaN among floats, −100 among integers."""
+    return torch.nan if values.is_floating_point() else DEFAULT_IGNORE_INDEX
 
 
 def count_of(data: Arrays | Dataset[Any]) -> int:
@@ -59,13 +65,9 @@ class Loader:
     Args:
         data: Tensors by name with the same first dimension, or a map-style data set.
         batch_size: Examples per rank and batch; ``None`` for all examples.
-        drop_last: Whether to drop an incomplete last batch.
-        shuffle: Whether to draw a new order each epoch.
-        seed: Seed of the order.
-        num_workers: Number of worker processes for data sets that are not in memory.
-        rank: Rank of this process.
-        world_size: Number of processes that share the data.
-        collate: Function from a list of examples to a batch.
+        drop_last, num_workers, collate: As in torch's DataLoader; workers are for data sets that are not in memory.
+        shuffle, seed: Whether to draw a new order each epoch, and its seed.
+        rank, world_size: This process and the number of processes that share the data.
     """
 
     def __init__(
@@ -176,27 +178,23 @@ def _moved(batches: list[Tensor], device: torch.device) -> Sequence[Tensor]:
 
 
 def resident(arrays: Arrays, device: torch.device, free: int) -> Arrays:
-    """Move arrays to a device if they need at most a quarter of its free memory; otherwise return them unchanged.
-
-    Args:
-        arrays: Tensors by name.
-        device: The device.
-        free: Free memory of the device in bytes.
-    """
+    """Move arrays to a device if they need at most a quarter of its ``free`` bytes; otherwise return them unchanged."""
     size = sum(values.numel() * values.element_size() for values in tensors_of(arrays))
     return dict(mapped(arrays, lambda values: values.to(device))) if 4 * size <= free else arrays
+
+
+def check_counts(examples: Sequence[int], least: int = 1) -> None:
+    """Raise ``ValueError`` if these are not three numbers of examples, or one is too small."""
+    if len(examples) != 3 or min(examples) < least:
+        raise ValueError(
+            f"data.examples={list(examples)} must be three counts of at least {least}, for train, validation and test."
+        )
 
 
 def split_indices(count: int, fractions: Sequence[float], seed: int) -> dict[str, Tensor]:
     """Split the shuffled ``range(count)``; return the indices of each non-empty split by its name.
 
-    Args:
-        count: Number of examples.
-        fractions: Shares of train, validation and test; they sum to one.
-        seed: Seed of the shuffle.
-
-    Raises:
-        ValueError: If there are not three shares, one is negative, or they do not sum to one.
+    Raises ``ValueError`` if the fractions are not the shares of train, validation and test, which sum to one.
     """
     shares = fractions if isinstance(fractions, Sequence) and not isinstance(fractions, str) else ()
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1.0) > 1e-6:
@@ -213,8 +211,7 @@ def split_indices(count: int, fractions: Sequence[float], seed: int) -> dict[str
 def held_out(count: int, share: float, seed: int) -> dict[str, Tensor]:
     """Split the shuffled ``range(count)`` into ``train`` and, unless the share is 0, ``val``.
 
-    Raises:
-        ValueError: If the share is not in [0, 1), or leaves no training example.
+    Raises ``ValueError`` if the share is not in [0, 1), or leaves no training example.
     """
     if not 0 <= share < 1 or (count and round((1 - share) * count) == 0):
         raise ValueError(f"data.validation={share} must be a share of the {count} training examples under 1.")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from multitask.data.base import InMemory, Split
-from multitask.data.loading import SPLITS
+from multitask.data.loading import SPLITS, check_counts
 from multitask.extras import imported
 from multitask.randomness import derived_seed
 
@@ -36,9 +36,6 @@ class Molecule(InMemory):
         warm_up: Number of time steps before the first geometry.
         examples: Number of geometries for train, validation and test.
         trajectory_seed: Seed of the trajectories: fixed, so that runs of all seeds share one test set.
-
-    Raises:
-        ValueError: If a number is too small.
     """
 
     path: str
@@ -54,20 +51,15 @@ class Molecule(InMemory):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.examples) != 3 or min(self.examples) < 1:
-            raise ValueError(f"data.examples={list(self.examples)} must be three counts above 0.")
+        check_counts(self.examples)
         for key in ("temperature", "timestep", "every"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"data.{key}={getattr(self, key)} must be above 0.")
 
     def load(self) -> dict[str, Split]:
-        """Read the trajectories, or compute and store them.
-
-        Raises:
-            ValueError: If they have to be computed and ASE is not installed or does not know the molecule.
-        """
-        names = ("molecule", "temperature", "timestep", "every", "warm_up", "trajectory_seed")
-        settings = {name: getattr(self, name) for name in names} | {"examples": list(self.examples)}
+        """Read the trajectories; compute and store them with ASE if they are not stored yet."""
+        keys = ("molecule", "temperature", "timestep", "every", "warm_up", "trajectory_seed")
+        settings = {key: getattr(self, key) for key in keys} | {"examples": list(self.examples)}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         file = Path(self.path) / f"{self.molecule}_{digest}.npz"
         if not file.exists():
@@ -76,12 +68,14 @@ class Molecule(InMemory):
                 for name, count in zip(SPLITS, self.examples, strict=True)
                 for key, array in self._trajectory(name, count).items()
             }
-            _write_atomically(file, computed)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f".{os.getpid()}_{file.name}")
+            np.savez_compressed(temporary, **computed)  # type: ignore[arg-type]
+            temporary.replace(file)  # atomically: another run may read it at the same time
         with np.load(file) as stored:
             arrays = {key: torch.from_numpy(stored[key]) for key in stored}
-        splits: dict[str, Split] = {}
-        for name, count in zip(SPLITS, self.examples, strict=True):
-            splits[name] = {
+        return {
+            name: {
                 "inputs": {
                     "numbers": arrays[f"{name}/numbers"].expand(count, -1).clone(),
                     "positions": arrays[f"{name}/positions"].float(),
@@ -89,7 +83,8 @@ class Molecule(InMemory):
                 "energy": arrays[f"{name}/energy"][:, None].float(),
                 "forces": arrays[f"{name}/forces"].float(),
             }
-        return splits
+            for name, count in zip(SPLITS, self.examples, strict=True)
+        }
 
     def _trajectory(self, name: str, count: int) -> dict[str, np.ndarray]:
         """Return the atomic numbers, and positions, energies and forces at ``count`` times."""
@@ -130,11 +125,3 @@ class Molecule(InMemory):
             "energy": np.array(energies),
             "forces": np.stack(forces),
         }
-
-
-def _write_atomically(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a file atomically, since another run may read it at the same time."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{os.getpid()}_{file.name}")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(file)

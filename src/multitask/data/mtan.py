@@ -14,7 +14,7 @@ from multitask.data.npy_folder import NpyFolder
 
 
 @dataclass(eq=False)
-class _Mtan(Lazy):
+class Mtan(Lazy):
     """The folders ``train`` and ``val``; the papers test on ``val``.
 
     Args:
@@ -61,12 +61,12 @@ class _Mtan(Lazy):
         return NpyFolder(folder, kinds)
 
 
-class NYUv2(_Mtan):
+class NYUv2(Mtan):
     """NYUv2: 795 training and 654 test images of indoor scenes, 288×384.
 
     ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 13 classes, −1 where unlabelled; ``depth``
     ``[1, h, w]`` in metres, 0 where invalid; ``normals`` ``[3, h, w]``: unit vectors, zero where invalid. (Indoor
-    Segmentation and Support Inference from RGBD Images, 2012.) For the arguments see the base class.
+    Segmentation and Support Inference from RGBD Images, 2012.) The arguments are those of :class:`Mtan`.
     """
 
     kinds: ClassVar[dict[str, Sequence[str]]] = {
@@ -77,12 +77,12 @@ class NYUv2(_Mtan):
     }
 
 
-class Cityscapes(_Mtan):
+class Cityscapes(Mtan):
     """Cityscapes: 2975 training and 500 test images of street scenes, 128×256.
 
     ``inputs`` ``[3, h, w]`` in [0, 1]; ``segmentation`` ``[h, w]``: 7 classes, −1 where unlabelled; ``depth``
-    ``[1, h, w]``: inverse depth from 0 to about 0.49, 0 where invalid. (The Cityscapes Dataset, 2016.) For the
-    arguments see the base class.
+    ``[1, h, w]``: inverse depth from 0 to about 0.49, 0 where invalid. (The Cityscapes Dataset, 2016.) The
+    arguments are those of :class:`Mtan`.
     """
 
     kinds: ClassVar[dict[str, Sequence[str]]] = {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multitask.data.base import InMemory, Split
-from multitask.data.loading import SPLITS
+from multitask.data.loading import SPLITS, check_counts
 
 _AMPLITUDE = torch.tensor([-200.0, -100.0, -170.0, 15.0], dtype=torch.float64)
 _A = torch.tensor([-1.0, -1.0, -6.5, 0.7], dtype=torch.float64)
@@ -36,8 +36,7 @@ class MullerBrown(InMemory):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.examples) != 3 or min(self.examples) < 1:
-            raise ValueError(f"data.examples={list(self.examples)} must be three counts above 0.")
+        check_counts(self.examples)
 
     def load(self) -> dict[str, Split]:
         """Draw the points of all splits."""
@@ -51,11 +50,8 @@ class MullerBrown(InMemory):
         parts = drawn[: sum(self.examples)].split(list(self.examples))
         for name, points in zip(SPLITS, parts, strict=True):
             energy, forces = potential(points)
-            splits[name] = {
-                "inputs": points.float(),
-                "energy": energy[:, None].float(),
-                "forces": forces.float(),
-            }
+            arrays = {"inputs": points, "energy": energy[:, None], "forces": forces}
+            splits[name] = {key: values.float() for key, values in arrays.items()}
         return splits
 
 

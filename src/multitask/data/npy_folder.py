@@ -20,10 +20,7 @@ class NpyFolder(Made):
     Args:
         folder: The folder of one split.
         kinds: The subfolder of each key of the examples.
-        key: The config key that the folder comes from, for errors.
-
-    Raises:
-        FileNotFoundError: If a folder or file is missing.
+        key: The config key that the folder comes from, for ``FileNotFoundError``.
     """
 
     def __init__(self, folder: Path, kinds: Mapping[str, str], key: str = "data.path") -> None:
@@ -34,7 +31,7 @@ class NpyFolder(Made):
         super().__init__(len(list(images.glob("*.npy"))) if images.is_dir() else 0, self._example)
         layout = f"{{{','.join(self.kinds.values())}}}/{{0,1,…}}.npy"
         if not self.count:
-            raise FileNotFoundError(f"{key}: {folder} has no pictures; it must hold {layout}.")
+            raise FileNotFoundError(f"{key}: {folder} has no images; it must hold {layout}.")
         for kind in self.kinds.values():
             missing = next((i for i in range(self.count) if not self._file(kind, i).is_file()), None)
             if missing is not None:

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from multitask.data.base import InMemory, Split
+from multitask.data.files import existing, read_arrays
 from multitask.data.loading import SPLITS, split_indices
-from multitask.data.npz_file import read_arrays
 
 
 @dataclass(eq=False)
@@ -44,10 +43,9 @@ class Npz(InMemory):
         where = f"data.path={self.path}"
         tensors = {"inputs": _tensor(f"{where}: '{self.inputs}'", arrays[self.inputs])}
         masks = [name for name in arrays if name.startswith("mask/")]
-        targets = self.targets
+        exact, targets = self.targets is not None, self.targets
         if targets is None:
             targets = [name for name in arrays if name not in ("inputs", self.inputs, self.split, *masks)]
-        exact = self.targets is not None
         tensors |= {name: _tensor(f"{where}: '{name}'", arrays[name], exact) for name in targets}
         tensors |= {name: _mask(f"{where}: '{name}'", arrays[name]) for name in masks}
         count = len(tensors["inputs"])
@@ -69,27 +67,18 @@ class Npz(InMemory):
         return rows
 
     def _read(self) -> Mapping[str, np.ndarray]:
-        if self.path is None or not Path(self.path).is_file():
-            what = "data.path is null" if self.path is None else f"data.path={self.path} does not exist"
-            raise FileNotFoundError(
-                f"{what}; give an .npz with '{self.inputs}' and one array for each of "
-                f"{', '.join(self.targets or ['your targets'])}."
-            )
+        wanted = ", ".join(self.targets or ["your targets"])
+        path = existing(self.path, f"give an .npz with '{self.inputs}' and one array for each of {wanted}")
         named = [self.split] if isinstance(self.split, str) else []
-        if self.targets is None:
-            return read_arrays(Path(self.path), "data.path", [self.inputs, *named], None)
-        masks = [f"mask/{name}" for name in self.targets]
-        return read_arrays(Path(self.path), "data.path", [self.inputs, *self.targets, *named], masks)
+        masks = None if self.targets is None else [f"mask/{name}" for name in self.targets]
+        return read_arrays(path, "data.path", [self.inputs, *(self.targets or []), *named], masks)
 
     def _parts(self, arrays: Mapping[str, np.ndarray], count: int) -> dict[str, torch.Tensor]:
         if not isinstance(self.split, str):
             return split_indices(count, self.split, self.split_seed)
-        column = arrays[self.split]
-        if column.dtype.kind in "US":
-            column = column.astype(str)
-            numbers = np.select([column == name for name in SPLITS], [0, 1, 2], -1)
-        else:
-            numbers = column
+        numbers = arrays[self.split]
+        if numbers.dtype.kind in "US":
+            numbers = np.select([numbers.astype(str) == name for name in SPLITS], [0, 1, 2], -1)
         if numbers.shape != (count,) or not np.isin(numbers, (0, 1, 2)).all():
             raise ValueError(
                 f"data.split={self.split}: the array must give one of train, val, test (or 0, 1, 2) for each of the "
@@ -100,13 +89,7 @@ class Npz(InMemory):
 
 
 def _tensor(where: str, array: np.ndarray, exact: bool = False) -> torch.Tensor:
-    """Return floats and booleans as float32 and integers as int64, as losses and layers expect.
-
-    Args:
-        where: File and array, for errors.
-        array: The array.
-        exact: Whether to keep float64, since values far from zero lose digits in float32.
-    """
+    """Return floats and booleans as float32, or with ``exact`` float64 as it is, and integers as int64."""
     if array.ndim == 0:
         raise ValueError(f"{where} is a single value; give one row per example.")
     if array.dtype.kind in "fb":

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from multitask.data.base import Lazy, Split
-from multitask.data.image_files import ImageFiles
+from multitask.data.files import ImageFiles
 from multitask.data.loading import SPLITS, split_indices
+from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 from multitask.randomness import derived_seed
 
 DOMAINS = ("amazon", "dslr", "webcam")
-MISSING = -100
 _ENDINGS = {".jpg", ".jpeg", ".png"}
 
 
@@ -28,8 +28,7 @@ class Office31(Lazy):
         domains: The domains to read, each the target of a task; ``None`` for all.
         split: Shares of each domain for train, validation and test.
         split_seed: Seed of the split: fixed, so that runs of all seeds share one test set.
-        height: Height of the images in pixels.
-        width: Width of the images in pixels.
+        height, width: The size of the images in pixels.
     """
 
     path: str
@@ -63,7 +62,9 @@ class Office31(Lazy):
     def _images(self, files: Sequence[tuple[Path, str, int]], domains: Sequence[str]) -> ImageFiles:
         """Return images, each labelled only for the task of its domain."""
         targets = {
-            name: torch.tensor([label if name == domain else MISSING for _, domain, label in files])
+            name: torch.tensor(
+                [label if name == domain else DEFAULT_IGNORE_INDEX for _, domain, label in files]
+            )
             for name in domains
         }
         return ImageFiles([file for file, _, _ in files], targets, (self.height, self.width))
@@ -83,7 +84,7 @@ class Office31(Lazy):
         ]
         if not files:
             raise FileNotFoundError(
-                f"data.path={self.path} has no pictures of {domain}; it must hold "
+                f"data.path={self.path} has no images of {domain}; it must hold "
                 f"{domain}/images/<class>/*.jpg."
             )
         return classes, files

@@ -12,9 +12,7 @@ from torch.utils.data import Dataset
 
 from multitask.data.base import Batches, DataModule, Lazy, Split
 from multitask.data.joint_loader import JointLoader, Rule, check_rule
-from multitask.data.loading import Arrays, count_of, example_of
-
-MISSING = -100
+from multitask.data.loading import Arrays, count_of, example_of, missing_label
 
 
 @dataclass(eq=False)
@@ -36,12 +34,11 @@ class PerTask(Lazy):
         targets: The targets of the tasks; sources without any of them are omitted. ``None`` for all.
         batch_size: Examples per source, process and training batch; ``None`` for all examples.
         batch_sizes: Batch sizes of single sources, by name; not for ``proportional`` and ``sampled``.
-        eval_batch_size: See :class:`~multitask.data.base.DataModule`.
-        seed: See :class:`~multitask.data.base.DataModule`.
-        num_workers: See :class:`~multitask.data.base.DataModule`.
         temperature: T of ``sampled``: a source of n training examples is drawn with probability ∝ n^(1/T). 1 draws in
             proportion to size; larger values draw more evenly.
         ratios: For ``sampled``, unnormalized probabilities of the sources by name, in place of a temperature.
+
+    The other arguments are those of :class:`~multitask.data.base.DataModule`.
 
     Raises:
         ValueError: If there is no source, the rule is unknown, or an argument does not fit the rule.
@@ -82,10 +79,10 @@ class PerTask(Lazy):
         names = [part.name for part in kept]
         splits = self.sources[names[0]].splits
         for name in names:
-            if set(self.sources[name].splits) != set(splits):
+            if (own := self.sources[name].splits).keys() != splits.keys():
                 raise ValueError(
-                    f"data.sources.{name} has the splits {', '.join(self.sources[name].splits)} and "
-                    f"data.sources.{names[0]} {', '.join(splits)}; give them the same."
+                    f"data.sources.{name} has the splits {', '.join(own)} and data.sources.{names[0]} "
+                    f"{', '.join(splits)}; give them the same."
                 )
         self._sizes = [part.size for part in kept]
         self._each = [(self.batch_sizes or {}).get(name, self.batch_size) for name in names]
@@ -140,8 +137,7 @@ class _Part:
 def join(parts: Sequence[_Part]) -> Split:
     """Concatenate the examples of all sources: as tensors if all are in memory, otherwise as a data set.
 
-    Raises:
-        ValueError: If the inputs differ in shape or dtype.
+    Raises ``ValueError`` if the inputs differ in shape or dtype.
     """
     first = parts[0]
     for part in parts:
@@ -196,10 +192,8 @@ class Joined(Dataset[Arrays]):
 def _blank(source: str, key: str, value: Tensor) -> Tensor:
     if value.dtype == torch.bool:
         return torch.zeros_like(value)
-    if value.is_floating_point():
-        return torch.full_like(value, torch.nan)
-    if value.dtype not in (torch.int16, torch.int32, torch.int64):
+    if not value.is_floating_point() and value.dtype not in (torch.int16, torch.int32, torch.int64):
         raise ValueError(
             f"data.sources.{source}: '{key}' is {value.dtype}, which cannot mark missing values."
         )
-    return torch.full_like(value, MISSING)
+    return torch.full_like(value, missing_label(value))

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 
 from multitask.data.base import InMemory, Split
+from multitask.data.loading import check_counts
 
 
 @dataclass(eq=False)
@@ -30,11 +31,9 @@ class Poisson(InMemory):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.examples) != 3 or min(*self.examples, self.ends) < 2:
-            raise ValueError(
-                f"data.examples={list(self.examples)} must be three counts, and data.ends={self.ends} a fourth, "
-                "above 1."
-            )
+        check_counts(self.examples, least=2)
+        if self.ends < 2:
+            raise ValueError(f"data.ends={self.ends} must be 2 or more.")
 
     def load(self) -> dict[str, Split]:
         """Draw the training points and create the grids."""

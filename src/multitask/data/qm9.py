@@ -1,7 +1,7 @@
 """QM9: properties of small molecules from the positions of their atoms."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multitask.data.base import DividedFile, Split
-from multitask.data.sdf import read_molecules
+from multitask.data.files import first_existing
 
 LARGEST = 29
 _HARTREE = 27.211386245988  # eV
@@ -29,6 +29,7 @@ PROPERTIES = {
     "g": ("g298_atom", _KCAL_MOL),  # eV
     "cv": ("cv", 1.0),  # cal/(mol K)
 }
+ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 _FILES = ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
 _HEADER_LINES = 9  # of uncharacterized.txt
 
@@ -58,8 +59,7 @@ class QM9(DividedFile):
 
     def load(self) -> dict[str, Split]:
         """Read and split the molecules, excluding those whose geometry is uncertain."""
-        unknown = [name for name in self.properties if name not in PROPERTIES]
-        if unknown:
+        if unknown := [name for name in self.properties if name not in PROPERTIES]:
             raise ValueError(
                 f"tasks.*.target={unknown[0]} is not a property of QM9; choose from {', '.join(PROPERTIES)}."
             )
@@ -85,11 +85,9 @@ class QM9(DividedFile):
         }
 
     def _find(self, name: str) -> Path:
-        for candidate in (Path(self.path) / name, Path(self.path) / "raw" / name):
-            if candidate.is_file():
-                return candidate
-        raise FileNotFoundError(
-            f"data.path={self.path} has no {name}; it must contain {', '.join(_FILES)} of QM9."
+        return first_existing(
+            (Path(self.path) / name, Path(self.path) / "raw" / name),
+            f"data.path={self.path} has no {name}; it must contain {', '.join(_FILES)} of QM9.",
         )
 
 
@@ -99,3 +97,41 @@ def _numbers(path: Path) -> list[int]:
     return [
         int(line[0]) - 1 for line in words if len(line) > 1 and line[0].isdigit() and line[1] != "compounds"
     ]
+
+
+def read_molecules(path: Path, largest: int) -> Tensor:
+    """Return the atoms of every molecule of an SDF file, version V2000: atomic number and x, y, z in ångström.
+
+    The shape is ``[n, largest, 4]``, zero-padded; bonds and properties are skipped. Raises ``ValueError`` for elements
+    other than H, C, N, O and F, for more than ``largest`` atoms, and for a file that ends within a molecule.
+    """
+    rows: list[float] = []
+    count = 0
+    with path.open(encoding="utf-8") as file:
+        lines = iter(file)
+        for _ in lines:  # the name, a molecule's first line
+            atoms = list(_atoms(lines, path, count, largest))
+            rows += [number for atom in atoms for number in atom]
+            rows += [0.0] * (4 * (largest - len(atoms)))
+            count += 1
+    return torch.tensor(rows).view(count, largest, 4)
+
+
+def _atoms(lines: Iterator[str], path: Path, molecule: int, largest: int) -> Iterator[tuple[float, ...]]:
+    """Yield the atoms of the molecule whose name was just read, and skip to its end mark."""
+    try:
+        next(lines), next(lines)
+        atoms = int(next(lines)[:3])
+        if atoms > largest:
+            raise ValueError(f"{path}: molecule {molecule} has {atoms} atoms, more than {largest}.")
+        for _ in range(atoms):
+            x, y, z, element, *_ = next(lines).split()
+            if element not in ELEMENTS:
+                raise ValueError(
+                    f"{path}: molecule {molecule} has an atom {element}; supported are {', '.join(ELEMENTS)}."
+                )
+            yield ELEMENTS[element], float(x), float(y), float(z)
+        while next(lines).rstrip() != "$$$$":
+            pass
+    except StopIteration as error:
+        raise ValueError(f"{path} ends within molecule {molecule}.") from error

@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 
 from multitask.data.augmentation import Augmented, DenseAugmentation
 from multitask.data.base import Lazy, Split
-from multitask.data.loading import SPLITS, Arrays, Made
+from multitask.data.loading import SPLITS, Arrays, Made, check_counts
 from multitask.data.scenes import render, sample
 
 
@@ -37,8 +37,7 @@ class Rooms(Lazy):
 
     Args:
         examples: Number of rooms for train, validation and test.
-        height: Height of the images in pixels.
-        width: Width of the images in pixels.
+        height, width: The size of the images in pixels.
         max_depth: Range of the depth camera in metres.
         dropout: Share of pixels without a depth measurement.
         scene_seed: Seed of the rooms: fixed, so that runs of all seeds share one test set.
@@ -60,10 +59,10 @@ class Rooms(Lazy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.examples) != 3 or min(self.examples) < 0 or self.examples[0] == 0:
+        check_counts(self.examples, least=0)
+        if not self.examples[0]:
             raise ValueError(
-                f"data.examples={list(self.examples)} must be three counts for train, validation and test, "
-                "the first above 0."
+                f"data.examples={list(self.examples)} leaves no training examples; raise the first."
             )
 
     def load(self) -> dict[str, Split]:

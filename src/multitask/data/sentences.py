@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 
 from multitask.data.base import Split
-from multitask.data.loading import SPLITS, Made
+from multitask.data.loading import SPLITS, Made, check_counts
 from multitask.data.text import Text
 from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 from multitask.randomness import derived_seed
@@ -21,18 +22,8 @@ NOUNS = {
 }
 """The nouns of each topic, in the order of the classes. Some are also verbs, depending on their position."""
 VERBS = (
-    "fish",
-    "duck",
-    "cook",
-    "train",
-    "ship",
-    "plant",
-    "water",
-    "salt",
-    "watched",
-    "found",
-    "carried",
-    "left",
+    *("fish", "duck", "cook", "train", "ship", "plant", "water", "salt"),
+    *("watched", "found", "carried", "left"),
 )
 ADJECTIVES = {"lovely": 2, "good": 1, "bright": 1, "plain": 0, "old": 0, "dull": -1, "bad": -1, "awful": -2}
 """The score of each adjective."""
@@ -43,17 +34,7 @@ PREPOSITIONS = ("near", "with", "without", "behind")
 
 PAD, START = 0, 1
 VOCABULARY = dict.fromkeys(
-    (
-        "[PAD]",
-        "[CLS]",
-        *DETERMINERS,
-        *ADVERBS,
-        *ADJECTIVES,
-        *(noun for nouns in NOUNS.values() for noun in nouns),
-        *VERBS,
-        *PREPOSITIONS,
-        "by",
-    )
+    chain(("[PAD]", "[CLS]"), DETERMINERS, ADVERBS, ADJECTIVES, *NOUNS.values(), VERBS, PREPOSITIONS, ("by",))
 )
 """All words; a word's id is its index."""
 _IDS = {word: number for number, word in enumerate(VOCABULARY)}
@@ -78,8 +59,7 @@ class Sentences(Text):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.examples) != 3 or min(self.examples) < 1:
-            raise ValueError(f"data.examples={list(self.examples)} must be three positive numbers.")
+        check_counts(self.examples)
 
     def load(self) -> dict[str, Split]:
         """Draw the sentences of each split."""

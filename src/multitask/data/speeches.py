@@ -6,17 +6,17 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from multitask.data.base import Split
+from multitask.data.files import existing
 from multitask.data.loading import Made, split_indices
 from multitask.data.text import Text
 
 PARTIES = ("Republican", "Democratic", "Democratic-Republican")
-"""The classes of ``party``; one more is what all others are, and none."""
+"""The classes of ``party``; one more is for all others, and for none."""
 PAD, START, UNKNOWN = 0, 1, 2
 
 
@@ -25,7 +25,7 @@ class Speeches(Text):
     """6,907 sentences of the State of the Union addresses of 1790 to 2021, 30 of each at most, after a ``[CLS]``.
 
     ``party`` is a class (:data:`PARTIES`), ``year`` a number. All sentences of an address are in one split. A token is
-    a lower-case word, a punctuation mark, or a number, of which all are one token: years would tell the year.
+    a lower-case word or a punctuation mark; all numbers are one token, since a year would reveal the target.
 
     Args:
         path: The file: separated by tabs, with a line of names, gzipped.
@@ -49,9 +49,8 @@ class Speeches(Text):
 
     def load(self) -> dict[str, Split]:
         """Read the sentences, split them by address, and give the training split's words their ids."""
-        if not Path(self.path).is_file():
-            raise FileNotFoundError(f"data.path={self.path} does not exist; it comes with the package.")
-        with gzip.open(self.path, "rt", encoding="utf-8", newline="") as file:
+        path = existing(self.path, "it comes with the package")
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         by_address: dict[tuple[str, str], list[dict[str, str]]] = {}
         for row in rows:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from multitask.data.base import Lazy
-from multitask.losses.counts import DEFAULT_IGNORE_INDEX
+from multitask.data.loading import missing_label
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class Text(Lazy):
         }
         for key in examples[0].keys() - {"inputs"}:
             values = [example[key] for example in examples]
-            blank = torch.nan if values[0].is_floating_point() else DEFAULT_IGNORE_INDEX
+            blank = missing_label(values[0])
             # Labels are empty in texts of a corpus that does not have them.
             lengths = [len(next(iter(one.values()))) for one in inputs]
             pairs = zip(values, lengths, strict=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from multitask.data.base import Split
-from multitask.data.loading import SPLITS, split_indices
+from multitask.data.files import existing
+from multitask.data.loading import SPLITS, missing_label, split_indices
 from multitask.data.text import Text
 from multitask.extras import imported
-from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 
 
 @dataclass(eq=False)
@@ -56,10 +56,8 @@ class TextFolder(Text):
     def load(self) -> dict[str, Split]:
         """Open the folder; examples are read on demand."""
         datasets = imported("datasets", "huggingface", "data=text_folder")
-        if self.path is None or not Path(self.path).is_dir():
-            what = "data.path is null" if self.path is None else f"data.path={self.path} does not exist"
-            raise FileNotFoundError(f"{what}; give a folder written by datasets' save_to_disk.")
-        stored = datasets.load_from_disk(self.path)
+        path = existing(self.path, "give a folder written by datasets' save_to_disk", folder=True)
+        stored = datasets.load_from_disk(str(path))
         if not isinstance(stored, Mapping):
             parts = split_indices(len(stored), self.split, self.split_seed)
             stored = {name: stored.select(part.tolist()) for name, part in parts.items()}
@@ -86,7 +84,7 @@ class TextFolder(Text):
         targets = self.targets
         if targets is None:
             example = split[0]
-            targets = [name for name in split.column_names if name not in read and _is_numeric(example[name])]
+            targets = [key for key in split.column_names if key not in read and _is_numeric(example[key])]
         for name in (*read, *targets):
             if name not in split.column_names:
                 raise ValueError(
@@ -111,13 +109,10 @@ class _Texts(Dataset[dict[str, Any]]):
         targets = {name: _tensor(row[name]) for name in self._targets}
         if self._tokenizer is None:
             return {"inputs": {name: torch.tensor(row[name]) for name in self._inputs}, **targets}
-        words = row[self._text]
+        words, longest = row[self._text], self._max_length
         is_split = not isinstance(words, str)
         encoding = self._tokenizer(
-            words,
-            is_split_into_words=is_split,
-            truncation=self._max_length is not None,
-            max_length=self._max_length,
+            words, is_split_into_words=is_split, truncation=longest is not None, max_length=longest
         )
         inputs = {name: torch.tensor(encoding[name]) for name in self._inputs}
         for name, target in targets.items():
@@ -128,13 +123,10 @@ class _Texts(Dataset[dict[str, Any]]):
 
 def _token_labels(labels: Tensor, words: Sequence[int | None]) -> Tensor:
     """Turn labels of words into labels of tokens: only the first token of each word is labelled."""
-    missing = torch.nan if labels.is_floating_point() else DEFAULT_IGNORE_INDEX
-    of_tokens = labels.new_full((len(words),), missing)
-    before = None
-    for i, word in enumerate(words):
+    of_tokens = labels.new_full((len(words),), missing_label(labels))
+    for i, (before, word) in enumerate(pairwise([None, *words])):
         if word is not None and word != before:
             of_tokens[i] = labels[word]
-        before = word
     return of_tokens
 
 

@@ -10,23 +10,19 @@ from multitask.evaluation import page, tables, terminal
 from multitask.evaluation.comparison import Comparison, Settings, compare_records
 from multitask.evaluation.curves import read_curves
 from multitask.evaluation.errors import ComparisonError
-from multitask.evaluation.plots.all import CAPTIONS, Picture, pictures
-from multitask.evaluation.records import BASELINE, RECORDED, Records, read
+from multitask.evaluation.names import SINGLE_TASK
+from multitask.evaluation.plots.all import CAPTIONS, Plot, draw
+from multitask.evaluation.records import RECORDED, Records, read
 from multitask.evaluation.sources import Sources, find
 
 
 def load(source: str | Iterable[str], baselines: str | None = None) -> Records:
-    """Read the sources, and `<baselines>/<experiment>.csv` for every experiment in them that has one.
-
-    Raises:
-        ComparisonError: a source cannot be found or read.
-    """
+    """Read the sources, and `<baselines>/<experiment>.csv` for every experiment in them that has one."""
     sources = find(source)
     records = read(sources)
     if baselines is None:
         return records
-    names = sorted(set(records.runs["experiment"]))
-    files = [Path(baselines) / f"{name}.csv" for name in names]
+    files = [Path(baselines) / f"{name}.csv" for name in sorted(set(records.runs["experiment"]))]
     already = {path.resolve() for path in sources.record_files}
     added = [path for path in files if path.is_file() and path.resolve() not in already]
     return _once(read(Sources(sources.run_folders, (*sources.record_files, *added)))) if added else records
@@ -35,11 +31,10 @@ def load(source: str | Iterable[str], baselines: str | None = None) -> Records:
 def _once(records: Records) -> Records:
     """Drop rows of a baseline's file whose run folders are among the sources."""
     runs = records.runs
-    named = runs["name"].map(lambda name: Path(name).name)
-    key = runs["experiment"] + "\n" + runs["sweep"] + "\n" + named
-    in_folders = set(key[runs["status"] != RECORDED])
-    copied = (runs["status"] == RECORDED) & (runs["method"] == BASELINE) & key.isin(in_folders)
-    return Records(records.figures[~records.figures["run"].isin(runs.index[copied])], runs[~copied])
+    key = runs["experiment"] + "\n" + runs["sweep"] + "\n" + runs["name"].map(lambda name: Path(name).name)
+    recorded = runs["status"] == RECORDED
+    copied = recorded & (runs["method"] == SINGLE_TASK) & key.isin(set(key[~recorded]))
+    return Records(records.results[~records.results["run"].isin(runs.index[copied])], runs[~copied])
 
 
 def compare(
@@ -49,11 +44,7 @@ def compare(
     baselines: str | None = None,
     console: Console | None = None,
 ) -> list[Comparison]:
-    """Compare, print, and write summary.csv, figures.csv, pairs.csv, …, ``plots/*.png`` and index.html.
-
-    Raises:
-        ComparisonError: the sources contain nothing to compare, or a setting names something that they lack.
-    """
+    """Compare, print, and write summary.csv, means.csv, pairs.csv, …, ``plots/*.png`` and index.html."""
     comparisons = compare_records(load(source, baselines), settings or Settings())
     if not any(comparison.rows or len(comparison.quoted) for comparison in comparisons):
         reasons = {row.reason for comparison in comparisons for row in comparison.set_aside.itertuples()}
@@ -64,11 +55,11 @@ def compare(
     for name in CAPTIONS:  # files of an earlier comparison
         for path in (folder / "plots").glob(f"*_{name}.png"):
             path.unlink()
-    drawn: list[list[Picture]] = []
+    drawn: list[list[Plot]] = []
     for slug, comparison in zip(page.slugs(comparisons), comparisons, strict=True):
-        drawn.append(pictures(comparison, read_curves(comparison.counted_runs)))
-        for picture in drawn[-1]:
-            (folder / "plots" / f"{slug}_{picture.name}.png").write_bytes(picture.png)
+        drawn.append(draw(comparison, read_curves(comparison.counted_runs)))
+        for plot in drawn[-1]:
+            (folder / "plots" / f"{slug}_{plot.name}.png").write_bytes(plot.png)
     tables.write(comparisons, folder)
     (folder / "index.html").write_text(page.render(comparisons, drawn), encoding="utf-8", newline="\n")
     if console is not None:

@@ -43,7 +43,7 @@ def read_curves(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_metrics(file: Path, wanted: Callable[[str], bool]) -> pd.DataFrame:
-    """The columns step and those wanted of a run's metrics.csv, as numbers; one without steps is empty."""
+    """Return the step and the wanted columns of a run's metrics.csv as numbers; empty if it has no steps."""
     try:
         table = pd.read_csv(file, usecols=lambda name: name == "step" or wanted(name), on_bad_lines="skip")
     except pd.errors.EmptyDataError:  # a run that logged nothing leaves an empty file

@@ -29,14 +29,7 @@ def workspace(
 ) -> Any:
     """Return the workspace of a board.
 
-    Args:
-        board: Its content.
-        project: The W&B project of the runs.
-        entity: The user or team that the project belongs to.
-        scatter: Pairs of task/metric to plot against each other; None for all pairs of tasks, six at most.
-
-    Raises:
-        ComparisonError: `scatter` names a figure that is not compared.
+    `scatter`: pairs of task/metric to plot against each other; None for all pairs of tasks, six at most.
     """
     return ws.Workspace(
         entity=entity,
@@ -50,7 +43,7 @@ def workspace(
                 "config:method",
                 "config:variant",
                 "config:seed",
-                *(f"summary:{key}" for key in board.figures.values()),
+                *(f"summary:{key}" for key in board.keys.values()),
             ],
         ),
     )
@@ -59,12 +52,7 @@ def workspace(
 def save(made: Any, replace: str | None = None) -> str:
     """Save a workspace to W&B, and return its address.
 
-    Args:
-        made: The workspace; without an entity it is saved under the user's.
-        replace: Address of an earlier workspace to replace.
-
-    Raises:
-        ComparisonError: W&B cannot be reached, refuses the login, or has no such workspace.
+    Without an entity it is saved under the user's. `replace`: address of an earlier workspace to replace.
     """
     import wandb
 
@@ -94,27 +82,20 @@ def save(made: Any, replace: str | None = None) -> str:
 def _comparison(board: Board, scatter: Sequence[Sequence[str]] | None) -> Any:
     panels: list[Any] = []
     if board.delta_m:
-        panels.append(
-            wr.BarPlot(
-                title="Δm, % against single-task training (lower is better)",
-                custom_expressions=[board.delta_m],
-                max_bars_to_show=MOST_GROUPS,
-                **OVER_SEEDS,
-            )
-        )
-    columns = [wr.ParallelCoordinatesPlotColumn(METHOD, display_name="method")]
+        title = "Δm, % against single-task training (lower is better)"
+        panels.append(_bars(title, custom_expressions=[board.delta_m]))
+    column = wr.ParallelCoordinatesPlotColumn
+    columns = [column(METHOD, display_name="method")]
     columns += [
         # Up is better on every axis.
-        wr.ParallelCoordinatesPlotColumn(
-            wr.SummaryMetric(key), display_name=name, inverted=name in board.lower
-        )
-        for name, key in board.figures.items()
+        column(wr.SummaryMetric(key), display_name=name, inverted=name in board.lower)
+        for name, key in board.keys.items()
     ]
     panels += [
         wr.ScatterPlot(
             title=f"{x} and {y}",
-            x=wr.SummaryMetric(board.figures[x]),
-            y=wr.SummaryMetric(board.figures[y]),
+            x=wr.SummaryMetric(board.keys[x]),
+            y=wr.SummaryMetric(board.keys[y]),
             legend_template="${config:method} ${config:variant} seed ${config:seed}",
         )
         for x, y in _pairs(board, scatter)
@@ -128,30 +109,23 @@ def _comparison(board: Board, scatter: Sequence[Sequence[str]] | None) -> Any:
 
 def _pairs(board: Board, scatter: Sequence[Sequence[str]] | None) -> list[tuple[str, str]]:
     if scatter is None:
-        firsts = {_task_of(name): name for name in reversed(board.figures)}
+        firsts = {name.partition("/")[0]: name for name in reversed(board.keys)}
         return list(itertools.islice(itertools.combinations(reversed(firsts.values()), 2), MOST_SCATTERS))
     for pair in scatter:
-        if len(pair) != 2 or any(name not in board.figures for name in pair):
+        if len(pair) != 2 or any(name not in board.keys for name in pair):
             raise ComparisonError(
-                f"scatter={list(pair)}: give pairs of task/metric; choices: {', '.join(board.figures)}."
+                f"scatter={list(pair)}: give pairs of task/metric; choices: {', '.join(board.keys)}."
             )
     return [(pair[0], pair[1]) for pair in scatter]
-
-
-def _task_of(figure: str) -> str:
-    return figure.partition("/")[0]
 
 
 def _task(board: Board, task: str) -> Any:
     curves = {"training loss": f"train/loss/{task}", "validation loss": f"val/loss/{task}"}
     curves |= {f"validation {name}": f"val/{task}/{name}" for name in board.metrics[task]}
     curves["weight"] = f"weight/{task}"
-    bars = [
-        wr.BarPlot(title=name, metrics=[key], max_bars_to_show=MOST_GROUPS, **OVER_SEEDS)
-        for name, key in board.figures.items()
-        if _task_of(name) == task
-    ]
-    return _section(task, [*(_lines(f"{task}: {title}", y=[key]) for title, key in curves.items()), *bars])
+    panels = [_lines(f"{task}: {title}", y=[key]) for title, key in curves.items()]
+    panels += [_bars(n, metrics=[key]) for n, key in board.keys.items() if n.partition("/")[0] == task]
+    return _section(task, panels)
 
 
 def _training() -> Any:
@@ -164,6 +138,10 @@ def _training() -> Any:
             _lines("Seconds per step for the weights", y=["cost/solver"]),
         ],
     )
+
+
+def _bars(title: str, **what: Any) -> Any:
+    return wr.BarPlot(title=title, max_bars_to_show=MOST_GROUPS, **what, **OVER_SEEDS)
 
 
 def _lines(title: str, **what: Any) -> Any:

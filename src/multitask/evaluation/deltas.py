@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from multitask.evaluation.names import DELTAS
+from multitask.evaluation.names import DELTAS, SINGLE_TASK
 from multitask.evaluation.protocol import on_test
-from multitask.evaluation.records import BASELINE
 from multitask.evaluation.statistics import Interval, mean_intervals, shifted_intervals
 
 DELTA_M, DELTA_P = DELTAS
@@ -54,19 +53,19 @@ class Deltas:
     noise: pd.DataFrame
 
 
-def wide(figures: pd.DataFrame) -> pd.DataFrame:
-    """Return figures as `[seeds, metrics]`; each run without a seed is a row of its own."""
-    seed = figures["seed"].where(figures["seed"] != "", "run " + figures["run"].astype(str))
-    return figures.assign(seed=seed).pivot_table(index="seed", columns="key", values="value", aggfunc="mean")
+def wide(results: pd.DataFrame) -> pd.DataFrame:
+    """Return results as `[seeds, metrics]`; each run without a seed is a row of its own."""
+    seed = results["seed"].where(results["seed"] != "", "run " + results["run"].astype(str))
+    return results.assign(seed=seed).pivot_table(index="seed", columns="key", values="value", aggfunc="mean")
 
 
-def task_recipes(figures: pd.DataFrame) -> dict[str, str]:
+def task_recipes(results: pd.DataFrame) -> dict[str, str]:
     """Return task → digest of its recipe, from rows that share one recipe."""
-    return dict(zip(figures["task"], figures["digest"], strict=True))
+    return dict(zip(results["task"], results["digest"], strict=True))
 
 
 def find_baseline(
-    figures: pd.DataFrame,
+    results: pd.DataFrame,
     metrics: pd.DataFrame,
     recipes: list[dict[str, str]],
     selections: set[str],
@@ -74,39 +73,44 @@ def find_baseline(
 ) -> tuple[Baseline | None, str]:
     """Return the baseline with the recipe of most methods, task by task, or None and the reason.
 
-    `figures`: rows of the single-task runs; `metrics`: index task/metric; `recipes`: each method's, by task.
+    `results`: rows of the single-task runs; `metrics`: index task/metric; `recipes`: each method's, by task.
     If no run of a task has a recipe of the methods, the recipe with most seeds is used, and named as such.
-    ``set_aside``: why single-task runs are not among the figures.
+    `set_aside`: why single-task runs are not among the results.
     """
     why = f" ({'; '.join(dict.fromkeys(set_aside))})" if set_aside else ""
     if metrics.empty:
         return None, "no metric has a recorded direction"
-    figures = figures[figures["key"].isin(metrics.index)]
-    if figures.empty:
+    results = results[results["key"].isin(metrics.index)]
+    if results.empty:
         found = f"counts{why}" if set_aside else "is among the sources"
-        return None, f"no run of the method {BASELINE} {found}"
-    missing = sorted(set(metrics.index) - set(figures["key"]))
-    if missing:
+        return None, f"no run of the method {SINGLE_TASK} {found}"
+    if missing := sorted(set(metrics.index) - set(results["key"])):
         return None, f"the single-task baseline is incomplete: it lacks {', '.join(missing)}{why}"
-    chosen = {task: _usual_recipe(str(task), rows, recipes) for task, rows in figures.groupby("task")}
-    figures = figures[figures["digest"] == figures["task"].map(chosen)]
-    values = wide(figures).reindex(columns=metrics.index).dropna()
+    chosen: dict[str, str] = {}
+    for task, rows in results.groupby("task"):
+        assert isinstance(task, str)
+        wanted = Counter(recipe[task] for recipe in recipes if task in recipe)
+        seeds = rows.groupby("digest")["seed"].nunique()
+        chosen[task] = min(seeds.index, key=lambda digest: (-wanted[digest], -seeds[digest], digest))
+    results = results[results["digest"] == results["task"].map(chosen)]
+    values = wide(results).reindex(columns=metrics.index).dropna()
     if values.empty:
         return None, f"the single-task baseline is incomplete: no seed of it has every task{why}"
-    linear = values[values.columns[~metrics["log"]]]
-    poor = linear.mean()[linear.mean() <= 0]
-    if len(poor):
-        why = f"the baseline of {poor.index[0]} is {poor.iloc[0]:.4g}"
-        return None, f"{why}; a relative change needs a positive one"
-    for key, interval in mean_intervals(linear).items():
+    linear = mean_intervals(values[values.columns[~metrics["log"]]])
+    for key, interval in linear.items():
+        if interval.mean <= 0:
+            return None, (
+                f"the baseline of {key} is {interval.mean:.4g}; a relative change needs a positive one"
+            )
+    for key, interval in linear.items():
         if interval.low <= 0:
             return None, (
                 f"the baseline of {key} is {interval.mean:.4g}, and its interval over {interval.n} seeds, "
                 f"{interval.low:.4g} … {interval.high:.4g}, contains zero, so a relative change could be any number; "
                 "run more seeds of it, or name the other metrics with metrics=[…]"
             )
-    cautions = _cautions(figures, values, selections)
-    return Baseline(values, {str(task): digest for task, digest in chosen.items()}, tuple(cautions)), ""
+    cautions = _cautions(results, values, selections)
+    return Baseline(values, chosen, tuple(cautions)), ""
 
 
 def dwarfed(means: Mapping[str, Interval], baseline: Baseline) -> str | None:
@@ -122,16 +126,9 @@ def dwarfed(means: Mapping[str, Interval], baseline: Baseline) -> str | None:
     return None
 
 
-def _usual_recipe(task: str, rows: pd.DataFrame, recipes: list[dict[str, str]]) -> str:
-    wanted = Counter(recipe[task] for recipe in recipes if task in recipe)
-    seeds = rows.groupby("digest")["seed"].nunique()
-    return str(min(seeds.index, key=lambda digest: (-wanted[digest], -seeds[digest], digest)))
-
-
 def _cautions(rows: pd.DataFrame, values: pd.DataFrame, selections: set[str]) -> list[str]:
     cautions = []
-    incomplete = sorted(set(rows["seed"]) - set(values.index) - {""})
-    if incomplete:
+    if incomplete := sorted(set(rows["seed"]) - set(values.index) - {""}):
         cautions.append(
             f"The baseline lacks a task for seed {', '.join(incomplete)}; these seeds are left out of it."
         )
@@ -143,14 +140,14 @@ def _cautions(rows: pd.DataFrame, values: pd.DataFrame, selections: set[str]) ->
     rules = set(rows["selection"])
     if rules != selections:
         stated = ", ".join(sorted(rule or "not stated" for rule in rules))
-        cautions.append(f"The baseline's figures were selected by another rule than the methods': {stated}.")
+        cautions.append(f"The baseline's results were selected by another rule than the methods': {stated}.")
     if any(on_test(rule) for rule in rules):
-        cautions.append("The baseline's figures were selected on the test split.")
+        cautions.append("The baseline's results were selected on the test split.")
     return cautions
 
 
 def deltas(values: pd.DataFrame, baseline: Baseline, metrics: pd.DataFrame) -> Deltas:
-    """Return all changes of one method from its complete figures `[seeds, metrics]`."""
+    """Return all changes of one method from its complete results `[seeds, metrics]`."""
     sign = np.where(metrics["higher"].astype(bool), 1.0, -1.0)
     in_task = metrics.groupby("task")["task"].transform("size").to_numpy()
     coefficients = np.column_stack(

@@ -5,10 +5,21 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from multitask.evaluation.cost import Cost
 from multitask.evaluation.deltas import Baseline, Deltas, deltas, dwarfed, task_recipes, wide
 from multitask.evaluation.protocol import on_test
+from multitask.evaluation.records import MEASURED
 from multitask.evaluation.statistics import Interval, mean_intervals
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Means over a method's runs, and their ratios to the reference method's means; NaN if unknown."""
+
+    step_seconds: float = math.nan
+    step_ratio: float = math.nan
+    peak_memory_mib: float = math.nan
+    memory_ratio: float = math.nan
+    parameters: float = math.nan
 
 
 @dataclass
@@ -71,12 +82,21 @@ def macro_table(values: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=values.index)
 
 
+def costs(runs: pd.DataFrame, reference: str) -> dict[str, Cost]:
+    """Return the cost of each label from the counted runs: columns label, method and the three measurements."""
+    means = runs.groupby("label")[list(MEASURED)].mean()
+    base = runs[runs["method"] == reference][list(MEASURED)].mean()
+    means["step_ratio"] = means["step_seconds"] / base["step_seconds"]
+    means["memory_ratio"] = means["peak_memory_mib"] / base["peak_memory_mib"]
+    return {str(label): Cost(**row) for label, row in means.to_dict("index").items()}
+
+
 def make_entry(
-    figures: pd.DataFrame, metrics: pd.DataFrame, *, cost: Cost, attempted: int, trials: int
+    results: pd.DataFrame, metrics: pd.DataFrame, *, cost: Cost, attempted: int, trials: int
 ) -> Entry:
-    """Return the row of one label from its counted figures."""
-    first = figures.iloc[0]
-    values = wide(figures).reindex(columns=metrics.index)
+    """Return the row of one label from its counted results."""
+    first = results.iloc[0]
+    values = wide(results).reindex(columns=metrics.index)
     macro = macro_table(values, metrics)
     macro_log = macro.columns.isin(metrics[metrics["log"]]["metric"])
     entry = Entry(
@@ -85,7 +105,7 @@ def make_entry(
         variant=first["variant"],
         selection=first["selection"],
         recipe=first["recipe"],
-        task_recipes=task_recipes(figures),
+        task_recipes=task_recipes(results),
         source=first["source"],
         values=values,
         attempted=attempted,
@@ -94,12 +114,9 @@ def make_entry(
         macro=mean_intervals(macro, macro_log),
         cost=cost,
     )
-    counts = values.count()
-    partly = [f"{key} {n} of {len(values)}" for key, n in counts.items() if 0 < n < len(values)]
-    if partly:
+    if partly := [f"{key} {n} of {len(values)}" for key, n in values.count().items() if 0 < n < len(values)]:
         entry.cautions.append(f"Not every seed of {entry.label} has every metric: {', '.join(partly)}.")
-    constant = values.max() == values.min()
-    if len(values) > 1 and constant.all():
+    if len(values) > 1 and (values.max() == values.min()).all():
         entry.cautions.append(f"All seeds of {entry.label} have identical results: is the seed in use?")
     return entry
 

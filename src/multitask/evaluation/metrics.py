@@ -9,36 +9,29 @@ from multitask.evaluation.errors import ComparisonError
 
 
 def compared_metrics(
-    figures: pd.DataFrame, wanted: Sequence[str] | None, logarithmic: Sequence[str] | None, split: str
+    results: pd.DataFrame, wanted: Sequence[str] | None, logarithmic: Sequence[str] | None, split: str
 ) -> pd.DataFrame:
-    """Return the metrics of figures: index task/metric, columns task, metric, higher and log.
+    """Return the metrics of results: index task/metric, columns task, metric, higher and log.
 
-    Args:
-        figures: With the columns key, task, metric, higher, and marks, the multiplicative metrics of the run's config.
-        wanted: The metrics to compare, by name or task/metric; by default all but the losses, or the losses if there
-            are no others.
-        logarithmic: The multiplicative metrics; by default those of the configs.
-        split: The split of the figures.
-
-    Raises:
-        ComparisonError: A name matches two metrics, or none.
+    `results` has the columns key, task, metric, higher, and marks, the multiplicative metrics of the run's config.
+    `wanted` and `logarithmic` are names or task/metric; by default all metrics but the losses, or the losses if there
+    are no others, and the multiplicative metrics of the configs.
     """
-    found = figures.drop_duplicates(["key", "higher"])[["key", "task", "metric", "higher"]]
-    names = figures.drop_duplicates(["task", "metric"])
+    found = results.drop_duplicates(["key", "higher"])[["key", "task", "metric", "higher"]]
+    names = results.drop_duplicates(["task", "metric"])
     if (alike := names["key"].duplicated(keep=False)).any():
         first, second, *_ = names[alike].sort_values("key").itertuples()
         raise ComparisonError(
             f"source: the task '{first.task}' with the metric '{first.metric}' and the task '{second.task}' with "
             f"'{second.metric}' are both {first.key}; rename one of them."
         )
-    twice = found[found["key"].duplicated()]["key"]
-    if len(twice):
+    if len(twice := found[found["key"].duplicated()]["key"]):
         raise ComparisonError(
             f"source: higher_is_better of {twice.iloc[0]} differs between records; correct the wrong one."
         )
     found = found.set_index("key").sort_values(["task", "metric"])
     if logarithmic is None:
-        found["log"] = _named(found, {name for marks in figures["marks"] for name in marks})
+        found["log"] = _named(found, {name for marks in results["marks"] for name in marks})
     else:
         found["log"] = chosen(found, "multiplicative", logarithmic, split)
     kinds = found.groupby("metric")["log"].nunique()
@@ -66,25 +59,21 @@ def chosen(found: pd.DataFrame, key: str, names: Sequence[str], split: str) -> p
     return _named(found, names)
 
 
-def logarithms(metrics: pd.DataFrame, macro: bool = True) -> list[str]:
-    """Return the figures compared by their logarithms: task/metric, and their means over tasks as mean/<metric>."""
+def logarithms(metrics: pd.DataFrame) -> set[str]:
+    """Return the metrics compared by their logarithms: task/metric, and their means over tasks as mean/<metric>."""
     log = metrics[metrics["log"]]
-    return [*log.index, *(f"mean/{name}" for name in log["metric"].unique() if macro)]
+    return {*log.index, *("mean/" + log["metric"])}
 
 
-def with_logarithms(figures: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the figures of these metrics, with natural logarithms as the values of multiplicative metrics.
-
-    Raises:
-        ComparisonError: A value of a multiplicative metric is not positive.
-    """
-    figures = figures[figures["key"].isin(metrics.index)]
-    log = figures["key"].isin(metrics.index[metrics["log"]])
-    if len(bad := figures[log & (figures["value"] <= 0)]):
+def with_logarithms(results: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the results of these metrics, with natural logarithms as the values of multiplicative metrics."""
+    results = results[results["key"].isin(metrics.index)]
+    log = results["key"].isin(metrics.index[metrics["log"]])
+    if len(bad := results[log & (results["value"] <= 0)]):
         row = bad.iloc[0]
         kept = ",".join(metrics.index[metrics["log"] & (metrics.index != row["key"])])
         raise ComparisonError(
             f"{row['key']} of {row['name']} is {row['value']:.4g} and has no logarithm to be compared by; "
             f"set multiplicative=[{kept}]."
         )
-    return figures.assign(value=np.where(log, np.log(figures["value"].where(log, 1.0)), figures["value"]))
+    return results.assign(value=np.where(log, np.log(results["value"].where(log, 1.0)), results["value"]))

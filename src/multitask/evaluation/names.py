@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 COMBINED = "combined"
 """The task name in the record of the weighting's scalar of the losses."""
 
+SINGLE_TASK = "single_task"
+"""The method of a run that trains one task alone, the baseline of comparisons."""
+
 DELTAS = ("delta_m", "delta_p")
 """Published changes: shown, but never averaged or tested."""
 
@@ -26,7 +29,7 @@ METRICS: Mapping[str, str] = {
 
 
 def logged(split: str, task: str, metric: str) -> str:
-    """The key under which a run logs a figure."""
+    """Return the key under which a run logs a metric."""
     return f"{split}/loss/{task}" if metric == "loss" else f"{split}/{task}/{metric}"
 
 
@@ -38,9 +41,7 @@ def renamed(name: str, kind: str) -> str:
 def conflict(rows: Iterable[Mapping[str, str]], own: bool) -> str | None:
     """Return what is wrong with the names in a record, None if nothing is.
 
-    Args:
-        rows: The record's rows, with `task` and `metric`.
-        own: Whether this is the record of a run; other tables may quote changes by task.
+    `own`: whether this is the record of a run; other tables may quote changes by task.
     """
     pairs = {(row["task"], row["metric"]): None for row in rows}
     measured = {task for task, metric in pairs if metric not in DELTAS}

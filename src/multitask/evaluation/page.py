@@ -3,28 +3,20 @@
 import base64
 import itertools
 import re
-from dataclasses import dataclass
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from multitask.evaluation import wording
 from multitask.evaluation.comparison import Comparison
+from multitask.evaluation.deltas import DELTA_P
 from multitask.evaluation.metrics import logarithms
+from multitask.evaluation.names import DELTAS
 from multitask.evaluation.plane import plane
-from multitask.evaluation.plots.all import Picture
+from multitask.evaluation.plots.all import Plot
 from multitask.evaluation.wording import NOTHING, amount, arrow, number
 
 Row = dict[str, object]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of the matrix of pairs; `tone` is better, worse, same (not separable) or none."""
-
-    text: str
-    tone: str
-    title: str
 
 
 def slugs(comparisons: list[Comparison]) -> list[str]:
@@ -39,11 +31,10 @@ def slugs(comparisons: list[Comparison]) -> list[str]:
     return found
 
 
-def render(comparisons: list[Comparison], drawn: list[list[Picture]]) -> str:
+def render(comparisons: list[Comparison], drawn: list[list[Plot]]) -> str:
     """Return the page; `drawn` contains the plots of each comparison."""
-    named = zip(slugs(comparisons), comparisons, drawn, strict=True)
-    sections = [_section(slug, each, pictures) for slug, each, pictures in named]
-    return _template().render(sections=sections)
+    sections = map(_section, slugs(comparisons), comparisons, drawn)
+    return _template().render(sections=list(sections))
 
 
 @cache
@@ -57,7 +48,7 @@ def _template() -> Template:
     )
     environment.filters |= {
         "percent": wording.percent,
-        "figure": wording.figure,
+        "metric": wording.metric,
         "ratio": wording.ratio,
         "arrow": arrow,
         "number": number,
@@ -65,17 +56,17 @@ def _template() -> Template:
     return environment.get_template("page.html.jinja")
 
 
-def _section(slug: str, comparison: Comparison, pictures: list[Picture]) -> Row:
+def _section(slug: str, comparison: Comparison, plots: list[Plot]) -> Row:
     return {
         "slug": slug,
         "comparison": comparison,
         "digits": wording.column_digits(comparison),
         "findings": wording.findings(comparison),
         "macro": list(dict.fromkeys(name for entry in comparison.rows for name in entry.macro)),
-        "pictures": {picture.name: _inline(picture) for picture in pictures},
+        "plots": {plot.name: {"src": _data_url(plot), "caption": plot.caption} for plot in plots},
         "matrix": _matrix(comparison),
-        "matrix_of": wording.figure_name(comparison.headline),
-        "pairs": _pairs(comparison),
+        "matrix_of": wording.metric_name(comparison.headline),
+        "pairs": [wording.pair_cells(pair) for _, pair in comparison.headline_pairs.iterrows()],
         "ratios": comparison.headline in logarithms(comparison.metrics),
         "hypervolumes": wording.hypervolumes(plane(comparison)),
         "times": wording.times(comparison),
@@ -83,73 +74,57 @@ def _section(slug: str, comparison: Comparison, pictures: list[Picture]) -> Row:
     }
 
 
-def _inline(picture: Picture) -> Row:
-    data = base64.b64encode(picture.png).decode("ascii")
-    return {"src": f"data:image/png;base64,{data}", "caption": picture.caption}
+def _data_url(plot: Plot) -> str:
+    return f"data:image/png;base64,{base64.b64encode(plot.png).decode('ascii')}"
 
 
-def _pairs(comparison: Comparison) -> list[Row]:
-    return [
-        {
-            "names": wording.names(row["a"], row["b"], row["scale"]),
-            "difference": wording.difference(row),
-            "interval": wording.bounds(row),
-            "p": wording.p_value(row["p_holm"]),
-            "verdict": wording.verdict(row),
-            "separable": bool(row["separable"]),
-        }
-        for _, row in comparison.headline_pairs.iterrows()
-    ]
+def _matrix(comparison: Comparison) -> list[tuple[str, list[dict[str, str]]]]:
+    """Return row minus column, or row over column, for every pair, best first; empty if there is only one pair.
 
-
-def _matrix(comparison: Comparison) -> list[tuple[str, list[Cell]]]:
-    """Return row minus column, or row over column, for every pair, best first; empty if there is only one pair."""
+    The `tone` of a cell is better, worse, same (not separable) or none.
+    """
     table = comparison.headline_pairs
     names = [entry.label for entry in comparison.entries if entry.label in set(table["a"]) | set(table["b"])]
     if len(names) < 3:
         return []
     higher_is_better = _higher(comparison)
-    cells: dict[tuple[str, str], Cell] = {}
+    cells: dict[tuple[str, str], dict[str, str]] = {}
     for _, row in table.iterrows():
         for a, b, sign in ((row["a"], row["b"], 1), (row["b"], row["a"], -1)):
             difference = sign * row["difference"]
             tone = "same"
             if row["separable"]:
                 tone = "better" if (difference > 0) == higher_is_better else "worse"
-            text = amount(row, difference).removesuffix(" points")
-            cells[a, b] = Cell(text, tone, f"{wording.names(a, b, row['scale'])}: {wording.verdict(row)}")
-    none = Cell("", "none", "")
+            title = f"{wording.names(a, b, row['scale'])}: {wording.verdict(row)}"
+            cells[a, b] = {"text": amount(row, difference), "tone": tone, "title": title}
+    none = {"text": "", "tone": "none", "title": ""}
     return [(a, [cells.get((a, b), none) for b in names]) for a in names]
 
 
 def _higher(comparison: Comparison) -> bool:
-    headline = comparison.headline
-    if headline in ("delta_m", "delta_p"):
-        return headline == "delta_p"
-    metrics = comparison.metrics
+    headline, metrics = comparison.headline, comparison.metrics
+    if headline in DELTAS:
+        return headline == DELTA_P
     name = headline.removeprefix("mean/")
-    of = metrics[metrics["metric"] == name] if headline.startswith("mean/") else metrics.loc[[headline]]
-    return bool(of["higher"].iloc[0])
+    found = metrics[metrics["metric"] == name] if headline.startswith("mean/") else metrics.loc[[headline]]
+    return bool(found["higher"].iloc[0])
 
 
 def _protocol(comparison: Comparison) -> list[tuple[str, str]]:
     settings = comparison.settings
     recipes = sorted({entry.recipe[:12] or "not recorded" for entry in comparison.rows})
     baseline = comparison.baseline
-    facts = [("Split", settings.split), ("Recipe", ", ".join(recipes) or NOTHING)]
+    alone = f"none: {comparison.refusal}"
     if baseline is not None:
-        facts.append(
-            ("Single-task baseline", f"{len(baseline.values)} seeds, {_baseline_recipe(comparison)}")
-        )
-    else:
-        facts.append(("Single-task baseline", f"none: {comparison.refusal}"))
-    facts.append(("Runs averaged", str(len(comparison.counted_runs))))
-    facts.append(("Runs not averaged", str(len(comparison.set_aside))))
-    return facts
-
-
-def _baseline_recipe(comparison: Comparison) -> str:
-    compared = [entry for entry in comparison.rows if entry.deltas]
-    if any("another recipe" in caution for entry in compared for caution in entry.cautions):
-        return "with another recipe"
-    return "with the same recipe, task by task" if compared else "with another recipe, not used"
+        compared = [entry for entry in comparison.rows if entry.deltas]
+        recipe = "the same recipe, task by task" if compared else "another recipe, not used"
+        if any("another recipe" in caution for entry in compared for caution in entry.cautions):
+            recipe = "another recipe"
+        alone = f"{len(baseline.values)} seeds, with {recipe}"
+    return [
+        ("Split", settings.split),
+        ("Recipe", ", ".join(recipes) or NOTHING),
+        ("Single-task baseline", alone),
+        ("Runs averaged", str(len(comparison.counted_runs))),
+        ("Runs not averaged", str(len(comparison.set_aside))),
+    ]

@@ -1,9 +1,10 @@
-"""Reads records into the two tables of a comparison: one row per figure, one row per run."""
+"""Reads records into the two tables of a comparison: one row per metric, one row per run."""
 
 import csv
 import hashlib
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,11 @@ from multitask.evaluation.sources import RUN_RECORD, RUN_STATUS, Sources
 
 COLUMNS = ("method", "seed", "task", "metric", "split", "value", "higher_is_better")
 OPTIONAL = ("experiment", "sweep", "run", "epoch", "selection", "config_digest", "variant", "source")
-BASELINE = "single_task"
-NOT_A_TASK = ("", COMBINED)  # figures of a whole run, for example the weighted sum of its losses
+NOT_A_TASK = ("", COMBINED)  # results of a whole run, for example the weighted sum of its losses
 RECORDED = "recorded"  # the status of rows from a table, which has no run folder
 FINISHED = ("completed", RECORDED)
 
-FIGURE_COLUMNS = ["run", "task", "metric", "split", "value", "higher", "selection", "digest"]
+RESULT_COLUMNS = ["run", "task", "metric", "split", "value", "higher", "selection", "digest"]
 MEASURED = ("step_seconds", "peak_memory_mib", "parameters")
 # The columns of `Records.runs`, with the values of a run of which nothing is known.
 UNKNOWN: dict[str, Any] = (
@@ -36,23 +36,18 @@ UNKNOWN: dict[str, Any] = (
 class Records:
     """The records of the sources.
 
-    `figures`: one row per figure, with `run` pointing into `runs`, `higher` True, False or None, and `digest` of
+    `results`: one row per metric, with `run` pointing into `runs`, `higher` True, False or None, and `digest` of
     the recipe of its task alone, which a joint run and its single-task baseline share. `runs`: one row per run,
     indexed by `run`, with the digest of the whole `recipe` and, as `marks`, the multiplicative metrics of its config.
     Unknown text is "", an unknown number NaN.
     """
 
-    figures: pd.DataFrame
+    results: pd.DataFrame
     runs: pd.DataFrame
 
 
 def read(sources: Sources) -> Records:
-    """Read every run folder and record file.
-
-    Raises:
-        ComparisonError: a record lacks one of the seven columns, or contains a value that is not a number or a
-            reserved name.
-    """
+    """Read every run folder and record file."""
     reader = _Reader()
     for folder in sources.run_folders:
         reader.add_run_folder(folder)
@@ -63,15 +58,15 @@ def read(sources: Sources) -> Records:
 
 class _Reader:
     def __init__(self) -> None:
-        self.figures: list[tuple[Any, ...]] = []
+        self.results: list[tuple[Any, ...]] = []
         self.runs: list[dict[str, Any]] = []
 
     def records(self) -> Records:
-        figures = pd.DataFrame(self.figures, columns=FIGURE_COLUMNS).astype({"run": int, "value": float})
+        results = pd.DataFrame(self.results, columns=RESULT_COLUMNS).astype({"run": int, "value": float})
         runs = pd.DataFrame(self.runs, columns=list(UNKNOWN)).astype(dict.fromkeys(MEASURED, float))
         runs.index.name = "run"
-        runs["recipe"] = _recipes(figures, runs)
-        return Records(figures, runs)
+        runs["recipe"] = _recipes(results, runs)
+        return Records(results, runs)
 
     def add_run_folder(self, folder: Path) -> None:
         status = _status(folder / RUN_STATUS)
@@ -103,17 +98,17 @@ class _Reader:
     def add_table(self, file: Path) -> None:
         """Add a table of any origin.
 
-        The rows of one method, variant, seed and name are one run; a repeated figure starts another run.
+        The rows of one method, variant, seed and name are one run; a repeated metric starts another run.
         """
         groups: dict[tuple[Any, ...], list[dict[str, str]]] = {}
-        times: dict[tuple[Any, ...], int] = {}
+        times: Counter[tuple[Any, ...]] = Counter()
         for row in _rows(file):
             key = tuple(
                 row.get(name, "")
                 for name in ("experiment", "method", "variant", "seed", "sweep", "run", "source")
             )
-            what = (*key, row["task"], row["metric"], row["split"], row.get("selection", ""))
-            times[what] = times.get(what, 0) + 1
+            what = (*key, *_name(row))
+            times[what] += 1
             groups.setdefault((*key, times[what]), []).append(row)
         for (experiment, method, variant, seed, sweep, name, source, _), rows in groups.items():
             run = UNKNOWN | {
@@ -133,39 +128,36 @@ class _Reader:
         self.runs.append(run)
         if wrong := conflict(rows, own):
             raise ComparisonError(f"source: {file} has {wrong}, or remove its rows.")
-        seen: set[tuple[str, ...]] = set()
-        for row in rows:
-            what = (row["task"], row["metric"], row["split"], row.get("selection", ""))
-            if what in seen:
+        for (task, metric, split, _), count in Counter(map(_name, rows)).items():
+            if count > 1:
                 raise ComparisonError(
-                    f"source: {file} has two values of {'/'.join(what[:2])} on the split {what[2]}; remove one."
+                    f"source: {file} has two values of {task}/{metric} on the split {split}; remove one."
                 )
-            seen.add(what)
-            self.figures.append(
-                (
-                    number,
-                    row["task"],
-                    row["metric"],
-                    row["split"],
-                    _value(row["value"], file),
-                    _direction(row["higher_is_better"], file),
-                    row.get("selection") or run["selection"],
-                    row.get("config_digest") or run["recipe"],
-                )
+        for row in rows:
+            value, higher = _value(row["value"], file), _direction(row["higher_is_better"], file)
+            selection = row.get("selection") or run["selection"]
+            digest = row.get("config_digest") or run["recipe"]
+            self.results.append(
+                (number, row["task"], row["metric"], row["split"], value, higher, selection, digest)
             )
 
 
-def _recipes(figures: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
+def _name(row: dict[str, str]) -> tuple[str, str, str, str]:
+    """Return what distinguishes a value from the others of its run."""
+    return row["task"], row["metric"], row["split"], row.get("selection", "")
+
+
+def _recipes(results: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
     """Return the digest of every run's recipe: that of run.json, or one of its tasks' digests.
 
     Runs whose tasks have equal digests have the same recipe, and the same digest of it.
     """
-    figures = figures[~figures["task"].isin(NOT_A_TASK)]
-    pairs = figures["task"] + "=" + figures["digest"]
-    by_tasks = pairs.groupby(figures["run"]).agg(lambda names: "\n".join(sorted(set(names))))
+    results = results[~results["task"].isin(NOT_A_TASK)]
+    pairs = results["task"] + "=" + results["digest"]
+    by_tasks = pairs.groupby(results["run"]).agg(lambda names: "\n".join(sorted(set(names))))
     named = runs["recipe"][runs["recipe"] != ""]
     names = {tasks: named[run] for run, tasks in by_tasks.items() if run in named.index}
-    digests = figures.groupby("run")["digest"].agg(lambda each: sorted(set(each)))
+    digests = results.groupby("run")["digest"].agg(lambda each: sorted(set(each)))
     recipes = runs["recipe"].copy()
     for run, tasks in by_tasks.items():
         one = digests[run][0] if len(digests[run]) == 1 else hashlib.sha256(tasks.encode()).hexdigest()[:12]
@@ -214,21 +206,23 @@ def _number(value: object) -> float:
 
 def _value(text: str, file: Path) -> float:
     try:
-        return float(text) if text else math.nan
+        return float(text or math.nan)
     except ValueError:
         raise ComparisonError(
             f"source: {file} has the value {text!r}, which is not a number; correct it."
         ) from None
 
 
+_DIRECTIONS = {
+    **dict.fromkeys(("", "none")),
+    **dict.fromkeys(("true", "1", "1.0"), True),
+    **dict.fromkeys(("false", "0", "0.0"), False),
+}
+
+
 def _direction(text: str, file: Path) -> bool | None:
-    for direction, words in (
-        (None, ("", "none")),
-        (True, ("true", "1", "1.0")),
-        (False, ("false", "0", "0.0")),
-    ):
-        if text.lower() in words:
-            return direction
-    raise ComparisonError(
-        f"source: {file} has higher_is_better={text!r}; write True or False, or leave it empty if unknown."
-    )
+    if text.lower() not in _DIRECTIONS:
+        raise ComparisonError(
+            f"source: {file} has higher_is_better={text!r}; write True or False, or leave it empty if unknown."
+        )
+    return _DIRECTIONS[text.lower()]

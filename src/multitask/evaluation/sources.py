@@ -14,7 +14,7 @@ RUN_STATUS = "run.json"
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources found: run folders (each with `results.csv`, `run.json` or both) and other record files."""
+    """Run folders, each with `results.csv`, `run.json` or both, and other record files."""
 
     run_folders: tuple[Path, ...]
     record_files: tuple[Path, ...]
@@ -25,9 +25,6 @@ def find(source: str | Iterable[str]) -> Sources:
 
     A folder stands for every run folder at or below it, or, if there is none, for the CSV files directly in it, such
     as published tables.
-
-    Raises:
-        ComparisonError: a source does not exist, or contains neither runs nor record files.
     """
     runs: dict[Path, Path] = {}
     files: dict[Path, Path] = {}
@@ -51,9 +48,8 @@ def _one(text: str) -> tuple[list[Path], list[Path]]:
         runs = _runs_below(path)
         return runs, [] if runs else sorted(path.glob("*.csv"))
     runs, files = [], []
-    for match in (
-        [path] if path.exists() else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
-    ):
+    matches = [text] if path.exists() else sorted(glob.glob(text, recursive=True))
+    for match in map(Path, matches):
         if match.is_dir():
             runs += _runs_below(match)
         elif match.name == RUN_STATUS or (match.name == RUN_RECORD and (match.parent / RUN_STATUS).exists()):

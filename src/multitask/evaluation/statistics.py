@@ -1,4 +1,4 @@
-"""Intervals, paired tests and sample sizes, from scipy and statsmodels."""
+"""Intervals, paired tests and sample sizes from scipy and statsmodels, and mean ranks."""
 
 import gc
 import math
@@ -157,7 +157,7 @@ def seeds_needed(deviation: Array, difference: Array, alpha: Array) -> Array:
 def pairs(
     table: pd.DataFrame,
     *,
-    figure: str,
+    metric: str,
     sought: float,
     noise: pd.DataFrame | None = None,
     log: bool = False,
@@ -178,7 +178,7 @@ def pairs(
         shared = noise.to_numpy(dtype=float)[:, first] - noise.to_numpy(dtype=float)[:, second]
     result = pd.DataFrame(
         {
-            "figure": figure,
+            "metric": metric,
             "scale": "log" if log else "linear",
             "a": [names[i] for i in first],
             "b": [names[j] for j in second],
@@ -188,11 +188,10 @@ def pairs(
     columns = ["difference", "low", "high", "deviation", "p"]  # the fields of TTest
     result[columns] = math.nan
     # Pairs with the same seeds in common are tested in one call.
-    patterns: dict[bytes, list[int]] = {}
-    for k in range(differences.shape[1]):
-        patterns.setdefault(np.isfinite(differences[:, k]).tobytes(), []).append(k)
-    for members in patterns.values():
-        block = differences[np.ix_(np.isfinite(differences[:, members[0]]), members)]
+    common = [column.tobytes() for column in np.isfinite(differences).T]
+    for members in result.groupby(pd.Series(common)).groups.values():
+        block = differences[:, members]
+        block = block[np.isfinite(block[:, 0])]
         if len(block):
             test = t_test(block, None if shared is None else shared[:, members])
             result.loc[members, columns] = np.stack(test, axis=1)
@@ -201,4 +200,21 @@ def pairs(
     tested = int(result["p"].notna().sum())
     # Holm compares the smallest p with alpha / tested; a number that is enough at this level is enough for any rank.
     result["level"], result["sought"] = (1 - CONFIDENCE) / max(tested, 1), sought
+    return result
+
+
+def mean_ranks(means: pd.DataFrame, higher: pd.Series) -> pd.DataFrame:
+    """Return the columns `rank`, `low`, `high`, one row per label; rank 1 is best, ties share their average rank.
+
+    `means`: [labels, metrics], complete; `higher`: metric → whether higher is better. `low` and `high` are the
+    minimum and maximum of a label's mean rank over the full set and all sets without one other label.
+    """
+    signed = means * [-1.0 if higher[metric] else 1.0 for metric in means.columns]
+    full = signed.rank().mean(axis=1)
+    result = pd.DataFrame({"rank": full, "low": full, "high": full})
+    if len(means) < 3:  # with one label left there is nothing to rank
+        return result
+    without = pd.DataFrame({label: signed.drop(label).rank().mean(axis=1) for label in signed.index})
+    result["low"] = without.min(axis=1).clip(upper=full)
+    result["high"] = without.max(axis=1).clip(lower=full)
     return result

@@ -1,4 +1,4 @@
-"""The comparison as CSV files: one row per method, figure, pair or run. Plain numbers, no rounding."""
+"""The comparison as CSV files: one row per method, metric, pair or run. Plain numbers, no rounding."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,17 +11,12 @@ import pandas as pd
 from multitask.evaluation.comparison import Comparison
 from multitask.evaluation.entries import Entry
 from multitask.evaluation.errors import ComparisonError
+from multitask.evaluation.names import SINGLE_TASK
 from multitask.evaluation.plane import plane
-from multitask.evaluation.records import BASELINE
 from multitask.evaluation.statistics import Interval
 from multitask.evaluation.times import by_method
 
 MISSING = Interval(math.nan, math.nan, math.nan, 0)
-
-
-def _summary(comparison: Comparison) -> pd.DataFrame:
-    """Return one row per method: Δm, Δp, mean rank, macro means, cost, protocol."""
-    return pd.DataFrame([_summary_row(entry) for entry in comparison.rows])
 
 
 def _summary_row(entry: Entry) -> dict[str, object]:
@@ -54,64 +49,51 @@ def _summary_row(entry: Entry) -> dict[str, object]:
 
 
 def _columns(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Return a mean and its bounds, the first three values, by column name."""
     return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=False))
 
 
-def _figures(comparison: Comparison) -> pd.DataFrame:
-    """Return one row per method, with the single-task baseline, and metric: mean and interval over seeds."""
-    rows = []
+def _means(comparison: Comparison) -> pd.DataFrame:
     of_methods = [(entry.method, entry.variant, entry.means) for entry in comparison.rows]
-    for method, variant, means in [*of_methods, (BASELINE, "", comparison.baseline_means)]:
-        for key, interval in means.items():
-            metric = comparison.metrics.loc[key]
-            rows.append(
-                {
-                    "method": method,
-                    "variant": variant,
-                    "task": metric["task"],
-                    "metric": metric["metric"],
-                    "split": comparison.settings.split,
-                    "mean": interval.mean,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "seeds": interval.n,
-                    "higher_is_better": metric["higher"],
-                    "multiplicative": metric["log"],
-                }
-            )
+    rows = [
+        {
+            "method": method,
+            "variant": variant,
+            "task": metric["task"],
+            "metric": metric["metric"],
+            "split": comparison.settings.split,
+            "mean": interval.mean,
+            "low": interval.low,
+            "high": interval.high,
+            "seeds": interval.n,
+            "higher_is_better": metric["higher"],
+            "multiplicative": metric["log"],
+        }
+        for method, variant, means in [*of_methods, (SINGLE_TASK, "", comparison.baseline_means)]
+        for key, interval in means.items()
+        for metric in [comparison.metrics.loc[key]]
+    ]
     return pd.DataFrame(rows)
 
 
 def _hypervolumes(comparison: Comparison) -> pd.DataFrame:
-    """Return one row per front of two metrics, and one for all rows together, with the reference point."""
     drawn = plane(comparison)
     if drawn is None:
         return pd.DataFrame()
-    columns = dict(
-        zip(("x", "y", "reference_x", "reference_y"), (*drawn.keys, *drawn.reference), strict=True)
-    )
-    volumes = drawn.volumes
+    (x, y), (x_ref, y_ref), volumes = drawn.keys, drawn.reference, drawn.volumes
+    columns = {"x": x, "y": y, "reference_x": x_ref, "reference_y": y_ref}
     return pd.DataFrame({"front": volumes.keys(), **columns, "hypervolume": volumes.values()})
 
 
-def _published(comparison: Comparison) -> pd.DataFrame:
-    """Return one row per published value, with its source."""
-    return comparison.quoted[["label", "metric", "value", "selection", "source"]]
-
-
-def _targets(comparison: Comparison) -> pd.DataFrame:
-    return by_method(comparison.times)
-
-
 TABLES: dict[str, Callable[[Comparison], pd.DataFrame]] = {
-    "summary.csv": _summary,
-    "figures.csv": _figures,
+    "summary.csv": lambda comparison: pd.DataFrame(map(_summary_row, comparison.rows)),
+    "means.csv": _means,
     "pairs.csv": attrgetter("pairs"),
     "set_aside.csv": attrgetter("set_aside"),
     "hypervolumes.csv": _hypervolumes,
-    "published.csv": _published,
-    "targets.csv": _targets,
+    "published.csv": lambda comparison: comparison.quoted[
+        ["label", "metric", "value", "selection", "source"]
+    ],
+    "targets.csv": lambda comparison: by_method(comparison.times),
     "times.csv": attrgetter("times"),
 }
 

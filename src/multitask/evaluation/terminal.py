@@ -1,5 +1,7 @@
 """Prints the comparison as tables in the terminal."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +13,7 @@ from multitask.evaluation.plane import plane
 
 MOST_METRICS = 8
 MOST_PAIRS = 20
+INTERVAL = "95 % interval"
 
 
 def show(comparisons: list[Comparison], console: Console) -> None:
@@ -24,19 +27,13 @@ def show(comparisons: list[Comparison], console: Console) -> None:
             if comparison.entries:
                 console.print(_results(comparison, "Methods", comparison.entries))
             for method, front in comparison.fronts.items():
-                console.print(
-                    _results(
-                        comparison,
-                        f"Settings of {method}, which form a front: neither ranked nor tested",
-                        front,
-                        "setting",
-                    )
-                )
+                of_front = f"Settings of {method}, which form a front: neither ranked nor tested"
+                console.print(_results(comparison, of_front, front, "setting"))
             if comparison.entries:
                 console.print(_metrics(comparison))
             for target, rows in wording.times(comparison):
-                title = f"Until validation reaches {target}, median over runs"
-                table = _table(title, "method", "steps", "seconds", "reached by")
+                until = f"Until validation reaches {target}, median over runs"
+                table = _table(until, "method", "steps", "seconds", "reached by")
                 for row in rows:
                     table.add_row(*map(Text, row))
                 console.print(table)
@@ -52,14 +49,16 @@ def show(comparisons: list[Comparison], console: Console) -> None:
             console.print(_set_aside(comparison))
 
 
-def _table(title: str, first: str, *columns: str) -> Table:
+def _table(title: str, first: str, *numbers: str, texts: Sequence[str] = ()) -> Table:
     """Return a table whose title and headers are plain text, not markup."""
     table = Table(
         title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
     table.add_column(Text(first), no_wrap=True)
-    for column in columns:
-        table.add_column(Text(column), justify="right")
+    for column in numbers:
+        table.add_column(Text(column), justify="right", no_wrap=column == INTERVAL)
+    for column in texts:
+        table.add_column(Text(column), overflow="fold" if column == "run" else "ellipsis")
     return table
 
 
@@ -74,15 +73,14 @@ def _results(comparison: Comparison, title: str, entries: list[Entry], first: st
             wording.percent(entry.delta_m),
             wording.percent(entry.delta_p),
             _rank(entry),
-            *(wording.figure(entry.macro.get(name), decimals[f"mean/{name}"]) for name in macro),
+            *(wording.metric(entry.macro.get(name), decimals[f"mean/{name}"]) for name in macro),
         )
     return table
 
 
 def _protocol(comparison: Comparison) -> Table:
     title = f"Cost, relative to {comparison.settings.reference}, and protocol"
-    table = _table(title, "method", "step", "memory", "seeds", "trials")
-    table.add_column("selected by")
+    table = _table(title, "method", "step", "memory", "seeds", "trials", texts=["selected by"])
     for entry in comparison.rows:
         table.add_row(
             Text(entry.label),
@@ -107,15 +105,15 @@ def _metrics(comparison: Comparison) -> Table:
     more = len(comparison.metrics) - len(keys)
     decimals = wording.column_digits(comparison)
     heads = [f"{key} {wording.arrow(comparison.metrics.loc[key, 'higher'])}".strip() for key in keys]
-    table = _table(f"Metrics{f' ({more} more in figures.csv)' if more else ''}", "method", *heads)
+    table = _table(f"Metrics{f' ({more} more in means.csv)' if more else ''}", "method", *heads)
     if comparison.baseline_means:
         table.add_row(
             "single_task",
-            *(wording.figure(comparison.baseline_means.get(key), decimals[key]) for key in keys),
+            *(wording.metric(comparison.baseline_means.get(key), decimals[key]) for key in keys),
             style="dim",
         )
     for entry in comparison.entries:
-        table.add_row(Text(entry.label), *(wording.figure(entry.means[key], decimals[key]) for key in keys))
+        table.add_row(Text(entry.label), *(wording.metric(entry.means[key], decimals[key]) for key in keys))
     return table
 
 
@@ -124,47 +122,34 @@ def _show_pairs(comparison: Comparison, console: Console) -> None:
     if rows.empty:
         return
     best = comparison.entries[0].label
-    title = f"Pairs on {wording.figure_name(comparison.headline)}, by seed, Holm-corrected"
+    title = f"Pairs on {wording.metric_name(comparison.headline)}, by seed, Holm-corrected"
     if len(rows) > MOST_PAIRS:
         rows = rows[(rows["a"] == best) | (rows["b"] == best)]
         title += f"; those of {best}, the rest is in pairs.csv"
     kind = "ratio" if rows["scale"].iloc[0] == "log" else "difference"
-    sought = wording.amount(rows.iloc[0], rows["sought"].iloc[0])
-    table = _table(f"{title}. Needed: seeds for {sought}", "pair", kind)
-    table.add_column("95 % interval", justify="right", no_wrap=True)
-    for column in ("p", "needed"):
-        table.add_column(column, justify="right")
-    table.add_column("verdict")
+    title += f". Needed: seeds for {wording.sought(rows.iloc[0])}"
+    table = _table(title, "pair", kind, INTERVAL, "p", "needed", texts=["verdict"])
     for _, row in rows.iterrows():
-        table.add_row(
-            Text(wording.names(row["a"], row["b"], row["scale"])),
-            wording.difference(row),
-            wording.bounds(row),
-            wording.p_value(row["p_holm"]),
-            wording.seeds_needed(row),
-            Text(wording.outcome(row), style="" if row["separable"] else "dim"),
-        )
+        cells = wording.pair_cells(row)
+        style = "" if cells["separable"] else "dim"
+        numbers = [cells[key] for key in ("difference", "interval", "p", "needed")]
+        table.add_row(Text(cells["names"]), *numbers, Text(cells["outcome"], style=style))
     console.print(table)
 
 
 def _quoted(comparison: Comparison) -> Table:
-    table = _table(
-        "Published by others, not measured here and not part of any statistic above", "method", "Δ %"
-    )
-    table.add_column("figure")
-    table.add_column("source")
+    title = "Published by others, not measured here and not part of any statistic above"
+    table = _table(title, "method", "Δ %", texts=["metric", "source"])
     for row in comparison.quoted.itertuples():
-        table.add_row(
-            Text(row.label), wording.number(row.value), wording.figure_name(row.metric), Text(row.source)
-        )
+        name = wording.metric_name(row.metric)
+        table.add_row(Text(row.label), wording.number(row.value), name, Text(row.source))
     return table
 
 
 def _set_aside(comparison: Comparison) -> Table:
     count = len(comparison.set_aside)
-    table = _table(f"Not averaged: {count} run{'s' if count > 1 else ''}", "method", "seed")
-    table.add_column("reason")
-    table.add_column("run", overflow="fold")
+    title = f"Not averaged: {count} run{'s' if count > 1 else ''}"
+    table = _table(title, "method", "seed", texts=["reason", "run"])
     for row in comparison.set_aside.itertuples():
         table.add_row(Text(row.method), Text(row.seed), Text(row.reason), Text(row.run))
     return table

@@ -11,25 +11,19 @@ from multitask.evaluation.errors import ComparisonError
 from multitask.evaluation.metrics import chosen
 from multitask.evaluation.names import logged
 
-COLUMNS = ["figure", "target", "label", "method", "variant", "seed", "steps", "seconds"]
+COLUMNS = ["metric", "target", "label", "method", "variant", "seed", "steps", "seconds"]
 
 
 def times(
     runs: pd.DataFrame, metrics: pd.DataFrame, targets: Mapping[str, float], split: str
 ) -> pd.DataFrame:
-    """One row per run, metric and target: the steps and seconds of training after which validation first reached it.
+    """Return the steps and seconds of training after which validation first reached each target, by run and metric.
 
-    Both are NaN where it never did, and seconds where the run has no median step. Runs whose metrics.csv has no
-    validation of the metric have no row.
+    Both are NaN if it never did, and seconds if the run has no median step. Runs whose metrics.csv has no validation
+    of the metric have no row.
 
-    Args:
-        runs: With the columns of `Records.runs`, and label.
-        metrics: Index task/metric, columns task, metric and higher.
-        targets: The value to reach, by metric or task/metric.
-        split: The split of the metrics, for the error.
-
-    Raises:
-        ComparisonError: A target names no metric, one without a direction, or one that no run has in validation.
+    `runs`: the columns of `Records.runs`, and label; `metrics`: index task/metric, columns task, metric and higher;
+    `targets`: the value to reach, by metric or task/metric.
     """
     rows: list[tuple[object, ...]] = []
     for name, target in targets.items():
@@ -45,18 +39,8 @@ def times(
                     continue
                 reached = curve[curve >= target] if metric["higher"] else curve[curve <= target]
                 steps = float(reached.index.min()) + 1  # metrics.csv counts steps from 0
-                rows.append(
-                    (
-                        key,
-                        target,
-                        run.label,
-                        run.method,
-                        run.variant,
-                        run.seed,
-                        steps,
-                        steps * run.step_seconds,
-                    )
-                )
+                of_run = (run.label, run.method, run.variant, run.seed)
+                rows.append((key, target, *of_run, steps, steps * run.step_seconds))
             if len(rows) == before and runs["metrics_file"].any():
                 raise ComparisonError(
                     f"targets={name}: no run has {column} in its metrics.csv; leave it out."
@@ -70,17 +54,15 @@ def _curve(file: str, column: str) -> pd.Series:
 
 
 def by_method(times: pd.DataFrame) -> pd.DataFrame:
-    """One row per method, metric and target: runs, how many reached it, and the median steps and seconds.
+    """Return how many runs of each method reached each target, and their median steps and seconds.
 
-    A run that never reached it counts as later than all others: where half of the runs or more did not, the medians
-    are NaN.
+    A run that never reached it counts as later than all others: the medians are NaN if half of the runs or more did
+    not.
     """
     rows = []
     for key, group in times.groupby(COLUMNS[:5], sort=False):
-        never = group["steps"].isna()
-        steps, seconds = (
-            float(np.median(group[name].where(~never, np.inf).to_numpy())) for name in ("steps", "seconds")
-        )
-        rows.append((*key, len(group), int((~never).sum()), steps, seconds))
+        reached = group["steps"].notna()
+        medians = (np.median(group[name].where(reached, np.inf).to_numpy()) for name in ("steps", "seconds"))
+        rows.append((*key, len(group), int(reached.sum()), *medians))
     table = pd.DataFrame(rows, columns=[*COLUMNS[:5], "runs", "reached", "steps", "seconds"])
     return table.replace(np.inf, np.nan)

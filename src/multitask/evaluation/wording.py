@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,7 @@ def p_value(p: float) -> str:
 
 def percent(interval: Interval | None) -> str:
     """Return a change in percent with two decimals, and the half width of its interval."""
-    return figure(interval, 2)
+    return metric(interval, 2)
 
 
 def digits(intervals: Iterable[Interval]) -> int | None:
@@ -57,27 +58,26 @@ def digits(intervals: Iterable[Interval]) -> int | None:
     return decimals if decimals <= 8 else None
 
 
-def figure(interval: Interval | None, decimals: int | None) -> str:
-    """Return a metric and the half width of its interval; for logarithms, the geometric mean and a factor."""
+def metric(interval: Interval | None, decimals: int | None) -> str:
+    """Return a mean and the half width of its interval; for logarithms, the geometric mean and a factor."""
     if interval is None or math.isnan(interval.mean):
         return NOTHING
     mean = number(interval.mean, None if interval.log else decimals)
     if math.isnan(interval.half):
         return mean
-    return (
-        f"{mean} ×/÷ {interval.half:.3g}" if interval.log else f"{mean} ± {number(interval.half, decimals)}"
-    )
+    half = f"×/÷ {interval.half:.3g}" if interval.log else f"± {number(interval.half, decimals)}"
+    return f"{mean} {half}"
 
 
 def column_digits(comparison: Comparison) -> dict[str, int | None]:
     """Return the decimals of every metric's column, and of every macro mean's as mean/<metric>."""
     columns: dict[str, list[Interval]] = {}
-    for means in [*(entry.means for entry in comparison.rows), comparison.baseline_means]:
-        for key, interval in means.items():
-            columns.setdefault(key, []).append(interval)
     for entry in comparison.rows:
-        for name, interval in entry.macro.items():
-            columns.setdefault(f"mean/{name}", []).append(interval)
+        macro = {f"mean/{name}": interval for name, interval in entry.macro.items()}
+        for key, interval in (entry.means | macro).items():
+            columns.setdefault(key, []).append(interval)
+    for key, interval in comparison.baseline_means.items():
+        columns.setdefault(key, []).append(interval)
     return {name: digits(intervals) for name, intervals in columns.items()}
 
 
@@ -91,21 +91,25 @@ def arrow(higher: bool | None) -> str:
     return "" if higher is None else "↑" if higher else "↓"
 
 
-def figure_name(name: str) -> str:
-    """Return the name of a figure in the table of pairs."""
-    if name in (DELTA_M, DELTA_P):
-        return {DELTA_M: "Δm", DELTA_P: "Δp"}[name]
-    return f"mean {name.removeprefix('mean/')} over tasks" if name.startswith("mean/") else name
+def metric_name(name: str) -> str:
+    """Return the name of a metric in the table of pairs."""
+    if name.startswith("mean/"):
+        return f"mean {name.removeprefix('mean/')} over tasks"
+    return {DELTA_M: "Δm", DELTA_P: "Δp"}.get(name, name)
 
 
 def amount(pair: pd.Series, value: float) -> str:
-    """Return a difference in the figure of a row of pairs, with its unit; for logarithms, the ratio."""
+    """Return a difference in the metric of a row of pairs, without its unit; for logarithms, the ratio."""
     if math.isnan(value):
         return NOTHING
     if pair["scale"] == "log":
         return f"{np.exp(value):.3g}×"
-    unit = " points" if pair["figure"] in (DELTA_M, DELTA_P) else ""
-    return (number(value) if unit else f"{value:.3g}".replace("-", "−")) + unit
+    return number(value) if pair["metric"] in (DELTA_M, DELTA_P) else f"{value:.3g}".replace("-", "−")
+
+
+def sought(pair: pd.Series) -> str:
+    """Return the difference for which seeds are needed, with its unit."""
+    return amount(pair, pair["sought"]) + " points" * (pair["metric"] in (DELTA_M, DELTA_P))
 
 
 def names(a: str, b: str, scale: str) -> str:
@@ -113,15 +117,19 @@ def names(a: str, b: str, scale: str) -> str:
     return f"{a} {'/' if scale == 'log' else '−'} {b}"
 
 
-def difference(pair: pd.Series) -> str:
-    """Return the difference of a row of pairs, without its unit."""
-    return amount(pair, pair["difference"]).removesuffix(" points")
-
-
-def bounds(pair: pd.Series) -> str:
-    """Return the interval of a row of pairs, without its unit."""
-    low, high = (amount(pair, pair[bound]).removesuffix(" points") for bound in ("low", "high"))
-    return NOTHING if low == NOTHING else f"{low} … {high}"
+def pair_cells(pair: pd.Series) -> dict[str, Any]:
+    """Return the cells of a row of the table of pairs."""
+    low, high = amount(pair, pair["low"]), amount(pair, pair["high"])
+    return {
+        "names": names(pair["a"], pair["b"], pair["scale"]),
+        "difference": amount(pair, pair["difference"]),
+        "interval": NOTHING if low == NOTHING else f"{low} … {high}",
+        "p": p_value(pair["p_holm"]),
+        "needed": seeds_needed(pair),
+        "outcome": outcome(pair),
+        "verdict": verdict(pair),
+        "separable": bool(pair["separable"]),
+    }
 
 
 def outcome(pair: pd.Series) -> str:
@@ -150,7 +158,7 @@ def verdict(pair: pd.Series) -> str:
     more = f"about {needed} would be needed"
     if math.isinf(pair["needed"]):
         more = "no feasible number of seeds would be enough"
-    return f"{said}; {more} for a difference of {amount(pair, pair['sought'])}"
+    return f"{said}; {more} for a difference of {sought(pair)}"
 
 
 def hypervolumes(plane: Plane | None) -> str:
@@ -163,16 +171,16 @@ def hypervolumes(plane: Plane | None) -> str:
 
 
 def times(comparison: Comparison) -> list[tuple[str, list[tuple[str, str, str, str]]]]:
-    """Each target, with every method's steps, seconds and number of runs that reached it."""
+    """Return each target with every method's steps, seconds and number of runs that reached it."""
     found: dict[tuple[str, float], list[tuple[str, str, str, str]]] = {}
     for row in by_method(comparison.times).itertuples():
         steps, seconds = number(row.steps, 0), number(row.seconds, 1)
         words = (row.label, steps, seconds, f"{row.reached} of {row.runs}")
-        found.setdefault((row.figure, row.target), []).append(words)
+        found.setdefault((row.metric, row.target), []).append(words)
     higher = comparison.metrics["higher"]
     return [
-        (f"{figure} {'≥' if higher[figure] else '≤'} {goal:g}", rows)
-        for (figure, goal), rows in found.items()
+        (f"{metric} {'≥' if higher[metric] else '≤'} {goal:g}", rows)
+        for (metric, goal), rows in found.items()
     ]
 
 
@@ -181,34 +189,31 @@ def findings(comparison: Comparison) -> list[str]:
     sentences = []
     entries = comparison.entries
     if entries and entries[0].delta_m:
-        best = entries[0]
         several = sum(entry.delta_m is not None for entry in entries) > 1
-        sentences.append(
-            f"{best.label} has the {'lowest ' if several else ''}Δm{':' if several else ''} {percent(best.delta_m)} %."
-        )
+        what = "lowest Δm:" if several else "Δm"
+        sentences.append(f"{entries[0].label} has the {what} {percent(entries[0].delta_m)} %.")
     elif comparison.refusal and comparison.rows:
         sentences.append(f"There is no Δm: {comparison.refusal}.")
     elif entries and all(entry.refusal for entry in entries):
         sentences.append(f"There is no Δm: {entries[0].refusal}.")
     table = comparison.headline_pairs
     tested = table[table["p"].notna()]
-    name = figure_name(comparison.headline)
+    name = metric_name(comparison.headline)
     if len(tested):
         apart = int(tested["separable"].sum())
         sentences.append(
             f"{_share(apart, len(tested))} can be separated on {name}, by seed and after Holm’s correction."
         )
         first = entries[0].label
-        same = tested[((tested["a"] == first) | (tested["b"] == first)) & ~tested["separable"].astype(bool)]
-        others = [row.b if row.a == first else row.a for row in same.itertuples()]
+        same = tested[~tested["separable"].astype(bool)].itertuples()
+        others = [row.b if row.a == first else row.a for row in same if first in (row.a, row.b)]
         if others and apart:
             sentences.append(f"Not separable from {first}: {', '.join(others)}.")
     elif len(entries) > 1:
         sentences.append(
             "With one seed per method there is neither an interval nor a test: no ranking is supported."
         )
-    stamped = [entry.label for entry in comparison.rows if entry.on_test]
-    if stamped:
+    if stamped := [entry.label for entry in comparison.rows if entry.on_test]:
         sentences.append(f"Selected on the test split, so the results are too good: {', '.join(stamped)}.")
     return sentences
 

@@ -99,11 +99,8 @@ def build_trainer(
     The CSV logger, the per-step seed and the signal handler are always included: readable records and exact resume
     depend on them.
 
-    Args:
-        config: The whole config.
-        folder: The run's folder.
-        automatic: Whether Lightning's automatic optimization is used.
-        unused: Whether some trained parameters are reached by no loss.
+    ``automatic``: whether Lightning's automatic optimization is used; ``unused``: whether some trained parameters are
+    reached by no loss.
     """
     options = instantiate(config.trainer, _convert_="all")
     window = options["accumulate_grad_batches"]

@@ -21,6 +21,7 @@ from multitask.callbacks.solution import Solution
 from multitask.callbacks.trajectory import Trajectory
 from multitask.callbacks.update import UpdateDirection
 from multitask.errors import ConfigError
+from multitask.run.checks import callback_nodes
 from multitask.run.sharding import is_sharded
 
 _REFUSED: dict[type[Callback], str] = {
@@ -60,11 +61,7 @@ _NEEDS_WHOLE_PARAMETERS = (
 
 def build_callbacks(config: DictConfig, automatic: bool) -> list[Callback]:
     """Build the callbacks of the group ``callbacks``; refuse those that cannot work in this run."""
-    made = {
-        f"callbacks.{name}": instantiate(node, _convert_="all")
-        for name, node in (config.callbacks or {}).items()
-        if node
-    }
+    made = {key: instantiate(node, _convert_="all") for key, node in callback_nodes(config).items()}
     for key, callback in made.items():
         if not isinstance(callback, Callback):
             raise ConfigError(
@@ -96,10 +93,8 @@ def _check_twice(callbacks: dict[str, Callback], progress: bool) -> None:
         raise ConfigError(f"{' and '.join(bars)} are progress bars, and a run has one; set {bars[0]}=null.")
     states: dict[str, str] = {}
     for key, callback in callbacks.items():
-        if (
-            is_overridden("state_dict", callback, Callback)
-            and states.setdefault(callback.state_key, key) != key
-        ):
+        has_state = is_overridden("state_dict", callback, Callback)
+        if has_state and states.setdefault(callback.state_key, key) != key:
             raise ConfigError(
                 f"{states[callback.state_key]} and {key} ({type(callback).__name__}) have the same state key, so a "
                 f"checkpoint would keep the state of only one; set {key}=null, or give it other arguments."

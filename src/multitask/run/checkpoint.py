@@ -18,11 +18,7 @@ _OF_TRAINING_MACHINE = ("paths", "run_folder", "ckpt_path", "init_from", "callba
 def read_file(key: str, path: str, what: str, mmap: bool = False) -> Any:
     """Return the content of a file of weights, without executing anything in it.
 
-    Args:
-        key: The config key that names the file.
-        path: The file.
-        what: The expected kind of file, for the error message.
-        mmap: Whether tensors stay on disk until they are used.
+    ``what`` is the expected kind of file. With ``mmap``, tensors stay on disk until they are used.
     """
     if not Path(path).is_file():
         raise ConfigError(f"{key}={path} does not exist; give {what}.")

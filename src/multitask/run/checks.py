@@ -12,15 +12,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from multitask.errors import ConfigError, check_names, choices, one_sentence
+from multitask.evaluation.names import SINGLE_TASK
 from multitask.run import names
 from multitask.run.model_choice import check_choices, is_own, leave_out_trunk_and_tasks
 from multitask.run.record import of_task
-from multitask.run.schema import OF_CHECKPOINT, TRAIN, check_values
-from multitask.run.sections import check_sections
-from multitask.run.trainer_keys import check_trainer
+from multitask.run.schema import OF_CHECKPOINT, TRAIN, check_sections, check_values
 
-# The method in the record of a run that trains one task alone, as the baseline of comparisons.
-SINGLE_TASK = "single_task"
 # The package of each logger, and the argument of pip install.
 _PACKAGES = {
     "tensorboard": ("tensorboard", '-e ".[tensorboard]"'),
@@ -28,6 +25,15 @@ _PACKAGES = {
     "comet": ("comet_ml", '-e ".[comet]"'),
     "aim": ("aim", "aim"),
 }
+# Arguments of Lightning's Trainer that other config keys set.
+_ELSEWHERE = {
+    "callbacks": "choose callbacks=… or add +callbacks.<name>._target_=…",
+    "logger": "choose logger=csv, logger=wandb or several, logger=[wandb,tensorboard]",
+    "default_root_dir": "set hydra.run.dir=… or paths.logs=…",
+    "enable_checkpointing": "set callbacks.checkpoint=null and selection.metric=null for a run without checkpoints",
+}
+# Without validation these have no effect on training; the record says which weights were evaluated.
+_PASSIVE = ("selection.metric", "callbacks.progress.monitor")
 
 
 def check(config: DictConfig) -> None:
@@ -65,6 +71,74 @@ def check_loggers(config: DictConfig) -> None:
             raise ConfigError(
                 f"logger={name} needs the package {package}; install it with pip install {install}."
             )
+
+
+def check_trainer(config: DictConfig) -> None:
+    """Refuse keys that are set elsewhere, contradict others, or would do nothing."""
+    trainer = config.trainer
+    for key, advice in _ELSEWHERE.items():
+        if key in trainer:
+            raise ConfigError(f"trainer.{key} is set through other keys; remove it and {advice}.")
+    if trainer.get("barebones"):
+        raise ConfigError(
+            "trainer.barebones=true disables the loggers, checkpoints and progress that record a run; remove it."
+        )
+    if trainer.get("sync_batchnorm") and (trainer.accelerator == "cpu" or trainer.devices in (1, "1")):
+        raise ConfigError(
+            "trainer.sync_batchnorm=true is for several GPUs; remove it, or use trainer=ddp trainer.devices=<more>."
+        )
+    if trainer.val_check_interval == 0:
+        raise ConfigError(
+            "trainer.val_check_interval=0 is not an interval; for a run without validation, set "
+            "trainer.limit_val_batches=0 and selection.metric=null."
+        )
+    if trainer.limit_test_batches == 0 and config.evaluation.splits:
+        raise ConfigError(
+            f"trainer.limit_test_batches=0 leaves no batch of evaluation.splits={list(config.evaluation.splits)} to "
+            "evaluate; raise it, or set evaluation.splits=[]."
+        )
+    if "trained" not in config:  # a key of the scripts that read a checkpoint, which do not train
+        _check_validation(config)
+
+
+def _check_validation(config: DictConfig) -> None:
+    """Refuse a scheduler or callback that watches a metric if the run has no validation."""
+    trainer = config.trainer
+    found = {key: metric for key, metric in watched(config).items() if metric and key not in _PASSIVE}
+    found |= {f"{k}.metric": node.metric for k, node in callback_nodes(config).items() if node.get("metric")}
+    every, epochs, reason = trainer.check_val_every_n_epoch, trainer.max_epochs or 0, ""
+    if trainer.limit_val_batches == 0:
+        reason = "trainer.limit_val_batches=0 disables it"
+    elif every is not None and 0 < epochs < every:
+        reason = (
+            f"trainer.check_val_every_n_epoch={every} comes after the last of trainer.max_epochs={epochs}"
+        )
+    for key, metric in found.items() if reason and not trainer.fast_dev_run else ():
+        raise ConfigError(f"{key}={metric} needs validation, and {reason}; {without(key)}, or validate.")
+
+
+def without(key: str) -> str:
+    """Return advice on how to disable a key that :func:`watched` returns."""
+    if key == "selection.metric":
+        return "set selection.metric=null to keep the last weights"
+    if key == "scheduler.monitor":
+        return "choose a scheduler that watches nothing, such as scheduler=none"
+    return f"set {key.rpartition('.')[0]}=null"
+
+
+def watched(config: DictConfig) -> dict[str, Any]:
+    """Return the keys that name a validation metric, with the metric."""
+    scheduler = (config.scheduler or {}).get("monitor")
+    return {"selection.metric": config.selection.metric, "scheduler.monitor": scheduler} | {
+        f"{key}.monitor": node.get("monitor")
+        for key, node in callback_nodes(config).items()
+        if key != "callbacks.checkpoint"
+    }
+
+
+def callback_nodes(config: DictConfig) -> dict[str, DictConfig]:
+    """Return the callbacks of the config that are not null, by key, such as ``callbacks.progress``."""
+    return {f"callbacks.{name}": node for name, node in (config.callbacks or {}).items() if node}
 
 
 def reduce_config(config: DictConfig, own: bool) -> None:

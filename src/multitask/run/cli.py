@@ -3,20 +3,22 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any
 
 import hydra
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from omegaconf import DictConfig
 
-from multitask.errors import RunInterrupted, one_sentence
+from multitask.errors import ConfigError, RunInterrupted, one_sentence
 from multitask.places import CONFIGS
 from multitask.private import compose_once
 from multitask.run.arguments import asked, prepared
 from multitask.run.resolvers import register
-from multitask.run.sections import check_groups
 
 
 def command(
@@ -54,6 +56,29 @@ def launch(main: Callable[[], None], before: Callable[[], None] | None = None) -
         if before is not None:
             before()
         main()
+
+
+def check_groups(loader: ConfigLoader, overrides: Sequence[str]) -> None:
+    """Refuse overrides that choose something other than a name from a group, such as ``scheduler=null``."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group = override.key_or_group
+        if "." in group or override.is_delete() or _chooses(override):
+            continue
+        # Groups with subfolders, such as task, have no options of their own.
+        names, folders = loader.get_group_options(group), loader.list_groups(group)
+        if names or folders:
+            listed = ", ".join(names or [f"{folder}/…" for folder in folders])
+            raise ConfigError(
+                f"{override.input_line} chooses nothing from the group {group}; leave it out, or choose one of "
+                f"{listed}."
+            )
+
+
+def _chooses(override: Override) -> bool:
+    """Return whether all values can be names; mappings, and sweeps that are not lists, are left to Hydra."""
+    value = override.value()
+    values = value.list if isinstance(value, ChoiceSweep) else (isinstance(value, list) and value) or [value]
+    return not any(isinstance(each, bool | int | float | None) for each in values)
 
 
 @contextmanager

@@ -42,34 +42,32 @@ def build_combiner(config: DictConfig, tasks: list[str]) -> Combiner:
 
 def step_options(config: DictConfig, weighting: Combiner, tasks: Mapping[str, AnyTask]) -> dict[str, Any]:
     """Return engine, memory, heads and manual optimization; refuse those that the combiner does not support."""
-    heads = config.weighting.get("heads", "own")
+    keys = (("heads", "own"), ("engine", "auto"), ("memory", "rows"))
+    options = {key: config.weighting.get(key, default) for key, default in keys}
     missing = any(isinstance(task, Task | Term) and task.missing for task in tasks.values())
-    penalties = [name for name, task in tasks.items() if isinstance(task, Penalty)]
-    engine = config.weighting.get("engine", "auto")
-    _check_engine(config, weighting, engine, tasks)
-    memory = config.weighting.get("memory", "rows")
-    if memory != "rows":
-        _check_streamed(config, weighting, engine, memory)
-    if isinstance(weighting, Scalarization) and heads != "own":
-        raise ConfigError(
-            f"weighting={config.method} is a scalarization: its heads get the scalar's gradient; leave "
-            "weighting.heads=own."
-        )
+    if isinstance(weighting, Scalarization):
+        for key, default, reason in (
+            ("engine", "auto", "it has no Jacobian to compute"),
+            ("heads", "own", "its heads get the scalar's gradient"),
+        ):
+            if options[key] != default:
+                raise ConfigError(
+                    f"weighting={config.method} is a scalarization: {reason}; leave weighting.{key}={default}."
+                )
     if isinstance(weighting, JacobianMethod):
-        if heads == "weighted" and not weighting.gives_weights:
+        _check_engine(config, weighting, options["engine"], tasks)
+    if options["memory"] != "rows":
+        _check_streamed(config, weighting, options["engine"], options["memory"])
+    if isinstance(weighting, JacobianMethod):
+        if options["heads"] == "weighted" and not weighting.gives_weights:
             raise ConfigError(
                 f"weighting={config.method} gives a gradient but no weights for the heads; set "
                 "weighting.heads=own."
             )
-        if weighting.rows == "example":
-            _check_examples(config, missing, penalties)
+        if _by_example(weighting):
+            _check_examples(config, missing, tasks)
     # DistributedDataParallel would wait for parameters that an absent task does not reach.
-    return {
-        "heads": heads,
-        "engine": engine,
-        "memory": memory,
-        "manual": True if missing and several_processes(config) else None,
-    }
+    return options | {"manual": True if missing and several_processes(config) else None}
 
 
 def train_with(
@@ -80,11 +78,8 @@ def train_with(
 ) -> None:
     """Give a module the combiner, optimizer and scheduler of the config; refuse what they do not support.
 
-    Args:
-        config: The whole config.
-        module: The module; its names are those of the losses.
-        tasks: The tasks; empty for a user's own model.
-        shared: The shared parameters; ``None`` to find them in each step.
+    The names of the module are those of the losses; ``tasks`` is empty for a user's own model. ``shared``: the shared
+    parameters; ``None`` to find them in each step.
     """
     weighting = build_combiner(config, module.names)
     _check_batch_losses(config, tasks, weighting)
@@ -94,10 +89,6 @@ def train_with(
     apart = {key: scheduler.pop(key) for key in ("interval", "frequency", "monitor") if key in scheduler}
     optimizer = _made(config.optimizer)
     groups = plain(config.parameter_groups) if config.get("parameter_groups") else {}
-    if groups and optimizer is None:
-        raise ConfigError(
-            "parameter_groups would do nothing, since the model has a configure_optimizers of its own; leave it null."
-        )
     module.train_with(
         weighting,
         optimizer=Grouped(optimizer, groups, module) if groups else optimizer,
@@ -113,8 +104,7 @@ def train_with(
 
 def _check_given(config: DictConfig, module: MultiLossModule, weighting: Combiner) -> None:
     """Refuse a combiner that needs what the module does not define."""
-    by_example = isinstance(weighting, JacobianMethod) and weighting.rows == "example"
-    if by_example and not is_overridden("losses_by_part", module, MultiLossModule):
+    if _by_example(weighting) and not is_overridden("losses_by_part", module, MultiLossModule):
         raise ConfigError(
             f"weighting={config.method} weighs the losses of examples, and {type(module).__name__} gives none; define "
             "losses_by_part in it, or choose another weighting."
@@ -127,21 +117,19 @@ def _check_given(config: DictConfig, module: MultiLossModule, weighting: Combine
     weighting.check_parameters([n for n, _ in module.named_parameters() if not n.startswith("weighting.")])
 
 
+def _by_example(weighting: Combiner) -> bool:
+    return isinstance(weighting, JacobianMethod) and weighting.rows == "example"
+
+
 def _made(node: Mapping[str, Any]) -> Any:
     """Return a node's ``_target_`` as a partial function of further arguments; ``None`` if the node has none."""
     return instantiate(node, _partial_=True, _convert_="all") if "_target_" in node else None
 
 
-def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Mapping[str, AnyTask]) -> None:
+def _check_engine(
+    config: DictConfig, weighting: JacobianMethod, name: str, tasks: Mapping[str, AnyTask]
+) -> None:
     """Refuse an engine that does not support the rest of the config."""
-    if isinstance(weighting, Scalarization):
-        if name != "auto":
-            raise ConfigError(
-                f"weighting={config.method} is a scalarization: it has no Jacobian to compute; leave "
-                "weighting.engine=auto."
-            )
-        return
-    assert isinstance(weighting, JacobianMethod)
     if name == "layerwise":
         _check_whole(config, "weighting.engine=layerwise", "weighting.engine=auto")
         if config.compile:
@@ -157,13 +145,13 @@ def _check_engine(config: DictConfig, weighting: Combiner, name: str, tasks: Map
             "use weighting.engine=auto."
         )
     for task, part in tasks.items():
-        if isinstance(part, Task) and part.head is not None:
-            continue
-        kind = "penalty on parameters" if isinstance(part, Penalty) else "loss of more than a head's features"
-        raise ConfigError(
-            f"tasks.{task} is a {kind}, and weighting.engine=features sees only gradients at the features; use "
-            f"weighting.engine=auto, or leave the {'penalty' if isinstance(part, Penalty) else 'task'} out."
-        )
+        if not isinstance(part, Task) or part.head is None:
+            penalty = isinstance(part, Penalty)
+            kind = "penalty on parameters" if penalty else "loss of more than a head's features"
+            raise ConfigError(
+                f"tasks.{task} is a {kind}, and weighting.engine=features sees only gradients at the features; use "
+                f"weighting.engine=auto, or leave the {'penalty' if penalty else 'task'} out."
+            )
     if not weighting.gives_weights and several_processes(config):
         raise ConfigError(
             f"weighting={config.method} needs the features' gradients of the whole batch, and with "
@@ -190,7 +178,7 @@ def _check_whole(config: DictConfig, key: str, instead: str) -> None:
         raise ConfigError(f"{needs}; set trainer.devices=1, or {instead}.")
 
 
-def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> None:
+def _check_examples(config: DictConfig, missing: bool, tasks: Mapping[str, AnyTask]) -> None:
     """Refuse settings that split the batch, and tasks without a loss for each example."""
     needs = f"weighting={config.method} weighs the losses of all examples of a batch against one another"
     if config.trainer.accumulate_grad_batches > 1:
@@ -203,11 +191,12 @@ def _check_examples(config: DictConfig, missing: bool, penalties: list[str]) -> 
         raise ConfigError(
             f"{needs}, and an example without a label has no loss; leave out tasks with missing=true."
         )
-    if penalties:
-        raise ConfigError(
-            f"{needs}, and the penalty tasks.{penalties[0]} is no loss of an example; leave it out, or set "
-            "optimizer.weight_decay."
-        )
+    for name, task in tasks.items():
+        if isinstance(task, Penalty):
+            raise ConfigError(
+                f"{needs}, and the penalty tasks.{name} is no loss of an example; leave it out, or set "
+                "optimizer.weight_decay."
+            )
 
 
 def check_compiled(config: DictConfig, tasks: Mapping[str, AnyTask]) -> None:
@@ -225,17 +214,16 @@ def _check_batch_losses(config: DictConfig, tasks: Mapping[str, AnyTask], weight
     names = [name for name, task in tasks.items() if getattr(task, "counts_by", None) == "batch"]
     if not names:
         return
-    if isinstance(weighting, JacobianMethod) and weighting.rows == "example":
+    if _by_example(weighting):
         raise ConfigError(
             f"tasks.{names[0]}.count=batch says that an example alone has no loss, and weighting={config.method} "
             "weighs the losses of examples; choose another weighting."
         )
-    parts = ["micro-batch"] * (config.trainer.accumulate_grad_batches > 1) + ["process"] * several_processes(
-        config
-    )
+    parts = ["micro-batch"] if config.trainer.accumulate_grad_batches > 1 else []
+    parts += ["process"] if several_processes(config) else []
     if parts:
-        said = ", ".join(f"tasks.{name}.count=batch" for name in names)
+        keys = ", ".join(f"tasks.{name}.count=batch" for name in names)
         rank_zero_warn(
-            f"{said}: the loss of a step is the mean of the losses of each {' and '.join(parts)}, which differs from "
+            f"{keys}: the loss of a step is the mean of the losses of each {' and '.join(parts)}, which differs from "
             "the loss of one batch with all their examples."
         )

@@ -1,7 +1,7 @@
 """The data of a run, a :class:`~multitask.data.base.DataModule` or any other LightningDataModule, and its batches."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 from multitask.data.base import DataModule, Split, check_stream
 from multitask.data.batches import examples_in
 from multitask.data.loading import Loader
-from multitask.errors import ConfigError
+from multitask.errors import ConfigError, on_one_line
 
 _HOOKS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
 _TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -102,6 +102,11 @@ def batches_in(loader: Any) -> int | None:
         return None
 
 
+def batches_taken(batches: int, limit: int | float) -> int:
+    """Return the number of batches that a Trainer's limit, a number or a share of them, leaves."""
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
 def first_of(loader: Any) -> Any:
     """Return the first batch of a loader, or of any nesting of loaders, as the Trainer would yield it."""
     if isinstance(loader, list | tuple | dict | CombinedLoader):
@@ -134,11 +139,10 @@ def temporary_trainer(*parts: Any) -> Iterator[None]:
 
 
 def _trainer_of(part: Any) -> Trainer | None:
-    try:
+    with suppress(RuntimeError):  # a LightningModule without a Trainer
         trainer: Trainer | None = part.trainer
-    except RuntimeError:  # a LightningModule that has none
-        return None
-    return trainer
+        return trainer
+    return None
 
 
 def resumption_of(data: Data) -> str:
@@ -155,12 +159,10 @@ def resumption_of(data: Data) -> str:
 def transferred(batch: Any, *owners: Any) -> Any:
     """Return a loader's batch as a step receives it, after the transfer hooks of the first owner that defines each."""
     for hook in _TRANSFER:
-        found: Callable[..., Any] | None = next(
-            (getattr(owner, hook) for owner in owners if is_overridden(hook, owner)), None
-        )
-        if found is not None:
-            device = (torch.device("cpu"),) if hook == "transfer_batch_to_device" else ()
-            batch = found(batch, *device, 0)
+        owner = next((owner for owner in owners if is_overridden(hook, owner)), None)
+        if owner is not None:
+            device = [torch.device("cpu")] if hook == "transfer_batch_to_device" else []
+            batch = getattr(owner, hook)(batch, *device, 0)
     return batch
 
 
@@ -195,10 +197,7 @@ def check_batches(data: DataModule, processes: int) -> None:
 def first_batch(data: Data, split: str, *models: Any) -> Any:
     """Return the first batch of a split as a step receives it, for ``train`` from the loader of training.
 
-    Args:
-        data: The data.
-        split: The split's name.
-        models: The model, for its transfer hooks; nothing before it is built.
+    ``models``: the model, for its transfer hooks; nothing before it is built.
     """
     training = split == "train"
     with _stacking(f"data: the {split} split"):
@@ -219,9 +218,11 @@ def _stacking(where: str) -> Iterator[None]:
     except (RuntimeError, TypeError, ValueError) as error:
         if "stack" not in str(error) and "collate" not in str(error):
             raise
+        # The last line of a worker process's error is the message.
+        message = on_one_line(str(error).strip().splitlines()[-1]).partition(". ")[0].rstrip(".")
         raise ConfigError(
-            f"{where} has examples that cannot be stacked ({_first_sentence(error)}); set data.collate_fn to a "
-            "function from a list of examples to a batch, or define the data module's collate."
+            f"{where} has examples that cannot be stacked ({message}); set data.collate_fn to a function from a list "
+            "of examples to a batch, or define the data module's collate."
         ) from error
 
 
@@ -239,8 +240,3 @@ def _check_arrays(where: str, values: Any, key: str = "", count: int | None = No
         raise ConfigError(
             f"{where} has {list(values.shape)} for '{key}' beside {count} examples; give one entry per example."
         )
-
-
-def _first_sentence(error: Exception) -> str:
-    # The last line of a worker process's error is the message.
-    return " ".join(str(error).strip().splitlines()[-1].split()).partition(". ")[0].rstrip(".")

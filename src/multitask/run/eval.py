@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -32,7 +31,10 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
         with temporary_trainer(module, training_data(data)) if is_own(config) else nullcontext():
             check_inference_mode(config, module, first_batch(data, next(iter(data.splits)), module))
         trainer, _ = build_trainer(config, folder, module.automatic_optimization)
-        selected = Selected(int(content["epoch"]) + 1, _selection(content, config))
+        # By the rule of the run if these weights were its best when they were saved.
+        best = content.get("callbacks", {}).get("Checkpoints", {}).get("step") == content["global_step"]
+        rule = rule_of(config.selection.metric if best else None, config.selection.mode)
+        selected = Selected(int(content["epoch"]) + 1, rule)
         resolved = plain(config)
         rows = evaluate(module, trainer, data, resolved, selected)
         for row in rows:
@@ -42,13 +44,3 @@ def evaluate_checkpoint(config: DictConfig) -> list[Row]:
     show(rows)
     print(folder)
     return rows
-
-
-def _selection(content: dict[str, Any], config: DictConfig) -> str:
-    """Return how the weights were selected: by the run's rule if they were its best when saved, else ``last``."""
-    if config.selection.metric is None:
-        return "last"
-    best = content.get("callbacks", {}).get("Checkpoints", {}).get("step")
-    return (
-        rule_of(config.selection.metric, config.selection.mode) if best == content["global_step"] else "last"
-    )

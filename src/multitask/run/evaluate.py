@@ -16,7 +16,7 @@ from multitask.lightning.module import MultiLossModule
 from multitask.lightning.sharding import load_whole
 from multitask.run.data import Data, evaluation_data
 from multitask.run.record import recipe_digest
-from multitask.terminal import figure, table, terminal
+from multitask.terminal import decimal, table, terminal
 from multitask.weighting.base import Scalarization
 
 Row = dict[str, Any]
@@ -53,20 +53,16 @@ def select(module: MultiLossModule, trainer: Trainer, config: DictConfig) -> Sel
     path, score = getattr(callback, "best_model_path", ""), getattr(callback, "best_model_score", None)
     value = math.nan if score is None else float(score)
     if not path or not math.isfinite(value):
-        why = _reason(module, trainer, metric)
+        why = f"{metric} was never finite in validation" if module.validated else "the run had no validation"
+        if callback is None:
+            why = "no callback saves the best"
+        elif getattr(trainer, "fast_dev_run", False):
+            why = "trainer.fast_dev_run saves none"
         note = f"selection.metric={metric} chose no weights, since {why}; the last ones are evaluated."
         return Selected(trainer.current_epoch, "last", note=note)
     content = torch.load(path, map_location="cpu", weights_only=True)
     load_whole(module, content["state_dict"])
     return Selected(int(content["epoch"]) + 1, rule_of(metric, config.selection.mode), value)
-
-
-def _reason(module: MultiLossModule, trainer: Trainer, metric: str) -> str:
-    if trainer.checkpoint_callback is None:
-        return "no callback saves the best"
-    if getattr(trainer, "fast_dev_run", False):
-        return "trainer.fast_dev_run saves none"
-    return f"{metric} was never finite in validation" if module.validated else "the run had no validation"
 
 
 def evaluate(
@@ -100,11 +96,11 @@ def evaluate(
         }
 
     for split in config["evaluation"]["splits"]:
-        figures = module.measure(trainer, evaluation_data(data, split), split)
-        rows += [row(split, task, metric, value) for (task, metric), value in figures.items()]
-        whole = all((name, "loss") in figures for name in module.names)
+        metrics = module.measure(trainer, evaluation_data(data, split), split)
+        rows += [row(split, task, metric, value) for (task, metric), value in metrics.items()]
+        whole = all((name, "loss") in metrics for name in module.names)
         if whole and isinstance(module.weighting, Scalarization) and module.weighting.fixed:
-            losses = torch.tensor([figures[name, "loss"] for name in module.names], device=module.device)
+            losses = torch.tensor([metrics[name, "loss"] for name in module.names], device=module.device)
             with torch.no_grad():
                 rows.append(row(split, COMBINED, "loss", float(module.weighting(losses))))
     return rows
@@ -121,11 +117,11 @@ def show(rows: Sequence[Row], split: str = "test") -> None:
     wide = table(f"{shown} set", ["task"], metrics)
     values = {(row["task"], row["metric"]): float(row["value"]) for row in chosen}
     for task in dict.fromkeys(row["task"] for row in chosen):
-        wide.add_row(task, *(figure(values[task, m]) if (task, m) in values else "" for m in metrics))
+        wide.add_row(task, *(decimal(values[task, m]) if (task, m) in values else "" for m in metrics))
     console = terminal(file_width=None)
     if console.measure(wide, options=console.options.update(width=1000)).maximum > console.width:
         long = table(f"{shown} set", ("task", "metric"), ["value"])
         for (task, metric), value in values.items():
-            long.add_row(task, metric, figure(value))
+            long.add_row(task, metric, decimal(value))
         wide = long
     console.print(wide)

@@ -19,7 +19,7 @@ from multitask.module import MultiTaskModule, call_with_inputs, inputs_of
 from multitask.nn.with_losses import WithLosses
 from multitask.randomness import derived_seed
 from multitask.run.data import Data, batches_in, in_memory
-from multitask.run.label_checks import check_labels, check_metrics, check_splits, check_units
+from multitask.run.label_checks import check_labels, check_metrics, check_splits, check_units, dtype_of
 from multitask.run.loss_checks import check_loss, check_partly, check_term
 from multitask.run.loss_examples import labelled_sample
 from multitask.run.model_choice import TRUNK_AND_HEADS, is_own
@@ -96,11 +96,7 @@ def batches_of_run(config: DictConfig) -> int | None:
 def initialize(module: MultiTaskModule, batch: Batch, seed: int, splits: Mapping[str, Split | None]) -> None:
     """Run a few examples through every part, so that lazy layers take their widths and errors show.
 
-    Args:
-        module: Trunk and tasks.
-        batch: A batch of the first split.
-        seed: The run's.
-        splits: The data's splits; those in memory are checked in full.
+    ``batch`` is one of the first split; the splits in memory are checked in full.
     """
     few, memory = few_of(batch), in_memory(splits)
     with unobtrusive(module), torch.set_grad_enabled(module.derivatives):
@@ -130,13 +126,12 @@ def _widths(module: MultiTaskModule, few: Batch, seed: int) -> None:
         raise ConfigError(_misfit(inputs_of(few, module.inputs), error)) from error
     heads = {name: task for name, task in module.by_name.items() if task.head is not None}
     features = split_features(_features(output), list(heads))
-    for (name, task), of_task in zip(heads.items(), features, strict=True):
+    for (name, task), own in zip(heads.items(), features, strict=True):
         with _naming(name):
-            seeded(seed, name, partial(task.predict, of_task))
+            seeded(seed, name, partial(task.predict, own))
 
 
 def _features(output: Any) -> Any:
-    """Return the features in a trunk's output."""
     return output.features if isinstance(output, WithLosses) else output
 
 
@@ -173,9 +168,8 @@ def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        said = str(error)
-        named = said if said.startswith(f"tasks.{name}") else f"tasks.{name}: {said}"
-        raise ConfigError(named + (_derivatives(error) or "." * (not said.endswith(".")))) from error
+        message = str(error) if str(error).startswith(f"tasks.{name}") else f"tasks.{name}: {error}"
+        raise ConfigError(f"{message.removesuffix('.')}{_derivatives(error) or '.'}") from error
 
 
 def _misfit(inputs: Any, error: Exception) -> str:
@@ -183,10 +177,9 @@ def _misfit(inputs: Any, error: Exception) -> str:
     if not isinstance(inputs, Tensor):
         keys = f" of {', '.join(map(str, inputs))}" if isinstance(inputs, Mapping) else ""
         return f"trunk cannot take a {type(inputs).__name__}{keys} for its inputs: {type(error).__name__}: {reason}"
-    kind = str(inputs.dtype).removeprefix("torch.")
     hint = "" if inputs.is_floating_point() else "; all layers but embeddings want floats"
     shape = list(inputs.shape[1:])
-    return f"trunk cannot take inputs of shape {shape} and type {kind}{hint}: {reason}"
+    return f"trunk cannot take inputs of shape {shape} and type {dtype_of(inputs)}{hint}: {reason}"
 
 
 def _derivatives(error: Exception) -> str:

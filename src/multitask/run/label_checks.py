@@ -31,12 +31,7 @@ def check_splits(name: str, task: Task, prediction: Tensor, splits: Mapping[str,
 def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split: str) -> None:
     """Refuse classes without a score, targets of a binary loss outside [0, 1], infinite values, and unexpected NaN.
 
-    Args:
-        name: The task's name.
-        task: The task.
-        prediction: Its head's prediction for any batch; only the shape matters.
-        batch: The targets to check.
-        split: Their split's name.
+    Of the prediction, only the shape matters; it can be that of any batch.
     """
     target = task.transform(batch[task.target])
     where = f"tasks.{name}: the target '{task.target}'"
@@ -55,8 +50,7 @@ def check_labels(name: str, task: Task, prediction: Tensor, batch: Batch, split:
             f"tasks.{name}.loss_checks_shapes=true."
         )
     outside = (target < 0) | (target >= given[1])
-    own = ignored_by(task.loss)
-    if own is not None:
+    if (own := ignored_by(task.loss)) is not None:
         outside &= target != own
     if known is not None:
         outside &= known
@@ -92,10 +86,9 @@ def _check_numbers(where: str, task: Task, target: Tensor, known: Tensor | None,
 
 def check_metrics(name: str, task: Task, outcome: Outcome) -> None:
     """Compute every metric of a task once, on a copy."""
-    shown = task.shown(outcome)
-    known = outcome.known
+    shown, known = task.shown(outcome), outcome.known
     labelled = len(outcome.target) if known is None else int(labelled_examples(known).sum())
-    if labelled == 0:
+    if not labelled:
         return
     for metric in task.metrics.values(copy_state=False):
         if isinstance(metric, OfKnown):
@@ -125,8 +118,8 @@ def _value(key: str, metric: Metric, prediction: Tensor, target: Tensor, *known:
             value = metric.compute()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ConfigError(
-            f"{key} cannot take predictions {list(prediction.shape)} ({_kind(prediction)}) with targets "
-            f"{list(target.shape)} ({_kind(target)}): {on_one_line(error)}"
+            f"{key} cannot take predictions {list(prediction.shape)} ({dtype_of(prediction)}) with targets "
+            f"{list(target.shape)} ({dtype_of(target)}): {on_one_line(error)}"
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -134,7 +127,8 @@ def _value(key: str, metric: Metric, prediction: Tensor, target: Tensor, *known:
     return float(value)
 
 
-def _kind(values: Tensor) -> str:
+def dtype_of(values: Tensor) -> str:
+    """Return the name of the dtype, without ``torch.``."""
     return str(values.dtype).removeprefix("torch.")
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 
 import torch
@@ -25,6 +26,8 @@ _MEANINGS = {
     "weights": "a mean weighted by class",
     "batch": "one number for each batch, averaged over micro-batches, processes and evaluation batches",
 }
+# Errors of a loss that cannot take what it is given.
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 def check_loss(name: str, task: Task, outcome: Outcome, splits: Mapping[str, Batch], batch: Batch) -> None:
@@ -32,12 +35,7 @@ def check_loss(name: str, task: Task, outcome: Outcome, splits: Mapping[str, Bat
 
     Accumulation, several processes and batched evaluation would each change such a loss.
 
-    Args:
-        name: The task's name.
-        task: The task.
-        outcome: Its outcome on a few examples.
-        splits: The splits in memory, which are searched for values that a loss may leave out.
-        batch: A batch to search if there are none.
+    The splits in memory, or ``batch`` if there are none, are searched for values that a loss may leave out.
     """
     _check_number(name, task, outcome)
     if task.counts_by != "batch":
@@ -60,13 +58,11 @@ def _check_parts(name: str, task: Task, prediction: Tensor, target: Tensor) -> N
             f"tasks.{name}.loss.reduction=sum makes the loss depend on the batch size, and a task's loss is the mean "
             f"over a batch; set tasks.{name}.loss.reduction=mean."
         )
-    taken_for = (
-        "what its method count(target) returns"
-        if task.counts_by is None and has_count(loss)
-        else "its class weights"
-        if weighs_classes(loss, task.counts_by) and getattr(loss, "weight", None) is not None
-        else "its labelled values"
-    )
+    taken_for = "its labelled values"
+    if task.counts_by is None and has_count(loss):
+        taken_for = "what its method count(target) returns"
+    elif weighs_classes(loss, task.counts_by) and getattr(loss, "weight", None) is not None:
+        taken_for = "its class weights"
     fitting = _fitting(task, loss, prediction, target)
     raise ConfigError(
         f"tasks.{name}.loss: {_called(loss)} is not the mean over {taken_for} that it is taken for: {said}; set "
@@ -84,17 +80,13 @@ def check_term(
 ) -> None:
     """Refuse a term that cannot be computed, or whose loss on a batch is not the weighted mean of those of its parts.
 
-    Args:
-        name: The task's name.
-        term: The term.
-        module: Trunk and tasks, in evaluation mode.
-        batch: A few examples.
-        drawn: Calls a function in which lazy layers of the loss draw their initial values.
+    ``module`` is in evaluation mode. ``drawn`` calls a function in which lazy layers of the loss draw their initial
+    values.
     """
     try:
         seen = module.see(batch)
         loss, count = drawn(lambda: term(seen))
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (*_FAILURES, KeyError, AttributeError) as error:
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise ConfigError(f"tasks.{name}: {on_one_line(said).rstrip('.')}.") from error
     examples = seen.examples
@@ -117,13 +109,12 @@ def check_term(
         size = float(len(rows) if its is None else its)
         if size:
             sums, counts = sums + size * float(found.detach()), counts + size
-    if not counts or not close(whole, sums / counts):
-        joined = sums / counts if counts else math.nan
+    joined = sums / counts if counts else math.nan
+    if not close(whole, joined):
         raise ConfigError(
             f"tasks.{name}.loss is not the mean over {'its examples' if count is None else 'its count'} that it is "
-            f"taken for: a batch gives {whole:.6g} and its two parts together {joined:.6g}; set tasks.{name}.count="
-            "batch (one number for each batch, averaged over micro-batches, processes and evaluation batches), or "
-            "return (mean, number of elements)."
+            f"taken for: a batch gives {whole:.6g} and its two parts together {joined:.6g}; set "
+            f"tasks.{name}.count=batch ({_MEANINGS['batch']}), or return (mean, number of elements)."
         )
 
 
@@ -146,20 +137,23 @@ def check_partly(name: str, task: Task, outcome: Outcome, batch: Batch, splits: 
         return
     reason = None if outcome.target[0].numel() == 1 else _loss_refuses(task, outcome)
     task.takes_partly_labelled = reason is None
-    counts = ((split, _partly(task, part)) for split, part in {"training": batch, **splits}.items())
-    split, rows = next((found for found in counts if found[1]), (None, 0))
-    if split is None:
-        return
-    where = f"{rows} examples of the {split} split have labels for only a part of the target '{task.target}'"
     way_out = f"mark them as entirely missing (mask/{task.target}), or choose another"
-    if reason is not None:
-        raise ConfigError(f"tasks.{name}.loss: {where}, and {reason}; {way_out} loss.")
-    for key, metric in task.metrics.items(keep_base=True, copy_state=False):
-        if isinstance(metric, OfKnown) and metric.way == "rows":
-            raise ConfigError(
-                f"tasks.{name}.metrics.{key}: {where}, and {_called(metric.metric)} cannot skip single values: it "
-                f"neither pools all values, nor averages over columns, nor has an ignore_index; {way_out} metric."
-            )
+    for split, part in {"training": batch, **splits}.items():
+        known = task.labelled(part[task.target], part)
+        rows = int((labelled_examples(known) & labelled_examples(~known)).sum())
+        if not rows:
+            continue
+        where = (
+            f"{rows} examples of the {split} split have labels for only a part of the target '{task.target}'"
+        )
+        if reason is not None:
+            raise ConfigError(f"tasks.{name}.loss: {where}, and {reason}; {way_out} loss.")
+        for key, metric in task.metrics.items(keep_base=True, copy_state=False):
+            if isinstance(metric, OfKnown) and metric.way == "rows":
+                raise ConfigError(
+                    f"tasks.{name}.metrics.{key}: {where}, and {_called(metric.metric)} cannot skip single values: it "
+                    f"neither pools all values, nor averages over columns, nor has an ignore_index; {way_out} metric."
+                )
 
 
 def _check_number(name: str, task: Task, outcome: Outcome) -> None:
@@ -168,21 +162,12 @@ def _check_number(name: str, task: Task, outcome: Outcome) -> None:
     if isinstance(loss, Tensor) and loss.ndim == 0:
         return
     given = list(loss.shape) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-    reduction = getattr(task.loss, "reduction", None)
-    way_out = (
-        f"set tasks.{name}.loss.reduction=mean"
-        if isinstance(reduction, str) and reduction != "mean"
-        else "return the mean over the batch"
-    )
+    way_out = "return the mean over the batch"
+    if getattr(task.loss, "reduction", "mean") in ("none", "sum"):
+        way_out = f"set tasks.{name}.loss.reduction=mean"
     raise ConfigError(
         f"tasks.{name}.loss: {_called(task.loss)} gives {given} and must give one number; {way_out}."
     )
-
-
-def _partly(task: Task, batch: Batch) -> int:
-    """Return the number of partly labelled examples."""
-    known = task.labelled(batch[task.target], batch)
-    return int((labelled_examples(known) & labelled_examples(~known)).sum())
 
 
 def _whole_and_parts(
@@ -210,13 +195,9 @@ def _two_parts(examples: int) -> tuple[slice, slice]:
 def _first_finite(
     found: Callable[[Tensor], tuple[float, float]], prediction: Tensor
 ) -> tuple[float, float] | None:
-    """Call ``found`` with noisy predictions, since an untrained head's may all be equal; then with the originals.
+    """Return the first result of ``found`` with a finite first number, or ``None``; raise if it fails both times.
 
-    Returns:
-        The first result whose first number is finite; ``None`` if there is none.
-
-    Raises:
-        ValueError: If both calls fail.
+    It is called with noisy predictions, since an untrained head's may all be equal, and then with the originals.
     """
     generator = torch.Generator().manual_seed(0)
     # Noise grows along the batch, so that the two parts have different means: it exposes a function of a mean.
@@ -226,7 +207,7 @@ def _first_finite(
     for candidate in (prediction + noise, prediction):
         try:
             pair = found(candidate)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except _FAILURES as error:
             failures.append(error)
             continue
         if math.isfinite(pair[0]):
@@ -245,16 +226,12 @@ def _fitting(
     task: Task, loss: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, target: Tensor
 ) -> Count:
     """Return the value of ``count`` with which the loss of a batch is the weighted mean of its parts' losses."""
-    choices: tuple[Count, ...] = ("examples", "weights")
+    choices: list[Count] = ["examples"] if getattr(loss, "weight", None) is None else ["examples", "weights"]
     for how in choices:
-        if how == task.counts_by or (how == "weights" and getattr(loss, "weight", None) is None):
-            continue
-        try:
+        with suppress(ValueError):
             pair = _whole_and_parts(loss, how, prediction, target)
-        except ValueError:
-            continue
-        if pair is not None and close(*pair):
-            return how
+            if how != task.counts_by and pair is not None and close(*pair):
+                return how
     return "batch"
 
 
@@ -281,14 +258,11 @@ def _loss_refuses(task: Task, outcome: Outcome) -> str | None:
         found = [loss_over_known(loss, task.counts_by, p, target, some)[0] for p in (prediction, other)]
         return float(found[0]), float(found[1])
 
-    for found in (whole_and_known, with_others):
-        try:
-            pair = _first_finite(found, prediction)
-        except ValueError:
-            return unlike
-        if pair is None or not close(*pair):
-            return unlike
-    return None
+    try:
+        pairs = [_first_finite(found, prediction) for found in (whole_and_known, with_others)]
+    except ValueError:
+        return unlike
+    return None if all(pair is not None and close(*pair) for pair in pairs) else unlike
 
 
 def _called(part: object) -> str:

@@ -1,6 +1,7 @@
 """Whether the model is trunk and heads or a user's own module, and checks of keys that only the former has."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +44,13 @@ def is_own(config: DictConfig) -> bool:
 def check_choices(config: DictConfig) -> None:
     """Refuse trunk, tasks and keys that refer to tasks if the model is a user's own."""
     target = target_of(config)
-    advice = f"model._target_={target} has neither; leave it out, or choose trunk=none task=[]."
-    for override in OmegaConf.select(config, "hydra.overrides.task") or []:
-        if _OF_TRUNK_AND_HEADS.match(override) and not _NOTHING.fullmatch(override):
-            raise ConfigError(f"{override} belongs to a model of trunk and heads, and {advice}")
-    usual = _script_defaults(config)
-    trunk = OmegaConf.select(config, "hydra.runtime.choices.trunk")
-    if trunk not in (None, "none", usual.get("trunk")):
-        raise ConfigError(f"trunk={trunk} belongs to a model of trunk and heads, and {advice}")
-    names = [name.rpartition("/")[2] for name in usual.get("task", ())]
-    if config.get("tasks") and list(config.tasks) != names:
+    for given in _of_trunk_and_heads(config):
         raise ConfigError(
-            f"tasks.{next(iter(config.tasks))} belongs to a model of trunk and heads, and {advice}"
+            f"{given} belongs to a model of trunk and heads, and model._target_={target} has neither; leave it out, or "
+            "choose trunk=none task=[]."
         )
-    if config.get("only") is not None or OmegaConf.select(config, "hydra.runtime.choices.baseline") not in (
-        None,
-        "none",
-    ):
+    baseline = OmegaConf.select(config, "hydra.runtime.choices.baseline")
+    if config.get("only") is not None or baseline not in (None, "none"):
         raise ConfigError(
             f"only and baseline=single_task choose among tasks, and model._target_={target} has losses of its own; "
             "leave both out."
@@ -69,6 +60,19 @@ def check_choices(config: DictConfig) -> None:
             f"compile=true compiles the trunk, and model._target_={target} has none; set compile=false, and call "
             "torch.compile on a part of it in its constructor."
         )
+
+
+def _of_trunk_and_heads(config: DictConfig) -> Iterator[str]:
+    """Yield the overrides, and the choices of an experiment, that set a trunk or tasks."""
+    for override in OmegaConf.select(config, "hydra.overrides.task") or []:
+        if _OF_TRUNK_AND_HEADS.match(override) and not _NOTHING.fullmatch(override):
+            yield override
+    usual = _script_defaults(config)
+    trunk = OmegaConf.select(config, "hydra.runtime.choices.trunk")
+    if trunk not in (None, "none", usual.get("trunk")):
+        yield f"trunk={trunk}"
+    if config.get("tasks") and list(config.tasks) != [n.rpartition("/")[2] for n in usual.get("task", ())]:
+        yield f"tasks.{next(iter(config.tasks))}"
 
 
 def leave_out_trunk_and_tasks(config: DictConfig) -> None:

@@ -56,24 +56,20 @@ def check_losses(losses: Iterable[str]) -> None:
 
 
 def _of_task(name: str) -> str | None:
-    if not name.isidentifier() or keyword.iskeyword(name):
-        return "it has to be a Python identifier"
-    if hasattr(dict, name):
-        return "a dict has a method of this name"
-    if name in OF_MODULES:
-        return "a torch module has an attribute of this name"
-    if name.startswith("_"):
-        return _UNDERSCORE
-    if name == "trunk":
-        return "the seed of the trunk's initial values is derived from this name"
-    return TASKS.get(name)
+    reasons = {
+        "it has to be a Python identifier": not name.isidentifier() or keyword.iskeyword(name),
+        "a dict has a method of this name": hasattr(dict, name),
+        "a torch module has an attribute of this name": name in OF_MODULES,
+        _UNDERSCORE: name.startswith("_"),
+        "the seed of the trunk's initial values is derived from this name": name == "trunk",
+    }
+    return next((reason for reason, applies in reasons.items() if applies), TASKS.get(name))
 
 
 def _of_metric(name: str) -> str | None:
-    if not name or "." in name:
-        return "it has to be a word without a dot"
-    if name in OF_COLLECTIONS:
-        return "a torchmetrics collection has an attribute of this name"
-    if name.startswith("_"):
-        return _UNDERSCORE
-    return METRICS.get(name)
+    reasons = {
+        "it has to be a word without a dot": not name or "." in name,
+        "a torchmetrics collection has an attribute of this name": name in OF_COLLECTIONS,
+        _UNDERSCORE: name.startswith("_"),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), METRICS.get(name))

@@ -1,6 +1,7 @@
 """Refuses optimizers and schedulers that cannot be built, or do not work with the steps of a run."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -64,21 +65,17 @@ def _takes_groups(make: Callable[..., Optimizer], count: int) -> bool:
 
 def _filled_once(config: DictConfig, module: MultiLossModule) -> str:
     """Return why the gradients are computed once per step, before the optimizer's step, and what to change."""
-    if isinstance(module.weighting, JacobianMethod):
-        return (
-            f"weighting={config.method} computes gradients once; choose another optimizer, or a scalarization such as "
-            "weighting=weighted_sum with trainer.accumulate_grad_batches=1."
-        )
     batches = config.trainer.accumulate_grad_batches
-    if batches > 1:
-        return (
-            f"trainer.accumulate_grad_batches={batches} computes gradients once; choose another "
-            "optimizer, or trainer.accumulate_grad_batches=1."
-        )
-    return (
-        "several processes compute gradients once if labels can be missing; choose another optimizer, or "
-        "trainer.devices=1."
-    )
+    if isinstance(module.weighting, JacobianMethod):
+        once = f"weighting={config.method} computes gradients once"
+        instead = "a scalarization such as weighting=weighted_sum with trainer.accumulate_grad_batches=1"
+    elif batches > 1:
+        once = f"trainer.accumulate_grad_batches={batches} computes gradients once"
+        instead = "trainer.accumulate_grad_batches=1"
+    else:
+        once = "several processes compute gradients once if labels can be missing"
+        instead = "trainer.devices=1"
+    return f"{once}; choose another optimizer, or {instead}."
 
 
 def _closure_wanted(make: Callable[..., Optimizer]) -> str:
@@ -86,23 +83,17 @@ def _closure_wanted(make: Callable[..., Optimizer]) -> str:
 
     Manual optimization fills the gradients first, and passes an empty closure, or none with a loss scaler.
     """
-    tried = _tried(make, _by_itself)
+    tried = _tried(make, lambda optimizer, closure: optimizer.step(closure))
     if isinstance(tried, Exception):
         return ""
     parameter, evaluations = tried
     if evaluations > _STEPS:
         return "computes the loss several times"
     for take in (_empty_closure, _no_closure):
-        by_hand = _tried(make, take)
-        if isinstance(by_hand, Exception) or not torch.allclose(
-            by_hand[0], parameter, rtol=0, atol=0, equal_nan=True
-        ):
+        found = _tried(make, take)
+        if isinstance(found, Exception) or not found[0].allclose(parameter, rtol=0, atol=0, equal_nan=True):
             return "needs the loss"
     return ""
-
-
-def _by_itself(optimizer: Optimizer, closure: Callable[[], Tensor]) -> None:
-    optimizer.step(closure)  # type: ignore[arg-type]
 
 
 def _empty_closure(optimizer: Optimizer, closure: Callable[[], Tensor]) -> None:
@@ -117,7 +108,7 @@ def _no_closure(optimizer: Optimizer, closure: Callable[[], Tensor]) -> None:
 
 def _tried(
     make: Callable[..., Optimizer],
-    take: Callable[[Optimizer, Callable[[], Tensor]], None],
+    take: Callable[[Optimizer, Any], Any],
     sparse: bool = False,
 ) -> tuple[Tensor, int] | Exception:
     """Return a small matrix after some steps and how often they evaluated the loss, or the error of a step."""

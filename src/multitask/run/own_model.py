@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from multitask.errors import ConfigError, on_one_line
@@ -75,18 +75,16 @@ def check_own_optimizer(config: DictConfig, module: MultiLossModule) -> None:
                 "optimizer=adam."
             )
         return
-    for key, node in (("optimizer", config.optimizer), ("scheduler", config.scheduler)):
-        if node and "_target_" in node:
-            raise ConfigError(
-                f"{key}._target_={node._target_} would do nothing, since {name} has a configure_optimizers of its own; "
-                "set optimizer=own scheduler=none, or remove the method."
+    for key in ("optimizer._target_", "scheduler._target_", "weighting.learning_rate", "parameter_groups"):
+        if (value := OmegaConf.select(config, key)) is not None and value != {}:
+            advice = (
+                "set optimizer=own scheduler=none, or remove the method"
+                if "_target_" in key
+                else "leave it null"
             )
-    rate = config.weighting.get("learning_rate")
-    if rate is not None:
-        raise ConfigError(
-            f"weighting.learning_rate={rate} would do nothing, since {name} has a configure_optimizers of its own; "
-            "leave it null."
-        )
+            raise ConfigError(
+                f"{key}={value} would do nothing, since {name} has a configure_optimizers of its own; {advice}."
+            )
 
 
 def _validated_keys(module: MultiLossModule, data: Data) -> set[str]:

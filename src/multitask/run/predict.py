@@ -16,7 +16,7 @@ from multitask.data.base import DataModule
 from multitask.errors import ConfigError
 from multitask.lightning.module import MultiLossModule
 from multitask.run.build import build_data
-from multitask.run.data import Data, bare_trainer, evaluation_data
+from multitask.run.data import bare_trainer, evaluation_data
 from multitask.run.weights import load_model, opened
 
 ID = "id"
@@ -30,7 +30,12 @@ def predict(config: DictConfig) -> Path:
         if output.suffix not in _WRITERS:
             raise ConfigError(f"output={output} ends neither with .csv nor with .npz; name a file that does.")
         data = build_data(config)
-        _check_split(config, data)
+        if config.split not in data.splits:
+            raise ConfigError(f"split={config.split} is not in the data, which has {', '.join(data.splits)}.")
+        if config.split == "train" and not isinstance(data, DataModule) and config.ids is None:
+            raise ConfigError(
+                "split=train: the data module's loader may shuffle it; set ids=<key> to the batch's key of names."
+            )
         module = load_model(config, content["state_dict"])
         if not is_overridden("predict_step", module, MultiLossModule):
             raise ConfigError(
@@ -53,15 +58,6 @@ def predict(config: DictConfig) -> Path:
         _WRITERS[output.suffix](output, ids, arrays)
     print(output)
     return output
-
-
-def _check_split(config: DictConfig, data: Data) -> None:
-    if config.split not in data.splits:
-        raise ConfigError(f"split={config.split} is not in the data, which has {', '.join(data.splits)}.")
-    if config.split == "train" and not isinstance(data, DataModule) and config.ids is None:
-        raise ConfigError(
-            "split=train: the data module's loader may shuffle it; set ids=<key> to the batch's key of example names."
-        )
 
 
 class _Predictions(Callback):
@@ -95,9 +91,8 @@ class _Predictions(Callback):
         found = {}
         for name, parts in self._parts.items():
             values = _together(parts)
-            found[name] = (
-                values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-            ).numpy()
+            half = values.dtype in (torch.float16, torch.bfloat16)
+            found[name] = (values.float() if half else values).numpy()
         if taken := {ID, "file"} & found.keys():  # numpy's own name for where to write
             raise ConfigError(
                 f"the predictions of '{min(taken)}' cannot be written under this name; rename the task."

@@ -46,12 +46,7 @@ def write_results(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 class RunRecord:
-    """``run.json``: the facts about a run, updated while it runs.
-
-    Args:
-        folder: The run's folder.
-        facts: The facts known at the start.
-    """
+    """``run.json``: the facts about a run, updated while it runs."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         self.path = folder / "run.json"
@@ -80,10 +75,6 @@ def recipe_digest(config: Mapping[str, Any], task: str | None = None) -> str:
 
     With a task, the recipe contains this task and no other: a task's values in a joint run and in its single-task
     baseline have the same digest.
-
-    Args:
-        config: The resolved config.
-        task: The task of the value.
     """
     data = {k: v for k, v in config["data"].items() if k not in ("seed", "num_workers", "targets")}
     if not data.get("drop_last"):

@@ -10,8 +10,8 @@ from multitask.errors import ConfigError, choices
 from multitask.lightning.metric_keys import from_keys
 from multitask.lightning.module import MultiLossModule
 from multitask.module import MultiTaskModule
-from multitask.run.data import Data, OtherData, batches_in
-from multitask.run.trainer_keys import watched, without
+from multitask.run.checks import watched, without
+from multitask.run.data import Data, OtherData, batches_in, batches_taken
 from multitask.task.targets import Standardized
 
 
@@ -137,10 +137,10 @@ def check_intervals(config: DictConfig, data: Data) -> None:
     splits = [each for each in config.evaluation.splits if each != "test" or not isinstance(data, OtherData)]
     for key, split in evaluated + [("limit_test_batches", split) for split in splits]:
         _check_share(f"trainer.{key}", trainer[key], split, batches_in(data.loader(split)))
-    interval, limit = trainer.val_check_interval, trainer.limit_train_batches
+    interval = trainer.val_check_interval
     if batches is None:
         return
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    batches = batches_taken(batches, trainer.limit_train_batches)
     if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
         raise ConfigError(
             f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch; make it at most "

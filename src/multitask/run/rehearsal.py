@@ -15,7 +15,8 @@ from multitask.errors import ConfigError, on_one_line
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
-from multitask.run.data import Data
+from multitask.run.checks import callback_nodes
+from multitask.run.data import Data, batches_taken
 from multitask.run.devices import processes
 from multitask.run.sharing import losses_of
 from multitask.weighting.base import JacobianMethod
@@ -35,15 +36,13 @@ def _by_task(config: DictConfig, module: MultiLossModule) -> list[str]:
         settings.append("a scalarization such as weighting=weighted_sum")
     if config.trainer.accumulate_grad_batches > 1:
         settings.append("trainer.accumulate_grad_batches=1")
-    probing = [
-        name for name, callback in (config.callbacks or {}).items() if (callback or {}).get("probe_every")
-    ]
-    return settings + [f"callbacks.{name}.probe_every=null" for name in probing]
+    probing = [key for key, node in callback_nodes(config).items() if node.get("probe_every")]
+    return settings + [f"{key}.probe_every=null" for key in probing]
 
 
 @dataclass
 class Rehearsed:
-    """What a backward pass found."""
+    """The result of a backward pass."""
 
     sparse: list[str]
     """The parameters whose gradient is sparse."""
@@ -107,11 +106,10 @@ def check_last_batch(config: DictConfig, module: MultiLossModule, data: Data, ba
     loader = data.loader("train", training=True)
     if not isinstance(loader, Loader):
         return
-    limit, count = config.trainer.limit_train_batches, processes(config)
-    smallest = loader.smallest(count)
-    batches = len(loader)
-    taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    if smallest > 1 or (taken < batches and loader.batch_size > 1):
+    count = processes(config)
+    smallest, batches = loader.smallest(count), len(loader)
+    dropped = batches_taken(batches, config.trainer.limit_train_batches) < batches
+    if smallest > 1 or (dropped and loader.batch_size > 1):
         return
     if getattr(module.weighting, "rows", "task") == "half" and loader.batch_size == 1:
         raise ConfigError(

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from multitask import places, system
-from multitask.run.checks import SINGLE_TASK
+from multitask.evaluation.names import SINGLE_TASK
 from multitask.run.devices import gpus_of_job, parallel_jobs, processes
 
 
@@ -23,7 +23,12 @@ def register() -> None:
     new("project_root", lambda: str(places.root()), replace=True)
     new("embedded_data", lambda: str(places.EMBEDDED), replace=True)
     new("num_tasks", lambda *, _root_: len(_root_.tasks) or None, replace=True)
-    new("task_names", _task_names, replace=True)
+    # The tasks that have a head, and therefore need features of the trunk.
+    new(
+        "task_names",
+        lambda *, _root_: [str(n) for n, task in _root_.tasks.items() if "head" in task],
+        replace=True,
+    )
     new("targets", _targets, replace=True)
     new("run_tags", _run_tags, replace=True)
     new("complement", lambda share: 1.0 - share, replace=True)
@@ -58,9 +63,8 @@ def _sweep_id(new: str, *, _root_: DictConfig) -> str:
 
 def _experiment_name(*, _root_: DictConfig) -> str:
     """Return the experiment's name, or the data set's if no experiment was chosen."""
-    choices = (
-        _root_ if "hydra" in _root_ else OmegaConf.create({"hydra": HydraConfig.get()})
-    ).hydra.runtime.choices
+    hydra = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
+    choices: Any = hydra.runtime.choices
     return str(choices.experiment or choices.data).replace("/", "-")
 
 
@@ -79,11 +83,6 @@ def _variant() -> str:
     own = [override.lstrip("+") for override in hydra.overrides.task]
     settings = sorted(o.removeprefix("weighting.") for o in own if o.startswith(_SETTINGS))
     return " ".join(settings)
-
-
-def _task_names(*, _root_: DictConfig) -> list[str]:
-    """Return the tasks that have a head, and therefore need features of the trunk."""
-    return [str(name) for name, node in _root_.tasks.items() if "head" in node]
 
 
 def _run_tags(separator: str | None = None, *, _root_: DictConfig) -> list[str] | str:

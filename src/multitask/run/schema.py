@@ -1,4 +1,7 @@
-"""Types, choices and ranges of config keys, checked without heavy imports; their defaults are in the YAML files."""
+"""Sections of a config, and types, choices and ranges of its keys, checked without heavy imports.
+
+The defaults are in the YAML files.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -100,6 +103,10 @@ TRAIN: Schema = {
     "compile": bool,
 }
 
+# Sections that must have a _target_, those that must have keys, and those that may be empty.
+_MADE = ("data", "trunk", "weighting", "optimizer")
+_SECTIONS = ("trainer", "selection", "evaluation", "paths")
+_MAYBE_EMPTY = {"scheduler": "scheduler=none", "callbacks": "callbacks=default", "logger": "logger=csv"}
 _NOTHING = object()
 
 
@@ -146,3 +153,48 @@ def _described(wanted: dict[str, Any]) -> str:
             bound = f" of at least {wanted['minimum']:g}" if "minimum" in wanted else ""
             return f"a {'whole ' if kind == 'integer' else ''}number{bound}"
     return {"null": "null", "boolean": "true or false", "string": "a name"}[wanted["type"]]
+
+
+def check_sections(config: DictConfig, own: bool = False) -> None:
+    """Refuse a config in which a section is missing or lacks its ``_target_``.
+
+    A model of the user's own has no trunk and may have its own optimizer.
+    """
+    content = _nodes(config)
+    for key in _MADE:
+        free = own and (key == "trunk" or (key == "optimizer" and content.get(key) == {}))
+        if not free and not _has_target(content.get(key)):
+            raise ConfigError(f"{key} names no _target_; choose one with {key}=…")
+    if "trained" not in content and not _has_target(content.get("model")):
+        raise ConfigError("model names no _target_; choose model=trunk_and_heads, or set model._target_=…")
+    for key in _SECTIONS:
+        if not isinstance(content.get(key), dict):
+            raise ConfigError(
+                f"{key} has no keys, and a run needs those of the config; keep {key} and set {key}.<key>=…"
+            )
+    # Scripts that read a checkpoint have neither callbacks nor loggers.
+    for key, advice in _MAYBE_EMPTY.items() if "trained" not in content else ():
+        if key not in content or not isinstance(content[key], dict | None):
+            raise ConfigError(f"{key} is missing from the config; choose {advice}.")
+    for name, node in _nodes(config.get("tasks") or OmegaConf.create()).items():
+        key = f"tasks.{name}"
+        if not _has_target(node):
+            raise ConfigError(
+                f"{key} names no _target_; leave it out of task=[…], or set {key}._target_=multitask.task.Task."
+            )
+        for part in ("head", "loss", "target"):
+            if part in node and node[part] is None:
+                raise ConfigError(f"{key}.{part}=null; a task needs a {part}.")
+
+
+def _has_target(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("_target_"), str)
+
+
+def _nodes(config: DictConfig) -> dict[str, Any]:
+    """Return the config as plain containers, resolving only keys that refer to a node, such as ``${tasks.left}``."""
+    content: Any = OmegaConf.to_container(config, resolve=False)
+    for key in content:
+        if OmegaConf.is_interpolation(config, key) and OmegaConf.is_config(node := config[key]):
+            content[key] = OmegaConf.to_container(node, resolve=False)
+    return content

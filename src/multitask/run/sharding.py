@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from multitask.errors import ConfigError
 from multitask.module import AnyTask, takes_derivatives
+from multitask.run.checks import callback_nodes
 from multitask.task.penalty import Penalty
 from multitask.weighting.base import Combiner, JacobianMethod
 
@@ -49,11 +50,11 @@ def check_strategy(config: DictConfig) -> None:
         raise ConfigError(
             "compile=true compiles a trunk in one piece, which trainer=fsdp shards; set compile=false."
         )
-    if ((config.callbacks or {}).get("conflict") or {}).get("probe_every"):
-        raise ConfigError(
-            "callbacks.conflict.probe_every needs whole rows, and with trainer=fsdp no process has them; set it to "
-            "null."
-        )
+    for key, node in callback_nodes(config).items():
+        if node.get("probe_every"):
+            raise ConfigError(
+                f"{key}.probe_every needs whole rows, and with trainer=fsdp no process has them; set it to null."
+            )
 
 
 def check_sharded(config: DictConfig, weighting: Combiner, tasks: Mapping[str, AnyTask]) -> None:

@@ -46,10 +46,7 @@ def parts(
 
     Frozen parameters that no loss reaches join their module: an encoder with low-rank updates is one part.
 
-    Args:
-        named: Parameters by dotted name.
-        used_by: The tasks that use each parameter, as returned by :func:`users`.
-        depth: The number of components of the shortest name.
+    ``used_by`` is the result of :func:`users`; ``depth`` is the number of components of the shortest name.
     """
     found = []
     rows = zip(named, named.values(), used_by, strict=True)

@@ -55,9 +55,11 @@ def imported(key: str, target: str) -> Any:
                 ) from error
             if i == 0:
                 raise ConfigError(f"{key}={target}: there is no package '{part}'.") from error
-            near = [n for n in dir(found) if not n.startswith("_")]
-            parent = ".".join(parts[:i])
-            raise ConfigError(f"{key}={target}: {parent} has no '{part}'; {_near(part, near)}") from error
+            names = [name for name in dir(found) if not name.startswith("_")]
+            hint = choices(part, names)
+            if len(names) > 20:  # too many to list
+                hint = hint.rpartition(" Choices:")[0] or "check the spelling."
+            raise ConfigError(f"{key}={target}: {'.'.join(parts[:i])} has no '{part}'; {hint}") from error
     return found
 
 
@@ -74,18 +76,7 @@ def _check_arguments(key: str, node: Mapping[str, Any], made: Any) -> None:
     for name in node:
         if name in takes or name in _HYDRA or name in _APART.get(key, ()):
             continue
-        rate = (
-            " Learning rates of parts of the model are set by parameter_groups."
-            if _RATE.search(str(name))
-            else ""
-        )
-        known = choices(str(name), takes) if takes else "it takes none."
-        raise ConfigError(f"{key}.{name} is not an argument of {node['_target_']}; {known}{rate}")
-
-
-def _near(wrong: str, names: list[str]) -> str:
-    hint = choices(wrong, names)
-    if len(names) <= 20:
-        return hint
-    meant, _, _ = hint.rpartition(" Choices:")
-    return meant or "check the spelling."
+        hint = choices(str(name), takes) if takes else "it takes none."
+        if _RATE.search(str(name)):
+            hint += " Learning rates of parts of the model are set by parameter_groups."
+        raise ConfigError(f"{key}.{name} is not an argument of {node['_target_']}; {hint}")

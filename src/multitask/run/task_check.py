@@ -14,7 +14,7 @@ from multitask.lightning.probing import unobtrusive
 from multitask.module import MultiTaskModule
 from multitask.run.console import summarize
 from multitask.run.data import Data, first_batch, temporary_trainer, training_data
-from multitask.run.label_checks import check_labels, labelled_share, metric_values
+from multitask.run.label_checks import check_labels, dtype_of, labelled_share, metric_values
 from multitask.run.sharing import compare, losses_of, users
 from multitask.task.targets import Binary
 from multitask.task.task import Batch, Outcome, Task
@@ -67,11 +67,8 @@ def check_that_metrics_move(name: str, task: Task, outcome: Outcome) -> None:
     for metric, value in right.items():
         if value == wrong[metric] or (math.isnan(value) and math.isnan(wrong[metric])):
             shares = isinstance(task.loss, nn.CrossEntropyLoss) and outcome.target.is_floating_point()
-            way_out = (
-                f"set tasks.{name}.transform._target_=multitask.targets.Classes"
-                if shares
-                else "choose another"
-            )
+            classes = f"set tasks.{name}.transform._target_=multitask.targets.Classes"
+            way_out = classes if shares else "choose another"
             raise ConfigError(
                 f"tasks.{name}.metrics.{metric} is {value:g} whether the predictions are right or wrong: it does not "
                 f"suit predictions {list(outcome.prediction.shape)} of targets {list(outcome.target.shape)}; "
@@ -165,7 +162,7 @@ def _of_tasks(
             cells = [
                 task.target,
                 "×".join(["n", *map(str, target.shape[1:])]),
-                str(target.dtype).removeprefix("torch."),
+                dtype_of(target),
                 "" if share is None else f"{100 * share:.1f} %",
                 f"{loss.item():.4g}",
                 f"{constant_loss(task, outcomes[name]):.4g}",

@@ -76,11 +76,11 @@ def train(config: DictConfig) -> float | None:
         if trainer.is_global_zero and (profile := trainer.profiler.summary()):  # type: ignore[attr-defined]
             print(profile)
         chosen = select(module, trainer, config)
-        figures = evaluate(module, trainer, run.data, resolved, chosen)
+        rows = evaluate(module, trainer, run.data, resolved, chosen)
         status = {"status": "completed", **chosen.facts()}
         if trainer.is_global_zero:
-            write_results(folder / "results.csv", figures)
-            show(figures)
+            write_results(folder / "results.csv", rows)
+            show(rows)
             if chosen.note:
                 print(f"warning: {chosen.note}", file=sys.stderr)
         return chosen.value
@@ -121,7 +121,7 @@ class _Run:
 
 def _build(config: DictConfig, folder: Path) -> _Run:
     """Build the objects; raise errors of the config in one sentence, and leave no folder behind."""
-    before = set(folder.iterdir()) if folder.is_dir() else set()
+    was_empty = not folder.is_dir() or not any(folder.iterdir())
     quiet()
     try:
         torch.set_float32_matmul_precision(config.matmul_precision)
@@ -158,7 +158,12 @@ def _build(config: DictConfig, folder: Path) -> _Run:
             if hasattr(callback, "check"):
                 callback.check(module)
     except Exception as error:
-        _remove_if_empty(folder, before)
+        if (
+            folder.is_dir()
+            and was_empty
+            and not any(p.is_dir() or p.stat().st_size for p in folder.iterdir())
+        ):
+            shutil.rmtree(folder)  # which has nothing but an empty log of this run
         sentence = explained(error, OSError, ValueError, TypeError)
         if sentence is None:
             raise
@@ -218,9 +223,3 @@ def _facts(config: Mapping[str, Any], overrides: list[str], module: MultiLossMod
         "git_commit": git_commit(Path(config["paths"]["root"])),
         "versions": package_versions(),
     }
-
-
-def _remove_if_empty(folder: Path, before: set[Path]) -> None:
-    """Remove a folder in which this run wrote nothing but an empty log."""
-    if folder.is_dir() and not before and all(p.is_file() and not p.stat().st_size for p in folder.iterdir()):
-        shutil.rmtree(folder)

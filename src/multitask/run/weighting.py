@@ -52,16 +52,7 @@ def _wrap(
     groups: str = "trunk",
     rescale: bool = False,
 ) -> Combiner:
-    """Wrap a combiner as the config asks for; a scalarization then becomes a Jacobian method.
-
-    Args:
-        combiner: Any combiner.
-        tasks: The names of the tasks.
-        rows: ``example`` weighs the losses of all examples against one another, ``task`` those of tasks.
-        every: The number of steps for which weights are reused.
-        groups: ``layer`` or ``tensor`` aggregates each separately, ``trunk`` all parameters together.
-        rescale: Whether to scale the combined gradient to the norm of the mean gradient.
-    """
+    """Wrap a combiner as the config asks for; a scalarization then becomes a Jacobian method."""
     if (rows, every, groups, rescale) == ("task", 1, "trunk", False):
         return combiner
     if rows == "example" and isinstance(combiner, Scalarization):

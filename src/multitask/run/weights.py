@@ -24,9 +24,7 @@ from multitask.weighting.state import materialize_buffers
 def opened(config: DictConfig, what: str) -> Iterator[dict[str, Any]]:
     """Read a checkpoint and seed the generators; turn errors into one sentence, and remove an empty folder.
 
-    Args:
-        config: The checkpoint's config.
-        what: What failed, such as ``cannot be exported``, for the error message.
+    ``what`` is for the error message, such as ``cannot be exported``.
     """
     quiet()
     try:

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from multitask.errors import ConfigError
-from multitask.evaluation.names import COMBINED, conflict
-from multitask.run.checks import SINGLE_TASK
+from multitask.evaluation.names import COMBINED, SINGLE_TASK, conflict
 from multitask.run.record import COLUMNS, write_results
 from multitask.sweep.state import COMPLETED, read_record, read_rows
 

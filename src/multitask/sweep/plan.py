@@ -12,8 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from multitask.errors import ConfigError
+from multitask.evaluation.names import SINGLE_TASK
 from multitask.run.arguments import quoted
-from multitask.run.checks import SINGLE_TASK, check
+from multitask.run.checks import check
 from multitask.run.model_choice import is_own
 from multitask.run.record import recipe_digest
 from multitask.run.resolvers import plain

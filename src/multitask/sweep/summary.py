@@ -9,14 +9,14 @@ from statistics import fmean
 from multitask.evaluation.names import COMBINED
 from multitask.sweep.plan import Job
 from multitask.sweep.state import COMPLETED, FAILED, read_record, read_rows, status_of
-from multitask.terminal import figure, terminal
+from multitask.terminal import decimal, terminal
 
 # More columns than this do not fit a terminal; then each metric's mean over tasks is shown instead.
 MOST_COLUMNS = 8
 # Keys of the problem, whose results are not comparable.
 _PROBLEM = re.compile(r"\+{0,2}(experiment|data(?!\.batch_size\b)|tasks?)\b")
 
-Figures = dict[tuple[str, str], float]
+Metrics = dict[tuple[str, str], float]
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,18 @@ class Summary:
         jobs: The jobs.
         statuses: Their statuses.
         varied: The keys that differ between jobs, except those that have a column already.
-        figures: Their results by task and metric; empty if a job has not completed.
+        metrics: Their metrics by task and name; empty if a job has not completed.
     """
 
     jobs: Sequence[Job]
     statuses: Sequence[str]
     varied: Sequence[str]
-    figures: Sequence[Figures]
+    metrics: Sequence[Metrics]
 
     @property
     def columns(self) -> list[tuple[str, str]]:
         """Task and metric of every result of any job."""
-        return list(dict.fromkeys(key for found in self.figures for key in found))
+        return list(dict.fromkeys(key for found in self.metrics for key in found))
 
     def settings(self, job: Job) -> list[str]:
         """Return a job's values of the varied keys."""
@@ -49,18 +49,18 @@ class Summary:
 def summarize(jobs: Sequence[Job]) -> Summary:
     """Read the jobs' folders."""
     statuses = [status_of(job.folder) for job in jobs]
-    figures = [
-        read_figures(job.folder) if status == COMPLETED else {}
+    metrics = [
+        read_metrics(job.folder) if status == COMPLETED else {}
         for job, status in zip(jobs, statuses, strict=True)
     ]
-    return Summary(jobs, statuses, _varied(jobs), figures)
+    return Summary(jobs, statuses, _varied(jobs), metrics)
 
 
 def show(summary: Summary, name: str) -> None:
     """Print one table of all jobs, and why jobs failed."""
     shown = summary
     if len(shown.columns) > MOST_COLUMNS:
-        shown = replace(summary, figures=[_means(found) for found in summary.figures])
+        shown = replace(summary, metrics=[_means(found) for found in summary.metrics])
     from rich.table import Table  # deferred, for a fast start
 
     table = Table(title=f"sweep {name}", title_justify="left")
@@ -70,8 +70,8 @@ def show(summary: Summary, name: str) -> None:
     table.add_column("status", overflow="fold")
     for task, metric in shown.columns:
         table.add_column(f"{task}\n{metric}", justify="right", overflow="fold")
-    for job, status, found in zip(shown.jobs, shown.statuses, shown.figures, strict=True):
-        cells = [figure(found[key]) if key in found else "" for key in shown.columns]
+    for job, status, found in zip(shown.jobs, shown.statuses, shown.metrics, strict=True):
+        cells = [decimal(found[key]) if key in found else "" for key in shown.columns]
         table.add_row(job.method, *map(_short, shown.settings(job)), str(job.seed), status, *cells)
     terminal().print(table)
     for sentence in best_settings(summary):
@@ -105,11 +105,11 @@ def best_settings(summary: Summary) -> list[str]:
             best = (min if rule.startswith("min ") else max)(means, key=lambda setting: means[setting])
             over = "" if len(seeds) == 1 else f", mean of {len(seeds)} seeds"
             name = " ".join([method, *problem])
-            found.append(f"best of {name} by {rule}: {' '.join(best)} ({figure(means[best])}{over})")
+            found.append(f"best of {name} by {rule}: {' '.join(best)} ({decimal(means[best])}{over})")
     return found
 
 
-def read_figures(folder: Path) -> Figures:
+def read_metrics(folder: Path) -> Metrics:
     """Return a run's results on the test split, or on the last split it has, by task and metric.
 
     The loss of a task with metrics is left out, and so is the combined loss.
@@ -134,9 +134,9 @@ def _short(value: str) -> str:
         return value
 
 
-def _means(figures: Figures) -> Figures:
+def _means(metrics: Metrics) -> Metrics:
     by_metric: dict[str, list[float]] = {}
-    for (_, metric), value in figures.items():
+    for (_, metric), value in metrics.items():
         by_metric.setdefault(metric, []).append(value)
     return {("mean", metric): sum(values) / len(values) for metric, values in by_metric.items()}
 

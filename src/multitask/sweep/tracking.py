@@ -27,8 +27,8 @@ def log(config: DictConfig, summary: Summary, folder: Path) -> None:
     from multitask import quiet_loggers  # noqa: F401  # isort: skip
     import wandb  # deferred, for a fast start
 
-    jobs, figures = summary.jobs, [f"{task}/{metric}" for task, metric in summary.columns]
-    columns: list[Any] = ["method", *summary.varied, "seed", "status", *figures, "run"]
+    jobs, metrics = summary.jobs, [f"{task}/{metric}" for task, metric in summary.columns]
+    columns: list[Any] = ["method", *summary.varied, "seed", "status", *metrics, "run"]
     rows = [
         [
             job.method,
@@ -38,7 +38,7 @@ def log(config: DictConfig, summary: Summary, folder: Path) -> None:
             *map(found.get, summary.columns),
             job.folder.name,
         ]
-        for job, status, found in zip(jobs, summary.statuses, summary.figures, strict=True)
+        for job, status, found in zip(jobs, summary.statuses, summary.metrics, strict=True)
     ]
     # One id for the sweep, also when it is resumed.
     name = f"{folder.name[:40]}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"

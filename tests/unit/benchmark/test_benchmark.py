@@ -12,7 +12,6 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from multitask.benchmark import problems
-from multitask.benchmark.accumulated import accumulated_methods
 from multitask.benchmark.cells import COLUMNS
 from multitask.benchmark.methods import (
     AutogramRecipe,
@@ -20,6 +19,7 @@ from multitask.benchmark.methods import (
     Naive,
     Ours,
     WeightedSum,
+    accumulated_methods,
     compiled_methods,
     text_methods,
 )

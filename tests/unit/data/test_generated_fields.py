@@ -42,7 +42,14 @@ def test_training_values_are_known_only_at_the_ends() -> None:
     torch.testing.assert_close(splits["test"]["u"], torch.sin(math.pi * splits["test"]["inputs"]))
 
 
-@pytest.mark.parametrize("make", [lambda: MullerBrown([3, 0, 1]), lambda: Poisson([9, 9, 9], ends=1)])
-def test_invalid_counts_are_rejected(make) -> None:
-    with pytest.raises(ValueError, match=r"data\.examples="):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MullerBrown([3, 0, 1]), r"data\.examples=\[3, 0, 1\]"),
+        (lambda: Poisson([9, 1, 9]), r"data\.examples=\[9, 1, 9\]"),
+        (lambda: Poisson([9, 9, 9], ends=1), r"data\.ends=1"),
+    ],
+)
+def test_invalid_counts_are_rejected(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()

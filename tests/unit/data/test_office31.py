@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from multitask.data.office31 import MISSING, Office31
+from multitask.data.office31 import Office31
+from multitask.losses.counts import DEFAULT_IGNORE_INDEX
 
 
 def write_office(root: Path, images: str = "images", classes: tuple[str, ...] = ("mug", "pen")) -> None:
@@ -14,7 +15,7 @@ def write_office(root: Path, images: str = "images", classes: tuple[str, ...] = 
         for c, name in enumerate(classes):
             folder = root / domain / images / name
             folder.mkdir(parents=True)
-            (folder / "notes.txt").write_text("no picture")
+            (folder / "notes.txt").write_text("no image")
             for i in range(5):
                 Image.new("RGB", (9, 9), (80 * d, 80 * c, 10 * i)).save(folder / f"frame_{i:04d}.png")
 
@@ -29,9 +30,9 @@ def test_each_domain_has_its_own_task(tmp_path: Path, images: str):
     for loader in (module.train_dataloader(), module.val_dataloader(), module.test_dataloader()):
         (batch,) = loader
         targets = torch.stack([batch[name] for name in ("amazon", "dslr", "webcam")], dim=1)
-        assert ((targets != MISSING).sum(1) == 1).all()
+        assert ((targets != DEFAULT_IGNORE_INDEX).sum(1) == 1).all()
         colour = (batch["inputs"][:, :, 0, 0] * 255).round().long()
-        assert torch.equal((targets != MISSING).long().argmax(1), colour[:, 0] // 80)
+        assert torch.equal((targets != DEFAULT_IGNORE_INDEX).long().argmax(1), colour[:, 0] // 80)
         assert torch.equal(targets.max(1).values, colour[:, 1] // 80)
         colours += [tuple(row) for row in colour.tolist()]
     assert len(set(colours)) == len(colours) == 30

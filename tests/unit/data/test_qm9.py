@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from multitask.data.qm9 import QM9
-from multitask.data.sdf import read_molecules
+from multitask.data.qm9 import QM9, read_molecules
 
 METHANE = [
     ("C", 0.0, 0.0, 0.0),

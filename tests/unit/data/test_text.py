@@ -62,7 +62,7 @@ def test_sentences_depend_on_their_seed_alone():
     more = Sentences((60, 10, 10))
     more.setup()
     assert [more.splits["train"][i]["inputs"]["input_ids"].tolist() for i in range(40)] == ids()
-    with pytest.raises(ValueError, match=r"^data\.examples=\[1, 2\] must be three positive numbers"):
+    with pytest.raises(ValueError, match=r"^data\.examples=\[1, 2\] must be three counts of at least 1"):
         Sentences((1, 2))
 
 

@@ -28,7 +28,7 @@ def write_run(
     folder: Path,
     method: str,
     seed: int,
-    figures: Mapping[str, float],
+    results: Mapping[str, float],
     *,
     higher: bool | Mapping[str, bool] = True,
     experiment: str = "toy",
@@ -41,10 +41,10 @@ def write_run(
     digests: Mapping[str, str] | None = None,
     **run_json: Any,
 ) -> Path:
-    """A run folder; `figures`: task/metric → value; `digests`: task → digest of its recipe, else `digest`."""
+    """A run folder; `results`: task/metric → value; `digests`: task → digest of its recipe, else `digest`."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for key, value in figures.items():
+    for key, value in results.items():
         task, metric = key.split("/")
         better = higher if isinstance(higher, bool) else higher[key]
         rows.append(
@@ -85,11 +85,11 @@ def write_sweep(
     noise = np.random.default_rng(0)
     for seed in seeds:
         for task, accuracy in (("left", 0.9), ("right", 0.88)):
-            figures = {f"{task}/accuracy": accuracy + 0.002 * noise.standard_normal()}
-            write_run(folder / f"single_{task}_{seed}", "single_task", seed, figures, **options)
+            results = {f"{task}/accuracy": accuracy + 0.002 * noise.standard_normal()}
+            write_run(folder / f"single_{task}_{seed}", "single_task", seed, results, **options)
         shared = 0.002 * noise.standard_normal()  # seeds affect all methods alike
         for place, (method, loss) in enumerate(methods.items()):
-            figures = {
+            results = {
                 f"{task}/accuracy": accuracy - loss + shared + 0.001 * noise.standard_normal()
                 for task, accuracy in (("left", 0.9), ("right", 0.88))
             }
@@ -110,7 +110,7 @@ def write_sweep(
                 for step in range(0, 300, 10)
             ]
             write_run(
-                folder / f"{method}_{seed}", method, seed, figures, curves=curves,
+                folder / f"{method}_{seed}", method, seed, results, curves=curves,
                 step_seconds=0.004 * (1 + 0.3 * place), peak_memory_mib=120 + 10 * place, **options,
             )  # fmt: skip
     return folder

@@ -54,14 +54,14 @@ def test_sweep_is_compared(sweep: Path) -> None:
     assert best.cost.step_ratio == pytest.approx(1.3)
     assert best.cost.memory_ratio == pytest.approx(130 / 120)
     assert comparison.headline == "delta_m"
-    assert set(comparison.pairs["figure"]) == {
+    assert set(comparison.pairs["metric"]) == {
         "delta_m", "delta_p", "mean/accuracy", "left/accuracy", "right/accuracy",
     }  # fmt: skip
 
 
 def test_pairs_are_compared_by_the_paired_t_test(sweep: Path) -> None:
     comparison = compare(sweep)
-    pairs = comparison.pairs.set_index(["figure", "a", "b"])
+    pairs = comparison.pairs.set_index(["metric", "a", "b"])
     values = {entry.label: entry.values["left/accuracy"] for entry in comparison.entries}
     row = pairs.loc[("left/accuracy", "upgrad", "weighted_sum")]
     assert row["p"] == pytest.approx(stats.ttest_rel(values["upgrad"], values["weighted_sum"]).pvalue)
@@ -158,8 +158,8 @@ def test_inseparable_methods_have_the_number_of_seeds_needed(tmp_path: Path) -> 
 def test_three_settings_of_a_method_form_an_unranked_front(sweep: Path) -> None:
     points = {"[1,9]": (0.86, 0.879), "[5,5]": (0.88, 0.87), "[9,1]": (0.89, 0.85), "[7,3]": (0.87, 0.85)}
     for setting, (left, right) in points.items():
-        figures = {"left/accuracy": left, "right/accuracy": right}
-        write_run(sweep / f"grid{setting}", "weighted_sum", 0, figures, variant=f"weights={setting}")
+        results = {"left/accuracy": left, "right/accuracy": right}
+        write_run(sweep / f"grid{setting}", "weighted_sum", 0, results, variant=f"weights={setting}")
     comparison = compare(sweep)
     assert [entry.label for entry in comparison.entries] == ["upgrad", "mgda", "weighted_sum"]
     assert {entry.variant for entry in comparison.fronts["weighted_sum"]} == {f"weights={s}" for s in points}
@@ -234,8 +234,8 @@ def test_method_with_only_failed_runs_is_reported(sweep: Path) -> None:
 
 def test_tuned_methods_can_keep_their_own_recipes(sweep: Path) -> None:
     for seed in range(6):
-        figures = {"left/accuracy": 0.9, "right/accuracy": 0.89}
-        write_run(sweep / f"tuned_{seed}", "mgda", seed, figures, digest="tuned")
+        results = {"left/accuracy": 0.9, "right/accuracy": 0.89}
+        write_run(sweep / f"tuned_{seed}", "mgda", seed, results, digest="tuned")
     shared = {entry.label: entry for entry in compare(sweep).entries}
     assert shared["mgda"].recipe == "aaaa1111"
     assert shared["mgda"].trials == 2
@@ -265,20 +265,20 @@ def test_recipes_are_matched_per_task(tmp_path: Path) -> None:
     ours = {"left": "L1", "right": "R1"}
     for seed in range(2):
         for method in ("weighted_sum", "upgrad"):
-            figures = {"left/accuracy": 0.8 + 0.01 * seed, "right/accuracy": 0.7, "combined/loss": 1.0}
+            results = {"left/accuracy": 0.8 + 0.01 * seed, "right/accuracy": 0.7, "combined/loss": 1.0}
             name = f"{method}{seed}"
-            write_run(tmp_path / "runs" / name, method, seed, figures, digest="joint", digests=ours)
+            write_run(tmp_path / "runs" / name, method, seed, results, digest="joint", digests=ours)
         for task, digest in ours.items():
-            figures = {f"{task}/accuracy": 0.9 + 0.01 * seed}
+            results = {f"{task}/accuracy": 0.9 + 0.01 * seed}
             folder = tmp_path / "runs" / f"single_{task}{seed}"
-            write_run(folder, "single_task", seed, figures, digest=f"only {task}", digests={task: digest})
+            write_run(folder, "single_task", seed, results, digest=f"only {task}", digests={task: digest})
     comparison = compare(tmp_path / "runs")
     assert [entry.recipe for entry in comparison.entries] == ["joint", "joint"]
     assert comparison.baseline is not None
     assert comparison.baseline.recipes == ours
     assert all(entry.deltas and not entry.refusal for entry in comparison.entries)
 
-    # The same figures as one table, without the run folders, are compared to the same numbers.
+    # The same results as one table, without the run folders, are compared to the same numbers.
     lines = [file.read_text().splitlines() for file in sorted((tmp_path / "runs").glob("*/results.csv"))]
     table = tmp_path / "all.csv"
     table.write_text("\n".join([lines[0][0], *(line for file in lines for line in file[1:])]))
@@ -298,8 +298,8 @@ def test_seeds_with_missing_metrics_are_reported(tmp_path: Path, lost: dict[str,
     higher = {"left/loss": False, "left/accuracy": True, "right/accuracy": True}
     for method in ("uw", "upgrad"):
         for seed in range(3):
-            figures = lost if (method, seed) == ("uw", 2) else {k: v + 0.01 * seed for k, v in whole.items()}
-            write_run(tmp_path / f"{method}_{seed}", method, seed, figures, higher=higher)
+            results = lost if (method, seed) == ("uw", 2) else {k: v + 0.01 * seed for k, v in whole.items()}
+            write_run(tmp_path / f"{method}_{seed}", method, seed, results, higher=higher)
     found = compare(tmp_path)
     aside = {Path(row.run).name: row.reason for row in found.set_aside.itertuples()}
     if len(lost) == 1:

@@ -91,7 +91,7 @@ def test_no_bars_without_a_baseline_of_the_recipe(tmp_path: Path) -> None:
 
 def test_experiment_without_runs_has_panels_from_its_config() -> None:
     board = from_tasks("made", {"a": ["accuracy", "f1"], "b": [], "c": ["accuracy"]}, "val")
-    assert list(board.figures.values()) == ["val/a/accuracy", "val/a/f1", "val/loss/b", "val/c/accuracy"]
+    assert list(board.keys.values()) == ["val/a/accuracy", "val/a/f1", "val/loss/b", "val/c/accuracy"]
     panels = sections(workspace(board, "p"))["Comparison"]
     assert [panel["chartTitle"] for panel in of_type(panels, "Scatter Plot")] == [
         "a/accuracy and b/loss",

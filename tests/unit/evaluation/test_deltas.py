@@ -197,7 +197,7 @@ ANY = st.floats(1e-12, 1e12)
     st.lists(st.tuples(ANY, ANY, ANY), min_size=1, max_size=4),
     st.lists(st.tuples(ANY, ANY, ANY), min_size=1, max_size=4),
 )
-def test_no_change_is_larger_than_a_figure_may_be(
+def test_no_change_is_larger_than_a_metric_may_be(
     method: list[tuple[float, float, float]], alone: list[tuple[float, float, float]]
 ) -> None:
     x, b = table([list(row) for row in method]), table([list(row) for row in alone])
@@ -216,7 +216,7 @@ def test_no_change_is_larger_than_a_figure_may_be(
 
 
 @pytest.mark.parametrize(("alone", "method"), [(0.003, 0.29), (1e-4, 1.1e-3), (0.05, 0.51)])
-def test_a_baseline_that_is_tiny_beside_the_figures_gives_no_change(alone: float, method: float) -> None:
+def test_a_baseline_that_is_tiny_beside_the_results_gives_no_change(alone: float, method: float) -> None:
     baseline = Baseline(table([[alone, 0.5, 0.5]]), RECIPES)
     means = mean_intervals(table([[method, 0.5, 0.5]]))
     assert f"times the baseline's {alone:.4g}" in (dwarfed(means, baseline) or "")
@@ -224,11 +224,11 @@ def test_a_baseline_that_is_tiny_beside_the_figures_gives_no_change(alone: float
 
 def test_reason_names_why_baseline_runs_were_set_aside() -> None:
     rows, why = single_task({"0": ALL, "1": ALL}), ["seg/miou is not a finite number"]
-    for figures, reason in (
+    for results, reason in (
         (rows.iloc[:0], "no run of the method single_task counts (seg/miou is not a finite number)"),
         (rows[rows["task"] != "seg"], "it lacks seg/acc, seg/miou (seg/miou is not a finite number)"),
     ):
-        baseline, reason_given = find_baseline(figures, METRICS, [RECIPES], {"val"}, why * 2)
+        baseline, reason_given = find_baseline(results, METRICS, [RECIPES], {"val"}, why * 2)
         assert baseline is None
         assert reason in reason_given
     assert find_baseline(rows.iloc[:0], METRICS, [RECIPES], {"val"})[1].endswith("is among the sources")

@@ -31,9 +31,9 @@ def write(folder: Path, methods: dict[str, float] = METHODS, **run_json: object)
         errors = size * spread * np.exp(random.normal(0, 0.4, (6, 2)))
         values[method] = pd.DataFrame(errors, columns=["u/mse", "v/mse"])
         for seed, row in values[method].iterrows():
-            figures = {str(key): float(value) for key, value in row.items()}
+            results = {str(key): float(value) for key, value in row.items()}
             name = f"{method}_{seed}"
-            write_run(folder / name, method, int(str(seed)), figures, higher=False, **run_json)  # type: ignore[arg-type]
+            write_run(folder / name, method, int(str(seed)), results, higher=False, **run_json)  # type: ignore[arg-type]
     return values
 
 
@@ -63,7 +63,7 @@ def test_pairs_are_ratios_of_geometric_means_with_the_paired_test_of_logarithms(
     comparison = compared(tmp_path, difference=10)
     assert comparison.headline == "mean/mse"
     assert set(comparison.pairs["scale"]) == {"log"}
-    row = comparison.pairs.set_index(["figure", "a", "b"]).loc[("u/mse", "upgrad", "weighted_sum")]
+    row = comparison.pairs.set_index(["metric", "a", "b"]).loc[("u/mse", "upgrad", "weighted_sum")]
     logs = np.log(values["upgrad"]["u/mse"]), np.log(values["weighted_sum"]["u/mse"])
     reference = stats.ttest_rel(*logs)
     interval = reference.confidence_interval(0.95)
@@ -79,8 +79,8 @@ def test_units_do_not_affect_the_tests(tmp_path: Path) -> None:
     values = write(tmp_path / "one", multiplicative=MARKS)
     for method, table in values.items():
         for seed, row in table.iterrows():
-            figures = {str(key): float(value) * 1e-9 for key, value in row.items()}
-            write_run(tmp_path / "other" / f"{method}_{seed}", method, int(str(seed)), figures, higher=False)
+            results = {str(key): float(value) * 1e-9 for key, value in row.items()}
+            write_run(tmp_path / "other" / f"{method}_{seed}", method, int(str(seed)), results, higher=False)
     one, other = compared(tmp_path / "one"), compared(tmp_path / "other", multiplicative=["mse"])
     columns = ["difference", "low", "high", "p", "needed"]
     pd.testing.assert_frame_equal(one.pairs[columns], other.pairs[columns], rtol=1e-9)
@@ -119,10 +119,10 @@ def test_delta_is_the_difference_of_mean_logarithms_with_welchs_interval(tmp_pat
 def test_other_metrics_keep_their_relative_change(tmp_path: Path) -> None:
     for method, error, accuracy in (("single_task", 1e-2, 0.5), ("upgrad", 1e-4, 0.6)):
         for seed in range(3):
-            figures = {"u/mse": error * (1 + 0.1 * seed), "c/accuracy": accuracy}
+            results = {"u/mse": error * (1 + 0.1 * seed), "c/accuracy": accuracy}
             higher = {"u/mse": False, "c/accuracy": True}
             write_run(
-                tmp_path / f"{method}{seed}", method, seed, figures, higher=higher, multiplicative=MARKS
+                tmp_path / f"{method}{seed}", method, seed, results, higher=higher, multiplicative=MARKS
             )
     (entry,) = compared(tmp_path).entries
     assert entry.deltas is not None
@@ -197,7 +197,7 @@ def test_terminal_page_and_tables_show_ratios(tmp_path: Path) -> None:
     mean = stats.gmean(values["upgrad"]["u/mse"])
     assert f"{mean:.4g} ×/÷ ".replace("-", "−") in printed.getvalue()
     assert "Row over column" in page
-    figures = pd.read_csv(tmp_path / "out" / "figures.csv")
-    assert figures["multiplicative"].all()
-    assert figures.set_index(["method", "task"])["mean"]["upgrad", "u"] == pytest.approx(mean, rel=1e-12)
+    results = pd.read_csv(tmp_path / "out" / "means.csv")
+    assert results["multiplicative"].all()
+    assert results.set_index(["method", "task"])["mean"]["upgrad", "u"] == pytest.approx(mean, rel=1e-12)
     assert set(pd.read_csv(tmp_path / "out" / "pairs.csv")["scale"]) == {"log"}

@@ -62,13 +62,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("made")
     sweep = write_sweep(root / "sweep", {"weighted_sum": 0.02, "upgrad": 0.012, "mgda": 0.0125})
     for setting in ("[1,3]", "[1,1]", "[3,1]"):
-        figures = {"left/accuracy": 0.87, "right/accuracy": 0.86}
-        write_run(sweep / f"grid{setting}", "weighted_sum", 0, figures, variant=f"weights={setting}")
+        results = {"left/accuracy": 0.87, "right/accuracy": 0.86}
+        write_run(sweep / f"grid{setting}", "weighted_sum", 0, results, variant=f"weights={setting}")
     write_run(sweep / "bad", "upgrad", 9, {}, status="failed", error="<b>boom</b>")
     write_run(sweep / "odd", "<script>alert(1)</script>", 0, {"left/accuracy": 0.9, "right/accuracy": 0.8})
     for seed in range(2):
-        figures = {"left/accuracy": 0.95, "right/accuracy": 0.95}
-        write_run(sweep / f"cheat_{seed}", "cheat", seed, figures, selection="best on test")
+        results = {"left/accuracy": 0.95, "right/accuracy": 0.95}
+        write_run(sweep / f"cheat_{seed}", "cheat", seed, results, selection="best on test")
     printed = io.StringIO()
     source = [str(sweep), str(PUBLISHED / "celeba.csv")]
     compare(source, root / "out", console=Console(file=printed, width=140))
@@ -106,7 +106,7 @@ def test_page_reports_cautions_and_failures(made: tuple[Path, str]) -> None:
     assert "Selected on the test split, so the results are too good: cheat." in text
     assert "failed: <b>boom</b>" in text  # as text, not as markup
     assert "Not every run of a method is averaged: upgrad 5 of 6." in text
-    assert "The methods' figures were selected by different rules" in text
+    assert "The methods' results were selected by different rules" in text
     assert re.search(
         r"not separable with \d seeds; about \d+ would be needed for a difference of 1.00 points", text
     )
@@ -126,15 +126,15 @@ def test_terminal_reports_the_same(made: tuple[Path, str]) -> None:
 
 def test_csv_files_contain_unrounded_numbers(made: tuple[Path, str]) -> None:
     summary = pd.read_csv(made[0] / "summary.csv").set_index(["method", "variant"])
-    figures = pd.read_csv(made[0] / "figures.csv", keep_default_na=False)
+    results = pd.read_csv(made[0] / "means.csv", keep_default_na=False)
     values = pd.concat(
         pd.read_csv(file) for file in sorted((made[0].parent / "sweep").glob("upgrad_*/results.csv"))
     )
     left = values[values["task"] == "left"]["value"]
-    row = figures[(figures["method"] == "upgrad") & (figures["task"] == "left")].iloc[0]
+    row = results[(results["method"] == "upgrad") & (results["task"] == "left")].iloc[0]
     assert float(row["mean"]) == pytest.approx(left.mean(), rel=1e-12)
     assert int(row["seeds"]) == 5
-    single = figures[figures["method"] == "single_task"]
+    single = results[results["method"] == "single_task"]
     assert set(single["task"]) == {"left", "right"}
     assert bool(summary["selected_on_test"]["cheat"].iloc[0])
     assert pd.read_csv(made[0] / "set_aside.csv")["reason"].tolist() == ["failed: <b>boom</b>"]
@@ -159,11 +159,11 @@ def test_repeated_comparison_writes_the_same_bytes(sweep: Path, tmp_path: Path) 
 def test_many_tasks_are_drawn_as_a_heat_map_and_one_curve(tmp_path: Path) -> None:
     for method, loss in (("single_task", 0.0), ("uw", 0.01), ("upgrad", 0.02)):
         for seed in range(2):
-            figures = {f"t{task:02d}/f1": 0.8 - loss + 0.001 * seed * task for task in range(20)}
+            results = {f"t{task:02d}/f1": 0.8 - loss + 0.001 * seed * task for task in range(20)}
             curves = [
                 {"step": step} | {f"weight/t{task:02d}": 1 + task for task in range(20)} for step in (0, 1)
             ]
-            write_run(tmp_path / "runs" / f"{method}{seed}", method, seed, figures, curves=curves)
+            write_run(tmp_path / "runs" / f"{method}{seed}", method, seed, results, curves=curves)
     compare(str(tmp_path / "runs"), tmp_path / "out")
     names = {path.name for path in (tmp_path / "out" / "plots").iterdir()}
     assert names == {"toy_delta_m.png", "toy_tasks.png", "toy_weights.png"}
@@ -215,7 +215,7 @@ def _table(file: Path, *names: tuple[str, str], experiment: str = "") -> Path:
     return write_table(file, [row | {"task": t, "metric": m, "experiment": experiment} for t, m in names])
 
 
-def test_two_figures_are_never_averaged_under_one_key(tmp_path: Path) -> None:
+def test_two_metrics_are_never_averaged_under_one_key(tmp_path: Path) -> None:
     source = str(_table(tmp_path / "theirs.csv", ("a/b", "c"), ("a", "b/c")))
     with pytest.raises(
         ComparisonError, match="the task 'a' with the metric 'b/c' and the task 'a/b' with 'c' are both"
@@ -242,11 +242,11 @@ def test_experiments_with_similar_names_have_separate_plots(tmp_path: Path) -> N
 def _against(baseline: list[float], methods: dict[str, float], folder: Path) -> tuple[str, str, pd.DataFrame]:
     """Return terminal output, page and summary.csv for methods with the given right/r2 and a left/r2 of 0.8."""
     for seed, value in enumerate(baseline):
-        figures = {"left/r2": 0.8 + 0.01 * seed, "right/r2": value}
-        write_run(folder / "runs" / f"single{seed}", "single_task", seed, figures)
+        results = {"left/r2": 0.8 + 0.01 * seed, "right/r2": value}
+        write_run(folder / "runs" / f"single{seed}", "single_task", seed, results)
         for method, own in methods.items():
-            figures = {"left/r2": 0.79 + 0.01 * seed, "right/r2": own * (1 + 0.01 * seed)}
-            write_run(folder / "runs" / f"{method}{seed}", method, seed, figures)
+            results = {"left/r2": 0.79 + 0.01 * seed, "right/r2": own * (1 + 0.01 * seed)}
+            write_run(folder / "runs" / f"{method}{seed}", method, seed, results)
     printed = io.StringIO()
     compare(str(folder / "runs"), folder / "out", console=Console(file=printed, width=1000))
     page = " ".join(
@@ -265,7 +265,7 @@ def test_all_outputs_report_a_baseline_near_zero(tmp_path: Path) -> None:
     assert summary["mean_rank"].notna().all()
 
 
-def test_a_figure_that_dwarfs_the_baseline_gives_no_change_and_leaves_the_others_theirs(
+def test_a_metric_that_dwarfs_the_baseline_gives_no_change_and_leaves_the_others_theirs(
     tmp_path: Path,
 ) -> None:
     printed, page, summary = _against(

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from multitask.evaluation.pareto import hypervolume, on_front
+from multitask.evaluation.plane import hypervolume, on_front
 
 POINTS = arrays(float, st.tuples(st.integers(1, 8), st.just(2)), elements=st.integers(0, 9).map(float))
 

@@ -25,8 +25,8 @@ def test_tables_are_valid_records_with_a_source(experiment: str, sum_scalar: flo
     assert set(records.runs["experiment"]) == {experiment}
     assert (records.runs["source"] != "").all()
     assert (records.runs["selection"] != "").all()
-    assert set(records.figures["metric"]) == {"delta_m"}
-    values = dict(zip(records.runs["method"], records.figures["value"], strict=True))
+    assert set(records.results["metric"]) == {"delta_m"}
+    values = dict(zip(records.runs["method"], records.results["value"], strict=True))
     assert (values["weighted_sum"], values["fairgrad"]) == (sum_scalar, fairgrad)
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import rankdata
 
-from multitask.evaluation.ranks import mean_ranks
+from multitask.evaluation.statistics import mean_ranks
 
 DIRECTIONS = pd.Series({"acc": True, "err": False})
 

@@ -39,7 +39,7 @@ def test_empty_source_is_rejected(source: str | list[str]) -> None:
         find(source)
 
 
-def test_figures_and_runs_are_read(tmp_path: Path) -> None:
+def test_results_and_runs_are_read(tmp_path: Path) -> None:
     write_run(
         tmp_path / "run", "uw", 3, {"left/accuracy": 0.5, "right/error": 0.25}, step_seconds=0.01, sweep="s1",
         higher={"left/accuracy": True, "right/error": False}, peak_memory_mib=None, selection="last",
@@ -49,7 +49,7 @@ def test_figures_and_runs_are_read(tmp_path: Path) -> None:
     assert (run["method"], run["seed"], run["status"], run["sweep"]) == ("uw", "3", "completed", "s1")
     assert run["step_seconds"] == 0.01
     assert math.isnan(run["peak_memory_mib"])
-    assert records.figures[["task", "metric", "value", "higher", "selection"]].values.tolist() == [
+    assert records.results[["task", "metric", "value", "higher", "selection"]].values.tolist() == [
         ["left", "accuracy", 0.5, True, "last"],
         ["right", "error", 0.25, False, "last"],
     ]
@@ -60,9 +60,9 @@ def test_table_with_only_the_seven_columns_is_a_record(tmp_path: Path) -> None:
     records = read(find(str(write_table(tmp_path / "theirs.csv", rows))))
     assert records.runs["experiment"].unique().tolist() == ["theirs"]
     assert records.runs["seed"].tolist() == ["0", "1"]
-    assert records.figures["run"].tolist() == [0, 0, 1]
-    assert math.isnan(records.figures["value"][1])
-    assert records.figures["higher"].tolist() == [True, True, None]
+    assert records.results["run"].tolist() == [0, 0, 1]
+    assert math.isnan(records.results["value"][1])
+    assert records.results["higher"].tolist() == [True, True, None]
 
 
 @pytest.mark.parametrize(
@@ -88,19 +88,19 @@ def test_truncated_status_is_read_as_unreadable(tmp_path: Path) -> None:
     assert read(find(str(tmp_path))).runs["status"].tolist() == ["unreadable"]
 
 
-def test_a_run_that_failed_before_its_first_figure_is_read(tmp_path: Path) -> None:
+def test_a_run_that_failed_before_its_first_result_is_read(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "uw", 4, {}, status="failed", error="CUDA out of memory")
     records = read(find(str(tmp_path)))
     assert records.runs[["method", "seed", "status", "error"]].values.tolist() == [
         ["uw", "4", "failed", "CUDA out of memory"]
     ]
-    assert records.figures.empty
+    assert records.results.empty
 
 
-def test_where_a_figure_of_a_table_comes_again_another_run_begins(tmp_path: Path) -> None:
+def test_where_a_metric_of_a_table_comes_again_another_run_begins(tmp_path: Path) -> None:
     rows = [ROW | {"seed": "", "task": task} for _ in range(2) for task in ("left", "right")]
     records = read(find(str(write_table(tmp_path / "twice.csv", rows))))
-    assert records.figures["run"].tolist() == [0, 0, 1, 1]
+    assert records.results["run"].tolist() == [0, 0, 1, 1]
 
 
 def test_utf_8_with_bom_is_read_and_latin_1_is_rejected(tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_tables_may_contain_changes_and_runs_their_combined_loss(tmp_path: Path)
     write_run(tmp_path / "run", "uw", 0, {"left/mae": 1.0, "combined/loss": 2.0})
     quoted = [ROW | {"task": task, "metric": "delta_m"} for task in ("all", "combined", "")]
     write_table(tmp_path / "theirs.csv", [ROW, *quoted])
-    assert len(read(find([str(tmp_path / "run"), str(tmp_path / "theirs.csv")])).figures) == 6
+    assert len(read(find([str(tmp_path / "run"), str(tmp_path / "theirs.csv")])).results) == 6
 
 
-def test_two_figures_of_one_name_in_a_run_are_refused(tmp_path: Path) -> None:
+def test_two_metrics_of_one_name_in_a_run_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "uw", 0, {"left/mae": 1.0})
     write_table(run / "results.csv", [ROW, ROW | {"value": 0.75}])
     with pytest.raises(ComparisonError, match="two values of left/accuracy on the split test"):

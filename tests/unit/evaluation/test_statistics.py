@@ -129,7 +129,7 @@ def test_pairs_use_common_seeds() -> None:
         {"a": [1.0, 2.0, 3.0, 4.1], "b": [1.5, 2.4, 3.6, math.nan], "c": [math.nan] * 3 + [1.0]},
         index=["0", "1", "2", "3"],
     )
-    result = pairs(table, figure="x", sought=0.1).set_index(["a", "b"])
+    result = pairs(table, metric="x", sought=0.1).set_index(["a", "b"])
     reference = stats.ttest_rel([1.0, 2.0, 3.0], [1.5, 2.4, 3.6])
     assert result.loc[("a", "b"), "p"] == pytest.approx(reference.pvalue)
     assert result.loc[("a", "b"), "n"] == 3
@@ -144,20 +144,20 @@ def test_pairs_use_common_seeds() -> None:
 def test_paired_test_separates_where_the_unpaired_does_not() -> None:
     shared = RANDOM.normal(0, 10, 6)
     table = pd.DataFrame({"a": shared, "b": shared + 1 + RANDOM.normal(0, 0.1, 6)})
-    assert pairs(table, figure="x", sought=1)["separable"].item()
+    assert pairs(table, metric="x", sought=1)["separable"].item()
     assert stats.ttest_ind(table["a"], table["b"]).pvalue > 0.5
 
 
 def test_baseline_noise_increases_the_p_value() -> None:
     table = pd.DataFrame(RANDOM.normal([0, 1], 0.3, (5, 2)), columns=["a", "b"])
     noise = pd.DataFrame({"a": [0.5, -0.5, 0.0], "b": [-0.5, 0.5, 0.0]})
-    exact = pairs(table, figure="x", sought=1)
-    noisy = pairs(table, figure="x", sought=1, noise=noise)
+    exact = pairs(table, metric="x", sought=1)
+    noisy = pairs(table, metric="x", sought=1, noise=noise)
     assert noisy["p"].item() > exact["p"].item()
     assert noisy["difference"].item() == exact["difference"].item()
     # Noise common to both has no effect on their difference.
     common = pd.DataFrame({"a": [0.5, -0.5, 0.0], "b": [0.5, -0.5, 0.0]})
-    welch = pairs(table, figure="x", sought=1, noise=common)
+    welch = pairs(table, metric="x", sought=1, noise=common)
     assert welch["p"].item() == pytest.approx(exact["p"].item())
 
 
@@ -173,7 +173,7 @@ def test_statistics_are_equivariant_to_units(power: int) -> None:
             warnings.simplefilter("error")
             there, apart = np.ldexp(values, scale), np.ldexp(noise, scale)
             table = pd.DataFrame(there, columns=names)
-            tested = pairs(table, figure="a", sought=1.0, noise=pd.DataFrame(apart, columns=names))
+            tested = pairs(table, metric="a", sought=1.0, noise=pd.DataFrame(apart, columns=names))
             return (
                 np.array([list(interval)[:3] for interval in mean_intervals(table).values()]),
                 np.array([list(interval)[:3] for interval in shifted_intervals(there, apart)]),

@@ -31,8 +31,8 @@ def write(folder: Path, key: str = "val/u/mse") -> None:
             curves: list[dict[str, Any]] = [{"step": step, "train/loss/u": 1.0} for step in range(0, 40, 3)]
             curves += [{"step": 10 * n + 9, key: value} for n, value in enumerate(history)]
             cost: dict[str, Any] = {"step_seconds": SECONDS[method]} if method in SECONDS else {}
-            figures = {"u/mse": 0.1 + seed / 10}
-            write_run(folder / f"{method}{seed}", method, seed, figures, higher=False, curves=curves, **cost)
+            results = {"u/mse": 0.1 + seed / 10}
+            write_run(folder / f"{method}{seed}", method, seed, results, higher=False, curves=curves, **cost)
 
 
 def compared(source: Path, **settings: Any) -> Any:

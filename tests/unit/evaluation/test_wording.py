@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multitask.evaluation.statistics import Interval
-from multitask.evaluation.wording import digits, figure
+from multitask.evaluation.wording import digits, metric
 
 
 def column(means: list[float], half: float = float("nan")) -> list[str]:
     intervals = [Interval(mean, mean - half, mean + half, 3) for mean in means]
-    return [figure(interval, digits(intervals)) for interval in intervals]
+    return [metric(interval, digits(intervals)) for interval in intervals]
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,10 @@ def column(means: list[float], half: float = float("nan")) -> list[str]:
         ([5e-324], float("nan"), ["0.00"]),
     ],
 )  # fmt: skip
-def test_figures(means: list[float], half: float, shown: list[str]) -> None:
+def test_metrics(means: list[float], half: float, shown: list[str]) -> None:
     assert column(means, half) == shown
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=4))
-def test_no_figure_is_wide(means: list[float]) -> None:
+def test_no_metric_is_wide(means: list[float]) -> None:
     assert all(len(text) <= 21 for text in column(means))

@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from multitask.evaluation.comparison import Comparison
 from multitask.evaluation.plots import curves as over_time
 from multitask.evaluation.plots.delta import delta_m, delta_m_cost, tasks
 from multitask.evaluation.plots.pareto import pareto
-from multitask.evaluation.plots.style import Look, looks, png, styled
+from multitask.evaluation.plots.style import looks, png, styled
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """A PNG with its caption, which is also its alternative text."""
 
     name: str
@@ -35,25 +34,18 @@ CAPTIONS = {
 }
 
 
-def pictures(comparison: Comparison, curves: pd.DataFrame) -> list[Picture]:
+def draw(comparison: Comparison, curves: pd.DataFrame) -> list[Plot]:
     """Draw the plots for which there are data, in the order of the page."""
-    labels = [entry.label for entry in comparison.entries]
-    look = looks([*labels, *comparison.fronts])
+    look = looks([*(entry.label for entry in comparison.entries), *comparison.fronts])
     with styled():
-        drawn = _draw(comparison, curves, look)
-        return [
-            Picture(name, CAPTIONS[name], png(figure)) for name, figure in drawn.items() if figure is not None
-        ]
-
-
-def _draw(comparison: Comparison, curves: pd.DataFrame, look: dict[str, Look]) -> dict[str, Figure | None]:
-    return {
-        "delta_m": delta_m(comparison, look),
-        "delta_m_cost": delta_m_cost(comparison, look),
-        "tasks": tasks(comparison, look),
-        "pareto": pareto(comparison, look),
-        "train_loss": over_time.losses(curves, "train_loss", look),
-        "val_loss": over_time.losses(curves, "val_loss", look),
-        "weights": over_time.weights(curves, look),
-        "conflict": over_time.conflict(curves, look),
-    }
+        figures = {
+            "delta_m": delta_m(comparison, look),
+            "delta_m_cost": delta_m_cost(comparison, look),
+            "tasks": tasks(comparison, look),
+            "pareto": pareto(comparison, look),
+            "train_loss": over_time.losses(curves, "train_loss", look),
+            "val_loss": over_time.losses(curves, "val_loss", look),
+            "weights": over_time.weights(curves, look),
+            "conflict": over_time.conflict(curves, look),
+        }
+        return [Plot(name, CAPTIONS[name], png(figure)) for name, figure in figures.items() if figure]

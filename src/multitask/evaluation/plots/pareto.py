@@ -5,8 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from multitask.evaluation.comparison import Comparison
-from multitask.evaluation.pareto import on_front
-from multitask.evaluation.plane import losses_of, plane, signs
+from multitask.evaluation.plane import losses_of, on_front, plane, signs
 from multitask.evaluation.plots.style import BASE, MUTED, Look, arms, legend, logarithmic, new_figure
 from multitask.evaluation.wording import arrow
 

@@ -17,10 +17,7 @@ _COLUMNS = 3  # of panels
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The trajectory of one run.
-
-    ``steps``: the run's ``trajectory.csv``; ``landscape``: its ``landscape.npz``.
-    """
+    """One run; ``steps`` is its ``trajectory.csv`` and ``landscape`` its ``landscape.npz``."""
 
     method: str
     steps: pd.DataFrame
@@ -28,44 +25,40 @@ class Trajectory:
 
 
 def read_trajectories(source: Path) -> list[Trajectory]:
-    """Read the trajectories of all runs under a folder.
-
-    Raises:
-        ComparisonError: If there is none.
-    """
-    ways = []
+    """Read the trajectories of all runs under a folder."""
+    found = []
     for table in sorted(source.glob("**/trajectory.csv")):
         method = json.loads((table.parent / "run.json").read_text(encoding="utf-8"))["method"]
         with np.load(table.parent / "landscape.npz", allow_pickle=False) as file:
-            ways.append(Trajectory(method, pd.read_csv(table), dict(file)))
-    if not ways:
+            found.append(Trajectory(method, pd.read_csv(table), dict(file)))
+    if not found:
         raise ComparisonError(
             f"source={source} contains no trajectory; make some with python scripts/train.py -m experiment=toy "
             "weighting=weighted_sum,upgrad 'trunk.start=[-8.5,7.5],[-8.5,-5],[9,9]'."
         )
-    return ways
+    return found
 
 
-def draw_trajectories(ways: list[Trajectory]) -> Figure:
+def draw_trajectories(trajectories: list[Trajectory]) -> Figure:
     """Draw one panel per method over the mean objective's contours and the Pareto set."""
-    methods = list(dict.fromkeys(way.method for way in ways))
+    methods = list(dict.fromkeys(each.method for each in trajectories))
     columns = min(_COLUMNS, len(methods))
     rows = -(-len(methods) // columns)
     figure = Figure(figsize=(3.4 * columns, 3.3 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for panel, method in zip(panels, methods, strict=False):
-        _panel(panel, method, [way for way in ways if way.method == method])
+        _panel(panel, method, [each for each in trajectories if each.method == method])
     for panel in panels[len(methods) :]:
         panel.set_axis_off()
     return figure
 
 
-def _panel(panel: Axes, method: str, ways: list[Trajectory]) -> None:
-    below = ways[0].landscape
+def _panel(panel: Axes, method: str, trajectories: list[Trajectory]) -> None:
+    below = trajectories[0].landscape
     panel.contour(below["x1"], below["x2"], below["mean"].T, levels=25, cmap="Greys", linewidths=0.5)
     panel.plot(*below["pareto_set"].T, ".", color="tab:grey", markersize=3, zorder=2)
-    for way in ways:
-        x1, x2 = way.steps["x1"].to_numpy(), way.steps["x2"].to_numpy()
+    for each in trajectories:
+        x1, x2 = each.steps["x1"].to_numpy(), each.steps["x2"].to_numpy()
         panel.scatter(x1, x2, c=np.linspace(0, 1, len(x1)), cmap="autumn", s=2, zorder=3)
         panel.plot(x1[0], x2[0], "o", color="black", markersize=6, zorder=4)
         panel.plot(x1[-1], x2[-1], "*", color="black", markersize=9, zorder=5)

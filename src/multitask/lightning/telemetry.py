@@ -59,7 +59,7 @@ class Telemetry:
         for key, total in self._sums.items():
             sums = zip(self._names[key], total.tolist(), self._counts[key], strict=True)
             metrics |= {f"{key}/{name}": value / count for name, value, count in sums if count}
-        for key, values in module.weighting.figures().items():
+        for key, values in module.weighting.logged_values().items():
             by_task = zip(module.names, values.tolist(), strict=True)
             metrics |= {f"weighting/{key}/{name}": value for name, value in by_task}
         self._sums, self._counts, self._names = {}, {}, {}

@@ -77,7 +77,7 @@ class Combiner(Memory, ABC):
         """
         return []
 
-    def figures(self) -> dict[str, Tensor]:
+    def logged_values(self) -> dict[str, Tensor]:
         """Return values to log besides the weights, by name, each of shape ``[m]``."""
         return {}
 

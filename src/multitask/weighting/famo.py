@@ -58,7 +58,7 @@ class FAMO(Scalarization):
         z = torch.softmax(self.logits, 0)
         self.logits = self.adam.step(self.logits, z * (delta - (z * delta).sum()))
 
-    def figures(self) -> dict[str, Tensor]:
+    def logged_values(self) -> dict[str, Tensor]:
         return {"logits": self.logits}
 
     def _above(self, losses: Tensor) -> Tensor:

@@ -67,6 +67,6 @@ class MoCo(Tracking):
         self.tracked, self.shares = tracked, shares.to(self.shares)
         gradients.assign(shares @ tracked)
 
-    def figures(self) -> dict[str, Tensor]:
+    def logged_values(self) -> dict[str, Tensor]:
         """Return the weights λ of the tracked gradients."""
         return {"shares": self.shares}

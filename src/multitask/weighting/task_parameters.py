@@ -49,5 +49,5 @@ class Learned(Combiner):
     def parameters_of(self, task: int) -> list[nn.Parameter]:
         return [self.numbers.values[task]]
 
-    def figures(self) -> dict[str, Tensor]:
+    def logged_values(self) -> dict[str, Tensor]:
         return {self.learned: self.numbers().detach()}

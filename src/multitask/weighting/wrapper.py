@@ -37,8 +37,8 @@ class Around(Combiner, Generic[C]):
     def parameters_of(self, task: int) -> list[nn.Parameter]:
         return self.method.parameters_of(task)
 
-    def figures(self) -> dict[str, Tensor]:
-        return self.method.figures()
+    def logged_values(self) -> dict[str, Tensor]:
+        return self.method.logged_values()
 
 
 class Wrapper(Around[M], JacobianMethod):

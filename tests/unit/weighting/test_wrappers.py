@@ -198,5 +198,5 @@ def test_differentiated_scalarization_gives_the_same_update(name: str) -> None:
 def test_wrappers_forward_the_parameters_of_the_tasks() -> None:
     combiner = make("imtl", 3, rescale=True, every=2)
     assert combiner.parameters_of(1) == [list(combiner.parameters())[1]]
-    assert list(combiner.figures()) == ["log_scale"]
+    assert list(combiner.logged_values()) == ["log_scale"]
     assert set(NAMES) >= STOCHASTIC

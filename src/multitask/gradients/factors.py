@@ -138,11 +138,10 @@ class Kept(Place):
         self._single: Tensor | None = None
         self._missing = set(range(k))
 
-    def take(self, row: int, gradient: Tensor | None) -> Sequence[Tensor | None]:
+    def take(self, row: int, gradient: Tensor) -> Sequence[Tensor | None]:
         """Keep the gradient of a row, whose parameters' rows are not formed."""
-        if gradient is not None:
-            self._get_room()[row].copy_(self._operand.matrix(gradient[None])[0])
-            self._missing.discard(row)
+        self._get_room()[row].copy_(self._operand.matrix(gradient[None])[0])
+        self._missing.discard(row)
         return []
 
     def take_all(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:

@@ -10,6 +10,7 @@ from torch.autograd.graph import GradientEdge
 from multitask.gradients.batched import is_hooked
 from multitask.gradients.losses import Pulls, gradients_at
 from multitask.gradients.rows import (
+    MicroBatch,
     RowGradients,
     Rows,
     StoredGradients,
@@ -77,28 +78,20 @@ class Features(Rows):
         if list(moved):
             raise _direct()
 
-    def add(
-        self,
-        pulls: Pulls,
-        parameters: Sequence[Tensor],
-        shares: Sequence[float],
-        parts: Sequence[float] | None = None,
-        wanted: Sequence[int] | None = None,
-        alone: bool = False,
-    ) -> None:
+    def add(self, batch: MicroBatch) -> None:
         """Add a micro-batch; see :class:`Rows`.
 
         Raises:
             ValueError: If a loss reaches a shared parameter directly, as a penalty does, or a hook changes the
                 gradients at the features.
         """
-        self._parameters = list(parameters)
-        share = self._column(shares)
+        self._parameters = list(batch.parameters)
+        share = self._column(batch.shares)
         means = share.new_zeros(len(share), 0) if self._means is None else self._means * (1 - share)
-        columns = self._pull(pulls, share) if pulls.rows and parameters else []
+        columns = self._pull(batch.pulls, share) if batch.pulls.rows and batch.parameters else []
         self._means = torch.cat([means, *columns], 1)
-        if parts is not None:
-            self._means *= self._column(parts)
+        if batch.parts is not None:
+            self._means *= self._column(batch.parts)
 
     def gradients(self, rows: Sequence[int]) -> StoredGradients:
         """Return the gradients of some rows, over all processes."""

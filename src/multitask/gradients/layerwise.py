@@ -17,7 +17,7 @@ from multitask.gradients.exchange import Exchange
 from multitask.gradients.factors import Factors, Kept, Layer, is_cheaper
 from multitask.gradients.losses import Pulls
 from multitask.gradients.operands import OPERATIONS, operand_of
-from multitask.gradients.rows import Rows, StoredGradients, row_like
+from multitask.gradients.rows import MicroBatch, Rows, StoredGradients, row_like
 from multitask.gradients.taps import Formed, Gatherer, Place, Tap, TappedPulls
 from multitask.gradients.task_gradients import TaskGradients
 from multitask.gradients.uses import sole_uses
@@ -68,7 +68,7 @@ class Layerwise(Rows):
             found = rows_of_examples(pulls, parameters, sole_uses(pulls.graph, parameters), self._gather)
             if found is not None:
                 return found
-        self.add(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True)
+        self.add(MicroBatch(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True))
         return self.gradients(pulls.rows)
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
@@ -91,16 +91,9 @@ class Layerwise(Rows):
             blocks += [found.block(rows, row_like(self._order)) for found in self._kept.values()]
         return BlockGradients(blocks, self._order)
 
-    def add(
-        self,
-        pulls: Pulls,
-        parameters: Sequence[Tensor],
-        shares: Sequence[float],
-        parts: Sequence[float] | None = None,
-        wanted: Sequence[int] | None = None,
-        alone: bool = False,
-    ) -> None:
-        """Add a micro-batch, ``alone`` if it is the whole step; see :class:`Rows`."""
+    def add(self, batch: MicroBatch) -> None:
+        """Add a micro-batch; see :class:`Rows`."""
+        pulls, parameters, shares, parts, _, alone = batch
         self._order = parameters
         k = len(pulls.rows) or len(shares)
         layers = self._layers(pulls, parameters)
@@ -137,7 +130,7 @@ class Layerwise(Rows):
                 places.append(Kept(layer.operand, factors, len(shares), like, alone))
             places += [self._formed(layer, like, found is None) for layer in formed.values()]
             sources = TappedPulls(pulls, tap, places[: len(tapped)], found) if tapped else pulls
-            super().add(sources, rest, shares, parts if rest else None, wanted, alone)
+            super().add(batch._replace(pulls=sources, parameters=rest, parts=parts if rest else None))
         for place in places:
             if isinstance(place, Kept):
                 place.end(len(self._shares) - 1, parts is not None)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -164,6 +164,24 @@ class ShardedRows(StoredGradients):
         return whole[: numbers(self.parameters)]
 
 
+class MicroBatch(NamedTuple):
+    """One micro-batch of a step, whose gradients enter the running mean of k rows."""
+
+    pulls: Pulls
+    """The backward passes of its rows."""
+    parameters: Sequence[Tensor]
+    """The shared parameters."""
+    shares: Sequence[float]
+    """Its weight in the mean of each row."""
+    parts: Sequence[float] | None = None
+    """With the last micro-batch on several processes, this process's weight in the mean of each row, which is sent
+    while the next one is computed."""
+    wanted: Sequence[int] | None = None
+    """The rows that are sent; all by default."""
+    alone: bool = False
+    """Whether it is the whole step."""
+
+
 class Rows(Engine):
     """Exact for any graph: one backward pass per row, written into a buffer that is reused by later steps.
 
@@ -192,29 +210,12 @@ class Rows(Engine):
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
         """Compute every row; see :class:`Engine`."""
         self.clear()
-        self.add(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True)
+        self.add(MicroBatch(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True))
         return self.gradients(pulls.rows)
 
-    def add(
-        self,
-        pulls: Pulls,
-        parameters: Sequence[Tensor],
-        shares: Sequence[float],
-        parts: Sequence[float] | None = None,
-        wanted: Sequence[int] | None = None,
-        alone: bool = False,
-    ) -> None:
-        """Add a micro-batch.
-
-        Args:
-            pulls: The backward passes of the micro-batch's rows.
-            parameters: The shared parameters.
-            shares: The micro-batch's weight in the running mean of each of the k rows.
-            parts: With the last micro-batch on several processes, this process's weight in the mean of each row,
-                which is sent while the next one is computed.
-            wanted: The rows that are sent; all by default.
-            alone: Whether the micro-batch is the whole step.
-        """
+    def add(self, batch: MicroBatch) -> None:
+        """Add a micro-batch."""
+        pulls, parameters, shares, parts, wanted, alone = batch
         # A function written in Python may return memory that is still in use.
         large = alone and self.by_gramian and numbers(parameters) >= _LARGE
         if large and not pulls.graph.runs_python():

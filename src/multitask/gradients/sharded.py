@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from multitask.gradients.losses import Inputs, Losses, Pulls, Roots
 from multitask.gradients.rows import (
+    MicroBatch,
     RowGradients,
     Rows,
     StoredGradients,
@@ -185,10 +186,10 @@ class ShardedEngine(Rows):
         self._shards = shards
         self._order: Sequence[Tensor] = []
 
-    def add(self, pulls: Pulls, parameters: Sequence[Tensor], *args: Any) -> None:
+    def add(self, batch: MicroBatch) -> None:
         """Add a micro-batch; see :class:`Rows`."""
-        self._order = parameters
-        super().add(pulls, self._sharded_first(parameters), *args)
+        self._order = batch.parameters
+        super().add(batch._replace(parameters=self._sharded_first(batch.parameters)))
 
     def lay_out(self, parameters: Sequence[Tensor], *args: Any) -> None:
         """Add columns for parameters that have become shared; see :class:`Rows`."""

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from multitask.gradients.graph import Graph, Ownership
 from multitask.gradients.losses import Losses, Pulls, gradients_at
-from multitask.gradients.rows import Rows, StoredGradients, dense, local, processes, real_shape, sent
+from multitask.gradients.rows import (
+    MicroBatch,
+    Rows,
+    StoredGradients,
+    dense,
+    local,
+    processes,
+    real_shape,
+    sent,
+)
 from multitask.gradients.sharded import ShardedEngine, ShardedPulls, Shards
 from multitask.gradients.stream import Streamed
 from multitask.gradients.task_gradients import Engine, TaskGradients
@@ -116,7 +125,7 @@ class Window:
         self.shares = bool(shared)
         if not whole:
             self._rows.lay_out(shared, self.own.take(shared))
-            self._rows.add(pulls, shared, shares, self._parts if shared else None, self.wanted)
+            self._rows.add(MicroBatch(pulls, shared, shares, self._parts if shared else None, self.wanted))
         elif wanted:
             self._whole = self._engine.differentiate(pulls, shared)
         for row, gradients in pulls.own.items():

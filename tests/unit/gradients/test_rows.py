@@ -7,7 +7,7 @@ from torchjd.aggregation import TrimmedMean, UPGradWeighting
 
 from multitask.benchmark.timing import peak_mib
 from multitask.gradients import rows as rows_module
-from multitask.gradients.rows import RowGradients, Rows, SeparateRows
+from multitask.gradients.rows import MicroBatch, RowGradients, Rows, SeparateRows
 from multitask.step import Step
 from tests.unit.gradients.reference import leaves_of
 from tests.unit.gradients.rows_of import assert_same, losses_of, mlp, naive, pulls_of, random_cotangents
@@ -24,7 +24,7 @@ def test_micro_batches_are_averaged_and_buffers_reused() -> None:
             share = size / (before + size)
             J = J * (1 - share) + naive(outputs, cotangents, leaves_of(trunk)) * share
             pulls = pulls_of(losses_of(outputs, cotangents))
-            rows.add(pulls, leaves_of(trunk), [share] * 3)
+            rows.add(MicroBatch(pulls, leaves_of(trunk), [share] * 3))
             before += size
         assert_same(rows.gradients(range(3)), J, leaves_of(trunk))
 
@@ -36,10 +36,10 @@ def test_a_row_absent_from_a_micro_batch_keeps_its_mean() -> None:
     J = naive(outputs, cotangents, leaves_of(trunk))
     pulls = pulls_of(losses_of(outputs, cotangents))
     pulls.rows = [0]
-    rows.add(pulls, leaves_of(trunk), [1.0, 0.0])
+    rows.add(MicroBatch(pulls, leaves_of(trunk), [1.0, 0.0]))
     pulls = pulls_of(losses_of([trunk(torch.randn(4, 40).double())], cotangents))
     pulls.rows = [1]
-    rows.add(pulls, leaves_of(trunk), [0.0, 1.0])
+    rows.add(MicroBatch(pulls, leaves_of(trunk), [0.0, 1.0]))
     found = rows.gradients([0, 1]).jacobian()
     torch.testing.assert_close(found[0], J[0])
     assert found[1].any()
@@ -51,11 +51,11 @@ def test_columns_of_new_parameters_start_at_zero() -> None:
     cotangents = random_cotangents(outputs, 2)
     J = naive(outputs, cotangents, leaves_of(first))
     pulls = pulls_of(losses_of(outputs, cotangents))
-    rows.add(pulls, leaves_of(first), [1.0, 1.0])
+    rows.add(MicroBatch(pulls, leaves_of(first), [1.0, 1.0]))
     every = [*leaves_of(second), *leaves_of(first)]
     rows.lay_out(every, [(1, second.weight, torch.ones_like(second.weight))])
     pulls.rows = []
-    rows.add(pulls, every, [0.0, 0.0])
+    rows.add(MicroBatch(pulls, every, [0.0, 0.0]))
     found = rows.gradients([0, 1]).jacobian()
     torch.testing.assert_close(found[:, 8:], J)
     assert torch.equal(found[:, :8], torch.tensor([[0.0] * 8, [1.0] * 6 + [0.0] * 2]).double())
@@ -88,7 +88,7 @@ def test_each_row_is_sent_before_the_next_is_differentiated(
         outputs[0].register_hook(lambda gradient: events.append("differentiate"))
         pulls = pulls_of(losses_of(outputs, cotangents))
         last = [0.5] * 3 if number == micro_batches - 1 else None
-        rows.add(pulls, leaves_of(trunk), [1 / (number + 1)] * 3, last)
+        rows.add(MicroBatch(pulls, leaves_of(trunk), [1 / (number + 1)] * 3, last))
     found = rows.gradients([0, 1, 2]).rows
     assert events == ["differentiate"] * (3 * (micro_batches - 1)) + [
         event for i in range(3) for event in ("differentiate", f"send {i}")

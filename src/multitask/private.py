@@ -117,6 +117,6 @@ def keep_buffers_of_backward() -> None:
     torch 2.13 donates the buffers of a compiled graph to its first backward pass, unless this setting or an environment
     variable disables it: https://github.com/pytorch/pytorch/pull/130580.
     """
-    import torch
+    from torch._functorch import config
 
-    torch._functorch.config.donated_buffer = False
+    config.donated_buffer = False

@@ -105,7 +105,7 @@ def test_large_rows_take_no_memory_besides_their_gradients(monkeypatch: pytest.M
     def peak(large: int) -> float:
         monkeypatch.setattr(rows_module, "_LARGE", large)
         net = nn.ModuleList([nn.Linear(1024, 1024), *(nn.Linear(1024, 1) for _ in range(3))])
-        inputs, step = torch.randn(8192, 1024), Step(UPGradWeighting(), net, engine="rows")
+        inputs, step = torch.randn(2048, 1024), Step(UPGradWeighting(), net, engine="rows")
 
         def steps() -> None:
             for _ in range(2):

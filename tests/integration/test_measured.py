@@ -137,7 +137,7 @@ def test_run_that_selects_no_weights_warns_and_records_it(
 ) -> None:
     ran = run(scripts, save(tmp_path, "none"), TASKS, "trunk=mlp_small", override)
     measured(ran)
-    note = f"selection.metric=val/loss chose no weights, since {why}; the last ones are evaluated."
+    note = f"selection.metric=val/loss selected no checkpoint, since {why}; the last weights are evaluated."
     assert f"warning: {note}" in ran.err.splitlines()
     record = ran.record
     assert (record["status"], record["selection"], record["selected_value"]) == ("completed", "last", None)

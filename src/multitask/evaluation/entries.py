@@ -27,7 +27,8 @@ class Entry:
     """A row: `values` [seeds, metrics], logarithms for multiplicative metrics, and the statistics of them.
 
     `seeds` of `attempted` runs count; `trials` is the number of settings tried for the method; `refusal` says why
-    there is no Δ; `rank` is the mean rank, with its minimum and maximum when one other method is left out.
+    there is no Δ; `rank` is the mean rank, with its minimum and maximum over the whole set and all
+    sets without one other method.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""The Gramian in the memory of one gradient, for any graph; combining takes one more backward pass.
+"""The Gramian in the memory of at most two gradients, for any graph; combining takes one more backward pass.
 
 The shared parameters are divided into bands of n / (k + 1) elements, from the losses down. The k rows of a band are
 computed, enter the Gramian and are dropped. The passes of the next band start at the nearest cut through the graph

@@ -58,7 +58,9 @@ def select(module: MultiLossModule, trainer: Trainer, config: DictConfig) -> Sel
             why = "no callback saves the best"
         elif getattr(trainer, "fast_dev_run", False):
             why = "trainer.fast_dev_run saves none"
-        note = f"selection.metric={metric} chose no weights, since {why}; the last ones are evaluated."
+        note = (
+            f"selection.metric={metric} selected no checkpoint, since {why}; the last weights are evaluated."
+        )
         return Selected(trainer.current_epoch, "last", note=note)
     content = torch.load(path, map_location="cpu", weights_only=True)
     load_whole(module, content["state_dict"])

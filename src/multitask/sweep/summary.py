@@ -14,7 +14,7 @@ from multitask.terminal import decimal, terminal
 # More columns than this do not fit a terminal; then each metric's mean over tasks is shown instead.
 MOST_COLUMNS = 8
 # Keys of the problem, whose results are not comparable.
-_PROBLEM = re.compile(r"\+{0,2}(experiment|data(?!\.batch_size\b)|tasks?)\b")
+_PROBLEM = re.compile(r"\+{0,2}(experiment|data(?!\.batch_size\b)|tasks?|only)\b")
 
 Metrics = dict[tuple[str, str], float]
 

@@ -60,6 +60,11 @@ def test_settings_are_compared_per_task_selection(tmp_path: Path) -> None:
     ]
 
 
+def test_single_task_baselines_of_different_tasks_are_not_compared(tmp_path: Path) -> None:
+    jobs = [(0, 0.1, "baseline=single_task", "only=a"), (0, 0.2, "baseline=single_task", "only=b")]
+    assert best_settings(summarize([job(tmp_path, *each) for each in jobs])) == []
+
+
 def test_batch_size_is_a_setting(tmp_path: Path) -> None:
     jobs = [(0, 0.2, "data.batch_size=32"), (0, 0.1, "data.batch_size=64")]
     assert sweep(tmp_path, jobs) == ["best of uw by min val/loss: data.batch_size=64 (0.1000)"]

@@ -9,7 +9,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 train: $(STAMP)
 	$(VENV)/bin/python scripts/train.py
 
-# Every feature once, in less than five minutes on two cores.
+# Every feature once, in less than four minutes on two cores.
 test: $(STAMP)
 	$(PYTEST) -m "not slow or smoke"
 

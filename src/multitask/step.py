@@ -203,10 +203,7 @@ class Step:
             with _as_computed(self._device):
                 return (self._finish if self._constant is None else self._finish_linear)(present, losses)
         finally:
-            self._window.clear()
-            self._constant = None
-            if self._shards is not None:
-                self._shards.release()
+            self._clear()
 
     def scalarize(self, losses: LossesLike, counts: Counts = None) -> Tensor | None:
         """Return a scalarization's scalar with its graph; the caller runs ``backward``.
@@ -379,16 +376,27 @@ class Step:
         if "wants" in self._uses and self._window.losses is None:
             self._window.wanted = self._wanted(parsed, counts, last)
         start = self.now()
-        with _as_computed(self._device):
-            if self._constant is None:
-                self._window.add(parsed, counts, last)
-            elif one_count:
-                self._window.add_weighted(parsed, counts, last, self._constant)  # type: ignore[arg-type]
-            else:
-                raise ValueError(
-                    "counts must be one number for all losses, or one per loss, throughout a step."
-                )
+        try:
+            with _as_computed(self._device):
+                if self._constant is None:
+                    self._window.add(parsed, counts, last)
+                elif one_count:
+                    self._window.add_weighted(parsed, counts, last, self._constant)  # type: ignore[arg-type]
+                else:
+                    raise ValueError(
+                        "counts must be one number for all losses, or one per loss, throughout a step."
+                    )
+        except BaseException:
+            self._clear()  # or the next step would count this one's micro-batches
+            raise
         self._spent("task gradients", start)
+
+    def _clear(self) -> None:
+        """Discard the micro-batches of a step."""
+        self._window.clear()
+        self._constant = None
+        if self._shards is not None:
+            self._shards.release()
 
     def _wanted(self, losses: Losses, counts: Counts, last: bool) -> list[int] | None:
         """Return the losses whose rows the weighting needs; ``None`` for all, or if counts are still unknown."""

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torchjd.aggregation import ConFIG, GradDrop, MGDAWeighting, UPGrad, UPGradWeighting
 from torchjd.autojac import jac_to_grad, mtl_backward
-from torchjd.scalarization import IMTLL, STCH, Constant, GeometricMean
+from torchjd.scalarization import IMTLL, STCH, Constant, GeometricMean, Mean
 
 from multitask.gradients.features import Features
 from multitask.module import MultiTaskModule
+from multitask.step import Step
 from multitask.task.task import Task
 from multitask.weighting.adapter import adapt
 from tests.conftest import Arrays, arrays, build, fit, regression
@@ -228,3 +229,38 @@ def test_class_weights_across_micro_batches() -> None:
     fit(whole, Arrays(data))
     fit(parts, Arrays(data, batch_size=6))
     assert_parameters(parts, parameters(whole))
+
+
+@pytest.mark.parametrize(
+    "weighting", [UPGradWeighting(), UPGrad(), Mean(), GeometricMean()], ids=lambda w: type(w).__name__
+)
+@pytest.mark.parametrize("add", [False, True], ids=["backward", "add"])
+def test_a_step_after_one_that_failed_is_exact(weighting: object, add: bool) -> None:
+    net = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(4, 1)]).double()
+    x = torch.randn(5, 3).double()
+
+    def losses(fails: bool = False) -> list[torch.Tensor]:
+        features = torch.tanh(net[0](x))
+        if fails:
+            features.register_hook(fail)
+        return [head(features).square().mean() for head in list(net)[1:]]
+
+    def fail(gradient: torch.Tensor) -> None:
+        raise RuntimeError("out of memory")
+
+    def gradients(step: Step, counts: list[float]) -> list[torch.Tensor | None]:
+        net.zero_grad()
+        assert step.backward(losses(), counts).present == [0]
+        return [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+
+    step = Step(weighting, net)
+    if add:
+        step.add(losses(), [4.0, 4.0])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        step.backward(losses(fails=True), [4.0, 4.0])
+    for found, expected in zip(
+        gradients(step, [4.0, 0.0]), gradients(Step(weighting, net), [4.0, 0.0]), strict=True
+    ):
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            assert torch.equal(found, expected)

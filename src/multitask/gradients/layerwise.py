@@ -61,6 +61,8 @@ class Layerwise(Rows):
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
         """Compute every row; see :class:`Engine`."""
         if not parameters or self._look(pulls, parameters) == self._all_rows:
+            if self._views:
+                self.forget()
             self._plain.by_gramian = self.by_gramian
             return self._plain.differentiate(pulls, parameters)
         self.clear()

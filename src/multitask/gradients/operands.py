@@ -279,4 +279,5 @@ def saved(node: Node, name: str) -> Tensor | None:
     except RuntimeError:  # changed in place; the backward pass will raise this error
         return None
     # Without hooks both are the same memory; older versions of torch do not show their hooks.
-    return first.detach() if first.data_ptr() == second.data_ptr() else None
+    same = first.layout == torch.strided and first.data_ptr() == second.data_ptr()
+    return first.detach() if same else None

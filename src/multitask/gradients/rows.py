@@ -83,11 +83,9 @@ class SeparateRows(StoredGradients):
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``."""
-        total = self._like.new_zeros(len(self._rows), len(self._rows))
-        for place in range(len(self.parameters)):
-            for columns in self._columns(place):
-                total += inner_products(columns, columns)
-        return total
+        places = range(len(self.parameters))
+        parts = [inner_products(some, some) for place in places for some in self._columns(place)]
+        return torch.stack(parts).sum(0)  # a running sum would round each time
 
     def combine(self, weights: Tensor) -> None:
         """Add ``weightsᵀ J`` to the gradients of the shared parameters."""
@@ -195,7 +193,7 @@ class Rows(Engine):
         self._parameters: list[Tensor] = []
         self._rows = torch.empty(0, 0)
         """The means, padded with zeros so that all processes' slices are equally wide."""
-        self._shapes: list[torch.Size] = []
+        self._shapes: list[tuple[torch.Size, bool]] = []
         self._views: list[list[Tensor]] = []
         """Each row's view of each parameter; in a small network, making views takes as long as computing."""
         self._scratch: tuple[Tensor, list[Tensor]] | None = None
@@ -206,6 +204,10 @@ class Rows(Engine):
     def clear(self) -> None:
         """Start a new mean."""
         self._begun, self._sharded, self._separate = False, None, None
+
+    def forget(self) -> None:
+        """Free the buffer."""
+        self._rows, self._shapes, self._views, self._scratch = torch.empty(0, 0), [], [], None
 
     def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
         """Compute every row; see :class:`Engine`."""
@@ -220,9 +222,7 @@ class Rows(Engine):
         large = alone and self.by_gramian and numbers(parameters) >= _LARGE
         if large and not pulls.graph.runs_python():
             self._parameters = list(parameters)
-            self._separate = SeparateRows(
-                [pulls.pass_of(row)(parameters) for row in pulls.rows], self._parameters
-            )
+            self._separate = SeparateRows(_separate_rows(pulls, parameters), self._parameters)
             return
         self._allocate(len(shares), parameters)
         if self._begun and self._scratch is None:
@@ -275,7 +275,7 @@ class Rows(Engine):
         return RowGradients(means if len(rows) == len(means) else means[list(rows)], self._parameters)
 
     def _allocate(self, k: int, parameters: Sequence[Tensor]) -> None:
-        like, shapes = row_like(parameters), [p.shape for p in parameters]
+        like, shapes = row_like(parameters), [(p.shape, p.is_complex()) for p in parameters]
         old, width = self._rows, -(-numbers(parameters) // processes()) * processes()
         same = old.shape == (k, width) and old.dtype == like.dtype and old.device == like.device
         if not same or shapes != self._shapes:
@@ -283,6 +283,33 @@ class Rows(Engine):
             self._views = [split_like(row, parameters) for row in self._rows]
             self._shapes, self._scratch = shapes, None
         self._parameters = list(parameters)
+
+
+def _separate_rows(pulls: Pulls, parameters: Sequence[Tensor]) -> list[list[Tensor | None]]:
+    """Return the gradients of each row, copied only where their memory has other users.
+
+    Raises:
+        RuntimeError: If a hook wrote into a gradient of an earlier row.
+    """
+    rows = []
+    for row in pulls.rows:
+        gradients = list(pulls.pass_of(row)(parameters))
+        for place, gradient in enumerate(gradients):
+            if gradient is not None and gradient._version:  # such as a buffer that a hook fills in every pass
+                gradients[place] = gradient.clone()
+        rows.append(gradients)
+    own = {g.data_ptr() for of_row in pulls.own.values() for g in of_row if g is not None and not g.is_sparse}
+    for gradients in rows:
+        for place, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            if gradient._version:
+                raise RuntimeError(
+                    "a hook changed in place what it had returned for another loss; return a new tensor from it."
+                )
+            if not gradient.is_sparse and gradient.data_ptr() in own:
+                gradients[place] = gradient.clone()
+    return rows
 
 
 def processes() -> int:

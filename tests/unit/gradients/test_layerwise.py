@@ -586,3 +586,12 @@ def test_a_row_that_does_not_reach_a_convolution_has_zeros() -> None:
     parameters = [*first.parameters(), *second.parameters()]
     J = naive(outputs, cotangents, parameters)
     assert_same(differentiate(Layerwise(), outputs, cotangents, parameters), J, parameters)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_inputs_get_rows(layout: torch.layout) -> None:
+    weight, x = nn.Parameter(torch.randn(4, 50).double()), torch.eye(6, 50).double().to_sparse(layout=layout)
+    outputs = [x @ weight.T]
+    cotangents = random_cotangents(outputs, 2)
+    J = naive(outputs, cotangents, [weight])
+    assert_same(differentiate(Layerwise(), outputs, cotangents, [weight]), J, [weight])

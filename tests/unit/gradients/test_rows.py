@@ -7,6 +7,7 @@ from torchjd.aggregation import TrimmedMean, UPGradWeighting
 
 from multitask.benchmark.timing import peak_mib
 from multitask.gradients import rows as rows_module
+from multitask.gradients.layerwise import Layerwise
 from multitask.gradients.rows import MicroBatch, RowGradients, Rows, SeparateRows
 from multitask.step import Step
 from tests.unit.gradients.reference import leaves_of
@@ -127,3 +128,97 @@ def test_rows_of_methods_that_read_them_form_a_matrix(reads: bool) -> None:
     gradients = step.backward([head(features).square().mean() for head in list(net)[1:]]).gradients
     assert gradients is not None
     assert isinstance(gradients._gradients, RowGradients if reads else SeparateRows)
+
+
+@pytest.fixture
+def separate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows of single batches stay separate."""
+    monkeypatch.setattr(rows_module, "_LARGE", 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_gramian_of_many_blocks_is_summed_precisely(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_SIDE_BY_SIDE", 64)
+    parameter = nn.Parameter(torch.zeros(2**16, dtype=dtype))
+    rows = [[torch.full_like(parameter, 0.01)], [torch.full_like(parameter, -0.02)]]
+    found = SeparateRows(rows, [parameter]).gramian()
+    J = torch.stack([row[0] for row in rows]).double()
+    torch.testing.assert_close(found.double(), J @ J.T, rtol=4 * torch.finfo(dtype).eps, atol=0.0)
+
+
+@pytest.mark.usefixtures("separate")
+@pytest.mark.parametrize("on_activation", [False, True])
+def test_hook_may_return_the_same_memory_in_each_pass(on_activation: bool) -> None:
+    parameter, x = nn.Parameter(torch.randn(5).double()), torch.randn(3, 5).double()
+    buffer = torch.empty(5).double()
+
+    def losses(hooked: bool) -> list[Tensor]:
+        z = parameter * 1.0
+        if hooked:
+            place = z if on_activation else parameter
+            place.register_hook(lambda gradient: torch.mul(gradient, 1.0, out=buffer))
+        return [(z * row).sum() for row in x]
+
+    found = Step(UPGradWeighting(), engine="rows").backward(losses(hooked=True)).gradients
+    assert found is not None
+    torch.testing.assert_close(found.gramian(), x @ x.T)
+
+
+@pytest.mark.usefixtures("separate")
+def test_gradient_that_a_hook_changes_later_is_an_error() -> None:
+    parameter, kept = nn.Parameter(torch.randn(5)), []
+
+    def hook(gradient: Tensor) -> Tensor:
+        if not kept:
+            kept.append(gradient * 2)
+            return kept[0]
+        return kept[0].copy_(gradient)
+
+    parameter.register_hook(hook)
+    with pytest.raises(RuntimeError, match="a hook changed in place what it had returned"):
+        Step(UPGradWeighting(), engine="rows").backward([(parameter * c).sum() for c in (1.0, 2.0)])
+
+
+@pytest.mark.usefixtures("separate")
+def test_own_gradient_is_not_the_memory_of_a_row() -> None:
+    shared, own, c = (nn.Parameter(torch.randn(5)) for _ in range(3))
+    found = Step(UPGradWeighting(), engine="rows").backward(
+        [((shared + own) * c.detach()).sum(), shared.sum()]
+    )
+    assert found.gradients is not None
+    assert own.grad is not None
+    before = found.gradients.jacobian()
+    own.grad.zero_()
+    assert torch.equal(found.gradients.jacobian(), before)
+
+
+def test_buffer_follows_which_parameter_is_complex() -> None:
+    complex_, real, other = (
+        nn.Parameter(torch.randn(4, dtype=d)) for d in (torch.cfloat, torch.float, torch.cfloat)
+    )
+    step = Step(UPGradWeighting(), engine="rows")
+
+    def losses() -> list[Tensor]:
+        every = [p for p in (complex_, real, other) if p.requires_grad]
+        return [sum(((p * c).abs().square().sum() for p in every), torch.zeros(())) for c in (1.0, 2.0)]
+
+    for frozen in (other, complex_):
+        for p in (complex_, real, other):
+            p.requires_grad_(p is not frozen)
+        gradients = step.backward(losses()).gradients
+        assert gradients is not None
+        J = gradients.jacobian()
+        torch.testing.assert_close(J[1], 4 * J[0])
+
+
+def test_rows_throughout_have_one_buffer() -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.Tanh())
+    heads, engine = [nn.Linear(4, 1) for _ in range(2)], Layerwise()
+    step = Step(TrimmedMean(0), engine=engine)
+    for _ in range(3):
+        features = net(torch.randn(64, 5))
+        step.backward([head(features).square().mean() for head in heads])
+    assert engine._plain._rows.numel()
+    assert not engine._rows.numel()

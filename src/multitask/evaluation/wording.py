@@ -28,6 +28,11 @@ def number(value: float, decimals: int | None = 2) -> str:
     if decimals is None or abs(value) >= _LARGE:
         return f"{value:.4g}".replace("-", "−")
     text = f"{value:.{decimals}f}"
+    return _signed(text)
+
+
+def _signed(text: str) -> str:
+    """Return a number with a minus sign, and zero without a sign."""
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
@@ -104,7 +109,7 @@ def amount(pair: pd.Series, value: float) -> str:
         return NOTHING
     if pair["scale"] == "log":
         return f"{np.exp(value):.3g}×"
-    return number(value) if pair["metric"] in (DELTA_M, DELTA_P) else f"{value:.3g}".replace("-", "−")
+    return number(value) if pair["metric"] in (DELTA_M, DELTA_P) else _signed(f"{value:.3g}")
 
 
 def sought(pair: pd.Series) -> str:

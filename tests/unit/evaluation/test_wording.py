@@ -1,11 +1,12 @@
 """Numbers in columns are short for every magnitude."""
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from multitask.evaluation.statistics import Interval
-from multitask.evaluation.wording import digits, metric
+from multitask.evaluation.wording import amount, digits, metric
 
 
 def column(means: list[float], half: float = float("nan")) -> list[str]:
@@ -33,3 +34,8 @@ def test_metrics(means: list[float], half: float, shown: list[str]) -> None:
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=4))
 def test_no_metric_is_wide(means: list[float]) -> None:
     assert all(len(text) <= 21 for text in column(means))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-0.0, "0"), (-0.25, "−0.25"), (0.125, "0.125")])
+def test_zero_has_no_sign(value: float, shown: str) -> None:
+    assert amount(pd.Series({"scale": "linear", "metric": "left/accuracy"}), value) == shown

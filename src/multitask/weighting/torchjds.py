@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torchjd import Stateful, aggregation
 from torchjd.aggregation import Aggregator, TrimmedMean, Weighting
@@ -89,6 +90,7 @@ class GramianMethod(OfTorchjd, WeightedMethod):
 
     def weigh(self, losses: Tensor, gradients: TaskGradients) -> Tensor:
         gramian = gradients.gramian()
+        gramian = gramian.to(torch.promote_types(gramian.dtype, torch.float32))  # NumPy has no bfloat16
         # An exact projector checks for NaN and divides by the trace itself.
         if not isinstance(getattr(self.method, "projector", None), ExactProjector):
             checked(gramian)

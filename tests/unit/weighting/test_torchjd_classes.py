@@ -180,3 +180,16 @@ def test_nothing_private_of_torchjd_is_used() -> None:
         r"^\s*(from|import) torchjd(\.\w+)*\._|from torchjd[\w.]* import .*\b_\w", re.MULTILINE
     )
     assert [str(path) for path in sources if private.search(path.read_text())] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "method", [aggregation.UPGrad(), aggregation.DualProjWeighting(), aggregation.MGDA()]
+)
+def test_weighting_of_the_gramian_takes_half_precision(method: object, dtype: torch.dtype) -> None:
+    J = conflicting(3)
+    expected = update(adapt(method), losses_of(3), J).weights
+    found = update(adapt(method), losses_of(3).to(dtype), J.to(dtype)).weights
+    assert found is not None
+    assert expected is not None
+    torch.testing.assert_close(found.double(), expected.double(), rtol=0.1, atol=0.05)

@@ -119,7 +119,7 @@ def test_jobs_can_be_added_to_a_sweep_but_not_changed(tmp_path: Path) -> None:
 def test_progress_line_estimates_the_time_left() -> None:
     counts = Counter(completed=2, failed=1, running=1)
     assert line("x", counts, 6, 30.0, 3) == "sweep x: 2 of 6 done, 1 running, 1 failed, about 30 s left"
-    # One of the three finished jobs ended in this session.
+    # One of the three finished jobs ended after the sweep was resumed.
     assert line("x", counts, 6, 600.0, 1).endswith("about 30 min left")
     assert line("x", counts, 6, 3600.0, 1).endswith("about 3.0 h left")
     assert line("x", counts, 6, 5.0, 0).endswith("1 failed")

@@ -83,9 +83,13 @@ class SeparateRows(StoredGradients):
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``."""
-        places = range(len(self.parameters))
-        parts = [inner_products(some, some) for place in places for some in self._columns(place)]
-        return torch.stack(parts).sum(0)  # a running sum would round each time
+        # A running sum rounds each time, which in half precision makes it stagnate; MPS has no float64.
+        precise = torch.float32 if self._like.device.type == "mps" else torch.float64
+        total = self._like.new_zeros(len(self._rows), len(self._rows), dtype=precise)
+        for place in range(len(self.parameters)):
+            for columns in self._columns(place):
+                total += inner_products(columns, columns)
+        return total.to(self._like.dtype)
 
     def combine(self, weights: Tensor) -> None:
         """Add ``weightsᵀ J`` to the gradients of the shared parameters."""

@@ -131,9 +131,8 @@ def test_rows_need_the_predicted_memory(
 
     graph, most = peak_mib(forward), peak_mib(two_steps)
     needed = step.state_dict()["memory"]["bytes_needed"] / 2**20
-    assert most - graph <= needed
-    if trunk != "lenet":  # on some processors the backward pass of a convolution holds one gradient less
-        assert 0.8 * needed <= most - graph
+    # On some processors the backward pass of a convolution holds one gradient less.
+    assert (0.6 if trunk == "lenet" else 0.8) * needed <= most - graph <= needed
 
 
 def test_module_trains_as_with_rows(free: Free) -> None:

@@ -16,12 +16,11 @@ from multitask.gradients.features import Features
 from multitask.gradients.finite import FiniteLosses, not_finite
 from multitask.gradients.graph import Graph, Ownership
 from multitask.gradients.losses import Losses, LossesLike, Pulls, gradients_at
-from multitask.gradients.processes import average_gradients, mean_over_processes, sum_over_processes
+from multitask.gradients.processes import average_gradients, mean_over_processes
 from multitask.gradients.rows import Rows, add_to_gradients, are_finite, is_sharded, on_cpu, processes
 from multitask.gradients.sharded import check_hooks, one_sided, shards_of
-from multitask.gradients.stream import Streamed
 from multitask.gradients.task_gradients import Engine, TaskGradients
-from multitask.gradients.window import ByParameter, Counts, Window, counts_of
+from multitask.gradients.window import Counts, Window, counts_of
 from multitask.randomness import derived_seed, seeded_apart
 from multitask.weighting.adapter import adapt
 from multitask.weighting.base import (
@@ -29,6 +28,7 @@ from multitask.weighting.base import (
     JacobianMethod,
     Scalarization,
     WeightedMethod,
+    check_sharded,
     check_streamed,
     hooks_of,
 )
@@ -120,16 +120,20 @@ class Step:
         self.times: dict[str, float] = {}
         """Seconds spent in each section of steps, to be cleared by the reader."""
         scalar = isinstance(self.weighting, Scalarization)
-        self._method = Differentiated(self.weighting) if scalar else self.weighting  # type: ignore[arg-type]
+        self._method: JacobianMethod = Differentiated(self.weighting) if scalar else self.weighting  # type: ignore[arg-type, assignment]
         self._uses = hooks_of(self._method)
         self.looks_after = "after_step" in hooks_of(self.weighting)
         """Whether the weighting uses :meth:`after_step`."""
         self._weighted = scalar or heads == "weighted"
         made = make_engine(engine, memory)
-        if isinstance(made, Streamed):
+        if made.memory != "rows":
             check_streamed(self.weighting, memory=made.memory)
         if self._shards is not None:
-            _check_sharded(self._method, engine, made)  # type: ignore[arg-type]
+            check_sharded(self._method, memory=made.memory)
+            if engine == "layerwise" or isinstance(made, Features):
+                raise ValueError(
+                    f"sharded parameters have rows alone, and weighting.engine={engine} has others; take auto."
+                )
         if isinstance(made, Rows):
             made.by_gramian = not (self._method.of_parameters or self._method.reads_jacobian)
         self._auto_memory = made if isinstance(made, AutoMemory) else None
@@ -300,7 +304,7 @@ class Step:
         graph = Graph(losses.edges())
         self._begin(losses)
         self.ownership.find(graph, losses.m)
-        shared = self.ownership.shared()
+        shared = self.ownership.shared
         return Rows().differentiate(Pulls(losses, graph), shared).jacobian(), bool(shared)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -360,7 +364,7 @@ class Step:
             check_hooks(losses)
         self._begin(parsed)
         parsed.scale = self._scale()
-        rows = self._method.rows if isinstance(self._method, JacobianMethod) else "task"
+        rows = self._method.rows
         parsed.of_examples = rows == "example"
         if (rows == "task" and parsed.parts > 1) or (rows == "half" and parsed.parts != 2):
             wanted = "[m], one per loss" if rows == "task" else "[2, m], those of two halves of the batch"
@@ -400,7 +404,6 @@ class Step:
 
     def _wanted(self, losses: Losses, counts: Counts, last: bool) -> list[int] | None:
         """Return the losses whose rows the weighting needs; ``None`` for all, or if counts are still unknown."""
-        assert isinstance(self._method, JacobianMethod)
         present = list(range(losses.m))
         if counts is not None and not isinstance(counts, int | float):
             if not last or processes() > 1:
@@ -416,7 +419,7 @@ class Step:
         """End a step of a linear scalarization."""
         if not all(are_finite([losses])):
             raise not_finite(losses, _names(self._window.last, present), self.steps)
-        self._write(self._window.own_gradients({0: 1.0}), self.ownership.trained)
+        self._window.write_own({0: 1.0}, self.ownership.trained)
         with self.as_present(present):
             self._backward(self.weighting(losses))
             self.weighting.observe(losses)
@@ -442,7 +445,7 @@ class Step:
             # Infinite gradients make the loss scaler skip the step and lower its scale.
             if shared:
                 gradients.combine(torch.full_like(gradients.gramian()[0], torch.inf))
-            own = [p for of_task in self.ownership.own() for p in of_task]
+            own = [p for of_task in self.ownership.own for p in of_task]
             add_to_gradients(own, [torch.full_like(p, torch.inf) for p in own])
             return self._done(StepResult(present, losses, overflow=True))
         if method.on_cpu and shared and copies[0] is not losses:
@@ -466,7 +469,6 @@ class Step:
     ) -> tuple[Tensor | None, Tensor | None]:
         """Let the weighting write the shared gradient; return the weights of the rows and the factors of the heads."""
         method = self._method
-        assert isinstance(method, JacobianMethod)
         start, uses, weights = self.now(), self._uses, None
         with self.as_present(present):
             factors = method.head_weights(losses) if "head_weights" in uses else None
@@ -497,26 +499,19 @@ class Step:
 
     def _write_own(self, weights: Tensor) -> None:
         """Write the own parameters' gradients times the weight of each row, ``[parts · k]``."""
-        window = self._window
+        window, ownership = self._window, self.ownership
         assert window.losses is not None
         assert window.last is not None
+        by_row: dict[int, float | Tensor] = {0: 1.0}
         if window.last.of_examples:
             matrix = torch.zeros_like(window.losses).flatten()
             matrix[window.rows] = weights.to(matrix)
-            leaves = [p for of_task in self.ownership.own() for p in of_task]
-            roots = window.last.combination(matrix)
-            window.own.add(0, leaves, gradients_at(*roots, leaves))
-            self._write(window.own_gradients({0: 1.0}), self.ownership.candidates)
-            return
-        factors = weights.tolist() if weights.device.type == "cpu" else list(weights.unbind())
-        by_row = dict(zip(window.rows, factors, strict=True))
-        self._write(window.own_gradients(by_row), self.ownership.candidates)
-
-    def _write(self, gradients: ByParameter, candidates: Callable[[], Sequence[Tensor]]) -> None:
-        """Add gradients, summed over processes, to ``.grad``."""
-        if processes() > 1 and self._shards is None:
-            gradients = sum_over_processes(gradients, candidates())
-        add_to_gradients([p for p, _ in gradients.values()], [g for _, g in gradients.values()])
+            leaves = [p for of_task in ownership.own for p in of_task]
+            window.own.add(0, leaves, gradients_at(*window.last.combination(matrix), leaves))
+        else:
+            factors = weights.tolist() if weights.device.type == "cpu" else list(weights.unbind())
+            by_row = dict(zip(window.rows, factors, strict=True))
+        window.write_own(by_row, ownership.candidates)
 
     def _everywhere(self, holds: bool) -> bool:
         """Return whether a condition holds on every process."""
@@ -537,25 +532,6 @@ class Step:
         self._rest_absent(result.present)
         self.steps += 1
         return result
-
-
-def _check_sharded(method: JacobianMethod, engine: str | Engine, made: Engine) -> None:
-    if isinstance(made, Streamed):
-        raise ValueError("sharded parameters have rows of their shards alone; set weighting.memory=rows.")
-    if engine == "layerwise" or isinstance(made, Features):
-        raise ValueError(
-            f"sharded parameters have rows alone, and weighting.engine={engine} has others; take auto."
-        )
-    if method.rows == "example":
-        raise ValueError(
-            f"{type(method).__name__} weighs all examples of a batch, and with sharded parameters no process has "
-            "them all; choose another weighting."
-        )
-    if method.remembers_rows:
-        raise ValueError(
-            f"{type(method).__name__} remembers a gradient of each task, of which a checkpoint keeps no shards; "
-            "choose another weighting, or trainer=ddp."
-        )
 
 
 def _names(losses: Losses | None, present: Sequence[int]) -> list[str]:

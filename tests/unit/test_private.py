@@ -19,7 +19,7 @@ from multitask import private
 SOURCE = Path(private.__file__).parent.parent
 # Attributes of the autograd graph and of tensors, all of which are tested below.
 AUTOGRAD = {
-    "_backward_hooks", "_foreach_copy_", "_foreach_zero_", "_input_metadata", "_is_view",
+    "_backward_hooks", "_foreach_add_", "_foreach_copy_", "_foreach_zero_", "_input_metadata", "_is_view",
     "_saved_alpha", "_saved_beta", "_saved_dim", "_saved_dim0", "_saved_dim1", "_saved_dims", "_saved_groups",
     "_saved_mat2_sym_sizes", "_saved_padding", "_saved_padding_idx", "_saved_scale_grad_by_freq", "_saved_sparse",
     "_saved_transposed", "_values", "_version",
@@ -220,4 +220,4 @@ def test_tensors_have_their_private_attributes() -> None:
     parameter = nn.Parameter(torch.zeros(2, 2))
     has(parameter, "_backward_hooks", "_is_view", "_version")
     has(parameter.detach().to_sparse(), "_values")
-    has(torch, "_foreach_copy_", "_foreach_zero_")
+    has(torch, "_foreach_add_", "_foreach_copy_", "_foreach_zero_")

@@ -12,13 +12,13 @@ from multitask.gradients.layerwise import Layerwise
 from multitask.gradients.losses import Pulls
 from multitask.gradients.rows import numbers, row_like
 from multitask.gradients.stream import Streamed
-from multitask.gradients.task_gradients import TaskGradients
+from multitask.gradients.task_gradients import Engine, MicroBatch, TaskGradients
 from multitask.system import available_memory
 
 _log = logging.getLogger(__name__)
 
 
-class AutoMemory(Streamed):
+class AutoMemory(Engine):
     """:class:`Layerwise` if rows fit into free memory, else :class:`Streamed`; exact either way.
 
     Chosen once, in the first step in which parameters are shared, when its graph is in memory and no row is.
@@ -29,11 +29,20 @@ class AutoMemory(Streamed):
     def __init__(self) -> None:
         self.choice: dict[str, Any] = {}
         """``taken`` (rows or stream), ``bytes_needed`` by rows and ``bytes_free``; empty before the choice."""
-        self._layerwise = Layerwise()
+        self._streamed, self._layerwise = Streamed(), Layerwise()
         self._layerwise.by_gramian = True
 
-    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
+    @property
+    def _chosen(self) -> Engine:
+        return self._layerwise if self.choice.get("taken") == "rows" else self._streamed
+
+    def clear(self) -> None:
+        """Discard the micro-batches of a step."""
+        self._chosen.clear()
+
+    def add(self, batch: MicroBatch) -> None:
         """Compute every row the way that was chosen; see :class:`Engine`."""
+        pulls, parameters, *_ = batch
         if parameters and not self.choice:
             needed, device = bytes_for_rows(pulls, parameters), parameters[0].device
             free = free_memory(device)
@@ -41,11 +50,11 @@ class AutoMemory(Streamed):
             self.choice = {"taken": taken, "bytes_needed": needed, "bytes_free": free}
             mib = f"rows need {needed / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB are free on {device}"
             _log.log(level, "weighting.memory=auto takes %s: %s.", taken, mib)
-        if self.choice.get("taken") == "rows":
-            found = self._layerwise.differentiate(pulls, parameters)
-            self._layerwise.clear()  # or it would hold inputs of layers during the next forward pass
-            return found
-        return super().differentiate(pulls, parameters)
+        self._chosen.add(batch)
+
+    def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> TaskGradients:
+        """Return the rows; see :class:`Engine`."""
+        return self._chosen.gradients(rows, factors)
 
 
 def bytes_for_rows(pulls: Pulls, parameters: Sequence[Tensor]) -> int:

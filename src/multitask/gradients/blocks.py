@@ -57,7 +57,6 @@ class BlockGradients(StoredGradients):
     def __init__(self, blocks: Sequence[StoredGradients], parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self._blocks = blocks
-        self.fresh = any(block.fresh for block in blocks)
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``: the blocks' Gramians add up."""

@@ -10,14 +10,11 @@ from multitask.gradients.blocks import ProductBlock
 from multitask.gradients.graph import Node
 from multitask.gradients.kernels import entries
 from multitask.gradients.operands import Operand
-from multitask.gradients.rows import RowGradients, StoredGradients, numbers, sent
+from multitask.gradients.rows import RowGradients, StoredGradients, multiplied, numbers
 from multitask.gradients.taps import Place
 
 # The cost of writing, copying and reading a number, and of sending one, in multiplications of a matrix product.
 _MEMORY, _SENT = 10, 100
-
-Shares = Sequence[Sequence[float]]
-"""The share of each micro-batch in the mean of each row."""
 
 
 class Layer(NamedTuple):
@@ -44,7 +41,6 @@ class Factors:
         self.memory = memory
         """Memory of the output gradients, ``[k, positions or more, q]``; those of a single batch may lie elsewhere."""
         self._single: Tensor | None = None
-        self._of: list[tuple[int, int]] = []
 
     @property
     def positions(self) -> int:
@@ -68,24 +64,11 @@ class Factors:
         assert self.memory is not None
         return self.memory[:, before:end]
 
-    def append(self, operand: Operand, micro_batch: int, gradients: Tensor | None = None) -> None:
-        """Add a micro-batch with its number, and with gradients if they do not lie in the :meth:`room`."""
-        if self.operand is None:
-            self.operand = operand
-        else:
-            self.operand = self.operand.on(torch.cat([self.operand.stored, operand.stored]))
-        self._single = gradients
-        self._of.append((micro_batch, operand.positions))
-
-    def weigh(self, shares: Shares) -> None:
-        """Multiply the output gradients, once, by their micro-batch's share in the mean of their row."""
-        if all(share == 1.0 for micro_batch, _ in self._of for share in shares[micro_batch]):
-            return
-        D = self.gradients
-        numbers, counts = zip(*self._of, strict=True)
-        factors = torch.tensor([shares[number] for number in numbers], dtype=D.dtype)
-        factors = factors.repeat_interleave(torch.tensor(counts), 0)
-        D.mul_(sent(factors, D.device).T[..., None])
+    def append(self, operand: Operand, gradients: Tensor | None = None) -> None:
+        """Add a micro-batch, with its gradients if they do not lie in the :meth:`room`."""
+        if self.operand is not None:
+            operand = operand.on(torch.cat([self.operand.stored, operand.stored]))
+        self.operand, self._single = operand, gradients
 
     @property
     def gradients(self) -> Tensor:
@@ -95,11 +78,11 @@ class Factors:
         assert self.memory is not None
         return self.memory[:, : self.positions]
 
-    def block(self, rows: Sequence[int], like: Tensor) -> StoredGradients:
-        """Return some rows, after :meth:`weigh`; without an operand, zeros like ``like``."""
+    def block(self, rows: Sequence[int], factors: Sequence[float], like: Tensor) -> StoredGradients:
+        """Return some rows, each times a factor; without an operand, zeros like ``like``."""
         if self.operand is None:
             return RowGradients(like.new_zeros(len(rows), numbers(self.parameters)), self.parameters)
-        return ProductBlock(self.operand, self.chosen(rows), self.parameters)
+        return ProductBlock(self.operand, multiplied(self.chosen(rows), factors), self.parameters)
 
     def chosen(self, rows: Sequence[int]) -> Tensor:
         """Return the output gradients of some rows."""
@@ -107,7 +90,7 @@ class Factors:
         return (D if len(rows) == len(D) else D[list(rows)]).contiguous()
 
     def formed(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield row, parameter and gradient of all rows, after :meth:`weigh`."""
+        """Yield row, parameter and gradient of all rows."""
         if self.operand is not None:
             rows = range(len(self.gradients))
             each = ProductBlock(self.operand, self.chosen(rows), self.parameters).formed()
@@ -122,21 +105,23 @@ class Kept(Place):
     Args:
         operand: The operation.
         factors: Where they are kept.
-        k: The number of rows.
+        weights: The weight of the micro-batch in the sum of each row.
         like: A tensor of their dtype and device.
         alone: Whether the micro-batch is the whole step, so that nothing has to be copied.
     """
 
-    def __init__(self, operand: Operand, factors: Factors, k: int, like: Tensor, alone: bool) -> None:
+    def __init__(
+        self, operand: Operand, factors: Factors, weights: Sequence[float], like: Tensor, alone: bool
+    ) -> None:
         super().__init__([])
         self._operand = operand
         self._factors = factors
-        self._k = k
+        self._weights = weights
         self._like = like
         self._alone = alone
         self._room: Tensor | None = None
         self._single: Tensor | None = None
-        self._missing = set(range(k))
+        self._missing = set(range(len(weights)))
 
     def take(self, row: int, gradient: Tensor) -> Sequence[Tensor | None]:
         """Keep the gradient of a row, whose parameters' rows are not formed."""
@@ -147,29 +132,31 @@ class Kept(Place):
     def take_all(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
         """Keep the gradients of several rows; see :meth:`take`."""
         D = self._operand.matrix(gradients)
-        if self._alone and len(D) == self._k:
+        if self._alone and len(D) == len(self._weights):
             self._single = D
         else:
             self._get_room()[list(rows)] = D.to(self._like.dtype)
         self._missing -= set(rows)
         return []
 
-    def end(self, micro_batch: int, announced: bool) -> None:
-        """Add the micro-batch of this number to the factors; without a gradient, only if ``announced`` to others."""
-        operand, stored = self._operand, self._operand.stored
-        if len(self._missing) == self._k:
+    def end(self, announced: bool) -> None:
+        """Add the micro-batch to the factors; without a gradient, only if it was ``announced`` to other processes."""
+        stored = self._operand.stored
+        if len(self._missing) == len(self._weights):
             if not announced:
                 return
             stored = torch.zeros_like(stored)  # no gradient: the inputs may be NaN
         elif not self._alone:
             stored = stored.clone()  # an input of the network may be overwritten before the step ends
-        if self._missing and self._single is None:
-            self._get_room()[list(self._missing)] = 0.0
-        self._factors.append(operand.on(stored), micro_batch, self._single)
+        if self._single is None:
+            room = self._get_room()
+            room[list(self._missing)] = 0.0
+            multiplied(room, self._weights)
+        self._factors.append(self._operand.on(stored), self._single)
 
     def _get_room(self) -> Tensor:
         if self._room is None:
-            self._room = self._factors.room(self._k, self._operand, self._like)
+            self._room = self._factors.room(len(self._weights), self._operand, self._like)
         return self._room
 
 

@@ -10,18 +10,18 @@ from torch.autograd.graph import GradientEdge
 from multitask.gradients.batched import is_hooked
 from multitask.gradients.losses import Pulls, gradients_at
 from multitask.gradients.rows import (
-    MicroBatch,
     RowGradients,
     Rows,
     StoredGradients,
     add_to_gradients,
     dense,
+    multiplied,
     numbers,
     processes,
     row_like,
-    sent,
     split_like,
 )
+from multitask.gradients.task_gradients import MicroBatch
 
 Frontier = dict[GradientEdge, torch.Size]
 """The edges into the shared graph of a micro-batch with the shapes of the gradients there."""
@@ -69,9 +69,9 @@ class Features(Rows):
     """Approximate: one backward pass through the shared graph for any number of losses."""
 
     def clear(self) -> None:
-        """Start a new step."""
+        """Discard the micro-batches of a step."""
         self._frontiers: list[Frontier] = []
-        self._means: Tensor | None = None
+        self._sums: Tensor | None = None
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
         """Reject parameters that become shared within a step, whose gradients have no columns here."""
@@ -79,32 +79,27 @@ class Features(Rows):
             raise _direct()
 
     def add(self, batch: MicroBatch) -> None:
-        """Add a micro-batch; see :class:`Rows`.
+        """Add a micro-batch; see :class:`Engine`.
 
         Raises:
             ValueError: If a loss reaches a shared parameter directly, as a penalty does, or a hook changes the
                 gradients at the features.
         """
         self._parameters = list(batch.parameters)
-        share = self._column(batch.shares)
-        means = share.new_zeros(len(share), 0) if self._means is None else self._means * (1 - share)
-        columns = self._pull(batch.pulls, share) if batch.pulls.rows and batch.parameters else []
-        self._means = torch.cat([means, *columns], 1)
-        if batch.parts is not None:
-            self._means *= self._column(batch.parts)
+        sums = (
+            row_like(batch.parameters).new_zeros(len(batch.weights), 0) if self._sums is None else self._sums
+        )
+        columns = self._pull(batch.pulls, batch.weights) if batch.pulls.rows and batch.parameters else []
+        self._sums = multiplied(torch.cat([sums, *columns], 1), batch.factors or [1.0])
 
-    def gradients(self, rows: Sequence[int]) -> StoredGradients:
-        """Return the gradients of some rows, over all processes."""
-        assert self._means is not None
-        means = self._means if len(rows) == len(self._means) else self._means[list(rows)]
-        return _FeatureGradients(means, self._frontiers, self._parameters)
+    def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> StoredGradients:
+        """Return the gradients of some rows; see :class:`Engine`."""
+        assert self._sums is not None
+        sums = self._sums if len(rows) == len(self._sums) else self._sums[list(rows)]
+        return _FeatureGradients(multiplied(sums, factors), self._frontiers, self._parameters)
 
-    def _column(self, values: Sequence[float]) -> Tensor:
-        like = row_like(self._parameters)
-        return sent(torch.tensor(values, dtype=like.dtype), like.device)[:, None]
-
-    def _pull(self, pulls: Pulls, share: Tensor) -> list[Tensor]:
-        """Return a micro-batch's gradients times its share, ``[k, …]`` per edge of the frontier."""
+    def _pull(self, pulls: Pulls, weights: Sequence[float]) -> list[Tensor]:
+        """Return a micro-batch's gradients times its weights, ``[k, …]`` per edge of the frontier."""
         edges = [GradientEdge(node, output) for node, output in pulls.graph.frontier()]
         direct = any(edge.node.name() == "torch::autograd::AccumulateGrad" for edge in edges)
         if direct or not edges or pulls.graph.reached_alone(self._parameters):
@@ -119,11 +114,11 @@ class Features(Rows):
                 raise ValueError(
                     "weighting.engine=features cannot pass a hook on the features; take weighting.engine=auto."
                 )
-            column = share.new_zeros(len(share), example.numel())
+            column = row_like(self._parameters).new_zeros(len(weights), example.numel())
             for row, gradient in arrived.items():
                 column[row] = gradient.flatten()
             frontier[edge] = example.shape
-            columns.append(column * share)
+            columns.append(multiplied(column, weights))
         self._frontiers.append(frontier)
         return columns
 

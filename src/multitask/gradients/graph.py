@@ -164,38 +164,37 @@ class Ownership:
         kept: Mapping[Tensor, Tensor] | None = None,
     ) -> None:
         self.kept = kept
+        self.leaves: list[tuple[Tensor, int]] = []
+        """The parameters in the last graph, with the set of losses that reach each."""
+        self.shared: list[Tensor] = []
+        """The shared parameters in the model's order, then those without a name."""
+        self.own: list[list[Tensor]] = []
+        """The parameters that each loss reaches in the last graph and that are not shared."""
+        self.agreed = True
+        """Whether all processes know what this one does."""
         self._model = model
         self._given = None if shared is None else list(shared)
         self._reaching: dict[Tensor, int] = {}
         """The losses that have reached each parameter, in the order of discovery."""
         self._names: dict[Tensor, str] = {}
-        self._shared: list[Tensor] | None = None
-        self._leaves: list[tuple[Tensor, int]] = []
-        self._last: list[tuple[int, int]] = []
-        self._own: list[list[Tensor]] = []
-        self._m = 0
+        self._several: list[Tensor] = []
+        self._last: tuple[int, list[tuple[int, int]]] | None = None
         self._grew = False
-        self.agreed = True
-        """Whether all processes know what this one does."""
 
     def find(self, graph: Graph, m: int) -> None:
         """Record which of m losses reach which parameters in a graph."""
-        leaves = [(id(leaf), losses) for leaf, losses in graph.leaves]
-        if self._shared is not None and leaves == self._last:
-            return
-        self._last, new = leaves, False
-        for leaf, losses in graph.leaves:
-            known = self._reaching.get(leaf)
-            if known is None and not self._is_trained(leaf):
-                continue
-            if known is None or losses & ~known:
-                self._reaching[leaf] = losses | (known or 0)
-                new = True
-        if new:
-            self._grew = self._grew or bool(self._m)
-            self._shared, self.agreed = None, False
-        self._m, self._leaves = m, graph.leaves
-        self._divide()
+        last = m, [(id(leaf), losses) for leaf, losses in graph.leaves]
+        if last != self._last:
+            for leaf, losses in graph.leaves:
+                known = self._reaching.get(leaf, 0)
+                if losses & ~known and (known or self._is_trained(leaf)):
+                    self._reaching[leaf] = losses | known
+                    self._grew = self._grew or self._last is not None
+                    self.agreed = False
+            self.leaves = [found for found in graph.leaves if found[0] in self._reaching]
+            self._last = last
+            self._divide()
+        self.shared = [p for p in self._several if p.requires_grad]
 
     def _is_trained(self, leaf: Tensor) -> bool:
         parameter = isinstance(leaf, nn.Parameter)
@@ -208,14 +207,14 @@ class Ownership:
         self._names = {p: name for name, p in self.named()}
 
     def _divide(self) -> None:
-        """List the parameters of each loss that are not shared."""
-        shared = set(self.shared())
-        self._own = [[] for _ in range(self._m)]
-        for leaf, losses in self._leaves:
-            if leaf not in shared and leaf in self._reaching:
-                while losses:
-                    self._own[(losses & -losses).bit_length() - 1].append(leaf)
-                    losses &= losses - 1
+        """List the parameters that are shared, and those of each loss that are not."""
+        order = {p: i for i, p in enumerate(self._names)}
+        several = [p for p, losses in self._reaching.items() if _several(losses)]
+        several.sort(key=lambda p: order.get(p, len(order)))
+        self._several = several if self._given is None else self._given
+        shared, (m, _) = set(self._several), self._last or (0, None)
+        apart = [(leaf, losses) for leaf, losses in self.leaves if leaf not in shared]
+        self.own = [[leaf for leaf, losses in apart if losses >> i & 1] for i in range(m)]
 
     def exchange(self) -> None:
         """Add what all other processes know.
@@ -235,7 +234,6 @@ class Ownership:
             dist.all_gather_object(everyone, self.state_dict())
             for state in everyone:
                 self.load_state_dict(state)
-            self._divide()
         self.agreed = True
 
     def named(self) -> Iterable[tuple[str, Tensor]]:
@@ -255,31 +253,10 @@ class Ownership:
             raise ValueError("several processes need a name for each parameter; pass model= to Step.")
         return [p for _, p in self.named()]
 
-    def own(self) -> list[list[Tensor]]:
-        """Return the parameters that each loss reaches in the last graph and that are not shared."""
-        return self._own
-
-    def leaves(self) -> list[Tensor]:
-        """Return the parameters in the last graph."""
-        return [leaf for leaf, _ in self._leaves if leaf in self._reaching]
-
-    def reached(self) -> list[tuple[str, int]]:
-        """Return the names of the parameters in the last graph, with the set of losses that reach each."""
-        return [(self.name(leaf), losses) for leaf, losses in self._leaves if leaf in self._reaching]
-
     def candidates(self) -> list[Tensor]:
         """Return all trainable parameters of the model that are not shared."""
-        shared = set(self.shared())
+        shared = set(self.shared)
         return [p for _, p in self.named() if p not in shared and p.requires_grad]
-
-    def shared(self) -> list[Tensor]:
-        """Return the shared parameters in the model's order, then those without a name."""
-        if self._shared is None:
-            several = [p for p, losses in self._reaching.items() if _several(losses)]
-            order = {p: i for i, p in enumerate(self._names)}
-            several.sort(key=lambda p: order.get(p, len(order)))
-            self._shared = several if self._given is None else self._given
-        return [p for p in self._shared if p.requires_grad]
 
     def name(self, parameter: Tensor) -> str:
         """Return a parameter's name in the model, or its index if it has none."""
@@ -307,4 +284,5 @@ class Ownership:
         for name, losses in state.items():
             if name in by_name:
                 self._reaching[by_name[name]] = self._reaching.get(by_name[name], 0) | losses
-        self._shared = None
+        self._divide()
+        self.shared = [p for p in self._several if p.requires_grad]

@@ -17,9 +17,9 @@ from multitask.gradients.exchange import Exchange
 from multitask.gradients.factors import Factors, Kept, Layer, is_cheaper
 from multitask.gradients.losses import Pulls
 from multitask.gradients.operands import OPERATIONS, operand_of
-from multitask.gradients.rows import MicroBatch, Rows, StoredGradients, row_like
+from multitask.gradients.rows import Rows, StoredGradients, multiplied, row_like
 from multitask.gradients.taps import Formed, Gatherer, Place, Tap, TappedPulls
-from multitask.gradients.task_gradients import TaskGradients
+from multitask.gradients.task_gradients import MicroBatch
 from multitask.gradients.uses import sole_uses
 
 # With at least so many rows, laying out the patches of a convolution once for all of them saves time.
@@ -38,70 +38,61 @@ class Layerwise(Rows):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._plain = Rows()
-        """For single batches with rows throughout."""
         self._gather = Gatherer()
         self._all_rows: tuple[object, ...] | None = None
         """The shapes of a graph for which rows are best throughout; a graph that only looks the same costs speed."""
+        self._memory: dict[Tensor, Tensor] = {}
         self._kept: dict[Tensor, Factors] = {}
         """The factors of each weight that has no rows."""
-        self._shares: list[list[float]] = []
-        self._exchange: Exchange | None = None
-        self._memory: dict[Tensor, Tensor] = {}
+        super().__init__()
 
     def clear(self) -> None:
-        """Start a new mean."""
-        if not self._shares:
-            return
-        super().clear()
+        """Discard the micro-batches of a step."""
         self._memory |= {p: found.memory for p, found in self._kept.items() if found.memory is not None}
-        self._kept, self._shares, self._exchange = {}, [], None
-
-    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Compute every row; see :class:`Engine`."""
-        if not parameters or self._look(pulls, parameters) == self._all_rows:
-            if self._views:
-                self.forget()
-            self._plain.by_gramian = self.by_gramian
-            return self._plain.differentiate(pulls, parameters)
-        self.clear()
-        if pulls.losses.of_examples:
-            found = rows_of_examples(pulls, parameters, sole_uses(pulls.graph, parameters), self._gather)
-            if found is not None:
-                return found
-        self.add(MicroBatch(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True))
-        return self.gradients(pulls.rows)
+        self._kept, self._micro_batches = {}, 0
+        self._exchange: Exchange | None = None
+        self._examples: BlockGradients | None = None
+        super().clear()
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
-        """Add columns for what has become shared and has a gradient already; see :class:`Rows`."""
-        rows = list(moved)
-        have = {*self._parameters, *(p for _, p, _ in rows)}
-        super().lay_out([p for p in parameters if p in have], rows)
+        """Add columns for what has become shared and has a gradient already; see :class:`Engine`."""
+        if self._micro_batches:
+            rows = list(moved)
+            have = {*self._parameters, *(p for _, p, _ in rows)}
+            super().lay_out([p for p in parameters if p in have], rows)
 
-    def gradients(self, rows: Sequence[int]) -> StoredGradients:
-        """Return the means of some rows, over all processes."""
+    def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> StoredGradients:
+        """Return some of the rows; see :class:`Engine`."""
+        if self._examples is not None:
+            return self._examples
         if not self._kept:
-            return super().gradients(rows)
-        for found in self._kept.values():
-            found.weigh(self._shares)
-        self._shares = [[1.0] * len(of) for of in self._shares]
-        blocks = [super().gradients(rows)] if self._parameters else []
+            return super().gradients(rows, factors)
+        blocks = [super().gradients(rows, factors)] if self._parameters else []
         if self._exchange is not None:
             blocks.append(self._exchange.products(self._kept, rows))
         else:
-            blocks += [found.block(rows, row_like(self._order)) for found in self._kept.values()]
+            like = row_like(self._order)
+            blocks += [found.block(rows, factors, like) for found in self._kept.values()]
         return BlockGradients(blocks, self._order)
 
     def add(self, batch: MicroBatch) -> None:
-        """Add a micro-batch; see :class:`Rows`."""
-        pulls, parameters, shares, parts, _, alone = batch
+        """Add a micro-batch."""
+        pulls, parameters, weights, factors, _, alone = batch
+        rows_throughout = not parameters or self._look(pulls, parameters) == self._all_rows
+        if alone and rows_throughout:
+            super().add(batch)
+            return
+        if pulls.losses.of_examples:
+            uses = sole_uses(pulls.graph, parameters)
+            self._examples = rows_of_examples(pulls, parameters, uses, self._gather)
+            if self._examples is not None:
+                return
         self._order = parameters
-        k = len(pulls.rows) or len(shares)
-        layers = self._layers(pulls, parameters)
+        k = len(pulls.rows) or len(weights)
+        layers = {} if rows_throughout else _layers(pulls, parameters)
         kept = cheaper = {p: layer for p, layer in layers.items() if self._is_kept(layer, k, alone)}
-        if parts is not None:
-            self._exchange = Exchange(self._announced(kept), parameters, len(shares))
+        if factors is not None:
+            self._exchange = Exchange(self._announced(kept), parameters, len(weights))
             kept = {p: layer for p, layer in kept.items() if p in self._exchange.weights}
         together = None
         if layers and all(p.ndim < 2 or p in layers for p in parameters):
@@ -112,14 +103,13 @@ class Layerwise(Rows):
             if p not in kept
             and (together is not None or (layer.operand.wasteful and len(pulls.rows) >= _MANY))
         }
-        if not cheaper and not formed and not self._shares:
+        if not cheaper and not formed and not self._micro_batches:
             self._all_rows = self._look(pulls, parameters)
 
         apart = {p for layer in kept.values() for p in layer.parameters}
         rest = [p for p in parameters if p not in apart]
         super().lay_out(rest, self._spilled(kept))
-        self._shares = [[a * (1 - b) for a, b in zip(old, shares, strict=True)] for old in self._shares]
-        self._shares.append(list(shares))
+        self._micro_batches += 1
         like = row_like(parameters)
         tapped = [*kept.values(), *formed.values()] if pulls.rows else []
         apart |= {p for layer in formed.values() for p in layer.parameters}
@@ -128,37 +118,22 @@ class Layerwise(Rows):
             found = None if together is None else pull(tap, *together, like.dtype)
             for p, layer in kept.items():
                 memory = self._memory.pop(p, None)
-                factors = self._kept.setdefault(p, Factors(layer.parameters, memory))
-                places.append(Kept(layer.operand, factors, len(shares), like, alone))
+                held = self._kept.setdefault(p, Factors(layer.parameters, memory))
+                places.append(Kept(layer.operand, held, weights, like, alone))
             places += [self._formed(layer, like, found is None) for layer in formed.values()]
             sources = TappedPulls(pulls, tap, places[: len(tapped)], found) if tapped else pulls
-            super().add(batch._replace(pulls=sources, parameters=rest, parts=parts if rest else None))
+            super().add(batch._replace(pulls=sources, parameters=rest, factors=factors if rest else None))
         for place in places:
             if isinstance(place, Kept):
-                place.end(len(self._shares) - 1, parts is not None)
-        if parts is not None:
-            self._shares = [[a * b for a, b in zip(old, parts, strict=True)] for old in self._shares]
+                place.end(factors is not None)
+        for held in self._kept.values() if factors is not None else ():
+            multiplied(held.gradients, factors or [])
 
     def _look(self, pulls: Pulls, parameters: Sequence[Tensor]) -> tuple[object, ...]:
         # These shapes decide between factors and rows: a resumed run, which remembers nothing, must choose the same.
         layers = [node for node in pulls.graph.reaching if type(node).__name__ in OPERATIONS]
         shapes = [node._input_metadata[0].shape for node in layers]
         return len(pulls.rows), len(parameters), shapes
-
-    def _layers(self, pulls: Pulls, parameters: Sequence[Tensor]) -> dict[Tensor, Layer]:
-        """Return the layers that can have factors, by weight."""
-        if not parameters or self._look(pulls, parameters) == self._all_rows:
-            return {}
-        uses = zip(parameters, sole_uses(pulls.graph, parameters), strict=True)
-        known = {p: use for p, use in uses if use is not None}
-        each = {p: operand_of(use, p.shape) for p, use in known.items()}
-        operands = {p: operand for p, operand in each.items() if operand is not None}
-        nodes = {known[p].node for p in operands}
-        biases = {use.node: p for p, use in known.items() if use.node in nodes and is_bias(use, p.shape)}
-        return {
-            p: Layer(operand, known[p].node, [p, biases[known[p].node]] if known[p].node in biases else [p])
-            for p, operand in operands.items()
-        }
 
     def _is_kept(self, layer: Layer, k: int, alone: bool) -> bool:
         """Return whether a layer, which must have no rows in this step so far, gets factors."""
@@ -173,7 +148,7 @@ class Layerwise(Rows):
             positions += before.positions
         elif self._begun and not set(self._parameters).isdisjoint(layer.parameters):
             return False
-        return is_cheaper(operand, k, positions, len(self._shares) + 1)
+        return is_cheaper(operand, k, positions, self._micro_batches + 1)
 
     def _announced(self, kept: Mapping[Tensor, Layer]) -> dict[Tensor, tuple[Layer, int]]:
         """Return each layer with the number of entries of its operand at the end of the step."""
@@ -186,9 +161,7 @@ class Layerwise(Rows):
     def _spilled(self, kept: Mapping[Tensor, object]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Form and yield the rows of weights whose factors are no longer kept."""
         for weight in [p for p in self._kept if p not in kept]:
-            factors = self._kept.pop(weight)
-            factors.weigh(self._shares)
-            yield from factors.formed()
+            yield from self._kept.pop(weight).formed()
 
     def _formed(self, layer: Layer, like: Tensor, one_by_one: bool) -> Formed:
         inputs = None
@@ -200,3 +173,17 @@ class Layerwise(Rows):
             )
             inputs = operand.inputs(like.dtype, memory)
         return Formed(layer.operand, layer.parameters, inputs)
+
+
+def _layers(pulls: Pulls, parameters: Sequence[Tensor]) -> dict[Tensor, Layer]:
+    """Return the layers that can have factors, by weight."""
+    uses = zip(parameters, sole_uses(pulls.graph, parameters), strict=True)
+    known = {p: use for p, use in uses if use is not None}
+    each = {p: operand_of(use, p.shape) for p, use in known.items()}
+    operands = {p: operand for p, operand in each.items() if operand is not None}
+    nodes = {known[p].node for p in operands}
+    biases = {use.node: [p] for p, use in known.items() if use.node in nodes and is_bias(use, p.shape)}
+    return {
+        p: Layer(operand, known[p].node, [p, *biases.get(known[p].node, [])])
+        for p, operand in operands.items()
+    }

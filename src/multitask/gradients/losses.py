@@ -178,12 +178,15 @@ class Pulls:
         retain_graph = self.retain_graph or not (row == self.rows[-1] if last is None else last)
 
         def pull(inputs: Inputs) -> list[Tensor | None]:
-            gradients = self.gradients_of(row, [*inputs, *parameters], retain_graph)
+            roots = self.losses.root(*divmod(row, self.losses.m))
+            gradients = self.gradients_from(row, roots, [*inputs, *parameters], retain_graph)
             self.own[row] = gradients[len(inputs) :]
             return gradients[: len(inputs)]
 
         return pull
 
-    def gradients_of(self, row: int, inputs: Inputs, retain_graph: bool) -> list[Tensor | None]:
-        """Return a row's gradient at each input; ``None`` if it is not reached."""
-        return gradients_at(*self.losses.root(*divmod(row, self.losses.m)), inputs, retain_graph)
+    def gradients_from(
+        self, row: int, roots: Roots, inputs: Inputs, retain_graph: bool = False
+    ) -> list[Tensor | None]:
+        """Return a row's gradient at each input, ``None`` if it is not reached, given those at some edges."""
+        return gradients_at(*roots, inputs, retain_graph)

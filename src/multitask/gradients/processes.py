@@ -1,13 +1,15 @@
 """Sums and means over processes that equal those of one process with the whole batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from multitask.gradients.rows import add_to_gradients, dense, numbers, row_like, split_like
-from multitask.gradients.window import ByParameter
+
+ByParameter = Mapping[int, tuple[Tensor, Tensor]]
+"""Parameters with their gradients, by the identity of the parameter."""
 
 
 def mean_over_processes(losses: Tensor, counts: Sequence[float]) -> tuple[Tensor, list[float]]:

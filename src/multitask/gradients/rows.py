@@ -1,15 +1,15 @@
-"""Rows of the Jacobian in one buffer, averaged over micro-batches and distributed over processes."""
+"""Rows of the Jacobian in one buffer, summed over micro-batches and processes."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from multitask.gradients.losses import Pulls
-from multitask.gradients.task_gradients import Engine, TaskGradients
+from multitask.gradients.task_gradients import Engine, MicroBatch, TaskGradients
 
 # Length of the blocks of a row that one matrix product sums.
 _BLOCK = 1024
@@ -72,8 +72,6 @@ class SeparateRows(StoredGradients):
         rows: The k rows: the gradient of each parameter, or ``None``.
         parameters: The shared parameters, with n elements in total.
     """
-
-    fresh = True
 
     def __init__(self, rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
@@ -166,28 +164,10 @@ class ShardedRows(StoredGradients):
         return whole[: numbers(self.parameters)]
 
 
-class MicroBatch(NamedTuple):
-    """One micro-batch of a step, whose gradients enter the running mean of k rows."""
-
-    pulls: Pulls
-    """The backward passes of its rows."""
-    parameters: Sequence[Tensor]
-    """The shared parameters."""
-    shares: Sequence[float]
-    """Its weight in the mean of each row."""
-    parts: Sequence[float] | None = None
-    """With the last micro-batch on several processes, this process's weight in the mean of each row, which is sent
-    while the next one is computed."""
-    wanted: Sequence[int] | None = None
-    """The rows that are sent; all by default."""
-    alone: bool = False
-    """Whether it is the whole step."""
-
-
 class Rows(Engine):
     """Exact for any graph: one backward pass per row, written into a buffer that is reused by later steps.
 
-    Rows of micro-batches are averaged as running means. Large rows of a single batch stay as they are.
+    Large rows of a single batch stay as they are.
     """
 
     by_gramian = False
@@ -196,66 +176,43 @@ class Rows(Engine):
     def __init__(self) -> None:
         self._parameters: list[Tensor] = []
         self._rows = torch.empty(0, 0)
-        """The means, padded with zeros so that all processes' slices are equally wide."""
+        """The sums, padded with zeros so that all processes' slices are equally wide."""
         self._shapes: list[tuple[torch.Size, bool]] = []
         self._views: list[list[Tensor]] = []
         """Each row's view of each parameter; in a small network, making views takes as long as computing."""
-        self._scratch: tuple[Tensor, list[Tensor]] | None = None
-        self._sharded: ShardedRows | None = None
-        self._separate: SeparateRows | None = None
-        self._begun = False
+        self.clear()
 
     def clear(self) -> None:
-        """Start a new mean."""
-        self._begun, self._sharded, self._separate = False, None, None
-
-    def forget(self) -> None:
-        """Free the buffer."""
-        self._rows, self._shapes, self._views, self._scratch = torch.empty(0, 0), [], [], None
-
-    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Compute every row; see :class:`Engine`."""
-        self.clear()
-        self.add(MicroBatch(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True))
-        return self.gradients(pulls.rows)
+        """Discard the micro-batches of a step."""
+        self._begun = False
+        self._found: SeparateRows | ShardedRows | None = None
 
     def add(self, batch: MicroBatch) -> None:
         """Add a micro-batch."""
-        pulls, parameters, shares, parts, wanted, alone = batch
+        pulls, parameters, weights, factors, wanted, alone = batch
         # A function written in Python may return memory that is still in use.
         large = alone and self.by_gramian and numbers(parameters) >= _LARGE
         if large and not pulls.graph.runs_python():
             self._parameters = list(parameters)
-            self._separate = SeparateRows(_separate_rows(pulls, parameters), self._parameters)
+            self._found = SeparateRows(_separate_rows(pulls, parameters), self._parameters)
             return
-        self._allocate(len(shares), parameters)
-        if self._begun and self._scratch is None:
-            scratch = torch.zeros_like(self._rows[0])  # the padding too
-            self._scratch = scratch, split_like(scratch, parameters)
-        if parts is not None:
-            self._sharded = ShardedRows(self._rows, parameters)
-        for row, mean in enumerate(self._rows):
+        self._allocate(len(weights), parameters)
+        sharded = None if factors is None else ShardedRows(self._rows, parameters)
+        for row, (total, views) in enumerate(zip(self._rows, self._views, strict=True)):
             if row in pulls.rows:
                 gradients = pulls.pass_of(row)(parameters)
-                if self._begun and self._scratch is not None:
-                    write(self._scratch[1], gradients)
-                    mean.lerp_(self._scratch[0], shares[row])
-                else:
-                    write(self._views[row], gradients)
+                write(views, gradients, weights[row] if self._begun else None)
                 del gradients  # else the next pass would hold them beside its own
             elif not self._begun:
-                mean.zero_()
-            if parts is not None and self._sharded is not None and (wanted is None or row in wanted):
-                mean *= parts[row]
-                self._sharded.send(row)
-        self._begun = True
+                total.zero_()
+            if sharded is not None and factors is not None and (wanted is None or row in wanted):
+                total *= factors[row]
+                sharded.send(row)
+        self._begun, self._found = True, sharded
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
-        """Add columns for parameters that have become shared, given row, parameter and gradient so far."""
-        if not self._begun or (
-            len(parameters) == len(self._parameters)
-            and all(p is o for p, o in zip(parameters, self._parameters, strict=True))
-        ):
+        """Add columns for parameters that have become shared; see :class:`Engine`."""
+        if not self._begun or [*map(id, parameters)] == [*map(id, self._parameters)]:
             return
         before, views = self._parameters, self._views
         self._rows = self._rows.new_empty(0, 0)
@@ -267,25 +224,24 @@ class Rows(Engine):
         for row, p, gradient in moved:
             write([self._views[row][place[p]]], [gradient])
 
-    def gradients(self, rows: Sequence[int]) -> StoredGradients:
-        """Return the means of some rows, over all processes."""
-        if self._separate is not None:
-            found, self._separate = self._separate, None  # the memory is free as soon as the caller's is
+    def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> StoredGradients:
+        """Return some of the rows; see :class:`Engine`."""
+        found, self._found = self._found, None  # the memory is free as soon as the caller's is
+        if isinstance(found, ShardedRows):
+            found.choose(rows)
+        if found is not None:
             return found
-        if self._sharded is not None:
-            self._sharded.choose(rows)
-            return self._sharded
-        means = self._rows[:, : numbers(self._parameters)]
-        return RowGradients(means if len(rows) == len(means) else means[list(rows)], self._parameters)
+        sums = self._rows[:, : numbers(self._parameters)]
+        sums = sums if len(rows) == len(sums) else sums[list(rows)]
+        return RowGradients(multiplied(sums, factors), self._parameters)
 
     def _allocate(self, k: int, parameters: Sequence[Tensor]) -> None:
         like, shapes = row_like(parameters), [(p.shape, p.is_complex()) for p in parameters]
         old, width = self._rows, -(-numbers(parameters) // processes()) * processes()
         same = old.shape == (k, width) and old.dtype == like.dtype and old.device == like.device
         if not same or shapes != self._shapes:
-            self._rows = like.new_zeros(k, width)
+            self._rows, self._shapes = like.new_zeros(k, width), shapes
             self._views = [split_like(row, parameters) for row in self._rows]
-            self._shapes, self._scratch = shapes, None
         self._parameters = list(parameters)
 
 
@@ -392,14 +348,25 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def write(row: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Write gradients into views of a row, and zeros for those that are ``None``."""
+def write(row: list[Tensor], gradients: Sequence[Tensor | None], weight: float | None = None) -> None:
+    """Write gradients into views of a row, and zeros for those that are ``None``; given a weight, add them times it."""
     arrived = [dense(gradient) for gradient in gradients if gradient is not None]
     if len(arrived) < len(row):
-        torch._foreach_zero_([view for view, g in zip(row, gradients, strict=True) if g is None])
+        if weight is None:
+            torch._foreach_zero_([view for view, g in zip(row, gradients, strict=True) if g is None])
         row = [view for view, g in zip(row, gradients, strict=True) if g is not None]
-    if arrived:
+    if arrived and weight is not None:
+        torch._foreach_add_(row, arrived, alpha=weight)
+    elif arrived:
         torch._foreach_copy_(row, arrived)
+
+
+def multiplied(rows: Tensor, factors: Sequence[float]) -> Tensor:
+    """Multiply each row, ``[k, …]``, by a factor, in place."""
+    if all(factor == 1.0 for factor in factors):
+        return rows
+    column = sent(torch.tensor(factors, dtype=rows.dtype), rows.device)
+    return rows.mul_(column.view(-1, *[1] * (rows.ndim - 1)))
 
 
 def inner_products(rows: Tensor, others: Tensor) -> Tensor:

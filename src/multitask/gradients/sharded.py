@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from multitask.gradients.losses import Inputs, Losses, Pulls, Roots
 from multitask.gradients.rows import (
-    MicroBatch,
     RowGradients,
     Rows,
     StoredGradients,
@@ -27,6 +26,7 @@ from multitask.gradients.rows import (
     inner_products,
     is_sharded,
     local,
+    multiplied,
     numbers,
     processes,
     real_shape,
@@ -34,7 +34,7 @@ from multitask.gradients.rows import (
     within,
     write,
 )
-from multitask.gradients.task_gradients import TaskGradients
+from multitask.gradients.task_gradients import MicroBatch, TaskGradients
 
 
 class Shards:
@@ -100,7 +100,7 @@ class Shards:
         return totals
 
     def gradients_at(
-        self, roots: Roots, inputs: Sequence[Tensor], retain_graph: bool = False, absent: bool = False
+        self, roots: Roots, inputs: Sequence[Tensor], retain_graph: bool, absent: bool
     ) -> list[Tensor | None]:
         """Return this process's part of the mean gradient of each parameter; all processes call it together.
 
@@ -170,12 +170,13 @@ class ShardedPulls(Pulls):
         super().__init__(*args, **options)
         self._shards = shards
 
-    def gradients_of(self, row: int, inputs: Inputs, retain_graph: bool) -> list[Tensor | None]:
+    def gradients_from(
+        self, row: int, roots: Roots, inputs: Inputs, retain_graph: bool = False
+    ) -> list[Tensor | None]:
         """Return a row's gradient at each input; see :class:`Pulls`."""
         assert self.losses.factors is not None
         parameters: Any = inputs
-        roots, absent = self.losses.root(*divmod(row, self.losses.m)), self.losses.factors[row] == 0
-        return self._shards.gradients_at(roots, parameters, retain_graph, absent)
+        return self._shards.gradients_at(roots, parameters, retain_graph, self.losses.factors[row] == 0)
 
 
 class ShardedEngine(Rows):
@@ -195,12 +196,12 @@ class ShardedEngine(Rows):
         """Add columns for parameters that have become shared; see :class:`Rows`."""
         super().lay_out(self._sharded_first(parameters), *args)
 
-    def gradients(self, rows: Sequence[int]) -> StoredGradients:
-        """Return the means of some rows."""
-        means = self._rows[list(rows), : numbers(self._parameters)]
+    def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> StoredGradients:
+        """Return some of the rows; see :class:`Engine`."""
+        sums = multiplied(self._rows[list(rows), : numbers(self._parameters)], factors)
         # The first process alone counts the columns that all processes have.
         counted = numbers(p for p in self._parameters if p in self._shards.whole or not dist.get_rank())
-        return _ShardedGradients(means, self._parameters, self._order, counted)
+        return _ShardedGradients(sums, self._parameters, self._order, counted)
 
     def _sharded_first(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         return sorted(parameters, key=lambda p: p not in self._shards.whole)

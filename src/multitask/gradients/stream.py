@@ -25,7 +25,7 @@ from multitask.gradients.rows import (
     row_like,
     write,
 )
-from multitask.gradients.task_gradients import Engine, TaskGradients
+from multitask.gradients.task_gradients import Engine, MicroBatch, TaskGradients
 
 
 class _StreamedGradients(StoredGradients):
@@ -100,10 +100,14 @@ class Streamed(Engine):
     """Exact for any graph whose backward pass is linear, as it is for all operations of torch."""
 
     memory = "stream"
-    """The value of ``memory`` that selects the engine."""
 
-    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Compute the Gramian band by band; see :class:`Engine`."""
+    def clear(self) -> None:
+        """Forget the graph."""
+        self._found: _StreamedGradients | None = None
+
+    def add(self, batch: MicroBatch) -> None:
+        """Compute the Gramian of the only micro-batch, band by band."""
+        pulls, parameters, *_ = batch
         k, n, like = len(pulls.rows), numbers(parameters), row_like(parameters)
         places, cuts = _places(pulls.graph, n // k)
         reached = sorted((p for p in parameters if id(p) in places), key=lambda p: places[id(p)])
@@ -126,7 +130,12 @@ class Streamed(Engine):
                     at[row] = arrived
             here = here if cut is None else cut
             gramian += inner_products(rows, rows)
-        return _StreamedGradients(gramian, pulls, parameters)
+        self._found = _StreamedGradients(gramian, pulls, parameters)
+
+    def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> TaskGradients:
+        """Return the Gramian of the rows; see :class:`Engine`."""
+        assert self._found is not None
+        return self._found
 
 
 def _fill(row: Tensor, band: Band, edges: Sequence[GradientEdge], pull: Pull) -> Roots:

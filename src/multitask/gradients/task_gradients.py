@@ -1,7 +1,8 @@
 """The interface between engines, which compute the losses' gradients, and weightings, which combine them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,9 +21,6 @@ class TaskGradients(ABC):
     distances: Sequence[int | None] = ()
     """The number of operations between the losses and each parameter of the layout; ``None`` for a parameter that not
     all losses reach."""
-
-    fresh: bool = False
-    """Whether the gradients lie in memory that is to be freed when the step ends."""
 
     @property
     def local(self) -> "TaskGradients":
@@ -57,14 +55,45 @@ class TaskGradients(ABC):
         """Add ``vector``, shape ``[n]``, to the gradients of the shared parameters."""
 
 
+class MicroBatch(NamedTuple):
+    """A micro-batch of a step, whose gradients are added to those of the k rows."""
+
+    pulls: Pulls
+    """The backward passes of the rows that it has."""
+    parameters: Sequence[Tensor]
+    """The shared parameters."""
+    weights: Sequence[float]
+    """The factor of each row's gradient; 1 in the first micro-batch that has the row."""
+    factors: Sequence[float] | None = None
+    """With the last micro-batch on several processes, which sends the sums: the factor of each row's."""
+    wanted: Sequence[int] | None = None
+    """The rows that are sent; all by default."""
+    alone: bool = False
+    """Whether it is the whole step."""
+
+
 class Engine(ABC):
-    """Computes the Jacobian of the losses of a batch."""
+    """Computes the Jacobian of the losses of a step, micro-batch by micro-batch."""
+
+    memory: str = "rows"
+    """The value of ``weighting.memory`` that selects the engine; other engines than ``rows`` take one micro-batch."""
+
+    def clear(self) -> None:
+        """Discard the micro-batches of a step."""
+
+    def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
+        """Change the shared parameters; ``moved`` are row, parameter and gradient so far of those that had a row."""
 
     @abstractmethod
-    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Return the gradients with respect to the shared parameters; those of own parameters remain in ``pulls.own``.
+    def add(self, batch: MicroBatch) -> None:
+        """Compute a micro-batch's gradients; those of own parameters remain in ``pulls.own``."""
 
-        Args:
-            pulls: The backward passes, one per row.
-            parameters: The shared parameters, with n elements in total.
-        """
+    @abstractmethod
+    def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> TaskGradients:
+        """Return some of the rows, summed over micro-batches and processes, each times a factor."""
+
+    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
+        """Return the gradients of a whole step."""
+        self.clear()
+        self.add(MicroBatch(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True))
+        return self.gradients(pulls.rows, [1.0] * len(pulls.rows))

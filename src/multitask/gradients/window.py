@@ -1,17 +1,18 @@
 """The micro-batches of one step on all processes: means of losses and gradients, weighted by counts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from multitask.gradients.graph import Graph, Ownership
-from multitask.gradients.losses import Losses, Pulls, gradients_at
+from multitask.gradients.losses import Losses, Pulls
+from multitask.gradients.processes import ByParameter, sum_over_processes
 from multitask.gradients.rows import (
-    MicroBatch,
-    Rows,
     StoredGradients,
+    add_to_gradients,
     dense,
     local,
     processes,
@@ -19,52 +20,37 @@ from multitask.gradients.rows import (
     sent,
 )
 from multitask.gradients.sharded import ShardedEngine, ShardedPulls, Shards
-from multitask.gradients.stream import Streamed
-from multitask.gradients.task_gradients import Engine, TaskGradients
-
-# Avoids a division by zero in a mean over no elements.
-_TINY = 1e-300
+from multitask.gradients.task_gradients import Engine, MicroBatch, TaskGradients
 
 Counts = float | Tensor | Sequence[float | Tensor] | Mapping[str, float | Tensor] | None
 """The number of elements that each mean loss is over: one number for all, or one per loss, in the losses' shape."""
 
 
 class Window:
-    """Accumulates the micro-batches of a step.
+    """Adds up the micro-batches of a step.
 
-    All means are running means: a micro-batch of count c after others of count C moves them by c / (C + c)
-    of the difference. No total needs to be known in advance, and a single micro-batch is left unchanged.
+    The mean loss of a row over c elements and its gradient enter with the weight c / u, where the unit u is the first
+    count of the row. A sum over C elements, times u / C, is the mean: a single micro-batch is left unchanged, and no
+    total needs to be known in advance.
 
     Args:
-        engine: Computes the Jacobian of a single batch.
+        engine: Computes the Jacobian.
         ownership: Knows which parameters are shared.
         shards: The parameters sharded over processes, each micro-batch of which is one of all processes.
     """
 
     def __init__(self, engine: Engine, ownership: Ownership, shards: Shards | None = None) -> None:
-        self._engine = engine
+        self._engine = engine if shards is None else ShardedEngine(shards)
         self._ownership = ownership
         self._shards = shards
-        if shards is not None:
-            self._rows: Rows = ShardedEngine(shards)
-        else:
-            self._rows = engine if isinstance(engine, Rows) else Rows()
+        self._pulls = Pulls if shards is None else partial(ShardedPulls, shards)
         self.own = OwnGradients()
-        self._whole: TaskGradients | None = None
-        self._before: TaskGradients | None = None
         self.clear()
 
     def clear(self) -> None:
         """Start a new step."""
-        self.own.clear()
-        whole, self._whole, self._before = self._whole, None, None
-        if whole is not None and not whole.fresh and self.last is not None:
-            # On a CPU, freeing and allocating memory is slow: the next step reuses what this one leaves.
-            self._before = whole if self.last.values.device.type == "cpu" else None
         self.losses: Tensor | None = None
-        """Mean losses, ``[parts, m]``."""
-        self.counts: list[float] = []
-        """Their counts, ``[parts · m]``: this process's; with the last micro-batch, those of all processes."""
+        """The sum of the losses, and after :meth:`close` their mean, ``[parts, m]``."""
         self.last: Losses | None = None
         """The losses of the last micro-batch, with their graph."""
         self.graph: Graph | None = None
@@ -72,28 +58,74 @@ class Window:
         """Whether a parameter is shared."""
         self.wanted: list[int] | None = None
         """The losses whose rows are computed; ``None`` for all."""
-        self._parts: list[float] | None = None
-        self._rows.clear()
-
-    @property
-    def present(self) -> list[int]:
-        """The losses with an element in every part."""
-        m = 0 if self.losses is None else self.losses.shape[1]
-        return [i for i in range(m) if all(count > 0 for count in self.counts[i::m])]
+        self.present: list[int] = []
+        """After :meth:`close`, the losses with an element in every part."""
+        self._counts: list[float] = []
+        """This process's counts, ``[parts · m]``; with the last micro-batch, those of all processes."""
+        self._units: list[float] = []
+        self._several = False
+        """Whether other processes have micro-batches of their own."""
+        self._factors: list[float] | None = None
+        """The factor of each row's sum in the mean, once the counts of all processes are known."""
+        self.own.clear()
+        self._engine.clear()
 
     @property
     def rows(self) -> list[int]:
         """The rows of the present losses, part by part."""
         parts, m = (0, 0) if self.losses is None else self.losses.shape
-        present = self.present
-        return [part * m + i for part in range(parts) for i in present]
+        return [part * m + i for part in range(parts) for i in self.present]
 
     def add(self, losses: Losses, counts: Counts, last: bool) -> None:
         """Add a micro-batch; the last one also synchronizes the processes.
 
         Raises:
-            ValueError: If losses of examples, or those of a streamed step, come in several micro-batches or on several
-                processes, or if the number of losses changed.
+            ValueError: If losses of examples, or those of an engine other than ``rows``, come in several micro-batches
+                or on several processes, or if the number of losses changed.
+        """
+        graph, of_batch, weights, alone = self._look(losses, counts, last)
+        if losses.of_examples and not alone:
+            raise ValueError("losses of single examples need the whole batch in one call on one process.")
+        if self._engine.memory != "rows" and not alone:
+            raise ValueError(
+                f"weighting.memory={self._engine.memory} needs the whole batch in one call on one process; set "
+                "weighting.memory=rows."
+            )
+        # With losses of examples, own parameters get their gradients at the end, in one pass.
+        own = None if losses.of_examples else self._ownership.own
+        shared = self._ownership.shared
+        tasks = [i for i in range(losses.m) if all(count > 0 for count in of_batch[i :: losses.m])]
+        wanted = tasks if self.wanted is None else [i for i in tasks if i in self.wanted]
+        pulls = self._pulls(losses, graph, own, wanted, losses.of_examples)
+        for task in set(tasks).difference(wanted):
+            pulls.pass_of(task, last=False)([])  # only for the task's own parameters
+        self.shares = bool(shared)
+        if not alone:
+            self._engine.lay_out(shared, self.own.take(shared))
+        factors = self._factors if shared else None
+        self._engine.add(MicroBatch(pulls, shared, weights, factors, self.wanted, alone))
+        for row, gradients in pulls.own.items():
+            self.own.add(row, pulls.parameters[row % losses.m], gradients, weights[row])
+
+    def add_weighted(self, losses: Losses, counts: float | None, last: bool, weights: Tensor) -> None:
+        """Add a micro-batch, whose losses all have one count, by one backward pass of the weighted losses.
+
+        Row 0 of ``own`` gets the gradients of all parameters.
+        """
+        graph, _, (weight, *_), _ = self._look(losses, counts, last)
+        leaves = [leaf for leaf, _ in self._ownership.leaves]
+        if weight > 0 or self._shards is not None:
+            pulls = self._pulls(losses, graph)
+            roots = losses.combination(weights.view(1, -1))
+            self.own.add(0, leaves, pulls.gradients_from(0, roots, leaves), weight)
+
+    def _look(
+        self, losses: Losses, counts: Counts, last: bool
+    ) -> tuple[Graph, list[float], list[float], bool]:
+        """Find which losses reach which parameters, and add the losses; the last time, on all processes.
+
+        Returns:
+            The graph, the counts and the weight of each row, and whether the micro-batch is the whole step.
         """
         of_batch = counts_of(counts, losses)
         if self.losses is not None and self.losses.shape != losses.values.shape:
@@ -101,123 +133,84 @@ class Window:
                 f"losses are {list(losses.values.shape)} and were {list(self.losses.shape)} in this step; an absent "
                 "loss has a count of zero."
             )
-        whole = last and self.losses is None and processes() == 1 and self._shards is None
-        if losses.of_examples and not whole:
-            raise ValueError("losses of single examples need the whole batch in one call on one process.")
-        if isinstance(self._engine, Streamed) and not whole:
-            raise ValueError(
-                f"weighting.memory={self._engine.memory} needs the whole batch in one call on one process; set "
-                "weighting.memory=rows."
-            )
-        graph, of_batch, shares = self._look(losses, of_batch, last and not whole)
-        # With losses of examples, own parameters get their gradients at the end, in one pass.
-        own = None if losses.of_examples else self._ownership.own()
-        shared = self._ownership.shared()
-        tasks = [i for i in range(losses.m) if all(count > 0 for count in of_batch[i :: losses.m])]
-        wanted = tasks if self.wanted is None else [i for i in tasks if i in self.wanted]
-        if self._shards is not None:
-            pulls: Pulls = ShardedPulls(self._shards, losses, graph, own, wanted)
-        else:
-            pulls = Pulls(losses, graph, own, wanted, retain_graph=losses.of_examples)
-        for task in tasks if len(wanted) < len(tasks) else ():
-            if task not in wanted:
-                pulls.pass_of(task, last=False)([])  # only for the task's own parameters
-        self.shares = bool(shared)
-        if not whole:
-            self._rows.lay_out(shared, self.own.take(shared))
-            self._rows.add(MicroBatch(pulls, shared, shares, self._parts if shared else None, self.wanted))
-        elif wanted:
-            self._whole = self._engine.differentiate(pulls, shared)
-        for row, gradients in pulls.own.items():
-            self.own.add(row, pulls.parameters[row % losses.m], gradients, shares[row])
-        self._add_losses(losses, shares)
-
-    def add_weighted(self, losses: Losses, counts: float | None, last: bool, weights: Tensor) -> None:
-        """Add a micro-batch, whose losses all have one count, by one backward pass of the weighted losses.
-
-        Row 0 of ``own`` gets the gradients of all parameters.
-        """
-        of_batch = counts_of(counts, losses)
-        _, _, shares = self._look(losses, of_batch, last)
-        leaves = self._ownership.leaves() if shares[0] > 0 else []
-        roots = losses.combination(weights.view(1, -1))
-        if self._shards is not None:
-            gradients = self._shards.gradients_at(roots, leaves, absent=of_batch[0] == 0)
-        else:
-            gradients = gradients_at(*roots, leaves)
-        self.own.add(0, leaves, gradients, shares[0])
-        self._add_losses(losses, shares)
-
-    def _count(self, of_batch: list[float]) -> list[float]:
-        """Add counts, and return the micro-batch's share in the mean of each row."""
-        self.counts = [a + b for a, b in zip(self.counts or [0.0] * len(of_batch), of_batch, strict=True)]
-        return [count / max(total, _TINY) for count, total in zip(of_batch, self.counts, strict=True)]
-
-    def _look(
-        self, losses: Losses, of_batch: list[float], on_all: bool
-    ) -> tuple[Graph, list[float], list[float]]:
-        """Find which losses reach which parameters, with the last micro-batch on all processes.
-
-        Returns:
-            The graph, the micro-batch's counts, and its share in the mean of each row.
-        """
-        shards = self._shards
-        if shards is None:
-            shares = self._count(of_batch)
-        self.last, self.graph = losses, Graph(losses.edges(), self._ownership.kept)
-        self._ownership.find(self.graph, losses.m)
-        self.own.from_python = self.graph.runs_python()
+        shards, ownership = self._shards, self._ownership
+        self.last = losses
+        self.graph = graph = Graph(losses.edges(), ownership.kept)
+        ownership.find(graph, losses.m)
+        self.own.from_python = graph.runs_python()
+        self._several = processes() > 1 and shards is None
         if shards is not None:
-            of_batch = shards.agree(losses, of_batch, self._ownership.reached())
-            shares = self._count(of_batch)
-        elif on_all and processes() > 1:
+            of_batch = shards.agree(losses, of_batch, [(ownership.name(p), by) for p, by in ownership.leaves])
+        zeros = [0.0] * len(of_batch)
+        self._units = [unit or count for unit, count in zip(self._units or zeros, of_batch, strict=True)]
+        self._counts = [a + b for a, b in zip(self._counts or zeros, of_batch, strict=True)]
+        weights = [count / (unit or 1.0) for count, unit in zip(of_batch, self._units, strict=True)]
+        alone = last and self.losses is None and not self._several and shards is None
+        if self._several and last:
             self._agree(losses.values.device)
-        return self.graph, of_batch, shares
-
-    def _add_losses(self, losses: Losses, shares: list[float]) -> None:
-        if self.losses is None and all(share == 1.0 for share in shares):
-            self.losses = losses.values
-            return
-        share = sent(torch.tensor(shares, dtype=losses.values.dtype), losses.values.device)
-        share = share.view_as(losses.values)
-        values = losses.values.where(share > 0, 0.0)
-        self.losses = values if self.losses is None else self.losses.lerp(values, share)
+        self.losses = _add(self.losses, losses.values, weights)
+        return graph, of_batch, weights, alone
 
     def _agree(self, device: torch.device) -> None:
         """Exchange the counts of the step, and which parameters are shared."""
-        own = self.counts
-        message = torch.tensor([*own, float(not self._ownership.agreed)], device=device, dtype=torch.float64)
-        dist.all_reduce(message)
-        *self.counts, changed = message.tolist()
+        message = [*self._counts, float(not self._ownership.agreed)]
+        everywhere = torch.tensor(message, device=device, dtype=torch.float64)
+        dist.all_reduce(everywhere)
+        *self._counts, changed = everywhere.tolist()
         if changed:
             self._ownership.exchange()
-        self._parts = [count / max(total, _TINY) for count, total in zip(own, self.counts, strict=True)]
+        self._count()
+
+    def _count(self) -> None:
+        pairs = zip(self._units, self._counts, strict=True)
+        self._factors = [unit / (count or 1.0) for unit, count in pairs]
 
     def close(self) -> None:
-        """Replace this process's losses by those of all processes."""
-        if self._whole is not None or processes() == 1 or self._shards is not None:
-            return
-        if self._parts is None:
+        """Turn the sum of the losses into their mean over all processes."""
+        if not self._several:
+            self._count()
+        if self._factors is None:
             raise ValueError(
                 "on several processes the last micro-batch of a step goes to backward, not to add."
             )
         assert self.losses is not None
-        self.losses = self.losses * torch.tensor(self._parts).view_as(self.losses).to(self.losses)
-        dist.all_reduce(self.losses)
+        m = self.losses.shape[1]
+        self.present = [i for i in range(m) if all(count > 0 for count in self._counts[i::m])]
+        self.losses = _add(None, self.losses, self._factors)
+        if self._several:
+            dist.all_reduce(self.losses)
 
     def gradients(self, scale: Tensor | None) -> "ShownGradients":
         """Return the gradients of the present losses, divided by the scalar tensor ``scale``."""
         assert self.graph is not None
-        rows = self.rows if self.wanted is None else self.wanted
-        gradients = self._rows.gradients(rows) if self._whole is None else self._whole
         assert self.losses is not None
+        rows = self.rows if self.wanted is None else self.wanted
+        assert self._factors is not None
+        # Other processes have got the rows times their factors already.
+        factors = [1.0] * len(rows) if self._several else [self._factors[row] for row in rows]
+        gradients = self._engine.gradients(rows, factors)
         return ShownGradients(gradients, scale, self._ownership, self.graph, self.losses.device)
 
-    def own_gradients(self, factors: Mapping[int, float | Tensor]) -> "ByParameter":
-        """Return the sum over rows of the own parameters' gradients, times the factor of each row."""
-        if self._parts is not None:
-            factors = {row: factor * self._parts[row] for row, factor in factors.items()}
-        return self.own.weighted(factors)
+    def write_own(
+        self, factors: Mapping[int, float | Tensor], candidates: Callable[[], Sequence[Tensor]]
+    ) -> None:
+        """Add the sum over rows of the own parameters' mean gradients, times the factor of each row, to ``.grad``.
+
+        ``candidates`` returns all parameters that can have one on any process.
+        """
+        assert self._factors is not None
+        own = self.own.weighted({row: factor * self._factors[row] for row, factor in factors.items()})
+        if self._several:
+            own = sum_over_processes(own, candidates())
+        add_to_gradients([p for p, _ in own.values()], [g for _, g in own.values()])
+
+
+def _add(total: Tensor | None, losses: Tensor, weights: Sequence[float]) -> Tensor:
+    """Add losses, ``[parts, m]``, times weights, ``[parts · m]``; one with a weight of zero may be NaN."""
+    if any(weight != 1.0 for weight in weights):
+        factors = sent(torch.tensor(weights, dtype=losses.dtype), losses.device).view_as(losses)
+        losses = losses.where(factors > 0, 0.0) * factors
+    return losses if total is None else total + losses
 
 
 def counts_of(counts: Counts, losses: Losses) -> list[float]:
@@ -243,12 +236,8 @@ def counts_of(counts: Counts, losses: Losses) -> list[float]:
     return given.flatten().tolist()
 
 
-ByParameter = Mapping[int, tuple[Tensor, Tensor]]
-"""Parameters with their gradients, by the identity of the parameter."""
-
-
 class OwnGradients:
-    """The means over micro-batches of the gradients of each row's own parameters."""
+    """The sums over micro-batches of the gradients of each row's own parameters."""
 
     def __init__(self) -> None:
         self._rows: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
@@ -261,20 +250,18 @@ class OwnGradients:
         self._rows, self._memory = {}, set()
 
     def add(
-        self, row: int, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], share: float = 1.0
+        self, row: int, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], weight: float = 1.0
     ) -> None:
-        """Add a micro-batch's gradients of a row, ``None`` if not reached, given its share in the mean so far."""
-        new = {id(p): (p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None}
-        if share == 1.0:
-            self._rows[row] = {key: (p, self._apart(p, g)) for key, (p, g) in new.items()}
-            return
-        means = self._rows.setdefault(row, {})
-        for key, (p, mean) in means.items():
-            if key not in new:
-                mean.mul_(1 - share)
+        """Add a micro-batch's gradients of a row, ``None`` if not reached, times a weight."""
+        sums = self._rows.setdefault(row, {})
+        for p, gradient in zip(parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if id(p) in sums:
+                total = _full(sums[id(p)][1]).add_(_full(gradient), alpha=weight)
             else:
-                means[key] = p, _full(mean).lerp_(_full(new[key][1]), share)
-        means |= {key: (p, _full(g) * share) for key, (p, g) in new.items() if key not in means}
+                total = self._apart(p, gradient) if weight == 1.0 else _full(gradient) * weight
+            sums[id(p)] = p, total
 
     def take(self, shared: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Remove and yield row, parameter and gradient of parameters that have become shared."""
@@ -284,7 +271,7 @@ class OwnGradients:
                 yield row, *gradients.pop(key)
 
     def weighted(self, factors: Mapping[int, float | Tensor]) -> ByParameter:
-        """Return the sum over rows of gradient times factor, by parameter."""
+        """Return the sum over rows of gradient times factor."""
         total: dict[int, tuple[Tensor, Tensor]] = {}
         for row, factor in factors.items():
             for key, (p, gradient) in self._rows.get(row, {}).items():
@@ -346,12 +333,12 @@ class ShownGradients(TaskGradients):
     @property
     def layout(self) -> Sequence[tuple[str, int]]:  # type: ignore[override]
         """Name and size of each shared parameter in the order of the Jacobian's columns."""
-        return [(self._ownership.name(p), p.numel() * (1 + p.is_complex())) for p in self._ownership.shared()]
+        return [(self._ownership.name(p), p.numel() * (1 + p.is_complex())) for p in self._ownership.shared]
 
     @property
     def distances(self) -> Sequence[int | None]:  # type: ignore[override]
         """The number of operations between the losses and each parameter of the layout."""
-        return self._graph.distances(self._ownership.shared())
+        return self._graph.distances(self._ownership.shared)
 
     @property
     def local(self) -> TaskGradients:

@@ -220,6 +220,26 @@ def check_streamed(weighting: Combiner, name: str | None = None, memory: str = "
     )
 
 
+def check_sharded(method: JacobianMethod, memory: str) -> None:
+    """Refuse what needs more than the rows of each process's shards.
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    if memory != "rows":
+        raise ValueError("sharded parameters have rows of their shards alone; set weighting.memory=rows.")
+    if method.rows == "example":
+        raise ValueError(
+            f"{type(method).__name__} weighs all examples of a batch, and with sharded parameters no process has "
+            "them all; choose another weighting."
+        )
+    if method.remembers_rows:
+        raise ValueError(
+            f"{type(method).__name__} remembers a gradient of each task, of which a checkpoint keeps no shards; "
+            "choose another weighting, or trainer=ddp."
+        )
+
+
 def hooks_of(combiner: Combiner) -> frozenset[str]:
     """Return the hooks that a combiner overrides."""
     bases = (Combiner, Scalarization, JacobianMethod, WeightedMethod)

@@ -8,7 +8,8 @@ from torchjd.aggregation import TrimmedMean, UPGradWeighting
 from multitask.benchmark.timing import peak_mib
 from multitask.gradients import rows as rows_module
 from multitask.gradients.layerwise import Layerwise
-from multitask.gradients.rows import MicroBatch, RowGradients, Rows, SeparateRows
+from multitask.gradients.rows import RowGradients, Rows, SeparateRows
+from multitask.gradients.task_gradients import MicroBatch
 from multitask.step import Step
 from tests.unit.gradients.reference import leaves_of
 from tests.unit.gradients.rows_of import assert_same, losses_of, mlp, naive, pulls_of, random_cotangents
@@ -18,19 +19,19 @@ def test_micro_batches_are_averaged_and_buffers_reused() -> None:
     trunk, rows = mlp().double(), Rows()
     for sizes in ([4], [4, 2, 7], [3, 3]):
         rows.clear()
-        J, before = torch.zeros(()), 0
+        J, weights = torch.zeros(()), 0.0
         for size in sizes:
             outputs = [trunk(torch.randn(size, 40).double())]
             cotangents = random_cotangents(outputs, 3)
-            share = size / (before + size)
-            J = J * (1 - share) + naive(outputs, cotangents, leaves_of(trunk)) * share
+            weight = size / sizes[0]
+            J = J + naive(outputs, cotangents, leaves_of(trunk)) * weight
             pulls = pulls_of(losses_of(outputs, cotangents))
-            rows.add(MicroBatch(pulls, leaves_of(trunk), [share] * 3))
-            before += size
-        assert_same(rows.gradients(range(3)), J, leaves_of(trunk))
+            rows.add(MicroBatch(pulls, leaves_of(trunk), [weight] * 3))
+            weights += weight
+        assert_same(rows.gradients(range(3), [1 / weights] * 3), J / weights, leaves_of(trunk))
 
 
-def test_a_row_absent_from_a_micro_batch_keeps_its_mean() -> None:
+def test_a_row_absent_from_a_micro_batch_keeps_its_sum() -> None:
     trunk, rows = mlp().double(), Rows()
     outputs = [trunk(torch.randn(4, 40).double())]
     cotangents = random_cotangents(outputs, 2)
@@ -41,7 +42,7 @@ def test_a_row_absent_from_a_micro_batch_keeps_its_mean() -> None:
     pulls = pulls_of(losses_of([trunk(torch.randn(4, 40).double())], cotangents))
     pulls.rows = [1]
     rows.add(MicroBatch(pulls, leaves_of(trunk), [0.0, 1.0]))
-    found = rows.gradients([0, 1]).jacobian()
+    found = rows.gradients([0, 1], [1.0, 1.0]).jacobian()
     torch.testing.assert_close(found[0], J[0])
     assert found[1].any()
 
@@ -57,7 +58,7 @@ def test_columns_of_new_parameters_start_at_zero() -> None:
     rows.lay_out(every, [(1, second.weight, torch.ones_like(second.weight))])
     pulls.rows = []
     rows.add(MicroBatch(pulls, every, [0.0, 0.0]))
-    found = rows.gradients([0, 1]).jacobian()
+    found = rows.gradients([0, 1], [1.0, 1.0]).jacobian()
     torch.testing.assert_close(found[:, 8:], J)
     assert torch.equal(found[:, :8], torch.tensor([[0.0] * 8, [1.0] * 6 + [0.0] * 2]).double())
 
@@ -89,8 +90,8 @@ def test_each_row_is_sent_before_the_next_is_differentiated(
         outputs[0].register_hook(lambda gradient: events.append("differentiate"))
         pulls = pulls_of(losses_of(outputs, cotangents))
         last = [0.5] * 3 if number == micro_batches - 1 else None
-        rows.add(MicroBatch(pulls, leaves_of(trunk), [1 / (number + 1)] * 3, last))
-    found = rows.gradients([0, 1, 2]).rows
+        rows.add(MicroBatch(pulls, leaves_of(trunk), [1.0] * 3, last))
+    found = rows.gradients([0, 1, 2], [1.0] * 3).rows
     assert events == ["differentiate"] * (3 * (micro_batches - 1)) + [
         event for i in range(3) for event in ("differentiate", f"send {i}")
     ]
@@ -220,5 +221,5 @@ def test_rows_throughout_have_one_buffer() -> None:
     for _ in range(3):
         features = net(torch.randn(64, 5))
         step.backward([head(features).square().mean() for head in heads])
-    assert engine._plain._rows.numel()
-    assert not engine._rows.numel()
+    held = [value for value in vars(engine).values() if isinstance(value, Tensor) and value.numel()]
+    assert [buffer.shape for buffer in held] == [(2, 24)]

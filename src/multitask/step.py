@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,7 +142,8 @@ class Step:
         self._constant: Tensor | None = None
         """The weights of a linear scalarization while its micro-batches accumulate."""
         self._finite: FiniteLosses | None = None
-        self._open: tuple[Tensor, Tensor, list[int]] | None = None
+        self._open: StepResult | None = None
+        """The first evaluation of a scalarization's step."""
         self._device = torch.device("cpu")
 
     def backward(self, losses: LossesLike, counts: Counts = None) -> StepResult:
@@ -158,26 +159,22 @@ class Step:
             FloatingPointError: If a loss or a gradient is not finite.
             ValueError: If the shapes do not fit the weighting.
         """
-        if isinstance(self.weighting, Scalarization) and not self._needs_rows(losses, counts):
-            together = self.ownership.trained() if processes() > 1 else []
-            if self._shards is not None:
-                together = [p for p in together if not is_sharded(p)]
-            self.discard()
-            start, scalar = self.now(), self.scalarize(losses, counts)
-            if scalar is None:
-                return StepResult([])
-            scale = self._scale()
-            (scalar if scale is None else scalar * scale).backward()
-            if processes() > 1:
-                average_gradients(together)
-            self._spent("task gradients", start)
-            return self.close()
-        self._add(losses, counts, last=True)
-        return self.finish()
+        if not isinstance(self.weighting, Scalarization) or self._needs_rows(losses, counts):
+            self._add(losses, counts, last=True)
+            return self.finish()
+        trained = self.ownership.trained() if processes() > 1 else []
+        self.discard()
+        start, scalar = self.now(), self.scalarize(losses, counts)
+        if scalar is None:
+            return StepResult([])
+        self._backward(scalar)
+        average_gradients(p for p in trained if not is_sharded(p))
+        self._spent("task gradients", start)
+        return self.close()
 
     def _needs_rows(self, losses: LossesLike, counts: Counts) -> bool:
         """Return whether a scalarization needs one backward pass per loss, instead of one of the scalar."""
-        if self._window.losses is not None:
+        if self._window.begun:
             return True
         if self._shards is None or counts is None:
             return False
@@ -195,7 +192,7 @@ class Step:
             ValueError: If no micro-batch was added.
             FloatingPointError: See :meth:`backward`.
         """
-        if self._window.losses is None:
+        if not self._window.begun:
             raise ValueError("the step has no losses; call add or backward with some first.")
         try:
             self._window.close()
@@ -244,7 +241,7 @@ class Step:
             (weights,) = torch.autograd.grad(scalar, whole, retain_graph=True)
         self._finite = finite
         if self._open is None:
-            self._open = (whole.detach(), weights, present)
+            self._open = StepResult(present, whole.detach(), weights)
         return scalar
 
     @property
@@ -261,7 +258,7 @@ class Step:
         assert self._open is not None
         assert self._finite is not None
         self._finite.check()
-        self._rest_absent(self._open[2])
+        self._rest_absent(self._open.present)
 
     def close(self) -> StepResult:
         """End the step that :meth:`scalarize` began, after its backward pass.
@@ -269,14 +266,16 @@ class Step:
         Raises:
             FloatingPointError: If a loss is not finite.
         """
-        assert self._open is not None
         self.check()
-        (losses, weights, present), self._open = self._open, None
+        result = self._open
+        assert result is not None
+        assert result.losses is not None
+        self._open = None
         if self._shards is not None:
             self._shards.release()
-        with self.as_present(present):
-            self.weighting.observe(losses)
-        return self._done(StepResult(present, losses, weights))
+        with self.as_present(result.present):
+            self.weighting.observe(result.losses)
+        return self._done(result)
 
     def discard(self) -> None:
         """Discard the evaluations of a step that has not ended."""
@@ -332,17 +331,14 @@ class Step:
     @contextmanager
     def as_present(self, present: list[int], number: int | None = None) -> Iterator[None]:
         """Restrict the weighting to the present losses, and seed its random numbers by seed and step."""
-        restricted: AbstractContextManager[None] = nullcontext()
-        if len(present) < self._m:
-            mask = torch.zeros(self._m, dtype=torch.bool)
-            mask[present] = True
-            restricted = self.weighting.restricted_to(mask)
-        if not self.weighting.draws:
-            with restricted:
-                yield
-            return
-        chosen = derived_seed("combiner", self.seed, self.steps if number is None else number)
-        with seeded_apart(chosen, self._device), restricted:
+        with ExitStack() as entered:
+            if self.weighting.draws:
+                chosen = derived_seed("combiner", self.seed, self.steps if number is None else number)
+                entered.enter_context(seeded_apart(chosen, self._device))
+            if len(present) < self._m:
+                mask = torch.zeros(self._m, dtype=torch.bool)
+                mask[present] = True
+                entered.enter_context(self.weighting.restricted_to(mask))
             yield
 
     def _begin(self, losses: Losses) -> None:
@@ -373,11 +369,11 @@ class Step:
             )
         linear = isinstance(self.weighting, Scalarization) and self.weighting.linear
         one_count = counts is None or isinstance(counts, int | float)
-        if linear and one_count and self._window.losses is None:
+        if linear and one_count and not self._window.begun:
             probe = torch.ones_like(parsed.values[0]).requires_grad_()
             with self.as_present(list(range(self._m))):
                 self._constant = torch.autograd.grad(self.weighting(probe), probe)[0]
-        if "wants" in self._uses and self._window.losses is None:
+        if "wants" in self._uses and not self._window.begun:
             self._window.wanted = self._wanted(parsed, counts, last)
         start = self.now()
         try:
@@ -419,9 +415,11 @@ class Step:
         """End a step of a linear scalarization."""
         if not all(are_finite([losses])):
             raise not_finite(losses, _names(self._window.last, present), self.steps)
-        self._window.write_own({0: 1.0}, self.ownership.trained)
+        self._window.write_own({0: 1.0})
         with self.as_present(present):
-            self._backward(self.weighting(losses))
+            scalar = self.weighting(losses)
+            if scalar.requires_grad:
+                self._backward(scalar)
             self.weighting.observe(losses)
         return self._done(StepResult(present, losses, self._constant))
 
@@ -483,35 +481,31 @@ class Step:
             if "observe" in uses:
                 method.observe(losses)
             own = method.own_loss(losses) if "own_loss" in uses else None
-            if own is not None:
+            if own is not None and own.requires_grad:
                 self._backward(own)
         self._spent("solver", start)
         return weights, factors
 
     def _backward(self, scalar: Tensor) -> None:
-        """Run the backward pass of a weighting's scalar, such as a loss of its own parameters."""
         scale = self._scale()
-        if scalar.requires_grad:
-            (scalar if scale is None else scalar * scale).backward()
+        (scalar if scale is None else scalar * scale).backward()
 
     def _spent(self, section: str, start: float) -> None:
         self.times[section] = self.times.get(section, 0.0) + self.now() - start
 
     def _write_own(self, weights: Tensor) -> None:
         """Write the own parameters' gradients times the weight of each row, ``[parts · k]``."""
-        window, ownership = self._window, self.ownership
-        assert window.losses is not None
-        assert window.last is not None
+        window = self._window
         by_row: dict[int, float | Tensor] = {0: 1.0}
         if window.last.of_examples:
             matrix = torch.zeros_like(window.losses).flatten()
             matrix[window.rows] = weights.to(matrix)
-            leaves = [p for of_task in ownership.own for p in of_task]
+            leaves = [p for of_task in self.ownership.own for p in of_task]
             window.own.add(0, leaves, gradients_at(*window.last.combination(matrix), leaves))
         else:
             factors = weights.tolist() if weights.device.type == "cpu" else list(weights.unbind())
             by_row = dict(zip(window.rows, factors, strict=True))
-        window.write_own(by_row, ownership.candidates)
+        window.write_own(by_row)
 
     def _everywhere(self, holds: bool) -> bool:
         """Return whether a condition holds on every process."""
@@ -534,8 +528,8 @@ class Step:
         return result
 
 
-def _names(losses: Losses | None, present: Sequence[int]) -> list[str]:
-    return [losses.names[i] if losses is not None and losses.names else str(i) for i in present]
+def _names(losses: Losses, present: Sequence[int]) -> list[str]:
+    return [losses.names[i] if losses.names else str(i) for i in present]
 
 
 def _cut(losses: LossesLike, present: Sequence[bool]) -> Tensor:

@@ -37,11 +37,9 @@ class AutoMemory(Engine):
         return self._layerwise if self.choice.get("taken") == "rows" else self._streamed
 
     def clear(self) -> None:
-        """Discard the micro-batches of a step."""
         self._chosen.clear()
 
     def add(self, batch: MicroBatch) -> None:
-        """Compute every row the way that was chosen; see :class:`Engine`."""
         pulls, parameters, *_ = batch
         if parameters and not self.choice:
             needed, device = bytes_for_rows(pulls, parameters), parameters[0].device
@@ -53,7 +51,6 @@ class AutoMemory(Engine):
         self._chosen.add(batch)
 
     def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> TaskGradients:
-        """Return the rows; see :class:`Engine`."""
         return self._chosen.gradients(rows, factors)
 
 

@@ -76,7 +76,7 @@ def _arrivals(
     edges: list[GradientEdge] = []
     seeds: list[Tensor] = []
     for task in pulls.tasks:
-        of_edges, of_seeds = pulls.losses.root(0, task)
+        of_edges, of_seeds = pulls.losses.root(task)
         hear(task, [(edge.node, edge.output_nr) for edge in of_edges], of_seeds)
         edges += of_edges
         seeds += of_seeds

@@ -97,7 +97,6 @@ class ExchangedProducts(StoredGradients):
         return gramian
 
     def combine(self, weights: Tensor) -> None:
-        """Combine the columns and gather the result."""
         add_to_gradients(self.parameters, self._gathered(weights))
 
     def jacobian(self) -> Tensor:

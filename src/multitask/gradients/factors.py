@@ -130,7 +130,6 @@ class Kept(Place):
         return []
 
     def take_all(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
-        """Keep the gradients of several rows; see :meth:`take`."""
         D = self._operand.matrix(gradients)
         if self._alone and len(D) == len(self._weights):
             self._single = D
@@ -150,7 +149,8 @@ class Kept(Place):
             stored = stored.clone()  # an input of the network may be overwritten before the step ends
         if self._single is None:
             room = self._get_room()
-            room[list(self._missing)] = 0.0
+            for row in self._missing:
+                room[row] = 0.0
             multiplied(room, self._weights)
         self._factors.append(self._operand.on(stored), self._single)
 

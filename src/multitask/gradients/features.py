@@ -69,7 +69,6 @@ class Features(Rows):
     """Approximate: one backward pass through the shared graph for any number of losses."""
 
     def clear(self) -> None:
-        """Discard the micro-batches of a step."""
         self._frontiers: list[Frontier] = []
         self._sums: Tensor | None = None
 
@@ -93,7 +92,6 @@ class Features(Rows):
         self._sums = multiplied(torch.cat([sums, *columns], 1), batch.factors or [1.0])
 
     def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> StoredGradients:
-        """Return the gradients of some rows; see :class:`Engine`."""
         assert self._sums is not None
         sums = self._sums if len(rows) == len(self._sums) else self._sums[list(rows)]
         return _FeatureGradients(multiplied(sums, factors), self._frontiers, self._parameters)

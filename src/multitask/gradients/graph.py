@@ -253,11 +253,6 @@ class Ownership:
             raise ValueError("several processes need a name for each parameter; pass model= to Step.")
         return [p for _, p in self.named()]
 
-    def candidates(self) -> list[Tensor]:
-        """Return all trainable parameters of the model that are not shared."""
-        shared = set(self.shared)
-        return [p for _, p in self.named() if p not in shared and p.requires_grad]
-
     def name(self, parameter: Tensor) -> str:
         """Return a parameter's name in the model, or its index if it has none."""
         return self._names.get(parameter) or str([id(p) for p in self._reaching].index(id(parameter)))

@@ -47,7 +47,6 @@ class Layerwise(Rows):
         super().__init__()
 
     def clear(self) -> None:
-        """Discard the micro-batches of a step."""
         self._memory |= {p: found.memory for p, found in self._kept.items() if found.memory is not None}
         self._kept, self._micro_batches = {}, 0
         self._exchange: Exchange | None = None
@@ -62,7 +61,6 @@ class Layerwise(Rows):
             super().lay_out([p for p in parameters if p in have], rows)
 
     def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> StoredGradients:
-        """Return some of the rows; see :class:`Engine`."""
         if self._examples is not None:
             return self._examples
         if not self._kept:
@@ -76,7 +74,6 @@ class Layerwise(Rows):
         return BlockGradients(blocks, self._order)
 
     def add(self, batch: MicroBatch) -> None:
-        """Add a micro-batch."""
         pulls, parameters, weights, factors, _, alone = batch
         rows_throughout = not parameters or self._look(pulls, parameters) == self._all_rows
         if alone and rows_throughout:

@@ -1,6 +1,7 @@
 """The losses of one forward pass as the roots of its graph, and the backward pass from each."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,7 +53,6 @@ class Losses:
         self.values = whole.reshape(-1, whole.shape[-1])
         """Detached, shape ``[parts, m]``."""
         self.parts, self.m = self.values.shape
-        self._one = self.values.new_ones(())
         self.of_examples = self.parts > 2
         """Whether each part is a single example."""
         self.by_column = self.parts > 1 and len(self._edges) == self.m
@@ -67,31 +67,36 @@ class Losses:
         each = [self._edges[i % len(self._edges) :: self.m] for i in range(self.m)]
         return [[edge for edge in of_loss if edge is not None] for of_loss in each]
 
-    def root(self, part: int, task: int) -> Roots:
-        """Return the edge of a task's loss on a part, and the gradient there that selects it."""
-        place, i = divmod(part * self.m + task, len(self._edges))
-        seed = self._one if self.scale is None else self.scale.to(self.values)
-        if self.factors is not None:
-            seed = seed * self.factors[part * self.m + task]
+    @cached_property
+    def _seeds(self) -> Tensor:
+        """The gradient at each loss that selects it, ``[parts · m]``."""
+        seeds = torch.ones_like(self.values).flatten()
+        if self.scale is not None:
+            seeds = seeds * self.scale.to(seeds)
+        return seeds if self.factors is None else seeds * torch.tensor(self.factors).to(seeds)
+
+    @cached_property
+    def _each(self) -> Sequence[Tensor]:
+        return self._seeds.unbind()
+
+    def root(self, row: int) -> Roots:
+        """Return the edge of the loss of a row, ``part · m + task``, and the gradient there that selects it."""
+        place, i = divmod(row, len(self._edges))
+        seed = self._each[row]
         if self._shape:
             one, seed = seed, self.values.new_zeros(self._shape)
             seed.view(-1)[place] = one
         return _roots([self._edges[i]], [seed])
 
     def combination(self, weights: Tensor) -> Roots:
-        """Return the edges of all losses, with weights ``[parts, m]`` as the gradients there."""
-        seeds, e = self._scaled(weights).flatten(), len(self._edges)
+        """Return the edges of all losses, with weights ``[parts · m]`` as the gradients there."""
+        seeds, e = weights.to(self.values).flatten() * self._seeds, len(self._edges)
         return _roots(self._edges, [seeds[i::e].view(self._shape) for i in range(e)])
 
     def column(self, task: int, weights: Tensor) -> Roots:
         """Return the edge of a task's losses on all parts, with weights ``[parts]`` as the gradient there."""
-        return _roots([self._edges[task]], [self._scaled(weights).view(self._shape)])
-
-    def _scaled(self, weights: Tensor) -> Tensor:
-        weights = weights.to(self.values)
-        if self.factors is not None:
-            weights = weights * torch.tensor(self.factors).to(weights).view_as(self.values)
-        return weights if self.scale is None else weights * self.scale.to(weights)
+        seeds = weights.to(self.values) * self._seeds[task :: self.m]
+        return _roots([self._edges[task]], [seeds.view(self._shape)])
 
 
 def _roots(edges: Sequence[GradientEdge | None], seeds: Sequence[Tensor]) -> Roots:
@@ -178,7 +183,7 @@ class Pulls:
         retain_graph = self.retain_graph or not (row == self.rows[-1] if last is None else last)
 
         def pull(inputs: Inputs) -> list[Tensor | None]:
-            roots = self.losses.root(*divmod(row, self.losses.m))
+            roots = self.losses.root(row)
             gradients = self.gradients_from(row, roots, [*inputs, *parameters], retain_graph)
             self.own[row] = gradients[len(inputs) :]
             return gradients[: len(inputs)]

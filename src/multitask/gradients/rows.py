@@ -35,7 +35,6 @@ class StoredGradients(TaskGradients):
         self.parameters = parameters
 
     def assign(self, vector: Tensor) -> None:
-        """Add ``vector``, shape ``[n]``, to the gradients of the shared parameters."""
         add_to_gradients(self.parameters, split_like(vector.clone(), self.parameters))
 
 
@@ -52,16 +51,13 @@ class RowGradients(StoredGradients):
         self._jacobian = jacobian
 
     def gramian(self) -> Tensor:
-        """Return ``J Jᵀ``, shape ``[k, k]``."""
         return inner_products(self._jacobian, self._jacobian)
 
     def combine(self, weights: Tensor) -> None:
-        """Add ``weightsᵀ J`` to the gradients of the shared parameters."""
         vector = weights.to(self._jacobian.dtype) @ self._jacobian
         add_to_gradients(self.parameters, split_like(vector, self.parameters))
 
     def jacobian(self) -> Tensor:
-        """Return ``J``, shape ``[k, n]``."""
         return self._jacobian
 
 
@@ -80,7 +76,6 @@ class SeparateRows(StoredGradients):
         self._width = _SIDE_BY_SIDE // len(rows)
 
     def gramian(self) -> Tensor:
-        """Return ``J Jᵀ``, shape ``[k, k]``."""
         # A running sum rounds each time, which in half precision makes it stagnate; MPS has no float64.
         precise = torch.float32 if self._like.device.type == "mps" else torch.float64
         total = self._like.new_zeros(len(self._rows), len(self._rows), dtype=precise)
@@ -90,7 +85,6 @@ class SeparateRows(StoredGradients):
         return total.to(self._like.dtype)
 
     def combine(self, weights: Tensor) -> None:
-        """Add ``weightsᵀ J`` to the gradients of the shared parameters."""
         weights = weights.to(self._like.dtype)
         for place, parameter in enumerate(self.parameters):
             combined = self._like.new_empty(real_shape(parameter))
@@ -100,7 +94,6 @@ class SeparateRows(StoredGradients):
             add_to_gradients([parameter], [combined])
 
     def jacobian(self) -> Tensor:
-        """Return ``J``, shape ``[k, n]``."""
         jacobian = self._like.new_empty(len(self._rows), numbers(self.parameters))
         for row, gradients in zip(jacobian, self._rows, strict=True):
             write(split_like(row, self.parameters), gradients)
@@ -144,13 +137,11 @@ class ShardedRows(StoredGradients):
         self._shards = self._shards[list(rows)]
 
     def gramian(self) -> Tensor:
-        """Return ``J Jᵀ`` of the summed Jacobian: the slices' Gramians add up."""
         gramian = inner_products(self._shards, self._shards)
         dist.all_reduce(gramian)
         return gramian
 
     def combine(self, weights: Tensor) -> None:
-        """Combine the slices and gather the result."""
         vector = self._gathered(weights.to(self._shards.dtype) @ self._shards)
         add_to_gradients(self.parameters, split_like(vector, self.parameters))
 
@@ -183,12 +174,10 @@ class Rows(Engine):
         self.clear()
 
     def clear(self) -> None:
-        """Discard the micro-batches of a step."""
         self._begun = False
         self._found: SeparateRows | ShardedRows | None = None
 
     def add(self, batch: MicroBatch) -> None:
-        """Add a micro-batch."""
         pulls, parameters, weights, factors, wanted, alone = batch
         # A function written in Python may return memory that is still in use.
         large = alone and self.by_gramian and numbers(parameters) >= _LARGE
@@ -211,7 +200,6 @@ class Rows(Engine):
         self._begun, self._found = True, sharded
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
-        """Add columns for parameters that have become shared; see :class:`Engine`."""
         if not self._begun or [*map(id, parameters)] == [*map(id, self._parameters)]:
             return
         before, views = self._parameters, self._views
@@ -225,7 +213,6 @@ class Rows(Engine):
             write([self._views[row][place[p]]], [gradient])
 
     def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> StoredGradients:
-        """Return some of the rows; see :class:`Engine`."""
         found, self._found = self._found, None  # the memory is free as soon as the caller's is
         if isinstance(found, ShardedRows):
             found.choose(rows)

@@ -173,7 +173,6 @@ class ShardedPulls(Pulls):
     def gradients_from(
         self, row: int, roots: Roots, inputs: Inputs, retain_graph: bool = False
     ) -> list[Tensor | None]:
-        """Return a row's gradient at each input; see :class:`Pulls`."""
         assert self.losses.factors is not None
         parameters: Any = inputs
         return self._shards.gradients_at(roots, parameters, retain_graph, self.losses.factors[row] == 0)
@@ -188,16 +187,13 @@ class ShardedEngine(Rows):
         self._order: Sequence[Tensor] = []
 
     def add(self, batch: MicroBatch) -> None:
-        """Add a micro-batch; see :class:`Rows`."""
         self._order = batch.parameters
         super().add(batch._replace(parameters=self._sharded_first(batch.parameters)))
 
     def lay_out(self, parameters: Sequence[Tensor], *args: Any) -> None:
-        """Add columns for parameters that have become shared; see :class:`Rows`."""
         super().lay_out(self._sharded_first(parameters), *args)
 
     def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> StoredGradients:
-        """Return some of the rows; see :class:`Engine`."""
         sums = multiplied(self._rows[list(rows), : numbers(self._parameters)], factors)
         # The first process alone counts the columns that all processes have.
         counted = numbers(p for p in self._parameters if p in self._shards.whole or not dist.get_rank())
@@ -255,7 +251,6 @@ class _LocalGradients(RowGradients):
         return _reduced(part, dist.ReduceOp.MAX)
 
     def gramian(self) -> Tensor:
-        """Return ``J Jᵀ`` over all processes' columns."""
         return self.total(super().gramian())
 
 

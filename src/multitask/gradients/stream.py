@@ -50,7 +50,7 @@ class _StreamedGradients(StoredGradients):
         edges: list[GradientEdge] = []
         seeds: list[Tensor] = []
         for row, weight in zip(pulls.rows, weights.unbind(), strict=True):
-            edges_of_row, seeds_of_row = pulls.losses.root(*divmod(row, pulls.losses.m))
+            edges_of_row, seeds_of_row = pulls.losses.root(row)
             edges += edges_of_row
             seeds += [seed * weight.to(seed) for seed in seeds_of_row]
         torch.autograd.backward(edges, seeds, inputs=self.parameters)
@@ -102,7 +102,6 @@ class Streamed(Engine):
     memory = "stream"
 
     def clear(self) -> None:
-        """Forget the graph."""
         self._found: _StreamedGradients | None = None
 
     def add(self, batch: MicroBatch) -> None:
@@ -115,7 +114,7 @@ class Streamed(Engine):
         bands = _bands(reached, width)
         starts = [places[id(band[0][0])] for band in bands[1:]]
         gramian, buffer, here = like.new_zeros(k, k), like.new_empty(k, width), 0
-        at = {row: pulls.losses.root(*divmod(row, pulls.losses.m)) for row in pulls.rows}
+        at = {row: pulls.losses.root(row) for row in pulls.rows}
         for number, (band, start) in enumerate(zip(bands, [*starts, 0], strict=True)):
             between = (place for place in reversed(cuts) if here < place <= start)
             cut = next((place for place in between if not any(map(_has_hook, cuts[place]))), None)
@@ -133,7 +132,6 @@ class Streamed(Engine):
         self._found = _StreamedGradients(gramian, pulls, parameters)
 
     def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> TaskGradients:
-        """Return the Gramian of the rows; see :class:`Engine`."""
         assert self._found is not None
         return self._found
 

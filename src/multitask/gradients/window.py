@@ -1,6 +1,6 @@
 """The micro-batches of one step on all processes: means of losses and gradients, weighted by counts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -49,11 +49,13 @@ class Window:
 
     def clear(self) -> None:
         """Start a new step."""
-        self.losses: Tensor | None = None
+        self.begun = False
+        self.losses = torch.empty(0, 0)
         """The sum of the losses, and after :meth:`close` their mean, ``[parts, m]``."""
-        self.last: Losses | None = None
-        """The losses of the last micro-batch, with their graph."""
-        self.graph: Graph | None = None
+        self.last: Losses
+        """The losses of the last micro-batch."""
+        self.graph: Graph
+        """Their graph."""
         self.shares = False
         """Whether a parameter is shared."""
         self.wanted: list[int] | None = None
@@ -73,7 +75,7 @@ class Window:
     @property
     def rows(self) -> list[int]:
         """The rows of the present losses, part by part."""
-        parts, m = (0, 0) if self.losses is None else self.losses.shape
+        parts, m = self.losses.shape
         return [part * m + i for part in range(parts) for i in self.present]
 
     def add(self, losses: Losses, counts: Counts, last: bool) -> None:
@@ -114,9 +116,9 @@ class Window:
         """
         graph, _, (weight, *_), _ = self._look(losses, counts, last)
         leaves = [leaf for leaf, _ in self._ownership.leaves]
-        if weight > 0 or self._shards is not None:
+        if weight > 0:
             pulls = self._pulls(losses, graph)
-            roots = losses.combination(weights.view(1, -1))
+            roots = losses.combination(weights)
             self.own.add(0, leaves, pulls.gradients_from(0, roots, leaves), weight)
 
     def _look(
@@ -128,7 +130,7 @@ class Window:
             The graph, the counts and the weight of each row, and whether the micro-batch is the whole step.
         """
         of_batch = counts_of(counts, losses)
-        if self.losses is not None and self.losses.shape != losses.values.shape:
+        if self.begun and self.losses.shape != losses.values.shape:
             raise ValueError(
                 f"losses are {list(losses.values.shape)} and were {list(self.losses.shape)} in this step; an absent "
                 "loss has a count of zero."
@@ -145,10 +147,12 @@ class Window:
         self._units = [unit or count for unit, count in zip(self._units or zeros, of_batch, strict=True)]
         self._counts = [a + b for a, b in zip(self._counts or zeros, of_batch, strict=True)]
         weights = [count / (unit or 1.0) for count, unit in zip(of_batch, self._units, strict=True)]
-        alone = last and self.losses is None and not self._several and shards is None
+        alone = last and not self.begun and not self._several and shards is None
         if self._several and last:
             self._agree(losses.values.device)
-        self.losses = _add(self.losses, losses.values, weights)
+        values = _times(losses.values, weights)
+        self.losses = self.losses + values if self.begun else values
+        self.begun = True
         return graph, of_batch, weights, alone
 
     def _agree(self, device: torch.device) -> None:
@@ -173,17 +177,14 @@ class Window:
             raise ValueError(
                 "on several processes the last micro-batch of a step goes to backward, not to add."
             )
-        assert self.losses is not None
         m = self.losses.shape[1]
         self.present = [i for i in range(m) if all(count > 0 for count in self._counts[i::m])]
-        self.losses = _add(None, self.losses, self._factors)
+        self.losses = _times(self.losses, self._factors)
         if self._several:
             dist.all_reduce(self.losses)
 
     def gradients(self, scale: Tensor | None) -> "ShownGradients":
         """Return the gradients of the present losses, divided by the scalar tensor ``scale``."""
-        assert self.graph is not None
-        assert self.losses is not None
         rows = self.rows if self.wanted is None else self.wanted
         assert self._factors is not None
         # Other processes have got the rows times their factors already.
@@ -191,26 +192,21 @@ class Window:
         gradients = self._engine.gradients(rows, factors)
         return ShownGradients(gradients, scale, self._ownership, self.graph, self.losses.device)
 
-    def write_own(
-        self, factors: Mapping[int, float | Tensor], candidates: Callable[[], Sequence[Tensor]]
-    ) -> None:
-        """Add the sum over rows of the own parameters' mean gradients, times the factor of each row, to ``.grad``.
-
-        ``candidates`` returns all parameters that can have one on any process.
-        """
+    def write_own(self, factors: Mapping[int, float | Tensor]) -> None:
+        """Add the sum over rows of the own parameters' mean gradients, times the factor of each row, to ``.grad``."""
         assert self._factors is not None
         own = self.own.weighted({row: factor * self._factors[row] for row, factor in factors.items()})
         if self._several:
-            own = sum_over_processes(own, candidates())
+            own = sum_over_processes(own, self._ownership.trained())
         add_to_gradients([p for p, _ in own.values()], [g for _, g in own.values()])
 
 
-def _add(total: Tensor | None, losses: Tensor, weights: Sequence[float]) -> Tensor:
-    """Add losses, ``[parts, m]``, times weights, ``[parts · m]``; one with a weight of zero may be NaN."""
-    if any(weight != 1.0 for weight in weights):
-        factors = sent(torch.tensor(weights, dtype=losses.dtype), losses.device).view_as(losses)
-        losses = losses.where(factors > 0, 0.0) * factors
-    return losses if total is None else total + losses
+def _times(losses: Tensor, factors: Sequence[float]) -> Tensor:
+    """Return losses, ``[parts, m]``, times factors, ``[parts · m]``; one with a factor of zero may be NaN."""
+    if all(factor == 1.0 for factor in factors):
+        return losses
+    each = sent(torch.tensor(factors, dtype=losses.dtype), losses.device).view_as(losses)
+    return losses.where(each > 0, 0.0) * each
 
 
 def counts_of(counts: Counts, losses: Losses) -> list[float]:
@@ -332,12 +328,10 @@ class ShownGradients(TaskGradients):
 
     @property
     def layout(self) -> Sequence[tuple[str, int]]:  # type: ignore[override]
-        """Name and size of each shared parameter in the order of the Jacobian's columns."""
         return [(self._ownership.name(p), p.numel() * (1 + p.is_complex())) for p in self._ownership.shared]
 
     @property
     def distances(self) -> Sequence[int | None]:  # type: ignore[override]
-        """The number of operations between the losses and each parameter of the layout."""
         return self._graph.distances(self._ownership.shared)
 
     @property
@@ -362,14 +356,11 @@ class ShownGradients(TaskGradients):
         self._gramian = gramian
 
     def combine(self, weights: Tensor) -> None:
-        """Add the combination, scaled; the weights may be on the CPU."""
         self._gradients.combine(sent(weights, self._device))
 
     def jacobian(self) -> Tensor:
-        """Return the unscaled Jacobian."""
         jacobian = self._gradients.jacobian()
         return jacobian if self._scale is None else jacobian / self._scale
 
     def assign(self, vector: Tensor) -> None:
-        """Add the vector, scaled."""
         self._gradients.assign(vector if self._scale is None else vector * self._scale)

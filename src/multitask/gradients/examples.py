@@ -48,18 +48,16 @@ class ExampleBlock(StoredGradients):
 
     Args:
         operand: ``A``, ``[positions, p]``.
-        gradients: All ``D_t``, shape ``[m, positions, q]``.
+        gradients: The output gradients of all tasks, ``[m, *output]``.
         layout: The order of the positions.
-        parameters: The weight.
+        weight: The weight.
     """
 
-    def __init__(
-        self, operand: Operand, gradients: Tensor, layout: ExampleLayout, parameters: Sequence[Tensor]
-    ) -> None:
-        super().__init__(parameters)
+    def __init__(self, operand: Operand, gradients: Tensor, layout: ExampleLayout, weight: Tensor) -> None:
+        super().__init__([weight])
         self._operand = operand.on(layout.by_example(operand.stored, 0).flatten(0, 1))
         # [b, m, t, q]: example, task, position of the example, column
-        self._gradients = layout.by_example(gradients, 1).transpose(0, 1).contiguous()
+        self._gradients = layout.by_example(operand.matrix(gradients), 1).transpose(0, 1).contiguous()
 
     def gramian(self) -> Tensor:
         """Return the Gramian, computed the way that takes fewer operations."""
@@ -132,7 +130,7 @@ def rows_of_examples(
     ``None`` if the losses are stacked otherwise than by task, examples are not independent, or a parameter is used by
     an operation whose gradients cannot be separated by example.
     """
-    losses = pulls.losses
+    losses, tasks = pulls.losses, pulls.tasks
     if not losses.by_column:
         return None
     known: list[tuple[Tensor, Source, Operand | Terms]] = []
@@ -148,22 +146,19 @@ def rows_of_examples(
         if layouts is None:
             return None
         ones = losses.values.new_ones(losses.parts)
-        passes = [
-            partial(gradients_at, *losses.column(task, ones), retain_graph=True) for task in pulls.tasks
-        ]
+        passes = [partial(gradients_at, *losses.column(task, ones), retain_graph=True) for task in tasks]
         found = dict(zip(tap.nodes, gather(tap, passes, row_like(parameters)), strict=True))
     blocks: list[StoredGradients] = []
     for parameter, (node, shape), formula in known:
         gradients = found[node]
         if gradients is None:
-            rows = parameter.new_zeros(len(pulls.rows), parameter.numel())
-            blocks.append(RowGradients(rows, [parameter]))
+            blocks.append(RowGradients(parameter.new_zeros(len(pulls.rows), parameter.numel()), [parameter]))
         elif isinstance(formula, Operand):
-            D = formula.matrix(gradients)
-            blocks.append(ExampleBlock(formula, D, layouts[node, shape], [parameter]))
+            blocks.append(ExampleBlock(formula, gradients, layouts[node, shape], parameter))
         else:
-            terms = layouts[node, shape].by_example(formula(gradients).flatten(1, -1 - len(shape)), 1)
-            rows = terms.sum_to_size(*terms.shape[:2], 1, *shape).transpose(0, 1)
+            terms = formula(gradients).flatten(1, -1 - len(shape))
+            terms = terms.sum_to_size(*terms.shape[:2], *shape)  # [m, positions, …]
+            rows = layouts[node, shape].by_example(terms, 1).sum(2).transpose(0, 1)
             blocks.append(RowGradients(rows.reshape(-1, parameter.numel()), [parameter]))
     return BlockGradients(blocks, parameters)
 

@@ -10,12 +10,9 @@ from multitask.gradients.graph import Node
 from multitask.gradients.operands import saved
 from multitask.gradients.uses import Use
 
-Terms = Callable[[Tensor], Tensor]
-"""From output gradients, ``[k, *output]``, to what adds up to a parameter's gradients, in the same shape."""
-
 
 def is_bias(use: Use, shape: torch.Size) -> bool:
-    """Return whether a parameter is added by a linear layer, a convolution or a normalization, or broadcast."""
+    """Return whether an operation adds a parameter to its result, or expands it."""
     match use.operation, use.place, use.transposed:
         case "AddmmBackward0", 0, False:
             return use.node._saved_beta == 1 and shape == use.node._saved_mat2_sym_sizes[1:]
@@ -28,8 +25,11 @@ def is_bias(use: Use, shape: torch.Size) -> bool:
     return False
 
 
-def terms_of(use: Use, shape: torch.Size) -> Terms | None:
-    """Return the terms of the gradient of a bias or scale; ``None`` for another parameter."""
+def affine_terms(use: Use, shape: torch.Size) -> Callable[[Tensor], Tensor] | None:
+    """Return a function from output gradients to terms of the same shape, which add up to a bias's or scale's gradient.
+
+    ``None`` for other parameters.
+    """
     if is_bias(use, shape):
         return lambda gradient: gradient
     match use.operation, use.place, use.transposed:
@@ -45,13 +45,10 @@ def terms_of(use: Use, shape: torch.Size) -> Terms | None:
 def _normalized(node: Node) -> Tensor | None:
     """Return the normalized inputs of layer or group normalization."""
     inputs, mean, rstd = (saved(node, name) for name in ("input", "result1", "result2"))
-    if inputs is None or mean is None or rstd is None:
+    if inputs is None or mean is None or rstd is None or not inputs.numel():
         return None
-    values = inputs.to(mean.dtype)
-    if node.name() == "NativeGroupNormBackward0":
-        values = values.flatten(1).unflatten(1, (mean.shape[1], -1))
-        mean, rstd = mean[..., None], rstd[..., None]
-    return ((values - mean) * rstd).view(inputs.shape)
+    values = inputs.to(mean.dtype).reshape(mean.numel(), -1)
+    return ((values - mean.view(-1, 1)) * rstd.view(-1, 1)).reshape(inputs.shape)
 
 
 def shape_at_position(use: Use, shape: torch.Size) -> tuple[int, ...]:

@@ -6,14 +6,14 @@ two, show whether gradients of examples mix, and which positions of an operation
 batch takes three passes, with two factors per example.)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from multitask.gradients.affine import Terms, shape_at_position, terms_of
+from multitask.gradients.affine import affine_terms, shape_at_position
 from multitask.gradients.blocks import BlockGradients
 from multitask.gradients.graph import Node
 from multitask.gradients.losses import Pulls, gradients_at
@@ -81,7 +81,7 @@ class ExampleBlock(StoredGradients):
             gradients = (same * first)[:, None] @ gradients
         size = max(1, _CHUNK // max(1, b * (m * t) ** 2))
         parts = [
-            (torch.einsum("bmsq,cntq->bmscnt", some, gradients) * near).sum((2, 5))
+            (torch.tensordot(some, gradients, ([3], [3])) * near).sum((2, 5))
             for some, near in zip(gradients.split(size), kernel.split(size), strict=True)
         ]
         gramian = torch.cat(parts).reshape(b * m, b * m)
@@ -133,12 +133,13 @@ def rows_of_examples(
     losses, tasks = pulls.losses, pulls.tasks
     if not losses.by_column:
         return None
-    known: list[tuple[Tensor, Source, Operand | Terms]] = []
+    known: list[tuple[Tensor, Source, Operand | Callable[[Tensor], Tensor]]] = []
     for parameter, use in zip(parameters, uses, strict=True):
-        formula = None if use is None else operand_of(use, parameter.shape) or terms_of(use, parameter.shape)
+        shape = parameter.shape
+        formula = None if use is None else operand_of(use, shape) or affine_terms(use, shape)
         if use is None or formula is None:
             return None
-        known.append((parameter, (use.node, shape_at_position(use, parameter.shape)), formula))
+        known.append((parameter, (use.node, shape_at_position(use, shape)), formula))
 
     sources = dict.fromkeys(source for _, source, _ in known)
     with Tap(list(dict.fromkeys(node for node, _ in sources))).open() as tap:
@@ -149,16 +150,16 @@ def rows_of_examples(
         passes = [partial(gradients_at, *losses.column(task, ones), retain_graph=True) for task in tasks]
         found = dict(zip(tap.nodes, gather(tap, passes, row_like(parameters)), strict=True))
     blocks: list[StoredGradients] = []
-    for parameter, (node, shape), formula in known:
+    for parameter, (node, own), formula in known:
         gradients = found[node]
         if gradients is None:
             blocks.append(RowGradients(parameter.new_zeros(len(pulls.rows), parameter.numel()), [parameter]))
         elif isinstance(formula, Operand):
-            blocks.append(ExampleBlock(formula, gradients, layouts[node, shape], parameter))
+            blocks.append(ExampleBlock(formula, gradients, layouts[node, own], parameter))
         else:
-            terms = formula(gradients).flatten(1, -1 - len(shape))
-            terms = terms.sum_to_size(*terms.shape[:2], *shape)  # [m, positions, …]
-            rows = layouts[node, shape].by_example(terms, 1).sum(2).transpose(0, 1)
+            terms = formula(gradients).flatten(1, -1 - len(own))
+            terms = terms.sum_to_size(*terms.shape[:2], *own)  # [m, positions, …]
+            rows = layouts[node, own].by_example(terms, 1).sum(2).transpose(0, 1)
             blocks.append(RowGradients(rows.reshape(-1, parameter.numel()), [parameter]))
     return BlockGradients(blocks, parameters)
 

@@ -213,7 +213,7 @@ def _layout(gradients: Sequence[Tensor], own: int, scales: Sequence[Tensor]) -> 
     allowed = min(1e-5, 64 * torch.finfo(plain.dtype).eps) * plain.abs().amax(1, keepdim=True)
     for runs in (1, positions // examples):
         each = positions // examples // runs
-        factors = [s.to(plain).repeat_interleave(each).repeat(runs)[:, None] for s in scales[1:]]
-        if all(bool(((g / f - plain).abs() <= allowed).all()) for g, f in zip(scaled, factors, strict=True)):
+        factors = [(1 / s.to(plain)).repeat_interleave(each).repeat(runs)[:, None] for s in scales[1:]]
+        if all(bool(((g * f - plain).abs() <= allowed).all()) for g, f in zip(scaled, factors, strict=True)):
             return ExampleLayout(runs, examples)
     return None

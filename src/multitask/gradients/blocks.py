@@ -62,7 +62,7 @@ class BlockGradients(StoredGradients):
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``: the blocks' Gramians add up."""
-        return reduce(torch.add, (block.gramian() for block in self._blocks))
+        return reduce(torch.add, [block.gramian() for block in self._blocks])
 
     def combine(self, weights: Tensor) -> None:
         """Add ``weightsᵀ J`` to the gradients of the shared parameters."""

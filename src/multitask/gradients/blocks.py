@@ -1,6 +1,7 @@
 """A Jacobian in blocks of columns, some stored as the factors of products."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -60,10 +61,7 @@ class BlockGradients(StoredGradients):
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``, shape ``[k, k]``: the blocks' Gramians add up."""
-        total = self._blocks[0].gramian()
-        for block in self._blocks[1:]:
-            total = total + block.gramian()
-        return total
+        return reduce(torch.add, [block.gramian() for block in self._blocks])
 
     def combine(self, weights: Tensor) -> None:
         """Add ``weightsᵀ J`` to the gradients of the shared parameters."""

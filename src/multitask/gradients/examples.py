@@ -6,14 +6,14 @@ two, show whether gradients of examples mix, and which positions of an operation
 batch takes three passes, with two factors per example.)
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from multitask.gradients.affine import affine_columns, leading_dimensions
+from multitask.gradients.affine import affine_terms, shape_at_position
 from multitask.gradients.blocks import BlockGradients
 from multitask.gradients.graph import Node
 from multitask.gradients.losses import Pulls, gradients_at
@@ -28,24 +28,19 @@ _CHUNK = 2**24
 _WIDE, _NARROW = 128, 16
 
 
-@dataclass(frozen=True)
-class ExampleLayout:
+class ExampleLayout(NamedTuple):
     """The order of an operation's positions, ``[runs, examples, positions of a run]``.
 
     One run if each example's positions are adjacent, several if examples are interleaved, as in ``[tokens, batch]``.
     """
 
-    examples: int
     runs: int
+    examples: int
 
     def by_example(self, positions: Tensor, dim: int) -> Tensor:
         """Split a dimension of all positions into two, the examples and the positions of each."""
-        split = positions.unflatten(dim, (self.runs, self.examples, -1))
+        split = positions.unflatten(dim, (*self, -1))
         return split.transpose(dim, dim + 1).flatten(dim + 1, dim + 2)
-
-    def flat(self, values: Tensor) -> Tensor:
-        """Return the inverse of :meth:`by_example` for the first two dimensions."""
-        return values.unflatten(1, (self.runs, -1)).transpose(0, 1).flatten(0, 2)
 
 
 class ExampleBlock(StoredGradients):
@@ -53,19 +48,16 @@ class ExampleBlock(StoredGradients):
 
     Args:
         operand: ``A``, ``[positions, p]``.
-        gradients: All ``D_t``, shape ``[m, positions, q]``.
+        gradients: The output gradients of all tasks, ``[m, *output]``.
         layout: The order of the positions.
-        parameters: The weight.
+        weight: The weight.
     """
 
-    def __init__(
-        self, operand: Operand, gradients: Tensor, layout: ExampleLayout, parameters: Sequence[Tensor]
-    ) -> None:
-        super().__init__(parameters)
-        self._operand = operand
-        self._layout = layout
+    def __init__(self, operand: Operand, gradients: Tensor, layout: ExampleLayout, weight: Tensor) -> None:
+        super().__init__([weight])
+        self._operand = operand.on(layout.by_example(operand.stored, 0).flatten(0, 1))
         # [b, m, t, q]: example, task, position of the example, column
-        self._gradients = layout.by_example(gradients, 1).transpose(0, 1).contiguous()
+        self._gradients = layout.by_example(operand.matrix(gradients), 1).transpose(0, 1).contiguous()
 
     def gramian(self) -> Tensor:
         """Return the Gramian, computed the way that takes fewer operations."""
@@ -78,33 +70,28 @@ class ExampleBlock(StoredGradients):
     def _paired(self) -> Tensor:
         """``Σ_ss' ⟨D_bts, D_ct's'⟩ ⟨A_bs, A_cs'⟩`` over positions s of b and s' of c; see :meth:`Operand.gramian`."""
         b, m, t, q = self._gradients.shape
-        order = self._layout.by_example(torch.arange(b * t, device=self._gradients.device), 0).flatten()
         kernel, centring = self._operand.centred_kernel(self._gradients.dtype)
-        kernel = kernel[order][:, order].view(b, 1, t, b, 1, t)
-        gradients = self._gradients if self._operand.dense else self._merged(kernel)
-        D = gradients.reshape(b * m * t, q)
-        parts = []
+        kernel = kernel.view(b, 1, t, b, 1, t)
+        gradients = self._gradients
+        if not self._operand.dense:
+            # Gradients at equal inputs are summed at the first position: if they cancel, products of single positions
+            # would leave only rounding errors.
+            same = kernel[:, 0, :, :, 0].diagonal(dim1=0, dim2=2).movedim(-1, 0)
+            first = same.tril(-1).sum(2, keepdim=True) == 0
+            gradients = (same * first)[:, None] @ gradients
         size = max(1, _CHUNK // max(1, b * (m * t) ** 2))
-        for some, near in zip(gradients.split(size), kernel.split(size), strict=True):
-            products = (some.reshape(-1, q) @ D.T).view(len(some), m, t, b, m, t)
-            parts.append((products * near).sum((2, 5)))
+        parts = [
+            (torch.tensordot(some, gradients, ([3], [3])) * near).sum((2, 5))
+            for some, near in zip(gradients.split(size), kernel.split(size), strict=True)
+        ]
         gramian = torch.cat(parts).reshape(b * m, b * m)
         if centring is None:
             return gramian
         mean, along = centring
         sums = self._gradients.sum(2).reshape(b * m, q)
-        moved = torch.einsum("bmsq,bs->bmq", self._gradients, along[order].view(b, t)).reshape(b * m, q)
+        moved = torch.einsum("bmsq,bs->bmq", self._gradients, along.view(b, t)).reshape(b * m, q)
         cross = moved @ sums.T
         return gramian + cross + cross.T + (mean @ mean) * (sums @ sums.T)
-
-    def _merged(self, kernel: Tensor) -> Tensor:
-        """Return the gradients summed over an example's positions with equal inputs, at the first of these.
-
-        If gradients cancel in such a sum, products of single positions would leave only rounding errors.
-        """
-        same = kernel[:, 0, :, :, 0].diagonal(dim1=0, dim2=2).movedim(-1, 0)
-        first = same.tril(-1).sum(2, keepdim=True) == 0
-        return (same * first)[:, None] @ self._gradients
 
     def _formed(self) -> Tensor:
         """Form the rows, some columns at a time, and multiply them."""
@@ -120,7 +107,7 @@ class ExampleBlock(StoredGradients):
         """Add ``(Σ_t w_bt D_bt)ᵀ A`` over all positions."""
         weights = weights.to(self._gradients).view(self._gradients.shape[:2])
         D = torch.einsum("bm,bmsq->bsq", weights, self._gradients)
-        add_to_gradients(self.parameters, [self._operand.product(self._layout.flat(D))])
+        add_to_gradients(self.parameters, [self._operand.product(D.flatten(0, 1))])
 
     def jacobian(self) -> Tensor:
         """Form all ``D_btᵀ A_b``, shape ``[b · m, n]``."""
@@ -128,17 +115,17 @@ class ExampleBlock(StoredGradients):
         return self._operand.as_weights(rows).flatten(0, 1).flatten(1)
 
     def _inputs(self) -> Tensor:
-        return self._layout.by_example(self._operand.inputs(self._gradients.dtype), 0)
+        return self._operand.inputs(self._gradients.dtype).unflatten(0, (len(self._gradients), -1))
 
 
-Make = Callable[[Tensor, ExampleLayout], StoredGradients]
-"""From the output gradients of a parameter's operation, ``[m, *output]``, to the parameter's rows."""
+Source = tuple[Node, tuple[int, ...]]
+"""A parameter's operation, and the parameter's shape at one position of its output."""
 
 
 def rows_of_examples(
     pulls: Pulls, parameters: Sequence[Tensor], uses: Sequence[Use | None], gather: Gatherer
 ) -> BlockGradients | None:
-    """Return the rows of all examples' losses from one backward pass per task.
+    """Return the rows of all examples' losses from one backward pass per task; the graph is retained.
 
     ``None`` if the losses are stacked otherwise than by task, examples are not independent, or a parameter is used by
     an operation whose gradients cannot be separated by example.
@@ -146,117 +133,87 @@ def rows_of_examples(
     losses, tasks = pulls.losses, pulls.tasks
     if not losses.by_column:
         return None
-    known: list[tuple[Tensor, Use, Make]] = []
+    known: list[tuple[Tensor, Source, Operand | Callable[[Tensor], Tensor]]] = []
     for parameter, use in zip(parameters, uses, strict=True):
-        make = None if use is None else _block_of(use, parameter)
-        if use is None or make is None:
+        shape = parameter.shape
+        formula = None if use is None else operand_of(use, shape) or affine_terms(use, shape)
+        if use is None or formula is None:
             return None
-        known.append((parameter, use, make))
+        known.append((parameter, (use.node, shape_at_position(use, shape)), formula))
 
-    with Tap(list(dict.fromkeys(use.node for _, use, _ in known))).open() as tap:
-        layouts = _layouts(pulls, known, tap)
+    sources = dict.fromkeys(source for _, source, _ in known)
+    with Tap(list(dict.fromkeys(node for node, _ in sources))).open() as tap:
+        layouts = _layouts(pulls, sources, tap)
         if layouts is None:
             return None
         ones = losses.values.new_ones(losses.parts)
-        last = None if pulls.retain_graph else tasks[-1]
-        passes = [
-            partial(gradients_at, *losses.column(task, ones), retain_graph=task != last) for task in tasks
-        ]
+        passes = [partial(gradients_at, *losses.column(task, ones), retain_graph=True) for task in tasks]
         found = dict(zip(tap.nodes, gather(tap, passes, row_like(parameters)), strict=True))
     blocks: list[StoredGradients] = []
-    for parameter, use, make in known:
-        gradients = found[use.node]
+    for parameter, (node, own), formula in known:
+        gradients = found[node]
         if gradients is None:
             blocks.append(RowGradients(parameter.new_zeros(len(pulls.rows), parameter.numel()), [parameter]))
+        elif isinstance(formula, Operand):
+            blocks.append(ExampleBlock(formula, gradients, layouts[node, own], parameter))
         else:
-            blocks.append(make(gradients, layouts[parameter]))
+            terms = formula(gradients).flatten(1, -1 - len(own))
+            terms = terms.sum_to_size(*terms.shape[:2], *own)  # [m, positions, …]
+            rows = layouts[node, own].by_example(terms, 1).sum(2).transpose(0, 1)
+            blocks.append(RowGradients(rows.reshape(-1, parameter.numel()), [parameter]))
     return BlockGradients(blocks, parameters)
 
 
-def _block_of(use: Use, parameter: Tensor) -> Make | None:
-    """Return the function that computes a parameter's rows."""
-    operand = operand_of(use, parameter.shape)
-    if operand is not None:
-        return lambda found, layout: ExampleBlock(operand, operand.matrix(found), layout, [parameter])
-    columns = affine_columns(use, parameter.shape)
-    if columns is None:
-        return None
-
-    def make(found: Tensor, layout: ExampleLayout) -> StoredGradients:
-        by_example = layout.by_example(columns(found), 1).sum(2).transpose(0, 1)
-        return RowGradients(by_example.reshape(-1, parameter.numel()), [parameter])
-
-    return make
-
-
-def _layouts(
-    pulls: Pulls, known: Sequence[tuple[Tensor, Use, Make]], tap: Tap
-) -> dict[Tensor, ExampleLayout] | None:
-    """Return the layouts of the operations of all reached parameters; ``None`` if gradients of examples mix."""
-    losses = pulls.losses
-
-    def probe(scale: Tensor | float) -> list[Tensor | None]:
-        weights = _weights(losses.parts, len(pulls.tasks)) * scale
-        columns = [losses.column(task, w) for task, w in zip(pulls.tasks, weights, strict=True)]
+def _layouts(pulls: Pulls, sources: Iterable[Source], tap: Tap) -> dict[Source, ExampleLayout] | None:
+    """Return the layouts of the operations that are reached; ``None`` if gradients of examples mix."""
+    losses, tasks = pulls.losses, pulls.tasks
+    half = any(node._input_metadata[0].dtype == torch.float16 for node in tap.nodes)
+    weights, scales = _probes(losses.parts, len(tasks), _NARROW if half else _WIDE)
+    probes = []
+    for scale in scales:
+        columns = [losses.column(task, w) for task, w in zip(tasks, weights * scale, strict=True)]
         edges = [edge for of_task, _ in columns for edge in of_task]
         seeds = [seed for _, of_task in columns for seed in of_task]
-        return tap.listen(partial(gradients_at, edges, seeds, retain_graph=True))
-
-    plain = probe(1.0)
-    half = any(gradient is not None and gradient.dtype == torch.float16 for gradient in plain)
-    scales = _scales(losses.parts, _NARROW if half else _WIDE)
-    probes = dict(zip(tap.nodes, zip(plain, *map(probe, scales), strict=True), strict=True))
-    found: dict[tuple[Node, int], ExampleLayout | None] = {}
-    layouts: dict[Tensor, ExampleLayout] = {}
-    for parameter, use, _ in known:
-        gradients = [gradient for gradient in probes[use.node] if gradient is not None]
+        probes.append(tap.listen(partial(gradients_at, edges, seeds, retain_graph=True)))
+    found = dict(zip(tap.nodes, zip(*probes, strict=True), strict=True))
+    layouts: dict[Source, ExampleLayout] = {}
+    for node, shape in sources:
+        gradients = [gradient for gradient in found[node] if gradient is not None]
         if not gradients:
             continue
-        key = use.node, leading_dimensions(use, parameter.shape, gradients[0].ndim)
-        if key not in found:
-            found[key] = _layout(gradients, key[1], scales)
-        layout = found[key]
+        layout = _layout(gradients, len(shape), scales)
         if layout is None:
             return None
-        layouts[parameter] = layout
+        layouts[node, shape] = layout
     return layouts
 
 
 @cache
-def _weights(examples: int, tasks: int) -> Tensor:
-    """Return random weights, ``[tasks, examples]``, the same in every step."""
-    return torch.randn(tasks, examples, generator=torch.Generator().manual_seed(0))
+def _probes(examples: int, tasks: int, base: int) -> tuple[Tensor, list[Tensor]]:
+    """Return random weights, ``[tasks, examples]``, the same in every step, and their scales in each pass.
 
-
-@cache
-def _scales(examples: int, base: int) -> list[Tensor]:
-    """Return tensors of powers of two, ``[examples]`` each, that together differ between any two examples."""
-    scales: list[Tensor] = []
-    digits = torch.arange(examples)
-    while not scales or digits.any():
+    The scales, ``[examples]`` each, are ones and then powers of two that together differ between any two examples.
+    """
+    weights = torch.randn(tasks, examples, generator=torch.Generator().manual_seed(0))
+    scales, digits = [torch.ones(examples)], torch.arange(examples)
+    while digits.any():
         digit = digits % base
         scales.append((1.0 - 2.0 * (digit % 2)) * (digit // 2 - base // 4).exp2())
         digits = digits // base
-    return scales
+    return weights, scales
 
 
-def _layout(gradients: Sequence[Tensor], lead: int, scales: Sequence[Tensor]) -> ExampleLayout | None:
-    """Return the layout in which the further gradients are the first one times the scales of the examples."""
-    if lead < 1:
-        return None
-    plain, *scaled = (g.flatten(0, lead - 1)[..., None].flatten(1) for g in gradients)  # [positions, …]
+def _layout(gradients: Sequence[Tensor], own: int, scales: Sequence[Tensor]) -> ExampleLayout | None:
+    """Return the layout in which gradients, with ``own`` dimensions per position, are the first ones times scales."""
+    plain, *scaled = (g[None].flatten(0, -1 - own)[..., None].flatten(1) for g in gradients)  # [positions, …]
     examples, positions = len(scales[0]), len(plain)
     if positions % examples:
         return None
     # Powers of two commute with rounding, so that a larger difference comes from another example.
     allowed = min(1e-5, 64 * torch.finfo(plain.dtype).eps) * plain.abs().amax(1, keepdim=True)
-    by_position = [s.to(plain.device)[:, None].expand(-1, positions // examples) for s in scales]
     for runs in (1, positions // examples):
-        layout = ExampleLayout(examples, runs)
-        factors = [layout.flat(s).to(plain)[:, None] for s in by_position]
-        if all(
-            bool(((other - factor * plain).abs() <= factor.abs() * allowed).all())
-            for factor, other in zip(factors, scaled, strict=True)
-        ):
-            return layout
+        each = positions // examples // runs
+        factors = [(1 / s.to(plain)).repeat_interleave(each).repeat(runs)[:, None] for s in scales[1:]]
+        if all(bool(((g * f - plain).abs() <= allowed).all()) for g, f in zip(scaled, factors, strict=True)):
+            return ExampleLayout(runs, examples)
     return None

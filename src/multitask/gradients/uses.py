@@ -32,44 +32,34 @@ def sole_uses(graph: Graph, parameters: Sequence[Tensor]) -> list[Use | None]:
     """
     consumers: dict[Node, list[tuple[Node, int]]] = {node: [] for node in graph.following}
     leaves: dict[int, Node] = {}
-    for edge, _ in graph.roots:
-        # A loss is used outside of the graph.
-        consumers[edge.node].append((None, -1))
     for node, following in graph.following.items():
         if not following and (leaf := getattr(node, "variable", None)) is not None:
             leaves[id(leaf)] = node
         for place, (after, _) in enumerate(following):
             if after is not None:
                 consumers[after].append((node, place))
+    for edge, _ in graph.roots:
+        consumers.pop(edge.node, None)  # a loss is used outside of the graph
     return [
         None if p._backward_hooks else _climb(leaves.get(id(p)), consumers, p.ndim == 2) for p in parameters
     ]
 
 
 def _climb(node: Node | None, consumers: dict[Node, list[tuple[Node, int]]], matrix: bool) -> Use | None:
-    """Follow a leaf through casts and transpositions to the operation that uses it."""
+    """Follow a leaf through casts, and a matrix through transpositions, to the operation that uses it."""
     transposed = False
-    while node is not None and len(consumers[node]) == 1:
-        node, place = consumers[node][0]
-        if node is None:
-            break
-        turned = _turns(node, matrix)
-        if turned is None:
-            is_complex = any(output.dtype.is_complex for output in node._input_metadata)
-            return None if is_complex else Use(node, place, transposed)
-        transposed ^= turned
-    return None
-
-
-def _turns(node: Node, matrix: bool) -> bool | None:
-    """Return ``True`` for a transposition of a matrix, ``False`` for a cast, ``None`` for other operations."""
-    match node.name():
-        case "ToCopyBackward0":
-            return False
-        case "TBackward0" if matrix:
-            return True
-        case "TransposeBackward0" if matrix:
-            return (node._saved_dim0 - node._saved_dim1) % 2 == 1
-        case "PermuteBackward0" if matrix:
-            return node._saved_dims[0] % 2 == 1
+    while len(consumers.get(node, ())) == 1:
+        ((node, place),) = consumers[node]
+        match node.name():
+            case "ToCopyBackward0":
+                pass
+            case "TBackward0" if matrix:
+                transposed = not transposed
+            case "TransposeBackward0" if matrix:
+                transposed ^= (node._saved_dim0 - node._saved_dim1) % 2 == 1
+            case "PermuteBackward0" if matrix:
+                transposed ^= node._saved_dims[0] % 2 == 1
+            case _:
+                is_complex = any(output.dtype.is_complex for output in node._input_metadata)
+                return None if is_complex else Use(node, place, transposed)
     return None

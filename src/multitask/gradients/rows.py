@@ -181,7 +181,7 @@ class Rows(Engine):
         pulls, parameters, weights, factors, wanted, alone = batch
         # A function written in Python may return memory that is still in use.
         large = alone and self.by_gramian and numbers(parameters) >= _LARGE
-        if large and not pulls.graph.runs_python():
+        if large and not pulls.graph.python:
             self._parameters = list(parameters)
             self._found = SeparateRows(_separate_rows(pulls, parameters), self._parameters)
             return
@@ -238,13 +238,11 @@ def _separate_rows(pulls: Pulls, parameters: Sequence[Tensor]) -> list[list[Tens
     Raises:
         RuntimeError: If a hook wrote into a gradient of an earlier row.
     """
-    rows = []
-    for row in pulls.rows:
-        gradients = list(pulls.pass_of(row)(parameters))
-        for place, gradient in enumerate(gradients):
-            if gradient is not None and gradient._version:  # such as a buffer that a hook fills in every pass
-                gradients[place] = gradient.clone()
-        rows.append(gradients)
+    rows = [
+        # A version of its own has, for one, a buffer that a hook fills in every pass.
+        [g if g is None or not g._version else g.clone() for g in pulls.pass_of(row)(parameters)]
+        for row in pulls.rows
+    ]
     own = {g.data_ptr() for of_row in pulls.own.values() for g in of_row if g is not None and not g.is_sparse}
     for gradients in rows:
         for place, gradient in enumerate(gradients):

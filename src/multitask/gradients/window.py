@@ -139,7 +139,7 @@ class Window:
         self.last = losses
         self.graph = graph = Graph(losses.edges(), ownership.kept)
         ownership.find(graph, losses.m)
-        self.own.from_python = graph.runs_python()
+        self.own.from_python = bool(graph.python)
         self._several = processes() > 1 and shards is None
         if shards is not None:
             of_batch = shards.agree(losses, of_batch, [(ownership.name(p), by) for p, by in ownership.leaves])

@@ -15,12 +15,12 @@ from multitask.gradients.engines import make_engine
 from multitask.gradients.features import Features
 from multitask.gradients.finite import FiniteLosses, not_finite
 from multitask.gradients.graph import Graph, Ownership
-from multitask.gradients.losses import Losses, LossesLike, Pulls, gradients_at
+from multitask.gradients.losses import Counts, Losses, LossesLike, Pulls, counts_of, gradients_at
 from multitask.gradients.processes import average_gradients, mean_over_processes
 from multitask.gradients.rows import Rows, add_to_gradients, are_finite, is_sharded, on_cpu, processes
 from multitask.gradients.sharded import check_hooks, one_sided, shards_of
 from multitask.gradients.task_gradients import Engine, TaskGradients
-from multitask.gradients.window import Counts, Window, counts_of
+from multitask.gradients.window import Window
 from multitask.randomness import derived_seed, seeded_apart
 from multitask.weighting.adapter import adapt
 from multitask.weighting.base import (

@@ -10,9 +10,8 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from multitask.gradients.losses import Losses
+from multitask.gradients.losses import Losses, counts_of
 from multitask.gradients.rows import inner_products, processes
-from multitask.gradients.window import counts_of
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.step import StepResult

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from multitask.gradients.graph import Graph, Ownership
-from multitask.gradients.losses import Losses, Pulls
+from multitask.gradients.losses import Counts, Losses, Pulls, counts_of
 from multitask.gradients.processes import ByParameter, sum_over_processes
 from multitask.gradients.rows import (
     StoredGradients,
@@ -21,9 +21,6 @@ from multitask.gradients.rows import (
 )
 from multitask.gradients.sharded import ShardedEngine, ShardedPulls, Shards
 from multitask.gradients.task_gradients import Engine, MicroBatch, TaskGradients
-
-Counts = float | Tensor | Sequence[float | Tensor] | Mapping[str, float | Tensor] | None
-"""The number of elements that each mean loss is over: one number for all, or one per loss, in the losses' shape."""
 
 
 class Window:
@@ -207,29 +204,6 @@ def _times(losses: Tensor, factors: Sequence[float]) -> Tensor:
         return losses
     each = sent(torch.tensor(factors, dtype=losses.dtype), losses.device).view_as(losses)
     return losses.where(each > 0, 0.0) * each
-
-
-def counts_of(counts: Counts, losses: Losses) -> list[float]:
-    """Return counts as numbers, ``[parts · m]``; all ones by default.
-
-    Raises:
-        ValueError: If they are not one per loss, are negative, or have other names.
-    """
-    if counts is None or isinstance(counts, int | float):
-        return [1.0 if counts is None else float(counts)] * losses.values.numel()
-    if isinstance(counts, Mapping):
-        if list(counts) != losses.names:
-            raise ValueError(f"counts are of {', '.join(counts)} and losses of {', '.join(losses.names)}.")
-        counts = list(counts.values())
-    if not isinstance(counts, Tensor):
-        each = [torch.as_tensor(count, dtype=torch.float64) for count in counts]
-        counts = torch.stack([count.to(losses.values.device) for count in each], -1)
-    given = counts.detach().double().cpu()
-    shape = losses.values.shape
-    given = given.expand(shape) if given.ndim < len(shape) else given
-    if given.shape != shape or not bool((given >= 0).all()):
-        raise ValueError(f"counts must be one number ≥ 0 per loss, {list(shape)}; they are {counts}.")
-    return given.flatten().tolist()
 
 
 class OwnGradients:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
-from multitask.gradients.pointwise import Pointwise
+from multitask.physics.pointwise import Pointwise
 from multitask.lightning.metric_keys import TaskMetrics, val_keys
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.parts import LossAndCount

@@ -95,21 +95,19 @@ class Operand:
     def gramian(self, D: Tensor, bias: float) -> Tensor:
         """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, shape ``[k, k]``, of ``D``, ``[k, positions, q]``.
 
-        If inputs lie far from zero and a row nearly cancels over the batch, products of the inputs themselves would
-        leave only rounding errors. Then the means of the inputs are subtracted, and become the inputs of further
-        positions, whose output gradients are the sums.
+        With ``A = C + 1 μᵀ``, where μ are the means of the columns, a row is ``D_iᵀ C`` plus the product of μ and sums
+        over positions. If inputs lie far from zero and a row nearly cancels over the batch, products of the inputs
+        themselves would leave only rounding errors.
         """
         A = self.inputs(D.dtype)
-        if not _is_far(A, self._period):
-            return through_kernel(D, A, bias)
-        positions = []
-        for period in sorted({self._period, 1}, reverse=True):
-            D, A = D.unflatten(1, (-1, period)), A.unflatten(0, (-1, period))
-            sums, means = D.sum(1), A.mean(0)
-            positions.append((D.flatten(1, 2), (A - means).flatten(0, 1)))
+        parts = []
+        for period in sorted({self._period, 1}, reverse=True) if self._is_far(A) else ():
+            sums, means = D.unflatten(1, (-1, period)).sum(1), A.unflatten(0, (-1, period)).mean(0)
+            C = (A.unflatten(0, (-1, period)) - means).flatten(0, 1)
+            across = inner_products(((means @ C.T) @ D).flatten(1), sums.flatten(1))
+            parts += [through_kernel(D, C, 0.0), across, across.T]
             D, A = sums, means
-        all_D, all_A = zip(*positions, (D, A), strict=True)
-        return through_kernel(torch.cat(all_D, 1), torch.cat(all_A), 0.0) + bias * (D[:, 0] @ D[:, 0].T)
+        return sum(parts, through_kernel(D, A, bias))
 
     def centred_kernel(self, dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return ``C Cᵀ`` and the pair μ, ``C μ``, where ``A = C + 1 μᵀ`` and μ are the means of the columns.
@@ -117,20 +115,19 @@ class Operand:
         If inputs lie close to zero, return ``A Aᵀ`` and ``None``.
         """
         A = self.inputs(dtype)
-        if not _is_far(A):
+        if not self._is_far(A):
             return A @ A.T, None
         mean = A.mean(0)
         C = A - mean
         return C @ C.T, (mean, C @ mean)
 
-
-def _is_far(A: Tensor, period: int = 1) -> bool:
-    """Return whether inputs lie far from zero; assumed on a device, for which a check would wait."""
-    if A.device.type != "cpu":
-        return True
-    images = A.reshape(len(A) // period, period * A.shape[1])
-    sums = images.sum(0)
-    return float(sums @ sums) > _FAR * len(images) * float(torch.linalg.vector_norm(A)) ** 2
+    def _is_far(self, A: Tensor) -> bool:
+        """Return whether inputs lie far from zero; assumed on a device, for which a check would wait."""
+        if A.device.type != "cpu":
+            return True
+        images = A.reshape(len(A) // self._period, self._period * self.p)
+        sums = images.sum(0)
+        return float(sums @ sums) > _FAR * len(images) * float(torch.linalg.vector_norm(A)) ** 2
 
 
 @dataclass(eq=False)

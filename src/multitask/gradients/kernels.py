@@ -1,4 +1,4 @@
-"""Products with the kernel ``A Aᵀ`` of all positions, a symmetric matrix of which half is computed."""
+"""Products with the kernel ``A Aᵀ`` of all positions, a symmetric matrix; of a large one, half is computed."""
 
 from itertools import pairwise
 

@@ -95,9 +95,9 @@ class Operand:
     def gramian(self, D: Tensor, bias: float) -> Tensor:
         """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, shape ``[k, k]``, of ``D``, ``[k, positions, q]``.
 
-        With ``A = C + 1 μᵀ``, where μ are the means of the columns, a row is ``D_iᵀ C`` plus the product of μ and sums
-        over positions. If inputs lie far from zero and a row nearly cancels over the batch, products of the inputs
-        themselves would leave only rounding errors.
+        If inputs lie far from zero and a row nearly cancels over the batch, products of the inputs themselves would
+        leave only rounding errors. With ``A = C + 1 μᵀ``, where μ are the means of the columns, a row is ``D_iᵀ C``
+        plus ``(D_iᵀ 1) μᵀ``, a row of a single position. Patches have one mean per pixel first.
         """
         A = self.inputs(D.dtype)
         parts = []
@@ -199,14 +199,8 @@ class _Embedding(Operand):
         return (self.stored[:, None] == self.stored).to(dtype), None
 
 
-OPERATIONS = {
-    "AddmmBackward0": (2, True, "mat1"),
-    "MmBackward0": (1, True, "self"),
-    "ConvolutionBackward0": (1, False, "input"),
-    "EmbeddingBackward0": (0, False, "indices"),
-}
-"""The operations for which :func:`operand_of` may return an operand: the index of the weight, whether it is transposed,
-and the name of the saved inputs."""
+OPERATIONS = {"AddmmBackward0", "MmBackward0", "ConvolutionBackward0", "EmbeddingBackward0"}
+"""The operations for which :func:`operand_of` may return an operand."""
 
 
 def operand_of(use: Use, shape: torch.Size) -> Operand | None:
@@ -215,35 +209,27 @@ def operand_of(use: Use, shape: torch.Size) -> Operand | None:
     Inputs that a checkpoint would have to recompute are left alone.
     """
     node = use.node
-    *argument, name = OPERATIONS.get(use.operation, (None, None, ""))
-    if argument != [use.place, use.transposed] or not _is_plain(node):
-        return None
-    stored = saved(node, name)
-    if stored is None:
-        return None
-    match use.operation:
-        case "ConvolutionBackward0":
+    match use.operation, use.place, use.transposed:
+        case "AddmmBackward0", 2, True if node._saved_alpha == 1 and (A := saved(node, "mat1")) is not None:
+            return Operand(shape, A, 1, *shape)
+        case "MmBackward0", 1, True if (A := saved(node, "self")) is not None:
+            return Operand(shape, A, 1, *shape)
+        case "ConvolutionBackward0", 1, False if _is_plain(node) and (A := saved(node, "input")) is not None:
             geometry = [tuple(getattr(node, f"_saved_{name}")) for name in ("padding", "dilation", "stride")]
-            each = math.prod(node._input_metadata[0].shape[2:])
-            return _Convolution(shape, stored, each, shape[0], shape[1:].numel(), *geometry)
-        case "EmbeddingBackward0":
+            pixels = math.prod(node._input_metadata[0].shape[2:])
+            return _Convolution(shape, A, pixels, shape[0], shape[1:].numel(), *geometry)
+        case "EmbeddingBackward0", 0, False if _is_plain(node) and (A := saved(node, "indices")) is not None:
             # The graph saves -1, which stands for no padding, as an unsigned number.
             padding = node._saved_padding_idx if node._saved_padding_idx < shape[0] else -1
-            return _Embedding(shape, stored.flatten(), 1, shape[1], shape[0], padding)
-    return Operand(shape, stored, 1, *shape)
+            return _Embedding(shape, A.flatten(), 1, shape[1], shape[0], padding)
+    return None
 
 
 def _is_plain(node: Node) -> bool:
-    """Return whether an operation is neither scaled nor grouped, and a convolution two-dimensional."""
-    match node.name():
-        case "AddmmBackward0":
-            return node._saved_alpha == 1
-        case "ConvolutionBackward0":
-            plain = node._saved_groups == 1 and not node._saved_transposed
-            return plain and len(node._saved_padding) == 2
-        case "EmbeddingBackward0":
-            return not (node._saved_scale_grad_by_freq or node._saved_sparse)
-    return True
+    """Return whether a convolution is two-dimensional and ungrouped, or an embedding's gradient dense and unscaled."""
+    if node.name() == "EmbeddingBackward0":
+        return not (node._saved_scale_grad_by_freq or node._saved_sparse)
+    return len(node._saved_padding) == 2 and node._saved_groups == 1 and not node._saved_transposed
 
 
 def saved(node: Node, name: str) -> Tensor | None:

@@ -88,10 +88,12 @@ def stacked(
     return edges, [rows[key] for key in frontier]
 
 
-def is_hooked(edge: GradientEdge, gradient: Tensor) -> bool:
+def is_hooked(edge: GradientEdge) -> bool:
     """Return whether a hook changes the gradient at an edge; a pass that starts there would apply it twice."""
-    (seen,) = torch.autograd.grad([edge], [edge], [gradient], retain_graph=True)
-    return seen.data_ptr() != gradient.data_ptr()
+    metadata = edge.node._input_metadata[edge.output_nr]
+    zeros = torch.zeros((), dtype=metadata.dtype, device=metadata.device).expand(metadata.shape)
+    (seen,) = torch.autograd.grad([edge], [edge], [zeros], retain_graph=True)
+    return seen.data_ptr() != zeros.data_ptr()
 
 
 def pull(

@@ -204,18 +204,16 @@ class Pulls:
         """The gradients of its task's own parameters, by row."""
         self.retain_graph = retain_graph
 
-    def pass_of(self, row: int, last: bool | None = None) -> Pull:
-        """Return the backward pass of a row, ``last`` if no other follows; by default that of the last row."""
+    def pull(self, row: int, inputs: Inputs, last: bool | None = None) -> list[Tensor | None]:
+        """Return the gradient of a row at each input, ``None`` if it is not reached, by one backward pass.
+
+        ``last`` is whether no other pass follows; by default, the last row has the last pass.
+        """
         parameters = self.parameters[row % self.losses.m]
         retain_graph = self.retain_graph or not (row == self.rows[-1] if last is None else last)
-
-        def pull(inputs: Inputs) -> list[Tensor | None]:
-            roots = self.losses.root(row)
-            gradients = self.gradients_from(row, roots, [*inputs, *parameters], retain_graph)
-            self.own[row] = gradients[len(inputs) :]
-            return gradients[: len(inputs)]
-
-        return pull
+        gradients = self.gradients_from(row, self.losses.root(row), [*inputs, *parameters], retain_graph)
+        self.own[row] = gradients[len(inputs) :]
+        return gradients[: len(inputs)]
 
     def gradients_from(
         self, row: int, roots: Roots, inputs: Inputs, retain_graph: bool = False

@@ -189,7 +189,7 @@ class Rows(Engine):
         sharded = None if factors is None else ShardedRows(self._rows, parameters)
         for row, (total, views) in enumerate(zip(self._rows, self._views, strict=True)):
             if row in pulls.rows:
-                gradients = pulls.pass_of(row)(parameters)
+                gradients = pulls.pull(row, parameters)
                 write(views, gradients, weights[row] if self._begun else None)
                 del gradients  # else the next pass would hold them beside its own
             elif not self._begun:
@@ -240,7 +240,7 @@ def _separate_rows(pulls: Pulls, parameters: Sequence[Tensor]) -> list[list[Tens
     """
     rows = [
         # A version of its own has, for one, a buffer that a hook fills in every pass.
-        [g if g is None or not g._version else g.clone() for g in pulls.pass_of(row)(parameters)]
+        [g if g is None or not g._version else g.clone() for g in pulls.pull(row, parameters)]
         for row in pulls.rows
     ]
     own = {g.data_ptr() for of_row in pulls.own.values() for g in of_row if g is not None and not g.is_sparse}

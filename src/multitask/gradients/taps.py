@@ -127,19 +127,15 @@ class TappedPulls(Pulls):
         if found is not None:
             self._rows = self._by_parameter(found, lambda place, g: place.take(self.rows, g))
 
-    def pass_of(self, row: int, last: bool | None = None) -> Pull:
-        """Return the backward pass of a row, from parameters to its gradients there."""
-
-        def pull(parameters: Inputs) -> list[Tensor | None]:
-            if self._rows is None:
-                found = self._tap.listen(self._pulls.pass_of(row, last))
-                each = self._by_parameter(found, lambda place, g: [p[0] for p in place.take([row], g[None])])
-            else:
-                i = self.rows.index(row)
-                each = {p: None if rows is None else rows[i] for p, rows in self._rows.items()}
-            return [each.get(p) for p in parameters]  # type: ignore[arg-type]
-
-        return pull
+    def pull(self, row: int, inputs: Inputs, last: bool | None = None) -> list[Tensor | None]:
+        """Return a row's gradients at parameters; see :class:`Pulls`."""
+        if self._rows is None:
+            found = self._tap.listen(partial(self._pulls.pull, row, last=last))
+            each = self._by_parameter(found, lambda place, g: [p[0] for p in place.take([row], g[None])])
+        else:
+            i = self.rows.index(row)
+            each = {p: None if rows is None else rows[i] for p, rows in self._rows.items()}
+        return [each.get(p) for p in inputs]  # type: ignore[arg-type]
 
     def _by_parameter(
         self, found: Sequence[Tensor | None], take: Callable[[Place, Tensor], Sequence[Tensor]]

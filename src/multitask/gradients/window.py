@@ -97,7 +97,7 @@ class Window:
         wanted = tasks if self.wanted is None else [i for i in tasks if i in self.wanted]
         pulls = self._pulls(losses, graph, own, wanted, losses.of_examples)
         for task in set(tasks).difference(wanted):
-            pulls.pass_of(task, last=False)([])  # only for the task's own parameters
+            pulls.pull(task, [], last=False)  # only for the task's own parameters
         self.shares = bool(shared)
         if not alone:
             self._engine.lay_out(shared, self.own.take(shared))
@@ -194,7 +194,9 @@ class Window:
         assert self._factors is not None
         own = self.own.weighted({row: factor * self._factors[row] for row, factor in factors.items()})
         if self._several:
-            own = sum_over_processes(own, self._ownership.trained())
+            shared = set(self._ownership.shared if self.shares else ())
+            candidates = [p for p in self._ownership.trained() if p.requires_grad and p not in shared]
+            own = sum_over_processes(own, candidates)
         add_to_gradients([p for p, _ in own.values()], [g for _, g in own.values()])
 
 

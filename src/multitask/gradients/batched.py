@@ -15,8 +15,8 @@ from multitask.gradients.graph import Node
 from multitask.gradients.losses import Inputs, Pulls, gradients_at
 from multitask.gradients.taps import Gatherer, Tap
 
-# For fewer rows, vmap costs as much as it saves.
-_FEWEST = 3
+# For fewer rows, vmap costs as much as it saves; on a CPU, starting an operation takes less time.
+_FEWEST, _FEWEST_ON_CPU = 3, 6
 # Operations for which a batch of gradients is one larger gradient. Convolutions and batch normalization are slower so.
 _MATRIX = ("Add", "Addmm", "Mm", "Mul", "ReshapeAlias", "T", "View")
 _ACTIVATIONS = ("Elu", "Gelu", "LeakyRelu", "Relu", "Sigmoid", "Silu", "Softplus", "Tanh")
@@ -35,7 +35,8 @@ def stacked(
     """
     tasks, own = pulls.tasks, [p for task in pulls.tasks for p in pulls.parameters[task]]
     # With shared= given, own parameters may belong to several losses.
-    if len(pulls.rows) < _FEWEST or pulls.losses.parts > 1 or len(set(own)) < len(own):
+    fewest = _FEWEST_ON_CPU if pulls.losses.values.device.type == "cpu" else _FEWEST
+    if len(pulls.rows) < fewest or pulls.losses.parts > 1 or len(set(own)) < len(own):
         return None
     frontier = pulls.graph.frontier()
     if (

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -39,12 +40,7 @@ class StoredGradients(TaskGradients):
 
 
 class RowGradients(StoredGradients):
-    """A Jacobian stored as a matrix.
-
-    Args:
-        jacobian: Shape ``[k, n]``.
-        parameters: The shared parameters, with n elements in total.
-    """
+    """A Jacobian stored as a matrix, ``[k, n]``."""
 
     def __init__(self, jacobian: Tensor, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
@@ -62,12 +58,7 @@ class RowGradients(StoredGradients):
 
 
 class SeparateRows(StoredGradients):
-    """Rows as autograd returned them, which take no memory beside the gradients themselves.
-
-    Args:
-        rows: The k rows: the gradient of each parameter, or ``None``.
-        parameters: The shared parameters, with n elements in total.
-    """
+    """Rows as autograd returned them, a gradient or ``None`` per parameter, without memory beside the gradients."""
 
     def __init__(self, rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
@@ -117,7 +108,7 @@ class ShardedRows(StoredGradients):
     Args:
         rows: This process's rows, ``[k, n + padding]``, equally wide on all processes. A row must not change
             between :meth:`send` and :meth:`choose`.
-        parameters: The shared parameters, with n elements in total.
+        parameters: The shared parameters.
     """
 
     def __init__(self, rows: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -296,11 +287,10 @@ def numbers(parameters: Iterable[Tensor]) -> int:
 
 def row_like(parameters: Sequence[Tensor]) -> Tensor:
     """Return an empty tensor of the rows' device and dtype, which is real and can represent all parameters."""
-    dtype = parameters[0].dtype if parameters else torch.get_default_dtype()
-    for p in parameters[1:]:
-        if p.dtype != dtype:
-            dtype = torch.promote_types(dtype, p.dtype)
-    return torch.empty(0, dtype=dtype.to_real(), device=parameters[0].device if parameters else None)
+    if not parameters:
+        return torch.empty(0)
+    dtype = reduce(torch.promote_types, {p.dtype for p in parameters})
+    return torch.empty(0, dtype=dtype.to_real(), device=parameters[0].device)
 
 
 def split_like(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

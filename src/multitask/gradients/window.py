@@ -277,14 +277,9 @@ def _full(gradient: Tensor) -> Tensor:
 
 
 class ShownGradients(TaskGradients):
-    """Gradients without the loss scale, while ``.grad`` remains scaled for the loss scaler.
+    """What a weighting sees: gradients without the loss scale, a scalar tensor, and the names of their columns.
 
-    Args:
-        gradients: The gradients of losses multiplied by ``scale``.
-        scale: The loss scale, a scalar tensor; ``None`` for one.
-        ownership: Names the parameters.
-        graph: The graph of the last micro-batch.
-        device: The device of the losses.
+    ``.grad`` remains scaled for the loss scaler. ``graph`` is that of the last micro-batch, ``device`` the losses'.
     """
 
     def __init__(

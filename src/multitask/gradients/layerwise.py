@@ -44,13 +44,17 @@ class Layerwise(Rows):
         self._memory: dict[Tensor, Tensor] = {}
         self._kept: dict[Tensor, Factors] = {}
         """The factors of each weight that has no rows."""
+        self._examples: BlockGradients | None = None
+        self._order: Sequence[Tensor] = []
         super().__init__()
 
     def clear(self) -> None:
         self._memory |= {p: found.memory for p, found in self._kept.items() if found.memory is not None}
-        self._kept, self._micro_batches = {}, 0
+        # On a CPU, freeing and allocating memory is slow: the next step reuses what this one leaves.
+        on_cpu = any(p.device.type == "cpu" for p in self._order)
+        self._before = (self._kept, self._examples) if on_cpu else None
+        self._kept, self._examples, self._micro_batches = {}, None, 0
         self._exchange: Exchange | None = None
-        self._examples: BlockGradients | None = None
         super().clear()
 
     def lay_out(self, parameters: Sequence[Tensor], moved: Iterable[tuple[int, Tensor, Tensor]]) -> None:
@@ -79,12 +83,12 @@ class Layerwise(Rows):
         if alone and rows_throughout:
             super().add(batch)
             return
+        self._order = parameters
         if pulls.losses.of_examples:
             uses = sole_uses(pulls.graph, parameters)
             self._examples = rows_of_examples(pulls, parameters, uses, self._gather)
             if self._examples is not None:
                 return
-        self._order = parameters
         k = len(pulls.rows) or len(weights)
         layers = {} if rows_throughout else _layers(pulls, parameters)
         kept = cheaper = {p: layer for p, layer in layers.items() if self._is_kept(layer, k)}

@@ -26,7 +26,8 @@ def mean_over_processes(losses: Tensor, counts: Sequence[float]) -> tuple[Tensor
     dist.all_reduce(totals)
     whole = totals[1].clamp(min=torch.finfo(totals.dtype).tiny)
     local = losses.where(own > 0, 0.0) * (own * dist.get_world_size() / whole)
-    return local + (totals[0] / whole - local).detach(), totals[1].tolist()
+    mean = local + (totals[0] / whole - local).detach()
+    return mean.requires_grad_(), totals[1].tolist()  # without labels, this process has no graph
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

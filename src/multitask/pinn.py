@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
-from multitask.gradients.pointwise import Pointwise
 from multitask.lightning.metric_keys import TaskMetrics, val_keys
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.parts import LossAndCount
 from multitask.metrics.precision import Exact
 from multitask.metrics.regression import RelativeL2
+from multitask.physics.pointwise import Pointwise
 from multitask.physics.problem import INSIDE, Problem
 
 # Maximum number of elements in the per-point copies of the parameters.

@@ -14,12 +14,12 @@ from multitask.gradients.auto_memory import AutoMemory
 from multitask.gradients.engines import make_engine
 from multitask.gradients.finite import finite_check, not_finite
 from multitask.gradients.graph import Ownership
-from multitask.gradients.losses import Losses, LossesLike, gradients_at
+from multitask.gradients.losses import Counts, Losses, LossesLike, counts_of, gradients_at
 from multitask.gradients.processes import average_gradients, mean_over_processes
 from multitask.gradients.rows import Rows, add_to_gradients, are_finite, is_sharded, on_cpu, processes
 from multitask.gradients.sharded import check_hooks, one_sided, shards_of
 from multitask.gradients.task_gradients import Engine, TaskGradients
-from multitask.gradients.window import Counts, Window, counts_of
+from multitask.gradients.window import Window
 from multitask.randomness import derived_seed, seeded_apart
 from multitask.weighting.adapter import adapt
 from multitask.weighting.base import JacobianMethod, Scalarization, WeightedMethod, check_kept, hooks_of

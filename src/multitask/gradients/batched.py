@@ -4,7 +4,7 @@ One matrix product with k times as many rows is faster than k products, and in s
 operations takes most of the time, the pass takes no longer than that of one row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -15,11 +15,8 @@ from multitask.gradients.graph import Node
 from multitask.gradients.losses import Inputs, Pulls, gradients_at
 from multitask.gradients.taps import Gatherer, Tap
 
-Key = tuple[Node, int]
-"""An edge as a key: a node and the index of its output."""
-
-# For fewer rows, vmap costs as much as it saves.
-_FEWEST = 3
+# For fewer rows, vmap costs as much as it saves; on a CPU, starting an operation takes less time.
+_FEWEST, _FEWEST_ON_CPU = 3, 6
 # Operations for which a batch of gradients is one larger gradient. Convolutions and batch normalization are slower so.
 _MATRIX = ("Add", "Addmm", "Mm", "Mul", "ReshapeAlias", "T", "View")
 _ACTIVATIONS = ("Elu", "Gelu", "LeakyRelu", "Relu", "Sigmoid", "Silu", "Softplus", "Tanh")
@@ -29,79 +26,75 @@ _BATCHED = {"torch::autograd::AccumulateGrad", *(f"{name}Backward0" for name in 
 def stacked(
     pulls: Pulls, parameters: Sequence[Tensor], gather: Gatherer
 ) -> tuple[list[GradientEdge], list[Tensor]] | None:
-    """Return the edges into the shared graph, and all rows' gradients there, ``[k, *shape]``.
+    """Return the edges into the shared graph, and all rows' gradients there, ``[k, *shape]``, from one backward pass.
+
+    Hooks at the nodes before these edges, each reached by a single loss, separate the losses' gradients.
 
     ``None`` if the graph has other operations, not all losses pass each edge, or a single loss reaches a shared
     parameter.
     """
-    if len(pulls.rows) < _FEWEST or pulls.losses.parts > 1 or pulls.graph.reached_alone(parameters):
-        return None
-    own = [p for of_task in pulls.parameters for p in of_task]
-    if len(set(own)) < len(own):  # with shared= given, own parameters may belong to several losses
+    tasks, own = pulls.tasks, [p for task in pulls.tasks for p in pulls.parameters[task]]
+    # With shared= given, own parameters may belong to several losses.
+    fewest = _FEWEST_ON_CPU if pulls.losses.values.device.type == "cpu" else _FEWEST
+    if len(pulls.rows) < fewest or pulls.losses.parts > 1 or len(set(own)) < len(own):
         return None
     frontier = pulls.graph.frontier()
-    tasks = set(pulls.tasks)
-    if not frontier or any(not tasks <= {loss for _, loss in entering} for entering in frontier.values()):
+    if (
+        not frontier
+        or pulls.graph.reached_alone(parameters)
+        or any(not {loss for _, loss in entering}.issuperset(tasks) for entering in frontier.values())
+        or any(node.name() not in _BATCHED for node in pulls.graph.shared_nodes())
+    ):
         return None
-    if not all(node.name() in _BATCHED for node in pulls.graph.shared_nodes()):
-        return None
-    arrived = _arrivals(pulls, frontier, gather)
-    if len(arrived) < len(frontier) or any(gradients.is_complex() for gradients in arrived.values()):
-        return None
-    return [GradientEdge(*key) for key in frontier], [arrived[key] for key in frontier]
+    rows: dict[tuple[Node, int], Tensor] = {}
+    arrived = set()
 
-
-def _arrivals(
-    pulls: Pulls, frontier: Mapping[Key, Sequence[tuple[Node | None, int]]], gather: Gatherer
-) -> dict[Key, Tensor]:
-    """Return all losses' gradients at the edges where every loss arrives, ``[k, *shape]``, from one backward pass.
-
-    Hooks at the nodes before these edges, each reached by a single loss, separate the losses' gradients.
-    """
-    rows: dict[Key, Tensor] = {}
-    arrived: dict[Key, set[int]] = {key: set() for key in frontier}
-
-    def hear(task: int, into: Sequence[Key], gradients: Sequence[Tensor | None], *_: object) -> None:
+    def hear(
+        task: int, into: Sequence[tuple[Node, int]], gradients: Sequence[Tensor | None], *_: object
+    ) -> None:
         for key, gradient in zip(into, gradients, strict=True):
-            if gradient is None or key not in arrived:
+            if gradient is None or key not in frontier:
                 continue
             if key not in rows:
-                shape = (len(pulls.tasks), *gradient.shape)
                 # Kept between steps: allocating memory takes longer than filling it.
-                rows[key] = gather.buffer(("frontier", len(rows)), shape, gradient)
-            row = rows[key][pulls.tasks.index(task)]
-            row.copy_(row + gradient if task in arrived[key] else gradient)
-            arrived[key].add(task)
+                name, shape = ("frontier", len(rows)), (len(tasks), *gradient.shape)
+                rows[key] = gather.buffer(name, shape, gradient)
+            row = rows[key][tasks.index(task)]
+            row.copy_(row + gradient if (key, task) in arrived else gradient)
+            arrived.add((key, task))
 
-    edges: list[GradientEdge] = []
+    roots: list[GradientEdge] = []
     seeds: list[Tensor] = []
-    for task in pulls.tasks:
-        of_edges, of_seeds = pulls.losses.root(task)
-        hear(task, [(edge.node, edge.output_nr) for edge in of_edges], of_seeds)
-        edges += of_edges
+    for task in tasks:
+        of_task, of_seeds = pulls.losses.root(task)
+        hear(task, [(edge.node, edge.output_nr) for edge in of_task], of_seeds)
+        roots += of_task
         seeds += of_seeds
     entering = {node: loss for of_edge in frontier.values() for node, loss in of_edge if node is not None}
     handles = [
         node.register_hook(partial(hear, loss, pulls.graph.following[node]))
         for node, loss in entering.items()
     ]
-    inputs: list[Tensor | GradientEdge] = [GradientEdge(*key) for key in frontier]
-    inputs += [p for task in pulls.tasks for p in pulls.parameters[task]]
+    edges = [GradientEdge(*key) for key in frontier]
     try:
-        found = gradients_at(edges, seeds, inputs, retain_graph=True)
+        found = gradients_at(roots, seeds, [*edges, *own], retain_graph=True)
     finally:
         for handle in handles:
             handle.remove()
-    of_own = iter(found[len(frontier) :])
-    for task in pulls.tasks:
-        pulls.own[task] = [next(of_own) for _ in pulls.parameters[task]]
-    return {key: gradients for key, gradients in rows.items() if len(arrived[key]) == len(pulls.tasks)}
+    of_own = dict(zip(own, found[len(edges) :], strict=True))
+    for task in tasks:
+        pulls.own[task] = [of_own[p] for p in pulls.parameters[task]]
+    if len(arrived) < len(frontier) * len(tasks) or any(of_edge.is_complex() for of_edge in rows.values()):
+        return None
+    return edges, [rows[key] for key in frontier]
 
 
-def is_hooked(edge: GradientEdge, gradient: Tensor) -> bool:
+def is_hooked(edge: GradientEdge) -> bool:
     """Return whether a hook changes the gradient at an edge; a pass that starts there would apply it twice."""
-    (seen,) = torch.autograd.grad([edge], [edge], [gradient], retain_graph=True)
-    return seen.data_ptr() != gradient.data_ptr()
+    metadata = edge.node._input_metadata[edge.output_nr]
+    zeros = torch.zeros((), dtype=metadata.dtype, device=metadata.device).expand(metadata.shape)
+    (seen,) = torch.autograd.grad([edge], [edge], [zeros], retain_graph=True)
+    return seen.data_ptr() != zeros.data_ptr()
 
 
 def pull(

@@ -43,33 +43,24 @@ class ProductBlock(StoredGradients):
         return self.operand.gradients(self._gradients, self.parameters)
 
     def jacobian(self) -> Tensor:
-        """Form the rows, ``[k, n]``."""
         return torch.cat([rows.flatten(1) for rows in self.formed()], 1)
 
 
 class BlockGradients(StoredGradients):
-    """A Jacobian whose columns are divided into blocks.
-
-    Args:
-        blocks: Blocks that together have the columns of all parameters.
-        parameters: The shared parameters, with n elements in total.
-    """
+    """A Jacobian whose columns are divided into blocks, which together have those of all parameters."""
 
     def __init__(self, blocks: Sequence[StoredGradients], parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self._blocks = blocks
 
     def gramian(self) -> Tensor:
-        """Return ``J Jᵀ``, shape ``[k, k]``: the blocks' Gramians add up."""
         return reduce(torch.add, [block.gramian() for block in self._blocks])
 
     def combine(self, weights: Tensor) -> None:
-        """Add ``weightsᵀ J`` to the gradients of the shared parameters."""
         for block in self._blocks:
             block.combine(weights)
 
     def jacobian(self) -> Tensor:
-        """Form ``J``, shape ``[k, n]``."""
         columns: dict[Tensor, Tensor] = {}
         for block in self._blocks:
             sizes = [real_shape(p).numel() for p in block.parameters]

@@ -21,25 +21,35 @@ class Exchange:
     """The weights whose factors all processes have, if exchanging them is cheaper than exchanging rows.
 
     Args:
-        layers: This process's layers with factors, and the number of entries of their operands, by weight.
+        layers: This process's layers with factors in the last micro-batch, by weight.
+        kept: The factors so far, by weight.
         parameters: The shared parameters, the same on all processes.
         k: The number of rows.
     """
 
     def __init__(
-        self, layers: Mapping[Tensor, tuple[Layer, int]], parameters: Sequence[Tensor], k: int
+        self,
+        layers: Mapping[Tensor, Layer],
+        kept: Mapping[Tensor, Factors],
+        parameters: Sequence[Tensor],
+        k: int,
     ) -> None:
         like = row_like(parameters)
-        message = [(_kind(layers[p][0], like), layers[p][1]) if p in layers else (0, 0) for p in parameters]
+        message = [(0, 0)] * len(parameters)
+        for place, p in enumerate(parameters):
+            if p in layers:
+                before = None if p not in kept else kept[p].operand
+                entries = len(layers[p].operand.stored) + (0 if before is None else len(before.stored))
+                message[place] = _kind(layers[p], like), entries
         here = torch.tensor(message, dtype=torch.float64).to(like.device)
         there = here.new_empty(processes() * len(here), 2)
         _all_gather(there, here)
         self.weights: dict[Tensor, list[int]] = {}
         """The number of entries on each process, by weight."""
-        kinds, entries = there.cpu().view(processes(), -1, 2).permute(2, 1, 0).long().tolist()
-        for p, of_weight, each in zip(parameters, kinds, entries, strict=True):
+        kinds, sizes = there.cpu().view(processes(), -1, 2).permute(2, 1, 0).long().tolist()
+        for p, of_weight, each in zip(parameters, kinds, sizes, strict=True):
             if 0 not in of_weight and len(set(of_weight)) == 1:
-                operand = layers[p][0].operand
+                operand = layers[p].operand
                 if is_cheaper(operand, k, sum(each) * operand.each, processes=processes()):
                     self.weights[p] = each
 

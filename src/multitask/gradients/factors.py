@@ -113,7 +113,6 @@ class Kept(Place):
     def __init__(
         self, operand: Operand, factors: Factors, weights: Sequence[float], like: Tensor, alone: bool
     ) -> None:
-        super().__init__([])
         self._operand = operand
         self._factors = factors
         self._weights = weights
@@ -123,18 +122,14 @@ class Kept(Place):
         self._single: Tensor | None = None
         self._missing = set(range(len(weights)))
 
-    def take(self, row: int, gradient: Tensor) -> Sequence[Tensor | None]:
-        """Keep the gradient of a row, whose parameters' rows are not formed."""
-        self._get_room()[row].copy_(self._operand.matrix(gradient[None])[0])
-        self._missing.discard(row)
-        return []
-
-    def take_all(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
+    def take(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
+        """Keep the gradients of rows, whose parameters' rows are not formed."""
         D = self._operand.matrix(gradients)
-        if self._alone and len(D) == len(self._weights):
+        if self._alone and 1 < len(D) == len(self._weights):
             self._single = D
         else:
-            self._get_room()[list(rows)] = D.to(self._like.dtype)
+            for row, of_row in zip(rows, D, strict=True):
+                self._get_room()[row].copy_(of_row)
         self._missing -= set(rows)
         return []
 

@@ -14,17 +14,17 @@ from multitask.gradients.rows import (
     Rows,
     StoredGradients,
     add_to_gradients,
-    dense,
     multiplied,
     numbers,
     processes,
     row_like,
     split_like,
+    write,
 )
 from multitask.gradients.task_gradients import MicroBatch
 
-Frontier = dict[GradientEdge, torch.Size]
-"""The edges into the shared graph of a micro-batch with the shapes of the gradients there."""
+Frontier = tuple[list[GradientEdge], list[torch.Size]]
+"""The edges into the shared graph of a micro-batch, and the shapes of the gradients there."""
 
 
 class _FeatureGradients(RowGradients):
@@ -52,14 +52,10 @@ class _FeatureGradients(RowGradients):
         """Propagate a feature gradient, shape ``[f]``, to the parameters."""
         total = row_like(self.parameters).new_zeros(numbers(self.parameters))
         views = split_like(total, self.parameters)
-        for frontier in self._frontiers:
-            sizes = [shape.numel() for shape in frontier.values()]
-            *pieces, vector = vector.split([*sizes, len(vector) - sum(sizes)])
-            seeds = [piece.view(shape) for piece, shape in zip(pieces, frontier.values(), strict=True)]
-            gradients = gradients_at(list(frontier), seeds, self.parameters)
-            for view, gradient in zip(views, gradients, strict=True):
-                if gradient is not None:
-                    view += dense(gradient)
+        pieces = iter(vector.split([shape.numel() for _, shapes in self._frontiers for shape in shapes]))
+        for edges, shapes in self._frontiers:
+            seeds = [next(pieces).view(shape) for shape in shapes]
+            write(views, gradients_at(edges, seeds, self.parameters), 1.0)
         if processes() > 1:
             dist.all_reduce(total)
         add_to_gradients(self.parameters, views)
@@ -84,40 +80,36 @@ class Features(Rows):
             ValueError: If a loss reaches a shared parameter directly, as a penalty does, or a hook changes the
                 gradients at the features.
         """
-        self._parameters = list(batch.parameters)
-        sums = (
-            row_like(batch.parameters).new_zeros(len(batch.weights), 0) if self._sums is None else self._sums
-        )
-        columns = self._pull(batch.pulls, batch.weights) if batch.pulls.rows and batch.parameters else []
-        self._sums = multiplied(torch.cat([sums, *columns], 1), batch.factors or [1.0])
+        pulls, parameters, weights, factors, *_ = batch
+        self._parameters = list(parameters)
+        like = row_like(parameters)
+        found = [like.new_zeros(len(weights), 0) if self._sums is None else self._sums]
+        if pulls.rows and parameters:
+            found.append(multiplied(self._pull(pulls, len(weights), like), weights))
+        self._sums = multiplied(torch.cat(found, 1), factors or [1.0])
 
     def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> StoredGradients:
         assert self._sums is not None
         sums = self._sums if len(rows) == len(self._sums) else self._sums[list(rows)]
         return _FeatureGradients(multiplied(sums, factors), self._frontiers, self._parameters)
 
-    def _pull(self, pulls: Pulls, weights: Sequence[float]) -> list[Tensor]:
-        """Return a micro-batch's gradients times its weights, ``[k, …]`` per edge of the frontier."""
+    def _pull(self, pulls: Pulls, k: int, like: Tensor) -> Tensor:
+        """Return a micro-batch's gradients at the edges of its frontier, ``[k, f]``."""
         edges = [GradientEdge(node, output) for node, output in pulls.graph.frontier()]
         direct = any(edge.node.name() == "torch::autograd::AccumulateGrad" for edge in edges)
         if direct or not edges or pulls.graph.reached_alone(self._parameters):
             raise _direct()
-        by_row = {row: pulls.pass_of(row, last=False)(edges) for row in pulls.rows}
-        frontier: Frontier = {}
-        columns = []
-        for place, edge in enumerate(edges):
-            arrived = {row: g for row, of_row in by_row.items() if (g := of_row[place]) is not None}
-            example = next(iter(arrived.values()))
-            if is_hooked(edge, example):
-                raise ValueError(
-                    "weighting.engine=features cannot pass a hook on the features; take weighting.engine=auto."
-                )
-            column = row_like(self._parameters).new_zeros(len(weights), example.numel())
-            for row, gradient in arrived.items():
-                column[row] = gradient.flatten()
-            frontier[edge] = example.shape
-            columns.append(multiplied(column, weights))
-        self._frontiers.append(frontier)
+        if any(map(is_hooked, edges)):
+            raise ValueError(
+                "weighting.engine=features cannot pass a hook on the features; take weighting.engine=auto."
+            )
+        shapes = [torch.Size(edge.node._input_metadata[edge.output_nr].shape) for edge in edges]
+        sizes = [shape.numel() for shape in shapes]
+        columns = like.new_zeros(k, sum(sizes))
+        for row in pulls.rows:
+            views = [part.view(shape) for part, shape in zip(columns[row].split(sizes), shapes, strict=True)]
+            write(views, pulls.pull(row, edges, last=False))
+        self._frontiers.append((edges, shapes))
         return columns
 
 

@@ -31,6 +31,13 @@ class Graph:
         self.roots = [(edge, i) for i, of_loss in enumerate(losses) for edge in of_loss]
         self.following = _topological([edge.node for edge, _ in self.roots])
         """The nodes in topological order from the losses on, with their outgoing edges (``next_functions``)."""
+        self.python = [node for node in self.following if isinstance(node, BackwardCFunction)]
+        """The operations written in Python, or compiled."""
+        if any(type(node).__name__ == "CheckpointFunctionBackward" for node in self.python):
+            raise ValueError(
+                "the model has a re-entrant checkpoint, which no gradient of a single loss can pass; call "
+                "torch.utils.checkpoint.checkpoint with use_reentrant=False."
+            )
         self.reaching: dict[Node, int] = dict.fromkeys(self.following, 0)
         """The set of losses that reach each node."""
         for edge, i in self.roots:
@@ -45,10 +52,6 @@ class Graph:
             for after, _ in following:
                 if after is not None:
                     reaching[after] |= losses_of_node
-
-    def runs_python(self) -> bool:
-        """Return whether any operation is written in Python, or compiled."""
-        return any(isinstance(node, BackwardCFunction) for node in self.following)
 
     def reached_alone(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether a single loss reaches one of the parameters in this graph."""
@@ -116,31 +119,18 @@ def _several(losses: int) -> bool:
 
 def _topological(roots: Sequence[Node]) -> dict[Node, Sequence[tuple[Node, int]]]:
     """Return all nodes reachable from the roots in topological order, with their outgoing edges."""
-    finished: list[tuple[Node, Sequence[tuple[Node, int]]]] = []
-    seen: set[Node] = set()
-    for root in roots:
-        if root in seen:
-            continue
-        seen.add(root)
-        following = root.next_functions
-        stack = [(root, following, iter(following))]
-        while stack:
-            node, following, rest = stack[-1]
-            for after, _ in rest:
-                if after is not None and after not in seen:
-                    seen.add(after)
-                    following = after.next_functions
-                    stack.append((after, following, iter(following)))
-                    break
-            else:
-                stack.pop()
-                finished.append((node, following))
-                if type(node).__name__ == "CheckpointFunctionBackward":
-                    raise ValueError(
-                        "the model has a re-entrant checkpoint, which no gradient of a single loss can pass; call "
-                        "torch.utils.checkpoint.checkpoint with use_reentrant=False."
-                    )
-    return dict(reversed(finished))
+    following: dict[Node, Sequence[tuple[Node, int]]] = {}
+    finished: dict[Node, None] = {}
+    stack = list(roots[::-1])
+    while stack:
+        node = stack[-1]
+        if node not in following:
+            following[node] = edges = node.next_functions
+            stack += [after for after, _ in edges[::-1] if after is not None and after not in following]
+            if stack[-1] is not node:
+                continue
+        finished[stack.pop()] = None
+    return {node: following[node] for node in reversed(finished)}
 
 
 class Ownership:

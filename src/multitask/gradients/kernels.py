@@ -1,4 +1,4 @@
-"""Products with the kernel ``A Aᵀ`` of all positions, a symmetric matrix of which half is computed."""
+"""Products with the kernel ``A Aᵀ`` of all positions, a symmetric matrix; of a large one, half is computed."""
 
 from itertools import pairwise
 
@@ -12,6 +12,9 @@ _POSITIONS, _BLOCKS = 128, 8
 
 def through_kernel(D: Tensor, inputs: Tensor, bias: float) -> Tensor:
     """Return ``⟨D_i, (A Aᵀ + bias · 1 1ᵀ) D_j⟩``, ``[k, k]``; D is ``[k, positions, q]``, A ``[positions, p]``."""
+    if len(inputs) <= _POSITIONS:
+        kernel = inputs @ inputs.T + bias
+        return inner_products(D.flatten(1), (kernel @ D).flatten(1))
     half = D.new_zeros(len(D), len(D))
     for start, stop in pairwise(_bounds(len(inputs))):
         kernel = inputs[start:stop] @ inputs[:stop].T

@@ -18,7 +18,7 @@ from multitask.gradients.factors import Factors, Kept, Layer, is_cheaper
 from multitask.gradients.losses import Pulls
 from multitask.gradients.operands import OPERATIONS, operand_of
 from multitask.gradients.rows import Rows, StoredGradients, multiplied, row_like
-from multitask.gradients.taps import Formed, Gatherer, Place, Tap, TappedPulls
+from multitask.gradients.taps import Formed, Gatherer, Tap, TappedPulls
 from multitask.gradients.task_gradients import MicroBatch
 from multitask.gradients.uses import sole_uses
 
@@ -87,9 +87,9 @@ class Layerwise(Rows):
         self._order = parameters
         k = len(pulls.rows) or len(weights)
         layers = {} if rows_throughout else _layers(pulls, parameters)
-        kept = cheaper = {p: layer for p, layer in layers.items() if self._is_kept(layer, k, alone)}
+        kept = cheaper = {p: layer for p, layer in layers.items() if self._is_kept(layer, k)}
         if factors is not None:
-            self._exchange = Exchange(self._announced(kept), parameters, len(weights))
+            self._exchange = Exchange(kept, self._kept, parameters, len(weights))
             kept = {p: layer for p, layer in kept.items() if p in self._exchange.weights}
         together = None
         if layers and all(p.ndim < 2 or p in layers for p in parameters):
@@ -110,19 +110,17 @@ class Layerwise(Rows):
         like = row_like(parameters)
         tapped = [*kept.values(), *formed.values()] if pulls.rows else []
         apart |= {p for layer in formed.values() for p in layer.parameters}
-        places: list[Place] = []
+        for p, layer in kept.items():
+            if p not in self._kept:
+                self._kept[p] = Factors(layer.parameters, self._memory.pop(p, None))
+        keeping = [Kept(layer.operand, self._kept[p], weights, like, alone) for p, layer in kept.items()]
         with Tap([layer.node for layer in tapped], [p for p in parameters if p not in apart]).open() as tap:
             found = None if together is None else pull(tap, *together, like.dtype)
-            for p, layer in kept.items():
-                memory = self._memory.pop(p, None)
-                held = self._kept.setdefault(p, Factors(layer.parameters, memory))
-                places.append(Kept(layer.operand, held, weights, like, alone))
-            places += [self._formed(layer, like, found is None) for layer in formed.values()]
-            sources = TappedPulls(pulls, tap, places[: len(tapped)], found) if tapped else pulls
+            forming = [self._formed(layer, like, found is None) for layer in formed.values()]
+            sources = TappedPulls(pulls, tap, [*keeping, *forming], found) if tapped else pulls
             super().add(batch._replace(pulls=sources, parameters=rest, factors=factors if rest else None))
-        for place in places:
-            if isinstance(place, Kept):
-                place.end(factors is not None)
+        for place in keeping:
+            place.end(factors is not None)
         for held in self._kept.values() if factors is not None else ():
             multiplied(held.gradients, factors or [])
 
@@ -132,11 +130,9 @@ class Layerwise(Rows):
         shapes = [node._input_metadata[0].shape for node in layers]
         return len(pulls.rows), len(parameters), shapes
 
-    def _is_kept(self, layer: Layer, k: int, alone: bool) -> bool:
+    def _is_kept(self, layer: Layer, k: int) -> bool:
         """Return whether a layer, which must have no rows in this step so far, gets factors."""
         operand, (weight, *_) = layer.operand, layer.parameters
-        if alone:
-            return is_cheaper(operand, k, operand.positions)
         before = self._kept.get(weight)
         positions = operand.positions
         if before is not None:
@@ -146,14 +142,6 @@ class Layerwise(Rows):
         elif self._begun and not set(self._parameters).isdisjoint(layer.parameters):
             return False
         return is_cheaper(operand, k, positions, self._micro_batches + 1)
-
-    def _announced(self, kept: Mapping[Tensor, Layer]) -> dict[Tensor, tuple[Layer, int]]:
-        """Return each layer with the number of entries of its operand at the end of the step."""
-        found = {}
-        for p, layer in kept.items():
-            before = self._kept[p].operand if p in self._kept else None
-            found[p] = layer, len(layer.operand.stored) + (0 if before is None else len(before.stored))
-        return found
 
     def _spilled(self, kept: Mapping[Tensor, object]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Form and yield the rows of weights whose factors are no longer kept."""

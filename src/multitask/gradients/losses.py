@@ -19,6 +19,10 @@ LossesLike = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """Losses as a model gives them: a tensor ``[m]`` or ``[parts, m]``, or one tensor per loss, ``[]`` or ``[parts]``."""
 
 
+Counts = float | Tensor | Sequence[float | Tensor] | Mapping[str, float | Tensor] | None
+"""The number of elements that each mean loss is over: one number for all, or one per loss, in the losses' shape."""
+
+
 class Losses:
     """The losses of m tasks on one or several parts of the batch, and the edge at which each enters the graph.
 
@@ -147,6 +151,29 @@ def _stacked(edge: GradientEdge | None, dim: int, dims: int, count: int) -> list
     return [None if node is None else GradientEdge(node, output) for node, output in following]
 
 
+def counts_of(counts: Counts, losses: Losses) -> list[float]:
+    """Return counts as numbers, ``[parts · m]``; all ones by default.
+
+    Raises:
+        ValueError: If they are not one per loss, are negative, or have other names.
+    """
+    if counts is None or isinstance(counts, int | float):
+        return [1.0 if counts is None else float(counts)] * losses.values.numel()
+    if isinstance(counts, Mapping):
+        if list(counts) != losses.names:
+            raise ValueError(f"counts are of {', '.join(counts)} and losses of {', '.join(losses.names)}.")
+        counts = list(counts.values())
+    if not isinstance(counts, Tensor):
+        each = [torch.as_tensor(count, dtype=torch.float64) for count in counts]
+        counts = torch.stack([count.to(losses.values.device) for count in each], -1)
+    given = counts.detach().double().cpu()
+    shape = losses.values.shape
+    given = given.expand(shape) if given.ndim < len(shape) else given
+    if given.shape != shape or not bool((given >= 0).all()):
+        raise ValueError(f"counts must be one number ≥ 0 per loss, {list(shape)}; they are {counts}.")
+    return given.flatten().tolist()
+
+
 class Pulls:
     """One backward pass per row, from its loss; row ``part · m + task`` is a task's loss on a part of the batch.
 
@@ -177,18 +204,16 @@ class Pulls:
         """The gradients of its task's own parameters, by row."""
         self.retain_graph = retain_graph
 
-    def pass_of(self, row: int, last: bool | None = None) -> Pull:
-        """Return the backward pass of a row, ``last`` if no other follows; by default that of the last row."""
+    def pull(self, row: int, inputs: Inputs, last: bool | None = None) -> list[Tensor | None]:
+        """Return the gradient of a row at each input, ``None`` if it is not reached, by one backward pass.
+
+        ``last`` is whether no other pass follows; by default, the last row has the last pass.
+        """
         parameters = self.parameters[row % self.losses.m]
         retain_graph = self.retain_graph or not (row == self.rows[-1] if last is None else last)
-
-        def pull(inputs: Inputs) -> list[Tensor | None]:
-            roots = self.losses.root(row)
-            gradients = self.gradients_from(row, roots, [*inputs, *parameters], retain_graph)
-            self.own[row] = gradients[len(inputs) :]
-            return gradients[: len(inputs)]
-
-        return pull
+        gradients = self.gradients_from(row, self.losses.root(row), [*inputs, *parameters], retain_graph)
+        self.own[row] = gradients[len(inputs) :]
+        return gradients[: len(inputs)]
 
     def gradients_from(
         self, row: int, roots: Roots, inputs: Inputs, retain_graph: bool = False

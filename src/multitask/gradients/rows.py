@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -39,12 +40,7 @@ class StoredGradients(TaskGradients):
 
 
 class RowGradients(StoredGradients):
-    """A Jacobian stored as a matrix.
-
-    Args:
-        jacobian: Shape ``[k, n]``.
-        parameters: The shared parameters, with n elements in total.
-    """
+    """A Jacobian stored as a matrix, ``[k, n]``."""
 
     def __init__(self, jacobian: Tensor, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
@@ -62,12 +58,7 @@ class RowGradients(StoredGradients):
 
 
 class SeparateRows(StoredGradients):
-    """Rows as autograd returned them, which take no memory beside the gradients themselves.
-
-    Args:
-        rows: The k rows: the gradient of each parameter, or ``None``.
-        parameters: The shared parameters, with n elements in total.
-    """
+    """Rows as autograd returned them, a gradient or ``None`` per parameter, without memory beside the gradients."""
 
     def __init__(self, rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
@@ -117,7 +108,7 @@ class ShardedRows(StoredGradients):
     Args:
         rows: This process's rows, ``[k, n + padding]``, equally wide on all processes. A row must not change
             between :meth:`send` and :meth:`choose`.
-        parameters: The shared parameters, with n elements in total.
+        parameters: The shared parameters.
     """
 
     def __init__(self, rows: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -181,7 +172,7 @@ class Rows(Engine):
         pulls, parameters, weights, factors, wanted, alone = batch
         # A function written in Python may return memory that is still in use.
         large = alone and self.by_gramian and numbers(parameters) >= _LARGE
-        if large and not pulls.graph.runs_python():
+        if large and not pulls.graph.python:
             self._parameters = list(parameters)
             self._found = SeparateRows(_separate_rows(pulls, parameters), self._parameters)
             return
@@ -189,7 +180,7 @@ class Rows(Engine):
         sharded = None if factors is None else ShardedRows(self._rows, parameters)
         for row, (total, views) in enumerate(zip(self._rows, self._views, strict=True)):
             if row in pulls.rows:
-                gradients = pulls.pass_of(row)(parameters)
+                gradients = pulls.pull(row, parameters)
                 write(views, gradients, weights[row] if self._begun else None)
                 del gradients  # else the next pass would hold them beside its own
             elif not self._begun:
@@ -238,13 +229,11 @@ def _separate_rows(pulls: Pulls, parameters: Sequence[Tensor]) -> list[list[Tens
     Raises:
         RuntimeError: If a hook wrote into a gradient of an earlier row.
     """
-    rows = []
-    for row in pulls.rows:
-        gradients = list(pulls.pass_of(row)(parameters))
-        for place, gradient in enumerate(gradients):
-            if gradient is not None and gradient._version:  # such as a buffer that a hook fills in every pass
-                gradients[place] = gradient.clone()
-        rows.append(gradients)
+    rows = [
+        # A version of its own has, for one, a buffer that a hook fills in every pass.
+        [g if g is None or not g._version else g.clone() for g in pulls.pull(row, parameters)]
+        for row in pulls.rows
+    ]
     own = {g.data_ptr() for of_row in pulls.own.values() for g in of_row if g is not None and not g.is_sparse}
     for gradients in rows:
         for place, gradient in enumerate(gradients):
@@ -298,11 +287,10 @@ def numbers(parameters: Iterable[Tensor]) -> int:
 
 def row_like(parameters: Sequence[Tensor]) -> Tensor:
     """Return an empty tensor of the rows' device and dtype, which is real and can represent all parameters."""
-    dtype = parameters[0].dtype if parameters else torch.get_default_dtype()
-    for p in parameters[1:]:
-        if p.dtype != dtype:
-            dtype = torch.promote_types(dtype, p.dtype)
-    return torch.empty(0, dtype=dtype.to_real(), device=parameters[0].device if parameters else None)
+    if not parameters:
+        return torch.empty(0)
+    dtype = reduce(torch.promote_types, {p.dtype for p in parameters})
+    return torch.empty(0, dtype=dtype.to_real(), device=parameters[0].device)
 
 
 def split_like(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

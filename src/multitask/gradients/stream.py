@@ -117,13 +117,13 @@ class Streamed(Engine):
         at = {row: pulls.losses.root(row) for row in pulls.rows}
         for number, (band, start) in enumerate(zip(bands, [*starts, 0], strict=True)):
             between = (place for place in reversed(cuts) if here < place <= start)
-            cut = next((place for place in between if not any(map(_has_hook, cuts[place]))), None)
+            cut = next((place for place in between if not any(map(is_hooked, cuts[place]))), None)
             edges = [] if cut is None else cuts[cut]
             rows = buffer[:, : sum(end - first for _, first, end in band)]
             for row, elements in zip(pulls.rows, rows, strict=True):
                 # The first pass also computes the gradients of the task's own parameters.
                 from_cut: Pull = partial(gradients_at, *at[row], retain_graph=True)
-                pull = from_cut if number else pulls.pass_of(row, last=False)
+                pull = from_cut if number else partial(pulls.pull, row, last=False)
                 arrived = _fill(elements, band, edges, pull)
                 if cut is not None:
                     at[row] = arrived
@@ -210,10 +210,3 @@ def _places(graph: Graph, most: int) -> tuple[dict[int, int], dict[int, list[Gra
                 pending[other] -= 1
                 open_edges.setdefault(other, set()).add(output)
     return places, cuts
-
-
-def _has_hook(edge: GradientEdge) -> bool:
-    """Return whether a hook changes the gradient at an edge."""
-    metadata = edge.node._input_metadata[edge.output_nr]
-    nothing = torch.zeros((), dtype=metadata.dtype, device=metadata.device)
-    return is_hooked(edge, nothing.expand(metadata.shape))

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
@@ -60,18 +61,16 @@ class Gatherer:
 
     def __call__(self, tap: Tap, passes: Sequence[Pull], like: Tensor) -> list[Tensor | None]:
         """Return the gradients of k passes at each operation, ``[k, *output]``; ``None`` if none arrive."""
-        gathered: list[Tensor | None] = [None] * len(tap.nodes)
+        gathered: dict[int, Tensor] = {}
         for row, pull in enumerate(passes):
-            for slot, (gradient, rows) in enumerate(zip(tap.listen(pull), gathered, strict=True)):
-                if gradient is not None:
-                    if rows is None:
-                        shape = (len(passes), *gradient.shape)
-                        gathered[slot] = rows = self.buffer(slot, shape, like.to(gradient.device))
-                        rows[:row].zero_()
-                    rows[row].copy_(gradient)
-                elif rows is not None:
-                    rows[row].zero_()
-        return gathered
+            for slot, gradient in enumerate(tap.listen(pull)):
+                if gradient is None:
+                    continue
+                if slot not in gathered:
+                    shape = (len(passes), *gradient.shape)
+                    gathered[slot] = self.buffer(slot, shape, like.to(gradient.device)).zero_()
+                gathered[slot][row].copy_(gradient)
+        return [gathered.get(slot) for slot in range(len(tap.nodes))]
 
     def buffer(self, name: object, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return the buffer of a name, with arbitrary content."""
@@ -84,35 +83,26 @@ class Gatherer:
 class Place(ABC):
     """Receives the gradients that arrive at an operation, and returns those of some of its parameters."""
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = parameters
+    parameters: Sequence[Tensor] = ()
 
     @abstractmethod
-    def take(self, row: int, gradient: Tensor) -> Sequence[Tensor | None]:
-        """Return a row of each parameter, given the row's gradient at the operation."""
-
-    @abstractmethod
-    def take_all(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
+    def take(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
         """Return rows of each parameter, given their gradients at the operation, ``[k, *output]``."""
 
 
+@dataclass
 class Formed(Place):
-    """Forms the rows of an operation's weight and bias; :meth:`take` requires the ``inputs`` of the operand."""
+    """Forms the rows ``D_iᵀ A`` and ``D_iᵀ 1`` of an operation's weight and bias; ``inputs`` may give ``A``."""
 
-    def __init__(self, operand: Operand, parameters: Sequence[Tensor], inputs: Tensor | None = None) -> None:
-        super().__init__(parameters)
-        self._operand = operand
-        self._inputs = inputs
+    operand: Operand
+    parameters: Sequence[Tensor]
+    inputs: Tensor | None = None
 
-    def take(self, row: int, gradient: Tensor) -> Sequence[Tensor]:
-        """Return the row's ``Dᵀ A`` and ``Dᵀ 1``."""
-        assert self._inputs is not None
-        (D,) = self._operand.matrix(gradient[None])
-        return self._operand.gradients(D.to(self._inputs.dtype), self.parameters, self._inputs)
-
-    def take_all(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
-        """Return all ``D_iᵀ A`` and ``D_iᵀ 1``."""
-        return self._operand.gradients(self._operand.matrix(gradients), self.parameters)
+    def take(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
+        """Form rows; see :class:`Place`."""
+        D = self.operand.matrix(gradients)
+        D = D if self.inputs is None else D.to(self.inputs.dtype)
+        return self.operand.gradients(D, self.parameters, self.inputs)
 
 
 class TappedPulls(Pulls):
@@ -135,24 +125,20 @@ class TappedPulls(Pulls):
         self._places = places
         self._rows: dict[Tensor, Tensor | None] | None = None
         if found is not None:
-            self._rows = self._by_parameter(found, lambda place, g: place.take_all(self.rows, g))
+            self._rows = self._by_parameter(found, lambda place, g: place.take(self.rows, g))
 
-    def pass_of(self, row: int, last: bool | None = None) -> Pull:
-        """Return the backward pass of a row, from parameters to its gradients there."""
-
-        def pull(parameters: Inputs) -> list[Tensor | None]:
-            if self._rows is None:
-                found = self._tap.listen(self._pulls.pass_of(row, last))
-                each = self._by_parameter(found, lambda place, g: place.take(row, g))
-            else:
-                i = self.rows.index(row)
-                each = {p: None if rows is None else rows[i] for p, rows in self._rows.items()}
-            return [each.get(p) for p in parameters]  # type: ignore[arg-type]
-
-        return pull
+    def pull(self, row: int, inputs: Inputs, last: bool | None = None) -> list[Tensor | None]:
+        """Return a row's gradients at parameters; see :class:`Pulls`."""
+        if self._rows is None:
+            found = self._tap.listen(partial(self._pulls.pull, row, last=last))
+            each = self._by_parameter(found, lambda place, g: [p[0] for p in place.take([row], g[None])])
+        else:
+            i = self.rows.index(row)
+            each = {p: None if rows is None else rows[i] for p, rows in self._rows.items()}
+        return [each.get(p) for p in inputs]  # type: ignore[arg-type]
 
     def _by_parameter(
-        self, found: Sequence[Tensor | None], take: Callable[[Place, Tensor], Sequence[Tensor | None]]
+        self, found: Sequence[Tensor | None], take: Callable[[Place, Tensor], Sequence[Tensor]]
     ) -> dict[Tensor, Tensor | None]:
         """Return the gradients of the parameters, given those at operations and leaves."""
         count = len(self._tap.nodes)

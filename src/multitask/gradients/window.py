@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from multitask.gradients.graph import Graph, Ownership
-from multitask.gradients.losses import Losses, Pulls
+from multitask.gradients.losses import Counts, Losses, Pulls, counts_of
 from multitask.gradients.processes import ByParameter, sum_over_processes
 from multitask.gradients.rows import (
     StoredGradients,
@@ -21,9 +21,6 @@ from multitask.gradients.rows import (
 )
 from multitask.gradients.sharded import ShardedEngine, ShardedPulls, Shards
 from multitask.gradients.task_gradients import Engine, MicroBatch, TaskGradients
-
-Counts = float | Tensor | Sequence[float | Tensor] | Mapping[str, float | Tensor] | None
-"""The number of elements that each mean loss is over: one number for all, or one per loss, in the losses' shape."""
 
 
 class Window:
@@ -100,7 +97,7 @@ class Window:
         wanted = tasks if self.wanted is None else [i for i in tasks if i in self.wanted]
         pulls = self._pulls(losses, graph, own, wanted, losses.of_examples)
         for task in set(tasks).difference(wanted):
-            pulls.pass_of(task, last=False)([])  # only for the task's own parameters
+            pulls.pull(task, [], last=False)  # only for the task's own parameters
         self.shares = bool(shared)
         if not alone:
             self._engine.lay_out(shared, self.own.take(shared))
@@ -139,7 +136,7 @@ class Window:
         self.last = losses
         self.graph = graph = Graph(losses.edges(), ownership.kept)
         ownership.find(graph, losses.m)
-        self.own.from_python = graph.runs_python()
+        self.own.from_python = bool(graph.python)
         self._several = processes() > 1 and shards is None
         if shards is not None:
             of_batch = shards.agree(losses, of_batch, [(ownership.name(p), by) for p, by in ownership.leaves])
@@ -197,7 +194,9 @@ class Window:
         assert self._factors is not None
         own = self.own.weighted({row: factor * self._factors[row] for row, factor in factors.items()})
         if self._several:
-            own = sum_over_processes(own, self._ownership.trained())
+            shared = set(self._ownership.shared if self.shares else ())
+            candidates = [p for p in self._ownership.trained() if p.requires_grad and p not in shared]
+            own = sum_over_processes(own, candidates)
         add_to_gradients([p for p, _ in own.values()], [g for _, g in own.values()])
 
 
@@ -207,29 +206,6 @@ def _times(losses: Tensor, factors: Sequence[float]) -> Tensor:
         return losses
     each = sent(torch.tensor(factors, dtype=losses.dtype), losses.device).view_as(losses)
     return losses.where(each > 0, 0.0) * each
-
-
-def counts_of(counts: Counts, losses: Losses) -> list[float]:
-    """Return counts as numbers, ``[parts · m]``; all ones by default.
-
-    Raises:
-        ValueError: If they are not one per loss, are negative, or have other names.
-    """
-    if counts is None or isinstance(counts, int | float):
-        return [1.0 if counts is None else float(counts)] * losses.values.numel()
-    if isinstance(counts, Mapping):
-        if list(counts) != losses.names:
-            raise ValueError(f"counts are of {', '.join(counts)} and losses of {', '.join(losses.names)}.")
-        counts = list(counts.values())
-    if not isinstance(counts, Tensor):
-        each = [torch.as_tensor(count, dtype=torch.float64) for count in counts]
-        counts = torch.stack([count.to(losses.values.device) for count in each], -1)
-    given = counts.detach().double().cpu()
-    shape = losses.values.shape
-    given = given.expand(shape) if given.ndim < len(shape) else given
-    if given.shape != shape or not bool((given >= 0).all()):
-        raise ValueError(f"counts must be one number ≥ 0 per loss, {list(shape)}; they are {counts}.")
-    return given.flatten().tolist()
 
 
 class OwnGradients:
@@ -301,14 +277,9 @@ def _full(gradient: Tensor) -> Tensor:
 
 
 class ShownGradients(TaskGradients):
-    """Gradients without the loss scale, while ``.grad`` remains scaled for the loss scaler.
+    """What a weighting sees: gradients without the loss scale, a scalar tensor, and the names of their columns.
 
-    Args:
-        gradients: The gradients of losses multiplied by ``scale``.
-        scale: The loss scale, a scalar tensor; ``None`` for one.
-        ownership: Names the parameters.
-        graph: The graph of the last micro-batch.
-        device: The device of the losses.
+    ``.grad`` remains scaled for the loss scaler. ``graph`` is that of the last micro-batch, ``device`` the losses'.
     """
 
     def __init__(

@@ -6,9 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from multitask.gradients.losses import Losses
+from multitask.gradients.losses import Counts, Losses, counts_of
 from multitask.gradients.rows import processes
-from multitask.gradients.window import Counts, counts_of
 from multitask.lightning.metric_keys import TaskMetrics
 from multitask.metrics.precision import widest_float
 

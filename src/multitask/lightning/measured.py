@@ -11,7 +11,7 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from multitask.gradients.window import Counts
+from multitask.gradients.losses import Counts
 from multitask.lightning.means import MeanLosses
 from multitask.lightning.metric_keys import TaskMetrics, from_keys, to_keys, val_keys
 from multitask.metrics.precision import widest_float

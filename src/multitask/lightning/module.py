@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from multitask.data.batches import examples_in
 from multitask.gradients.engines import make_engine
 from multitask.gradients.finite import not_finite
+from multitask.gradients.losses import Counts
 from multitask.gradients.sharded import sharded_modules
 from multitask.gradients.task_gradients import Engine
-from multitask.gradients.window import Counts
 from multitask.lightning.means import MeanLosses
 from multitask.lightning.measured import MeasuredModule
 from multitask.lightning.overrides import replaced_hook

@@ -222,6 +222,9 @@ class Step:
     def check(self) -> StepResult:
         """End an evaluation of :meth:`scalarize`, after its backward pass and before the optimizer's step.
 
+        Returns:
+            The result of the step's first evaluation.
+
         Raises:
             FloatingPointError: If a loss is not finite.
         """

@@ -21,7 +21,7 @@ def mean_over_processes(losses: Tensor, counts: Sequence[float]) -> tuple[Tensor
         losses: This process's mean losses, ``[m]``.
         counts: The number of elements that each is a mean over on this process, ``[m]``.
     """
-    own = torch.tensor(counts).to(losses)
+    own = losses.new_tensor(counts)
     totals = torch.stack([losses.detach().where(own > 0, 0.0) * own, own])
     dist.all_reduce(totals)
     whole = totals[1].clamp(min=torch.finfo(totals.dtype).tiny)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from multitask.gradients.auto_memory import AutoMemory
 from multitask.gradients.engines import make_engine
-from multitask.gradients.features import Features
-from multitask.gradients.finite import FiniteLosses, not_finite
-from multitask.gradients.graph import Graph, Ownership
-from multitask.gradients.losses import Counts, Losses, LossesLike, Pulls, counts_of, gradients_at
+from multitask.gradients.finite import finite_check, not_finite
+from multitask.gradients.graph import Ownership
+from multitask.gradients.losses import Counts, Losses, LossesLike, counts_of, gradients_at
 from multitask.gradients.processes import average_gradients, mean_over_processes
 from multitask.gradients.rows import Rows, add_to_gradients, are_finite, is_sharded, on_cpu, processes
 from multitask.gradients.sharded import check_hooks, one_sided, shards_of
@@ -23,15 +22,7 @@ from multitask.gradients.task_gradients import Engine, TaskGradients
 from multitask.gradients.window import Window
 from multitask.randomness import derived_seed, seeded_apart
 from multitask.weighting.adapter import adapt
-from multitask.weighting.base import (
-    Combiner,
-    JacobianMethod,
-    Scalarization,
-    WeightedMethod,
-    check_sharded,
-    check_streamed,
-    hooks_of,
-)
+from multitask.weighting.base import JacobianMethod, Scalarization, WeightedMethod, check_kept, hooks_of
 from multitask.weighting.wrapper import Differentiated
 
 
@@ -106,7 +97,7 @@ class Step:
     ) -> None:
         if heads not in ("own", "weighted"):
             raise ValueError(f"heads={heads} is unknown; choose own or weighted.")
-        self.weighting: Combiner = adapt(weighting)
+        self.weighting = adapt(weighting)
         self._shards = shards_of(model, sharded)
         kept = None if self._shards is None else self._shards.kept
         self.ownership = Ownership(model, shared, kept)
@@ -125,25 +116,19 @@ class Step:
         self.looks_after = "after_step" in hooks_of(self.weighting)
         """Whether the weighting uses :meth:`after_step`."""
         self._weighted = scalar or heads == "weighted"
-        made = make_engine(engine, memory)
-        if made.memory != "rows":
-            check_streamed(self.weighting, memory=made.memory)
-        if self._shards is not None:
-            check_sharded(self._method, memory=made.memory)
-            if engine == "layerwise" or isinstance(made, Features):
-                raise ValueError(
-                    f"sharded parameters have rows alone, and weighting.engine={engine} has others; take auto."
-                )
-        if isinstance(made, Rows):
-            made.by_gramian = not (self._method.of_parameters or self._method.reads_jacobian)
-        self._auto_memory = made if isinstance(made, AutoMemory) else None
-        self._window = Window(made, self.ownership, self._shards)
-        self._m = 0
+        self._engine = make_engine(engine, memory, self._shards is not None)
+        check_kept(self.weighting, self._engine.memory, self._shards is not None)
+        if isinstance(self._engine, Rows):
+            self._engine.by_gramian = not (self._method.of_parameters or self._method.reads_jacobian)
+        self._window = Window(self._engine, self.ownership, self._shards)
+        self._tasks: list[str] = []
+        """The losses' names or numbers."""
         self._constant: Tensor | None = None
         """The weights of a linear scalarization while its micro-batches accumulate."""
-        self._finite: FiniteLosses | None = None
-        self._open: StepResult | None = None
-        """The first evaluation of a scalarization's step."""
+        self.evaluated: StepResult | None = None
+        """The first evaluation by :meth:`scalarize` in a step that has not ended; ``None`` discards it."""
+        self._check: Callable[[], None]
+        """Raises an error if a loss of the last evaluation is not finite."""
         self._device = torch.device("cpu")
 
     def backward(self, losses: LossesLike, counts: Counts = None) -> StepResult:
@@ -159,27 +144,23 @@ class Step:
             FloatingPointError: If a loss or a gradient is not finite.
             ValueError: If the shapes do not fit the weighting.
         """
-        if not isinstance(self.weighting, Scalarization) or self._needs_rows(losses, counts):
+        rows = not isinstance(self.weighting, Scalarization) or self._window.begun
+        if self._shards is not None and counts is not None and not rows:
+            # All processes take part in the passes through shards: one pass per loss if only some have its labels.
+            parsed = Losses(losses)
+            rows = one_sided(counts_of(counts, parsed), parsed.values.device)
+        if rows:
             self._add(losses, counts, last=True)
             return self.finish()
         trained = self.ownership.trained() if processes() > 1 else []
-        self.discard()
+        self.evaluated = None
         start, scalar = self.now(), self.scalarize(losses, counts)
         if scalar is None:
             return StepResult([])
-        self._backward(scalar)
+        scalar.backward(self._scale())
         average_gradients(p for p in trained if not is_sharded(p))
         self._spent("task gradients", start)
         return self.close()
-
-    def _needs_rows(self, losses: LossesLike, counts: Counts) -> bool:
-        """Return whether a scalarization needs one backward pass per loss, instead of one of the scalar."""
-        if self._window.begun:
-            return True
-        if self._shards is None or counts is None:
-            return False
-        parsed = Losses(losses)
-        return one_sided(counts_of(counts, parsed), parsed.values.device)
 
     def add(self, losses: LossesLike, counts: Counts = None) -> None:
         """Add a micro-batch to the step; arguments as for :meth:`backward`."""
@@ -196,90 +177,73 @@ class Step:
             raise ValueError("the step has no losses; call add or backward with some first.")
         try:
             self._window.close()
-            present = self._window.present
+            present, losses = self._window.present, self._window.losses
             if not present:
                 return StepResult([])
-            losses = self._window.losses
-            losses = (losses if len(present) == self._m else losses[:, present]).flatten()
+            losses = (losses if len(present) == len(self._tasks) else losses[:, present]).flatten()
             with _as_computed(self._device):
-                return (self._finish if self._constant is None else self._finish_linear)(present, losses)
+                result = (self._finish if self._constant is None else self._finish_linear)(present, losses)
+            self._rest_absent(present)
+            self.steps += 1
+            return result
         finally:
             self._clear()
 
     def scalarize(self, losses: LossesLike, counts: Counts = None) -> Tensor | None:
-        """Return a scalarization's scalar with its graph; the caller runs ``backward``.
+        """Return a scalarization's scalar, ``None`` if all losses are absent; the caller runs ``backward``.
 
         On several processes the value is that of the whole batch, and the gradients average to those of the whole
         batch. Until :meth:`close`, further calls evaluate the same step again, as L-BFGS does: with the same random
         numbers, and only the first evaluation is logged and remembered.
 
         Args:
-            losses: As for :meth:`backward`, ``[m]``.
-            counts: As for :meth:`backward`.
-
-        Returns:
-            A scalar; ``None`` if all losses are absent.
+            losses, counts: As for :meth:`backward`.
         """
         assert isinstance(self.weighting, Scalarization)
-        parsed = Losses(losses)
-        self._begin(parsed)
+        parsed = self.begin(losses)
         numbers = counts_of(counts, parsed)
         whole = _cut(losses, [count > 0 for count in numbers])
         if processes() > 1:
             whole, numbers = mean_over_processes(whole, numbers)
-            if not whole.requires_grad:
-                whole.requires_grad_()  # this process has no labels
         present = [i for i, count in enumerate(numbers) if count > 0]
         if not present:
             return None
-        whole = whole if len(present) == self._m else whole[present]
-        finite = FiniteLosses(whole, _names(parsed, present), self.steps)
+        whole = whole if len(present) == len(self._tasks) else whole[present]
+        self._check = finite_check(whole, [self._tasks[i] for i in present], self.steps)
         if whole.device.type == "cpu":
-            finite.check()  # does not wait
+            self._check()  # does not wait
         with self.as_present(present):
             scalar = self.weighting(whole)
             (weights,) = torch.autograd.grad(scalar, whole, retain_graph=True)
-        self._finite = finite
-        if self._open is None:
-            self._open = StepResult(present, whole.detach(), weights)
+        if self.evaluated is None:
+            self.evaluated = StepResult(present, whole.detach(), weights)
         return scalar
 
-    @property
-    def is_open(self) -> bool:
-        """Whether :meth:`scalarize` began a step that has not ended."""
-        return self._open is not None
-
-    def check(self) -> None:
+    def check(self) -> StepResult:
         """End an evaluation of :meth:`scalarize`, after its backward pass and before the optimizer's step.
 
+        Returns:
+            The result of the step's first evaluation.
+
         Raises:
             FloatingPointError: If a loss is not finite.
         """
-        assert self._open is not None
-        assert self._finite is not None
-        self._finite.check()
-        self._rest_absent(self._open.present)
+        assert self.evaluated is not None
+        self._check()
+        self._rest_absent(self.evaluated.present)
+        return self.evaluated
 
     def close(self) -> StepResult:
-        """End the step that :meth:`scalarize` began, after its backward pass.
-
-        Raises:
-            FloatingPointError: If a loss is not finite.
-        """
-        self.check()
-        result = self._open
-        assert result is not None
+        """End the step that :meth:`scalarize` began, after its backward pass; see :meth:`check` for errors."""
+        result = self.check()
         assert result.losses is not None
-        self._open = None
+        self.evaluated = None
         if self._shards is not None:
             self._shards.release()
         with self.as_present(result.present):
             self.weighting.observe(result.losses)
-        return self._done(result)
-
-    def discard(self) -> None:
-        """Discard the evaluations of a step that has not ended."""
-        self._open = None
+        self.steps += 1
+        return result
 
     def after_step(self, recompute: Callable[[], Tensor], present: Sequence[int]) -> None:
         """Show the same batch to a weighting that uses it after the optimizer's step.
@@ -291,20 +255,10 @@ class Step:
         if not self.looks_after or not present:
             return
         with torch.no_grad(), self.as_present(list(present), self.steps - 1):
-            everyone = len(present) == self._m
+            everyone = len(present) == len(self._tasks)
             self.weighting.after_step(recompute if everyone else lambda: recompute()[list(present)])
         if self._shards is not None:
             self._shards.release()
-
-    def rows_of(self, losses: Losses) -> tuple[Tensor, bool]:
-        """Return the losses' Jacobian over the shared parameters, ``[m, n]``, and whether n > 0."""
-        if self._shards is not None:
-            raise ValueError("rows outside of a step are not sharded; leave callbacks.conflict out.")
-        graph = Graph(losses.edges())
-        self._begin(losses)
-        self.ownership.find(graph, losses.m)
-        shared = self.ownership.shared
-        return Rows().differentiate(Pulls(losses, graph), shared).jacobian(), bool(shared)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the weighting's own parameters, which an optimizer must train."""
@@ -316,7 +270,7 @@ class Step:
             "weighting": self.weighting.state_dict(),
             "ownership": self.ownership.state_dict(),
             "steps": self.steps,
-            **({} if self._auto_memory is None else {"memory": self._auto_memory.choice}),
+            **({"memory": self._engine.choice} if isinstance(self._engine, AutoMemory) else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -325,8 +279,8 @@ class Step:
             self.weighting.load_state_dict(state["weighting"])
         self.ownership.load_state_dict(state["ownership"])
         self.steps = state["steps"]
-        if self._auto_memory is not None:
-            self._auto_memory.choice = dict(state.get("memory", {}))
+        if isinstance(self._engine, AutoMemory):
+            self._engine.choice = dict(state.get("memory", {}))
 
     @contextmanager
     def as_present(self, present: list[int], number: int | None = None) -> Iterator[None]:
@@ -335,17 +289,19 @@ class Step:
             if self.weighting.draws:
                 chosen = derived_seed("combiner", self.seed, self.steps if number is None else number)
                 entered.enter_context(seeded_apart(chosen, self._device))
-            if len(present) < self._m:
-                mask = torch.zeros(self._m, dtype=torch.bool)
-                mask[present] = True
+            if len(present) < len(self._tasks):
+                mask = torch.tensor([i in present for i in range(len(self._tasks))])
                 entered.enter_context(self.weighting.restricted_to(mask))
             yield
 
-    def _begin(self, losses: Losses) -> None:
-        self._m = losses.m
-        if losses.values.device != self._device:
-            self._device = losses.values.device
+    def begin(self, losses: LossesLike) -> Losses:
+        """Adapt the step and its weighting to the number and the device of losses."""
+        parsed = Losses(losses)
+        self._tasks = parsed.names or [str(i) for i in range(parsed.m)]
+        if parsed.values.device != self._device:
+            self._device = parsed.values.device
             self.weighting.to(self._device)
+        return parsed
 
     def _scale(self) -> Tensor | None:
         if self.scaler is not None and self._shards is not None:
@@ -355,33 +311,37 @@ class Step:
         return None if self.scaler is None else self.scaler.scale(torch.ones((), device=self._device))
 
     def _add(self, losses: LossesLike, counts: Counts, last: bool) -> None:
-        parsed = Losses(losses)
+        parsed, window, rows = self.begin(losses), self._window, self._method.rows
         if self._shards is not None and isinstance(losses, Tensor):
             check_hooks(losses)
-        self._begin(parsed)
         parsed.scale = self._scale()
-        rows = self._method.rows
         parsed.of_examples = rows == "example"
         if (rows == "task" and parsed.parts > 1) or (rows == "half" and parsed.parts != 2):
             wanted = "[m], one per loss" if rows == "task" else "[2, m], those of two halves of the batch"
             raise ValueError(
                 f"{type(self.weighting).__name__} wants losses {wanted}; they are {list(parsed.values.shape)}."
             )
-        linear = isinstance(self.weighting, Scalarization) and self.weighting.linear
-        one_count = counts is None or isinstance(counts, int | float)
-        if linear and one_count and not self._window.begun:
+        one_count, present = counts is None or isinstance(counts, int | float), list(range(parsed.m))
+        weighting, first = self.weighting, not window.begun
+        if first and one_count and isinstance(weighting, Scalarization) and weighting.linear:
             probe = torch.ones_like(parsed.values[0]).requires_grad_()
-            with self.as_present(list(range(self._m))):
-                self._constant = torch.autograd.grad(self.weighting(probe), probe)[0]
-        if "wants" in self._uses and not self._window.begun:
-            self._window.wanted = self._wanted(parsed, counts, last)
+            with self.as_present(present):
+                self._constant = torch.autograd.grad(weighting(probe), probe)[0]
+        # With a count per loss, only the end of a step shows which losses are present.
+        if first and "wants" in self._uses and (one_count or (last and processes() == 1)):
+            if not one_count:
+                present = [i for i, count in enumerate(counts_of(counts, parsed)) if count > 0]
+            if present:
+                with self.as_present(present):
+                    wants = self._method.wants()
+                window.wanted = None if wants is None else [present[i] for i in wants]
         start = self.now()
         try:
             with _as_computed(self._device):
                 if self._constant is None:
-                    self._window.add(parsed, counts, last)
+                    window.add(parsed, counts, last)
                 elif one_count:
-                    self._window.add_weighted(parsed, counts, last, self._constant)  # type: ignore[arg-type]
+                    window.add_weighted(parsed, counts, last, self._constant)  # type: ignore[arg-type]
                 else:
                     raise ValueError(
                         "counts must be one number for all losses, or one per loss, throughout a step."
@@ -398,30 +358,17 @@ class Step:
         if self._shards is not None:
             self._shards.release()
 
-    def _wanted(self, losses: Losses, counts: Counts, last: bool) -> list[int] | None:
-        """Return the losses whose rows the weighting needs; ``None`` for all, or if counts are still unknown."""
-        present = list(range(losses.m))
-        if counts is not None and not isinstance(counts, int | float):
-            if not last or processes() > 1:
-                return None
-            present = [i for i, count in enumerate(counts_of(counts, losses)) if count > 0]
-        if not present:
-            return None
-        with self.as_present(present):
-            wants = self._method.wants()
-        return None if wants is None else [present[i] for i in wants]
-
     def _finish_linear(self, present: list[int], losses: Tensor) -> StepResult:
         """End a step of a linear scalarization."""
         if not all(are_finite([losses])):
-            raise not_finite(losses, _names(self._window.last, present), self.steps)
+            raise not_finite(losses, [self._tasks[i] for i in present], self.steps)
         self._window.write_own({0: 1.0})
         with self.as_present(present):
             scalar = self.weighting(losses)
             if scalar.requires_grad:
-                self._backward(scalar)
+                scalar.backward(self._scale())
             self.weighting.observe(losses)
-        return self._done(StepResult(present, losses, self._constant))
+        return StepResult(present, losses, self._constant)
 
     def _finish(self, present: list[int], losses: Tensor) -> StepResult:
         window, scale, shared, method = self._window, self._scale(), self._window.shares, self._method
@@ -431,119 +378,86 @@ class Step:
         copies = on_cpu([losses, *([gradients.gramian()] if shared else []), *sums])
         of_losses, *of_gradients = are_finite(copies)
         if not of_losses:
-            raise not_finite(losses, _names(self._window.last, present), self.steps)
+            raise not_finite(losses, [self._tasks[i] for i in present], self.steps)
         # The sum of finite numbers can overflow.
-        if not self._everywhere(
-            all(of_gradients) or (all(of_gradients[:shared]) and all(are_finite(window.own.all())))
-        ):
+        finite = all(of_gradients) or (all(of_gradients[:shared]) and all(are_finite(window.own.all())))
+        if scale is not None and processes() > 1:
+            everywhere = torch.tensor(float(finite), device=self._device)
+            dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+            finite = bool(everywhere)
+        if not finite:
             if scale is None:
                 raise FloatingPointError(
                     f"The gradient of a task is not finite at step {self.steps}, and its loss is."
                 )
             # Infinite gradients make the loss scaler skip the step and lower its scale.
-            if shared:
-                gradients.combine(torch.full_like(gradients.gramian()[0], torch.inf))
-            own = [p for of_task in self.ownership.own for p in of_task]
-            add_to_gradients(own, [torch.full_like(p, torch.inf) for p in own])
-            return self._done(StepResult(present, losses, overflow=True))
+            reached = [*self.ownership.shared, *(p for of_task in self.ownership.own for p in of_task)]
+            add_to_gradients(reached, [torch.full_like(p, torch.inf) for p in reached])
+            return StepResult(present, losses, overflow=True)
         if method.on_cpu and shared and copies[0] is not losses:
             gradients.show(copies[1])
-        weights, factors = self._combine(copies[0] if method.on_cpu else losses, gradients, present, shared)
-        if self._weighted and weights is None and shared:
-            raise ValueError(
-                f"weighting: {type(self.weighting).__name__} gives no weights; set weighting.heads=own."
-            )
-        if not self._weighted or weights is None:
-            parts = len(losses) // len(present)
-            factors = torch.ones(len(present)) if factors is None else factors
-            self._write_own((factors / parts).repeat(parts))
-        else:
-            self._write_own(weights)
-        whole = shared and window.wanted is None
-        return self._done(StepResult(present, losses, weights, gradients if whole else None))
+        weights = self._combine(copies[0] if method.on_cpu else losses, gradients, present)
+        return StepResult(present, losses, weights, gradients if shared and window.wanted is None else None)
 
-    def _combine(
-        self, losses: Tensor, gradients: TaskGradients, present: list[int], shared: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Let the weighting write the shared gradient; return the weights of the rows and the factors of the heads."""
-        method = self._method
-        start, uses, weights = self.now(), self._uses, None
+    def _combine(self, losses: Tensor, gradients: TaskGradients, present: list[int]) -> Tensor | None:
+        """Write the gradients of shared and own parameters; return the weights of the rows."""
+        window, method, uses = self._window, self._method, self._uses
+        start, weights = self.now(), None
         with self.as_present(present):
             factors = method.head_weights(losses) if "head_weights" in uses else None
             # If nothing is shared, a zero Gramian would give arbitrary weights.
-            if shared or isinstance(method, Differentiated):
-                if "combine" in uses:
-                    weights = method.combine(losses, gradients)
-                else:
-                    assert isinstance(method, WeightedMethod)
+            if window.shares or isinstance(method, Differentiated):
+                if isinstance(method, WeightedMethod) and "combine" not in uses:
                     weights = method.weigh(losses, gradients)
                     gradients.combine(weights)
+                else:
+                    weights = method.combine(losses, gradients)
             if "observe" in uses:
                 method.observe(losses)
             own = method.own_loss(losses) if "own_loss" in uses else None
             if own is not None and own.requires_grad:
-                self._backward(own)
+                own.backward(self._scale())
         self._spent("solver", start)
-        return weights, factors
-
-    def _backward(self, scalar: Tensor) -> None:
-        scale = self._scale()
-        (scalar if scale is None else scalar * scale).backward()
+        of_rows = weights if self._weighted else None
+        if of_rows is None:
+            if self._weighted and window.shares:
+                raise ValueError(
+                    f"weighting: {type(self.weighting).__name__} gives no weights; set weighting.heads=own."
+                )
+            parts = len(losses) // len(present)
+            factors = torch.ones(len(present)) if factors is None else factors
+            of_rows = (factors / parts).repeat(parts)
+        if window.last.of_examples:
+            matrix, row = torch.zeros_like(window.losses).flatten(), window.rows[0]
+            matrix[window.rows] = of_rows.to(matrix)
+            leaves = list(dict.fromkeys(p for i in present for p in self.ownership.own[i]))
+            window.own.add(row, leaves, gradients_at(*window.last.combination(matrix), leaves))
+            window.write_own({row: 1.0})
+        else:
+            numbers = of_rows.tolist() if of_rows.device.type == "cpu" else list(of_rows.unbind())
+            window.write_own(dict(zip(window.rows, numbers, strict=True)))
+        return weights
 
     def _spent(self, section: str, start: float) -> None:
         self.times[section] = self.times.get(section, 0.0) + self.now() - start
 
-    def _write_own(self, weights: Tensor) -> None:
-        """Write the own parameters' gradients times the weight of each row, ``[parts · k]``."""
-        window = self._window
-        by_row: dict[int, float | Tensor] = {0: 1.0}
-        if window.last.of_examples:
-            matrix = torch.zeros_like(window.losses).flatten()
-            matrix[window.rows] = weights.to(matrix)
-            leaves = [p for of_task in self.ownership.own for p in of_task]
-            window.own.add(0, leaves, gradients_at(*window.last.combination(matrix), leaves))
-        else:
-            factors = weights.tolist() if weights.device.type == "cpu" else list(weights.unbind())
-            by_row = dict(zip(window.rows, factors, strict=True))
-        window.write_own(by_row)
-
-    def _everywhere(self, holds: bool) -> bool:
-        """Return whether a condition holds on every process."""
-        if self.scaler is None or processes() == 1:
-            return holds
-        flag = torch.tensor(float(holds), device=self._device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-        return bool(flag)
-
     def _rest_absent(self, present: Sequence[int]) -> None:
         """Keep the optimizer from updating the weighting's parameters of absent losses."""
-        for i in range(self._m):
-            if i not in present:
-                for parameter in self.weighting.parameters_of(i):
-                    parameter.grad = None
-
-    def _done(self, result: StepResult) -> StepResult:
-        self._rest_absent(result.present)
-        self.steps += 1
-        return result
-
-
-def _names(losses: Losses, present: Sequence[int]) -> list[str]:
-    return [losses.names[i] if losses.names else str(i) for i in present]
+        for i in set(range(len(self._tasks))).difference(present):
+            for parameter in self.weighting.parameters_of(i):
+                parameter.grad = None
 
 
 def _cut(losses: LossesLike, present: Sequence[bool]) -> Tensor:
     """Return losses ``[m]`` with no gradient flowing into absent ones, where 0 · inf would be NaN."""
     if not isinstance(losses, Tensor):
-        each = list(losses.values()) if isinstance(losses, Mapping) else list(losses)
+        each = losses.values() if isinstance(losses, Mapping) else losses
         return torch.stack(
-            [loss if counts else loss.detach() for loss, counts in zip(each, present, strict=True)]
+            [loss if kept else loss.detach() for loss, kept in zip(each, present, strict=True)]
         )
     if not all(present) and losses.grad_fn is not None and losses.grad_fn.name() == "StackBackward0":
         losses.grad_fn.register_hook(
-            lambda inputs, outputs: tuple(
-                g if counts else None for g, counts in zip(inputs, present, strict=True)
-            )
+            lambda inputs, _: tuple(g if kept else None for g, kept in zip(inputs, present, strict=True))
         )
     return losses
 

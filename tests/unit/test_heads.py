@@ -12,6 +12,7 @@ from torchjd.autojac import backward, jac_to_grad
 from multitask.gradients.features import Features
 from multitask.gradients.layerwise import Layerwise
 from multitask.module import MultiTaskModule
+from multitask.step import Step
 from multitask.task.penalty import Penalty
 from multitask.task.task import Task
 from tests.conftest import Arrays, arrays, build, fit, regression
@@ -186,6 +187,36 @@ def test_a_row_holds_both_paths_to_a_weight_in_trunk_and_head(weighted: bool) ->
     assert weights is not None
     factor = float(weights[1]) if weighted else 1.0
     assert_gradients(found, factor * reference(data)[1].loss, reference, "tasks.t0")
+
+
+@pytest.mark.parametrize("absent", [0, 1, 2])
+def test_heads_get_gradients_per_example_if_another_loss_is_absent(absent: int) -> None:
+    """The head of the absent loss, which is NaN, gets none."""
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(3, 4), nn.ModuleList(nn.Linear(4, 1) for _ in range(3))
+    features = trunk(torch.randn(5, 3))
+    means = [head(features).square().flatten() for head in heads]
+    losses = torch.stack([loss * (torch.nan if i == absent else 1.0) for i, loss in enumerate(means)], -1)
+    present = [i for i in range(3) if i != absent]
+    counts = torch.tensor([float(i in present) for i in range(3)])
+    expected = torch.autograd.grad(
+        sum(means[i].mean() for i in present), list(heads.parameters()), retain_graph=True, allow_unused=True
+    )
+    step = Step(make("iwmtl", 3).float(), nn.ModuleList([trunk, heads]))
+    assert step.backward(losses, counts).present == present
+    for p, gradient in zip(heads.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+
+
+def test_a_parameter_of_two_losses_that_is_not_shared_gets_their_sum_per_example() -> None:
+    torch.manual_seed(0)
+    trunk, head = nn.Linear(3, 4), nn.Linear(4, 2)
+    losses = head(trunk(torch.randn(5, 3))).square()
+    expected = torch.autograd.grad(losses.mean(0).sum(), list(head.parameters()), retain_graph=True)
+    model = nn.ModuleList([trunk, head])
+    Step(make("iwmtl", 2).float(), model, shared=trunk.parameters()).backward(losses)
+    for p, gradient in zip(head.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
 
 
 def test_a_penalty_has_no_loss_per_example() -> None:

@@ -6,12 +6,11 @@ from itertools import combinations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from multitask.gradients.losses import Losses, counts_of
-from multitask.gradients.rows import inner_products, processes
+from multitask.gradients.rows import Rows
+from multitask.gradients.window import Window
 from multitask.lightning.module import MultiLossModule
 from multitask.lightning.probing import unobtrusive
 from multitask.step import StepResult
@@ -128,25 +127,20 @@ def probe(module: MultiLossModule, batch: Any) -> tuple[Tensor, Tensor | None, l
         ``[k]``, or ``None``; and the indices of these losses. ``None`` if no loss is labelled or nothing is shared.
     """
     combiner, step = module.weighting, module.step
+    if step.ownership.kept is not None:
+        raise ValueError("rows outside of a step are not sharded; leave callbacks.conflict out.")
+    window = Window(Rows(), step.ownership)
     with unobtrusive(module, train=True), torch.enable_grad():
-        by_name, counts = module.named_losses(batch)
-        losses = Losses(by_name)
-        labelled = torch.tensor(counts_of(counts, losses), dtype=torch.float64)
-        rows, shared = step.rows_of(losses)
-    values = losses.values[0].where(labelled.to(losses.values) > 0, 0.0)
-    if processes() > 1:
-        total = labelled.to(rows.device)
-        dist.all_reduce(total)
-        part = (labelled.to(rows.device) / total.clamp(min=_TINY)).to(rows)
-        rows, values, labelled = rows * part[:, None], values * part, total
-        dist.all_reduce(rows)
-        dist.all_reduce(values)
-    present = (labelled > 0).nonzero().flatten().tolist()
-    if not present or not shared:
+        losses, counts = module.named_losses(batch)
+        window.add(step.begin(losses), counts, last=True)
+    window.close()
+    present = window.present
+    if not present or not window.shares:
         return None
-    rows, leaf = rows[present], values[present].requires_grad_()
+    gramian = window.gradients(None).gramian()
     if not isinstance(combiner, Scalarization):
-        return inner_products(rows, rows), None, present
+        return gramian, None, present
+    leaf = window.losses[0, present].requires_grad_()
     with step.as_present(present), torch.enable_grad():
         (weights,) = torch.autograd.grad(combiner(leaf), leaf)
-    return inner_products(rows, rows), weights, present
+    return gramian, weights, present

@@ -15,15 +15,16 @@ ENGINES: dict[str, type[Engine]] = {
 }
 
 
-def make_engine(engine: str | Engine, memory: str = "rows") -> Engine:
+def make_engine(engine: str | Engine, memory: str = "rows", sharded: bool = False) -> Engine:
     """Return an engine.
 
     Args:
         engine: An engine, or a key of ``ENGINES``.
         memory: ``rows``, ``stream`` for the engine without rows, or ``auto`` to choose by free memory.
+        sharded: Whether parameters are sharded, so that only rows remain of an engine.
 
     Raises:
-        ValueError: If a name is unknown, or an engine is given for ``stream`` or ``auto``.
+        ValueError: If a name is unknown, an engine is given for ``stream`` or ``auto``, or it has others than rows.
     """
     if memory in ("stream", "auto"):
         if engine != "auto":
@@ -33,8 +34,11 @@ def make_engine(engine: str | Engine, memory: str = "rows") -> Engine:
         return Streamed() if memory == "stream" else AutoMemory()
     if memory != "rows":
         raise ValueError(f"memory={memory} is unknown; choose rows, stream or auto.")
-    if isinstance(engine, Engine):
-        return engine
-    if engine not in ENGINES:
+    if isinstance(engine, str) and engine not in ENGINES:
         raise ValueError(f"engine={engine} is unknown; choose one of {', '.join(ENGINES)}.")
-    return ENGINES[engine]()
+    made = engine if isinstance(engine, Engine) else ENGINES[engine]()
+    if sharded and (engine == "layerwise" or isinstance(made, Features)):
+        raise ValueError(
+            f"sharded parameters have rows alone, and weighting.engine={engine} has others; take auto."
+        )
+    return made

@@ -1,43 +1,28 @@
 """Checks whether losses are finite."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 
-class FiniteLosses:
-    """Checks whether losses are finite, and waits for the device only in :meth:`check`.
+def finite_check(losses: Tensor, tasks: Sequence[str], step: int) -> Callable[[], None]:
+    """Return a check of losses, ``[k]``, that raises :func:`not_finite`; on CUDA, only the check waits for them."""
+    losses = losses.detach()
+    finite, arrived = losses.isfinite().all(), None
+    if finite.is_cuda:
+        # A copy into pinned memory is asynchronous.
+        finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
 
-    Args:
-        losses: Shape ``[k]``.
-        tasks: The names of the tasks.
-        step: The number of the step.
-    """
+    def check() -> None:
+        if arrived is not None:
+            arrived.synchronize()
+        if not finite:
+            raise not_finite(losses, tasks, step)
 
-    def __init__(self, losses: Tensor, tasks: Sequence[str], step: int) -> None:
-        self._losses = losses.detach()
-        self._tasks = tasks
-        self._step = step
-        self._finite = self._losses.isfinite().all()
-        self._arrived: torch.cuda.Event | None = None
-        if self._finite.is_cuda:
-            # A copy into pinned memory is asynchronous.
-            pinned = torch.empty((), dtype=torch.bool, pin_memory=True)
-            self._finite = pinned.copy_(self._finite, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def check(self) -> None:
-        """Raise an error that names task and step if a loss is not finite.
-
-        Raises:
-            FloatingPointError: If so.
-        """
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        if not self._finite:
-            raise not_finite(self._losses, self._tasks, self._step)
+    return check
 
 
 def not_finite(losses: Tensor, tasks: Sequence[str], step: int) -> FloatingPointError:

@@ -21,12 +21,13 @@ def mean_over_processes(losses: Tensor, counts: Sequence[float]) -> tuple[Tensor
         losses: This process's mean losses, ``[m]``.
         counts: The number of elements that each is a mean over on this process, ``[m]``.
     """
-    own = torch.tensor(counts).to(losses)
+    own = losses.new_tensor(counts)
     totals = torch.stack([losses.detach().where(own > 0, 0.0) * own, own])
     dist.all_reduce(totals)
     whole = totals[1].clamp(min=torch.finfo(totals.dtype).tiny)
     local = losses.where(own > 0, 0.0) * (own * dist.get_world_size() / whole)
-    return local + (totals[0] / whole - local).detach(), totals[1].tolist()
+    mean = local + (totals[0] / whole - local).detach()
+    return mean.requires_grad_(), totals[1].tolist()  # without labels, this process has no graph
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

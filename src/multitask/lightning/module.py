@@ -426,7 +426,7 @@ class MultiLossModule(MeasuredModule):
         if not self.automatic_optimization:
             if self._keys.clips:
                 self._keys.clip(self, optimizer)
-        elif self.step.is_open:
+        elif self.step.evaluated is not None:
             self.step.check()
             self._mark = self.now()
 
@@ -435,7 +435,7 @@ class MultiLossModule(MeasuredModule):
 
         This is one step of the weighting, however often the optimizer evaluates the losses.
         """
-        self.step.discard()
+        self.step.evaluated = None
         if not self.automatic_optimization:
             super().optimizer_step(*args, **kwargs)
             return
@@ -443,7 +443,7 @@ class MultiLossModule(MeasuredModule):
         scale = scaler.get_scale() if scaler else 0.0
         super().optimizer_step(*args, **kwargs)
         self._spent("optimizer", self._mark)
-        if self.step.is_open:
+        if self.step.evaluated is not None:
             self._result = self.step.close()
         # A scaler that lowers its scale has skipped the step because of an overflow.
         skipped = scaler is not None and scaler.get_scale() < scale

@@ -21,7 +21,7 @@ from multitask.run.weighting import build_weighting
 from multitask.task.penalty import Penalty
 from multitask.task.task import Task
 from multitask.task.terms import Term
-from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, check_streamed
+from multitask.weighting.base import Combiner, JacobianMethod, Scalarization, check_kept
 
 # Keys of the weighting group that are for the module, not for the combiner's constructor.
 _FOR_MODULE = ("learning_rate", "engine", "memory", "heads")
@@ -162,7 +162,7 @@ def _check_engine(
 def _check_streamed(config: DictConfig, weighting: Combiner, engine: str, memory: str) -> None:
     """Refuse what needs the rows that ``weighting.memory=stream`` does not keep, and ``auto`` may not keep."""
     try:
-        check_streamed(weighting, f"weighting={config.method}", memory)
+        check_kept(weighting, memory, name=f"weighting={config.method}")
         make_engine(engine, memory)
     except ValueError as error:
         raise ConfigError(str(error)) from error

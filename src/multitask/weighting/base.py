@@ -196,47 +196,42 @@ class WeightedMethod(JacobianMethod):
         """Return the weight of each row, shape ``[k]``; arguments as for :meth:`combine`."""
 
 
-def check_streamed(weighting: Combiner, name: str | None = None, memory: str = "stream") -> None:
-    """Refuse a combiner that needs more than the Gramian of the tasks' gradients, where no rows are kept.
+def check_kept(weighting: Combiner, memory: str, sharded: bool = False, name: str | None = None) -> None:
+    """Refuse a combiner that needs more than what is kept of the Jacobian.
 
-    ``name`` is the combiner's in the error, by default its class; ``memory`` is ``stream``, or ``auto``, which keeps
-    rows if they fit.
+    Args:
+        weighting: The combiner.
+        memory: ``rows``; ``stream``, which keeps no rows; or ``auto``, which keeps rows if they fit.
+        sharded: Whether each process keeps only the columns of its shards.
+        name: The combiner's name in the error, by default its class.
 
     Raises:
         ValueError: Naming the key.
     """
+    name, why = name or type(weighting).__name__, ""
     if not isinstance(weighting, JacobianMethod):
         why = "is a scalarization and has no rows to keep"
     elif weighting.rows == "example":
         why = "has a row per example, all of which it compares at once"
     elif weighting.of_parameters or weighting.reads_jacobian:
         why = "reads the rows themselves"
-    else:
-        return
-    where = " where rows would not fit" if memory == "auto" else ""
-    raise ValueError(
-        f"weighting.memory={memory} keeps no row of the Jacobian{where}, and {name or type(weighting).__name__} "
-        f"{why}; set weighting.memory=rows."
-    )
-
-
-def check_sharded(method: JacobianMethod, memory: str) -> None:
-    """Refuse what needs more than the rows of each process's shards.
-
-    Raises:
-        ValueError: Naming the key.
-    """
-    if memory != "rows":
-        raise ValueError("sharded parameters have rows of their shards alone; set weighting.memory=rows.")
-    if method.rows == "example":
+    if memory != "rows" and why:
+        where = " where rows would not fit" if memory == "auto" else ""
         raise ValueError(
-            f"{type(method).__name__} weighs all examples of a batch, and with sharded parameters no process has "
-            "them all; choose another weighting."
+            f"weighting.memory={memory} keeps no row of the Jacobian{where}, and {name} {why}; set "
+            "weighting.memory=rows."
         )
-    if method.remembers_rows:
+    if sharded and memory != "rows":
+        raise ValueError("sharded parameters have rows of their shards alone; set weighting.memory=rows.")
+    if sharded and isinstance(weighting, JacobianMethod) and weighting.rows == "example":
         raise ValueError(
-            f"{type(method).__name__} remembers a gradient of each task, of which a checkpoint keeps no shards; "
-            "choose another weighting, or trainer=ddp."
+            f"{name} weighs all examples of a batch, and with sharded parameters no process has them all; choose "
+            "another weighting."
+        )
+    if sharded and isinstance(weighting, JacobianMethod) and weighting.remembers_rows:
+        raise ValueError(
+            f"{name} remembers a gradient of each task, of which a checkpoint keeps no shards; choose another "
+            "weighting, or trainer=ddp."
         )
 
 

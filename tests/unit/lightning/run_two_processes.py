@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from multitask.callbacks.conflict import probe
 from tests.unit.lightning.test_own_module import (
     BATCH,
     WEIGHTINGS,
@@ -68,7 +69,17 @@ def train(case: str, processes: int) -> tuple[dict[str, Tensor], dict[str, float
     )
 
 
+def probed(rank: int = 0, processes: int = 1) -> tuple[Tensor, Tensor | None, list[int]] | None:
+    """Probe a batch, of which only the even examples have the second loss, and none the third."""
+    values = data(4 * BATCH)
+    values["t1"][1::2] = torch.nan
+    values["t2"][:] = torch.nan
+    module = Small(combiner("gls"), absent=True, counted=True)
+    return probe(module, {key: v[rank::processes] for key, v in values.items()})
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    found = {case: train(case, 2) for case in CASES}
+    found: dict[str, Any] = {case: train(case, 2) for case in CASES}
+    found["probe"] = probed(dist.get_rank(), 2)
     torch.save(found, f"{sys.argv[1]}.{dist.get_rank()}")

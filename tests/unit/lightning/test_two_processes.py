@@ -1,8 +1,9 @@
 """A user module trains on two processes with half the batch each as on one with the whole batch."""
 
 import pytest
+import torch
 
-from tests.unit.lightning.run_two_processes import CASES, train
+from tests.unit.lightning.run_two_processes import CASES, probed, train
 from tests.unit.lightning.test_own_module import assert_bits, assert_close
 from tests.unit.two_processes import found_by
 
@@ -24,3 +25,10 @@ def test_two_processes_equal_one(two_processes: list[dict], case: str) -> None:
         assert_close(first, expected)
         assert logged == pytest.approx(logged_by_one, rel=1e-6)
     assert logged == logged_by_second
+
+
+def test_two_processes_probe_as_one(two_processes: list[dict]) -> None:
+    gramian, weights, present = probed()  # type: ignore[misc]
+    assert present == [0, 1]
+    for found in two_processes:
+        torch.testing.assert_close(found["probe"], (gramian, weights, present))

@@ -77,7 +77,7 @@ class Losses:
         seeds = torch.ones_like(self.values).flatten()
         if self.scale is not None:
             seeds = seeds * self.scale.to(seeds)
-        return seeds if self.factors is None else seeds * torch.tensor(self.factors).to(seeds)
+        return seeds if self.factors is None else seeds * seeds.new_tensor(self.factors)
 
     @cached_property
     def _each(self) -> Sequence[Tensor]:

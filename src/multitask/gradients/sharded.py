@@ -79,7 +79,7 @@ class Shards:
             ValueError: If losses reach other parameters than on another process, which would wait for them forever.
         """
         mark = zlib.crc32(repr(reached).encode()) % 2**20  # the sum of squares over processes is exact
-        own = torch.tensor(counts).to(losses.values)
+        own = losses.values.new_tensor(counts)
         sums = losses.values.where(own.view_as(losses.values) > 0, 0.0).flatten() * own
         known = torch.tensor([*counts, mark, mark**2], dtype=torch.float64, device=sums.device)
         message = torch.cat([known, sums.double()])

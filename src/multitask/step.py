@@ -338,14 +338,11 @@ class Step:
         start = self.now()
         try:
             with _as_computed(self._device):
-                if self._constant is None:
-                    window.add(parsed, counts, last)
-                elif one_count:
-                    window.add_weighted(parsed, counts, last, self._constant)  # type: ignore[arg-type]
-                else:
+                if self._constant is not None and not one_count:
                     raise ValueError(
                         "counts must be one number for all losses, or one per loss, throughout a step."
                     )
+                window.add(parsed, counts, last, self._constant)
         except BaseException:
             self._clear()  # or the next step would count this one's micro-batches
             raise

@@ -75,14 +75,22 @@ class Window:
         parts, m = self.losses.shape
         return [part * m + i for part in range(parts) for i in self.present]
 
-    def add(self, losses: Losses, counts: Counts, last: bool) -> None:
+    def add(self, losses: Losses, counts: Counts, last: bool, weights: Tensor | None = None) -> None:
         """Add a micro-batch; the last one also synchronizes the processes.
+
+        Given the weights of losses that all have one count, ``[m]``, one pass of the weighted losses suffices: row 0 of
+        ``own`` gets the gradients of all parameters.
 
         Raises:
             ValueError: If losses of examples, or those of an engine other than ``rows``, come in several micro-batches
                 or on several processes, or if the number of losses changed.
         """
-        graph, of_batch, weights, alone = self._look(losses, counts, last)
+        graph, of_batch, shares, alone = self._look(losses, counts, last)
+        if weights is not None:
+            leaves = [leaf for leaf, _ in self._ownership.leaves] if shares[0] > 0 else []
+            pulls = self._pulls(losses, graph)
+            self.own.add(0, leaves, pulls.gradients_from(0, losses.combination(weights), leaves), shares[0])
+            return
         if losses.of_examples and not alone:
             raise ValueError("losses of single examples need the whole batch in one call on one process.")
         if self._engine.memory != "rows" and not alone:
@@ -102,21 +110,9 @@ class Window:
         if not alone:
             self._engine.lay_out(shared, self.own.take(shared))
         factors = self._factors if shared else None
-        self._engine.add(MicroBatch(pulls, shared, weights, factors, self.wanted, alone))
+        self._engine.add(MicroBatch(pulls, shared, shares, factors, self.wanted, alone))
         for row, gradients in pulls.own.items():
-            self.own.add(row, pulls.parameters[row % losses.m], gradients, weights[row])
-
-    def add_weighted(self, losses: Losses, counts: float | None, last: bool, weights: Tensor) -> None:
-        """Add a micro-batch, whose losses all have one count, by one backward pass of the weighted losses.
-
-        Row 0 of ``own`` gets the gradients of all parameters.
-        """
-        graph, _, (weight, *_), _ = self._look(losses, counts, last)
-        leaves = [leaf for leaf, _ in self._ownership.leaves]
-        if weight > 0:
-            pulls = self._pulls(losses, graph)
-            roots = losses.combination(weights)
-            self.own.add(0, leaves, pulls.gradients_from(0, roots, leaves), weight)
+            self.own.add(row, pulls.parameters[row % losses.m], gradients, shares[row])
 
     def _look(
         self, losses: Losses, counts: Counts, last: bool

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from multitask.gradients.graph import Node
-from multitask.gradients.losses import Inputs, Pulls, gradients_at
+from multitask.gradients.losses import Pulls, gradients_at
 from multitask.gradients.taps import Gatherer, Tap
 
 # For fewer rows, vmap costs as much as it saves; on a CPU, starting an operation takes less time.
@@ -107,10 +107,7 @@ def pull(
     reached: list[bool] = []
 
     def pull_one(*row: Tensor) -> list[Tensor]:
-        def pull(inputs: Inputs) -> Sequence[Tensor | None]:
-            return torch.autograd.grad(edges, inputs, row, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
-
-        found = tap.listen(pull)
+        found = tap.listen(partial(gradients_at, edges, row, retain_graph=True))
         reached[:] = [gradient is not None for gradient in found]
         return [gradient for gradient in found if gradient is not None]
 

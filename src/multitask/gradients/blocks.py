@@ -22,12 +22,11 @@ class ProductBlock(StoredGradients):
     def __init__(self, operand: Operand, gradients: Tensor, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self.operand = operand
-        self.k = len(gradients)
-        self._gradients = gradients
+        self.gradients = gradients
 
     def gramian(self) -> Tensor:
         """Return ``⟨D_i, (A Aᵀ + 1 1ᵀ) D_j⟩``."""
-        return self.operand.gramian(self._gradients, 1.0 if len(self.parameters) > 1 else 0.0)
+        return self.operand.gramian(self.gradients, 1.0 if len(self.parameters) > 1 else 0.0)
 
     def combine(self, weights: Tensor) -> None:
         """Add ``(Σ w_i D_i)ᵀ A`` and ``(Σ w_i D_i)ᵀ 1``."""
@@ -35,15 +34,12 @@ class ProductBlock(StoredGradients):
 
     def combined(self, weights: Tensor) -> list[Tensor]:
         """Return the combination of the rows, one tensor per parameter."""
-        D = (weights.to(self._gradients) @ self._gradients.flatten(1)).view(self._gradients.shape[1:])
+        D = (weights.to(self.gradients) @ self.gradients.flatten(1)).view(self.gradients.shape[1:])
         return self.operand.gradients(D, self.parameters)
 
-    def formed(self) -> list[Tensor]:
-        """Form the rows, ``[k, *shape]`` per parameter."""
-        return self.operand.gradients(self._gradients, self.parameters)
-
     def jacobian(self) -> Tensor:
-        return torch.cat([rows.flatten(1) for rows in self.formed()], 1)
+        each = self.operand.gradients(self.gradients, self.parameters)
+        return torch.cat([rows.flatten(1) for rows in each], 1)
 
 
 class BlockGradients(StoredGradients):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from multitask.gradients.blocks import BlockGradients, ProductBlock
 from multitask.gradients.factors import Factors, Layer, is_cheaper
-from multitask.gradients.rows import StoredGradients, _all_gather, add_to_gradients, processes, row_like
+from multitask.gradients.rows import _all_gather, add_to_gradients, processes, row_like
 
 
 class Exchange:
@@ -38,8 +38,8 @@ class Exchange:
         message = [(0, 0)] * len(parameters)
         for place, p in enumerate(parameters):
             if p in layers:
-                before = None if p not in kept else kept[p].operand
-                entries = len(layers[p].operand.stored) + (0 if before is None else len(before.stored))
+                before = len(kept[p].operand.stored) if p in kept else 0
+                entries = before + len(layers[p].operand.stored)
                 message[place] = _kind(layers[p], like), entries
         here = torch.tensor(message, dtype=torch.float64).to(like.device)
         there = here.new_empty(processes() * len(here), 2)
@@ -57,8 +57,7 @@ class Exchange:
         """Exchange the factors of some rows, the same on every process."""
         rank, count = dist.get_rank(), processes()
         # In the order of the parameters, since processes may meet layers in different orders.
-        each = ((p, kept[p].operand, kept[p].chosen(rows)) for p in self.weights)
-        local = [(p, operand, D) for p, operand, D in each if operand is not None]
+        local = [(p, kept[p].operand, kept[p].chosen(rows)) for p in self.weights]
         like = local[0][2]
         outgoing = [
             piece.to(like.dtype).flatten()
@@ -93,16 +92,14 @@ class Exchange:
         return ExchangedProducts(blocks, [p for block in blocks for p in block.parameters])
 
 
-class ExchangedProducts(StoredGradients):
+class ExchangedProducts(BlockGradients):
     """Products over all processes' positions; each process has the ``blocks`` of columns of some units."""
 
-    def __init__(self, blocks: Sequence[ProductBlock], parameters: Sequence[Tensor]) -> None:
-        super().__init__(parameters)
-        self._blocks = blocks
+    _blocks: Sequence[ProductBlock]
 
     def gramian(self) -> Tensor:
         """Return ``J Jᵀ``: the Gramians of the processes' columns add up."""
-        gramian = BlockGradients(self._blocks, self.parameters).gramian()
+        gramian = super().gramian()
         dist.all_reduce(gramian)
         return gramian
 
@@ -111,7 +108,7 @@ class ExchangedProducts(StoredGradients):
 
     def jacobian(self) -> Tensor:
         """Form and gather every row, shape ``[k, n]``."""
-        each = torch.eye(self._blocks[0].k, device=self.parameters[0].device)
+        each = torch.eye(len(self._blocks[0].gradients), device=self.parameters[0].device)
         return torch.stack([torch.cat([g.flatten() for g in self._gathered(one)]) for one in each])
 
     def _gathered(self, weights: Tensor) -> list[Tensor]:

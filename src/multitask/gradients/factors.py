@@ -1,17 +1,15 @@
 """Factors of one weight's rows: inputs and output gradients of its operation, over micro-batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from multitask.gradients.blocks import ProductBlock
 from multitask.gradients.graph import Node
 from multitask.gradients.kernels import entries
 from multitask.gradients.operands import Operand
-from multitask.gradients.rows import RowGradients, StoredGradients, multiplied, numbers
-from multitask.gradients.taps import Place
+from multitask.gradients.rows import multiplied
 
 # The cost of writing, copying and reading a number, and of sending one, in multiplications of a matrix product.
 _MEMORY, _SENT = 10, 100
@@ -30,45 +28,65 @@ class Factors:
     """The factors ``D_i`` and ``A`` of k rows ``D_iᵀ A``, concatenated over micro-batches.
 
     Args:
+        operand: The operation in the first micro-batch.
         parameters: The weight and the bias, if any.
         memory: For the output gradients, from an earlier step.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], memory: Tensor | None = None) -> None:
+    def __init__(self, operand: Operand, parameters: Sequence[Tensor], memory: Tensor | None = None) -> None:
         self.parameters = parameters
-        self.operand: Operand | None = None
+        self.operand = operand
         """``A`` of all micro-batches so far."""
+        self.positions = 0
+        """The number of positions so far."""
         self.memory = memory
         """Memory of the output gradients, ``[k, positions or more, q]``; those of a single batch may lie elsewhere."""
+
+    def begin(self, operand: Operand, weights: Sequence[float], like: Tensor, alone: bool) -> None:
+        """Begin a micro-batch with its operation; ``like`` has the output gradients' dtype and device.
+
+        ``weights`` and ``alone`` are those of its :class:`MicroBatch`.
+        """
+        self._added, self._weights, self._like, self._alone = operand, weights, like, alone
         self._single: Tensor | None = None
+        self._room: Tensor | None = None
+        self._missing = set(range(len(weights)))
 
-    @property
-    def positions(self) -> int:
-        """The number of positions so far."""
-        return 0 if self.operand is None else self.operand.positions
+    def take(self, rows: Sequence[int], gradients: Tensor) -> Mapping[Tensor, Tensor]:
+        """Keep output gradients; see :data:`Place`."""
+        D = self._added.matrix(gradients)
+        if self._alone and 1 < len(D) == len(self._weights):
+            self._single = D
+        else:
+            room = self._new_room()
+            for row, of_row in zip(rows, D, strict=True):
+                room[row].copy_(of_row)
+        self._missing -= set(rows)
+        return {}
 
-    def goes_with(self, operand: Operand, parameters: Sequence[Tensor]) -> bool:
-        """Return whether an operation's positions can be appended."""
-        same = [id(p) for p in parameters] == [id(p) for p in self.parameters]
-        return same and (self.operand is None or self.operand.kind == operand.kind)
+    def end(self, factors: Sequence[float] | None) -> None:
+        """Add the micro-batch, and multiply the sums by ``factors``, which only the last one of several processes has.
 
-    def room(self, k: int, operand: Operand, like: Tensor) -> Tensor:
-        """Return memory for the output gradients of another operand, with arbitrary content."""
-        old, before = self.memory, self.positions
-        end, q = before + operand.positions, operand.q
-        known = None if old is None else (old.shape[0], old.shape[2], old.dtype, old.device)
-        if old is None or known != (k, q, like.dtype, like.device) or old.shape[1] < end:
-            self.memory = like.new_empty(k, end, q)
-            if old is not None and before:
-                self.memory[:, :before] = old[:, :before]
-        assert self.memory is not None
-        return self.memory[:, before:end]
-
-    def append(self, operand: Operand, gradients: Tensor | None = None) -> None:
-        """Add a micro-batch, with its gradients if they do not lie in the :meth:`room`."""
-        if self.operand is not None:
-            operand = operand.on(torch.cat([self.operand.stored, operand.stored]))
-        self.operand, self._single = operand, gradients
+        A further micro-batch without a gradient is only added if it was announced to other processes.
+        """
+        stored = self._added.stored
+        if len(self._missing) == len(self._weights):
+            if self.positions and factors is None:
+                return
+            stored = torch.zeros_like(stored)  # no gradient: the inputs may be NaN
+        elif not self._alone:
+            stored = stored.clone()  # an input of the network may be overwritten before the step ends
+        if self._single is None:
+            room = self._new_room()
+            for row in self._missing:
+                room[row] = 0.0
+            multiplied(room, self._weights)
+        if self.positions:
+            stored = torch.cat([self.operand.stored, stored])
+        self.operand = self._added = self._added.on(stored)
+        self.positions = self.operand.positions
+        if factors is not None:
+            multiplied(self.gradients, factors)
 
     @property
     def gradients(self) -> Tensor:
@@ -78,12 +96,6 @@ class Factors:
         assert self.memory is not None
         return self.memory[:, : self.positions]
 
-    def block(self, rows: Sequence[int], factors: Sequence[float], like: Tensor) -> StoredGradients:
-        """Return some rows, each times a factor; without an operand, zeros like ``like``."""
-        if self.operand is None:
-            return RowGradients(like.new_zeros(len(rows), numbers(self.parameters)), self.parameters)
-        return ProductBlock(self.operand, multiplied(self.chosen(rows), factors), self.parameters)
-
     def chosen(self, rows: Sequence[int]) -> Tensor:
         """Return the output gradients of some rows."""
         D = self.gradients
@@ -91,67 +103,23 @@ class Factors:
 
     def formed(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield row, parameter and gradient of all rows."""
-        if self.operand is not None:
-            rows = range(len(self.gradients))
-            each = ProductBlock(self.operand, self.chosen(rows), self.parameters).formed()
-            for parameter, of_parameter in zip(self.parameters, each, strict=True):
-                for row, gradient in zip(rows, of_parameter, strict=True):
-                    yield row, parameter, gradient
+        each = self.operand.gradients(self.gradients.contiguous(), self.parameters)
+        for parameter, rows in zip(self.parameters, each, strict=True):
+            for row, gradient in enumerate(rows):
+                yield row, parameter, gradient
 
-
-class Kept(Place):
-    """An operation whose output gradients are kept.
-
-    Args:
-        operand: The operation.
-        factors: Where they are kept.
-        weights: The weight of the micro-batch in the sum of each row.
-        like: A tensor of their dtype and device.
-        alone: Whether the micro-batch is the whole step, so that nothing has to be copied.
-    """
-
-    def __init__(
-        self, operand: Operand, factors: Factors, weights: Sequence[float], like: Tensor, alone: bool
-    ) -> None:
-        self._operand = operand
-        self._factors = factors
-        self._weights = weights
-        self._like = like
-        self._alone = alone
-        self._room: Tensor | None = None
-        self._single: Tensor | None = None
-        self._missing = set(range(len(weights)))
-
-    def take(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
-        """Keep the gradients of rows, whose parameters' rows are not formed."""
-        D = self._operand.matrix(gradients)
-        if self._alone and 1 < len(D) == len(self._weights):
-            self._single = D
-        else:
-            for row, of_row in zip(rows, D, strict=True):
-                self._get_room()[row].copy_(of_row)
-        self._missing -= set(rows)
-        return []
-
-    def end(self, announced: bool) -> None:
-        """Add the micro-batch to the factors; without a gradient, only if it was ``announced`` to other processes."""
-        stored = self._operand.stored
-        if len(self._missing) == len(self._weights):
-            if not announced:
-                return
-            stored = torch.zeros_like(stored)  # no gradient: the inputs may be NaN
-        elif not self._alone:
-            stored = stored.clone()  # an input of the network may be overwritten before the step ends
-        if self._single is None:
-            room = self._get_room()
-            for row in self._missing:
-                room[row] = 0.0
-            multiplied(room, self._weights)
-        self._factors.append(self._operand.on(stored), self._single)
-
-    def _get_room(self) -> Tensor:
+    def _new_room(self) -> Tensor:
+        """Return memory for the output gradients of the micro-batch, at first with arbitrary content."""
         if self._room is None:
-            self._room = self._factors.room(len(self._weights), self._operand, self._like)
+            old, before, k, q = self.memory, self.positions, len(self._weights), self._added.q
+            end = before + self._added.positions
+            known = None if old is None else (old.shape[0], old.shape[2], old.dtype, old.device)
+            if old is None or known != (k, q, self._like.dtype, self._like.device) or old.shape[1] < end:
+                self.memory = self._like.new_empty(k, end, q)
+                if old is not None and before:
+                    self.memory[:, :before] = old[:, :before]
+            assert self.memory is not None
+            self._room = self.memory[:, before:end]
         return self._room
 
 

@@ -6,19 +6,20 @@ are fewer than the weight is wide, each backward pass skips its larger half.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
 from multitask.gradients.affine import is_bias
 from multitask.gradients.batched import pull, stacked
-from multitask.gradients.blocks import BlockGradients
+from multitask.gradients.blocks import BlockGradients, ProductBlock
 from multitask.gradients.examples import rows_of_examples
 from multitask.gradients.exchange import Exchange
-from multitask.gradients.factors import Factors, Kept, Layer, is_cheaper
+from multitask.gradients.factors import Factors, Layer, is_cheaper
 from multitask.gradients.losses import Pulls
 from multitask.gradients.operands import OPERATIONS, operand_of
 from multitask.gradients.rows import Rows, StoredGradients, multiplied, row_like
-from multitask.gradients.taps import Formed, Gatherer, Tap, TappedPulls
+from multitask.gradients.taps import Gatherer, Place, Tap, TappedPulls, form
 from multitask.gradients.task_gradients import MicroBatch
 from multitask.gradients.uses import sole_uses
 
@@ -73,8 +74,9 @@ class Layerwise(Rows):
         if self._exchange is not None:
             blocks.append(self._exchange.products(self._kept, rows))
         else:
-            like = row_like(self._order)
-            blocks += [found.block(rows, factors, like) for found in self._kept.values()]
+            for found in self._kept.values():
+                D = multiplied(found.chosen(rows), factors)
+                blocks.append(ProductBlock(found.operand, D, found.parameters))
         return BlockGradients(blocks, self._order)
 
     def add(self, batch: MicroBatch) -> None:
@@ -116,17 +118,16 @@ class Layerwise(Rows):
         apart |= {p for layer in formed.values() for p in layer.parameters}
         for p, layer in kept.items():
             if p not in self._kept:
-                self._kept[p] = Factors(layer.parameters, self._memory.pop(p, None))
-        keeping = [Kept(layer.operand, self._kept[p], weights, like, alone) for p, layer in kept.items()]
+                self._kept[p] = Factors(layer.operand, layer.parameters, self._memory.pop(p, None))
+            self._kept[p].begin(layer.operand, weights, like, alone)
         with Tap([layer.node for layer in tapped], [p for p in parameters if p not in apart]).open() as tap:
             found = None if together is None else pull(tap, *together, like.dtype)
-            forming = [self._formed(layer, like, found is None) for layer in formed.values()]
-            sources = TappedPulls(pulls, tap, [*keeping, *forming], found) if tapped else pulls
+            places: list[Place] = [self._kept[p].take for p in kept]
+            places += [self._forming(layer, like, found is None) for layer in formed.values()]
+            sources = TappedPulls(pulls, tap, places, found) if tapped else pulls
             super().add(batch._replace(pulls=sources, parameters=rest, factors=factors if rest else None))
-        for place in keeping:
-            place.end(factors is not None)
-        for held in self._kept.values() if factors is not None else ():
-            multiplied(held.gradients, factors or [])
+        for held in self._kept.values():
+            held.end(factors)
 
     def _look(self, pulls: Pulls, parameters: Sequence[Tensor]) -> tuple[object, ...]:
         # These shapes decide between factors and rows: a resumed run, which remembers nothing, must choose the same.
@@ -137,10 +138,11 @@ class Layerwise(Rows):
     def _is_kept(self, layer: Layer, k: int) -> bool:
         """Return whether a layer, which must have no rows in this step so far, gets factors."""
         operand, (weight, *_) = layer.operand, layer.parameters
-        before = self._kept.get(weight)
-        positions = operand.positions
+        before, positions = self._kept.get(weight), operand.positions
         if before is not None:
-            if not before.goes_with(operand, layer.parameters):
+            # Their positions can only be appended to those of the same operation.
+            same = [*map(id, before.parameters)] == [*map(id, layer.parameters)]
+            if not same or before.operand.kind != operand.kind:
                 return False
             positions += before.positions
         elif self._begun and not set(self._parameters).isdisjoint(layer.parameters):
@@ -152,27 +154,22 @@ class Layerwise(Rows):
         for weight in [p for p in self._kept if p not in kept]:
             yield from self._kept.pop(weight).formed()
 
-    def _formed(self, layer: Layer, like: Tensor, one_by_one: bool) -> Formed:
-        inputs = None
+    def _forming(self, layer: Layer, like: Tensor, one_by_one: bool) -> Place:
+        operand, inputs = layer.operand, None
         if one_by_one:
-            operand = layer.operand
             # Allocating memory in each step takes longer than filling it.
-            memory = self._gather.buffer(
-                ("inputs", id(layer.parameters[0])), (operand.positions, operand.p), like
-            )
-            inputs = operand.inputs(like.dtype, memory)
-        return Formed(layer.operand, layer.parameters, inputs)
+            name, shape = ("inputs", id(layer.parameters[0])), (operand.positions, operand.p)
+            inputs = operand.inputs(like.dtype, self._gather.buffer(name, shape, like))
+        return partial(form, operand, layer.parameters, inputs)
 
 
 def _layers(pulls: Pulls, parameters: Sequence[Tensor]) -> dict[Tensor, Layer]:
     """Return the layers that can have factors, by weight."""
-    uses = zip(parameters, sole_uses(pulls.graph, parameters), strict=True)
-    known = {p: use for p, use in uses if use is not None}
-    each = {p: operand_of(use, p.shape) for p, use in known.items()}
-    operands = {p: operand for p, operand in each.items() if operand is not None}
-    nodes = {known[p].node for p in operands}
-    biases = {use.node: [p] for p, use in known.items() if use.node in nodes and is_bias(use, p.shape)}
+    each = zip(parameters, sole_uses(pulls.graph, parameters), strict=True)
+    uses = [(p, use) for p, use in each if use is not None]
+    biases = {use.node: [p] for p, use in uses if is_bias(use, p.shape)}
     return {
-        p: Layer(operand, known[p].node, [p, *biases.get(known[p].node, [])])
-        for p, operand in operands.items()
+        p: Layer(operand, use.node, [p, *biases.get(use.node, [])])
+        for p, use in uses
+        if (operand := operand_of(use, p.shape)) is not None
     }

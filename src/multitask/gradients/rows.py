@@ -234,18 +234,15 @@ def _separate_rows(pulls: Pulls, parameters: Sequence[Tensor]) -> list[list[Tens
         [g if g is None or not g._version else g.clone() for g in pulls.pull(row, parameters)]
         for row in pulls.rows
     ]
+    if any(g is not None and g._version for gradients in rows for g in gradients):
+        raise RuntimeError(
+            "a hook changed in place what it had returned for another loss; return a new tensor from it."
+        )
     own = {g.data_ptr() for of_row in pulls.own.values() for g in of_row if g is not None and not g.is_sparse}
-    for gradients in rows:
-        for place, gradient in enumerate(gradients):
-            if gradient is None:
-                continue
-            if gradient._version:
-                raise RuntimeError(
-                    "a hook changed in place what it had returned for another loss; return a new tensor from it."
-                )
-            if not gradient.is_sparse and gradient.data_ptr() in own:
-                gradients[place] = gradient.clone()
-    return rows
+    return [
+        [g if g is None or g.is_sparse or g.data_ptr() not in own else g.clone() for g in gradients]
+        for gradients in rows
+    ]
 
 
 def processes() -> int:

@@ -1,9 +1,7 @@
 """Backward passes to operations, from whose output gradients the gradients of their parameters are formed."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
@@ -80,29 +78,21 @@ class Gatherer:
         return old
 
 
-class Place(ABC):
-    """Receives the gradients that arrive at an operation, and returns those of some of its parameters."""
-
-    parameters: Sequence[Tensor] = ()
-
-    @abstractmethod
-    def take(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
-        """Return rows of each parameter, given their gradients at the operation, ``[k, *output]``."""
+Place = Callable[[Sequence[int], Tensor], Mapping[Tensor, Tensor]]
+"""Takes rows and their gradients at an operation, ``[k, *output]``, and returns those of some of its parameters."""
 
 
-@dataclass
-class Formed(Place):
-    """Forms the rows ``D_iᵀ A`` and ``D_iᵀ 1`` of an operation's weight and bias; ``inputs`` may give ``A``."""
-
-    operand: Operand
-    parameters: Sequence[Tensor]
-    inputs: Tensor | None = None
-
-    def take(self, rows: Sequence[int], gradients: Tensor) -> Sequence[Tensor]:
-        """Form rows; see :class:`Place`."""
-        D = self.operand.matrix(gradients)
-        D = D if self.inputs is None else D.to(self.inputs.dtype)
-        return self.operand.gradients(D, self.parameters, self.inputs)
+def form(
+    operand: Operand,
+    parameters: Sequence[Tensor],
+    inputs: Tensor | None,
+    rows: Sequence[int],
+    gradients: Tensor,
+) -> Mapping[Tensor, Tensor]:
+    """Form the rows ``D_iᵀ A`` and ``D_iᵀ 1`` of a weight and bias; ``inputs`` may give ``A``; see :data:`Place`."""
+    D = operand.matrix(gradients)
+    D = D if inputs is None else D.to(inputs.dtype)
+    return dict(zip(parameters, operand.gradients(D, parameters, inputs), strict=True))
 
 
 class TappedPulls(Pulls):
@@ -125,25 +115,27 @@ class TappedPulls(Pulls):
         self._places = places
         self._rows: dict[Tensor, Tensor | None] | None = None
         if found is not None:
-            self._rows = self._by_parameter(found, lambda place, g: place.take(self.rows, g))
+            self._rows = self._by_parameter(found, lambda place, g: place(self.rows, g))
 
     def pull(self, row: int, inputs: Inputs, last: bool | None = None) -> list[Tensor | None]:
         """Return a row's gradients at parameters; see :class:`Pulls`."""
         if self._rows is None:
             found = self._tap.listen(partial(self._pulls.pull, row, last=last))
-            each = self._by_parameter(found, lambda place, g: [p[0] for p in place.take([row], g[None])])
+            each = self._by_parameter(
+                found, lambda place, g: {p: rows[0] for p, rows in place([row], g[None]).items()}
+            )
         else:
             i = self.rows.index(row)
             each = {p: None if rows is None else rows[i] for p, rows in self._rows.items()}
         return [each.get(p) for p in inputs]  # type: ignore[arg-type]
 
     def _by_parameter(
-        self, found: Sequence[Tensor | None], take: Callable[[Place, Tensor], Sequence[Tensor]]
+        self, found: Sequence[Tensor | None], take: Callable[[Place, Tensor], Mapping[Tensor, Tensor]]
     ) -> dict[Tensor, Tensor | None]:
         """Return the gradients of the parameters, given those at operations and leaves."""
         count = len(self._tap.nodes)
         each = dict(zip(self._tap.leaves, found[count:], strict=True))
         for place, gradient in zip(self._places, found[:count], strict=True):
             if gradient is not None:
-                each |= zip(place.parameters, take(place, gradient), strict=True)
+                each |= take(place, gradient)
         return each

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from multitask.gradients import taps
+from multitask.gradients import layerwise
 from multitask.gradients.blocks import BlockGradients, ProductBlock
 from multitask.gradients.examples import ExampleBlock
 from multitask.gradients.layerwise import Layerwise
@@ -562,8 +562,8 @@ def test_convolutions_of_few_channels_are_formed_row_by_row(
 ) -> None:
     """For many positions, and numbers of channels that are not a multiple of sixteen."""
     formed: list[int] = []
-    make = taps.Formed.take
-    monkeypatch.setattr(taps.Formed, "take", lambda *args: formed.append(1) or make(*args))
+    make = layerwise.form
+    monkeypatch.setattr(layerwise, "form", lambda *args: formed.append(1) or make(*args))
     trunk = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1),
         nn.Tanh(),

@@ -57,23 +57,16 @@ class Exchange:
         """Exchange the factors of some rows, the same on every process."""
         rank, count = dist.get_rank(), processes()
         # In the order of the parameters, since processes may meet layers in different orders.
-        local = [(p, kept[p].operand, kept[p].chosen(rows)) for p in self.weights]
-        like = local[0][2]
-        outgoing = [
-            piece.to(like.dtype).flatten()
-            for process in range(count)
-            for _, operand, D in local
-            for piece in (operand.stored, D.tensor_split(count, 2)[process])
-        ]
-        shapes = [
-            shape
-            for process in range(count)
-            for p, operand, D in local
-            for shape in (
-                (self.weights[p][process], *operand.stored.shape[1:]),
-                (len(rows), self.weights[p][process] * operand.each, D.tensor_split(count, 2)[rank].shape[2]),
-            )
-        ]
+        local = [(p, kept[p].operand, kept[p].chosen(rows).tensor_split(count, 2)) for p in self.weights]
+        like = local[0][2][0]
+        outgoing: list[Tensor] = []
+        shapes: list[tuple[int, ...]] = []
+        for process in range(count):
+            for p, operand, D in local:
+                outgoing += [piece.to(like.dtype).flatten() for piece in (operand.stored, D[process])]
+                entries = self.weights[p][process]
+                shapes.append((entries, *operand.stored.shape[1:]))
+                shapes.append((len(rows), entries * operand.each, D[rank].shape[2]))
         sizes = [torch.Size(shape).numel() for shape in shapes]
         per = 2 * len(local)
         incoming = like.new_empty(sum(sizes))
@@ -87,8 +80,8 @@ class Exchange:
         blocks = []
         for place, (p, operand, _) in enumerate(local):
             stored = torch.cat(pieces[2 * place :: per]).to(operand.stored.dtype)
-            D = torch.cat(pieces[2 * place + 1 :: per], 1)
-            blocks.append(ProductBlock(operand.on(stored), D, kept[p].parameters))
+            gradients = torch.cat(pieces[2 * place + 1 :: per], 1)
+            blocks.append(ProductBlock(operand.on(stored), gradients, kept[p].parameters))
         return ExchangedProducts(blocks, [p for block in blocks for p in block.parameters])
 
 
@@ -116,24 +109,19 @@ class ExchangedProducts(BlockGradients):
         count = processes()
         here = [columns for block in self._blocks for columns in block.combined(weights)]
         units = [block.operand.units if p.ndim > 1 else 0 for block in self._blocks for p in block.parameters]
-        shapes = [
-            [piece.shape for piece in p.detach().tensor_split(count, unit)]
-            for p, unit in zip(self.parameters, units, strict=True)
-        ]
-        sizes = [[of_parameter[process].numel() for of_parameter in shapes] for process in range(count)]
+        parts = [p.detach().tensor_split(count, unit) for p, unit in zip(self.parameters, units, strict=True)]
+        sizes = [[part.numel() for part in of_process] for of_process in zip(*parts, strict=True)]
         width = max(map(sum, sizes))
         flat = torch.cat([columns.flatten() for columns in here])
         everyone = flat.new_zeros(count * width)
         _all_gather(everyone, torch.nn.functional.pad(flat, (0, width - len(flat))))
         pieces = [
-            part[: sum(of_process)].split(of_process)
-            for part, of_process in zip(everyone.split(width), sizes, strict=True)
+            of_process[: sum(each)].split(each)
+            for of_process, each in zip(everyone.split(width), sizes, strict=True)
         ]
         return [
-            torch.cat(
-                [pieces[process][place].view(shape) for process, shape in enumerate(of_parameter)], unit
-            )
-            for place, (of_parameter, unit) in enumerate(zip(shapes, units, strict=True))
+            torch.cat([piece.view(part.shape) for piece, part in zip(found, like, strict=True)], unit)
+            for found, like, unit in zip(zip(*pieces, strict=True), parts, units, strict=True)
         ]
 
 

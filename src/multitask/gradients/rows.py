@@ -176,7 +176,9 @@ class Rows(Engine):
             self._parameters = list(parameters)
             self._found = SeparateRows(_separate_rows(pulls, parameters), self._parameters)
             return
-        self._allocate(len(weights), parameters)
+        # Half precision would lose what many micro-batches add.
+        wide = self._begun or not (alone or factors is not None)
+        self._allocate(len(weights), parameters, torch.float32 if wide else None)
         sharded = None if factors is None else ShardedRows(self._rows, parameters)
         for row, (total, views) in enumerate(zip(self._rows, self._views, strict=True)):
             if row in pulls.rows:
@@ -195,7 +197,7 @@ class Rows(Engine):
             return
         before, views = self._parameters, self._views
         self._rows = self._rows.new_empty(0, 0)
-        self._allocate(len(views), parameters)
+        self._allocate(len(views), parameters, torch.float32)
         place = {p: i for i, p in enumerate(parameters)}
         for new, old in zip(self._views, views, strict=True):
             for p, view in zip(before, old, strict=True):
@@ -213,8 +215,9 @@ class Rows(Engine):
         sums = sums if len(rows) == len(sums) else sums[list(rows)]
         return RowGradients(multiplied(sums, factors), self._parameters)
 
-    def _allocate(self, k: int, parameters: Sequence[Tensor]) -> None:
+    def _allocate(self, k: int, parameters: Sequence[Tensor], least: torch.dtype | None) -> None:
         like, shapes = row_like(parameters), [(p.shape, p.is_complex()) for p in parameters]
+        like = like if least is None else like.to(torch.promote_types(like.dtype, least))
         old, width = self._rows, -(-numbers(parameters) // processes()) * processes()
         same = old.shape == (k, width) and old.dtype == like.dtype and old.device == like.device
         if not same or shapes != self._shapes:

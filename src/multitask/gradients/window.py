@@ -140,7 +140,7 @@ class Window:
         self._units = [unit or count for unit, count in zip(self._units or zeros, of_batch, strict=True)]
         self._counts = [a + b for a, b in zip(self._counts or zeros, of_batch, strict=True)]
         weights = [count / (unit or 1.0) for count, unit in zip(of_batch, self._units, strict=True)]
-        alone = last and not self.begun and not self._several and shards is None
+        alone = last and not self.begun and not self._several
         if self._several and last:
             self._agree(losses.values.device)
         values = _times(losses.values, weights)

@@ -60,7 +60,7 @@ class Graph:
 
     def reached_alone(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether a single loss reaches one of the parameters in this graph."""
-        alone = {id(leaf) for leaf, losses in self.leaves if not _several(losses)}
+        alone = {id(leaf) for leaf, losses in self.leaves if losses.bit_count() <= 1}
         return any(id(p) in alone for p in parameters)
 
     def distances(self, parameters: Iterable[Tensor]) -> list[int | None]:
@@ -81,7 +81,7 @@ class Graph:
 
     def shared_nodes(self) -> Iterator[Node]:
         """Yield the nodes that more than one loss reaches."""
-        return (node for node, losses in self.reaching.items() if _several(losses))
+        return (node for node, losses in self.reaching.items() if losses.bit_count() > 1)
 
     def frontier(self) -> dict[tuple[Node, int], list[tuple[Node | None, int]]]:
         """Return the edges into nodes that several losses reach, from nodes that one loss reaches or from a loss.
@@ -94,17 +94,13 @@ class Graph:
             ((edge.node, edge.output_nr), None, i) for edge, i in self.roots
         ]
         for node, losses in self.reaching.items():
-            if not _several(losses):
+            if losses.bit_count() <= 1:
                 entering += [(key, node, losses.bit_length() - 1) for key in self.following[node]]
         edges: dict[tuple[Node, int], list[tuple[Node | None, int]]] = {}
         for key, node, i in entering:
-            if key[0] is not None and _several(self.reaching[key[0]]):
+            if key[0] is not None and self.reaching[key[0]].bit_count() > 1:
                 edges.setdefault(key, []).append((node, i))
         return edges
-
-
-def _several(losses: int) -> bool:
-    return bool(losses & (losses - 1))
 
 
 def _topological(roots: Sequence[Node]) -> dict[Node, Sequence[tuple[Node, int]]]:
@@ -190,7 +186,7 @@ class Ownership:
     def _divide(self) -> None:
         """List the parameters that are shared, and those of each loss that are not."""
         order = {p: i for i, p in enumerate(self._names)}
-        several = [p for p, losses in self._reaching.items() if _several(losses)]
+        several = [p for p, losses in self._reaching.items() if losses.bit_count() > 1]
         several.sort(key=lambda p: order.get(p, len(order)))
         self._several = several if self._given is None else self._given
         shared = set(self._several)

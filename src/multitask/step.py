@@ -14,9 +14,9 @@ from multitask.gradients.auto_memory import AutoMemory
 from multitask.gradients.engines import make_engine
 from multitask.gradients.finite import finite_check, not_finite
 from multitask.gradients.graph import Ownership
-from multitask.gradients.losses import Counts, Losses, LossesLike, counts_of, gradients_at
+from multitask.gradients.losses import Counts, Losses, LossesLike, counts_of
 from multitask.gradients.processes import average_gradients, mean_over_processes
-from multitask.gradients.rows import Rows, add_to_gradients, are_finite, is_sharded, on_cpu, processes
+from multitask.gradients.rows import add_to_gradients, are_finite, is_sharded, on_cpu, processes
 from multitask.gradients.sharded import check_hooks, one_sided, shards_of
 from multitask.gradients.task_gradients import Engine, TaskGradients
 from multitask.gradients.window import Window
@@ -102,7 +102,7 @@ class Step:
         kept = None if self._shards is None else self._shards.kept
         self.ownership = Ownership(model, shared, kept)
         if model is not None:
-            self.weighting.check_parameters([name for name, _ in self.ownership.named()])
+            self.weighting.check_parameters(list(self.ownership.named()))
         self.scaler = scaler
         self.seed = seed
         self.steps = 0
@@ -118,8 +118,7 @@ class Step:
         self._weighted = scalar or heads == "weighted"
         self._engine = make_engine(engine, memory, self._shards is not None)
         check_kept(self.weighting, self._engine.memory, self._shards is not None)
-        if isinstance(self._engine, Rows):
-            self._engine.by_gramian = not (self._method.of_parameters or self._method.reads_jacobian)
+        self._engine.by_gramian = not (self._method.of_parameters or self._method.reads_jacobian)
         self._window = Window(self._engine, self.ownership, self._shards)
         self._tasks: list[str] = []
         """The losses' names or numbers."""
@@ -297,7 +296,7 @@ class Step:
     def begin(self, losses: LossesLike) -> Losses:
         """Adapt the step and its weighting to the number and the device of losses."""
         parsed = Losses(losses)
-        self._tasks = parsed.names or [str(i) for i in range(parsed.m)]
+        self._tasks = parsed.names
         if parsed.values.device != self._device:
             self._device = parsed.values.device
             self.weighting.to(self._device)
@@ -359,7 +358,7 @@ class Step:
         """End a step of a linear scalarization."""
         if not all(are_finite([losses])):
             raise not_finite(losses, [self._tasks[i] for i in present], self.steps)
-        self._window.write_own({0: 1.0})
+        self._window.write_own(torch.ones(len(present)))  # row 0 has all gradients
         with self.as_present(present):
             scalar = self.weighting(losses)
             if scalar.requires_grad:
@@ -424,15 +423,7 @@ class Step:
             parts = len(losses) // len(present)
             factors = torch.ones(len(present)) if factors is None else factors
             of_rows = (factors / parts).repeat(parts)
-        if window.last.of_examples:
-            matrix, row = torch.zeros_like(window.losses).flatten(), window.rows[0]
-            matrix[window.rows] = of_rows.to(matrix)
-            leaves = list(dict.fromkeys(p for i in present for p in self.ownership.own[i]))
-            window.own.add(row, leaves, gradients_at(*window.last.combination(matrix), leaves))
-            window.write_own({row: 1.0})
-        else:
-            numbers = of_rows.tolist() if of_rows.device.type == "cpu" else list(of_rows.unbind())
-            window.write_own(dict(zip(window.rows, numbers, strict=True)))
+        window.write_own(of_rows)
         return weights
 
     def _spent(self, section: str, start: float) -> None:

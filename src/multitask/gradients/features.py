@@ -19,6 +19,7 @@ from multitask.gradients.rows import (
     processes,
     row_like,
     split_like,
+    widened,
     write,
 )
 from multitask.gradients.task_gradients import MicroBatch
@@ -50,7 +51,7 @@ class _FeatureGradients(RowGradients):
 
     def assign(self, vector: Tensor) -> None:
         """Propagate a feature gradient, shape ``[f]``, to the parameters."""
-        total = row_like(self.parameters).new_zeros(numbers(self.parameters))
+        total = widened(row_like(self.parameters)).new_zeros(numbers(self.parameters))
         views = split_like(total, self.parameters)
         pieces = iter(vector.split([shape.numel() for _, shapes in self._frontiers for shape in shapes]))
         for edges, shapes in self._frontiers:

@@ -21,13 +21,12 @@ class Graph:
         kept: Maps a leaf to the parameter that it stands for, where they differ.
 
     Raises:
-        ValueError: If part of the graph lies behind a re-entrant checkpoint.
+        ValueError: If part of the graph lies behind a re-entrant checkpoint, or a leaf with ``kept`` is sharded.
     """
 
     def __init__(
         self, losses: Sequence[Sequence[GradientEdge]], kept: Mapping[Tensor, Tensor] | None = None
     ) -> None:
-        self._kept = kept
         self.roots = [(edge, i) for i, of_loss in enumerate(losses) for edge in of_loss]
         self.following = _topological([edge.node for edge, _ in self.roots])
         """The nodes in topological order from the losses on, with their outgoing edges (``next_functions``)."""
@@ -42,20 +41,26 @@ class Graph:
         """The set of losses that reach each node."""
         for edge, i in self.roots:
             self.reaching[edge.node] |= 1 << i
-        self.leaves: list[tuple[Tensor, int]] = []
-        """Each leaf with the set of losses that reach it."""
+        self._leaves: dict[Node, Tensor] = {}
         reaching = self.reaching
         for node, following in self.following.items():
             losses_of_node = reaching[node]
             if not following and (leaf := getattr(node, "variable", None)) is not None:
-                self.leaves.append((leaf if kept is None else _kept(leaf, kept), losses_of_node))
+                if kept is not None and hasattr(leaf, "device_mesh"):
+                    raise ValueError(
+                        "a loss reaches a sharded parameter outside of its module's forward pass, where FSDP2 adds up "
+                        "no gradient; compute it within, or leave the parameter whole by ignored_params."
+                    )
+                self._leaves[node] = leaf if kept is None else kept.get(leaf, leaf)
             for after, _ in following:
                 if after is not None:
                     reaching[after] |= losses_of_node
+        self.leaves = [(leaf, reaching[node]) for node, leaf in self._leaves.items()]
+        """Each leaf with the set of losses that reach it."""
 
     def reached_alone(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether a single loss reaches one of the parameters in this graph."""
-        alone = {id(leaf) for leaf, losses in self.leaves if not _several(losses)}
+        alone = {id(leaf) for leaf, losses in self.leaves if losses.bit_count() <= 1}
         return any(id(p) in alone for p in parameters)
 
     def distances(self, parameters: Iterable[Tensor]) -> list[int | None]:
@@ -63,25 +68,20 @@ class Graph:
 
         The longest path to the nearest operation that uses the parameter counts: a residual connection is no shortcut.
         """
-        farthest, every = dict.fromkeys(self.following, 0), 0
-        for edge, _ in self.roots:
-            every |= self.reaching[edge.node]
-        nearest: dict[Tensor, int] = {}
+        farthest, nearest = dict.fromkeys(self.following, 0), dict[Node, int]()
         for node, following in self.following.items():
+            distance = farthest[node] + 1
             for after, _ in following:
-                if after is None:
-                    continue
-                distance = farthest[node] + 1
-                farthest[after] = max(farthest[after], distance)
-                leaf = getattr(after, "variable", None)
-                if leaf is not None and self.reaching[after] == every:
-                    leaf = leaf if self._kept is None else _kept(leaf, self._kept)
-                    nearest[leaf] = min(nearest.get(leaf, distance), distance)
-        return [nearest.get(p) for p in parameters]
+                if after is not None:
+                    farthest[after] = max(farthest[after], distance)
+                    nearest[after] = min(nearest.get(after, distance), distance)
+        every = sum({1 << i for _, i in self.roots})
+        of_all = {leaf: node for node, leaf in self._leaves.items() if self.reaching[node] == every}
+        return [nearest.get(of_all.get(p)) for p in parameters]
 
     def shared_nodes(self) -> Iterator[Node]:
         """Yield the nodes that more than one loss reaches."""
-        return (node for node, losses in self.reaching.items() if _several(losses))
+        return (node for node, losses in self.reaching.items() if losses.bit_count() > 1)
 
     def frontier(self) -> dict[tuple[Node, int], list[tuple[Node | None, int]]]:
         """Return the edges into nodes that several losses reach, from nodes that one loss reaches or from a loss.
@@ -90,31 +90,17 @@ class Graph:
             The target of each edge, a node and the index of its output, mapped to its sources: a node (``None``
             for a loss itself) and its loss.
         """
+        entering: list[tuple[tuple[Node, int], Node | None, int]] = [
+            ((edge.node, edge.output_nr), None, i) for edge, i in self.roots
+        ]
+        for node, losses in self.reaching.items():
+            if losses.bit_count() <= 1:
+                entering += [(key, node, losses.bit_length() - 1) for key in self.following[node]]
         edges: dict[tuple[Node, int], list[tuple[Node | None, int]]] = {}
-        reaching = self.reaching
-        for edge, i in self.roots:
-            if _several(reaching[edge.node]):
-                edges.setdefault((edge.node, edge.output_nr), []).append((None, i))
-        for node, losses in reaching.items():
-            if losses & (losses - 1):
-                continue
-            for key in self.following[node]:
-                if key[0] is not None and _several(reaching[key[0]]):
-                    edges.setdefault(key, []).append((node, losses.bit_length() - 1))
+        for key, node, i in entering:
+            if key[0] is not None and self.reaching[key[0]].bit_count() > 1:
+                edges.setdefault(key, []).append((node, i))
         return edges
-
-
-def _kept(leaf: Tensor, kept: Mapping[Tensor, Tensor]) -> Tensor:
-    if hasattr(leaf, "device_mesh"):
-        raise ValueError(
-            "a loss reaches a sharded parameter outside of its module's forward pass, where FSDP2 adds up no gradient; "
-            "compute it within, or leave the parameter whole by ignored_params."
-        )
-    return kept.get(leaf, leaf)
-
-
-def _several(losses: int) -> bool:
-    return bool(losses & (losses - 1))
 
 
 def _topological(roots: Sequence[Node]) -> dict[Node, Sequence[tuple[Node, int]]]:
@@ -168,7 +154,8 @@ class Ownership:
         """The losses that have reached each parameter, in the order of discovery."""
         self._names: dict[Tensor, str] = {}
         self._several: list[Tensor] = []
-        self._last: tuple[int, list[tuple[int, int]]] | None = None
+        self._last: tuple[int, list[tuple[int, int]]] = (0, [])
+        """The last graph's number of losses, and its leaves by their identity."""
         self._grew = False
 
     def find(self, graph: Graph, m: int) -> None:
@@ -179,7 +166,7 @@ class Ownership:
                 known = self._reaching.get(leaf, 0)
                 if losses & ~known and (known or self._is_trained(leaf)):
                     self._reaching[leaf] = losses | known
-                    self._grew = self._grew or self._last is not None
+                    self._grew = self._grew or bool(self._last[0])
                     self.agreed = False
             self.leaves = [found for found in graph.leaves if found[0] in self._reaching]
             self._last = last
@@ -194,17 +181,17 @@ class Ownership:
         return parameter or leaf in self._names
 
     def _name_all(self) -> None:
-        self._names = {p: name for name, p in self.named()}
+        self._names = {p: name for name, p in self.named().items()}
 
     def _divide(self) -> None:
         """List the parameters that are shared, and those of each loss that are not."""
         order = {p: i for i, p in enumerate(self._names)}
-        several = [p for p, losses in self._reaching.items() if _several(losses)]
+        several = [p for p, losses in self._reaching.items() if losses.bit_count() > 1]
         several.sort(key=lambda p: order.get(p, len(order)))
         self._several = several if self._given is None else self._given
-        shared, (m, _) = set(self._several), self._last or (0, None)
+        shared = set(self._several)
         apart = [(leaf, losses) for leaf, losses in self.leaves if leaf not in shared]
-        self.own = [[leaf for leaf, losses in apart if losses >> i & 1] for i in range(m)]
+        self.own = [[leaf for leaf, losses in apart if losses >> i & 1] for i in range(self._last[0])]
 
     def exchange(self) -> None:
         """Add what all other processes know.
@@ -226,12 +213,11 @@ class Ownership:
                 self.load_state_dict(state)
         self.agreed = True
 
-    def named(self) -> Iterable[tuple[str, Tensor]]:
+    def named(self) -> dict[str, Tensor]:
         """Return the model's parameters by name."""
-        if self._model is None:
-            return []
-        named = self._model.named_parameters() if isinstance(self._model, nn.Module) else self._model.items()
-        return named if self.kept is None else [(name, self.kept.get(p, p)) for name, p in named]
+        model, kept = {} if self._model is None else self._model, self.kept or {}
+        named = model.named_parameters() if isinstance(model, nn.Module) else model.items()
+        return {name: kept.get(p, p) for name, p in named}
 
     def trained(self) -> list[Tensor]:
         """Return the model's parameters.
@@ -241,7 +227,7 @@ class Ownership:
         """
         if self._model is None:
             raise ValueError("several processes need a name for each parameter; pass model= to Step.")
-        return [p for _, p in self.named()]
+        return list(self.named().values())
 
     def name(self, parameter: Tensor) -> str:
         """Return a parameter's name in the model, or its index if it has none."""
@@ -265,9 +251,8 @@ class Ownership:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Resume from :meth:`state_dict`."""
         self._name_all()
-        by_name = {name: p for p, name in self._names.items()}
-        for name, losses in state.items():
-            if name in by_name:
-                self._reaching[by_name[name]] = self._reaching.get(by_name[name], 0) | losses
+        for p, name in self._names.items():
+            if name in state:
+                self._reaching[p] = self._reaching.get(p, 0) | state[name]
         self._divide()
         self.shared = [p for p in self._several if p.requires_grad]

@@ -36,7 +36,6 @@ class Losses:
     """
 
     def __init__(self, losses: LossesLike) -> None:
-        self.names: list[str] = list(losses) if isinstance(losses, Mapping) else []
         # Edge i of e carries every e-th of the flattened losses from index i on, in a tensor of this shape.
         self._edges: list[GradientEdge | None]
         if isinstance(losses, Tensor):
@@ -57,6 +56,8 @@ class Losses:
         self.values = whole.reshape(-1, whole.shape[-1])
         """Detached, shape ``[parts, m]``."""
         self.parts, self.m = self.values.shape
+        self.names: list[str] = list(losses if isinstance(losses, Mapping) else map(str, range(self.m)))
+        """The losses' names, or their numbers."""
         self.of_examples = self.parts > 2
         """Whether each part is a single example."""
         self.by_column = self.parts > 1 and len(self._edges) == self.m
@@ -118,37 +119,25 @@ def gradients_at(
     return list(torch.autograd.grad(edges, inputs, seeds, retain_graph, allow_unused=True))  # type: ignore[arg-type]
 
 
-# The graph saves negative dimensions as unsigned numbers.
-_UNSIGNED = 2**64
-
-
 def _edge(tensor: Tensor) -> GradientEdge | None:
     return get_gradient_edge(tensor) if tensor.requires_grad else None
 
 
 def _unstacked(losses: Tensor) -> tuple[list[GradientEdge | None], torch.Size]:
     """Return the edges of the tensors that ``[m]`` or ``[parts, m]`` losses were stacked from, and their shape."""
-    edge = _edge(losses)
-    pieces = _stacked(edge, losses.ndim - 1, losses.ndim, losses.shape[-1])
-    if pieces is not None:
+    edge, dims = _edge(losses), losses.ndim
+    if pieces := _stacked(edge, dims - 1, dims):
         return pieces, losses.shape[:-1]
-    rows = _stacked(edge, 0, 2, len(losses)) if losses.ndim == 2 else None
-    each = [_stacked(row, 0, 1, losses.shape[1]) for row in rows or []]
-    pieces_of_rows = [row for row in each if row is not None]
-    if pieces_of_rows and len(pieces_of_rows) == len(each):
-        return [edge for row in pieces_of_rows for edge in row], torch.Size()
-    return [edge], losses.shape
+    pieces = [piece for row in _stacked(edge, 0, dims) for piece in _stacked(row, 0, 1)]
+    return (pieces, torch.Size()) if len(pieces) == losses.numel() else ([edge], losses.shape)
 
 
-def _stacked(edge: GradientEdge | None, dim: int, dims: int, count: int) -> list[GradientEdge | None] | None:
-    """Return the edges of the tensors stacked along a dimension; ``None`` if this is no such ``torch.stack``."""
-    if edge is None or edge.node.name() != "StackBackward0":
-        return None
-    saved: int = edge.node._saved_dim  # type: ignore[attr-defined]
-    following = edge.node.next_functions
-    if saved not in (dim, _UNSIGNED - 1 if dim == dims - 1 else dim) or len(following) != count:
-        return None
-    return [None if node is None else GradientEdge(node, output) for node, output in following]
+def _stacked(edge: GradientEdge | None, dim: int, dims: int) -> list[GradientEdge | None]:
+    """Return the edges of the tensors stacked along one of 1 or 2 dimensions; none if this is no such ``stack``."""
+    # The graph saves a negative dimension plus 2⁶⁴, which is a multiple of 1 and 2.
+    if edge is None or edge.node.name() != "StackBackward0" or edge.node._saved_dim % dims != dim:  # type: ignore[attr-defined]
+        return []
+    return [None if node is None else GradientEdge(node, output) for node, output in edge.node.next_functions]
 
 
 def counts_of(counts: Counts, losses: Losses) -> list[float]:

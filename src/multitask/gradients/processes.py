@@ -8,9 +8,6 @@ from torch import Tensor
 
 from multitask.gradients.rows import add_to_gradients, dense, numbers, row_like, split_like
 
-ByParameter = Mapping[int, tuple[Tensor, Tensor]]
-"""Parameters with their gradients, by the identity of the parameter."""
-
 
 def mean_over_processes(losses: Tensor, counts: Sequence[float]) -> tuple[Tensor, list[float]]:
     """Return the mean losses of all processes, ``[m]``, with gradients that average to theirs, and the counts.
@@ -33,20 +30,22 @@ def mean_over_processes(losses: Tensor, counts: Sequence[float]) -> tuple[Tensor
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Average gradients over processes; a process without a gradient counts as zero."""
     candidates = [p for p in parameters if p.requires_grad]
-    present = {id(p): (p, p.grad) for p in candidates if p.grad is not None}
-    for p, total in sum_over_processes(present, candidates).values():
+    present = {p: p.grad for p in candidates if p.grad is not None}
+    for p, total in sum_over_processes(present, candidates).items():
         p.grad = None
         add_to_gradients([p], [total.div_(dist.get_world_size())])
 
 
-def sum_over_processes(gradients: ByParameter, candidates: Sequence[Tensor]) -> ByParameter:
-    """Return the sums over processes; a process without a gradient counts as zero.
+def sum_over_processes(
+    gradients: Mapping[Tensor, Tensor], candidates: Sequence[Tensor]
+) -> dict[Tensor, Tensor]:
+    """Return the sums of parameters' gradients over processes; a process without a gradient counts as zero.
 
     ``candidates`` are all parameters that could have one, in the same order on every process.
     """
     if not candidates:
         return {}
-    present = torch.tensor([float(id(p) in gradients) for p in candidates], device=candidates[0].device)
+    present = torch.tensor([float(p in gradients) for p in candidates], device=candidates[0].device)
     dist.all_reduce(present, op=dist.ReduceOp.MAX)
     some = [p for p, anywhere in zip(candidates, present.tolist(), strict=True) if anywhere]
     if not some:
@@ -54,7 +53,7 @@ def sum_over_processes(gradients: ByParameter, candidates: Sequence[Tensor]) -> 
     flat = row_like(some).new_zeros(numbers(some))
     views = split_like(flat, some)
     for p, view in zip(some, views, strict=True):
-        if id(p) in gradients:
-            view.copy_(dense(gradients[id(p)][1]))
+        if p in gradients:
+            view.copy_(dense(gradients[p]))
     dist.all_reduce(flat)
-    return {id(p): (p, view) for p, view in zip(some, views, strict=True)}
+    return dict(zip(some, views, strict=True))

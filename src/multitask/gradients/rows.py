@@ -152,9 +152,6 @@ class Rows(Engine):
     Large rows of a single batch stay as they are.
     """
 
-    by_gramian = False
-    """Whether the rows are only combined and multiplied with each other, and need not form a matrix."""
-
     def __init__(self) -> None:
         self._parameters: list[Tensor] = []
         self._rows = torch.empty(0, 0)
@@ -176,9 +173,8 @@ class Rows(Engine):
             self._parameters = list(parameters)
             self._found = SeparateRows(_separate_rows(pulls, parameters), self._parameters)
             return
-        # Half precision would lose what many micro-batches add.
-        wide = self._begun or not (alone or factors is not None)
-        self._allocate(len(weights), parameters, torch.float32 if wide else None)
+        last = alone or factors is not None
+        self._allocate(len(weights), parameters, several=self._begun or not last)
         sharded = None if factors is None else ShardedRows(self._rows, parameters)
         for row, (total, views) in enumerate(zip(self._rows, self._views, strict=True)):
             if row in pulls.rows:
@@ -197,7 +193,7 @@ class Rows(Engine):
             return
         before, views = self._parameters, self._views
         self._rows = self._rows.new_empty(0, 0)
-        self._allocate(len(views), parameters, torch.float32)
+        self._allocate(len(views), parameters, several=True)
         place = {p: i for i, p in enumerate(parameters)}
         for new, old in zip(self._views, views, strict=True):
             for p, view in zip(before, old, strict=True):
@@ -215,9 +211,9 @@ class Rows(Engine):
         sums = sums if len(rows) == len(sums) else sums[list(rows)]
         return RowGradients(multiplied(sums, factors), self._parameters)
 
-    def _allocate(self, k: int, parameters: Sequence[Tensor], least: torch.dtype | None) -> None:
+    def _allocate(self, k: int, parameters: Sequence[Tensor], several: bool) -> None:
         like, shapes = row_like(parameters), [(p.shape, p.is_complex()) for p in parameters]
-        like = like if least is None else like.to(torch.promote_types(like.dtype, least))
+        like = widened(like) if several else like
         old, width = self._rows, -(-numbers(parameters) // processes()) * processes()
         same = old.shape == (k, width) and old.dtype == like.dtype and old.device == like.device
         if not same or shapes != self._shapes:
@@ -342,6 +338,11 @@ def multiplied(rows: Tensor, factors: Sequence[float]) -> Tensor:
         return rows
     column = sent(torch.tensor(factors, dtype=rows.dtype), rows.device)
     return rows.mul_(column.view(-1, *[1] * (rows.ndim - 1)))
+
+
+def widened(total: Tensor) -> Tensor:
+    """Return a sum of several micro-batches in float32 at least; half precision would lose what many of them add."""
+    return total.to(torch.promote_types(total.dtype, torch.float32))
 
 
 def inner_products(rows: Tensor, others: Tensor) -> Tensor:

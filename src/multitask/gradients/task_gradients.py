@@ -78,6 +78,9 @@ class Engine(ABC):
     memory: str = "rows"
     """The value of ``weighting.memory`` that selects the engine; other engines than ``rows`` take one micro-batch."""
 
+    by_gramian = False
+    """Whether the rows are only combined and multiplied with each other, and need not form a matrix."""
+
     def clear(self) -> None:
         """Discard the micro-batches of a step."""
 
@@ -91,9 +94,3 @@ class Engine(ABC):
     @abstractmethod
     def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> TaskGradients:
         """Return some of the rows, summed over micro-batches and processes, each times a factor."""
-
-    def differentiate(self, pulls: Pulls, parameters: Sequence[Tensor]) -> TaskGradients:
-        """Return the gradients of a whole step."""
-        self.clear()
-        self.add(MicroBatch(pulls, parameters, [1.0] * pulls.losses.values.numel(), alone=True))
-        return self.gradients(pulls.rows, [1.0] * len(pulls.rows))

@@ -1,6 +1,7 @@
 """The micro-batches of one step on all processes: means of losses and gradients, weighted by counts."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -8,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from multitask.gradients.graph import Graph, Ownership
-from multitask.gradients.losses import Counts, Losses, Pulls, counts_of
-from multitask.gradients.processes import ByParameter, sum_over_processes
+from multitask.gradients.losses import Counts, Losses, Pulls, counts_of, gradients_at
+from multitask.gradients.processes import sum_over_processes
 from multitask.gradients.rows import (
     StoredGradients,
     add_to_gradients,
@@ -18,6 +19,7 @@ from multitask.gradients.rows import (
     processes,
     real_shape,
     sent,
+    widened,
 )
 from multitask.gradients.sharded import ShardedEngine, ShardedPulls, Shards
 from multitask.gradients.task_gradients import Engine, MicroBatch, TaskGradients
@@ -41,7 +43,6 @@ class Window:
         self._ownership = ownership
         self._shards = shards
         self._pulls = Pulls if shards is None else partial(ShardedPulls, shards)
-        self.own = OwnGradients()
         self.clear()
 
     def clear(self) -> None:
@@ -49,9 +50,10 @@ class Window:
         self.begun = False
         self.losses = torch.empty(0, 0)
         """The sum of the losses, and after :meth:`close` their mean, ``[parts, m]``."""
-        self.last: Losses
+        self.own = OwnGradients()
+        self._last: Losses
         """The losses of the last micro-batch."""
-        self.graph: Graph
+        self._graph: Graph
         """Their graph."""
         self.shares = False
         """Whether a parameter is shared."""
@@ -59,21 +61,16 @@ class Window:
         """The losses whose rows are computed; ``None`` for all."""
         self.present: list[int] = []
         """After :meth:`close`, the losses with an element in every part."""
+        self._rows: list[int] = []
+        """Their rows, part by part."""
         self._counts: list[float] = []
         """This process's counts, ``[parts · m]``; with the last micro-batch, those of all processes."""
         self._units: list[float] = []
         self._several = False
         """Whether other processes have micro-batches of their own."""
-        self._factors: list[float] | None = None
+        self._factors: list[float] = []
         """The factor of each row's sum in the mean, once the counts of all processes are known."""
-        self.own.clear()
         self._engine.clear()
-
-    @property
-    def rows(self) -> list[int]:
-        """The rows of the present losses, part by part."""
-        parts, m = self.losses.shape
-        return [part * m + i for part in range(parts) for i in self.present]
 
     def add(self, losses: Losses, counts: Counts, last: bool, weights: Tensor | None = None) -> None:
         """Add a micro-batch; the last one also synchronizes the processes.
@@ -85,10 +82,12 @@ class Window:
             ValueError: If losses of examples, or those of an engine other than ``rows``, come in several micro-batches
                 or on several processes, or if the number of losses changed.
         """
-        graph, of_batch, shares, alone = self._look(losses, counts, last)
+        shares = self._look(losses, counts, last)
+        alone = last and not self.begun and not self._several
+        self.begun = True
         if weights is not None:
             leaves = [leaf for leaf, _ in self._ownership.leaves] if shares[0] > 0 else []
-            pulls = self._pulls(losses, graph)
+            pulls = self._pulls(losses, self._graph)
             self.own.add(0, leaves, pulls.gradients_from(0, losses.combination(weights), leaves), shares[0])
             return
         if losses.of_examples and not alone:
@@ -101,26 +100,23 @@ class Window:
         # With losses of examples, own parameters get their gradients at the end, in one pass.
         own = None if losses.of_examples else self._ownership.own
         shared = self._ownership.shared
-        tasks = [i for i in range(losses.m) if all(count > 0 for count in of_batch[i :: losses.m])]
+        tasks = [i for i in range(losses.m) if all(share > 0 for share in shares[i :: losses.m])]
         wanted = tasks if self.wanted is None else [i for i in tasks if i in self.wanted]
-        pulls = self._pulls(losses, graph, own, wanted, losses.of_examples)
+        pulls = self._pulls(losses, self._graph, own, wanted, losses.of_examples)
         for task in set(tasks).difference(wanted):
             pulls.pull(task, [], last=False)  # only for the task's own parameters
         self.shares = bool(shared)
         if not alone:
             self._engine.lay_out(shared, self.own.take(shared))
-        factors = self._factors if shared else None
+        factors = self._factors if shared and last and self._several else None
         self._engine.add(MicroBatch(pulls, shared, shares, factors, self.wanted, alone))
         for row, gradients in pulls.own.items():
             self.own.add(row, pulls.parameters[row % losses.m], gradients, shares[row])
 
-    def _look(
-        self, losses: Losses, counts: Counts, last: bool
-    ) -> tuple[Graph, list[float], list[float], bool]:
-        """Find which losses reach which parameters, and add the losses; the last time, on all processes.
+    def _look(self, losses: Losses, counts: Counts, last: bool) -> list[float]:
+        """Find which losses reach which parameters, and add the losses; return the weight of each row.
 
-        Returns:
-            The graph, the counts and the weight of each row, and whether the micro-batch is the whole step.
+        The last time, the processes exchange the counts, and which parameters are shared.
         """
         of_batch = counts_of(counts, losses)
         if self.begun and self.losses.shape != losses.values.shape:
@@ -129,8 +125,8 @@ class Window:
                 "loss has a count of zero."
             )
         shards, ownership = self._shards, self._ownership
-        self.last = losses
-        self.graph = graph = Graph(losses.edges(), ownership.kept)
+        self._last = losses
+        self._graph = graph = Graph(losses.edges(), ownership.kept)
         ownership.find(graph, losses.m)
         self.own.from_python = bool(graph.python)
         self._several = processes() > 1 and shards is None
@@ -140,60 +136,58 @@ class Window:
         self._units = [unit or count for unit, count in zip(self._units or zeros, of_batch, strict=True)]
         self._counts = [a + b for a, b in zip(self._counts or zeros, of_batch, strict=True)]
         weights = [count / (unit or 1.0) for count, unit in zip(of_batch, self._units, strict=True)]
-        alone = last and not self.begun and not self._several
         if self._several and last:
-            self._agree(losses.values.device)
+            message = [*self._counts, float(not ownership.agreed)]
+            everywhere = torch.tensor(message, device=losses.values.device, dtype=torch.float64)
+            dist.all_reduce(everywhere)
+            *self._counts, changed = everywhere.tolist()
+            if changed:
+                ownership.exchange()
+        if last or not self._several:
+            pairs = zip(self._units, self._counts, strict=True)
+            self._factors = [unit / (count or 1.0) for unit, count in pairs]
         values = _times(losses.values, weights)
-        self.losses = self.losses + values if self.begun else values
-        self.begun = True
-        return graph, of_batch, weights, alone
-
-    def _agree(self, device: torch.device) -> None:
-        """Exchange the counts of the step, and which parameters are shared."""
-        message = [*self._counts, float(not self._ownership.agreed)]
-        everywhere = torch.tensor(message, device=device, dtype=torch.float64)
-        dist.all_reduce(everywhere)
-        *self._counts, changed = everywhere.tolist()
-        if changed:
-            self._ownership.exchange()
-        self._count()
-
-    def _count(self) -> None:
-        pairs = zip(self._units, self._counts, strict=True)
-        self._factors = [unit / (count or 1.0) for unit, count in pairs]
+        self.losses = widened(self.losses) + values if self.begun else values
+        return weights
 
     def close(self) -> None:
         """Turn the sum of the losses into their mean over all processes."""
-        if not self._several:
-            self._count()
-        if self._factors is None:
+        if not self._factors:
             raise ValueError(
                 "on several processes the last micro-batch of a step goes to backward, not to add."
             )
         m = self.losses.shape[1]
         self.present = [i for i in range(m) if all(count > 0 for count in self._counts[i::m])]
+        self._rows = [row for row in range(len(self._counts)) if row % m in self.present]
         self.losses = _times(self.losses, self._factors)
         if self._several:
             dist.all_reduce(self.losses)
 
     def gradients(self, scale: Tensor | None) -> "ShownGradients":
         """Return the gradients of the present losses, divided by the scalar tensor ``scale``."""
-        rows = self.rows if self.wanted is None else self.wanted
-        assert self._factors is not None
+        rows = self._rows if self.wanted is None else self.wanted
         # Other processes have got the rows times their factors already.
         factors = [1.0] * len(rows) if self._several else [self._factors[row] for row in rows]
         gradients = self._engine.gradients(rows, factors)
-        return ShownGradients(gradients, scale, self._ownership, self.graph, self.losses.device)
+        return ShownGradients(gradients, scale, self._ownership, self._graph, self.losses.device)
 
-    def write_own(self, factors: Mapping[int, float | Tensor]) -> None:
-        """Add the sum over rows of the own parameters' mean gradients, times the factor of each row, to ``.grad``."""
-        assert self._factors is not None
-        own = self.own.weighted({row: factor * self._factors[row] for row, factor in factors.items()})
+    def write_own(self, weights: Tensor) -> None:
+        """Add the own parameters' mean gradients, times weights of the rows of present losses, to ``.grad``."""
+        rows = self._rows
+        if self._last.of_examples:
+            matrix = torch.zeros_like(self.losses).flatten()
+            matrix[rows] = weights.to(matrix)
+            leaves = list(dict.fromkeys(p for i in self.present for p in self._ownership.own[i]))
+            self.own.add(rows[0], leaves, gradients_at(*self._last.combination(matrix), leaves))
+            rows, weights = rows[:1], torch.ones(1)
+        numbers = weights.tolist() if weights.device.type == "cpu" else weights.unbind()
+        pairs = zip(rows, numbers, strict=True)
+        own = self.own.weighted({row: number * self._factors[row] for row, number in pairs})
         if self._several:
             shared = set(self._ownership.shared if self.shares else ())
             candidates = [p for p in self._ownership.trained() if p.requires_grad and p not in shared]
             own = sum_over_processes(own, candidates)
-        add_to_gradients([p for p, _ in own.values()], [g for _, g in own.values()])
+        add_to_gradients(list(own), list(own.values()))
 
 
 def _times(losses: Tensor, factors: Sequence[float]) -> Tensor:
@@ -208,14 +202,10 @@ class OwnGradients:
     """The sums over micro-batches of the gradients of each row's own parameters."""
 
     def __init__(self) -> None:
-        self._rows: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+        self._rows: dict[int, dict[Tensor, Tensor]] = {}
         self._memory: set[int] = set()
         self.from_python = False
         """Whether functions written in Python compute gradients: they may return memory that is still in use."""
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._rows, self._memory = {}, set()
 
     def add(
         self, row: int, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], weight: float = 1.0
@@ -225,34 +215,32 @@ class OwnGradients:
         for p, gradient in zip(parameters, gradients, strict=True):
             if gradient is None:
                 continue
-            if id(p) in sums:
-                total = _full(sums[id(p)][1]).add_(_full(gradient), alpha=weight)
+            if p in sums:
+                sums[p] = widened(sums[p].to_dense()).add_(gradient.to_dense(), alpha=weight)
             else:
-                total = self._apart(p, gradient) if weight == 1.0 else _full(gradient) * weight
-            sums[id(p)] = p, total
+                sums[p] = self._apart(p, gradient) if weight == 1.0 else gradient.to_dense() * weight
 
     def take(self, shared: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Remove and yield row, parameter and gradient of parameters that have become shared."""
-        keys = {id(p) for p in shared}
         for row, gradients in self._rows.items():
-            for key in keys & gradients.keys():
-                yield row, *gradients.pop(key)
+            for p in gradients.keys() & set(shared):
+                yield row, p, gradients.pop(p)
 
-    def weighted(self, factors: Mapping[int, float | Tensor]) -> ByParameter:
+    def weighted(self, factors: Mapping[int, float | Tensor]) -> dict[Tensor, Tensor]:
         """Return the sum over rows of gradient times factor."""
-        total: dict[int, tuple[Tensor, Tensor]] = {}
+        total: dict[Tensor, Tensor] = {}
         for row, factor in factors.items():
-            for key, (p, gradient) in self._rows.get(row, {}).items():
+            for p, gradient in self._rows.get(row, {}).items():
                 if isinstance(factor, Tensor):
                     gradient = gradient * factor.to(device=gradient.device, dtype=gradient.dtype.to_real())
                 elif factor != 1.0:
                     gradient = gradient * factor
-                total[key] = (p, total[key][1] + gradient if key in total else gradient)
+                total[p] = total[p] + gradient if p in total else gradient
         return total
 
     def all(self) -> list[Tensor]:
         """Return the values of all gradients as real tensors."""
-        each = [gradient for row in self._rows.values() for _, gradient in row.values()]
+        each = [gradient for row in self._rows.values() for gradient in row.values()]
         return [dense(g._values() if g.is_sparse else g) for g in each]
 
     def _apart(self, parameter: Tensor, gradient: Tensor) -> Tensor:
@@ -268,30 +256,19 @@ class OwnGradients:
         return gradient
 
 
-def _full(gradient: Tensor) -> Tensor:
-    return gradient.to_dense() if gradient.is_sparse else gradient
-
-
+@dataclass(eq=False)
 class ShownGradients(TaskGradients):
     """What a weighting sees: gradients without the loss scale, a scalar tensor, and the names of their columns.
 
     ``.grad`` remains scaled for the loss scaler. ``graph`` is that of the last micro-batch, ``device`` the losses'.
     """
 
-    def __init__(
-        self,
-        gradients: TaskGradients,
-        scale: Tensor | None,
-        ownership: Ownership,
-        graph: Graph,
-        device: torch.device,
-    ) -> None:
-        self._gradients = gradients
-        self._scale = scale
-        self._ownership = ownership
-        self._graph = graph
-        self._device = device
-        self._gramian: Tensor | None = None
+    _gradients: TaskGradients
+    _scale: Tensor | None
+    _ownership: Ownership
+    _graph: Graph
+    _device: torch.device
+    _gramian: Tensor | None = None
 
     @property
     def layout(self) -> Sequence[tuple[str, int]]:  # type: ignore[override]

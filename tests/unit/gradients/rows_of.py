@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from multitask.gradients.graph import Graph
 from multitask.gradients.losses import Losses, Pulls
-from multitask.gradients.task_gradients import Engine, TaskGradients
+from multitask.gradients.task_gradients import Engine, MicroBatch, TaskGradients
 
 ROUNDING = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -65,6 +65,14 @@ def pulls_of(losses: Losses) -> Pulls:
     return Pulls(losses, Graph(losses.edges()))
 
 
+def gradients_of(engine: Engine, losses: Losses, parameters: Sequence[Tensor]) -> TaskGradients:
+    """Return the gradients of a whole step."""
+    pulls = pulls_of(losses)
+    engine.clear()
+    engine.add(MicroBatch(pulls, parameters, [1.0] * losses.values.numel(), alone=True))
+    return engine.gradients(pulls.rows, [1.0] * len(pulls.rows))
+
+
 def differentiate(
     engine: Engine,
     outputs: Sequence[Tensor],
@@ -72,7 +80,7 @@ def differentiate(
     parameters: Sequence[Tensor],
     direct: Sequence[Tensor | None] = (),
 ) -> TaskGradients:
-    return engine.differentiate(pulls_of(losses_of(outputs, cotangents, direct)), parameters)
+    return gradients_of(engine, losses_of(outputs, cotangents, direct), parameters)
 
 
 def random_cotangents(

@@ -69,9 +69,10 @@ def test_stacked_losses_are_split(dim: int):
     assert reaching == {a: 1, b: 2}
 
 
-def test_stacked_halves_of_stacked_losses_are_split():
+@pytest.mark.parametrize("dim", [0, -2])
+def test_stacked_halves_of_stacked_losses_are_split(dim: int):
     a, b = (nn.Parameter(torch.randn(4)) for _ in range(2))
-    halves = torch.stack([torch.stack([(a * k).sum(), (b * k).sum()]) for k in (1, 2)])
+    halves = torch.stack([torch.stack([(a * k).sum(), (b * k).sum()]) for k in (1, 2)], dim)
     assert dict(Graph(Losses(halves).edges()).leaves) == {a: 1, b: 2}
 
 

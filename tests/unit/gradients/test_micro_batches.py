@@ -1,9 +1,14 @@
 """Factors of several micro-batches and processes equal those of one batch."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torchjd.aggregation import UPGradWeighting
+from torchjd.scalarization import Sum
 
+from multitask.step import Step
 from tests.unit.gradients.micro_batches import MicroBatch, factors_up_to, network_of, take, whole, window_of
 from tests.unit.gradients.reference import assert_usable, expected, leaves_of, real, rows
 from tests.unit.gradients.run_micro_batches import CASES, windows_of
@@ -49,6 +54,34 @@ def test_micro_batches_equal_one_batch(name: str) -> None:
         network, window = network_of(name, m), window_of(name, m, (2, 5, 1, 3))
         with factors_up_to(most):
             assert_equals_whole(network, window, *take(network, window)[:2])
+
+
+@pytest.mark.parametrize(
+    ("weighting", "engine"),
+    [(UPGradWeighting, "rows"), (UPGradWeighting, "auto"), (UPGradWeighting, "features"), (Sum, "auto")],
+)
+def test_many_micro_batches_in_half_precision(weighting: Any, engine: str) -> None:
+    """A sum in bfloat16 stops growing after 2**8 equal numbers."""
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(8, 4), nn.Linear(4, 1), nn.Linear(4, 1)]).bfloat16()
+    inputs, step = torch.randn(5, 8).bfloat16(), Step(weighting(), net, engine=engine)
+
+    def losses() -> list[Tensor]:
+        features = net[0](inputs)
+        return [(net[1](features) - 3).square().mean(), (net[2](features) + 2).square().mean()]
+
+    def found(micro_batches: int) -> tuple[Tensor, list[Tensor]]:
+        net.zero_grad()
+        for _ in range(micro_batches - 1):
+            step.add(losses(), counts=7)
+        result = step.backward(losses(), counts=7)
+        assert result.losses is not None
+        return result.losses.float(), [p.grad.float() for p in net.parameters() if p.grad is not None]
+
+    (mean, gradients), (other_mean, others) = found(1), found(700)
+    for each, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(other, each, rtol=0.02, atol=0.02 * float(each.norm()))
+    torch.testing.assert_close(other_mean, mean, rtol=0.02, atol=0.0)
 
 
 @pytest.fixture(scope="module")

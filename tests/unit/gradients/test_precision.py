@@ -12,7 +12,7 @@ from multitask.gradients.layerwise import Layerwise
 from multitask.gradients.losses import Losses
 from multitask.gradients.rows import Rows
 from multitask.gradients.task_gradients import Engine
-from tests.unit.gradients.rows_of import pulls_of
+from tests.unit.gradients.rows_of import gradients_of
 
 BATCH = 8
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[float], Tensor]]] = {
@@ -52,7 +52,7 @@ def gramian(
     outputs = layer(inputs)
     each = [(outputs * gradient.to(outputs)).flatten(1).sum(1) for gradient in gradients]
     losses = Losses([loss if by_example else loss.sum() for loss in each])
-    return engine.differentiate(pulls_of(losses), list(layer.parameters())).gramian().double()
+    return gradients_of(engine, losses, list(layer.parameters())).gramian().double()
 
 
 @pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])

@@ -1,6 +1,9 @@
 """One step of a Jacobian method equals TorchJD's autojac in float64, also with micro-batches."""
 
+import gc
+import weakref
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from multitask.module import MultiTaskModule
 from multitask.step import Step
 from multitask.task.task import Task
 from multitask.weighting.adapter import adapt
+from multitask.weighting.wrapper import InstanceWise
 from tests.conftest import Arrays, arrays, build, fit, regression
 
 
@@ -264,3 +268,39 @@ def test_a_step_after_one_that_failed_is_exact(weighting: object, add: bool) -> 
         assert (found is None) == (expected is None)
         if found is not None and expected is not None:
             assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "options", "micro_batches"),
+    [
+        (UPGradWeighting(), {}, 1),
+        (UPGradWeighting(), {"engine": "rows"}, 2),
+        (UPGradWeighting(), {"engine": "features"}, 2),
+        (UPGradWeighting(), {"memory": "stream"}, 1),
+        (InstanceWise(adapt(UPGradWeighting())), {}, 1),
+        (Mean(), {}, 1),
+        (Mean(), {}, 2),
+    ],
+)
+def test_no_graph_is_held_after_a_step(
+    weighting: object, options: dict[str, Any], micro_batches: int
+) -> None:
+    net = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(4, 1)])
+    step, marks = Step(weighting, net, **options), []
+
+    def losses() -> list[torch.Tensor]:
+        features, mark = torch.tanh(net[0](torch.randn(5, 3))), Mark()
+        features.grad_fn.metadata["mark"] = mark  # lives as long as the node
+        marks.append(weakref.ref(mark))
+        each = [head(features).square().flatten() for head in list(net)[1:]]
+        return each if isinstance(weighting, InstanceWise) else [loss.mean() for loss in each]
+
+    for _ in range(micro_batches - 1):
+        step.add(losses())
+    step.backward(losses())
+    gc.collect()
+    assert [mark() for mark in marks] == [None] * micro_batches
+
+
+class Mark:
+    """Something that a graph can hold."""

@@ -51,10 +51,10 @@ class Window:
         self.losses = torch.empty(0, 0)
         """The sum of the losses, and after :meth:`close` their mean, ``[parts, m]``."""
         self.own = OwnGradients()
-        self._last: Losses
-        """The losses of the last micro-batch."""
-        self._graph: Graph
-        """Their graph."""
+        self._graph: Graph | None = None
+        """The graph of the last micro-batch."""
+        self._of_examples: Losses | None = None
+        """Losses of examples, whose own parameters get their gradients at the end, in one pass."""
         self.shares = False
         """Whether a parameter is shared."""
         self.wanted: list[int] | None = None
@@ -82,12 +82,12 @@ class Window:
             ValueError: If losses of examples, or those of an engine other than ``rows``, come in several micro-batches
                 or on several processes, or if the number of losses changed.
         """
-        shares = self._look(losses, counts, last)
+        graph, shares = self._look(losses, counts, last)
         alone = last and not self.begun and not self._several
         self.begun = True
         if weights is not None:
             leaves = [leaf for leaf, _ in self._ownership.leaves] if shares[0] > 0 else []
-            pulls = self._pulls(losses, self._graph)
+            pulls = self._pulls(losses, graph)
             self.own.add(0, leaves, pulls.gradients_from(0, losses.combination(weights), leaves), shares[0])
             return
         if losses.of_examples and not alone:
@@ -97,12 +97,11 @@ class Window:
                 f"weighting.memory={self._engine.memory} needs the whole batch in one call on one process; set "
                 "weighting.memory=rows."
             )
-        # With losses of examples, own parameters get their gradients at the end, in one pass.
         own = None if losses.of_examples else self._ownership.own
         shared = self._ownership.shared
         tasks = [i for i in range(losses.m) if all(share > 0 for share in shares[i :: losses.m])]
         wanted = tasks if self.wanted is None else [i for i in tasks if i in self.wanted]
-        pulls = self._pulls(losses, self._graph, own, wanted, losses.of_examples)
+        pulls = self._pulls(losses, graph, own, wanted, losses.of_examples)
         for task in set(tasks).difference(wanted):
             pulls.pull(task, [], last=False)  # only for the task's own parameters
         self.shares = bool(shared)
@@ -113,8 +112,8 @@ class Window:
         for row, gradients in pulls.own.items():
             self.own.add(row, pulls.parameters[row % losses.m], gradients, shares[row])
 
-    def _look(self, losses: Losses, counts: Counts, last: bool) -> list[float]:
-        """Find which losses reach which parameters, and add the losses; return the weight of each row.
+    def _look(self, losses: Losses, counts: Counts, last: bool) -> tuple[Graph, list[float]]:
+        """Find which losses reach which parameters, and add the losses; return the graph and the weight of each row.
 
         The last time, the processes exchange the counts, and which parameters are shared.
         """
@@ -125,7 +124,7 @@ class Window:
                 "loss has a count of zero."
             )
         shards, ownership = self._shards, self._ownership
-        self._last = losses
+        self._of_examples = losses if losses.of_examples else None
         self._graph = graph = Graph(losses.edges(), ownership.kept)
         ownership.find(graph, losses.m)
         self.own.from_python = bool(graph.python)
@@ -148,7 +147,7 @@ class Window:
             self._factors = [unit / (count or 1.0) for unit, count in pairs]
         values = _times(losses.values, weights)
         self.losses = widened(self.losses) + values if self.begun else values
-        return weights
+        return graph, weights
 
     def close(self) -> None:
         """Turn the sum of the losses into their mean over all processes."""
@@ -165,6 +164,7 @@ class Window:
 
     def gradients(self, scale: Tensor | None) -> "ShownGradients":
         """Return the gradients of the present losses, divided by the scalar tensor ``scale``."""
+        assert self._graph is not None
         rows = self._rows if self.wanted is None else self.wanted
         # Other processes have got the rows times their factors already.
         factors = [1.0] * len(rows) if self._several else [self._factors[row] for row in rows]
@@ -174,11 +174,11 @@ class Window:
     def write_own(self, weights: Tensor) -> None:
         """Add the own parameters' mean gradients, times weights of the rows of present losses, to ``.grad``."""
         rows = self._rows
-        if self._last.of_examples:
+        if self._of_examples is not None:
             matrix = torch.zeros_like(self.losses).flatten()
             matrix[rows] = weights.to(matrix)
             leaves = list(dict.fromkeys(p for i in self.present for p in self._ownership.own[i]))
-            self.own.add(rows[0], leaves, gradients_at(*self._last.combination(matrix), leaves))
+            self.own.add(rows[0], leaves, gradients_at(*self._of_examples.combination(matrix), leaves))
             rows, weights = rows[:1], torch.ones(1)
         numbers = weights.tolist() if weights.device.type == "cpu" else weights.unbind()
         pairs = zip(rows, numbers, strict=True)

@@ -310,32 +310,32 @@ class Step:
         return None if self.scaler is None else self.scaler.scale(torch.ones((), device=self._device))
 
     def _add(self, losses: LossesLike, counts: Counts, last: bool) -> None:
-        parsed, window, rows = self.begin(losses), self._window, self._method.rows
-        if self._shards is not None and isinstance(losses, Tensor):
-            check_hooks(losses)
-        parsed.scale = self._scale()
-        parsed.of_examples = rows == "example"
-        if (rows == "task" and parsed.parts > 1) or (rows == "half" and parsed.parts != 2):
-            wanted = "[m], one per loss" if rows == "task" else "[2, m], those of two halves of the batch"
-            raise ValueError(
-                f"{type(self.weighting).__name__} wants losses {wanted}; they are {list(parsed.values.shape)}."
-            )
-        one_count, present = counts is None or isinstance(counts, int | float), list(range(parsed.m))
-        weighting, first = self.weighting, not window.begun
-        if first and one_count and isinstance(weighting, Scalarization) and weighting.linear:
-            probe = torch.ones_like(parsed.values[0]).requires_grad_()
-            with self.as_present(present):
-                self._constant = torch.autograd.grad(weighting(probe), probe)[0]
-        # With a count per loss, only the end of a step shows which losses are present.
-        if first and "wants" in self._uses and (one_count or (last and processes() == 1)):
-            if not one_count:
-                present = [i for i, count in enumerate(counts_of(counts, parsed)) if count > 0]
-            if present:
-                with self.as_present(present):
-                    wants = self._method.wants()
-                window.wanted = None if wants is None else [present[i] for i in wants]
         start = self.now()
         try:
+            parsed, window, rows = self.begin(losses), self._window, self._method.rows
+            if self._shards is not None and isinstance(losses, Tensor):
+                check_hooks(losses)
+            parsed.scale = self._scale()
+            parsed.of_examples = rows == "example"
+            if (rows == "task" and parsed.parts > 1) or (rows == "half" and parsed.parts != 2):
+                wanted = "[m], one per loss" if rows == "task" else "[2, m], those of two halves of the batch"
+                raise ValueError(
+                    f"{type(self.weighting).__name__} wants losses {wanted}; they are {list(parsed.values.shape)}."
+                )
+            one_count, present = not hasattr(counts, "__len__"), list(range(parsed.m))
+            weighting, first = self.weighting, not window.begun
+            if first and one_count and isinstance(weighting, Scalarization) and weighting.linear:
+                probe = torch.ones_like(parsed.values[0]).requires_grad_()
+                with self.as_present(present):
+                    self._constant = torch.autograd.grad(weighting(probe), probe)[0]
+            # With a count per loss, only the end of a step shows which losses are present.
+            if first and "wants" in self._uses and (one_count or (last and processes() == 1)):
+                if not one_count:
+                    present = [i for i, count in enumerate(counts_of(counts, parsed)) if count > 0]
+                if present:
+                    with self.as_present(present):
+                        wants = self._method.wants()
+                    window.wanted = None if wants is None else [present[i] for i in wants]
             with _as_computed(self._device):
                 if self._constant is not None and not one_count:
                     raise ValueError(
@@ -387,7 +387,7 @@ class Step:
                     f"The gradient of a task is not finite at step {self.steps}, and its loss is."
                 )
             # Infinite gradients make the loss scaler skip the step and lower its scale.
-            reached = [*self.ownership.shared, *(p for of_task in self.ownership.own for p in of_task)]
+            reached = [p for p in self.ownership.reaching if p.requires_grad]
             add_to_gradients(reached, [torch.full_like(p, torch.inf) for p in reached])
             return StepResult(present, losses, overflow=True)
         if method.on_cpu and shared and copies[0] is not losses:
@@ -421,7 +421,7 @@ class Step:
                     f"weighting: {type(self.weighting).__name__} gives no weights; set weighting.heads=own."
                 )
             parts = len(losses) // len(present)
-            factors = torch.ones(len(present)) if factors is None else factors
+            factors = torch.ones(len(present), dtype=torch.float64) if factors is None else factors
             of_rows = (factors / parts).repeat(parts)
         window.write_own(of_rows)
         return weights

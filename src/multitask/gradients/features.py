@@ -81,12 +81,16 @@ class Features(Rows):
             ValueError: If a loss reaches a shared parameter directly, as a penalty does, or a hook changes the
                 gradients at the features.
         """
-        pulls, parameters, weights, factors, *_ = batch
+        pulls, parameters, weights, factors, _, alone = batch
         self._parameters = list(parameters)
-        like = row_like(parameters)
-        found = [like.new_zeros(len(weights), 0) if self._sums is None else self._sums]
+        like = row_like(parameters) if alone else widened(row_like(parameters))
+        before = None if self._sums is None or not self._sums.numel() else self._sums
+        found = [like.new_zeros(len(weights), 0) if before is None else before]
         if pulls.rows and parameters:
             found.append(multiplied(self._pull(pulls, len(weights), like), weights))
+        else:
+            for row in pulls.rows:
+                pulls.pull(row, [])  # only for the task's own parameters
         self._sums = multiplied(torch.cat(found, 1), factors or [1.0])
 
     def gradients(self, rows: Sequence[int], factors: Sequence[float]) -> StoredGradients:

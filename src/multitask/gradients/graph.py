@@ -150,7 +150,7 @@ class Ownership:
         """Whether all processes know what this one does."""
         self._model = model
         self._given = None if shared is None else list(shared)
-        self._reaching: dict[Tensor, int] = {}
+        self.reaching: dict[Tensor, int] = {}
         """The losses that have reached each parameter, in the order of discovery."""
         self._names: dict[Tensor, str] = {}
         self._several: list[Tensor] = []
@@ -163,12 +163,12 @@ class Ownership:
         last = m, [(id(leaf), losses) for leaf, losses in graph.leaves]
         if last != self._last:
             for leaf, losses in graph.leaves:
-                known = self._reaching.get(leaf, 0)
+                known = self.reaching.get(leaf, 0)
                 if losses & ~known and (known or self._is_trained(leaf)):
-                    self._reaching[leaf] = losses | known
+                    self.reaching[leaf] = losses | known
                     self._grew = self._grew or bool(self._last[0])
                     self.agreed = False
-            self.leaves = [found for found in graph.leaves if found[0] in self._reaching]
+            self.leaves = [found for found in graph.leaves if found[0] in self.reaching]
             self._last = last
             self._divide()
         self.shared = [p for p in self._several if p.requires_grad]
@@ -186,7 +186,7 @@ class Ownership:
     def _divide(self) -> None:
         """List the parameters that are shared, and those of each loss that are not."""
         order = {p: i for i, p in enumerate(self._names)}
-        several = [p for p, losses in self._reaching.items() if losses.bit_count() > 1]
+        several = [p for p, losses in self.reaching.items() if losses.bit_count() > 1]
         several.sort(key=lambda p: order.get(p, len(order)))
         self._several = several if self._given is None else self._given
         shared = set(self._several)
@@ -201,7 +201,7 @@ class Ownership:
         """
         self._name_all()
         known = {*self._names, *(self._given or ())}
-        if unnamed := [p for p in self._reaching if p not in known]:
+        if unnamed := [p for p in self.reaching if p not in known]:
             raise ValueError(
                 f"{len(unnamed)} parameters are not part of the model that Step was given, and several processes "
                 "need a name for each; pass model= with all of them."
@@ -231,7 +231,7 @@ class Ownership:
 
     def name(self, parameter: Tensor) -> str:
         """Return a parameter's name in the model, or its index if it has none."""
-        return self._names.get(parameter) or str([id(p) for p in self._reaching].index(id(parameter)))
+        return self._names.get(parameter) or str([id(p) for p in self.reaching].index(id(parameter)))
 
     def state_dict(self) -> dict[str, int]:
         """Return the sets of losses by the parameters' names.
@@ -246,13 +246,13 @@ class Ownership:
                 "which losses reach which parameters has changed between steps, and without names it cannot be "
                 "saved; pass model= to Step."
             )
-        return {self._names[p]: losses for p, losses in self._reaching.items() if p in self._names}
+        return {self._names[p]: losses for p, losses in self.reaching.items() if p in self._names}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Resume from :meth:`state_dict`."""
         self._name_all()
         for p, name in self._names.items():
             if name in state:
-                self._reaching[p] = self._reaching.get(p, 0) | state[name]
+                self.reaching[p] = self.reaching.get(p, 0) | state[name]
         self._divide()
         self.shared = [p for p in self._several if p.requires_grad]

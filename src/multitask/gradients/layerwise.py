@@ -18,7 +18,7 @@ from multitask.gradients.exchange import Exchange
 from multitask.gradients.factors import Factors, Layer, is_cheaper
 from multitask.gradients.losses import Pulls
 from multitask.gradients.operands import OPERATIONS, operand_of
-from multitask.gradients.rows import Rows, StoredGradients, multiplied, row_like
+from multitask.gradients.rows import Rows, StoredGradients, multiplied, row_like, widened
 from multitask.gradients.taps import Gatherer, Place, Tap, TappedPulls, form
 from multitask.gradients.task_gradients import MicroBatch
 from multitask.gradients.uses import sole_uses
@@ -119,7 +119,7 @@ class Layerwise(Rows):
         for p, layer in kept.items():
             if p not in self._kept:
                 self._kept[p] = Factors(layer.operand, layer.parameters, self._memory.pop(p, None))
-            self._kept[p].begin(layer.operand, weights, like, alone)
+            self._kept[p].begin(layer.operand, weights, like if alone else widened(like), alone)
         with Tap([layer.node for layer in tapped], [p for p in parameters if p not in apart]).open() as tap:
             found = None if together is None else pull(tap, *together, like.dtype)
             places: list[Place] = [self._kept[p].take for p in kept]

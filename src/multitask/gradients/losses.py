@@ -1,5 +1,6 @@
 """The losses of one forward pass as the roots of its graph, and the backward pass from each."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
@@ -146,19 +147,24 @@ def counts_of(counts: Counts, losses: Losses) -> list[float]:
     Raises:
         ValueError: If they are not one per loss, are negative, or have other names.
     """
-    if counts is None or isinstance(counts, int | float):
-        return [1.0 if counts is None else float(counts)] * losses.values.numel()
+    if counts is None:
+        return [1.0] * losses.values.numel()
+    if not hasattr(counts, "__len__"):
+        one = float(counts)
+        if 0.0 <= one < math.inf:
+            return [one] * losses.values.numel()
+        counts = torch.tensor(one)
     if isinstance(counts, Mapping):
         if list(counts) != losses.names:
             raise ValueError(f"counts are of {', '.join(counts)} and losses of {', '.join(losses.names)}.")
         counts = list(counts.values())
     if not isinstance(counts, Tensor):
-        each = [torch.as_tensor(count, dtype=torch.float64) for count in counts]
+        each = [torch.as_tensor(count, dtype=torch.float64) for count in counts]  # type: ignore[union-attr]
         counts = torch.stack([count.to(losses.values.device) for count in each], -1)
     given = counts.detach().double().cpu()
     shape = losses.values.shape
     given = given.expand(shape) if given.ndim < len(shape) else given
-    if given.shape != shape or not bool((given >= 0).all()):
+    if given.shape != shape or not bool(((given >= 0) & given.isfinite()).all()):
         raise ValueError(f"counts must be one number ≥ 0 per loss, {list(shape)}; they are {counts}.")
     return given.flatten().tolist()
 
@@ -172,7 +178,7 @@ class Pulls:
         losses: The losses.
         graph: Their graph.
         own: The parameters that each task alone reaches; none by default.
-        tasks: The tasks that have rows; all by default.
+        rows: The rows; all by default.
         retain_graph: Whether the graph is needed after the last pass.
     """
 
@@ -181,13 +187,13 @@ class Pulls:
         losses: Losses,
         graph: Graph,
         own: Sequence[Sequence[Tensor]] | None = None,
-        tasks: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
         retain_graph: bool = False,
     ) -> None:
         self.losses = losses
         self.graph = graph
-        self.tasks = list(range(losses.m)) if tasks is None else list(tasks)
-        self.rows = [part * losses.m + task for part in range(losses.parts) for task in self.tasks]
+        self.rows = list(range(losses.parts * losses.m) if rows is None else rows)
+        self.tasks = sorted({row % losses.m for row in self.rows})
         self.parameters = [[]] * losses.m if own is None else own
         self.own: dict[int, list[Tensor | None]] = {}
         """The gradients of its task's own parameters, by row."""

@@ -173,8 +173,7 @@ class Rows(Engine):
             self._parameters = list(parameters)
             self._found = SeparateRows(_separate_rows(pulls, parameters), self._parameters)
             return
-        last = alone or factors is not None
-        self._allocate(len(weights), parameters, several=self._begun or not last)
+        self._allocate(len(weights), parameters, several=not alone)
         sharded = None if factors is None else ShardedRows(self._rows, parameters)
         for row, (total, views) in enumerate(zip(self._rows, self._views, strict=True)):
             if row in pulls.rows:
@@ -197,7 +196,8 @@ class Rows(Engine):
         place = {p: i for i, p in enumerate(parameters)}
         for new, old in zip(self._views, views, strict=True):
             for p, view in zip(before, old, strict=True):
-                new[place[p]].copy_(view)
+                if p in place:  # and has not been frozen since
+                    new[place[p]].copy_(view)
         for row, p, gradient in moved:
             write([self._views[row][place[p]]], [gradient])
 

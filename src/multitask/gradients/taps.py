@@ -108,7 +108,7 @@ class TappedPulls(Pulls):
     def __init__(
         self, pulls: Pulls, tap: Tap, places: Sequence[Place], found: Sequence[Tensor | None] | None = None
     ) -> None:
-        super().__init__(pulls.losses, pulls.graph, pulls.parameters, pulls.tasks, pulls.retain_graph)
+        super().__init__(pulls.losses, pulls.graph, pulls.parameters, pulls.rows, pulls.retain_graph)
         self.own = pulls.own
         self._pulls = pulls
         self._tap = tap

@@ -99,16 +99,19 @@ class Window:
             )
         own = None if losses.of_examples else self._ownership.own
         shared = self._ownership.shared
-        tasks = [i for i in range(losses.m) if all(share > 0 for share in shares[i :: losses.m])]
+        some = all if losses.of_examples else any
+        tasks = [i for i in range(losses.m) if some(share > 0 for share in shares[i :: losses.m])]
         wanted = tasks if self.wanted is None else [i for i in tasks if i in self.wanted]
-        pulls = self._pulls(losses, graph, own, wanted, losses.of_examples)
+        rows = [row for row, share in enumerate(shares) if share > 0 and row % losses.m in wanted]
+        pulls = self._pulls(losses, graph, own, rows, losses.of_examples)
         for task in set(tasks).difference(wanted):
             pulls.pull(task, [], last=False)  # only for the task's own parameters
         self.shares = bool(shared)
         if not alone:
             self._engine.lay_out(shared, self.own.take(shared))
         factors = self._factors if shared and last and self._several else None
-        self._engine.add(MicroBatch(pulls, shared, shares, factors, self.wanted, alone))
+        if pulls.rows or not alone:
+            self._engine.add(MicroBatch(pulls, shared, shares, factors, self.wanted, alone))
         for row, gradients in pulls.own.items():
             self.own.add(row, pulls.parameters[row % losses.m], gradients, shares[row])
 
@@ -145,7 +148,8 @@ class Window:
         if last or not self._several:
             pairs = zip(self._units, self._counts, strict=True)
             self._factors = [unit / (count or 1.0) for unit, count in pairs]
-        values = _times(losses.values, weights)
+        # Of one dtype on all processes, however many micro-batches they have.
+        values = _times(widened(losses.values) if self._several else losses.values, weights)
         self.losses = widened(self.losses) + values if self.begun else values
         return graph, weights
 
@@ -194,6 +198,7 @@ def _times(losses: Tensor, factors: Sequence[float]) -> Tensor:
     """Return losses, ``[parts, m]``, times factors, ``[parts · m]``; one with a factor of zero may be NaN."""
     if all(factor == 1.0 for factor in factors):
         return losses
+    losses = widened(losses)
     each = sent(torch.tensor(factors, dtype=losses.dtype), losses.device).view_as(losses)
     return losses.where(each > 0, 0.0) * each
 
@@ -218,7 +223,7 @@ class OwnGradients:
             if p in sums:
                 sums[p] = widened(sums[p].to_dense()).add_(gradient.to_dense(), alpha=weight)
             else:
-                sums[p] = self._apart(p, gradient) if weight == 1.0 else gradient.to_dense() * weight
+                sums[p] = self._apart(p, gradient) if weight == 1.0 else widened(gradient.to_dense()) * weight
 
     def take(self, shared: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Remove and yield row, parameter and gradient of parameters that have become shared."""

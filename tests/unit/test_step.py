@@ -13,10 +13,12 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 from torchjd.scalarization import IMTLL, STCH, Constant, GeometricMean, Mean
 
 from multitask.gradients.features import Features
+from multitask.gradients.task_gradients import TaskGradients
 from multitask.module import MultiTaskModule
 from multitask.step import Step
 from multitask.task.task import Task
 from multitask.weighting.adapter import adapt
+from multitask.weighting.base import WeightedMethod
 from multitask.weighting.wrapper import InstanceWise
 from tests.conftest import Arrays, arrays, build, fit, regression
 
@@ -304,3 +306,95 @@ def test_no_graph_is_held_after_a_step(
 
 class Mark:
     """Something that a graph can hold."""
+
+
+@pytest.mark.parametrize("engine", ["rows", "auto", "features"])
+@pytest.mark.parametrize("m", [1, 2])
+def test_heads_train_if_nothing_is_shared(engine: str, m: int) -> None:
+    net = nn.ModuleList([nn.Linear(3, 4), *(nn.Linear(4, 1) for _ in range(m))])
+    net[0].requires_grad_(m == 1)  # one task shares its trunk with nobody
+    losses = [head(net[0](torch.randn(5, 3))).square().mean() for head in list(net)[1:]]
+    trained = [p for p in net.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(sum(losses, torch.zeros(())), trained, retain_graph=True)
+    assert Step(UPGradWeighting(), net, engine=engine).backward(losses).present == list(range(m))
+    for p, gradient in zip(trained, expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+
+
+class Halves(WeightedMethod):
+    """The sum of the gradients of both halves."""
+
+    rows = "half"
+
+    def weigh(self, losses: torch.Tensor, gradients: TaskGradients) -> torch.Tensor:
+        return torch.ones_like(losses)
+
+
+@pytest.mark.parametrize("engine", ["rows", "auto", "features"])
+def test_a_half_without_labels_leaves_the_other_half_its_gradient(engine: str) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    counts = torch.tensor([[[2.0, 2.0], [0.0, 2.0]], [[2.0, 6.0], [2.0, 1.0]]])
+    batches = torch.randn(2, 4, 3).double()
+
+    def losses(batch: torch.Tensor) -> torch.Tensor:
+        features = net[:2](batch)
+        return net[2](features).square().view(2, 2, 2).mean(1)
+
+    means = sum(losses(x) * c for x, c in zip(batches, counts, strict=True)) / counts.sum(0)
+    expected = torch.autograd.grad(means.sum(), list(net[0].parameters()))
+    step = Step(Halves(), net, engine=engine)
+    step.add(losses(batches[0]), counts[0])
+    step.backward(losses(batches[1]), counts[1])
+    for p, gradient in zip(net[0].parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+
+
+@pytest.mark.parametrize("wrong", [[], torch.ones(3, 2), torch.ones(3)], ids=["none", "parts", "number"])
+def test_a_refused_call_ends_the_step(wrong: Any) -> None:
+    net = nn.Linear(3, 2).double()
+    step = Step(UPGradWeighting(), net)
+    step.add(net(torch.randn(5, 3).double()).square().mean(0))
+    with pytest.raises(ValueError, match="losses"):
+        step.backward(wrong)
+    losses = net(torch.randn(5, 3).double()).square().mean(0)
+    found = step.backward(losses).losses
+    torch.testing.assert_close(found, losses.detach())
+
+
+@pytest.mark.parametrize(
+    "counts", [-1.0, float("nan"), float("inf"), [1.0, -1.0], torch.tensor([1.0, torch.inf])]
+)
+@pytest.mark.parametrize("weighting", [UPGradWeighting, Mean])
+def test_counts_that_are_no_numbers_are_refused(weighting: Any, counts: Any) -> None:
+    net = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"counts must be one number ≥ 0 per loss"):
+        Step(weighting(), net).backward(net(torch.randn(5, 3)).square().mean(0), counts)
+
+
+def test_a_parameter_frozen_within_a_step_has_no_gradient() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    step = Step(UPGradWeighting(), net, engine="rows")
+    step.add(net(torch.randn(5, 3)).square().mean(0))
+    net[0].weight.requires_grad_(False)
+    step.backward(net(torch.randn(5, 3)).square().mean(0))
+    assert net[0].weight.grad is None
+    assert net[0].bias.grad is not None
+
+
+def test_large_counts_do_not_overflow_half_precision() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).half()
+    x = torch.randn(5, 3).half()
+    for engine in ("rows", "auto", "features"):
+        losses = lambda: net(x).square().mean(0)  # noqa: E731
+        step = Step(UPGradWeighting(), net, engine=engine)
+        whole = step.backward(losses()).losses
+        step.add(losses(), 1)
+        result = step.backward(losses(), 1e7)
+        assert whole is not None
+        torch.testing.assert_close(result.losses, whole.float(), rtol=2e-3, atol=0.0)
+
+
+def test_a_streamed_step_without_labels_is_none() -> None:
+    net = nn.Linear(3, 2)
+    step = Step(UPGradWeighting(), net, memory="stream")
+    assert step.backward(net(torch.randn(5, 3)).square().mean(0), 0).present == []

@@ -5,7 +5,10 @@ import sys
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torchjd.aggregation import UPGradWeighting
 
+from multitask.step import Step
 from tests.unit.gradients.micro_batches import MicroBatch, factors_up_to, network_of, take, window_of
 from tests.unit.gradients.zoo import ZOO
 
@@ -24,6 +27,25 @@ def windows_of(
     return first, second, [*first, *second]
 
 
+def in_half_precision(mine: slice) -> dict[str, list[torch.Tensor]]:
+    """Return the gradients of a step in bfloat16 with some of three micro-batches, by engine."""
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(4, 1)]).bfloat16()
+    found, batches = {}, torch.randn(3, 5, 3).bfloat16()[mine]
+    for engine in ("rows", "auto", "features"):
+        net.zero_grad()
+        step = Step(UPGradWeighting(), net, engine=engine)
+        for number, x in enumerate(batches, 1):
+            features = net[0](x)
+            losses = [head(features).square().mean() for head in list(net)[1:]]
+            if number < len(batches):
+                step.add(losses)
+            else:
+                step.backward(losses)
+        found[engine] = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    return found
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -34,5 +56,6 @@ if __name__ == "__main__":
             if name != "hook that clips":
                 with factors_up_to(most):
                     found[name, case] = take(network_of(name, m), windows_of(name, m, sizes)[rank])[:2]
+    found["half precision"] = in_half_precision([slice(1), slice(1, 3)][rank])
     torch.save(found, f"{sys.argv[1]}.{rank}")
     dist.destroy_process_group()

@@ -11,7 +11,7 @@ from torchjd.scalarization import Sum
 from multitask.step import Step
 from tests.unit.gradients.micro_batches import MicroBatch, factors_up_to, network_of, take, whole, window_of
 from tests.unit.gradients.reference import assert_usable, expected, leaves_of, real, rows
-from tests.unit.gradients.run_micro_batches import CASES, windows_of
+from tests.unit.gradients.run_micro_batches import CASES, in_half_precision, windows_of
 from tests.unit.gradients.zoo import ZOO, losses_of
 from tests.unit.two_processes import found_by
 
@@ -98,3 +98,13 @@ def test_two_processes_equal_one(two_processes: list[dict], name: str, case: str
     for one, other in zip(first[1], second[1], strict=True):
         assert one is other is None or torch.equal(one, other)
     assert_equals_whole(network_of(name, m), windows_of(name, m, windows)[2], *first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["rows", "auto", "features"])
+def test_two_processes_in_half_precision(two_processes: list[dict], engine: str) -> None:
+    """With one micro-batch on the first process, and two on the second."""
+    first, second = (found["half precision"][engine] for found in two_processes)
+    for one, other, alone in zip(first, second, in_half_precision(slice(3))[engine], strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, alone, rtol=0.02, atol=0.02 * float(alone.norm()))

@@ -90,7 +90,7 @@ def expected(
     parts = len(found) // m
     gradients: list[Tensor | None] = []
     for index, is_shared in enumerate(shared):
-        factors = weights if is_shared else torch.full((len(found),), 1.0 / parts).double()
+        factors = weights if is_shared else torch.full((len(found),), 1.0 / parts, dtype=torch.float64)
         terms = [factors[i] * matrix[i][index] for i in range(len(found))]
         nothing = not is_shared and all(row[index] is None for row in found)
         gradients.append(None if nothing else torch.stack(terms).sum(0))

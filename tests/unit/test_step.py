@@ -5,6 +5,7 @@ import weakref
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -398,3 +399,28 @@ def test_a_streamed_step_without_labels_is_none() -> None:
     net = nn.Linear(3, 2)
     step = Step(UPGradWeighting(), net, memory="stream")
     assert step.backward(net(torch.randn(5, 3)).square().mean(0), 0).present == []
+
+
+def test_an_overflow_skips_the_step_if_the_last_micro_batch_has_no_labels() -> None:
+    heads = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 1)])  # nothing is shared
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(heads.parameters())
+    before = [p.detach().clone() for p in heads.parameters()]
+    step = Step(UPGradWeighting(), heads, scaler=scaler)
+
+    def losses(factor: float) -> list[torch.Tensor]:
+        return [head(torch.ones(5, 3)).mean() * factor for head in heads]
+
+    scale = scaler.scale(torch.ones(())).item()
+    step.add(losses(1e36), 1)
+    unlabelled = [loss.detach() for loss in losses(1.0)]
+    assert step.backward(unlabelled, 0).overflow
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() < scale
+    assert all(torch.equal(p, old) for p, old in zip(heads.parameters(), before, strict=True))
+
+
+def test_numbers_of_numpy_count() -> None:
+    net = nn.Linear(3, 2)
+    losses = net(torch.randn(5, 3)).square().mean(0)
+    assert Step(Mean(), net).backward(losses, np.int64(3)).present == [0, 1]

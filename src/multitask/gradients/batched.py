@@ -34,8 +34,8 @@ def stacked(
     parameter.
     """
     tasks, own = pulls.tasks, [p for task in pulls.tasks for p in pulls.parameters[task]]
-    # With shared= given, own parameters may belong to several losses.
     fewest = _FEWEST_ON_CPU if pulls.losses.values.device.type == "cpu" else _FEWEST
+    # With shared= given, own parameters may belong to several losses.
     if len(pulls.rows) < fewest or pulls.losses.parts > 1 or len(set(own)) < len(own):
         return None
     frontier = pulls.graph.frontier()
